@@ -1,0 +1,1 @@
+"""Reads rows, does the maths, recommends. Knows no Locust."""

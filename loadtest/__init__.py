@@ -1,0 +1,1 @@
+"""Generates load, measures, writes rows. Knows no statistics."""

@@ -1,0 +1,1 @@
+"""Locustfiles: which workload, which think time."""
