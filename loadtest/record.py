@@ -131,7 +131,7 @@ class ClientSample(msgspec.Struct, kw_only=True, frozen=True):
     ended_total: int
     due_to_sent_max_s: float | None = None
     """Open loop: largest delay from due to sent since the last row."""
-    rss_bytes: int | None = None
+    rss_peak_bytes: int | None = None
 
 
 class ServerInfo(msgspec.Struct, kw_only=True, frozen=True):

@@ -1,0 +1,206 @@
+"""The leading side of one run, in the master or the only process: preflight, the run folder, the server's
+samples, the schedule. Knows no Locust."""
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import aiohttp
+
+from loadtest.live import Level, LiveRow, clock, describe
+from loadtest.loop import LoopThread
+from loadtest.meter import Plan
+from loadtest.preflight import Preflight, inspect_server, summary
+from loadtest.record import SERVER_FILE, ClientInfo, RunInfo, ServerSample, WorkerInfo
+from loadtest.scrape import NvmlGpus
+from loadtest.settings import InputError, Settings
+from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
+from loadtest.target import Target, make_target
+
+logger = logging.getLogger(__name__)
+
+SAVE_S = 5.0
+"""The end of the running level in `run.json` is at most this old."""
+
+
+class Lead:
+    """Leads one run from preflight to the last row. Methods are for greenlets of the main thread."""
+
+    def __init__(self, *, host: str | None, settings: Settings, scenario: str, loop: LoopThread) -> None:
+        """Asks the server and opens the run folder. Raises InputError."""
+        self.settings = settings
+        self.target: Target = make_target(host, settings)
+        self.level: Level | None = None
+        self._loop = loop
+        nonce = uuid.uuid4().hex[:8]
+        found, self._scraper, session = loop.run(inspect_server(self.target, settings, nonce=nonce))
+        loop.run(session.close())
+        self.found: Preflight = found
+        now = time.time()
+        self.folder = _make_folder(settings.reports_dir, new_run_id(model=found.model, unix_s=now))
+        self.info = _run_info(self.folder.name, found, self.target, settings, scenario, now)
+        self.plan = Plan(
+            run_id=self.folder.name,
+            folder=str(self.folder.resolve()),
+            host=self.target.shown,
+            model=found.model,
+            scenario=scenario,
+            max_model_len=found.server.max_model_len,
+            scale=found.scale,
+            nonce=nonce,
+            settings=settings.shared(),
+        )
+        self._save()
+        self._samples = RowFile(self.folder / SERVER_FILE)
+        self._follower = loop.run(self._follow())
+        self._jobs = [loop.every(FLUSH_S, self._samples.flush)]
+        if isinstance(self._scraper.gpus, NvmlGpus):
+            self._jobs.append(loop.every(settings.sample_s, self._scraper.gpus.refresh))
+
+    async def _follow(self) -> "asyncio.Task[None]":
+        for row in await self._scraper.sample():
+            self._take_sample(row)  # the baseline: after the warm-up, before the first counted request
+        following = self._scraper.follow(seconds=self.settings.sample_s, take=self._take_sample)
+        return asyncio.get_running_loop().create_task(following)
+
+    def begin_level(self, users: int) -> None:
+        """All users of a plateau have started; a plateau that is interrupted begins anew."""
+        self.end_level()
+        now = time.time()
+        self.level = Level(users=users, start_unix_s=now, settle_s=self.settings.settle_s)
+        self.info.schedule.append((now, now, users))
+        self._save()
+
+    def end_level(self) -> None:
+        if self.level is None:
+            return
+        self.keep_level()
+        logger.info(describe(self.level))
+        self.level = None
+        self._save()
+
+    def keep_level(self) -> None:
+        """The plateau has lasted until now."""
+        if self.level is None:
+            return
+        self.level.end_unix_s = time.time()
+        start, _, users = self.info.schedule[-1]
+        self.info.schedule[-1] = (start, self.level.end_unix_s, users)
+        if time.monotonic() - self._saved > SAVE_S:
+            self._save()
+
+    def take_live(self, rows: list[LiveRow]) -> None:
+        for row in rows:
+            if self.level is not None:
+                self.level.add(row)
+
+    def warn(self, warning: str) -> None:
+        if warning not in self.info.warnings:
+            logger.warning(warning)
+            self.info.warnings.append(warning)
+
+    def finish(self, *, workers: list[WorkerInfo], clipped: int) -> None:
+        """Takes the last sample, closes everything and completes `run.json`."""
+        self.end_level()
+        if clipped:
+            self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
+        for row in self._loop.run(self._final_sample()):
+            self._take_sample(row)
+        for job in self._jobs:
+            job.stop()
+        self.info.workers = workers
+        self.info.ended_unix_s = time.time()
+        self._save()
+
+    async def _final_sample(self) -> list[ServerSample]:
+        self._follower.cancel()
+        await self._scraper.settle()
+        rows = await self._scraper.sample()
+        await self._scraper.close()
+        return rows
+
+    def _take_sample(self, row: ServerSample) -> None:
+        self._samples.append(row)
+        if self.level is not None:
+            self.level.add_sample(row)
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        try:
+            write_run_info(self.folder, self.info)
+        except OSError as error:
+            logger.error("run.json cannot be written (%s); it is tried again.", error)  # noqa: TRY400
+
+
+def _make_folder(reports_dir: Path, run_id: str) -> Path:
+    try:
+        return create_run_folder(reports_dir, run_id)
+    except OSError as error:
+        reason = error.strerror
+        raise InputError(f"--reports-dir: {reports_dir} cannot hold a run folder ({reason}).") from None
+
+
+def _run_info(
+    run_id: str, found: Preflight, target: Target, settings: Settings, scenario: str, now: float
+) -> RunInfo:
+    return RunInfo(
+        run_id=run_id,
+        model=found.model,
+        scenario=scenario,
+        host=target.shown,
+        started_unix_s=now,
+        settings=settings.public(),
+        server=found.server,
+        gpu=found.gpu,
+        client=ClientInfo(
+            python=platform.python_version(),
+            locust=importlib.metadata.version("locust"),
+            aiohttp=aiohttp.__version__,
+            cpu_count=os.cpu_count() or 1,
+        ),
+        warnings=list(found.warnings),
+    )
+
+
+class LiveLine:
+    """One line on a terminal, rewritten every second; elsewhere a log line now and then."""
+
+    def __init__(self, *, every_s: float = 10.0) -> None:
+        self._tty = sys.stderr.isatty()
+        self._every_s = every_s
+        self._shown = 0.0
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if self._tty:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+        elif now - self._shown >= self._every_s:
+            self._shown = now
+            logger.info(text)
+
+    def clear(self) -> None:
+        if self._tty:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def live_text(level: Level | None, *, level_s: float | None, left_s: float | None) -> str:
+    """`8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
+    if level is None:
+        return "starting users ..."
+    held = time.time() - level.start_unix_s
+    of = f"/{level_s:.0f}" if level_s else ""
+    left = f" | {clock(left_s)} left" if left_s is not None else ""
+    return f"{describe(level)} | {held:.0f}{of} s{left}"
+
+
+def opening(lead: Lead, *, plan: str) -> list[str]:
+    """The lines a person reads before the load begins."""
+    return [*summary(lead.found, lead.target), f"plan     {plan}", f"rows     {lead.folder}"]

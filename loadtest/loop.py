@@ -1,0 +1,171 @@
+"""The only file where gevent and asyncio meet: a uvloop on a native thread, and greenlets that wait for it.
+
+`import locust` patches threads, sockets and selectors, so everything here goes through the originals. A loop
+inside a greenlet would have every busy greenlet delay every time stamp.
+"""
+
+import asyncio
+import collections
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+import gevent
+import uvloop
+from gevent.hub import Waiter
+from gevent.monkey import get_original
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SWITCH_INTERVAL_S = 0.0005
+"""With Python's default of 5 ms, stamps beside one busy thread are 5 ms late at p99; with this, 1 ms."""
+
+_start_native_thread = get_original("_thread", "start_new_thread")
+_allocate_native_lock = get_original("_thread", "allocate_lock")
+_native_sleep = get_original("time", "sleep")
+
+
+class _Call(Generic[T]):
+    """One coroutine on its way to the loop and its result on the way back."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], waiter: "Waiter[None]") -> None:
+        self.coroutine = coroutine
+        self.waiter = waiter
+        self.task: asyncio.Task[T] | None = None
+        self.abandoned = False
+
+
+class LoopThread:
+    """One event loop on one native thread. Start it after any fork. Public methods are for greenlets of the
+    thread that made it."""
+
+    def __init__(self) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._loop = uvloop.new_event_loop()
+        self._finished: collections.deque[_Call[Any]] = collections.deque()
+        self._wake = gevent.get_hub().loop.async_()
+        self._wake.start(self._deliver)
+        self._stopped = _allocate_native_lock()
+        self._stopped.acquire()
+        self._jobs: list[_Periodic] = []
+        _start_native_thread(self._serve, ())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs `coroutine` on the loop; the calling greenlet waits. A greenlet that is killed meanwhile
+        cancels it and does not wait for the end."""
+        call = _Call(coroutine, Waiter())
+        self._loop.call_soon_threadsafe(self._begin, call)
+        try:
+            call.waiter.get()
+        except BaseException:
+            call.abandoned = True
+            self._loop.call_soon_threadsafe(self._abandon, call)
+            raise
+        assert call.task is not None
+        return call.task.result()
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Runs `function` on the loop, without waiting for it."""
+        self._loop.call_soon_threadsafe(function)
+
+    def every(self, seconds: float, job: Callable[[], object]) -> "_Periodic":
+        """Runs a job that may block (a disk, a driver) on a native thread of its own, again and again,
+        until its `stop`, which runs it a last time."""
+        periodic = _Periodic(seconds, job)
+        self._jobs.append(periodic)
+        return periodic
+
+    def stop(self) -> None:
+        """Stops the periodic jobs, each after a last run, and the loop, cancelling what still runs."""
+        for job in self._jobs:
+            job.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        _wait_native(self._stopped, seconds=5.0)
+        self._wake.stop()
+        self._wake.close()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+        finally:
+            self._stopped.release()
+
+    def _begin(self, call: _Call[Any]) -> None:
+        if call.abandoned:
+            call.coroutine.close()
+            return
+        call.task = self._loop.create_task(call.coroutine)
+        call.task.add_done_callback(lambda _task: self._end(call))
+
+    def _end(self, call: _Call[Any]) -> None:
+        self._finished.append(call)
+        self._wake.send()  # the one gevent operation that another thread may do
+
+    def _abandon(self, call: _Call[Any]) -> None:
+        if call.task is not None:
+            call.task.cancel()
+
+    def _deliver(self) -> None:
+        while self._finished:
+            call = self._finished.popleft()
+            if not call.abandoned:
+                call.waiter.switch(None)
+            elif call.task is not None and not call.task.cancelled():
+                call.task.exception()  # seen: nobody else will ask
+
+
+class _Periodic:
+    """A blocking job on a native thread, at a fixed interval."""
+
+    def __init__(self, seconds: float, job: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._job = job
+        self._stopping = False
+        self._stopped = _allocate_native_lock()
+        self._stopped.acquire()
+        _start_native_thread(self._serve, ())
+
+    def stop(self) -> None:
+        """Ends the thread after a last run of the job. May be called twice."""
+        if not self._stopping:
+            self._stopping = True
+            _wait_native(self._stopped, seconds=5.0)
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            _nap(self._seconds, lambda: self._stopping)
+            self._run()
+        self._stopped.release()
+
+    def _run(self) -> None:
+        try:
+            self._job()
+        except Exception:
+            # A thread that dies in silence would lose every later row.
+            logger.exception("a background job of the load test failed; it will be tried again")
+
+
+def _nap(seconds: float, ended: Callable[[], bool]) -> None:
+    step = min(seconds, 0.05)
+    for _ in range(max(1, round(seconds / step))):
+        if ended():
+            return
+        _native_sleep(step)
+
+
+def _wait_native(lock: Any, *, seconds: float) -> None:
+    """Waits for another thread to release `lock`, letting greenlets run."""
+    for _ in range(round(seconds / 0.01)):
+        if lock.acquire(False):
+            return
+        gevent.sleep(0.01)

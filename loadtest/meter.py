@@ -1,0 +1,242 @@
+"""One process's measuring: its session, its rows, its own health. Runs requests for users and writes a row
+for each. Knows no Locust."""
+
+import asyncio
+import itertools
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from loadtest.live import LiveRow, live_row
+from loadtest.loop import LoopThread
+from loadtest.preflight import chat_body
+from loadtest.record import RUN_FILE, ClientSample, RequestRecord
+from loadtest.settings import Settings, from_shared
+from loadtest.sink import FLUSH_S, RowFile
+from loadtest.stream import StreamRequest, open_session, stream_chat
+from loadtest.target import Target, make_target
+from loadtest.workload import ChatRequest, Conversation, Distribution, PromptScale, Workload, read_prompts
+
+LAG_PROBE_S = 0.02
+"""A timer this often on the measuring loop shows how late the loop is."""
+
+
+class Plan(msgspec.Struct, kw_only=True, frozen=True):
+    """What the leader tells every process that measures. Holds no secrets."""
+
+    run_id: str
+    folder: str
+    host: str
+    model: str
+    scenario: str
+    max_model_len: int | None
+    scale: PromptScale
+    nonce: str
+    settings: dict[str, object]
+
+    @classmethod
+    def read(cls, text: str) -> "Plan":
+        return msgspec.json.decode(text, type=cls)
+
+    def write(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+
+class Meter:
+    """Measures on behalf of one process. Methods are for greenlets of the main thread."""
+
+    def __init__(self, plan: Plan, *, worker: str, loop: LoopThread, host: str) -> None:
+        """`host` is the plan's, with this process's own credentials. Raises InputError."""
+        self.plan = plan
+        self.worker = worker
+        self.settings: Settings = from_shared(plan.settings)
+        self.workload = _workload(plan, self.settings)
+        self.think = Distribution.parse(self.settings.think_s)
+        self.level_users: int | None = None
+        self.closing = False
+        self.clipped = 0
+        self._target: Target = make_target(host, self.settings)
+        self._loop = loop
+        self._folder = _folder(plan, self.settings)
+        self._rows = RowFile(self._folder / f"requests-{worker}.jsonl")
+        self._health = _Health(RowFile(self._folder / f"client-{worker}.jsonl"))
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._live: list[LiveRow] = []
+        self._requests = itertools.count()
+        self._session: aiohttp.ClientSession = loop.run(self._open())
+        self._flusher = loop.every(FLUSH_S, self._flush)
+
+    def conversation(self, *, user: int, number: int) -> Conversation:
+        return self.workload.conversation(user=user, number=number)
+
+    def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
+        """Sends one request and waits for its end; the row is safe even if the caller is killed."""
+        self.clipped += request.clipped
+        body = chat_body(
+            self.settings, model=self.plan.model, messages=request.messages, max_tokens=request.max_tokens
+        )
+        stream = StreamRequest(
+            url=f"{self._target.api_url}/chat/completions",
+            body=body,
+            request_id=f"{self.plan.nonce}-{self.worker}-{next(self._requests)}-{uuid.uuid4().hex[:8]}",
+            model=self.plan.model,
+            scenario=self.plan.scenario,
+            worker=self.worker,
+            user=user,
+            turn=request.turn,
+            level_users=self.level_users,
+            max_tokens=request.max_tokens,
+            timeout_s=self.settings.request_timeout_s,
+            keep_text=self.settings.turns > 1,
+        )
+        return self._loop.run(self._measure(stream))
+
+    @property
+    def in_flight(self) -> int:
+        return self._health.in_flight
+
+    @property
+    def ended(self) -> int:
+        return self._health.ended
+
+    @property
+    def undelivered(self) -> int:
+        """Requests without a row on the disk yet."""
+        return self._health.in_flight + self._rows.unwritten_rows
+
+    def take_live(self) -> list[LiveRow]:
+        taken, self._live = self._live, []
+        return taken
+
+    def cancel_all(self) -> None:
+        """Ends what is in flight, as `cancelled`, and lets no new request begin."""
+        self.closing = True
+        self._loop.call_soon(self._cancel_tasks)
+
+    def stop(self) -> None:
+        """Cancels what is in flight, writes every row and closes the session."""
+        self.closing = True
+        self._loop.run(self._close())
+        self._flusher.stop()
+
+    async def _open(self) -> aiohttp.ClientSession:
+        self._health.begin()
+        return open_session(headers=self._target.headers, tls=self._target.tls())
+
+    async def _measure(self, stream: StreamRequest) -> tuple[RequestRecord, str]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._health.started += 1
+        try:
+            record, text, cancelled = await stream_chat(self._session, stream)
+            self._rows.append(record)
+            self._live.append(live_row(record))
+        finally:
+            self._health.ended += 1
+            self._tasks.discard(task)
+        if cancelled is not None and not self.closing:
+            raise cancelled
+        return record, text
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _close(self) -> None:
+        self._cancel_tasks()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        self._health.end()
+        await self._session.close()
+
+    def _flush(self) -> None:
+        self._rows.flush()
+        self._health.rows.flush()
+
+
+def _workload(plan: Plan, settings: Settings) -> Workload:
+    return Workload(
+        prompt_tokens=Distribution.parse(settings.prompt_tokens),
+        output_tokens=Distribution.parse(settings.output_tokens),
+        turns=settings.turns,
+        max_model_len=plan.max_model_len,
+        scale=plan.scale,
+        seed=settings.seed,
+        nonce=plan.nonce,
+        prompts=read_prompts(settings.prompts) if settings.prompts else None,
+    )
+
+
+def _folder(plan: Plan, settings: Settings) -> Path:
+    """The leader's folder where this machine sees it, else one of the same name here."""
+    shared = Path(plan.folder)
+    try:
+        if plan.run_id in (shared / RUN_FILE).read_text("utf-8"):
+            return shared
+    except OSError:
+        pass
+    own = settings.reports_dir / plan.run_id
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+class _Health:
+    """The load generator's own condition, a row a second, measured on the measuring loop."""
+
+    def __init__(self, rows: RowFile) -> None:
+        self.rows = rows
+        self.started = 0
+        self.ended = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return self.started - self.ended
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            began, cpu_began = time.perf_counter(), time.process_time()
+            lags = await _probe_lag(until=began + 1.0)
+            took = time.perf_counter() - began
+            self.rows.append(self._sample(lags, cpu=(time.process_time() - cpu_began) / took))
+
+    def _sample(self, lags: list[float], *, cpu: float) -> ClientSample:
+        lags.sort()
+        return ClientSample(
+            unix_s=time.time(),
+            loop_lag_max_s=round(lags[-1], 6),
+            loop_lag_p99_s=round(lags[int(0.99 * (len(lags) - 1))], 6),
+            cpu=round(cpu, 4),
+            in_flight=self.in_flight,
+            started_total=self.started,
+            ended_total=self.ended,
+            rss_peak_bytes=_rss_peak_bytes(),
+        )
+
+
+async def _probe_lag(*, until: float, now: Callable[[], float] = time.perf_counter) -> list[float]:
+    lags: list[float] = []
+    while not lags or now() < until:
+        due = now() + LAG_PROBE_S
+        await asyncio.sleep(LAG_PROBE_S)
+        lags.append(max(0.0, now() - due))
+    return lags
+
+
+def _rss_peak_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,213 @@
+"""Every setting of a load test, once: read from flags, the environment (`LOADTEST_*`) and `.env`, offered as
+Locust flags and as fields of Locust's web form. Knows no Locust beyond an argument parser."""
+
+import difflib
+import json
+import os
+import re
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from loadtest.record import Slo
+from loadtest.workload import Distribution
+
+PREFIX = "LOADTEST_"
+NO_KEY = "EMPTY"
+MAX_USERS = 100_000
+"""A guard against slips of the keyboard, far above what one server holds."""
+_SLO = Slo()
+
+
+class InputError(Exception):
+    """The person's input cannot be used; the message is one sentence that says what to do."""
+
+
+def _levels(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        levels = [int(part) for part in value.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(0 < level <= MAX_USERS for level in levels):
+        raise ValueError(f"'{value}' is not a list of user counts such as 1,2,4,8,16.")
+    return levels
+
+
+def _law(value: object) -> object:
+    text = str(value)
+    Distribution.parse(text)
+    return text
+
+
+def _object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error}).") from error
+    if not isinstance(parsed, dict):
+        raise ValueError('it must be a JSON object such as {"name": "value"}.')  # noqa: TRY004 (pydantic's)
+    return parsed
+
+
+Law = Annotated[str, BeforeValidator(_law)]
+Levels = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_levels)]
+JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_object)]
+Headers = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
+
+
+class Settings(BaseSettings):
+    """The settings of docs and README, with their defaults. Precedence: flag or form field, environment,
+    `.env`, default. Empty means not given."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+        frozen=True,
+    )
+
+    model: str | None = Field(None, description="served model; default: the only one that /v1/models lists")
+    api_key: SecretStr = Field(SecretStr(NO_KEY), description="secret, environment or .env only")
+    levels: Levels = Field((), description="user counts to hold one after the other, such as 1,2,4,8,16")
+    level_s: float = Field(30, gt=0, description="seconds of a level, from when all its users have started")
+    settle_s: float = Field(5, ge=0, description="first seconds of a level, never analysed")
+    prompt_tokens: Law = Field(
+        "lognormal:512,0.6", description="prompt length: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
+    )
+    output_tokens: Law = Field("lognormal:128,0.6", description="answer length, the same forms")
+    think_s: Law = Field("0", description="seconds between an answer and the next question, the same forms")
+    turns: int = Field(1, ge=1, description="turns of a conversation; its history is sent back")
+    thinking: Literal["on", "off"] | None = Field(
+        None, description="on or off: chat_template_kwargs.enable_thinking; default: not sent"
+    )
+    prompts: Path | None = Field(
+        None, description="JSONL of {messages: [...]}: your own traffic instead of synthetic text"
+    )
+    ignore_eos: bool = Field(True, description="make answers as long as drawn: true or false")
+    temperature: float = Field(0, ge=0, description="sampling temperature")
+    seed: int = Field(0, description="seed of lengths and times")
+    request_timeout_s: float = Field(600, gt=0, description="limit of one whole request")
+    reports_dir: Path = Field(Path("reports"), description="where run folders are made")
+    metrics_url: str | None = Field(
+        None, description="address of Prometheus metrics, or off; default: the host's /metrics"
+    )
+    sample_s: float = Field(1, gt=0, description="seconds between two samples of the server")
+    gpu_metrics: str = Field("auto", description="auto, nvml, off, or the address of a DCGM exporter")
+    model_config_file: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("model_config_file", f"{PREFIX}MODEL_CONFIG"),
+        description="the model's config.json: gives bytes a KV token",
+    )
+    extra_body: JsonObject = Field({}, description="JSON object merged into every request")
+    extra_headers: Headers = Field({}, description="JSON object of extra HTTP headers")
+    ca_file: Path | None = Field(None, description="certificate authority of a private https server")
+    slo_ttft_p95_s: float = Field(_SLO.ttft_p95_s, gt=0, description="objective: p95 time to first token")
+    slo_tpot_p95_s: float = Field(_SLO.tpot_p95_s, gt=0, description="objective: p95 time per output token")
+    slo_preempted_fraction: float = Field(
+        _SLO.preempted_fraction, gt=0, le=1, description="objective: preemptions a finished request"
+    )
+    slo_kv_blocked_fraction: float = Field(
+        _SLO.kv_blocked_fraction, gt=0, le=1, description="objective: share of time with waits for KV"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.settle_s >= self.level_s:
+            raise ValueError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
+        for path in (self.prompts, self.model_config_file, self.ca_file):
+            if path is not None and not path.is_file():
+                raise ValueError(f"the file {path} does not exist.")
+        return self
+
+    @property
+    def slo(self) -> Slo:
+        return Slo(
+            ttft_p95_s=self.slo_ttft_p95_s,
+            tpot_p95_s=self.slo_tpot_p95_s,
+            preempted_fraction=self.slo_preempted_fraction,
+            kv_blocked_fraction=self.slo_kv_blocked_fraction,
+        )
+
+    def shared(self) -> dict[str, object]:
+        """What the master tells the workers: everything but the key, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"api_key"})
+
+    def public(self) -> dict[str, object]:
+        """What may be written down: no key, and of the extra headers only the names."""
+        values = self.shared()
+        values["model_config"] = values.pop("model_config_file")
+        values["extra_headers"] = dict.fromkeys(self.extra_headers, "(not recorded)")
+        for name in ("metrics_url", "gpu_metrics"):
+            values[name] = _without_credentials(values[name])
+        return values
+
+
+def _without_credentials(address: object) -> object:
+    return re.sub(r"//[^/@]*@", "//", address) if isinstance(address, str) else address
+
+
+_FLAGS = {
+    ("model_config" if name == "model_config_file" else name): name
+    for name in Settings.model_fields
+    if name != "api_key"
+}
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds one flag for each setting but the key. They carry plain strings and default to None, because
+    Locust ships parsed options between machines and its form writes back by the type of the default."""
+    group = parser.add_argument_group("Seatcount", "The load test; each flag is also LOADTEST_<NAME>")
+    for flag, name in _FLAGS.items():
+        field = Settings.model_fields[name]
+        default = field.get_default()
+        shown = "" if default in (None, (), {}) or isinstance(default, dict) else f" (default {default})"
+        group.add_argument(
+            f"--{flag.replace('_', '-')}",
+            dest=flag,
+            default=None,
+            metavar="...",
+            help=f"{field.description}{shown}".replace("%", "%%"),
+        )
+
+
+def resolve(options: Mapping[str, object]) -> Settings:
+    """Settings from parsed Locust options, the environment and `.env`. Raises InputError."""
+    _refuse_unknown_names(os.environ)
+    given = {name: options[flag] for flag, name in _FLAGS.items() if options.get(flag) not in (None, "")}
+    return _validated(given)
+
+
+def from_shared(values: Mapping[str, object]) -> Settings:
+    """The master's settings, with this process's own key. Raises InputError."""
+    return _validated({name: value for name, value in values.items() if value is not None})
+
+
+def _validated(given: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        flag = "".join(f"--{part} " for part in map(str, first["loc"][:1])).replace("_", "-")
+        flag = flag.replace("--model-config-file", "--model-config").replace(f"--{PREFIX}".lower(), "--")
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise InputError(f"{flag and flag.strip() + ': '}{message}.") from None
+
+
+def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in [*_FLAGS, "api_key"]]
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise InputError(f"{name} is not a setting{hint}")

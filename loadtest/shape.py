@@ -1,0 +1,130 @@
+"""Which number of users when: levels one after the other, a doubling sweep, or `-u`. Knows no requests."""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+from locust import LoadTestShape
+from locust.util.timespan import parse_timespan
+
+from loadtest.control import STOP_DRAIN_S, Control
+from loadtest.lead import Lead, live_text
+
+logger = logging.getLogger(__name__)
+
+SWEEP_MAX_USERS = 256
+FAST_SPAWN_RATE = 100.0
+"""Users a second; above this Locust warns."""
+
+
+class LevelShape(LoadTestShape):
+    """Holds each level for `level_s`, then goes on without a restart. Ends by draining: streams finish."""
+
+    use_common_options: ClassVar[bool] = True
+    control: Control
+    scenario = ""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._lead: Lead | None = None
+        self._levels: Iterator[int] = iter(())
+        self._planned: list[int] = []
+        self._users = 0
+        self._held_until_told = False
+        self._sweeping = False
+        self._until: float | None = None
+
+    def tick(self) -> tuple[int, float] | None:
+        """Called by Locust once a second, in the only process or the master."""
+        if self._lead is None or self._lead is not self.control.lead:
+            return self._begin()
+        lead = self._lead
+        lead.keep_level()
+        self._show(lead)
+        if self._until is not None and time.monotonic() >= self._until:
+            logger.info("The time limit is reached.")
+            self._end(drain_s=STOP_DRAIN_S)
+            return None
+        if not self._level_is_over(lead):
+            return self._users, self._rate()
+        return self._next(lead)
+
+    def _begin(self) -> tuple[int, float] | None:
+        self._lead = self.control.begin(self.scenario)
+        if self._lead is None:
+            return None
+        self._choose_levels(self._lead)
+        limit = self._run_time_s()
+        self._until = None if limit is None else time.monotonic() + limit
+        self.control.announce(self._plan_text(self._lead, limit))
+        self._users = next(self._levels)
+        return self._users, self._rate()
+
+    def _choose_levels(self, lead: Lead) -> None:
+        levels = list(lead.settings.levels)
+        asked = self.control.options.num_users if not self.control.headless else self.control.users_given
+        self._held_until_told = self._sweeping = False
+        if not levels and asked is not None:
+            levels, self._held_until_told = [asked], True
+        elif not levels:
+            self._sweeping = True
+            levels = [2**i for i in range(SWEEP_MAX_USERS.bit_length())]
+        self._planned = levels
+        self._levels = iter(levels)
+
+    def _run_time_s(self) -> float | None:
+        value = self.control.options.run_time
+        if not value:
+            return None
+        return float(parse_timespan(value) if isinstance(value, str) else value)
+
+    def _plan_text(self, lead: Lead, limit: float | None) -> str:
+        level_s = lead.settings.level_s
+        end = f", at most {limit:.0f} s" if limit is not None else ""
+        if self._held_until_told:
+            return f"{self._planned[0]} users{end or ' until stopped'}"
+        listing = ", ".join(map(str, self._planned))
+        minutes = len(self._planned) * (level_s + 2) / 60
+        text = f"{listing} users, {level_s:g} s each: about {minutes:.1f} min{end}"
+        return f"{text}, or until the first level past a wall" if self._sweeping else text
+
+    def _rate(self) -> float:
+        given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
+        return float(given or FAST_SPAWN_RATE)
+
+    def _level_is_over(self, lead: Lead) -> bool:
+        if self._held_until_told or lead.level is None:
+            return False
+        return time.time() - lead.level.start_unix_s >= lead.settings.level_s
+
+    def _next(self, lead: Lead) -> tuple[int, float] | None:
+        level = lead.level
+        assert level is not None
+        wall = level.past_wall(lead.settings.slo) if self._sweeping else None
+        stop = wall or level.hopeless(lead.settings.slo)
+        self.control.line.clear()
+        self.control.set_level(None)
+        users = next(self._levels, None)
+        if stop and users is not None:
+            logger.info("The sweep stops at %d users: %s.", level.users, stop)
+        if stop or users is None:
+            self._end(drain_s=lead.settings.request_timeout_s)
+            return None
+        self._users = users
+        return self._users, self._rate()
+
+    def _end(self, *, drain_s: float) -> None:
+        self.control.end(drain_s=drain_s)
+        self._lead = None
+
+    def _show(self, lead: Lead) -> None:
+        level_s = None if self._held_until_told else lead.settings.level_s
+        self.control.line.show(live_text(lead.level, level_s=level_s, left_s=self._left_s(lead)))
+
+    def _left_s(self, lead: Lead) -> float | None:
+        if self._held_until_told or self._sweeping:
+            return None if self._until is None else self._until - time.monotonic()
+        at = self._planned.index(self._users)
+        held = time.time() - lead.level.start_unix_s if lead.level else 0.0
+        return (len(self._planned) - at) * lead.settings.level_s - held

@@ -1,0 +1,86 @@
+"""Opens a run folder and appends rows to it so that a kill loses little. Knows no rows' meaning but their
+lines, and no statistics."""
+
+import collections
+import datetime
+import logging
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from loadtest.record import RUN_FILE, ClientSample, RequestRecord, RunInfo, ServerSample, encode_line
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 0.25
+"""Rows wait this long in memory; what was measured up to a second before a kill is on the disk."""
+
+
+def new_run_id(*, model: str, unix_s: float) -> str:
+    """`20261124T084500Z-Qwen3-1.7B`: the run folder's name, safe on any file system."""
+    when = datetime.datetime.fromtimestamp(unix_s, tz=datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{when}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-.') or 'model'}"
+
+
+def create_run_folder(reports_dir: Path, run_id: str) -> Path:
+    """Makes the folder; a second run of the same second gets a number. Raises OSError."""
+    for attempt in range(1, 100):
+        folder = reports_dir / (run_id if attempt == 1 else f"{run_id}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{reports_dir / run_id} exists a hundred times")
+
+
+def write_run_info(folder: Path, info: RunInfo) -> None:
+    """Replaces `run.json` in one step: a reader never sees half of it."""
+    temporary = folder / f".{RUN_FILE}.{os.getpid()}"
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
+    temporary.replace(folder / RUN_FILE)
+
+
+class RowFile:
+    """Rows of one file. `append` never blocks; `flush`, always from one thread that may block, writes whole
+    lines with one append."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending: collections.deque[bytes] = collections.deque()
+        self._unwritten = b""
+        self._failing = False
+
+    def append(self, row: RequestRecord | ServerSample | ClientSample) -> None:
+        self._pending.append(encode_line(row))
+
+    @property
+    def unwritten_rows(self) -> int:
+        return len(self._pending) + self._unwritten.count(b"\n")
+
+    def flush(self) -> None:
+        """Writes what is waiting. On a full disk or a vanished folder it is kept and tried again."""
+        taken = [self._pending.popleft() for _ in range(len(self._pending))]
+        data = self._unwritten + b"".join(taken)
+        self._unwritten = data[self._write(data) :] if data else b""
+
+    def _write(self, data: bytes) -> int:
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                written = os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not self._failing:
+                logger.error(  # noqa: TRY400 (the sentence says it all)
+                    "Rows cannot be written to %s (%s); they are kept in memory and tried again.",
+                    self.path,
+                    error.strerror,
+                )
+            self._failing = True
+            return 0
+        self._failing = False
+        return written

@@ -1,0 +1,61 @@
+"""Server-sent events: bytes in, events out. No I/O, no clock, no JSON."""
+
+import re
+from typing import NamedTuple
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class SseEvent(NamedTuple):
+    data: bytes
+    """The `data` lines, joined by line feeds."""
+    end: int
+    """Offset in the stream behind the event's last byte: with a log of arrivals this gives its time."""
+
+
+class SseDecoder:
+    """Incremental decoder of the WHATWG event-stream format, fed with pieces cut anywhere.
+
+    Only `data` fields matter to chat completions; comments and other fields are skipped. Lines may end in
+    LF, CRLF or CR. An event whose blank line never came is returned by `flush`, because several servers end
+    the stream right behind `data: [DONE]`.
+    """
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._tail_offset = 0
+        self._lines: list[bytes] = []
+        self._lines_end = 0
+
+    def feed(self, piece: bytes) -> list[SseEvent]:
+        """Returns the events that `piece` completes."""
+        buffer = self._tail + piece
+        events: list[SseEvent] = []
+        begin = 0
+        for match in _LINE_END.finditer(buffer):
+            if match.group() == b"\r" and match.end() == len(buffer):
+                break  # may be the first half of CRLF
+            self._line(buffer[begin : match.start()], self._tail_offset + match.end(), events)
+            begin = match.end()
+        self._tail = buffer[begin:]
+        self._tail_offset += begin
+        return events
+
+    def flush(self) -> list[SseEvent]:
+        """The stream is over: returns the event that was still open, if any."""
+        events: list[SseEvent] = []
+        if self._tail:
+            self._line(self._tail.rstrip(b"\r"), self._tail_offset + len(self._tail), events)
+            self._tail_offset += len(self._tail)
+            self._tail = b""
+        self._line(b"", self._lines_end, events)
+        return events
+
+    def _line(self, line: bytes, end: int, events: list[SseEvent]) -> None:
+        if not line:
+            if self._lines:
+                events.append(SseEvent(b"\n".join(self._lines), end))
+                self._lines.clear()
+        elif line.startswith(b"data:"):
+            self._lines.append(line[6:] if line[5:6] == b" " else line[5:])
+            self._lines_end = end

@@ -1,0 +1,406 @@
+"""stream_chat: one streamed chat completion -> one RequestRecord. A failure becomes an Outcome, never an
+exception. Knows no Locust and no statistics."""
+
+import asyncio
+import contextvars
+import functools
+import json
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+
+from loadtest.record import Outcome, RequestRecord
+from loadtest.sse import SseDecoder, SseEvent
+
+SLICE_BYTES = 32 * 1024
+"""Unparsed bytes of one stream at which it is parsed without waiting for its end."""
+_ERROR_CHARS = 300
+
+
+class Arrivals:
+    """When the bytes of one response came: at `times[i]` (perf_counter) the body was `ends[i]` bytes long."""
+
+    __slots__ = ("ends", "times")
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.ends: list[int] = []
+
+
+_arrivals: contextvars.ContextVar[Arrivals | None] = contextvars.ContextVar("arrivals", default=None)
+
+
+class StampingHandler(ResponseHandler):
+    """aiohttp's client protocol, which also notes when bytes arrive: in the read callback, before they are
+    parsed and before any task wakes. Its reader is woken at the end of the body only, or when a slice is
+    full. Uses aiohttp's internals (`_payload`, `_eof_waiter`): the version is pinned, a test guards it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._log: Arrivals | None = None
+
+    def set_response_params(self, **params: Any) -> None:
+        # Runs in the requesting task, before the response can come.
+        self._log = _arrivals.get()
+        self._payload = None
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        super().data_received(data)
+        payload, log = self._payload, self._log
+        if payload is None or log is None:
+            return
+        log.times.append(now)
+        log.ends.append(payload.total_bytes)
+        waiter = payload._eof_waiter
+        if waiter is not None and payload._size > SLICE_BYTES and not waiter.done():
+            waiter.set_result(None)
+
+
+class StampingConnector(aiohttp.TCPConnector):
+    """aiohttp's connector, without its default limit of 100 connections, making `StampingHandler`s."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(limit=0, **params)
+        self._factory = functools.partial(StampingHandler, self._loop)  # type: ignore[assignment]
+
+
+def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """The one session of a process. Must be called on the loop that uses it. Limits in time are the
+    caller's: `stream_chat` has one for the whole request."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_chunk_sent.append(_stamp_sent)
+    return aiohttp.ClientSession(
+        connector=StampingConnector(ssl=tls if tls is not None else True),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        trace_configs=[trace],
+        read_bufsize=2 * SLICE_BYTES,
+    )
+
+
+async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
+    # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
+    clock = context.trace_request_ctx
+    if isinstance(clock, _Clock):
+        asyncio.get_running_loop().call_soon(clock.stamp_sent)
+
+
+class _Clock:
+    """Seconds since the start of one request."""
+
+    def __init__(self) -> None:
+        self.start_unix_s = time.time()
+        self.zero = time.perf_counter()
+        self.sent_s: float | None = None
+        self.headers_s: float | None = None
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero
+
+    def stamp_sent(self) -> None:
+        if self.sent_s is None:
+            self.sent_s = self.now()
+
+
+class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """One request, ready to send: the body is serialised before the clock starts."""
+
+    url: str
+    body: bytes
+    request_id: str
+    model: str
+    scenario: str
+    worker: str
+    user: int
+    turn: int
+    level_users: int | None
+    max_tokens: int
+    timeout_s: float
+    scheduled_unix_s: float | None = None
+    keep_text: bool = False
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[object] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: object = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class _Transcript:
+    """What the events of one stream say, with the time of each."""
+
+    def __init__(self, arrivals: Arrivals, *, keep_text: bool) -> None:
+        self._decoder = SseDecoder()
+        self._arrivals = arrivals
+        self._at = 0
+        self._text: list[str] | None = [] if keep_text else None
+        self.chunk_at: list[float] = []
+        self.kinds: list[str] = []
+        self.running_tokens: list[int | None] = []
+        self.usage: _Usage | None = None
+        self.finish_reason: str | None = None
+        self.done = False
+        self.error: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text or ())
+
+    def feed(self, piece: bytes) -> None:
+        for event in self._decoder.feed(piece):
+            self._event(event)
+
+    def finish(self) -> None:
+        for event in self._decoder.flush():
+            self._event(event)
+
+    def _event(self, event: SseEvent) -> None:
+        if event.data == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = _decode_chunk(event.data)
+        except msgspec.MsgspecError as error:
+            self.error = self.error or f"an event could not be read: {error}"
+            return
+        if chunk.error is not None:
+            self.error = self.error or _message(chunk.error)
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices[:1]:
+            self._choice(choice, chunk.usage, event.end)
+
+    def _choice(self, choice: _Choice, usage: _Usage | None, end: int) -> None:
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        delta = choice.delta
+        if delta is None:
+            return
+        kind = "c" if delta.content else "r" if delta.reasoning or delta.reasoning_content else ""
+        kind = kind or ("t" if delta.tool_calls else "")
+        if not kind:
+            return
+        self.kinds.append(kind)
+        self.chunk_at.append(self._arrival(end))
+        self.running_tokens.append(usage.completion_tokens if usage else None)
+        if self._text is not None and delta.content:
+            self._text.append(delta.content)
+
+    def _arrival(self, end: int) -> float:
+        ends = self._arrivals.ends
+        while self._at < len(ends) - 1 and ends[self._at] < end:
+            self._at += 1
+        return self._arrivals.times[self._at]
+
+    def chunk_tokens(self) -> list[int] | None:
+        """Tokens of each chunk, where every one came with running usage."""
+        running = [n for n in self.running_tokens if n is not None]
+        if not running or len(running) != len(self.running_tokens):
+            return None
+        return [now - before for before, now in zip([0, *running], running, strict=False)]
+
+
+async def stream_chat(
+    session: aiohttp.ClientSession, request: StreamRequest
+) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
+    """Sends one streamed chat completion and follows it to its end.
+
+    Returns the row, the answer's text (empty unless `keep_text`) and, when the task was cancelled, the
+    cancellation to re-raise once the row is safe.
+    """
+    arrivals = Arrivals()
+    _arrivals.set(arrivals)
+    transcript = _Transcript(arrivals, keep_text=request.keep_text)
+    clock = _Clock()
+    status: int | None = None
+    error: str | None = None
+    cancelled: asyncio.CancelledError | None = None
+    outcome = Outcome.OK
+    try:
+        async with asyncio.timeout(request.timeout_s):
+            async with session.post(
+                request.url,
+                data=request.body,
+                headers={"X-Request-Id": request.request_id},
+                allow_redirects=False,
+                trace_request_ctx=clock,
+            ) as response:
+                clock.headers_s = clock.now()
+                status = response.status
+                if status == 200:
+                    await _follow(response, transcript)
+                    outcome, error = _judge(transcript, response.content_type)
+                else:
+                    outcome, error = Outcome.HTTP_ERROR, await _read_error(response)
+    except TimeoutError:
+        outcome, error = Outcome.TIMEOUT, f"not finished after {request.timeout_s:g} s"
+    except asyncio.CancelledError as cancellation:
+        outcome, cancelled = Outcome.CANCELLED, cancellation
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as failure:
+        outcome, error = _fail(failure, status, transcript)
+    record = _record(request, clock, transcript, outcome=outcome, status=status, error=error)
+    return record, transcript.text, cancelled
+
+
+async def _follow(response: aiohttp.ClientResponse, transcript: _Transcript) -> None:
+    content = response.content
+    try:
+        while not content.is_eof():
+            await content.wait_eof()
+            if not content.is_eof():
+                transcript.feed(content.read_nowait())
+    finally:
+        # After a failure the reader refuses to hand out what had come before it.
+        transcript.feed(b"".join(content._buffer))
+        content._buffer.clear()
+        content._size = 0
+        transcript.finish()
+
+
+def _judge(transcript: _Transcript, content_type: str) -> tuple[Outcome, str | None]:
+    if transcript.error is not None:
+        return Outcome.STREAM_ERROR, transcript.error
+    if not (transcript.done or transcript.finish_reason or transcript.chunk_at):
+        if content_type != "text/event-stream":
+            return Outcome.STREAM_ERROR, f"answered {content_type}, not an event stream"
+        return Outcome.TRUNCATED, "the stream ended before any event"
+    if not (transcript.done or transcript.finish_reason):
+        return Outcome.TRUNCATED, "the stream ended without [DONE] and without a finish reason"
+    if not transcript.chunk_at:
+        return Outcome.EMPTY, None
+    return Outcome.OK, None
+
+
+def _fail(failure: Exception, status: int | None, transcript: _Transcript) -> tuple[Outcome, str | None]:
+    text = _describe(failure)
+    if status is None:
+        refused = isinstance(failure, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        return (Outcome.CONNECT_ERROR if refused else Outcome.DISCONNECTED), text
+    if status != 200:
+        return Outcome.HTTP_ERROR, text
+    if transcript.error is not None:
+        return Outcome.STREAM_ERROR, transcript.error
+    if transcript.done or transcript.finish_reason:
+        return _judge(transcript, "text/event-stream")
+    ended_early = isinstance(failure, aiohttp.ClientPayloadError) and not _was_reset(failure)
+    return (Outcome.TRUNCATED if ended_early else Outcome.STREAM_ERROR), text
+
+
+def _was_reset(failure: BaseException) -> bool:
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, ConnectionError) or "Connection reset" in str(cause):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _describe(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"[:_ERROR_CHARS]
+
+
+async def _read_error(response: aiohttp.ClientResponse) -> str | None:
+    body = await response.content.read(16 * 1024)
+    retry = response.headers.get("Retry-After")
+    place = response.headers.get("Location")
+    notes = [
+        f"redirects to {place}" if place else "",
+        f"Retry-After: {retry}" if retry else "",
+        _excerpt(body),
+    ]
+    return "; ".join(note for note in notes if note)[:_ERROR_CHARS] or None
+
+
+def _excerpt(body: bytes) -> str:
+    """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return " ".join(body.decode("utf-8", "replace").split())[:_ERROR_CHARS]
+    return _message(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
+
+
+def _message(inner: object) -> str:
+    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return str(message)[:_ERROR_CHARS]
+
+
+def _record(
+    request: StreamRequest,
+    clock: _Clock,
+    transcript: _Transcript,
+    *,
+    outcome: Outcome,
+    status: int | None,
+    error: str | None,
+) -> RequestRecord:
+    chunk_s = [round(at - clock.zero, 7) for at in transcript.chunk_at]
+    kinds = "".join(transcript.kinds)
+    answer = next((i for i, kind in enumerate(kinds) if kind != "r"), None)
+    usage = transcript.usage or _Usage()
+    return RequestRecord(
+        request_id=request.request_id,
+        model=request.model,
+        scenario=request.scenario,
+        worker=request.worker,
+        user=request.user,
+        turn=request.turn,
+        level_users=request.level_users,
+        scheduled_unix_s=request.scheduled_unix_s,
+        start_unix_s=clock.start_unix_s,
+        sent_s=clock.sent_s,
+        headers_s=clock.headers_s,
+        chunk_s=chunk_s,
+        first_answer_s=None if answer is None else chunk_s[answer],
+        end_s=clock.now(),
+        chunk_kinds=kinds,
+        chunk_tokens=transcript.chunk_tokens(),
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.completion_tokens_details.reasoning_tokens
+        if usage.completion_tokens_details
+        else None,
+        cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None,
+        max_tokens=request.max_tokens,
+        finish_reason=transcript.finish_reason,
+        outcome=outcome,
+        http_status=status,
+        error=error,
+    )

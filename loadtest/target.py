@@ -1,0 +1,89 @@
+"""Where requests go: the addresses, headers and TLS of one OpenAI-compatible server. Keeps credentials apart
+from the address that may be shown."""
+
+import base64
+import ssl
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import msgspec
+
+from loadtest.settings import NO_KEY, InputError, Settings
+
+
+class Target(msgspec.Struct, kw_only=True, frozen=True):
+    """One server. `shown` is safe to print and to store; `headers` are not."""
+
+    shown: str
+    api_url: str
+    """Ends in /v1."""
+    metrics_urls: list[str]
+    """Where to look for /metrics, in this order; empty when switched off."""
+    metrics_headers: dict[str, str]
+    """Credentials for /metrics: the server's own, only where it is the same server."""
+    headers: dict[str, str]
+    ca_file: str | None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The trust of a private certificate authority. Raises InputError."""
+        if self.ca_file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(f"--ca-file: {self.ca_file} holds no usable certificate ({error}).") from error
+
+
+def split_credentials(host: str) -> tuple[str, str | None]:
+    """`https://user:password@host` -> the address without them, and the value of an Authorization header."""
+    parts = urlsplit(host)
+    if parts.username is None:
+        return host, None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=place)), "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def make_target(host: str | None, settings: Settings) -> Target:
+    """Reads `--host`: http(s)://..., with or without /v1 or a path prefix. Raises InputError."""
+    if not host:
+        raise InputError("Say which server to test: --host http://ADDRESS:PORT.")
+    shown, authorization = split_credentials(host.strip())
+    parts = urlsplit(shown)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--host: '{shown}' is not an address such as http://127.0.0.1:8000.")
+    if parts.query or parts.fragment:
+        raise InputError(f"--host: '{shown}' must not have a query or a fragment.")
+    prefix = parts.path.rstrip("/").removesuffix("/v1")
+    root = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+    metrics_urls, metrics_headers = _metrics(root, prefix, settings)
+    headers = _headers(authorization, settings)
+    return Target(
+        shown=root + prefix,
+        api_url=f"{root}{prefix}/v1",
+        metrics_urls=metrics_urls,
+        metrics_headers=headers if metrics_headers is None else metrics_headers,
+        headers=headers,
+        ca_file=str(settings.ca_file) if settings.ca_file else None,
+    )
+
+
+def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dict[str, str] | None]:
+    """Addresses of /metrics, and the headers for a server of its own (None: those of the host)."""
+    if settings.metrics_url == "off":
+        return [], {}
+    if settings.metrics_url is None:
+        return list(dict.fromkeys([f"{root}{prefix}/metrics", f"{root}/metrics"])), None
+    url, authorization = split_credentials(settings.metrics_url)
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InputError(f"--metrics-url: '{url}' is not an address such as http://127.0.0.1:8000/metrics.")
+    same = urlsplit(url)[:2] == urlsplit(root)[:2]
+    if same and authorization is None:
+        return [url], None
+    return [url], {"Authorization": authorization} if authorization else {}
+
+
+def _headers(authorization: str | None, settings: Settings) -> dict[str, str]:
+    key = settings.api_key.get_secret_value()
+    if key != NO_KEY or authorization is None:
+        authorization = f"Bearer {key}"
+    return {"Content-Type": "application/json", "Authorization": authorization, **settings.extra_headers}

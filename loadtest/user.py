@@ -1,0 +1,109 @@
+"""ChatUser: a Locust user who chats. What to ask comes from the Workload, measuring is the Meter's."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import ClassVar
+
+from locust import User, events, task
+from locust.env import Environment
+from locust.exception import StopUser
+
+from loadtest.control import Control
+from loadtest.record import Outcome, RequestRecord
+from loadtest.shape import LevelShape
+from loadtest.workload import ChatRequest, Conversation
+
+USERS_A_WORKER = 1_000_000
+"""User numbers of different workers differ: worker index * this + a count."""
+FEWEST_STAGGER_S = 1.0
+
+
+class RequestFailed(Exception):  # noqa: N818 (the words Locust's statistics show)
+    """What Locust's own statistics show of a request that was not answered."""
+
+
+class ChatUser(User):
+    """One person: asks, reads the answer, thinks, asks again. Subclass it in a scenario."""
+
+    abstract = True
+    control: ClassVar[Control]
+    scenario: ClassVar[str] = "chat"
+    _numbers: ClassVar["itertools.count[int]"] = itertools.count()
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        index = getattr(environment.runner, "worker_index", 0)
+        self.number = index * USERS_A_WORKER + next(self._numbers)
+        self._conversations = itertools.count()
+        self._conversation: Conversation | None = None
+        self._requests: Iterator[ChatRequest] = iter(())
+        self._waits: random.Random | None = None
+
+    def wait_time(self) -> float:
+        """Before the first request a random part of the settling time, since Locust starts a whole second's
+        users at once; then the think time."""
+        meter = self.control.meter
+        if meter is None:
+            return 0.0
+        if self._waits is None:
+            self._waits = random.Random(f"waits/{meter.settings.seed}/{self.number}")
+            return self._waits.uniform(0, max(FEWEST_STAGGER_S, meter.settings.settle_s))
+        return meter.think.draw(self._waits)
+
+    @task
+    def ask(self) -> None:
+        """One turn. Not in a loop over turns, so that a stopping user stops between two."""
+        meter = self.control.meter
+        if meter is None or meter.closing:
+            raise StopUser
+        if self._waits is None:
+            return  # straight into the first wait
+        request = self._next_request()
+        record, text = meter.chat(request, user=self.number)
+        assert self._conversation is not None
+        self._conversation.answered(
+            text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
+        )
+        self._tell_locust(record)
+
+    def _next_request(self) -> ChatRequest:
+        request = next(self._requests, None)
+        if request is None:
+            assert self.control.meter is not None
+            number = next(self._conversations)
+            self._conversation = self.control.meter.conversation(user=self.number, number=number)
+            self._requests = self._conversation.requests()
+            request = next(self._requests)
+        return request
+
+    def _tell_locust(self, record: RequestRecord) -> None:
+        status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
+        failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
+        self.environment.events.request.fire(
+            request_type="SSE",
+            name=self.scenario,
+            response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
+            response_length=len(record.chunk_s),
+            exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
+            context={},
+        )
+
+
+@events.init.add_listener
+def _take_control(environment: Environment, **_: object) -> None:
+    control = Control(environment)
+    ChatUser.control = control
+    if environment.shape_class is None:
+        environment.shape_class = LevelShape()
+        environment.shape_class.runner = environment.runner
+    if isinstance(environment.shape_class, LevelShape):
+        environment.shape_class.control = control
+        environment.shape_class.scenario = _scenario_name(environment)
+    if environment.parsed_options is not None and not environment.parsed_options.print_stats:
+        environment.parsed_options.only_summary = True  # the live line takes the place of Locust's table
+
+
+def _scenario_name(environment: Environment) -> str:
+    users = [user for user in environment.user_classes if issubclass(user, ChatUser)]
+    return users[0].scenario if users else ""
