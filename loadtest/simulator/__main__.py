@@ -1,0 +1,126 @@
+"""`python -m loadtest.simulator`: the embedded server alone, on 127.0.0.1."""
+
+import argparse
+import asyncio
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import uvloop
+
+from loadtest.simulator.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
+from loadtest.simulator.server import ServerOptions, SimulatorServer
+
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM. Exit codes: 0, or 2 for input that cannot be served."""
+    flags = _parser().parse_args(arguments)
+    if flags.list:
+        sys.stdout.writelines(f"{_describe(preset)}\n" for preset in PRESETS.values())
+        return 0
+    try:
+        options = _options(flags)
+        tls = _tls(flags)
+        uvloop.run(_serve(options, port=flags.port, tls=tls))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USAGE
+    return 0
+
+
+async def _serve(options: ServerOptions, *, port: int, tls: ssl.SSLContext | None) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    server = SimulatorServer(options)
+    try:
+        url = await server.start(port, tls)
+        preset = options.preset
+        pool = f"pool {options.config.pool_tokens} tokens"
+        sys.stdout.write(f"Serving {preset.model} (simulated, preset {preset.name}, {pool}) on {url}\n")
+        sys.stdout.flush()
+        await ended.wait()
+    finally:
+        await server.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.simulator",
+        description="A simulated vLLM on 127.0.0.1. Flags carry vLLM's names where vLLM has them.",
+    )
+    add = parser.add_argument
+    add("--preset", default=DEFAULT_PRESET, help=f"model and GPU (default {DEFAULT_PRESET})")
+    add("--list", action="store_true", help="list the presets and exit")
+    add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    add("--served-model-name", help="default: the model's own name")
+    add("--max-model-len", type=int)
+    add("--max-num-seqs", type=int)
+    add("--max-num-batched-tokens", type=int)
+    add("--block-size", type=int)
+    add("--num-gpu-blocks-override", type=int, help="blocks of the pool, with the null block")
+    add("--gpu-memory-utilization", type=float)
+    add("--no-enable-prefix-caching", action="store_true")
+    add("--async-scheduling", action="store_true")
+    add("--max-num-queued-reqs", type=int, help="answer 503 above so many unfinished requests")
+    add("--enable-prompt-tokens-details", action="store_true", help="tell cached tokens in usage")
+    add("--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY")
+    add("--root-path", default="", help="prefix of every path, such as /gateway")
+    add("--certfile", help="PEM certificate: serve https")
+    add("--keyfile", help="PEM key of --certfile")
+    add("--jitter-cv", type=float, default=0.0, help="coefficient of variation of step times")
+    add("--seed", type=int, default=0, help="of the jitter")
+    return parser
+
+
+def _options(flags: argparse.Namespace) -> ServerOptions:
+    """Raises ValueError for a combination that cannot be served."""
+    given = {
+        "model": flags.served_model_name,
+        "max_model_len": flags.max_model_len,
+        "max_num_seqs": flags.max_num_seqs,
+        "max_num_batched_tokens": flags.max_num_batched_tokens,
+        "block_size": flags.block_size,
+        "num_gpu_blocks_override": flags.num_gpu_blocks_override,
+        "gpu_memory_utilization": flags.gpu_memory_utilization,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    preset = replace(find_preset(flags.preset), **changes)
+    if flags.root_path and not flags.root_path.startswith("/"):
+        raise ValueError("--root-path must start with a slash.")
+    return ServerOptions(
+        preset=preset,
+        config=preset.engine_config(
+            enable_prefix_caching=not flags.no_enable_prefix_caching,
+            async_scheduling=flags.async_scheduling,
+            max_num_queued_reqs=flags.max_num_queued_reqs,
+            jitter_cv=flags.jitter_cv,
+            seed=flags.seed,
+        ),
+        api_key=flags.api_key or None,
+        enable_prompt_tokens_details=flags.enable_prompt_tokens_details,
+        root_path=flags.root_path.rstrip("/"),
+    )
+
+
+def _tls(flags: argparse.Namespace) -> ssl.SSLContext | None:
+    if flags.certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(flags.certfile, flags.keyfile)
+    return context
+
+
+def _describe(preset: Preset) -> str:
+    pool = preset.pool()
+    return f"{preset.name:<20} {preset.model} on {preset.gpu.name}: {pool.tokens:,} tokens of KV cache"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,756 @@
+"""A deterministic model of one vLLM 0.32 engine: scheduler, paged KV pool, prefix cache, step times.
+
+Knows no I/O, no clock and no text: time is passed in, prompts are lengths and optional block hashes.
+"""
+
+import heapq
+import math
+import random
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What decides capacity, under vLLM's own names. A step lasts
+    `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read
+    + prefill_per_token_s * prefill tokens`, times a lognormal factor of mean 1 where `jitter_cv` is set.
+
+    Raises ValueError where vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
+    cannot hold one request of `max_model_len`.
+    """
+
+    num_gpu_blocks: int
+    """With the null block, as vLLM counts: requests share one less."""
+    max_model_len: int
+    step_base_s: float
+    step_per_seq_s: float = 0.0
+    step_per_kv_token_s: float = 0.0
+    prefill_per_token_s: float = 0.0
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = False
+    """The next step is scheduled when one starts: an ended request holds its blocks one step more."""
+    max_num_queued_reqs: int | None = None
+    """vLLM's name; it limits all unfinished requests, running ones too."""
+    jitter_cv: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), or running requests would not all get a token each step."
+            )
+        if self.max_model_len > self.pool_tokens:
+            raise ValueError(
+                f"The pool holds {self.pool_tokens} tokens, less than one request of max_model_len "
+                f"({self.max_model_len}): lower max_model_len or raise num_gpu_blocks."
+            )
+        if not self.step_base_s > 0:
+            raise ValueError("step_base_s must be above 0: a step takes time.")
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that requests can hold: all blocks but the null block."""
+        return (self.num_gpu_blocks - 1) * self.block_size
+
+
+class State(Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    ENDING = "ending"
+    """Its last token is being computed."""
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+class Request:
+    """One request and what became of it. Instants are in the driver's clock; None until they happen.
+
+    `block_hashes` name the full blocks of prompt *and* output (the output is known beforehand here), each
+    hash standing for everything up to its block's end; None for text that nobody shares. Without hashes a
+    preempted request does not find its own blocks again.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_computed",
+        "_duplicates",
+        "_made",
+        "_registered",
+        "_run_start",
+        "_target",
+        "_unreported",
+        "admitted_s",
+        "arrival_s",
+        "block_hashes",
+        "cached_tokens",
+        "end_s",
+        "first_token_s",
+        "output_tokens",
+        "preemptions",
+        "prompt_tokens",
+        "state",
+        "step_runs",
+        "user",
+    )
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        block_hashes: Sequence[int] | None = None,
+        user: int = 0,
+    ) -> None:
+        if prompt_tokens < 1 or output_tokens < 1:
+            raise ValueError(
+                f"A request needs at least one token each way, not {prompt_tokens} and {output_tokens}."
+            )
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
+        self.user = user
+        """Free for the driver."""
+        self.state = State.WAITING
+        self.arrival_s = 0.0
+        self.admitted_s: float | None = None
+        """First admission; preemptions leave it."""
+        self.first_token_s: float | None = None
+        self.end_s: float | None = None
+        """Last token, or abort."""
+        self.preemptions = 0
+        self.cached_tokens = 0
+        """Prompt tokens found in the prefix cache at the first admission."""
+        self.step_runs: list[tuple[int, int]] = []
+        """Half-open ranges of step numbers; each step of them made one token."""
+        self._made = 0
+        self._target = prompt_tokens
+        self._computed = 0
+        self._run_start = 0
+        self._admission = 0
+        self._unreported = 0
+        self._registered = 0
+        self._duplicates: set[int] = set()
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals, incremented when vLLM's are."""
+
+    preemptions: int = 0
+    """Counted with the victim's next token, as vLLM's front end does."""
+    prompt_tokens: int = 0
+    """Counted with the first token; cached ones included."""
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    """Tokens looked up, at a first admission."""
+    prefix_hits: int = 0
+    finished: int = 0
+    aborted: int = 0
+    rejected: int = 0
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class Gauges:
+    """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
+
+    running: int = 0
+    waiting: int = 0
+    """All for capacity: nothing here is ever deferred."""
+    used_blocks: int = 0
+    """Blocks that live requests hold, shared ones once."""
+
+
+class Step:
+    """One step: what was scheduled, and what its end brought."""
+
+    __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
+
+    def __init__(self, *, number: int, duration_s: float, prefill_tokens: int, tokens: list[Request]) -> None:
+        self.number = number
+        self.duration_s = duration_s
+        self.end_s = math.nan
+        self.prefill_tokens = prefill_tokens
+        self.tokens = tokens
+        """Requests that get one token each, in order of admission."""
+        self.first: list[Request] = []
+        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
+        self.finished: list[Request] = []
+        """Those of `tokens` that get their last one."""
+
+    def drop(self, request: Request) -> None:
+        for requests in (self.tokens, self.first, self.finished):
+            if request in requests:
+                requests.remove(request)
+
+
+class BlockPool:
+    """The blocks that requests share. Blocks have no numbers: uncached free ones are a count and always
+    go first; cached idle ones go in order of last use. A hash that two requests computed at the same time
+    is cached once; the second's block counts as uncached (vLLM keeps both)."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self._plain = blocks
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._references: dict[int, int] = {}
+
+    @property
+    def free(self) -> int:
+        return self._plain + len(self._idle)
+
+    @property
+    def cached(self) -> int:
+        """Blocks with a hash, used and idle."""
+        return len(self._idle) + len(self._references)
+
+    def take(self, count: int) -> None:
+        """Raises KeyError when more are taken than are free: callers check first."""
+        from_plain = min(count, self._plain)
+        self._plain -= from_plain
+        for _ in range(count - from_plain):
+            self._idle.popitem(last=False)
+
+    def give_back(self, count: int) -> None:
+        """Frees blocks without a hash."""
+        self._plain += count
+
+    def hits(self, hashes: Sequence[int], limit: int) -> int:
+        """Length of the longest cached prefix, in blocks, at most `limit`."""
+        for index, block_hash in enumerate(islice(hashes, limit)):
+            if block_hash not in self._references and block_hash not in self._idle:
+                return index
+        return min(len(hashes), limit)
+
+    def idle_among(self, hashes: Iterable[int]) -> int:
+        return sum(block_hash in self._idle for block_hash in hashes)
+
+    def share(self, hashes: Iterable[int]) -> None:
+        """One more reference to cached blocks."""
+        for block_hash in hashes:
+            if block_hash in self._references:
+                self._references[block_hash] += 1
+            else:
+                del self._idle[block_hash]
+                self._references[block_hash] = 1
+
+    def register(self, block_hash: int) -> bool:
+        """Gives a held block its hash. False when that hash is cached already."""
+        if block_hash in self._references or block_hash in self._idle:
+            return False
+        self._references[block_hash] = 1
+        return True
+
+    def unshare(self, block_hash: int) -> None:
+        """One reference less; the last one makes the block the youngest of the idle."""
+        references = self._references[block_hash] - 1
+        if references:
+            self._references[block_hash] = references
+        else:
+            del self._references[block_hash]
+            self._idle[block_hash] = None
+
+
+class Engine:
+    """The scheduler. A driver calls `begin(now)`, waits until the instant that it returns, calls `end()`,
+    and so on; `submit` and `abort` may come at any time between.
+
+    Cost a step grows with what happens (blocks filled, requests begun and ended), not with the number
+    of running requests: all decodes advance with the step number.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.pool = BlockPool(config.num_gpu_blocks - 1)
+        self.counters = Counters()
+        self.gauges = Gauges()
+        self._arrived: list[Request] = []  # the scheduler, and so the gauges, see them at the next step
+        self._waiting: deque[Request] = deque()
+        # Dicts are ordered sets here: admission order, removal anywhere, popitem() for the last admitted.
+        self._running: dict[Request, None] = {}
+        self._decoding: dict[Request, None] = {}
+        # Every decode fills a block when the step number has its residue, and ends at a known step.
+        self._growers: list[dict[Request, None]] = [{} for _ in range(config.block_size)]
+        self._ends_at: dict[int, list[Request]] = {}
+        self._prefilling: Request | None = None  # at most one is cut by the budget, and it is the last
+        self._decode_kv_tokens = 0
+        self._step_number = -1
+        self._admissions = 0
+        self._current: Step | None = None
+        self._current_end_s = math.nan
+        self._next: Step | None = None
+        self._random = random.Random(config.seed)
+        sigma2 = math.log1p(config.jitter_cv**2)
+        self._jitter = (-sigma2 / 2, math.sqrt(sigma2)) if config.jitter_cv else None
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._running) + len(self._waiting) + len(self._arrived)
+
+    @property
+    def usage(self) -> float:
+        """`vllm:kv_cache_usage_perc`: the gauge over blocks without the null block."""
+        return self.gauges.used_blocks / self.pool.blocks
+
+    def submit(self, request: Request, now_s: float) -> bool:
+        """Queues a request; False when the queue limit rejects it.
+
+        Raises ValueError for a request longer than max_model_len: the front end refuses those.
+        """
+        if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
+            raise ValueError(
+                f"{request.prompt_tokens} + {request.output_tokens} tokens exceed max_model_len "
+                f"({self.config.max_model_len})."
+            )
+        limit = self.config.max_num_queued_reqs
+        if limit is not None and self.unfinished >= limit:
+            self.counters.rejected += 1
+            return False
+        request.arrival_s = now_s
+        self._arrived.append(request)
+        return True
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """Ends a request at once and frees its blocks; nothing happens when it has ended already."""
+        if request.state in (State.FINISHED, State.ABORTED):
+            return
+        if request in self._running:
+            self._leave_batch(request)
+            del self._running[request]
+            self._free(request)
+        elif request.state is State.WAITING:
+            (self._arrived if request in self._arrived else self._waiting).remove(request)
+        for step in (self._current, self._next):
+            if step is not None:
+                step.drop(request)
+        request.state = State.ABORTED
+        request.end_s = now_s
+        self.counters.aborted += 1
+
+    def begin(self, now_s: float) -> float | None:
+        """Starts a step; returns the instant at which it ends, None when there is nothing to do.
+
+        Raises RuntimeError while a step is under way.
+        """
+        if self._current is not None:
+            raise RuntimeError("A step is under way: call end() first.")
+        self._waiting.extend(self._arrived)
+        self._arrived.clear()
+        step = self._next or self._schedule(now_s)
+        self._next = None
+        if step is None:
+            return None
+        self._current = step
+        self._current_end_s = now_s + step.duration_s
+        if self.config.async_scheduling:
+            self._next = self._schedule(now_s)
+        return self._current_end_s
+
+    def end(self) -> Step:
+        """Ends the step under way: hands out tokens, frees what ended, takes the gauges.
+
+        Raises RuntimeError when no step is under way.
+        """
+        step = self._current
+        if step is None:
+            raise RuntimeError("No step is under way: call begin() first.")
+        self._current = None
+        step.end_s = self._current_end_s
+        for request in step.first:
+            self._report_prefill(request, step.end_s)
+        for request in step.finished:
+            self._finish(request, step.end_s)
+        self.counters.generation_tokens += len(step.tokens)
+        self.counters.steps += 1
+        self._take_gauges()
+        return step
+
+    def _take_gauges(self) -> None:
+        self.gauges.running = len(self._running)
+        self.gauges.waiting = len(self._waiting)
+        self.gauges.used_blocks = self.pool.blocks - self.pool.free
+
+    def _report_prefill(self, request: Request, now_s: float) -> None:
+        if request.first_token_s is None:
+            request.first_token_s = now_s
+            self.counters.prompt_tokens += request.prompt_tokens
+        if request._unreported:
+            self.counters.preemptions += request._unreported
+            request._unreported = 0
+
+    def _finish(self, request: Request, now_s: float) -> None:
+        # A victim whose last token was in flight has left the batch already (asynchronous scheduling).
+        if request in self._running:
+            del self._running[request]
+            self._free(request)
+        self.counters.preemptions += request._unreported
+        request._unreported = 0
+        request.state = State.FINISHED
+        request.end_s = now_s
+        self.counters.finished += 1
+
+    def _schedule(self, now_s: float) -> Step | None:
+        preempted = self._grow()
+        budget = self.config.max_num_batched_tokens - len(self._decoding)
+        completed: list[Request] = []
+        prefill = _Prefill()
+        if self._prefilling is not None:
+            preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
+        if not preempted:
+            self._admit(now_s, budget - prefill.tokens, prefill, completed)
+        if not self._decoding and not prefill.tokens:
+            return None
+        self._step_number += 1
+        self._decode_kv_tokens += len(self._decoding)
+        step = Step(
+            number=self._step_number,
+            duration_s=self._duration_s(prefill),
+            prefill_tokens=prefill.tokens,
+            tokens=[*self._decoding, *completed],
+        )
+        step.first = completed
+        for request in completed:
+            self._start_decoding(request)
+        step.finished = self._ends_at.pop(self._step_number, [])
+        for request in step.finished:
+            self._leave_batch(request)
+            request.state = State.ENDING
+        return step
+
+    def _duration_s(self, prefill: "_Prefill") -> float:
+        config = self.config
+        duration_s = (
+            config.step_base_s
+            + config.step_per_seq_s * (len(self._decoding) + prefill.sequences)
+            + config.step_per_kv_token_s * (self._decode_kv_tokens + prefill.kv_tokens)
+            + config.prefill_per_token_s * prefill.tokens
+        )
+        return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
+
+    def _grow(self) -> bool:
+        """Gives a block to every decode that has filled its last one. True when that preempted."""
+        growers = self._growers[(self._step_number + 1) % self.config.block_size]
+        if len(growers) <= self.pool.free:
+            self.pool.take(len(growers))
+            return False
+        preempted = False
+        for request in sorted(growers, key=_admission_order):
+            if request not in growers:
+                continue  # a victim of one before it
+            while not self.pool.free:
+                preempted = True
+                if self._preempt_last() is request:
+                    return True
+            self.pool.take(1)
+            # Counted as held only from the next step number on; nobody preempts it before that, because
+            # victims come from behind it.
+        return preempted
+
+    def _preempt_last(self) -> Request:
+        """The last admitted loses its blocks and goes to the queue's front, to be recomputed."""
+        victim, _ = self._running.popitem()
+        victim.preemptions += 1
+        victim._unreported += 1
+        self._leave_batch(victim)
+        self._free(victim)
+        if victim.state is not State.ENDING:
+            victim.state = State.WAITING
+            self._waiting.appendleft(victim)
+        return victim
+
+    def _continue_prefill(
+        self, request: Request, budget: int, prefill: "_Prefill", completed: list[Request]
+    ) -> bool:
+        """The next chunk of a prompt. False when it found no blocks and preempted itself."""
+        if budget <= 0:
+            return True
+        chunk = min(request._target - request._computed, budget)
+        needed = self._blocks(request._computed + chunk) - self._blocks(request._computed)
+        if needed > self.pool.free:
+            # The chunk's request is always the last admitted, so it is its own victim.
+            self._preempt_last()
+            return False
+        self.pool.take(needed)
+        self._compute(request, chunk, prefill, completed)
+        return True
+
+    def _admit(self, now_s: float, budget: int, prefill: "_Prefill", completed: list[Request]) -> None:
+        """First come first served. The whole sequence must fit now, but only the chunk's blocks are taken."""
+        while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
+            request = self._waiting[0]
+            target = request.prompt_tokens + request._made
+            hits = self._cached_blocks(request, target)
+            shared = request.block_hashes[:hits]
+            if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
+                return
+            self._waiting.popleft()
+            self.pool.share(shared)
+            request._registered = hits
+            request._target = target
+            request._computed = hits * self.config.block_size
+            chunk = min(target - request._computed, budget)
+            self.pool.take(self._blocks(request._computed + chunk) - hits)
+            self._enter_batch(request, now_s)
+            budget -= chunk
+            self._compute(request, chunk, prefill, completed)
+
+    def _cached_blocks(self, request: Request, target: int) -> int:
+        # The last token is always computed, for its logits.
+        if not self.config.enable_prefix_caching:
+            return 0
+        return self.pool.hits(request.block_hashes, (target - 1) // self.config.block_size)
+
+    def _enter_batch(self, request: Request, now_s: float) -> None:
+        self._admissions += 1
+        request._admission = self._admissions
+        request.state = State.PREFILL
+        self._running[request] = None
+        if request.admitted_s is None:
+            request.admitted_s = now_s
+        if self.config.enable_prefix_caching and not request.preemptions:
+            request.cached_tokens = request._computed
+            self.counters.prefix_queries += request.prompt_tokens
+            self.counters.prefix_hits += request.cached_tokens
+
+    def _compute(self, request: Request, chunk: int, prefill: "_Prefill", completed: list[Request]) -> None:
+        request._computed += chunk
+        prefill.sequences += 1
+        prefill.tokens += chunk
+        prefill.kv_tokens += request._computed
+        self._register(request, request._computed)
+        if request._computed == request._target:
+            self._prefilling = None
+            completed.append(request)
+        else:
+            self._prefilling = request
+
+    def _start_decoding(self, request: Request) -> None:
+        """Its prefill completes in the current step, which makes one token; each later one makes one more."""
+        number = self._step_number
+        request.state = State.DECODE
+        request._run_start = number
+        self._decoding[request] = None
+        self._decode_kv_tokens += request._target
+        self._growers[self._growth_residue(request)][request] = None
+        self._ends_at.setdefault(self._last_step(request), []).append(request)
+
+    def _growth_residue(self, request: Request) -> int:
+        # The step after `number` stores token target + 1, which needs a block when target is whole blocks.
+        return (request._run_start + 1 - request._target) % self.config.block_size
+
+    @staticmethod
+    def _last_step(request: Request) -> int:
+        return request._run_start + request.output_tokens - request._made - 1
+
+    def _leave_batch(self, request: Request) -> None:
+        """Stops computing for it; its blocks stay held."""
+        if request.state is State.PREFILL:
+            self._prefilling = None
+        elif request.state is State.DECODE:
+            steps = self._step_number - request._run_start
+            request._computed = request._target + steps
+            self._decode_kv_tokens -= request._computed
+            del self._decoding[request]
+            del self._growers[self._growth_residue(request)][request]
+            if ending := self._ends_at.get(self._last_step(request)):
+                ending.remove(request)
+            request.step_runs.append((request._run_start, self._step_number + 1))
+            request._made += steps + 1
+
+    def _free(self, request: Request) -> None:
+        """Gives all its blocks back, the last first, so that a prefix outlives what follows it."""
+        self._register(request, request._computed)
+        held = self._blocks(request._computed)
+        self.pool.give_back(held - request._registered + len(request._duplicates))
+        for index in range(request._registered - 1, -1, -1):
+            if index not in request._duplicates:
+                self.pool.unshare(request.block_hashes[index])
+        request._registered = 0
+        request._duplicates.clear()
+        request._computed = 0
+
+    def _register(self, request: Request, computed: int) -> None:
+        """Makes its full blocks findable. Blocks that decoding fills become so when they are freed."""
+        if not request.block_hashes or not self.config.enable_prefix_caching:
+            return
+        full = min(computed // self.config.block_size, len(request.block_hashes))
+        for index in range(request._registered, full):
+            if not self.pool.register(request.block_hashes[index]):
+                request._duplicates.add(index)
+        request._registered = max(request._registered, full)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.config.block_size)
+
+
+class _Prefill:
+    """Sums over the prefill chunks of one step."""
+
+    __slots__ = ("kv_tokens", "sequences", "tokens")
+
+    def __init__(self) -> None:
+        self.sequences = 0
+        self.tokens = 0
+        self.kv_tokens = 0
+
+
+def _admission_order(request: Request) -> int:
+    return request._admission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a virtual run left. Arrays have one entry for each step, at its end."""
+
+    requests: list[Request]
+    """Finished ones, in order of ending."""
+    counters: Counters
+    pool_blocks: int
+    step_end_s: "array[float]"
+    running: "array[int]"
+    waiting: "array[int]"
+    used_blocks: "array[int]"
+
+    def token_times_s(self, request: Request) -> "array[float]":
+        """When each output token was made, ascending."""
+        times_s = array("d")
+        for first, stop in request.step_runs:
+            times_s.extend(self.step_end_s[first:stop])
+        return times_s
+
+
+Arrival = tuple[float, Request]
+"""An instant and the request that arrives then."""
+
+
+def simulate(
+    config: EngineConfig,
+    arrivals: Iterable[Arrival],
+    *,
+    on_end: Callable[[Request, float], Arrival | None] | None = None,
+    until_s: float = math.inf,
+) -> Trace:
+    """Runs an engine in virtual time until nothing is left or `until_s` has passed.
+
+    `arrivals` ascend in time and may be endless when `until_s` is finite; `on_end` may answer an ended
+    request with another one (a closed loop). A request that the queue limit rejects is counted, and ends
+    without an answer.
+    """
+    engine = Engine(config)
+    trace = Trace(
+        requests=[],
+        counters=engine.counters,
+        pool_blocks=engine.pool.blocks,
+        step_end_s=array("d"),
+        running=array("q"),
+        waiting=array("q"),
+        used_blocks=array("q"),
+    )
+    arriving = _Arrivals(arrivals)
+    now_s = 0.0
+    while now_s <= until_s:
+        for at_s, request in arriving.due(now_s):
+            engine.submit(request, at_s)
+        end_s = engine.begin(now_s)
+        if end_s is None:
+            if math.isinf(next_s := arriving.next_s):
+                break
+            now_s = next_s
+            continue
+        _record(trace, engine, engine.end(), arriving, on_end)
+        now_s = end_s
+    return trace
+
+
+def closed_loop(
+    config: EngineConfig,
+    requests: Iterable[Request],
+    *,
+    users: int,
+    turn_round_s: float = 1e-3,
+    think_s: Callable[[], float] | None = None,
+    start_spread_s: float = 0.0,
+) -> Trace:
+    """`users` people who each take the next of `requests` when their last one has ended, until none is left.
+
+    Between an end and the next arrival lie `turn_round_s` (a client is never instant: its next request
+    misses the step that starts as its last one ends) and a draw of `think_s`. Users start evenly over
+    `start_spread_s`.
+    """
+    source = iter(requests)
+
+    def answer(ended: Request, now_s: float) -> Arrival | None:
+        request = next(source, None)
+        if request is None:
+            return None
+        request.user = ended.user
+        return now_s + turn_round_s + (think_s() if think_s else 0.0), request
+
+    first: list[Arrival] = []
+    for user, request in enumerate(islice(source, users)):
+        request.user = user
+        first.append((start_spread_s * user / users, request))
+    return simulate(config, first, on_end=answer)
+
+
+class _Arrivals:
+    """Two sources merged by time: a given ascending one, and answers to ended requests."""
+
+    def __init__(self, given: Iterable[Arrival]) -> None:
+        self._given = iter(given)
+        self._head = next(self._given, None)
+        self._answers: list[tuple[float, int, Request]] = []
+        self._pushed = 0
+
+    @property
+    def next_s(self) -> float:
+        """Infinite when there is none."""
+        given_s = math.inf if self._head is None else self._head[0]
+        return min(given_s, self._answers[0][0]) if self._answers else given_s
+
+    def push(self, arrival: Arrival) -> None:
+        self._pushed += 1
+        heapq.heappush(self._answers, (arrival[0], self._pushed, arrival[1]))
+
+    def due(self, now_s: float) -> Iterator[Arrival]:
+        """Takes what arrives until `now_s`, in order."""
+        while self.next_s <= now_s:
+            if self._answers and (self._head is None or self._answers[0][0] <= self._head[0]):
+                at_s, _, request = heapq.heappop(self._answers)
+                yield at_s, request
+            elif self._head is not None:
+                arrival = self._head
+                self._head = next(self._given, None)
+                yield arrival
+
+
+def _record(
+    trace: Trace,
+    engine: Engine,
+    step: Step,
+    arriving: _Arrivals,
+    on_end: Callable[[Request, float], Arrival | None] | None,
+) -> None:
+    trace.step_end_s.append(step.end_s)
+    trace.running.append(engine.gauges.running)
+    trace.waiting.append(engine.gauges.waiting)
+    trace.used_blocks.append(engine.gauges.used_blocks)
+    trace.requests.extend(step.finished)
+    if on_end is None:
+        return
+    for request in step.finished:
+        answer = on_end(request, step.end_s)
+        if answer is not None:
+            arriving.push(answer)

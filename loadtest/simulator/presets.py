@@ -1,0 +1,246 @@
+"""Deployments to simulate: a model's architecture, a GPU's data sheet, and step times derived from both.
+
+The derivation is a roofline with stated fractions; nothing here was measured on the GPU that it names.
+"""
+
+from dataclasses import dataclass
+
+from loadtest.modelmath import (
+    GIB,
+    SAMPLING_BYTES_PER_LOGIT,
+    ModelShape,
+    Pool,
+    estimate_pool,
+    parameters,
+    parse_config,
+    weights_bytes,
+)
+from loadtest.simulator.engine import EngineConfig
+
+BANDWIDTH_FRACTION = 0.75
+"""Of the data sheet's bandwidth, what a decode step reaches. Assumed, between the 0.62 of a published
+hands-on figure (Qwen3-1.7B on a T4: 57.8 tok/s of a ceiling of 93) and the 0.9 of a plain copy."""
+
+FLOPS_FRACTION = 0.4
+"""Of the data sheet's dense FLOP/s, what prefill sustains. Assumed from training, where well-run dense
+transformers report a model FLOP/s utilisation near it (PaLM, arXiv:2204.02311: 0.46)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """A card. Memory is what the driver reports, not what the box says."""
+
+    name: str
+    vram_bytes: int
+    bandwidth_bytes_s: float
+    flops_s: float
+    """16-bit, dense, from the data sheet."""
+    cuda_graphs_bytes: int
+    """What vLLM's graphs take, for models of this size."""
+    non_torch_bytes: int
+
+
+T4 = Gpu(
+    name="Tesla T4",
+    vram_bytes=round(14.6 * GIB),  # torch reports 14.56 to 14.74 GiB
+    bandwidth_bytes_s=320e9,  # NVIDIA T4 data sheet: 320+ GB/s
+    flops_s=65e12,  # NVIDIA T4 data sheet: 65 TFLOPS mixed precision
+    cuda_graphs_bytes=round(0.25 * GIB),  # assumed: half of an A100's 0.5 GiB (no full graphs on sm75)
+    non_torch_bytes=round(0.07 * GIB),  # vLLM logs on single GPUs: 0.07 to 0.26 GiB
+)
+L4 = Gpu(
+    name="NVIDIA L4",
+    vram_bytes=round(22.03 * GIB),  # torch's out-of-memory messages: 22.0 to 22.2 GiB
+    bandwidth_bytes_s=300e9,  # NVIDIA L4 data sheet
+    flops_s=121e12,  # NVIDIA L4 data sheet: 242 TFLOPS with sparsity
+    cuda_graphs_bytes=round(0.5 * GIB),  # vLLM log, Qwen2-7B on an A100
+    non_torch_bytes=round(0.07 * GIB),
+)
+A10G = Gpu(
+    name="NVIDIA A10G",
+    vram_bytes=round(22.06 * GIB),  # torch's out-of-memory messages: 22.0 to 22.2 GiB
+    bandwidth_bytes_s=600e9,  # NVIDIA A10G product brief
+    flops_s=70e12,  # NVIDIA A10G product brief: 70 TFLOPS dense (an A10 has 125)
+    cuda_graphs_bytes=round(0.5 * GIB),  # vLLM log, Qwen2-7B on an A100
+    non_torch_bytes=round(0.07 * GIB),
+)
+H100 = Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    vram_bytes=round(79.19 * GIB),  # vLLM start-up logs
+    bandwidth_bytes_s=3350e9,  # NVIDIA H100 SXM data sheet
+    flops_s=989e12,  # NVIDIA H100 SXM data sheet: 1,979 TFLOPS with sparsity
+    cuda_graphs_bytes=round(0.84 * GIB),  # vLLM 0.19 log, Llama-3.1-8B on an H100
+    non_torch_bytes=round(0.25 * GIB),  # the same log
+)
+
+# Architectures: the models' own config.json, without what memory does not depend on.
+QWEN3_1_7B = parse_config(
+    {
+        "model_type": "qwen3",
+        "num_hidden_layers": 28,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+)
+QWEN15_1_8B = parse_config(
+    {
+        "model_type": "qwen2",
+        "num_hidden_layers": 24,
+        "hidden_size": 2048,
+        "intermediate_size": 5504,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+)
+LLAMA31_8B = parse_config(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """One model on one GPU, with the flags that vLLM would be started with."""
+
+    name: str
+    model: str
+    """As it is served."""
+    shape: ModelShape
+    gpu: Gpu
+    max_model_len: int
+    dtype: str = "bfloat16"
+    thinks: bool = False
+    """Whether the model can reason before it answers."""
+    # vLLM 0.32's server defaults below 70 GiB.
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    gpu_memory_utilization: float = 0.92
+    block_size: int = 16
+    num_gpu_blocks_override: int | None = None
+
+    def pool(self) -> Pool:
+        """The pool that vLLM would find, before any override."""
+        return estimate_pool(
+            self.shape,
+            vram_bytes=self.gpu.vram_bytes,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            cuda_graphs_bytes=self.gpu.cuda_graphs_bytes,
+            non_torch_bytes=self.gpu.non_torch_bytes,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            block_size=self.block_size,
+            dtype=self.dtype,
+        )
+
+    def engine_config(
+        self,
+        *,
+        enable_prefix_caching: bool = True,
+        async_scheduling: bool = False,
+        max_num_queued_reqs: int | None = None,
+        jitter_cv: float = 0.0,
+        seed: int = 0,
+    ) -> EngineConfig:
+        """The engine of this deployment. `max_model_len` is lowered to what the pool can hold, as
+        `--max-model-len auto` does."""
+        pool = self.pool()
+        blocks = self.num_gpu_blocks_override or pool.num_gpu_blocks
+        bandwidth = self.gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
+        return EngineConfig(
+            num_gpu_blocks=blocks,
+            max_model_len=min(self.max_model_len, (blocks - 1) * self.block_size),
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+            async_scheduling=async_scheduling,
+            max_num_queued_reqs=max_num_queued_reqs,
+            jitter_cv=jitter_cv,
+            seed=seed,
+            # Weights are read once a step, each sequence's keys and values once.
+            step_base_s=weights_bytes(self.shape, dtype=self.dtype) / bandwidth,
+            step_per_kv_token_s=pool.kv_bytes_per_token / bandwidth,
+            # Sampling passes over a row of logits: its working memory, once.
+            step_per_seq_s=SAMPLING_BYTES_PER_LOGIT * self.shape.vocab_size / bandwidth,
+            # Two FLOP a parameter and token.
+            prefill_per_token_s=2 * parameters(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
+        )
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        # A T4 has no bfloat16. The contexts are the published comparison's.
+        Preset(
+            name="qwen3-1.7b-t4",
+            model="Qwen3-1.7B",
+            shape=QWEN3_1_7B,
+            gpu=T4,
+            dtype="float16",
+            max_model_len=32768,
+            thinks=True,
+        ),
+        Preset(
+            name="qwen1.5-1.8b-t4",
+            model="Qwen1.5-1.8B-Chat",
+            shape=QWEN15_1_8B,
+            gpu=T4,
+            dtype="float16",
+            max_model_len=8192,
+        ),
+        Preset(
+            name="qwen3-1.7b-l4",
+            model="Qwen3-1.7B",
+            shape=QWEN3_1_7B,
+            gpu=L4,
+            max_model_len=32768,
+            thinks=True,
+        ),
+        Preset(
+            name="llama-3.1-8b-a10g",
+            model="Llama-3.1-8B-Instruct",
+            shape=LLAMA31_8B,
+            gpu=A10G,
+            max_model_len=16384,
+        ),
+        Preset(
+            name="llama-3.1-8b-h100",
+            model="Llama-3.1-8B-Instruct",
+            shape=LLAMA31_8B,
+            gpu=H100,
+            max_model_len=131072,
+            # vLLM 0.32's server defaults from 70 GiB.
+            max_num_seqs=1024,
+            max_num_batched_tokens=8192,
+        ),
+    )
+}
+DEFAULT_PRESET = "qwen3-1.7b-t4"
+
+
+def find_preset(name: str) -> Preset:
+    """Raises ValueError, with the names, for an unknown one."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,110 @@
+"""Text for the embedded server: a pseudo-tokenizer, a chat template and answers that follow from the prompt.
+
+Knows no real vocabulary: a token is a short run of letters or digits, or one other character.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+
+_PIECE = re.compile(r"\s?[^\W\d_]{1,9}|\s?\d{1,3}|\s?[^\w\s]|\s|_")
+
+_VOCABULARY = """
+time year people way day man thing woman life child world school state family student group country problem
+hand part place case week company system program question work night point home water room mother area money
+story fact month lot right study book eye job word business issue side kind head house service friend father
+power hour game line end member law car city name president team minute idea kid body back parent face
+others level office door health person art war history party result change morning reason research girl guy
+moment air teacher force education foot boy age policy music market sense nation plan college interest death
+course someone class road value season paper glass
+"""
+WORDS = _VOCABULARY.split()
+
+ANSWER_TOKENS_MEAN = 200.0
+ANSWER_TOKENS_CV = 0.6
+"""Length of an answer that may end by itself. Taste, not data: load tests force the length."""
+
+REASONING_SHARE = 0.6
+"""Of an answer's tokens, where the model thinks. Taste, not data."""
+
+
+def tokenize(text: str) -> list[str]:
+    """The tokens of a text; joined they give it back, and so do those of an answer of this module."""
+    return _PIECE.findall(text)
+
+
+def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking: bool) -> list[str]:
+    """Tokens of (role, content) pairs under a ChatML template, Qwen's: five a message and the header of the
+    answer, and an empty thought where a thinking model is told not to think."""
+    tokens: list[str] = []
+    for role, content in messages:
+        tokens += ("<|im_start|>", role, "\n")
+        tokens += tokenize(content)
+        tokens += ("<|im_end|>", "\n")
+    tokens += ("<|im_start|>", "assistant", "\n")
+    if thinks and not thinking:
+        tokens += ("<think>", "\n\n", "</think>", "\n\n")
+    return tokens
+
+
+def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
+    """Hashes of the full blocks, each over everything up to its end. Stable within a process."""
+    hashes: list[int] = []
+    previous = 0
+    for end in range(block_size, len(tokens) + 1, block_size):
+        previous = hash((previous, *tokens[end - block_size : end]))
+        hashes.append(previous)
+    return tuple(hashes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the model will say, token by token."""
+
+    tokens: list[str]
+    """As the model makes them: with the marks around a thought, "" for the end of sequence."""
+    reasoning: range
+    """Which of `tokens` are the thought; the tokens before and after it are marks without text."""
+    finish_reason: str
+
+    def is_silent(self, index: int) -> bool:
+        """Whether a token leaves no text: a mark around the thought."""
+        return bool(self.reasoning) and index in (self.reasoning.start - 1, self.reasoning.stop)
+
+
+def write_answer(
+    prompt: Sequence[str], *, seed: int, max_tokens: int, forced: bool, thinking: bool
+) -> Answer:
+    """The answer to a prompt: the same for the same prompt and seed, whatever the load. A lower
+    `max_tokens` cuts it, except that the thought's share is of what is made. `forced` (`ignore_eos`) makes
+    `max_tokens` tokens; otherwise the length follows from the prompt too.
+    """
+    digest = blake2b("\0".join(prompt).encode(), digest_size=8, key=str(seed).encode()).digest()
+    random = Random(int.from_bytes(digest, "big"))
+    natural = max_tokens + 1 if forced else _natural_length(random)
+    length = min(natural, max_tokens)
+    words = random.choices(WORDS, k=length)
+    tokens = words[:1] + [" " + word for word in words[1:]]
+    reasoning = _reasoning(length) if thinking else range(0)
+    if reasoning:
+        tokens[0] = "<think>"
+        if reasoning.stop < length:
+            tokens[reasoning.stop] = "</think>"
+    ends = natural <= max_tokens
+    if ends and length - 1 > reasoning.stop:
+        tokens[-1] = ""
+    return Answer(tokens=tokens, reasoning=reasoning, finish_reason="stop" if ends else "length")
+
+
+def _natural_length(random: Random) -> int:
+    sigma2 = math.log1p(ANSWER_TOKENS_CV**2)
+    length = random.lognormvariate(math.log(ANSWER_TOKENS_MEAN) - sigma2 / 2, math.sqrt(sigma2))
+    return max(1, round(length))
+
+
+def _reasoning(length: int) -> range:
+    """A short answer is cut within its thought."""
+    return range(1, max(2, int(length * REASONING_SHARE)) if length > 3 else length)
