@@ -1,0 +1,830 @@
+"""How many users can this deployment hold? recommend(), and `python -m analysis.capacity reports/`."""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from analysis import latency, report
+from analysis.answer import (
+    Answer,
+    Basis,
+    Bound,
+    Latency,
+    LevelAnswer,
+    Lever,
+    Memory,
+    ModelAnswer,
+    Percentiles,
+    Untouched,
+    Wall,
+)
+from analysis.levels import Context, Level, Pool, levels_of, output_cv
+from analysis.load import (
+    Floats,
+    InputError,
+    Run,
+    RunFolder,
+    comparable,
+    find_runs,
+    group_runs,
+    read_run,
+    run_bytes,
+)
+from analysis.memory import (
+    Active,
+    Gauge,
+    MemoryWall,
+    Occupancy,
+    Pairs,
+    always,
+    gauge_of,
+    memory_wall,
+    pairs_of,
+    wall,
+)
+from analysis.stats import Quantiles, Share
+from loadtest.modelmath import kv_bytes_per_token, parse_config
+from loadtest.record import RunInfo, Slo
+
+CONFIDENCE = 0.9
+RESAMPLES = 300
+FEWEST_PAIRS = 100
+REACH = 1.25  # the memory law may speak this far beyond the highest trusted level, flagged
+DISAGREES = 0.05
+LOCKSTEP_CV = 0.1
+HEAVY_TAIL = (0.9, 2000)  # an output CV from here needs so many requests
+TIE = 0.05  # walls less likely than this to bind do not widen the interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Stand:
+    """Where one wall stands, in real-valued users."""
+
+    name: Wall
+    x: float
+    bound: Callable[[float], tuple[float, float]]
+    """One-sided error -> lower and upper bound."""
+    draws: Floats
+    """For p_binding, shape (RESAMPLES,)."""
+    basis: Basis
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evidence:
+    """Everything that the walls are judged from."""
+
+    runs: Sequence[Run]
+    levels: Sequence[Level]
+    pairs: Pairs | None
+    pool: Pool | None
+    active: Active
+    slo: Slo
+
+    @property
+    def trusted(self) -> list[int]:
+        """Users of the trusted levels, rising."""
+        return sorted({level.users for level in self.levels if level.trusted})
+
+
+def recommend(
+    runs: Sequence[Run],
+    *,
+    slo: Slo,
+    confidence: float = CONFIDENCE,
+    bytes_per_token: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> ModelAnswer:
+    """The answer for one model from runs that may be pooled (see `load.comparable`).
+
+    `bytes_per_token` overrides what the server said. Deterministic for a given seed. `on_step` is called for each
+    of RESAMPLES resamples, for a progress bar.
+    """
+    rng = np.random.default_rng(seed)
+    evidence = gather(runs, slo=slo)
+    memory = _memory_wall(evidence, rng, on_step)
+    gauge = _gauge(evidence)
+    stands = _stands(evidence, memory, rng)
+    reasons = _reasons_to_refuse(evidence, stands)
+    warnings = _warnings(evidence, memory, gauge, stands)
+    info = runs[-1].info
+    per_token = bytes_per_token if bytes_per_token is not None else info.server.kv_bytes_per_token
+    head = _head(evidence, stands, confidence=confidence) if not reasons else _refused()
+    return ModelAnswer(
+        model=info.model,
+        runs=[run.info.run_id for run in runs],
+        max_users=head.max_users,
+        estimate=head.estimate,
+        interval=head.interval,
+        estimate_x=head.estimate_x,
+        interval_x=head.interval_x,
+        max_in_flight=_in_flight(head.max_users, evidence.active),
+        at_least=head.at_least,
+        binding=head.binding,
+        p_binding=head.p_binding,
+        bounds=[_bound(stand, confidence=confidence) for stand in sorted(stands, key=lambda stand: stand.x)],
+        not_met=_not_met(evidence, stands),
+        memory=_memory_answer(evidence, memory, gauge, per_token),
+        latency=_latency_answer(evidence),
+        levels=[_level_answer(level) for level in sorted(evidence.levels, key=lambda level: level.users)],
+        levers=_levers(evidence, memory, stands, head, per_token),
+        refused=bool(reasons),
+        reasons=reasons,
+        warnings=warnings,
+        host=info.host,
+        server=" ".join(filter(None, [info.server.engine, info.server.version])) or "unknown server",
+        gpu=_gpu_text(runs),
+        simulated=info.server.simulated,
+        workload=_workload(evidence),
+        timing_error_s=_timing_error(evidence.levels),
+    )
+
+
+def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
+    """Lengths, pool, levels and think time of comparable runs."""
+    pool = _pool(runs)
+    pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else 16)
+    largest = -(-int(pairs.prompt.max(initial=0)) // pool.block_tokens) if pool else 0
+    context = Context(slo=slo, pool=pool, largest_prompt_blocks=largest, thinks=_thinks(runs))
+    levels = [level for run in runs for level in levels_of(run, context)]
+    thinking = latency.thinking_of(levels) if context.thinks else None
+    return Evidence(
+        runs=runs,
+        levels=levels,
+        pairs=pairs if len(pairs) >= FEWEST_PAIRS else None,
+        pool=pool,
+        active=thinking.active if thinking else always,
+        slo=slo,
+    )
+
+
+def _pool(runs: Sequence[Run]) -> Pool | None:
+    """(num_gpu_blocks - 1) whole blocks for each engine; None where the server did not say."""
+    server = runs[-1].info.server
+    engines = max(run.server.engines for run in runs)
+    if server.block_size is None:
+        return None
+    blocks = server.num_gpu_blocks
+    if blocks is None and server.kv_cache_tokens is not None:
+        blocks = server.kv_cache_tokens // server.block_size
+    return Pool(blocks=blocks - 1, block_tokens=server.block_size, engines=engines) if blocks else None
+
+
+def _thinks(runs: Sequence[Run]) -> bool:
+    return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
+
+
+def _memory_wall(
+    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None]
+) -> MemoryWall | None:
+    if evidence.pairs is None or evidence.pool is None:
+        return None
+    return memory_wall(
+        evidence.pairs,
+        evidence.pool,
+        evidence.levels,
+        evidence.slo,
+        active=evidence.active,
+        resamples=RESAMPLES,
+        rng=rng,
+        on_step=on_step,
+    )
+
+
+def _gauge(evidence: Evidence) -> Gauge | None:
+    if evidence.pool is None or evidence.pairs is None:
+        return None
+    return gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix)
+
+
+def _stands(evidence: Evidence, memory: MemoryWall | None, rng: np.random.Generator) -> list[Stand]:
+    """Every wall that was met, or that a model places."""
+    found = []
+    if memory is not None:
+        found.append(_memory_stand(evidence, memory))
+    found += _crossing_stands(evidence, rng)
+    fall = latency.throughput_fall(evidence.levels)
+    if fall is not None:
+        found.append(_between("throughput", evidence, fall, rng))
+    stated = evidence.runs[-1].info.server.max_num_seqs
+    seats = latency.seats_of(evidence.levels, stated=stated)
+    if seats is not None:
+        engines = evidence.pool.engines if evidence.pool else 1
+        at = latency.seats_wall(seats * (engines if stated else 1), active=evidence.active)
+        found.append(_exact("max_num_seqs", evidence, at))
+    return found
+
+
+def _memory_stand(evidence: Evidence, memory: MemoryWall) -> Stand:
+    basis = _basis(memory.x, evidence.trusted)
+    if basis != "extrapolated" and memory.shift.levels == 0:
+        basis = "model"
+
+    def bound(error: float) -> tuple[float, float]:
+        low, high = np.quantile(memory.draws, [error, 1.0 - error])
+        return min(float(low), memory.x), max(float(high), memory.x)
+
+    return Stand(name="kv_cache", x=memory.x, bound=bound, draws=memory.draws, basis=basis)
+
+
+def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand]:
+    found = []
+    shares: list[tuple[Wall, Callable[[Level], Share], float]] = [
+        ("ttft", lambda level: level.ttft_miss, latency.MISS_LIMIT),
+        ("tpot", lambda level: level.tpot_miss, latency.MISS_LIMIT),
+        ("errors", lambda level: level.overload, latency.OVERLOAD_LIMIT),
+    ]
+    for name, share_of, limit in shares:
+        crossing = latency.miss_crossing(evidence.levels, share_of, limit=limit)
+        if crossing is not None:
+            basis = _basis(crossing.x, evidence.trusted)
+            draws = _draws(crossing.x, crossing.bound(0.05), rng)
+            found.append(Stand(name=name, x=crossing.x, bound=crossing.bound, draws=draws, basis=basis))
+    return found
+
+
+def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
+    """Log-normal on each side of x, with the 5 % bounds as its quantiles."""
+    z = rng.standard_normal(RESAMPLES)
+    below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
+    return x * np.exp(z * np.where(z < 0, below, above))
+
+
+def _between(name: Wall, evidence: Evidence, ends: tuple[int, int], rng: np.random.Generator) -> Stand:
+    """A wall that is only known to stand from one level on and before the next."""
+    low, high = float(ends[0]), float(ends[1])
+    return Stand(
+        name=name,
+        x=low,
+        bound=lambda _: (low, high),
+        draws=rng.uniform(low, high, RESAMPLES),
+        basis=_basis(low, evidence.trusted),
+    )
+
+
+def _exact(name: Wall, evidence: Evidence, at: float) -> Stand:
+    return Stand(
+        name=name,
+        x=at,
+        bound=lambda _: (at, at),
+        draws=np.full(RESAMPLES, at),
+        basis=_basis(at, evidence.trusted),
+    )
+
+
+def _basis(x: float, trusted: Sequence[int]) -> Basis:
+    if not trusted or x > trusted[-1] or math.ceil(x) < trusted[0]:
+        return "extrapolated"
+    near = max(1.0, 0.05 * x)
+    return "measured" if any(abs(users - x) <= near for users in trusted) else "interpolated"
+
+
+def _reasons_to_refuse(evidence: Evidence, stands: Sequence[Stand]) -> list[str]:
+    """Full sentences; empty when the data can carry an answer."""
+    if not any(len(run.requests) for run in evidence.runs):
+        return ["The run holds no request: let a level finish, then analyse again."]
+    if not any(run.requests.ok.any() for run in evidence.runs):
+        return ["No request succeeded: the errors in requests-*.jsonl say why."]
+    if not evidence.levels:
+        return ["No level ran longer than its settling time: use longer levels (--level-s)."]
+    trusted = evidence.trusted
+    if not trusted:
+        why = sorted({reason for level in evidence.levels for reason in level.why_not})
+        return ["No level can be trusted: " + "; ".join(why) + "."]
+    return [
+        f"Already the lowest trusted level, {trusted[0]} users, is past the {report.WALL_NAMES[stand.name]} wall: "
+        "measure at fewer users."
+        for stand in stands
+        if stand.name in ("ttft", "tpot", "errors") and stand.x < trusted[0] and trusted[0] > 1
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """The first line of the answer."""
+
+    max_users: int | None
+    estimate: int | None
+    interval: tuple[int, int | None] | None
+    estimate_x: float | None
+    interval_x: tuple[float, float | None] | None
+    at_least: bool
+    binding: Wall
+    p_binding: dict[str, float]
+
+
+def _refused() -> Head:
+    return Head(
+        max_users=None,
+        estimate=None,
+        interval=None,
+        estimate_x=None,
+        interval_x=None,
+        at_least=False,
+        binding="not_reached",
+        p_binding={},
+    )
+
+
+def _head(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -> Head:
+    """xL = the least lower bound, xU = the least upper bound, the latter corrected for walls that tie.
+
+    A wall that was not met stands above the highest trusted level, which is therefore its lower bound.
+    """
+    top = evidence.trusted[-1]
+    first = min(stands, key=lambda stand: stand.x, default=None)
+    if first is None or first.x > REACH * top:
+        return _at_least(top)
+    error = (1.0 - confidence) / 2
+    p_binding = _p_binding(stands)
+    rivals = max(sum(p > TIE for p in p_binding.values()), 1)
+    low = min([stand.bound(error)[0] for stand in stands] + ([float(top)] if first.x > top else []))
+    high = min(stand.bound(error / rivals)[1] for stand in stands)
+    return Head(
+        max_users=math.floor(low),
+        estimate=math.floor(first.x),
+        interval=(math.floor(low), math.floor(high)),
+        estimate_x=first.x,
+        interval_x=(low, high),
+        at_least=False,
+        binding=first.name,
+        p_binding=p_binding,
+    )
+
+
+def _at_least(top: int) -> Head:
+    return Head(
+        max_users=top,
+        estimate=None,
+        interval=(top, None),
+        estimate_x=None,
+        interval_x=(float(top), None),
+        at_least=True,
+        binding="not_reached",
+        p_binding={},
+    )
+
+
+def _p_binding(stands: Sequence[Stand]) -> dict[str, float]:
+    """How often each wall is the first over the draws; those never first are left out."""
+    first = np.argmin(np.stack([stand.draws for stand in stands]), axis=0)
+    share = np.bincount(first, minlength=len(stands)) / len(first)
+    likely = sorted(zip(stands, share, strict=True), key=lambda pair: -pair[1])
+    return {stand.name: round(float(p), 3) for stand, p in likely if p > 0}
+
+
+def _in_flight(users: int | None, active: Active) -> int | None:
+    if users is None:
+        return None
+    return users if users == 0 else max(round(users * active(users)), 1)
+
+
+def _bound(stand: Stand, *, confidence: float) -> Bound:
+    low, high = stand.bound((1.0 - confidence) / 2)
+    return Bound(
+        name=stand.name,
+        users=math.floor(stand.x),
+        interval=(math.floor(low), math.floor(high)),
+        basis=stand.basis,
+        users_x=stand.x,
+        interval_x=(low, high),
+    )
+
+
+def _not_met(evidence: Evidence, stands: Sequence[Stand]) -> list[Untouched]:
+    if not evidence.trusted:
+        return []
+    met = {stand.name for stand in stands}
+    walls: tuple[Wall, ...] = ("ttft", "tpot", "throughput", "errors", "max_num_seqs")
+    return [Untouched(name=name, up_to_users=evidence.trusted[-1]) for name in walls if name not in met]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) or math.isinf(value) else value
+
+
+def _memory_answer(
+    evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, per_token: int | None
+) -> Memory:
+    pool = evidence.pool
+    vram = [level.vram_bytes for level in evidence.levels if not math.isnan(level.vram_bytes)]
+    pool_bytes = (pool.tokens + pool.block_tokens) * per_token if pool and per_token else None
+    law = memory.law if memory else None
+    shared = evidence.pairs.shared_prefix if evidence.pairs else None
+    tokens = law.mean * pool.block_tokens + (shared or 0) if law and pool else None
+    return Memory(
+        pool_tokens=pool.tokens if pool else None,
+        tokens_per_user=tokens,
+        tokens_per_user_sd=law.sd * pool.block_tokens if law and pool else None,
+        shared_prefix_tokens=shared,
+        bytes_per_token=per_token,
+        vram_base_bytes=round(max(vram)) - pool_bytes if vram and pool_bytes else None,
+        vram_bytes_per_user=round((tokens - (shared or 0)) * per_token) if tokens and per_token else None,
+        r2=_known(gauge.r2) if gauge else None,
+        gauge_tokens_per_user=gauge.tokens_per_request if gauge else None,
+        preempted_fraction_shift=memory.shift.preempted if memory and memory.shift.levels else None,
+        pairs=len(evidence.pairs) if evidence.pairs else 0,
+    )
+
+
+def _latency_answer(evidence: Evidence) -> Latency:
+    step = latency.step_time(evidence.levels)
+    if step is None:
+        return Latency()
+    prefill = latency.prefill_per_token_s(evidence.runs, evidence.levels)
+    per_sequence = step.per_sequence_s
+    if prefill is not None and evidence.pairs is not None:
+        uncached = float(evidence.pairs.prompt.mean()) - evidence.pairs.shared_prefix
+        per_sequence = max(per_sequence - prefill * uncached / float(evidence.pairs.output.mean()), 0.0)
+    return Latency(
+        step_base_s=step.base_s,
+        step_per_seq_s=per_sequence,
+        prefill_per_token_s=prefill,
+        knee_users=_known(step.knee),
+    )
+
+
+def _percentiles(found: Quantiles) -> Percentiles:
+    return Percentiles(p50=found.p50, p95=found.p95, p99=found.p99, p95_interval=found.p95_interval)
+
+
+def _level_answer(level: Level) -> LevelAnswer:
+    return LevelAnswer(
+        users=level.users,
+        run_id=level.run_id,
+        in_flight=level.in_flight,
+        n=level.n,
+        window_s=level.clock.window_s,
+        ttft_s=_percentiles(level.ttft),
+        tpot_s=_percentiles(level.tpot),
+        decode_tok_s=_percentiles(level.decode),
+        chunk_gap_s=_percentiles(level.gap),
+        gap_is_itl=level.gap_is_itl,
+        e2e_s=_percentiles(level.e2e),
+        output_tok_s=level.output_tok_s,
+        goodput_rps=level.goodput_rps,
+        kv_cache_usage=_known(level.kv_usage),
+        preempted_fraction=_known(level.preempted_fraction),
+        kv_blocked_fraction=_known(level.blocked.fraction) if level.blocked else None,
+        ttft_miss_fraction=_known(level.ttft_miss.fraction),
+        tpot_miss_fraction=_known(level.tpot_miss.fraction),
+        errors=level.errors,
+        cancelled=level.cancelled,
+        trusted=level.trusted,
+        why_not=list(level.why_not),
+    )
+
+
+def _warnings(
+    evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, stands: Sequence[Stand]
+) -> list[str]:
+    found = [warning for run in evidence.runs for warning in run.warnings]
+    return list(
+        dict.fromkeys(
+            found
+            + _memory_warnings(evidence, memory, gauge)
+            + _length_warnings(evidence)
+            + _reach_warnings(evidence, stands)
+        )
+    )
+
+
+def _memory_warnings(evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None) -> list[str]:
+    found = []
+    if evidence.pool is None:
+        found.append(
+            "The memory wall is missing: the server's /metrics did not say how many KV blocks it has. "
+            "Latency and throughput walls still answer."
+        )
+    elif evidence.pairs is None:
+        found.append(
+            f"The memory wall is missing: fewer than {FEWEST_PAIRS} finished requests carried token counts."
+        )
+    elif evidence.pool.engines > 1:
+        found.append(
+            f"{evidence.pool.engines} engines: the memory wall takes users as spread evenly over equal pools."
+        )
+    if memory is not None and memory.shift.levels == 0:
+        found.append(
+            "No trusted level near the memory wall counted preemptions: it rests on the formula alone."
+        )
+    if gauge is not None and abs(gauge.off) > max(DISAGREES, 3.0 * gauge.off_se):
+        more = "more" if gauge.off > 0 else "less"
+        found.append(
+            f"The server's gauge shows {100 * abs(gauge.off):.0f} % {more} KV cache a request than the requests' "
+            "lengths explain: hidden tokens, shared prefixes or a hybrid cache layout."
+        )
+    return found
+
+
+def _length_warnings(evidence: Evidence) -> list[str]:
+    found = []
+    spread = output_cv(evidence.runs)
+    if spread < LOCKSTEP_CV:
+        found.append(
+            f"Lockstep: output lengths hardly vary (CV {spread:.2f}). Requests march in step, preemptions then depend "
+            "on how users started, and the memory wall may be off by users. Vary the lengths."
+        )
+    if spread >= HEAVY_TAIL[0] and evidence.pairs is not None and len(evidence.pairs) < HEAVY_TAIL[1]:
+        found.append(
+            f"Output lengths are heavy-tailed (CV {spread:.2f}): {len(evidence.pairs)} requests are few, the interval "
+            f"may be too narrow. Measure {HEAVY_TAIL[1]}, or cap max_tokens."
+        )
+    seeds = [run.info.settings.get("seed") for run in evidence.runs]
+    if len(set(map(str, seeds))) < len(seeds):
+        found.append(
+            "Runs with the same seed are pooled: their lengths repeat, so the interval is too narrow."
+        )
+    return found
+
+
+def _reach_warnings(evidence: Evidence, stands: Sequence[Stand]) -> list[str]:
+    found = []
+    for level in sorted(evidence.levels, key=lambda level: level.users):
+        if not level.trusted:
+            found.append(f"Level {level.users} is not trusted: " + "; ".join(level.why_not) + ".")
+    first = min(stands, key=lambda stand: stand.x, default=None)
+    if (
+        first is not None
+        and evidence.trusted
+        and evidence.trusted[-1] < first.x <= REACH * evidence.trusted[-1]
+    ):
+        found.append(
+            f"Extrapolated: the highest trusted level is {evidence.trusted[-1]} users, below the "
+            f"{report.WALL_NAMES[first.name]} wall. Run one level above it."
+        )
+    return found
+
+
+def _levers(
+    evidence: Evidence,
+    memory: MemoryWall | None,
+    stands: Sequence[Stand],
+    head: Head,
+    per_token: int | None,
+) -> list[Lever]:
+    """What would raise the answer, and by how many users where a model can say."""
+    if head.estimate is None or head.estimate_x is None:
+        return []
+    found = []
+    others = [stand for stand in stands if stand.name != head.binding]
+    if head.binding == "kv_cache" and memory is not None:
+        for change, factor in _bigger_pools(evidence, per_token):
+            found.append(_lever(change, _wall_with(memory, evidence, factor), others, head.estimate))
+    elif head.binding == "max_num_seqs" and others:
+        found.append(_lever("raise --max-num-seqs", math.inf, others, head.estimate))
+    elif head.binding in ("ttft", "tpot", "throughput"):
+        note = "no model here says by how many users"
+        found.append(
+            Lever(
+                change="shorter prompts, a faster GPU, or a looser objective",
+                users=None,
+                gain_users=None,
+                limited_by=None,
+                note=note,
+            )
+        )
+    twice = math.floor(2 * head.estimate_x)
+    found.append(
+        Lever(
+            change="a second replica, users spread evenly",
+            users=twice,
+            gain_users=twice - head.estimate,
+            limited_by=None,
+        )
+    )
+    return found
+
+
+def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[str, float]]:
+    """Changes of the pool as factors on its blocks."""
+    info = evidence.runs[-1].info
+    found = []
+    used, vram = info.server.gpu_memory_utilization, info.gpu.vram_bytes if info.gpu else None
+    if evidence.pool is not None and used is not None and vram and per_token and used < 0.945:
+        more = (0.95 - used) * vram / per_token
+        found.append((f"--gpu-memory-utilization 0.95 (now {used:g})", 1.0 + more / evidence.pool.tokens))
+    else:
+        found.append(
+            ("a KV pool 10 % larger (--gpu-memory-utilization, or fewer other users of the GPU)", 1.1)
+        )
+    if "fp8" not in (info.server.cache_dtype or ""):
+        found.append(("--kv-cache-dtype fp8 (twice the tokens; check answer quality)", 2.0))
+    return found
+
+
+def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
+    bigger = Occupancy(memory.law, int(memory.blocks * factor), evidence.active)
+    start = max(int(memory.x * factor / memory.pool.engines), 1)
+    return wall(bigger, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
+
+
+def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int) -> Lever:
+    next_wall = min(others, key=lambda stand: stand.x, default=None)
+    limited = next_wall is not None and next_wall.x < moved
+    users = math.floor(next_wall.x if next_wall is not None and limited else moved)
+    return Lever(
+        change=change,
+        users=users,
+        gain_users=users - estimate,
+        limited_by=next_wall.name if next_wall is not None and limited else None,
+    )
+
+
+def _gpu_text(runs: Sequence[Run]) -> str | None:
+    gpu = runs[-1].info.gpu
+    if gpu is None or gpu.name is None:
+        return None
+    return gpu.name if gpu.count == 1 else f"{gpu.count} x {gpu.name}"
+
+
+def _workload(evidence: Evidence) -> dict[str, str]:
+    """In words, for the report: what was asked of the server."""
+    settings = evidence.runs[-1].info.settings
+    wanted = ("prompt_tokens", "output_tokens", "think_s", "turns", "thinking", "seed", "level_s")
+    found = {name: str(settings[name]) for name in wanted if settings.get(name) not in (None, "")}
+    if evidence.pairs is not None:
+        found["seen"] = (
+            f"{len(evidence.pairs)} requests, prompt {evidence.pairs.prompt.mean():.0f} tokens, "
+            f"output {evidence.pairs.output.mean():.0f} tokens (means)"
+        )
+    return found
+
+
+def _timing_error(levels: Sequence[Level]) -> float | None:
+    lags = [level.lag_s for level in levels if level.trusted and not math.isnan(level.lag_s)]
+    return max(lags) if lags else None
+
+
+class RefusedError(Exception):
+    """The data cannot support an answer. Exit code 3."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m analysis.capacity`. Returns the exit code: 0 answered, 2 unreadable, 3 refused."""
+    options = _parser().parse_args(argv)
+    try:
+        answer = analyse(options)
+    except InputError as problem:
+        report.complain(str(problem))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    report.show(answer, folder=options.folder)
+    return 3 if all(model.refused for model in answer.models) else 0
+
+
+def analyse(options: argparse.Namespace) -> Answer:
+    """Reads, recommends and writes the reports into the named folder. Raises InputError."""
+    per_token = _bytes_from_config(options.config)
+    groups, notes = _chosen(find_runs(options.folder), options.run)
+    models = []
+    slo = _slo(options, groups[-1][-1].info)
+    with report.progress() as bar:
+        for group in groups:
+            runs = _read(group, bar)
+            model = recommend(
+                runs,
+                slo=slo,
+                confidence=options.confidence,
+                bytes_per_token=per_token,
+                on_step=bar.task("placing the walls", total=RESAMPLES),
+            )
+            extra = notes.get(model.model, [])
+            models.append(msgspec.structs.replace(model, warnings=extra + model.warnings))
+    answer = Answer(generated_unix_s=time.time(), confidence=options.confidence, slo=slo, models=models)
+    report.write(answer, folder=options.folder)
+    return answer
+
+
+def _read(group: Sequence[RunFolder], bar: "report.Bar") -> list[Run]:
+    advance = bar.task("reading", total=sum(run_bytes(folder) for folder in group))
+    return [read_run(folder, on_bytes=advance) for folder in group]
+
+
+def _chosen(
+    found: Sequence[RunFolder], wanted: Sequence[str] | None
+) -> tuple[list[list[RunFolder]], dict[str, list[str]]]:
+    """The runs to pool for each model, and what to say of the others, by model."""
+    if wanted:
+        return [_picked(found, wanted)], {}
+    chosen: dict[str, list[RunFolder]] = {}
+    notes: dict[str, list[str]] = {}
+    for group in group_runs(found):
+        model = group[0].info.model
+        if model not in chosen:
+            chosen[model] = group
+            continue
+        ids = ", ".join(run.info.run_id for run in group)
+        notes.setdefault(model, []).append(
+            f"Not pooled, because host, server, GPU or workload differ: {ids} (choose with --run)."
+        )
+    return [chosen[model] for model in sorted(chosen)], notes
+
+
+def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder]:
+    unknown = sorted(set(wanted) - {run.info.run_id for run in found})
+    if unknown:
+        known = ", ".join(run.info.run_id for run in found)
+        raise InputError(f"There is no run {', '.join(unknown)} here: choose from {known}.")
+    picked = [run for run in found if run.info.run_id in wanted]
+    if len({comparable(run.info) for run in picked}) > 1:
+        raise InputError(
+            "These runs must not be pooled, because model, host, server, GPU or workload differ: name fewer with --run."
+        )
+    return picked
+
+
+def _slo(options: argparse.Namespace, info: RunInfo) -> Slo:
+    """A flag, else what the run was made with, else the default."""
+    values = {}
+    for name in Slo.__struct_fields__:
+        flag, stored = getattr(options, f"slo_{name}"), info.settings.get(f"slo_{name}")
+        if flag is not None:
+            values[name] = flag
+        elif isinstance(stored, int | float):
+            values[name] = float(stored)
+    return Slo(**values)
+
+
+def _bytes_from_config(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return kv_bytes_per_token(
+            parse_config(msgspec.json.decode(path.read_bytes(), type=dict[str, object]))
+        )
+    except (OSError, msgspec.DecodeError, ValueError) as problem:
+        raise InputError(f"--config {path} does not tell the KV bytes of a token ({problem}).") from None
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    default = Slo()
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.capacity",
+        description="How many users can this deployment hold? Reads one run folder, or a folder of run folders, "
+        "and answers with an interval and the wall that binds. Writes capacity.json, report.html, report.md and "
+        "figures into that folder.",
+        epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 refused because the data cannot "
+        "support an answer. An objective that is not given is the one that the run was made with.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a run folder, or the folder that holds them (reports/)")
+    add("--run", action="append", metavar="ID", help="only this run; repeat it to pool several")
+    add("--config", type=Path, metavar="FILE", help="the model's config.json: turns KV tokens into GiB")
+    add(
+        "--confidence",
+        type=_share,
+        default=CONFIDENCE,
+        help="how often the interval should cover the truth (default %(default)s)",
+    )
+    add(
+        "--slo-ttft-p95-s",
+        type=_positive,
+        metavar="S",
+        help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
+    )
+    add(
+        "--slo-tpot-p95-s",
+        type=_positive,
+        metavar="S",
+        help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
+    )
+    add(
+        "--slo-preempted-fraction",
+        type=_share,
+        metavar="F",
+        help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
+    )
+    add(
+        "--slo-kv-blocked-fraction",
+        type=_share,
+        metavar="F",
+        help=f"share of time in which a request waits for KV blocks (default {default.kv_blocked_fraction:g})",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,460 @@
+"""Run -> Level: the steady window of every plateau, what was seen in it, and whether it can be trusted."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis import metrics
+from analysis.load import Bools, Client, Floats, Ints, Requests, Run, Server
+from analysis.stats import Clock, Quantiles, Share, design_effect, quantiles, share, trend
+from loadtest.record import Outcome, Slo
+
+FEWEST_REQUESTS = 20
+LOCKSTEP_CV = 0.1
+LAG_FLOOR_S = 0.005
+CPU_LIMIT = 0.85
+CLIENT_ERROR_LIMIT = 0.01
+OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
+TREND_P = 0.001
+TREND_CHANGE = 0.25
+CUTS = (0.0, 0.25, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """KV blocks that requests can hold (the null block taken off), in tokens each, all engines alike."""
+
+    blocks: int
+    block_tokens: int
+    engines: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Of all engines together."""
+        return self.blocks * self.block_tokens * self.engines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a level is judged against. `largest_prompt_blocks` bounds what one arrival asks of the pool."""
+
+    slo: Slo
+    pool: Pool | None
+    largest_prompt_blocks: int
+    thinks: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Level:
+    """A plateau of constant users. Server figures are nan where /metrics did not give them."""
+
+    users: int
+    run_id: str
+    clock: Clock
+    n: int
+    """Requests that ended in the window, whatever their outcome, ours-cancelled left out."""
+    cancelled: int
+    errors: int
+    in_flight: float
+    e2e_mean_s: float
+    e2e: Quantiles
+    ttft: Quantiles
+    tpot: Quantiles
+    decode: Quantiles
+    gap: Quantiles
+    gap_is_itl: bool
+    ttft_miss: Share
+    tpot_miss: Share
+    overload: Share
+    output_tok_s: float
+    output_tok_se: float
+    goodput_rps: float
+    running: float
+    kv_usage: float
+    waiting_fraction: float
+    """Share of scrapes in which somebody waited, for whatever reason."""
+    preemptions: float
+    finished: int
+    blocked: Share | None
+    """Scrapes in which a request waited for KV blocks."""
+    seats: int | None
+    """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
+    vram_bytes: float
+    lag_s: float
+    why_not: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        return not self.why_not
+
+    @property
+    def preempted_fraction(self) -> float:
+        return self.preemptions / self.finished if self.finished else math.nan
+
+
+def levels_of(run: Run, context: Context) -> list[Level]:
+    """Every plateau of the run that has a window left after its settling time, in order of time."""
+    settle_s = _number(run.info.settings.get("settle_s"), 0.0)
+    found = []
+    for begin, end, users in run.info.schedule:
+        if end - begin - settle_s > 0.0:
+            found.append(_level(run, context, users=users, plateau=(begin + settle_s, end)))
+    return found
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float | str) and value != "" else default
+
+
+def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float]) -> Level:
+    clock, steady = _steady_window(run, plateau)
+    rows = run.requests
+    inside = _ended_inside(rows, clock)
+    ours = rows.with_outcome(Outcome.CANCELLED)
+    seen = _Seen.of(rows, inside & ~ours, inside & ours, clock, context.slo)
+    scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
+    in_flight = _in_flight(rows, clock)
+    lag = _window_mean(run.client.unix_s, run.client.loop_lag_s, clock)
+    seats = _seats(run.server, scrapes)
+    gates = _Gates(run=run, context=context, users=users, clock=clock, seen=seen, in_flight=in_flight)
+    tokens, tokens_se = _output_rate(rows, clock)
+    return Level(
+        users=users,
+        run_id=run.info.run_id,
+        clock=clock,
+        n=seen.n,
+        cancelled=seen.cancelled,
+        errors=seen.errors,
+        in_flight=in_flight,
+        e2e_mean_s=seen.e2e_mean_s,
+        e2e=seen.e2e,
+        ttft=seen.ttft,
+        tpot=seen.tpot,
+        decode=seen.decode,
+        gap=seen.gap,
+        gap_is_itl=seen.gap_is_itl,
+        ttft_miss=seen.ttft_miss,
+        tpot_miss=seen.tpot_miss,
+        overload=seen.overload,
+        output_tok_s=tokens,
+        output_tok_se=tokens_se,
+        goodput_rps=seen.good / clock.window_s,
+        running=_mean(run.server.running[scrapes]),
+        kv_usage=_mean(run.server.kv_cache_usage[scrapes]),
+        waiting_fraction=_fraction(run.server.waiting[scrapes] > 0, run.server.waiting[scrapes]),
+        preemptions=_growth(run.server.unix_s, run.server.preemptions_total, clock),
+        finished=int((inside & rows.ok).sum()),
+        blocked=_blocked(run.server, scrapes, context, clock, seats),
+        seats=seats,
+        vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
+        lag_s=lag,
+        why_not=tuple(gates.reasons(steady=steady, lag_s=lag)),
+    )
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _fraction(events: Bools, values: Floats) -> float:
+    known = ~np.isnan(values)
+    return float(events[known].mean()) if known.any() else math.nan
+
+
+def _window_mean(unix_s: Floats, values: Floats, clock: Clock) -> float:
+    return _mean(values[(unix_s >= clock.begin_unix_s) & (unix_s <= clock.end_unix_s)])
+
+
+def _growth(unix_s: Floats, counter: Floats, clock: Clock) -> float:
+    """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
+    known = ~np.isnan(counter)
+    at, value = unix_s[known], counter[known]
+    gap = 0.2 * clock.window_s
+    if len(at) < 2 or at[0] > clock.begin_unix_s + gap or at[-1] < clock.end_unix_s - gap:
+        return math.nan
+    ends = np.interp([clock.begin_unix_s, clock.end_unix_s], at, value)
+    return float(ends[1] - ends[0])
+
+
+def _ended_inside(rows: Requests, clock: Clock) -> Bools:
+    end = rows.end_unix_s
+    return (end >= clock.begin_unix_s) & (end < clock.end_unix_s)
+
+
+def _begin_unix_s(rows: Requests) -> Floats:
+    return rows.start_unix_s + np.nan_to_num(rows.sent_s)
+
+
+def _in_flight(rows: Requests, clock: Clock) -> float:
+    window = (clock.begin_unix_s, clock.end_unix_s)
+    return metrics.mean_in_flight(begin_unix_s=_begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window)
+
+
+def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
+    """Output tokens a second inside the window, and its standard error by batches."""
+    tokens = np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens)
+    some = rows.chunks > 0
+    first, last = (
+        (rows.start_unix_s + rows.first_chunk_s)[some],
+        (rows.start_unix_s + rows.last_chunk_s)[some],
+    )
+    edges = np.linspace(clock.begin_unix_s, clock.end_unix_s, clock.batches + 1)
+    near = (last >= edges[0]) & (first <= edges[-1])
+    by = [
+        metrics.tokens_by(
+            edge, first_unix_s=first[near], last_unix_s=last[near], tokens=tokens[some][near]
+        ).sum()
+        for edge in edges
+    ]
+    rates = np.diff(by) * clock.batches / clock.window_s
+    return float(rates.mean()), float(rates.std(ddof=1) * math.sqrt(clock.short_batches / clock.batches))
+
+
+def _steady_window(run: Run, plateau: tuple[float, float]) -> tuple[Clock, bool]:
+    """The part of the plateau without a trend in response time and KV usage: all, the last 3/4 or the last half."""
+    first = _clock(run.requests, *plateau)
+    for cut in CUTS:
+        begin = plateau[0] + cut * (plateau[1] - plateau[0])
+        clock = _clock(run.requests, begin, plateau[1])
+        if not _drifts(run, clock):
+            return clock, True
+    return first, False
+
+
+def _clock(rows: Requests, begin: float, end: float) -> Clock:
+    ended = rows.end_unix_s
+    inside = rows.ok & (ended >= begin) & (ended < end)
+    life = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    return Clock(
+        begin_unix_s=begin, end_unix_s=end, lifetime_s=float(life.mean()) if len(life) else end - begin
+    )
+
+
+def _drifts(run: Run, clock: Clock) -> bool:
+    rows = run.requests
+    inside = rows.ok & _ended_inside(rows, clock)
+    life = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
+    scrapes &= ~np.isnan(run.server.kv_cache_usage)
+    series = [
+        (life, rows.end_unix_s[inside]),
+        (run.server.kv_cache_usage[scrapes], run.server.unix_s[scrapes]),
+    ]
+    for values, at in series:
+        if len(values) >= 2 * clock.batches:
+            change, p = trend(values, at, clock)
+            if p < TREND_P and abs(change) > TREND_CHANGE:
+                return True
+    return False
+
+
+def _blocked(
+    server: Server, scrapes: Bools, context: Context, clock: Clock, seats: int | None
+) -> Share | None:
+    """Scrapes in which a request waited for blocks. A queue while the pool has room for any prompt is not that."""
+    usage = server.kv_cache_usage[scrapes]
+    waiting = server.waiting_capacity[scrapes]
+    if np.isnan(waiting).all():
+        waiting = server.waiting[scrapes]
+    known = ~(np.isnan(waiting) | np.isnan(usage))
+    if not known.any():
+        return None
+    room = 1.0 - context.largest_prompt_blocks / context.pool.blocks if context.pool else 0.9
+    blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
+    values = blocked.astype(np.float64)
+    effect = max(
+        design_effect(values, server.unix_s[scrapes][known], clock),
+        known.sum() * clock.lifetime_s / clock.window_s,
+    )
+    return Share(misses=int(blocked.sum()), n=int(known.sum()), effect=float(effect))
+
+
+def _seats(server: Server, scrapes: Bools) -> int | None:
+    """max_num_seqs where running stands flat at a maximum with a queue for over 10 % of the time, and room.
+
+    The gauge is read after endings are freed and before admissions, so one seat may look empty.
+    """
+    running, waiting, usage = (
+        column[scrapes] for column in (server.running, server.waiting, server.kv_cache_usage)
+    )
+    queue = waiting > 0
+    if not len(running) or queue.mean() <= 0.1 or queue.sum() < 3 or not np.nanmean(usage[queue]) < 0.9:
+        return None
+    top = float(np.nanmax(running))
+    flat = float(np.mean(running[queue] >= top - max(1.0, 0.02 * top)))
+    return round(top) if flat >= 0.9 and float(np.median(running[queue])) >= top - 0.5 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Seen:
+    """What the rows of a level say."""
+
+    n: int
+    cancelled: int
+    errors: int
+    client_errors: int
+    e2e_mean_s: float
+    e2e: Quantiles
+    ttft: Quantiles
+    tpot: Quantiles
+    decode: Quantiles
+    gap: Quantiles
+    gap_is_itl: bool
+    ttft_miss: Share
+    tpot_miss: Share
+    overload: Share
+    good: int
+    output_cv: float
+
+    @classmethod
+    def of(cls, rows: Requests, ended: Bools, ours: Bools, clock: Clock, slo: Slo) -> "_Seen":
+        """ended: not cancelled by us; ours: cancelled by us. Both ended in the window, shape (n,)."""
+        times = _Times.of(rows)
+        index = np.flatnonzero(ended)
+        at, ok = rows.end_unix_s[index], rows.ok[index]
+        ttft, tpot, e2e = times.ttft_s[index], times.tpot_s[index], times.e2e_s[index]
+        late, slow = ~ok | (ttft > slo.ttft_p95_s), ~ok | (tpot > slo.tpot_p95_s)
+        overload = np.isin(rows.http_status[index], OVERLOAD_STATUS)
+        counted = ~ok | ~np.isnan(tpot)
+        gap = _rows_gaps(rows, index[ok])
+        return cls(
+            n=len(index),
+            cancelled=int(ours.sum()),
+            errors=int((~ok).sum()),
+            client_errors=int((ended & rows.with_outcome(Outcome.CONNECT_ERROR, Outcome.TIMEOUT)).sum()),
+            e2e_mean_s=_mean(e2e[ok]),
+            e2e=quantiles(e2e[ok], at[ok], clock),
+            ttft=quantiles(ttft[ok], at[ok], clock),
+            tpot=quantiles(tpot[ok], at[ok], clock),
+            decode=quantiles(metrics.decode_tok_s(tpot[ok]), at[ok], clock),
+            gap=_gap_quantiles(gap),
+            gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
+            ttft_miss=_ttft_share(late, ttft, at, times.ttft_so_far_s[ours], slo, clock),
+            tpot_miss=share(slow[counted], tpot[counted], at[counted], clock),
+            overload=share(overload, e2e, at, clock),
+            good=int((ok & ~late & ~slow).sum()),
+            output_cv=_cv(rows.output_tokens[index[ok]]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Times:
+    """The metrics of every row, shape (n,) each."""
+
+    ttft_s: Floats
+    ttft_so_far_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    chunks_are_tokens: Bools
+
+    @classmethod
+    def of(cls, rows: Requests) -> "_Times":
+        ttft = metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
+        e2e = metrics.e2e_s(sent_s=rows.sent_s, end_s=rows.end_s)
+        return cls(
+            ttft_s=ttft,
+            ttft_so_far_s=np.where(np.isnan(ttft), e2e, ttft),
+            e2e_s=e2e,
+            tpot_s=metrics.tpot_s(
+                first_chunk_s=rows.first_chunk_s,
+                last_chunk_s=rows.last_chunk_s,
+                output_tokens=rows.output_tokens,
+                first_chunk_tokens=rows.first_chunk_tokens,
+            ),
+            chunks_are_tokens=metrics.chunks_are_tokens(chunks=rows.chunks, output_tokens=rows.output_tokens),
+        )
+
+
+def _ttft_share(
+    late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, clock: Clock
+) -> Share:
+    """Misses of the TTFT objective; a request that we cancelled is a miss if it was late already, else censored."""
+    base = share(late, ttft, at, clock)
+    also = int((cancelled_after_s > slo.ttft_p95_s).sum())
+    return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)
+
+
+def _rows_gaps(rows: Requests, index: Ints) -> Floats:
+    """Chunk gaps of these requests, one after the other."""
+    parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
+    return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
+
+
+def _gap_quantiles(gap: Floats) -> Quantiles:
+    """Gaps of one request are far from independent: no interval is given."""
+    if len(gap) < 100 * 3:
+        return Quantiles()
+    p50, p95, p99 = (float(q) for q in np.quantile(gap, [0.5, 0.95, 0.99]))
+    return Quantiles(p50=p50, p95=p95, p99=p99)
+
+
+def _cv(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Gates:
+    """When a level is trusted. Server errors and queues are evidence and no reason to distrust."""
+
+    run: Run
+    context: Context
+    users: int
+    clock: Clock
+    seen: _Seen
+    in_flight: float
+
+    def reasons(self, *, steady: bool, lag_s: float) -> list[str]:
+        """Why the level is not trusted; empty when it is."""
+        found = [] if steady else ["not steady: response times or KV usage still drift at the end"]
+        if self.seen.n < FEWEST_REQUESTS:
+            found.append(f"too few: {self.seen.n} requests ended in the window, {FEWEST_REQUESTS} are needed")
+        return found + self._client(lag_s) + self._load()
+
+    def _client(self, lag_s: float) -> list[str]:
+        found = []
+        limit = max(LAG_FLOOR_S, 0.1 * (self.seen.tpot.p50 or 0.0))
+        if lag_s > limit:
+            found.append(
+                f"load generator late: event-loop lag {1e3 * lag_s:.0f} ms, limit {1e3 * limit:.0f} ms"
+            )
+        cpu = _window_mean(self.run.client.unix_s, self.run.client.cpu, self.clock)
+        if cpu > CPU_LIMIT:
+            found.append(f"load generator busy: {100 * cpu:.0f} % of a core, limit {100 * CPU_LIMIT:.0f} %")
+        if self.seen.client_errors > CLIENT_ERROR_LIMIT * max(self.seen.n, 1):
+            found.append(f"{self.seen.client_errors} of {self.seen.n} requests failed on the client's side")
+        return found
+
+    def _load(self) -> list[str]:
+        found = []
+        if not self.context.thinks and self.in_flight < 0.9 * self.users:
+            found.append(f"load not reached: {self.in_flight:.1f} in flight of {self.users}")
+        off, allowed = self._littles_law()
+        if abs(off) > allowed:
+            found.append(f"Little's law is off by {100 * off:+.0f} %: rows are missing, or clocks differ")
+        foreign = self._foreign()
+        if foreign > max(0.5, 0.05 * self.in_flight):
+            found.append(f"foreign load: the server holds {foreign:.1f} requests more than we sent")
+        return found
+
+    def _littles_law(self) -> tuple[float, float]:
+        """Rate times response time against requests in flight, and what the window's edges allow."""
+        life, window = self.clock.lifetime_s, self.clock.window_s
+        if window < 20 * life or self.in_flight <= 0 or self.seen.cancelled:
+            return 0.0, 1.0
+        off = self.seen.n / window * life / self.in_flight - 1.0
+        return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * life / window
+
+    def _foreign(self) -> float:
+        """Requests on the server that are not ours, mean over the window; 0 where it cannot be told."""
+        server = self.run.server
+        held = _window_mean(server.unix_s, server.running + server.waiting, self.clock)
+        return 0.0 if math.isnan(held) else held - self.in_flight
+
+
+def output_cv(runs: Sequence[Run]) -> float:
+    """Coefficient of variation of the output lengths; below 0.1 requests march in lockstep."""
+    return _cv(np.concatenate([run.requests.output_tokens[run.requests.ok] for run in runs]))

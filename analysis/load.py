@@ -1,0 +1,438 @@
+"""reports/ -> Run: rows become columns. Reads what a killed run left; knows no statistics."""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.record import (
+    CLIENT_GLOB,
+    REQUESTS_GLOB,
+    RUN_FILE,
+    SCHEMA,
+    SERVER_FILE,
+    ClientSample,
+    Outcome,
+    RequestRecord,
+    RunInfo,
+    ServerSample,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+T = TypeVar("T", RequestRecord, ServerSample, ClientSample)
+
+OUTCOMES = tuple(Outcome)
+CODE = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+NAN = float("nan")
+GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink to float32 gaps
+
+WORKLOAD_SETTINGS = (
+    "prompt_tokens",
+    "output_tokens",
+    "think_s",
+    "turns",
+    "thinking",
+    "prompts",
+    "ignore_eos",
+    "temperature",
+    "extra_body",
+)
+
+
+class InputError(Exception):
+    """The input cannot be read: one sentence that says what to do. Exit code 2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Requests:
+    """One entry a request, shape (n,), in the order of their ends; missing is nan.
+
+    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is on the master's clock.
+    """
+
+    start_unix_s: Floats
+    sent_s: Floats
+    first_chunk_s: Floats
+    first_answer_s: Floats
+    last_chunk_s: Floats
+    end_s: Floats
+    chunks: Floats
+    first_chunk_tokens: Floats
+    """Tokens of the first chunk; 1 when the server did not say."""
+    prompt_tokens: Floats
+    output_tokens: Floats
+    cached_tokens: Floats
+    http_status: Floats
+    outcome: Ints
+    """Index into `OUTCOMES`."""
+    user: Ints
+    """Distinct over workers."""
+    turn: Ints
+    gap_s: NDArray[np.float32]
+    """Chunk gaps of all requests, one after the other, shape (sum of gaps,)."""
+    gap_start: Ints
+    """Where each request's gaps begin in `gap_s`, shape (n + 1,)."""
+
+    def __len__(self) -> int:
+        return len(self.start_unix_s)
+
+    @property
+    def end_unix_s(self) -> Floats:
+        """Shape (n,), master's clock."""
+        return self.start_unix_s + self.end_s
+
+    @property
+    def ok(self) -> Bools:
+        """Shape (n,)."""
+        return self.outcome == CODE[Outcome.OK]
+
+    def with_outcome(self, *outcomes: Outcome) -> Bools:
+        """Shape (n,): whose outcome is one of these."""
+        return np.isin(self.outcome, [CODE[outcome] for outcome in outcomes])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Server:
+    """One entry a scrape, shape (m,), in order of time; missing is nan. Engines are added up; usage is their mean."""
+
+    unix_s: Floats
+    engines: int
+    running: Floats
+    waiting: Floats
+    waiting_capacity: Floats
+    kv_cache_usage: Floats
+    preemptions_total: Floats
+    generation_tokens_total: Floats
+    prefix_cache_hits_total: Floats
+    vram_used_bytes: Floats
+    failed_scrapes: int
+
+    def __len__(self) -> int:
+        return len(self.unix_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Client:
+    """The load generator's health, one entry a worker and second, shape (m,)."""
+
+    unix_s: Floats
+    loop_lag_s: Floats
+    """p99 within the second; the largest where p99 was not recorded."""
+    cpu: Floats
+
+    def __len__(self) -> int:
+        return len(self.unix_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """A run that was found, its rows not read yet."""
+
+    path: Path
+    info: RunInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """One run folder in memory."""
+
+    info: RunInfo
+    requests: Requests
+    server: Server
+    client: Client
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The run in this folder, or the runs in its subfolders, oldest first.
+
+    Raises InputError when there is none, or when one is of another schema.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
+    if (folder / RUN_FILE).is_file():
+        return [RunFolder(path=folder, info=_read_info(folder / RUN_FILE))]
+    found = [
+        RunFolder(path=path.parent, info=_read_info(path)) for path in sorted(folder.glob(f"*/{RUN_FILE}"))
+    ]
+    if not found:
+        raise InputError(
+            f"{folder} holds no run (no {RUN_FILE}): run a load test first, or name another folder."
+        )
+    return sorted(found, key=lambda run: run.info.started_unix_s)
+
+
+def comparable(info: RunInfo) -> tuple[object, ...]:
+    """What must be equal in two runs before they are pooled: model, host, server, GPU and workload."""
+    workload = tuple((name, _plain(info.settings.get(name))) for name in WORKLOAD_SETTINGS)
+    return (info.model, info.host, info.scenario, _plain(info.server), _plain(info.gpu), workload)
+
+
+def group_runs(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
+    """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
+    groups: dict[tuple[object, ...], list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(comparable(run.info), []).append(run)
+    return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
+
+
+def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
+    """Rows of one run as columns. `on_bytes` is told how many bytes were read, for a progress bar.
+
+    Raises InputError when a row does not fit the contract.
+    """
+    warnings = list(folder.info.warnings)
+    offsets = {worker.name: worker.clock_offset_s or 0.0 for worker in folder.info.workers}
+    requests = _read_requests(sorted(folder.path.glob(REQUESTS_GLOB)), offsets, warnings, on_bytes)
+    if folder.info.ended_unix_s is None:
+        warnings.append(f"{folder.info.run_id} has no end: it is still running, or it was killed.")
+    server = _read_server(folder.path / SERVER_FILE, warnings)
+    return Run(
+        info=folder.info,
+        requests=requests,
+        server=server,
+        client=_read_client(sorted(folder.path.glob(CLIENT_GLOB)), warnings),
+        warnings=warnings,
+    )
+
+
+def run_bytes(folder: RunFolder) -> int:
+    """Size of its request files, for a progress bar."""
+    return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+_schema_decoder = msgspec.json.Decoder(_Schema)
+
+
+def _plain(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _read_info(path: Path) -> RunInfo:
+    data = path.read_bytes()
+    try:
+        schema = _schema_decoder.decode(data).schema
+        info = msgspec.json.decode(data, type=RunInfo) if schema == SCHEMA else None
+    except msgspec.DecodeError as problem:
+        raise InputError(
+            f"{path} cannot be read ({problem}): remove that folder or restore the file."
+        ) from None
+    if info is None:
+        raise InputError(_other_schema(path, schema))
+    return info
+
+
+def _other_schema(path: Path, schema: int) -> str:
+    return (
+        f"{path} is of schema {schema} and this version reads schema {SCHEMA}: "
+        "analyse it with the version that wrote it."
+    )
+
+
+def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[int], None]) -> Iterator[T]:
+    """Rows of a JSON Lines file. A line that is not JSON is a torn one: counted and warned about."""
+    decode = msgspec.json.Decoder(kind).decode
+    torn = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            on_bytes(len(line))
+            try:
+                row = decode(line)
+            except msgspec.ValidationError as problem:
+                raise InputError(_bad_row(path, number, line, problem)) from None
+            except msgspec.DecodeError:
+                torn += 1
+                continue
+            if isinstance(row, RequestRecord) and row.schema != SCHEMA:
+                raise InputError(_bad_row(path, number, line, None))
+            yield row
+    if torn:
+        warnings.append(f"{path.name}: {torn} torn line{'s' * (torn > 1)} left out.")
+
+
+def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) -> str:
+    try:
+        schema = _schema_decoder.decode(line).schema
+    except msgspec.DecodeError:
+        schema = SCHEMA
+    if schema != SCHEMA:
+        return _other_schema(path, schema)
+    return f"{path}, line {number}, is not a row of this tool ({problem}): remove the line or the folder."
+
+
+def _or_nan(value: float | None) -> float:
+    return NAN if value is None else value
+
+
+_COLUMNS = (
+    "start_unix_s",
+    "sent_s",
+    "first_chunk_s",
+    "first_answer_s",
+    "last_chunk_s",
+    "end_s",
+    "chunks",
+    "first_chunk_tokens",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "http_status",
+)
+
+
+def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
+    """In the order of `_COLUMNS`."""
+    chunks = row.chunk_s
+    return (
+        row.start_unix_s - clock_offset_s,
+        _or_nan(row.sent_s),
+        chunks[0] if chunks else NAN,
+        _or_nan(row.first_answer_s),
+        chunks[-1] if chunks else NAN,
+        row.end_s,
+        len(chunks),
+        row.chunk_tokens[0] if row.chunk_tokens else 1,
+        _or_nan(row.prompt_tokens),
+        _or_nan(row.output_tokens),
+        _or_nan(row.cached_tokens),
+        _or_nan(row.http_status),
+    )
+
+
+class _Gaps:
+    """Chunk times in, float32 gaps out; holds at most `GAP_ROWS` requests' times as doubles."""
+
+    def __init__(self) -> None:
+        self._times = array("d")
+        self._counts: list[int] = []
+        self._done: list[NDArray[np.float32]] = []
+
+    def add(self, chunk_s: list[float]) -> None:
+        self._times.extend(chunk_s)
+        self._counts.append(len(chunk_s))
+        if len(self._counts) == GAP_ROWS:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        counts = np.array(self._counts, dtype=np.int64)
+        last = np.cumsum(counts[counts > 0]) - 1
+        keep = np.ones(len(self._times), dtype=np.bool_)
+        keep[last] = False
+        gaps = np.diff(np.frombuffer(self._times, dtype=np.float64), append=0.0)
+        self._done.append(gaps[keep].astype(np.float32))
+        self._times, self._counts = array("d"), []
+
+    def all(self) -> NDArray[np.float32]:
+        self._reduce()
+        return np.concatenate(self._done)
+
+
+def _read_requests(
+    paths: Sequence[Path], offsets: dict[str, float], warnings: list[str], on_bytes: Callable[[int], None]
+) -> Requests:
+    scalars: list[tuple[float, ...]] = []
+    labels: list[tuple[int, int, int]] = []
+    users: dict[tuple[str, int], int] = {}
+    gaps = _Gaps()
+    for path in paths:
+        for row in _rows(path, RequestRecord, warnings, on_bytes):
+            scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
+            user = users.setdefault((row.worker, row.user), len(users))
+            labels.append((CODE[row.outcome], user, row.turn))
+            gaps.add(row.chunk_s)
+    return _requests(scalars, labels, gaps.all())
+
+
+def _requests(
+    scalars: list[tuple[float, ...]], labels: list[tuple[int, int, int]], gap_s: NDArray[np.float32]
+) -> Requests:
+    table = np.array(scalars, dtype=np.float64).reshape(-1, len(_COLUMNS))
+    codes = np.array(labels, dtype=np.int64).reshape(-1, 3)
+    columns = dict(zip(_COLUMNS, table.T, strict=True))
+    counts = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
+    moved = _permuted(gap_s, start, order)
+    return Requests(
+        **{name: column[order] for name, column in columns.items()},
+        outcome=codes[order, 0],
+        user=codes[order, 1],
+        turn=codes[order, 2],
+        gap_s=moved,
+        gap_start=np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64),
+    )
+
+
+def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:
+    """The ragged rows of `gap_s` in another order."""
+    if np.array_equal(order, np.arange(len(order))):
+        return gap_s
+    moved = np.empty_like(gap_s)
+    at = 0
+    for row in order:
+        part = gap_s[start[row] : start[row + 1]]
+        moved[at : at + len(part)] = part
+        at += len(part)
+    return moved
+
+
+_SERVER_SUMS = (
+    "running",
+    "waiting",
+    "waiting_capacity",
+    "preemptions_total",
+    "generation_tokens_total",
+    "prefix_cache_hits_total",
+    "vram_used_bytes",
+)
+
+
+def _read_server(path: Path, warnings: list[str]) -> Server:
+    samples = list(_rows(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
+    good = [sample for sample in samples if sample.error is None]
+    if not good:
+        why = "every scrape failed" if samples else "there is none"
+        warnings.append(f"The server's /metrics was not read ({why}): what only it can tell is missing.")
+    elif len(good) < len(samples):
+        warnings.append(f"{len(samples) - len(good)} of {len(samples)} scrapes of /metrics failed.")
+    scrapes: dict[float, list[ServerSample]] = {}
+    for sample in good:
+        scrapes.setdefault(sample.unix_s, []).append(sample)
+    engines = max((len(rows) for rows in scrapes.values()), default=1)
+    whole = [(unix_s, rows) for unix_s, rows in sorted(scrapes.items()) if len(rows) == engines]
+    columns = {name: _added(whole, name) for name in _SERVER_SUMS}
+    usage = _added(whole, "kv_cache_usage") / engines
+    unix = np.array([unix_s for unix_s, _ in whole], dtype=np.float64)
+    failed = len(samples) - len(good)
+    return Server(unix_s=unix, engines=engines, kv_cache_usage=usage, failed_scrapes=failed, **columns)
+
+
+def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
+    """A field summed over the engines that have it; nan where none has."""
+    return np.array([_sum([getattr(row, name) for row in rows]) for _, rows in scrapes], dtype=np.float64)
+
+
+def _sum(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(sum(known)) if known else NAN
+
+
+def _read_client(paths: Sequence[Path], warnings: list[str]) -> Client:
+    rows = [row for path in paths for row in _rows(path, ClientSample, warnings, lambda _: None)]
+    lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]
+    return Client(
+        unix_s=np.array([row.unix_s for row in rows], dtype=np.float64),
+        loop_lag_s=np.array(lag, dtype=np.float64),
+        cpu=np.array([row.cpu for row in rows], dtype=np.float64),
+    )

@@ -1,0 +1,491 @@
+"""The memory wall: the exact law of KV blocks from (prompt, output) pairs, and what the server measured beside it.
+
+Formulas: docs/method.md. All lengths are in engine steps, so that the GPU and its speed cancel.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft, special
+
+from analysis.levels import Level, Pool
+from analysis.load import Floats, Ints, Run
+from loadtest.record import Slo
+
+SMALLEST = 1e-9
+FORMULA_BIAS, FORMULA_SD = -0.14, 0.44  # ln(true F / formula) at the wall, over 134 random workloads
+BLOCKED_SD = 0.3  # the same for the logit of the blocked time
+CLUSTERING = 4.0  # variance over mean of preemption counts: 1.5 to 6 were seen
+DRIFT = 0.07  # how much the formula's error changes with each factor e of F away from the wall
+NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pairs:
+    """Lengths of finished requests, shape (n,). They do not depend on load, so every level is pooled."""
+
+    prompt: Ints
+    output: Ints
+    conversation: Ints
+    """Requests of one conversation are resampled together."""
+    shared_prefix: int = 0
+    """Tokens that every prompt begins with and that the cache holds once."""
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockLaw:
+    """Index k = 0..K: blocks."""
+
+    held: Floats
+    """pi: share of its steps in which a request holds k blocks."""
+    growth: Floats
+    """G: mean number of growths k -> k + 1 in a life."""
+    entry: Floats
+    """kappa: law of the prompt's blocks."""
+
+    @property
+    def mean(self) -> float:
+        """Blocks of one request, over its steps."""
+        return float(self.held @ np.arange(len(self.held)))
+
+    @property
+    def sd(self) -> float:
+        """Blocks."""
+        place = np.arange(len(self.held))
+        return math.sqrt(max(float(self.held @ place**2) - self.mean**2, 0.0))
+
+    @property
+    def q(self) -> float:
+        """Decode growth over prompt, G / E[kappa]. Below 0.01 nobody is ever preempted."""
+        return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
+
+
+def block_law(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) -> BlockLaw:
+    """The law of ceil((s + j) / b) over steps j = 0..o-1. weight: shape (n,), how often each pair counts.
+
+    Shared whole blocks are taken off every prompt.
+    """
+    shared = pairs.shared_prefix // block_tokens * block_tokens
+    prompt = np.maximum(pairs.prompt - shared, 1)
+    top = int((prompt + pairs.output).max()) // block_tokens + 2
+    steps = np.bincount(prompt, weight, top * block_tokens + 1) - np.bincount(
+        prompt + pairs.output, weight, top * block_tokens + 1
+    )
+    at_length = np.cumsum(steps)[1:]  # how many steps have exactly x = 1, 2, ... tokens
+    held = np.concatenate([[0.0], at_length.reshape(top, block_tokens).sum(axis=1)])
+    first = -(-prompt // block_tokens)
+    last = -(-(prompt + pairs.output - 1) // block_tokens)
+    lives = float(len(pairs) if weight is None else weight.sum())
+    starts = np.bincount(first, weight, top + 1)
+    growth = np.cumsum(starts - np.bincount(last, weight, top + 1))
+    return BlockLaw(held=held / held.sum(), growth=np.maximum(growth, 0.0) / lives, entry=starts / lives)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pressure:
+    """What N users do to the pool."""
+
+    preempted: float
+    """F(N): preemptions per finished request."""
+    blocked: float
+    """eps(N): share of time in which a request waits for blocks."""
+
+
+Active = Callable[[int], float]
+
+
+def always(_: int) -> float:
+    """Users who never think: each is in flight all the time."""
+    return 1.0
+
+
+class Occupancy:
+    """F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N) and eps(N) = P(B_N > C), with p_n the n-fold convolution of pi.
+
+    `active(N)` is the share of time in which a user is in flight: an atom 1 - p at no blocks.
+    """
+
+    def __init__(self, law: BlockLaw, blocks: int, active: Active = always) -> None:
+        self._law, self._blocks, self._active = law, blocks, active
+        size = fft.next_fast_len(4 * (blocks + 1), real=True)
+        self._size = size
+        self._held = fft.rfft(_folded(law.held, size), size)
+        top = min(len(law.held), blocks + 1)
+        self._held_now, self._growth, self._entry = law.held[:top], law.growth[:top], law.entry[:top]
+        self._half_q = law.q / 2
+        self._known: dict[int, Pressure] = {}
+
+    def at(self, users: int) -> Pressure:
+        """Pressure of so many users, 1 or more."""
+        if users not in self._known:
+            self._known[users] = self._pressure(users)
+        return self._known[users]
+
+    def _pressure(self, users: int) -> Pressure:
+        p = self._active(users)
+        others = fft.irfft((1.0 - p + p * self._held) ** (users - 1), self._size)[: self._blocks + 1]
+        fits = np.cumsum(others)[::-1][: len(self._entry)]  # P(B_{N-1} <= C - k)
+        full = others[::-1][: len(self._growth)]  # p_{N-1}(C - k)
+        waits = 1.0 - float(self._entry @ fits)
+        mine = (1.0 - p) * float(fits[0]) + p * float(self._held_now @ fits)
+        return Pressure(
+            preempted=max(float(self._growth @ full) + self._half_q * waits, 0.0),
+            blocked=min(max(1.0 - mine, 0.0), 1.0),
+        )
+
+
+def _folded(held: Floats, size: int) -> Floats:
+    """A law longer than the transform ends in its last cell: such a request never fits anyway."""
+    if len(held) <= size:
+        return held
+    return np.append(held[: size - 1], held[size - 1 :].sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shift:
+    """How far measured levels move the formula: ln of F, logit of eps, each with its standard error."""
+
+    preempted: float = FORMULA_BIAS
+    preempted_se: float = FORMULA_SD
+    blocked: float = 0.0
+    blocked_se: float = BLOCKED_SD
+    levels: int = 0
+
+
+def margins(pressure: Pressure, slo: Slo, *, shift: Shift) -> tuple[float, float]:
+    """Positive: broken. ln(F / limit) and logit(eps) - logit(limit), moved by the shift."""
+    preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
+    blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
+    return preempted, _logit(blocked) - _logit(slo.kv_blocked_fraction) + shift.blocked
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1.0 - share))
+
+
+def wall(occupancy: Occupancy, slo: Slo, *, shift: Shift, start: int) -> float:
+    """Real-valued users x at which the first of the two limits is crossed; 0 when one user alone does not fit.
+
+    x lies between the last N that holds and N + 1, straight in ln F and in logit eps. `start` only saves time.
+    """
+
+    def broken(users: int) -> bool:
+        return max(margins(occupancy.at(users), slo, shift=shift)) > 0.0
+
+    last = _last_that_holds(broken, start)
+    if last == 0:
+        return 0.0
+    here = margins(occupancy.at(last), slo, shift=shift)
+    above = margins(occupancy.at(last + 1), slo, shift=shift)
+    crossed = [low / (low - high) for low, high in zip(here, above, strict=True) if high > 0.0]
+    return last + min(crossed)
+
+
+def _last_that_holds(broken: Callable[[int], bool], start: int) -> int:
+    """Largest N with every n <= N unbroken, by widening steps from `start` and then halving."""
+    low, high, step = 0, max(start, 1), 1
+    while not broken(high):
+        low, high, step = high, high + step, 2 * step
+    step = 1
+    while low == 0 and high > 1:
+        probe = max(high - step, 1)
+        if broken(probe):
+            high, step = probe, 2 * step
+        else:
+            low = probe
+    while high - low > 1 and high > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if broken(middle) else (middle, high)
+    return low if high > 1 else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What one trusted level measured of the pool's pressure. nan where unknown."""
+
+    users: int
+    preemptions: float
+    finished: int
+    blocked: float
+    scrapes: float
+    """Effective number of scrapes behind `blocked`."""
+
+
+def pressure_seen(levels: Sequence[Level]) -> list[Seen]:
+    """Of trusted levels whose queue, if any, was not for seats."""
+    return [
+        Seen(
+            users=level.users,
+            preemptions=level.preemptions,
+            finished=level.finished,
+            blocked=level.blocked.fraction if level.blocked else math.nan,
+            scrapes=level.blocked.effective if level.blocked else 0.0,
+        )
+        for level in levels
+        if level.trusted and level.seats is None
+    ]
+
+
+def shift_of(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo, *, near_users: float) -> Shift:
+    """The formula's level, moved by what was counted at levels near the wall, as far as the counts carry.
+
+    Counts have variance D mu + (drift mu)^2, D for clustering and the drift for the formula's shape; the prior is
+    the formula's own error over random workloads.
+    """
+    near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
+    counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
+    timed = [one for one in near if one.scrapes > 0]
+    preempted = _posterior(
+        _preemption_score(occupancy, counted, slo), prior=FORMULA_BIAS, prior_sd=FORMULA_SD
+    )
+    blocked = _posterior(_blocked_score(occupancy, timed, slo), prior=0.0, prior_sd=BLOCKED_SD)
+    return Shift(
+        preempted=preempted[0],
+        preempted_se=preempted[1],
+        blocked=blocked[0],
+        blocked_se=blocked[1],
+        levels=len({one.users for one in counted + timed}),
+    )
+
+
+Score = Callable[[float], tuple[float, float]]
+
+
+def _preemption_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+    formula = np.array([max(occupancy.at(one.users).preempted, SMALLEST) for one in seen])
+    drift = DRIFT * np.abs(np.log(formula / slo.preempted_fraction))
+    expected = formula * np.array([one.finished for one in seen])
+    counted = np.array([one.preemptions for one in seen])
+
+    def score(shift: float) -> tuple[float, float]:
+        mean = expected * math.exp(shift)
+        scale = CLUSTERING + drift**2 * mean
+        return float(np.sum((counted - mean) / scale)), float(np.sum(mean / scale))
+
+    return score
+
+
+def _blocked_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+    formula = special.logit(
+        np.clip([occupancy.at(one.users).blocked for one in seen], SMALLEST, 1.0 - SMALLEST)
+    )
+    drift = DRIFT * np.abs(formula - _logit(slo.kv_blocked_fraction))
+    share = np.array([one.blocked for one in seen])
+    scrapes = np.array([one.scrapes for one in seen])
+
+    def score(shift: float) -> tuple[float, float]:
+        mean = special.expit(formula + shift)
+        spread = scrapes * mean * (1.0 - mean)
+        scale = 1.0 + drift**2 * spread
+        return float(np.sum(scrapes * (share - mean) / scale)), float(np.sum(spread / scale))
+
+    return score
+
+
+def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
+    """Mode and standard error of a shift: the score falls in the shift, so halving finds its root."""
+    low, high = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd
+    for _ in range(40):
+        middle = (low + high) / 2
+        if score(middle)[0] > (middle - prior) / prior_sd**2:
+            low = middle
+        else:
+            high = middle
+    return low, 1.0 / math.sqrt(score(low)[1] + prior_sd**-2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MemoryWall:
+    """The wall and its resampled draws, shape (resamples,), in users of all engines together."""
+
+    x: float
+    draws: Floats
+    law: BlockLaw
+    pool: Pool
+    shift: Shift
+    blocks: int
+    """Of one engine, shared prefix taken off."""
+
+
+def memory_wall(
+    pairs: Pairs,
+    pool: Pool,
+    levels: Sequence[Level],
+    slo: Slo,
+    *,
+    active: Active = always,
+    resamples: int = 300,
+    rng: np.random.Generator,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> MemoryWall:
+    """Where the pool stops holding, with an interval from resampled conversations and the formula's own error."""
+    blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
+    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
+
+    def one(weight: Floats | None, start: int) -> tuple[float, Shift, Occupancy]:
+        law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
+        occupancy = Occupancy(law, blocks, active)
+        rough = wall(occupancy, slo, shift=Shift(), start=start)
+        shift = shift_of(occupancy, seen, slo, near_users=rough)
+        return wall(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
+
+    law = block_law(pairs, block_tokens=pool.block_tokens)
+    x, shift, _ = one(None, max(int(blocks / max(law.mean, SMALLEST)), 1))
+    draws = np.empty(resamples)
+    for at in range(resamples):
+        _, drawn, occupancy = one(_resampled(pairs.conversation, rng), max(int(x), 1))
+        draws[at] = wall(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
+        on_step(1)
+    return MemoryWall(
+        x=x * pool.engines, draws=draws * pool.engines, law=law, pool=pool, shift=shift, blocks=blocks
+    )
+
+
+def _for_one_engine(seen: Seen, engines: int) -> Seen:
+    if engines == 1:
+        return seen
+    return Seen(
+        users=max(round(seen.users / engines), 1),
+        preemptions=seen.preemptions,
+        finished=seen.finished,
+        blocked=math.nan,
+        scrapes=0.0,
+    )
+
+
+def _jittered(shift: Shift, rng: np.random.Generator) -> Shift:
+    return Shift(
+        preempted=shift.preempted + shift.preempted_se * rng.standard_normal(),
+        blocked=shift.blocked + shift.blocked_se * rng.standard_normal(),
+    )
+
+
+def _resampled(conversation: Ints, rng: np.random.Generator) -> Floats:
+    """How often each request counts in a resample of whole conversations. conversation: 0..k-1, shape (n,)."""
+    count = int(conversation.max()) + 1
+    drawn = np.bincount(rng.integers(0, count, count), minlength=count)
+    return drawn[conversation].astype(np.float64)
+
+
+def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
+    """(prompt, output) of every finished request of these runs whose usage the server sent."""
+    prompt, output, conversation, cached = [], [], [], []
+    before = 0
+    for run in runs:
+        rows = run.requests
+        chats = _conversations(rows.user, rows.turn, rows.start_unix_s)
+        known = rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
+        prompt.append(rows.prompt_tokens[known].astype(np.int64))
+        output.append(rows.output_tokens[known].astype(np.int64))
+        conversation.append(chats[known] + before)
+        cached.append(rows.cached_tokens[known & (rows.turn == 0)])
+        before += int(chats.max(initial=-1)) + 1
+    _, chat = np.unique(np.concatenate(conversation), return_inverse=True)
+    return Pairs(
+        prompt=np.concatenate(prompt),
+        output=np.concatenate(output),
+        conversation=chat.astype(np.int64),
+        shared_prefix=_shared_prefix(np.concatenate(cached), block_tokens),
+    )
+
+
+def _conversations(user: Ints, turn: Ints, start_unix_s: Floats) -> Ints:
+    """Which conversation each request belongs to, 0, 1, ...: a user's turns from one turn 0 to the next."""
+    order = np.lexsort((start_unix_s, user))
+    begins = (turn[order] == 0) | (np.diff(user[order], prepend=-1) != 0)
+    chat = np.empty(len(user), dtype=np.int64)
+    chat[order] = np.cumsum(begins) - 1
+    return chat
+
+
+def _shared_prefix(cached: Floats, block_tokens: int) -> int:
+    """Whole blocks that nine in ten first turns found cached: the cache fills in the first few."""
+    known = cached[~np.isnan(cached)]
+    if len(known) < 20:
+        return 0
+    return int(np.quantile(known, 0.1)) // block_tokens * block_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gauge:
+    """The second look: usage on running of the same scrape, in trusted levels in which nobody waited."""
+
+    tokens_per_request: float
+    r2: float
+    off: float
+    """Gauge over what our own rows explain at the same scrapes, minus 1."""
+    off_se: float
+
+
+def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
+    """None where fewer than five scrapes had requests running."""
+    free = [level for level in levels if level.trusted and not level.waiting_fraction > 0]
+    scrapes = [_scrapes(run, free, pool) for run in runs]
+    running = np.concatenate([one.running for one in scrapes])
+    held = np.concatenate([one.held for one in scrapes])
+    if len(running) < 5:
+        return None
+    own = held - shared_prefix
+    slope = float(own.sum() / running.sum())
+    spread = float(np.sum((own - own.mean()) ** 2))
+    r2 = 1.0 - float(np.sum((own - slope * running) ** 2)) / spread if spread > 0 else math.nan
+    rebuilt = np.concatenate([one.rebuilt for one in scrapes])
+    active = np.concatenate([one.active for one in scrapes])
+    off, off_se = _disagreement(own / running, rebuilt, active)
+    return Gauge(tokens_per_request=slope + shared_prefix, r2=r2, off=off, off_se=off_se)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Scrapes:
+    running: Floats
+    held: Floats
+    """Tokens by the gauge."""
+    rebuilt: Floats
+    """Tokens by our own rows, whole blocks."""
+    active: Floats
+
+
+def _scrapes(run: Run, levels: Sequence[Level], pool: Pool) -> _Scrapes:
+    unix = run.server.unix_s
+    inside = np.zeros(len(unix), dtype=np.bool_)
+    for level in levels:
+        if level.run_id == run.info.run_id:
+            inside |= (unix >= level.clock.begin_unix_s) & (unix <= level.clock.end_unix_s)
+    inside &= (run.server.running > 0) & ~np.isnan(run.server.kv_cache_usage)
+    rebuilt = np.array([_rebuilt(run, at, pool.block_tokens) for at in unix[inside]]).reshape(-1, 2)
+    return _Scrapes(
+        running=run.server.running[inside],
+        held=run.server.kv_cache_usage[inside] * pool.tokens,
+        rebuilt=rebuilt[:, 0],
+        active=rebuilt[:, 1],
+    )
+
+
+def _rebuilt(run: Run, at_unix_s: float, block_tokens: int) -> tuple[float, float]:
+    """KV tokens (whole blocks) and requests in flight at an instant, from our own rows."""
+    rows = run.requests
+    first = int(np.searchsorted(rows.end_unix_s, at_unix_s))  # rows stand in the order of their ends
+    started = rows.start_unix_s[first:] + np.nan_to_num(rows.sent_s[first:]) <= at_unix_s
+    index = first + np.flatnonzero(started & (rows.prompt_tokens[first:] >= 1))
+    begun, first_s, last_s = rows.start_unix_s[index], rows.first_chunk_s[index], rows.last_chunk_s[index]
+    decoded = np.clip((at_unix_s - begun - first_s) / np.maximum(last_s - first_s, 1e-9), 0.0, 1.0)
+    tokens = rows.prompt_tokens[index] + decoded * np.maximum(rows.output_tokens[index] - 1, 0)
+    return float(np.sum(np.ceil(tokens / block_tokens)) * block_tokens), float(len(index))
+
+
+def _disagreement(per_running: Floats, rebuilt: Floats, active: Floats) -> tuple[float, float]:
+    """Relative paired difference of tokens a request, gauge against rows, and its standard error."""
+    some = active > 0
+    if some.sum() < 5:
+        return 0.0, math.inf
+    ours = rebuilt[some] / active[some]
+    weight = active[some]
+    ratio = float(np.sum(per_running[some] * weight) / np.sum(ours * weight))
+    rest = weight * (per_running[some] - ratio * ours)
+    error = math.sqrt(float(np.sum(rest**2)) * len(rest) / (len(rest) - 1)) / float(np.sum(ours * weight))
+    return ratio - 1.0, error

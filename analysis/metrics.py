@@ -1,0 +1,66 @@
+"""The definitions of TTFT, ITL, TPOT, goodput and the rest, as pure functions on arrays. Knows no files."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:
+    """Time to first token: bytes handed to the socket to first content-bearing event. Shape (n,), nan if none."""
+    return first_chunk_s - sent_s
+
+
+def ttfa_s(*, sent_s: Floats, first_answer_s: Floats) -> Floats:
+    """Time to first answer: the same, to the first content that is not reasoning. Shape (n,)."""
+    return first_answer_s - sent_s
+
+
+def e2e_s(*, sent_s: Floats, end_s: Floats) -> Floats:
+    """Sent to end of stream. Shape (n,)."""
+    return end_s - sent_s
+
+
+def tpot_s(
+    *, first_chunk_s: Floats, last_chunk_s: Floats, output_tokens: Floats, first_chunk_tokens: Floats
+) -> Floats:
+    """Time per output token: (last - first content) / (tokens after the first chunk). Shape (n,).
+
+    nan where fewer than two tokens came, or none after the first chunk.
+    """
+    later = output_tokens - first_chunk_tokens
+    defined = (output_tokens >= 2) & (later >= 1)
+    return np.divide(
+        last_chunk_s - first_chunk_s, later, out=np.full(len(later), np.nan), where=np.asarray(defined)
+    )
+
+
+def decode_tok_s(tpot: Floats) -> Floats:
+    """Decode rate of one request, tokens a second. Shape (n,); nan where TPOT is undefined or 0."""
+    return np.divide(1.0, tpot, out=np.full(len(tpot), np.nan), where=tpot > 0)
+
+
+def chunks_are_tokens(*, chunks: Floats, output_tokens: Floats) -> Bools:
+    """Whose chunk gaps are ITL: every chunk carried one token. Shape (n,)."""
+    return chunks == output_tokens
+
+
+def overlap_s(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> Floats:
+    """Seconds that each interval spends inside the window. Shape (n,)."""
+    inside = np.minimum(end_unix_s, window[1]) - np.maximum(begin_unix_s, window[0])
+    return np.maximum(inside, 0.0)
+
+
+def mean_in_flight(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> float:
+    """Requests in flight, averaged over the window."""
+    spent = overlap_s(begin_unix_s=begin_unix_s, end_unix_s=end_unix_s, window=window)
+    return float(np.nansum(spent)) / (window[1] - window[0])
+
+
+def tokens_by(instant_unix_s: float, *, first_unix_s: Floats, last_unix_s: Floats, tokens: Floats) -> Floats:
+    """Output tokens that had arrived by an instant, decode taken as even between first and last. Shape (n,)."""
+    span = np.maximum(last_unix_s - first_unix_s, 1e-9)
+    share = np.clip((instant_unix_s - first_unix_s) / span, 0.0, 1.0)
+    arrived = 1.0 + (tokens - 1.0) * share
+    return np.where(instant_unix_s >= first_unix_s, arrived, 0.0)

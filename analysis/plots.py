@@ -1,0 +1,319 @@
+"""The figures: one function each, all take an Axes. The only matplotlib import. Colours become CSS variables."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from analysis.answer import LevelAnswer, ModelAnswer, Wall
+from loadtest.record import Slo
+
+INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
+BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
+"""A palette that colour-blind people tell apart; each is replaced by a CSS variable with itself as fallback."""
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAPER: "--paper",
+    BLUE: "--blue",
+    ORANGE: "--orange",
+    GREEN: "--green",
+    BAND: "--band",
+}
+WALLS: dict[Wall, str] = {
+    "kv_cache": "KV cache full",
+    "prefix_cache": "Prefix cache full",
+    "ttft": "First token too late",
+    "tpot": "Tokens too slow",
+    "throughput": "Throughput falls",
+    "max_num_seqs": "No free seat",
+    "errors": "Server errors",
+    "not_reached": "Not reached",
+}
+STYLE = {
+    "svg.hashsalt": "seatcount",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1.0,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "ytick.left": False,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+GIB = 2**30
+
+
+def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
+    """Name -> SVG text of every figure that the answer has data for. Deterministic."""
+    wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
+    if any(level.kv_cache_usage is not None for level in answer.levels) and answer.memory.pool_tokens:
+        wanted["memory"] = (7.2, 3.5), lambda axes: memory(axes, answer)
+    if answer.memory.vram_base_bytes is not None and answer.memory.vram_bytes_per_user is not None:
+        wanted["vram"] = (7.2, 3.0), lambda axes: vram(axes, answer)
+    if answer.bounds:
+        wanted["walls"] = (7.2, 0.9 + 0.42 * len(answer.bounds)), lambda axes: walls(axes, answer)
+    if answer.levels:
+        wanted["ttft"] = (3.55, 2.7), lambda axes: ttft(axes, answer, slo)
+        wanted["tpot"] = (3.55, 2.7), lambda axes: tpot(axes, answer, slo)
+        wanted["throughput"] = (7.2, 2.8), lambda axes: throughput(axes, answer)
+    return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
+
+
+def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """One figure as SVG text, colours as CSS variables. size: inches."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(draw, size)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return _themed(out.getvalue())
+
+
+def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
+    """The same for the eye of whoever changes a figure."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(draw, size)
+        figure.set_facecolor(PAPER)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=130, facecolor=PAPER)
+    return out.getvalue()
+
+
+def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots())
+    return figure
+
+
+def _themed(text: str) -> str:
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable}, {colour})")
+    text = text.replace("'DejaVu Sans'", "var(--font, system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif)")
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', ' width="100%"', text, count=1)
+
+
+def memory(axes: Axes, answer: ModelAnswer) -> None:
+    """KV tokens held against requests in flight: measured, the law's line and band, the pool."""
+    found, pool = answer.memory, answer.memory.pool_tokens or 0
+    seen = [level for level in answer.levels if level.kv_cache_usage is not None]
+    reach = _reach(answer, [level.in_flight for level in seen])
+    if found.tokens_per_user is not None and found.tokens_per_user_sd is not None:
+        _law(axes, answer, pool, reach)
+    axes.axhline(pool, color=ORANGE, linewidth=1.6)
+    axes.annotate(
+        f"pool {_thousands(pool)} tokens", (0, pool), (6, 5), textcoords="offset points", color=ORANGE
+    )
+    in_flight = [level.in_flight for level in seen]
+    held = [(level.kv_cache_usage or 0.0) * pool for level in seen]
+    _points(axes, seen, in_flight, held, BLUE)
+    _answer_line(axes, answer)
+    axes.set(xlim=(0, reach), ylim=(0, 1.22 * pool), xlabel="requests in flight")
+    axes.set_title("KV cache in use, tokens")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    if found.bytes_per_token:
+        per = found.bytes_per_token / GIB
+        gib = axes.secondary_yaxis("right", functions=(lambda y: y * per, lambda y: y / per))
+        gib.set_ylabel("GiB")
+        gib.tick_params(length=0)
+        gib.spines["right"].set_visible(False)
+
+
+def _law(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> None:
+    found = answer.memory
+    mean, sd = found.tokens_per_user or 0.0, found.tokens_per_user_sd or 0.0
+    shared = found.shared_prefix_tokens or 0
+    users = np.linspace(0, reach, 200)
+    line = np.where(users > 0, shared + users * (mean - shared), 0.0)
+    band = 1.645 * sd * np.sqrt(users)
+    axes.fill_between(
+        users,
+        np.minimum(np.maximum(line - band, 0), pool),
+        np.minimum(line + band, pool),
+        color=BAND,
+        alpha=0.55,
+        linewidth=0,
+        label="9 of 10 instants",
+    )
+    inside = line <= pool
+    axes.plot(users[inside], line[inside], color=BLUE, linewidth=1.8, label=f"{mean:,.0f} tokens a request")
+    axes.legend(loc="lower right", handlelength=1.4)
+
+
+def vram(axes: Axes, answer: ModelAnswer) -> None:
+    """GPU memory against requests in flight: fixed base, KV in use on top, and what vLLM holds all the time."""
+    found = answer.memory
+    base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
+    pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB
+    reach = _reach(answer, [level.in_flight for level in answer.levels])
+    users = np.linspace(0, reach, 200)
+    use = np.minimum(users * per, pool)
+    axes.fill_between(users, 0, base, color=GRID, linewidth=0, label="weights, activations, CUDA graphs")
+    axes.fill_between(users, base, base + use, color=BAND, linewidth=0, label="KV cache in use")
+    axes.axhline(base + pool, color=ORANGE, linewidth=1.6)
+    axes.annotate(
+        f"held from the start: {base + pool:.1f} GiB",
+        (0, base + pool),
+        (6, 5),
+        textcoords="offset points",
+        color=ORANGE,
+    )
+    _answer_line(axes, answer)
+    axes.set(xlim=(0, reach), ylim=(0, 1.2 * (base + pool)), xlabel="requests in flight")
+    axes.set_title("GPU memory, GiB")
+    axes.legend(loc="lower right")
+
+
+def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
+    """p95 of the time to first token against users, with its interval and the objective."""
+    _latency(axes, answer, lambda level: level.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
+
+
+def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
+    """The same for the time per output token."""
+    _latency(axes, answer, lambda level: level.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
+
+
+def _latency(
+    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], object], limit_s: float, title: str
+) -> None:
+    seen = [level for level in answer.levels if getattr(of(level), "p95", None) is not None]
+    users = [level.users for level in seen]
+    p95 = [1e3 * getattr(of(level), "p95") for level in seen]  # noqa: B009
+    _connect(axes, seen, users, p95)
+    for level, value in zip(seen, p95, strict=True):
+        ends = getattr(of(level), "p95_interval", None)
+        if ends is not None:
+            axes.plot([level.users] * 2, [1e3 * ends[0], 1e3 * ends[1]], color=BLUE, linewidth=1.4, alpha=0.6)
+        del value
+    _points(axes, seen, users, p95, BLUE)
+    axes.axhline(1e3 * limit_s, color=ORANGE, linewidth=1.6)
+    axes.annotate(
+        f"objective {_ms(1e3 * limit_s)}",
+        (0, 1e3 * limit_s),
+        (4, 4),
+        textcoords="offset points",
+        color=ORANGE,
+    )
+    _answer_line(axes, answer)
+    axes.set_yscale("log")
+    top = max([*p95, 1e3 * limit_s])
+    low = min([*p95, 1e3 * limit_s])
+    axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.6, top * 2.0), xlabel="users")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
+    axes.tick_params(axis="y", which="minor", length=0)
+    axes.set_title(title)
+
+
+def throughput(axes: Axes, answer: ModelAnswer) -> None:
+    """Output tokens a second of all users against users, with the fitted step-time curve and its knee."""
+    seen = answer.levels
+    users = [level.users for level in seen]
+    rate = [level.output_tok_s for level in seen]
+    reach = _reach(answer, users)
+    _connect(axes, seen, users, rate)
+    _points(axes, seen, users, rate, BLUE)
+    _answer_line(axes, answer)
+    axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate)), xlabel="users")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_title("Output throughput, tokens a second")
+
+
+def walls(axes: Axes, answer: ModelAnswer) -> None:
+    """Every wall as an interval on the axis of users; the first one binds."""
+    rows = list(reversed(answer.bounds))
+    for place, bound in enumerate(rows):
+        first = bound.name == answer.binding
+        colour = ORANGE if first else MUTED
+        low, high = bound.interval_x
+        axes.plot(
+            [low, high],
+            [place, place],
+            color=colour,
+            linewidth=7 if first else 5,
+            alpha=0.45,
+            solid_capstyle="butt",
+        )
+        axes.plot(bound.users_x, place, "o", color=colour, markersize=7 if first else 5.5)
+        axes.annotate(
+            f"{bound.users_x:.1f}",
+            (max(high, bound.users_x), place),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+        )
+    axes.set_yticks(range(len(rows)), [WALLS[bound.name] for bound in rows])
+    for label, bound in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_color(INK)
+        label.set_fontweight("bold" if bound.name == answer.binding else "normal")
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    top = max(max(bound.interval_x[1], bound.users_x) for bound in rows)
+    axes.set(xlim=(0, 1.12 * top), ylim=(-0.6, len(rows) - 0.4), xlabel="users")
+    axes.set_title("Where each wall stands")
+
+
+def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
+    """Right end of a users axis: all levels, and the answer with its interval."""
+    upper = answer.interval_x[1] if answer.interval_x and answer.interval_x[1] else 0.0
+    return 1.08 * max([*users, upper, 1.0])
+
+
+def _answer_line(axes: Axes, answer: ModelAnswer) -> None:
+    if answer.max_users is None:
+        return
+    if answer.interval_x is not None and answer.interval_x[1] is not None:
+        axes.axvspan(answer.interval_x[0], answer.interval_x[1], color=GREEN, alpha=0.13, linewidth=0)
+    axes.axvline(answer.max_users, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+
+
+def _connect(axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float]) -> None:
+    trusted = [(a, b) for level, a, b in zip(levels, x, y, strict=True) if level.trusted]
+    if trusted:
+        axes.plot(*zip(*trusted, strict=True), color=BLUE, linewidth=1.6)
+
+
+def _points(
+    axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float], colour: str
+) -> None:
+    """Filled where trusted, hollow where not."""
+    for level, a, b in zip(levels, x, y, strict=True):
+        face = colour if level.trusted else PAPER
+        axes.plot(a, b, "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=5)
+
+
+def _thousands(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    return f"{value / 1e3:.3g}k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value / 1e3:g} s" if value >= 1e3 else f"{value:g} ms"

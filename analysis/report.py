@@ -1,0 +1,449 @@
+"""Answer -> text, Markdown, JSON, HTML. The only place of analysis that prints. Knows no maths."""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from analysis.answer import Answer, Bound, LevelAnswer, Lever, ModelAnswer, Percentiles, Wall
+from analysis.load import InputError
+from loadtest.record import Slo
+
+JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
+GIB = 2**30
+PLAIN_WIDTH = 112
+NONE = "–"
+
+WALL_NAMES: dict[Wall, str] = {
+    "kv_cache": "KV cache",
+    "prefix_cache": "prefix cache",
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "throughput": "throughput",
+    "max_num_seqs": "max_num_seqs",
+    "errors": "errors",
+    "not_reached": "none reached",
+}
+WALL_WORDS: dict[Wall, str] = {
+    "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted and "
+    "computed again.",
+    "prefix_cache": "the prefix cache: with more users, conversations are evicted before they continue.",
+    "ttft": "the time to first token: with more users, answers start too late.",
+    "tpot": "the time per output token: with more users, answers come too slowly.",
+    "throughput": "throughput: with more users, the server makes fewer tokens a second in all.",
+    "max_num_seqs": "the server's max_num_seqs: every further request waits for a seat while memory is free.",
+    "errors": "errors: with more users, the server turns requests away.",
+    "not_reached": "nothing yet: no wall was reached.",
+}
+BASIS_WORDS = {
+    "measured": "a level stood there",
+    "interpolated": "between two levels",
+    "extrapolated": "beyond the levels",
+    "model": "from the formula alone",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Progress on stderr, where that is a terminal."""
+
+    task: Callable[..., Callable[[int], None]]
+    """task(name, total=...) -> advance(by)."""
+
+
+@contextmanager
+def progress() -> Iterator[Bar]:
+    """A bar that vanishes when done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def task(name: str, *, total: int) -> Callable[[int], None]:
+            identity = bar.add_task(name, total=total)
+            return lambda by: bar.advance(identity, by)
+
+        yield Bar(task=task)
+
+
+def complain(sentence: str) -> None:
+    """One sentence on stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
+
+
+# Words that every form of the report shares.
+
+
+def headline(model: ModelAnswer) -> str:
+    """How many users, in a few words."""
+    if model.max_users is None:
+        return "No answer: the data cannot support one"
+    users = "1 user" if model.max_users == 1 else f"{model.max_users} users"
+    return f"At least {users}" if model.at_least else users
+
+
+def certainty(model: ModelAnswer, *, confidence: float) -> str:
+    """How sure."""
+    if model.refused:
+        return " ".join(model.reasons)
+    if model.interval is None or model.interval[1] is None:
+        return "Nothing broke up to there: run higher levels to find the limit."
+    low, high = model.interval
+    sure = f"{100 * confidence:.0f} %"
+    if low == high:
+        return f"Best estimate {model.estimate}: {sure} sure that the limit is {low} users."
+    return f"Best estimate {model.estimate}: {sure} sure that the limit lies between {low} and {high} users."
+
+
+def limit(model: ModelAnswer) -> str:
+    """What binds, and how sure that is."""
+    if model.refused:
+        return "Nothing can be said about what limits this server."
+    text = f"Limited by {WALL_WORDS[model.binding]}"
+    others = [
+        f"{WALL_NAMES[_wall(name)]} {100 * p:.0f} %"
+        for name, p in model.p_binding.items()
+        if name != model.binding and p >= 0.05
+    ]
+    if others:
+        own = model.p_binding.get(model.binding, 0.0)
+        text += f" ({100 * own:.0f} % sure; else {', '.join(others)}.)"
+    return text
+
+
+def _wall(name: str) -> Wall:
+    return msgspec.convert(name, Wall)
+
+
+def lever_text(lever: Lever) -> str:
+    """One change and what it would bring."""
+    change = lever.change[0].upper() + lever.change[1:]
+    if lever.users is None or lever.gain_users is None:
+        return f"{change} ({lever.note})." if lever.note else f"{change}."
+    text = f"{change}: about {lever.users} users ({lever.gain_users:+d})"
+    if lever.limited_by is not None:
+        text += f", then limited by {WALL_NAMES[lever.limited_by]}"
+    return f"{text}{'; ' + lever.note if lever.note else ''}."
+
+
+def objectives(slo: Slo) -> list[str]:
+    """What a level must meet to hold its users."""
+    return [
+        f"95 of 100 requests see their first token within {slo.ttft_p95_s:g} s",
+        f"95 of 100 requests get a token at least every {1e3 * slo.tpot_p95_s:g} ms",
+        f"at most {_percent(slo.preempted_fraction)} preemptions for each finished request",
+        f"a request waits for memory at most {_percent(slo.kv_blocked_fraction)} of the time",
+    ]
+
+
+LEVEL_COLUMNS = (
+    ("users", "users"),
+    ("requests", "requests that ended in the window"),
+    ("TTFT p50", "ms, sent to first token"),
+    ("TTFT p95", "ms"),
+    ("TPOT p95", "ms a token"),
+    ("tokens/s", "output of all users"),
+    ("goodput", "requests a second that met every objective"),
+    ("KV cache", "share of the pool in use"),
+    ("preempted", "preemptions for each finished request"),
+    ("blocked", "share of time in which a request waited for memory"),
+    ("errors", "requests that failed"),
+    ("trusted", "fit for the fits"),
+)
+
+
+def level_cells(level: LevelAnswer) -> list[str]:
+    """In the order of LEVEL_COLUMNS."""
+    return [
+        str(level.users),
+        f"{level.n:,}",
+        _ms(level.ttft_s.p50),
+        _ms(level.ttft_s.p95),
+        _ms(level.tpot_s.p95),
+        f"{level.output_tok_s:,.0f}",
+        f"{level.goodput_rps:.1f}",
+        _percent(level.kv_cache_usage),
+        _percent(level.preempted_fraction),
+        _percent(level.kv_blocked_fraction),
+        str(level.errors) if level.errors else "0",
+        "yes" if level.trusted else "no",
+    ]
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{1e3 * value:,.0f}" if value >= 0.0995 else f"{1e3 * value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return NONE
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
+def wall_cells(bound: Bound) -> list[str]:
+    """Name, users, interval, basis."""
+    low, high = bound.interval_x
+    span = f"{low:.1f} to {high:.1f}" if high - low >= 0.05 else "exact"
+    return [WALL_NAMES[bound.name], f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
+
+
+def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
+    """What is known of the KV cache, label and value."""
+    found = model.memory
+    per = found.bytes_per_token
+    rows = [
+        ("KV pool", _tokens(found.pool_tokens, per)),
+        ("a request in flight holds (mean)", _tokens(found.tokens_per_user, per)),
+        ("its spread (standard deviation)", _tokens(found.tokens_per_user_sd, per)),
+        ("the server's gauge says", _tokens(found.gauge_tokens_per_user, per)),
+        ("gauge against requests running, R²", NONE if found.r2 is None else f"{found.r2:.3f}"),
+        ("one token", NONE if per is None else f"{per / 1024:,.0f} KiB"),
+        ("GPU memory beside the KV cache", _gib(found.vram_base_bytes)),
+    ]
+    if found.shared_prefix_tokens:
+        rows.insert(3, ("prompt prefix that all share", _tokens(found.shared_prefix_tokens, per)))
+    return [(label, value) for label, value in rows if value != NONE]
+
+
+def _tokens(count: float | None, per: int | None) -> str:
+    if count is None:
+        return NONE
+    text = f"{count:,.0f} tokens"
+    return f"{text} = {_size(count * per)}" if per else text
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def _gib(count: int | None) -> str:
+    return NONE if count is None else f"{count / GIB:.2f} GiB"
+
+
+def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
+    """The step-time model, label and value."""
+    found = model.latency
+    rows = [
+        ("a decode step takes at least", _fine_ms(found.step_base_s)),
+        ("each sequence adds", _fine_ms(found.step_per_seq_s)),
+        ("each prompt token adds", _fine_ms(found.prefill_per_token_s)),
+        (
+            "90 % of the most throughput at",
+            NONE if found.knee_users is None else f"{found.knee_users:,.0f} requests in flight",
+        ),
+        (
+            "timings are good to",
+            NONE if model.timing_error_s is None else f"± {1e3 * model.timing_error_s:.1f} ms at this load",
+        ),
+    ]
+    return [(label, value) for label, value in rows if value != NONE]
+
+
+def _fine_ms(value: float | None) -> str:
+    return NONE if value is None else f"{1e3 * value:.3g} ms"
+
+
+# Files.
+
+
+def write(answer: Answer, *, folder: Path) -> None:
+    """capacity.json, report.html, report.md and the figures. Raises InputError when the folder is not writable."""
+    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+
+    drawn = [plots.figures(model, answer.slo) for model in answer.models]
+    files = {
+        JSON_FILE: msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n",
+        HTML_FILE: html(answer, drawn),
+        MARKDOWN_FILE: markdown(answer, drawn),
+    }
+    for model, figures in zip(answer.models, drawn, strict=True):
+        files |= {_figure_file(answer, model, name): text for name, text in figures.items()}
+    try:
+        for name, text in files.items():
+            _replace(folder / name, text)
+    except OSError as problem:
+        raise InputError(
+            f"{folder} cannot be written to ({problem.strerror}): copy the runs elsewhere."
+        ) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whoever reads the file sees the old one or the new one, whole."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    temporary = Path(file.name)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def _figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
+    if len(answer.models) == 1:
+        return f"{name}.svg"
+    return f"{slug(model.model)}-{name}.svg"
+
+
+def slug(name: str) -> str:
+    """A model's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"
+
+
+def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
+    """One self-contained page. drawn: the figures of each model, name -> SVG."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        answer=answer,
+        models=[_page(model, figures, answer) for model, figures in zip(answer.models, drawn, strict=True)],
+        generated=_day(answer.generated_unix_s),
+        objectives=objectives(answer.slo),
+        level_columns=LEVEL_COLUMNS,
+    )
+
+
+def _day(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")
+
+
+def _page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
+    """What the template shows of one model, all of it text."""
+    return {
+        "answer": model,
+        "headline": headline(model),
+        "certainty": certainty(model, confidence=answer.confidence),
+        "limit": limit(model),
+        "levers": [lever_text(lever) for lever in model.levers],
+        "levels": [(level, level_cells(level)) for level in model.levels],
+        "walls": [(bound, wall_cells(bound)) for bound in model.bounds],
+        "not_met": not_met_text(model),
+        "memory": memory_rows(model),
+        "latency": latency_rows(model),
+        "percentiles": [percentile_cells(level) for level in model.levels],
+        "figures": {name: jinja2.utils.markupsafe.Markup(text) for name, text in figures.items()},
+        "slug": slug(model.model),
+    }
+
+
+def not_met_text(model: ModelAnswer) -> str:
+    """Walls that were not met; empty when all were."""
+    if not model.not_met:
+        return ""
+    names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
+    return f"Not met up to {model.not_met[0].up_to_users} users: {names}."
+
+
+def percentile_cells(level: LevelAnswer) -> list[str]:
+    """Users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and E2E, in ms."""
+    return [str(level.users)] + [
+        _three(found) for found in (level.ttft_s, level.tpot_s, level.chunk_gap_s, level.e2e_s)
+    ]
+
+
+def _three(found: Percentiles) -> str:
+    return " / ".join(_ms(value) for value in (found.p50, found.p95, found.p99))
+
+
+def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
+    """The report as Markdown, with links to the figures' files."""
+    parts = ["# Seatcount: how many users?", ""]
+    for model, figures in zip(answer.models, drawn, strict=True):
+        parts += _markdown_model(answer, model, figures)
+    parts += ["## Objectives", "", *[f"- {text}" for text in objectives(answer.slo)], ""]
+    parts += [f"Made {_day(answer.generated_unix_s)}. Definitions: docs/method.md."]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str]) -> list[str]:
+    parts = [f"## {model.model}: {headline(model)}", "", certainty(model, confidence=answer.confidence), ""]
+    parts += [limit(model), ""]
+    if model.levers:
+        parts += ["What would raise it:", "", *[f"- {lever_text(lever)}" for lever in model.levers], ""]
+    parts += [f"![{name}]({_figure_file(answer, model, name)})\n" for name in figures]
+    if model.bounds:
+        parts += ["### Walls", ""]
+        parts += _grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+    if model.not_met:
+        parts += [not_met_text(model), ""]
+    parts += ["### Levels", ""]
+    parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+    parts += [f"- {label}: {value}" for label, value in memory_rows(model) + latency_rows(model)]
+    if model.warnings:
+        parts += ["", "### Warnings", "", *[f"- {warning}" for warning in model.warnings]]
+    return [*parts, ""]
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
+    return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
+
+
+# The terminal.
+
+
+def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
+    """Prints the answer, then the evidence."""
+    out = console or Console(highlight=False)
+    if not out.is_terminal:
+        out.width = max(out.width, PLAIN_WIDTH)
+    for model in answer.models:
+        _show_model(out, answer, model)
+    out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
+
+
+def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
+    colour = "red" if model.refused else "green"
+    out.print()
+    out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
+    for text in (certainty(model, confidence=answer.confidence), limit(model)):
+        out.print(Padding(Text(text), (0, 0, 0, 2)))
+    if model.simulated:
+        out.print(
+            Padding(Text(f"Measured on Seatcount's simulated server ({model.simulated})."), (0, 0, 0, 2))
+        )
+    _show_list(out, "What would raise it", [lever_text(lever) for lever in model.levers])
+    out.print()
+    if model.bounds:
+        out.print(
+            _table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+        )
+    if model.not_met:
+        out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2)))
+    if model.levels:
+        out.print(_table([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]))
+    facts = memory_rows(model) + latency_rows(model)
+    _show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
+    _show_list(out, "Warnings", model.warnings)
+    out.print()
+
+
+def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    out.print()
+    out.print(Padding(Text(title, style="bold"), (0, 0, 0, 2)))
+    for line in lines:
+        out.print(Padding(Text(f"- {line}"), (0, 0, 0, 2)))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Padding:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place == 0 and head[0] == "wall" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return Padding(table, (0, 0, 0, 2))

@@ -1,0 +1,155 @@
+"""Makes a tiny Qwen3 with random weights. Runs in the vLLM environment: `python tiny_model.py DIR`.
+
+2 layers x 2 (K and V) x 2 KV heads x 64 x 4 bytes = 2,048 bytes a KV token; float32, because bfloat16 is five
+times slower on processors without AVX-512. What it says has no meaning; that
+it says one piece of text a token, and what it costs, is all that a load test needs.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+SEED = 20_24
+VOCABULARY = 4096
+END = "<|im_end|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
+THINK_TAGS = ["<think>", "</think>"]
+
+# As in Qwen3 the model thinks unless it is told not to, and an empty thought says that it should not. The
+# opening tag stands in the prompt, because random weights would never write it.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+<think>
+{% if enable_thinking is defined and not enable_thinking %}
+</think>
+
+{% endif %}
+{%- endif -%}
+"""
+
+
+COMMON = """
+the of and to in is you that it he was for on are as with his they at be this have from or one had by word
+but not what all were we when your can said there use an each which she do how their if will up other about
+out many then them these so some her would make like him into time has look two more write go see number no
+way could people my than first water been call who oil its now find long down day did get come made may part
+over new sound take only little work know place year live me back give most very after thing our just name
+good sentence man think say great where help through much before line right too mean old any same tell boy
+follow came want show also around form three small set put end does another well large must big even such
+because turn here why ask went men read need land different home us move try kind hand picture again change
+off play spell air away animal house point page letter mother answer found study still learn should world
+"""
+
+
+ONSETS = (
+    "b",
+    "ch",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "qu",
+    "r",
+    "s",
+    "sh",
+    "t",
+    "th",
+    "tr",
+    "w",
+)
+NUCLEI = ("a", "ai", "e", "ea", "ee", "i", "ie", "o", "oa", "oo", "ou", "u")
+CODAS = ("", "n", "r", "s", "t", "nd", "ng", "st", "ll", "ck", "ly", "ed", "er")
+
+
+def _invented(rng: random.Random) -> str:
+    syllables = rng.choice((1, 1, 2))
+    return "".join(rng.choice(part) for part in (ONSETS, NUCLEI, CODAS) * syllables)
+
+
+def _sentences(rng: random.Random) -> Iterator[str]:
+    """Deterministic text: common words, which become a token each, and invented ones of English syllables."""
+    common = COMMON.split()
+    invented = [_invented(rng) for _ in range(4000)]
+    for _ in range(4000):
+        words = rng.choices(common, k=rng.randint(3, 9)) + rng.choices(invented, k=rng.randint(2, 6))
+        rng.shuffle(words)
+        yield " ".join(words).capitalize() + "."
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(THINK_TAGS),
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sentences(random.Random(SEED)), trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in THINK_TAGS])
+    if tokenizer.get_vocab_size() != VOCABULARY:
+        raise SystemExit(f"The tokenizer has {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}.")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    set_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model = Qwen3ForCausalLM(config)
+    _say_only_text(model, tokenizer)
+    return model
+
+
+def _say_only_text(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Spreads the logits and keeps special tokens, tags and parts of a character out of them, so that each
+    token gives a piece of text: an answer of nothing but half characters would look empty to a client."""
+    texts = tokenizer.batch_decode([[token] for token in range(VOCABULARY)])
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.25)
+        for token, text in enumerate(texts):
+            if text in SPECIAL + THINK_TAGS or "\ufffd" in text:
+                model.lm_head.weight[token] = 0
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
