@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test vllm bench lock clean
+.PHONY: setup demo check test vllm lock clean
 
 setup: $(STAMP)
 
@@ -31,8 +31,6 @@ test: check
 vllm: setup
 	@$(BIN)/python -m tests.real.vllm_env
 
-bench: setup
-	$(BIN)/python -m benchmarks
 
 # Renews requirements.lock after a change of pyproject.toml.
 lock: setup

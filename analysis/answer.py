@@ -12,6 +12,16 @@ Wall = Literal[
     "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
 ]
 Basis = Literal["measured", "interpolated", "extrapolated", "model"]
+WALL_NAMES: dict[Wall, str] = {
+    "kv_cache": "KV cache",
+    "prefix_cache": "prefix cache",
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "throughput": "throughput",
+    "max_num_seqs": "max_num_seqs",
+    "errors": "errors",
+    "not_reached": "none reached",
+}
 
 
 class Bound(msgspec.Struct, kw_only=True, frozen=True):
@@ -102,7 +112,7 @@ class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Lever(msgspec.Struct, kw_only=True, frozen=True):
-    """Something that would raise (or not) the answer. `users` is the new estimate, null where no model says."""
+    """Something that would move the answer. `users` is the new estimate, null where no model says."""
 
     change: str
     users: int | None

@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis import latency, report
 from analysis.answer import (
+    WALL_NAMES,
     Answer,
     Basis,
     Bound,
@@ -49,7 +50,7 @@ from analysis.memory import (
     pairs_of,
     wall,
 )
-from analysis.stats import Quantiles, Share
+from analysis.stats import Quantiles
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 
@@ -104,8 +105,8 @@ def recommend(
 ) -> ModelAnswer:
     """The answer for one model from runs that may be pooled (see `load.comparable`).
 
-    `bytes_per_token` overrides what the server said. Deterministic for a given seed. `on_step` is called for each
-    of RESAMPLES resamples, for a progress bar.
+    `bytes_per_token` overrides what the server said. Deterministic for a given seed. `on_step` is called for
+    each of RESAMPLES resamples, for a progress bar.
     """
     rng = np.random.default_rng(seed)
     evidence = gather(runs, slo=slo)
@@ -114,6 +115,8 @@ def recommend(
     stands = _stands(evidence, memory, rng)
     reasons = _reasons_to_refuse(evidence, stands)
     warnings = _warnings(evidence, memory, gauge, stands)
+    if reasons:
+        stands = []
     info = runs[-1].info
     per_token = bytes_per_token if bytes_per_token is not None else info.server.kv_bytes_per_token
     head = _head(evidence, stands, confidence=confidence) if not reasons else _refused()
@@ -235,19 +238,27 @@ def _memory_stand(evidence: Evidence, memory: MemoryWall) -> Stand:
 
 
 def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand]:
-    found = []
-    shares: list[tuple[Wall, Callable[[Level], Share], float]] = [
-        ("ttft", lambda level: level.ttft_miss, latency.MISS_LIMIT),
-        ("tpot", lambda level: level.tpot_miss, latency.MISS_LIMIT),
-        ("errors", lambda level: level.overload, latency.OVERLOAD_LIMIT),
+    slo, levels = evidence.slo, evidence.levels
+    crossings: dict[Wall, latency.Crossing | None] = {
+        "ttft": latency.p95_crossing(
+            levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95, objective_s=slo.ttft_p95_s
+        ),
+        "tpot": latency.p95_crossing(
+            levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95, objective_s=slo.tpot_p95_s
+        ),
+        "errors": latency.miss_crossing(levels, lambda level: level.overload, limit=latency.OVERLOAD_LIMIT),
+    }
+    return [
+        Stand(
+            name=name,
+            x=crossing.x,
+            bound=crossing.bound,
+            draws=_draws(crossing.x, crossing.bound(0.05), rng),
+            basis=_basis(crossing.x, evidence.trusted),
+        )
+        for name, crossing in crossings.items()
+        if crossing is not None
     ]
-    for name, share_of, limit in shares:
-        crossing = latency.miss_crossing(evidence.levels, share_of, limit=limit)
-        if crossing is not None:
-            basis = _basis(crossing.x, evidence.trusted)
-            draws = _draws(crossing.x, crossing.bound(0.05), rng)
-            found.append(Stand(name=name, x=crossing.x, bound=crossing.bound, draws=draws, basis=basis))
-    return found
 
 
 def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
@@ -299,7 +310,7 @@ def _reasons_to_refuse(evidence: Evidence, stands: Sequence[Stand]) -> list[str]
         why = sorted({reason for level in evidence.levels for reason in level.why_not})
         return ["No level can be trusted: " + "; ".join(why) + "."]
     return [
-        f"Already the lowest trusted level, {trusted[0]} users, is past the {report.WALL_NAMES[stand.name]} wall: "
+        f"Already the lowest trusted level, {trusted[0]} users, is past the {WALL_NAMES[stand.name]} wall: "
         "measure at fewer users."
         for stand in stands
         if stand.name in ("ttft", "tpot", "errors") and stand.x < trusted[0] and trusted[0] > 1
@@ -489,14 +500,14 @@ def _warnings(
     return list(
         dict.fromkeys(
             found
-            + _memory_warnings(evidence, memory, gauge)
+            + _memory_warnings(evidence, gauge)
             + _length_warnings(evidence)
-            + _reach_warnings(evidence, stands)
+            + _reach_warnings(evidence, memory, stands)
         )
     )
 
 
-def _memory_warnings(evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None) -> list[str]:
+def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[str]:
     found = []
     if evidence.pool is None:
         found.append(
@@ -511,15 +522,11 @@ def _memory_warnings(evidence: Evidence, memory: MemoryWall | None, gauge: Gauge
         found.append(
             f"{evidence.pool.engines} engines: the memory wall takes users as spread evenly over equal pools."
         )
-    if memory is not None and memory.shift.levels == 0:
-        found.append(
-            "No trusted level near the memory wall counted preemptions: it rests on the formula alone."
-        )
     if gauge is not None and abs(gauge.off) > max(DISAGREES, 3.0 * gauge.off_se):
         more = "more" if gauge.off > 0 else "less"
         found.append(
-            f"The server's gauge shows {100 * abs(gauge.off):.0f} % {more} KV cache a request than the requests' "
-            "lengths explain: hidden tokens, shared prefixes or a hybrid cache layout."
+            f"The server's gauge shows {100 * abs(gauge.off):.0f} % {more} KV cache a request than the "
+            "requests' lengths explain: hidden tokens, shared prefixes or a hybrid cache layout."
         )
     return found
 
@@ -529,13 +536,13 @@ def _length_warnings(evidence: Evidence) -> list[str]:
     spread = output_cv(evidence.runs)
     if spread < LOCKSTEP_CV:
         found.append(
-            f"Lockstep: output lengths hardly vary (CV {spread:.2f}). Requests march in step, preemptions then depend "
-            "on how users started, and the memory wall may be off by users. Vary the lengths."
+            f"Lockstep: output lengths hardly vary (CV {spread:.2f}). Requests march in step, preemptions "
+            "then depend on how users started, and the memory wall may be off by users. Vary the lengths."
         )
     if spread >= HEAVY_TAIL[0] and evidence.pairs is not None and len(evidence.pairs) < HEAVY_TAIL[1]:
         found.append(
-            f"Output lengths are heavy-tailed (CV {spread:.2f}): {len(evidence.pairs)} requests are few, the interval "
-            f"may be too narrow. Measure {HEAVY_TAIL[1]}, or cap max_tokens."
+            f"Output lengths are heavy-tailed (CV {spread:.2f}): {len(evidence.pairs)} requests are few, the "
+            f"interval may be too narrow. Measure {HEAVY_TAIL[1]}, or cap max_tokens."
         )
     seeds = [run.info.settings.get("seed") for run in evidence.runs]
     if len(set(map(str, seeds))) < len(seeds):
@@ -545,20 +552,34 @@ def _length_warnings(evidence: Evidence) -> list[str]:
     return found
 
 
-def _reach_warnings(evidence: Evidence, stands: Sequence[Stand]) -> list[str]:
-    found = []
-    for level in sorted(evidence.levels, key=lambda level: level.users):
-        if not level.trusted:
-            found.append(f"Level {level.users} is not trusted: " + "; ".join(level.why_not) + ".")
+def _reach_warnings(evidence: Evidence, memory: MemoryWall | None, stands: Sequence[Stand]) -> list[str]:
+    found = [
+        f"Level {level.users} is not trusted: " + "; ".join(level.why_not) + "."
+        for level in sorted(evidence.levels, key=lambda level: level.users)
+        if level.why_not
+    ]
     first = min(stands, key=lambda stand: stand.x, default=None)
+    if first is None or not evidence.trusted:
+        return found
+    name, low, top = WALL_NAMES[first.name], evidence.trusted[0], evidence.trusted[-1]
+    if top < first.x <= REACH * top:
+        found.append(
+            f"Extrapolated: the highest trusted level is {top} users, below the {name} wall. "
+            "Run one level above it."
+        )
+    if math.ceil(first.x) < low:
+        found.append(
+            f"Extrapolated: the lowest trusted level is {low} users, above the {name} wall. "
+            "Run one level below it."
+        )
     if (
-        first is not None
-        and evidence.trusted
-        and evidence.trusted[-1] < first.x <= REACH * evidence.trusted[-1]
+        first.name == "kv_cache"
+        and memory is not None
+        and memory.shift.levels == 0
+        and first.x <= REACH * top
     ):
         found.append(
-            f"Extrapolated: the highest trusted level is {evidence.trusted[-1]} users, below the "
-            f"{report.WALL_NAMES[first.name]} wall. Run one level above it."
+            "No trusted level near the memory wall counted preemptions: it rests on the formula alone."
         )
     return found
 
@@ -737,7 +758,8 @@ def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder
     picked = [run for run in found if run.info.run_id in wanted]
     if len({comparable(run.info) for run in picked}) > 1:
         raise InputError(
-            "These runs must not be pooled, because model, host, server, GPU or workload differ: name fewer with --run."
+            "These runs must not be pooled, because model, host, server, GPU or workload differ: "
+            "name fewer with --run."
         )
     return picked
 
@@ -783,9 +805,9 @@ def _parser() -> argparse.ArgumentParser:
     default = Slo()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.capacity",
-        description="How many users can this deployment hold? Reads one run folder, or a folder of run folders, "
-        "and answers with an interval and the wall that binds. Writes capacity.json, report.html, report.md and "
-        "figures into that folder.",
+        description="How many users can this deployment hold? Reads one run folder, or a folder of run "
+        "folders, and answers with an interval and the wall that binds. Writes capacity.json, report.html, "
+        "report.md and figures into that folder.",
         epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 refused because the data cannot "
         "support an answer. An objective that is not given is the one that the run was made with.",
     )
@@ -821,7 +843,8 @@ def _parser() -> argparse.ArgumentParser:
         "--slo-kv-blocked-fraction",
         type=_share,
         metavar="F",
-        help=f"share of time in which a request waits for KV blocks (default {default.kv_blocked_fraction:g})",
+        help="share of time in which a request waits for KV blocks, at most "
+        f"(default {default.kv_blocked_fraction:g})",
     )
     return parser
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -14,13 +15,14 @@ from analysis.stats import Share, student
 
 MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
 OVERLOAD_LIMIT = 0.01
-STEEPEST = 60.0  # slope of attainment in ln users; a cliff between two levels has no finite one
+STEEPEST = 300.0  # slope of attainment in ln users; a cliff between two levels has no finite one
+GRID = 401
 FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """tau = base + per_sequence * n: the engine's step with n sequences, prefill riding along (X = N/(a + beta N))."""
+    """tau = base + per_sequence * n: a step of n sequences, prefill riding along; X = N/(a + beta N)."""
 
     base_s: float
     per_sequence_s: float
@@ -37,7 +39,7 @@ class StepTime:
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Least squares of n/X on n over trusted levels in which hardly anybody waited; needs two different loads."""
+    """Least squares of n/X on n over trusted levels in which hardly anybody waited; needs two loads."""
     free = [
         level
         for level in levels
@@ -99,8 +101,8 @@ def miss_crossing(
 ) -> Crossing | None:
     """Crossing of an overdispersed logistic of the misses in ln users; None when no trusted level broke.
 
-    The fit is local: levels within about a factor two of the bracket that isotonic regression finds. The bounds are
-    those of the profile likelihood in x, on effective sample sizes, widened by lack of fit.
+    The fit is local: levels within about a factor two of the bracket that isotonic regression finds. The
+    bounds are those of the profile likelihood in x, on effective sample sizes, widened by lack of fit.
     """
     known = [level for level in levels if level.trusted and share_of(level).n > 0]
     if not known:
@@ -118,6 +120,36 @@ def miss_crossing(
     return _fit(users[near], fraction[near], effective[near], limit, bracket)
 
 
+def p95_crossing(
+    levels: Sequence[Level],
+    share_of: Callable[[Level], Share],
+    p95_of: Callable[[Level], float | None],
+    *,
+    objective_s: float,
+) -> Crossing | None:
+    """The same for a p95 objective, the point taken from the p95 itself: straight in ln users and ln seconds
+    between the last level that held and the first that broke. Shares of 0 and 1 say nothing of where between
+    two levels the crossing lies; the p95 does. The bounds stay those of the shares.
+    """
+    crossing = miss_crossing(levels, share_of, limit=MISS_LIMIT)
+    if crossing is None:
+        return None
+    last, first = (_p95_at(levels, users, p95_of) for users in crossing.between)
+    if last is None or first is None or not last <= objective_s < first:
+        return crossing
+    part = math.log(objective_s / last) / math.log(first / last)
+    x = crossing.between[0] * (crossing.between[1] / crossing.between[0]) ** part
+    low, high = crossing.bound(0.05)
+    return replace(crossing, x=min(max(x, low), high))
+
+
+def _p95_at(levels: Sequence[Level], users: int, p95_of: Callable[[Level], float | None]) -> float | None:
+    """Mean p95 of the trusted levels of so many users; None where one has too few requests to say."""
+    found = [p95_of(level) for level in levels if level.trusted and level.users == users]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None
+
+
 def _bracket(users: Floats, fraction: Floats, effective: Floats, limit: float) -> tuple[int, int] | None:
     """Last level that held and first that broke, by isotonic regression; None when none broke."""
     smooth = optimize.isotonic_regression(fraction, weights=effective).x
@@ -131,38 +163,50 @@ def _bracket(users: Floats, fraction: Floats, effective: Floats, limit: float) -
 def _fit(
     users: Floats, fraction: Floats, effective: Floats, limit: float, bracket: tuple[int, int]
 ) -> Crossing:
-    place = np.log(users)
-    missed, met = fraction * effective, (1.0 - fraction) * effective
-    offset = float(special.logit(limit))
-
-    def deviance(at: float) -> float:
-        """Twice the negative log likelihood of the best slope, given where the limit is crossed (ln users)."""
-
-        def cost(slope: float) -> float:
-            eta = offset + slope * (place - at)
-            return float(-2.0 * (missed @ special.log_expit(eta) + met @ special.log_expit(-eta)))
-
-        best = optimize.minimize_scalar(cost, bounds=(0.05, STEEPEST), method="bounded")
-        return float(best.fun)
-
     low, high = math.log(max(bracket[0], 0.5) / 2.0), math.log(bracket[1] * 2.0)
-    grid = np.linspace(low, high, 241)
-    profile = np.array([deviance(at) for at in grid])
+    grid = np.linspace(low, high, GRID)
+    missed, met = fraction * effective, (1.0 - fraction) * effective
+    profile = _profile(np.log(users), missed, met, grid, offset=float(special.logit(limit)))
     saturated = -2.0 * float(np.sum(special.xlogy(missed, fraction) + special.xlogy(met, 1.0 - fraction)))
-    spread = max((float(profile.min()) - saturated) / max(len(users) - 2, 1), 1.0) if len(users) > 2 else 1.0
-    best = _middle_of_minimum(grid, profile)
+    spare = len(users) - 2
+    spread = max((float(profile.min()) - saturated) / spare, 1.0) if spare > 0 else 1.0
+    excess = (profile - profile.min()) / spread
 
     def bound(error: float) -> tuple[float, float]:
-        inside = grid[profile - profile.min() <= spread * float(stats.norm.ppf(error)) ** 2]
-        return math.exp(float(inside[0])), math.exp(float(inside[-1]))
+        ends = _ends(grid, excess, float(stats.norm.ppf(error)) ** 2)
+        return math.exp(ends[0]), math.exp(ends[1])
 
-    return Crossing(x=math.exp(best), bound=bound, between=bracket)
+    # A cliff leaves the profile flat between two levels: take the middle of what is equally likely.
+    return Crossing(x=math.exp(sum(_ends(grid, excess, 0.1)) / 2), bound=bound, between=bracket)
 
 
-def _middle_of_minimum(grid: Floats, profile: Floats) -> float:
-    """A cliff leaves the profile flat between two levels: take the middle of what is equally likely."""
-    flat = grid[profile <= profile.min() + 0.1]
-    return float((flat[0] + flat[-1]) / 2)
+def _profile(place: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
+    """Twice the negative log likelihood of the best slope, were the limit crossed at each grid point.
+
+    place and grid: ln users. place, missed, met: shape (levels,); grid and result: shape (g,). The score
+    rises in the slope, so halving finds it.
+    """
+    away = place[None, :] - grid[:, None]
+    low, high = np.full(len(grid), math.log(0.05)), np.full(len(grid), math.log(STEEPEST))
+    for _ in range(40):
+        middle = (low + high) / 2
+        share = special.expit(offset + np.exp(middle)[:, None] * away)
+        rising = np.sum(((missed + met) * share - missed) * away, axis=1) > 0
+        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
+    eta = offset + np.exp(low)[:, None] * away
+    return np.asarray(-2.0 * (special.log_expit(eta) @ missed + special.log_expit(-eta) @ met))
+
+
+def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
+    """Where a profile that falls and rises passes a height on either side, straight between grid points."""
+    inside = np.flatnonzero(excess <= height)
+    first, last = int(inside[0]), int(inside[-1])
+    left, right = float(grid[first]), float(grid[last])
+    if first > 0:
+        left = float(np.interp(-height, -excess[first - 1 : first + 1], grid[first - 1 : first + 1]))
+    if last < len(grid) - 1:
+        right = float(np.interp(height, excess[last : last + 2], grid[last : last + 2]))
+    return left, right
 
 
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
@@ -171,7 +215,7 @@ def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
     A fall is one-sided significant at 1 % by batch errors, and at least 2 %.
     """
     known = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
-    for here, after in zip(known, known[1:], strict=False):
+    for here, after in pairwise(known):
         if after.users == here.users:
             continue
         drop = here.output_tok_s - after.output_tok_s
@@ -231,7 +275,7 @@ class Thinking:
 
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
-    """Z by Little's law and R against requests in flight, from trusted levels in which hardly anybody waited."""
+    """Z by Little's law, R against requests in flight, from trusted levels in which hardly anybody waited."""
     free = [
         level
         for level in levels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import metrics
-from analysis.load import Bools, Client, Floats, Ints, Requests, Run, Server
+from analysis.load import Bools, Floats, Ints, Requests, Run, Server
 from analysis.stats import Clock, Quantiles, Share, design_effect, quantiles, share, trend
 from loadtest.record import Outcome, Slo
 
@@ -214,7 +214,7 @@ def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
 
 
 def _steady_window(run: Run, plateau: tuple[float, float]) -> tuple[Clock, bool]:
-    """The part of the plateau without a trend in response time and KV usage: all, the last 3/4 or the last half."""
+    """The part without a trend in response time and KV usage: all of it, its last 3/4, or its last half."""
     first = _clock(run.requests, *plateau)
     for cut in CUTS:
         begin = plateau[0] + cut * (plateau[1] - plateau[0])
@@ -254,7 +254,7 @@ def _drifts(run: Run, clock: Clock) -> bool:
 def _blocked(
     server: Server, scrapes: Bools, context: Context, clock: Clock, seats: int | None
 ) -> Share | None:
-    """Scrapes in which a request waited for blocks. A queue while the pool has room for any prompt is not that."""
+    """Scrapes in which a request waited for blocks; a queue while any prompt would fit is not that."""
     usage = server.kv_cache_usage[scrapes]
     waiting = server.waiting_capacity[scrapes]
     if np.isnan(waiting).all():
@@ -371,7 +371,7 @@ class _Times:
 def _ttft_share(
     late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, clock: Clock
 ) -> Share:
-    """Misses of the TTFT objective; a request that we cancelled is a miss if it was late already, else censored."""
+    """Misses of the TTFT objective; one that we cancelled is a miss if it was late already, else censored."""
     base = share(late, ttft, at, clock)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
     return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)

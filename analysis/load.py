@@ -91,7 +91,7 @@ class Requests:
     @property
     def ok(self) -> Bools:
         """Shape (n,)."""
-        return self.outcome == CODE[Outcome.OK]
+        return np.equal(self.outcome, CODE[Outcome.OK])
 
     def with_outcome(self, *outcomes: Outcome) -> Bools:
         """Shape (n,): whose outcome is one of these."""
@@ -100,7 +100,7 @@ class Requests:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Server:
-    """One entry a scrape, shape (m,), in order of time; missing is nan. Engines are added up; usage is their mean."""
+    """One entry a scrape, shape (m,), in time order; missing is nan. Engines are summed, usage averaged."""
 
     unix_s: Floats
     engines: int

@@ -8,7 +8,7 @@ Bools = NDArray[np.bool_]
 
 
 def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:
-    """Time to first token: bytes handed to the socket to first content-bearing event. Shape (n,), nan if none."""
+    """Time to first token: bytes handed to the socket to first content-bearing event. Shape (n,)."""
     return first_chunk_s - sent_s
 
 
@@ -31,25 +31,23 @@ def tpot_s(
     """
     later = output_tokens - first_chunk_tokens
     defined = (output_tokens >= 2) & (later >= 1)
-    return np.divide(
-        last_chunk_s - first_chunk_s, later, out=np.full(len(later), np.nan), where=np.asarray(defined)
-    )
+    return np.where(defined, (last_chunk_s - first_chunk_s) / np.where(defined, later, 1.0), np.nan)
 
 
 def decode_tok_s(tpot: Floats) -> Floats:
     """Decode rate of one request, tokens a second. Shape (n,); nan where TPOT is undefined or 0."""
-    return np.divide(1.0, tpot, out=np.full(len(tpot), np.nan), where=tpot > 0)
+    return np.where(tpot > 0, 1.0 / np.where(tpot > 0, tpot, 1.0), np.nan)
 
 
 def chunks_are_tokens(*, chunks: Floats, output_tokens: Floats) -> Bools:
     """Whose chunk gaps are ITL: every chunk carried one token. Shape (n,)."""
-    return chunks == output_tokens
+    return np.equal(chunks, output_tokens)
 
 
 def overlap_s(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> Floats:
     """Seconds that each interval spends inside the window. Shape (n,)."""
-    inside = np.minimum(end_unix_s, window[1]) - np.maximum(begin_unix_s, window[0])
-    return np.maximum(inside, 0.0)
+    inside: Floats = np.minimum(end_unix_s, window[1]) - np.maximum(begin_unix_s, window[0])
+    return np.clip(inside, 0.0, None)
 
 
 def mean_in_flight(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> float:
@@ -59,7 +57,7 @@ def mean_in_flight(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[fl
 
 
 def tokens_by(instant_unix_s: float, *, first_unix_s: Floats, last_unix_s: Floats, tokens: Floats) -> Floats:
-    """Output tokens that had arrived by an instant, decode taken as even between first and last. Shape (n,)."""
+    """Output tokens that had arrived by an instant, evenly from first to last chunk. Shape (n,)."""
     span = np.maximum(last_unix_s - first_unix_s, 1e-9)
     share = np.clip((instant_unix_s - first_unix_s) / span, 0.0, 1.0)
     arrived = 1.0 + (tokens - 1.0) * share

@@ -1,8 +1,9 @@
-"""The figures: one function each, all take an Axes. The only matplotlib import. Colours become CSS variables."""
+"""The figures: one function each, all take an Axes. The only matplotlib import."""
 
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.answer import LevelAnswer, ModelAnswer, Wall
+from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
 from loadtest.record import Slo
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
-"""A palette that colour-blind people tell apart; each is replaced by a CSS variable with itself as fallback."""
+"""Colour-blind people tell them apart. In SVG each becomes a CSS variable with itself as fallback."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -36,7 +37,7 @@ WALLS: dict[Wall, str] = {
     "errors": "Server errors",
     "not_reached": "Not reached",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "seatcount",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -76,7 +77,10 @@ def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
     if answer.memory.vram_base_bytes is not None and answer.memory.vram_bytes_per_user is not None:
         wanted["vram"] = (7.2, 3.0), lambda axes: vram(axes, answer)
     if answer.bounds:
-        wanted["walls"] = (7.2, 0.9 + 0.42 * len(answer.bounds)), lambda axes: walls(axes, answer)
+        wanted["walls"] = (
+            (7.2, 0.9 + 0.34 * (len(answer.bounds) + len(answer.not_met))),
+            lambda axes: walls(axes, answer),
+        )
     if answer.levels:
         wanted["ttft"] = (3.55, 2.7), lambda axes: ttft(axes, answer, slo)
         wanted["tpot"] = (3.55, 2.7), lambda axes: tpot(axes, answer, slo)
@@ -131,16 +135,16 @@ def memory(axes: Axes, answer: ModelAnswer) -> None:
     in_flight = [level.in_flight for level in seen]
     held = [(level.kv_cache_usage or 0.0) * pool for level in seen]
     _points(axes, seen, in_flight, held, BLUE)
-    _answer_line(axes, answer)
-    axes.set(xlim=(0, reach), ylim=(0, 1.22 * pool), xlabel="requests in flight")
+    _answer_line(axes, answer, at=answer.max_in_flight)
+    axes.set(xlim=(0, reach), ylim=(0, 1.25 * pool), xlabel="requests in flight")
     axes.set_title("KV cache in use, tokens")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
     if found.bytes_per_token:
-        per = found.bytes_per_token / GIB
-        gib = axes.secondary_yaxis("right", functions=(lambda y: y * per, lambda y: y / per))
-        gib.set_ylabel("GiB")
-        gib.tick_params(length=0)
-        gib.spines["right"].set_visible(False)
+        scale, unit = (GIB, "GiB") if pool * found.bytes_per_token >= GIB / 2 else (2**20, "MiB")
+        size = axes.twinx()
+        size.set(ylim=(0, 1.25 * pool * found.bytes_per_token / scale), ylabel=unit)
+        size.grid(visible=False)
+        size.tick_params(length=0)
 
 
 def _law(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> None:
@@ -161,11 +165,11 @@ def _law(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> None:
     )
     inside = line <= pool
     axes.plot(users[inside], line[inside], color=BLUE, linewidth=1.8, label=f"{mean:,.0f} tokens a request")
-    axes.legend(loc="lower right", handlelength=1.4)
+    axes.legend(loc=(0.015, 0.5), handlelength=1.4)
 
 
 def vram(axes: Axes, answer: ModelAnswer) -> None:
-    """GPU memory against requests in flight: fixed base, KV in use on top, and what vLLM holds all the time."""
+    """GPU memory against requests in flight: fixed base, KV in use on top, what vLLM holds all the time."""
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
     pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB
@@ -182,7 +186,7 @@ def vram(axes: Axes, answer: ModelAnswer) -> None:
         textcoords="offset points",
         color=ORANGE,
     )
-    _answer_line(axes, answer)
+    _answer_line(axes, answer, at=answer.max_in_flight)
     axes.set(xlim=(0, reach), ylim=(0, 1.2 * (base + pool)), xlabel="requests in flight")
     axes.set_title("GPU memory, GiB")
     axes.legend(loc="lower right")
@@ -199,31 +203,25 @@ def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
 
 
 def _latency(
-    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], object], limit_s: float, title: str
+    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], Percentiles], limit_s: float, title: str
 ) -> None:
-    seen = [level for level in answer.levels if getattr(of(level), "p95", None) is not None]
-    users = [level.users for level in seen]
-    p95 = [1e3 * getattr(of(level), "p95") for level in seen]  # noqa: B009
-    _connect(axes, seen, users, p95)
-    for level, value in zip(seen, p95, strict=True):
-        ends = getattr(of(level), "p95_interval", None)
-        if ends is not None:
-            axes.plot([level.users] * 2, [1e3 * ends[0], 1e3 * ends[1]], color=BLUE, linewidth=1.4, alpha=0.6)
-        del value
-    _points(axes, seen, users, p95, BLUE)
-    axes.axhline(1e3 * limit_s, color=ORANGE, linewidth=1.6)
-    axes.annotate(
-        f"objective {_ms(1e3 * limit_s)}",
-        (0, 1e3 * limit_s),
-        (4, 4),
-        textcoords="offset points",
-        color=ORANGE,
-    )
+    seen = [(level, of(level), of(level).p95) for level in answer.levels]
+    known = [(level, found, 1e3 * p95) for level, found, p95 in seen if p95 is not None]
+    levels, users = [level for level, _, _ in known], [level.users for level, _, _ in known]
+    p95 = [value for _, _, value in known]
+    _connect(axes, levels, users, p95)
+    for level, found, _ in known:
+        if found.p95_interval is not None:
+            ends = [1e3 * end for end in found.p95_interval]
+            axes.plot([level.users] * 2, ends, color=BLUE, linewidth=3.5, alpha=0.35, solid_capstyle="butt")
+    _points(axes, levels, users, p95, BLUE)
+    limit = 1e3 * limit_s
+    axes.axhline(limit, color=ORANGE, linewidth=1.6)
+    axes.annotate(f"objective {_ms(limit)}", (0, limit), (4, 4), textcoords="offset points", color=ORANGE)
     _answer_line(axes, answer)
     axes.set_yscale("log")
-    top = max([*p95, 1e3 * limit_s])
-    low = min([*p95, 1e3 * limit_s])
-    axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.6, top * 2.0), xlabel="users")
+    low, high = min([*p95, limit]), max([*p95, limit])
+    axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.6, high * 3.2), xlabel="users")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.tick_params(axis="y", which="minor", length=0)
@@ -231,7 +229,7 @@ def _latency(
 
 
 def throughput(axes: Axes, answer: ModelAnswer) -> None:
-    """Output tokens a second of all users against users, with the fitted step-time curve and its knee."""
+    """Output tokens a second of all users against users, with the batch errors left out: they are small."""
     seen = answer.levels
     users = [level.users for level in seen]
     rate = [level.output_tok_s for level in seen]
@@ -245,38 +243,48 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
 
 
 def walls(axes: Axes, answer: ModelAnswer) -> None:
-    """Every wall as an interval on the axis of users; the first one binds."""
-    rows = list(reversed(answer.bounds))
-    for place, bound in enumerate(rows):
-        first = bound.name == answer.binding
-        colour = ORANGE if first else MUTED
-        low, high = bound.interval_x
-        axes.plot(
-            [low, high],
-            [place, place],
-            color=colour,
-            linewidth=7 if first else 5,
-            alpha=0.45,
-            solid_capstyle="butt",
-        )
-        axes.plot(bound.users_x, place, "o", color=colour, markersize=7 if first else 5.5)
-        axes.annotate(
-            f"{bound.users_x:.1f}",
-            (max(high, bound.users_x), place),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-        )
-    axes.set_yticks(range(len(rows)), [WALLS[bound.name] for bound in rows])
-    for label, bound in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(INK)
-        label.set_fontweight("bold" if bound.name == answer.binding else "normal")
+    """Every wall as an interval on the axis of users; the first binds. Walls not met lie beyond an arrow."""
+    right = 1.15 * max(
+        [max(bound.interval_x[1], bound.users_x) for bound in answer.bounds]
+        + [1.15 * wall.up_to_users for wall in answer.not_met]
+    )
+    names = [bound.name for bound in answer.bounds] + [wall.name for wall in answer.not_met]
+    for place, bound in enumerate(answer.bounds):
+        _wall(axes, bound, place, binds=bound.name == answer.binding)
+    for place, wall in enumerate(answer.not_met, start=len(answer.bounds)):
+        _beyond(axes, wall.up_to_users, place, right)
+    axes.set_yticks(range(len(names)), [WALLS[name] for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(INK if name == answer.binding else MUTED)
+        label.set_fontweight("bold" if name == answer.binding else "normal")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
-    top = max(max(bound.interval_x[1], bound.users_x) for bound in rows)
-    axes.set(xlim=(0, 1.12 * top), ylim=(-0.6, len(rows) - 0.4), xlabel="users")
+    axes.set(xlim=(0, right), ylim=(len(names) - 0.4, -0.6), xlabel="users")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.set_title("Where each wall stands")
+
+
+def _wall(axes: Axes, bound: Bound, place: int, *, binds: bool) -> None:
+    colour, (low, high) = ORANGE if binds else BLUE, bound.interval_x
+    axes.plot([low, high], [place, place], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
+    axes.plot(bound.users_x, place, "o", color=colour, markersize=7)
+    end = (max(high, bound.users_x), place)
+    axes.annotate(f"{bound.users_x:.1f}", end, (8, 0), textcoords="offset points", va="center", color=INK)
+
+
+def _beyond(axes: Axes, users: int, place: int, right: float) -> None:
+    arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (0.985 * right, place), (users, place), arrowprops=arrow)
+    axes.plot(users, place, "|", color=MUTED, markersize=8)
+    axes.annotate(
+        f"not met up to {users}",
+        (users, place),
+        (-8, 0),
+        textcoords="offset points",
+        va="center",
+        ha="right",
+        color=MUTED,
+    )
 
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
@@ -285,12 +293,28 @@ def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
     return 1.08 * max([*users, upper, 1.0])
 
 
-def _answer_line(axes: Axes, answer: ModelAnswer) -> None:
+def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
+    """The recommended users and the limit's interval. at: their place on an axis that does not show users."""
     if answer.max_users is None:
         return
+    scale = 1.0 if at is None or not answer.max_users else at / answer.max_users
     if answer.interval_x is not None and answer.interval_x[1] is not None:
-        axes.axvspan(answer.interval_x[0], answer.interval_x[1], color=GREEN, alpha=0.13, linewidth=0)
-    axes.axvline(answer.max_users, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
+        low, high = answer.interval_x[0], answer.interval_x[1]
+        axes.axvspan(low * scale, high * scale, color=GREEN, alpha=0.16, linewidth=0)
+    line = answer.max_users * scale
+    axes.axvline(line, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
+    users = "1 user" if answer.max_users == 1 else f"{answer.max_users} users"
+    axes.annotate(
+        users,
+        (line, 1.0),
+        (-5, -3),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=GREEN,
+        fontweight="bold",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
 
 

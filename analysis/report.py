@@ -10,14 +10,15 @@ from pathlib import Path
 
 import jinja2
 import msgspec
+from markupsafe import Markup
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answer import Answer, Bound, LevelAnswer, Lever, ModelAnswer, Percentiles, Wall
+from analysis.answer import WALL_NAMES, Answer, Bound, LevelAnswer, Lever, ModelAnswer, Percentiles, Wall
 from analysis.load import InputError
 from loadtest.record import Slo
 
@@ -26,19 +27,9 @@ GIB = 2**30
 PLAIN_WIDTH = 112
 NONE = "–"
 
-WALL_NAMES: dict[Wall, str] = {
-    "kv_cache": "KV cache",
-    "prefix_cache": "prefix cache",
-    "ttft": "time to first token",
-    "tpot": "time per output token",
-    "throughput": "throughput",
-    "max_num_seqs": "max_num_seqs",
-    "errors": "errors",
-    "not_reached": "none reached",
-}
 WALL_WORDS: dict[Wall, str] = {
-    "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted and "
-    "computed again.",
+    "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted "
+    "and computed again.",
     "prefix_cache": "the prefix cache: with more users, conversations are evicted before they continue.",
     "ttft": "the time to first token: with more users, answers start too late.",
     "tpot": "the time per output token: with more users, answers come too slowly.",
@@ -123,7 +114,8 @@ def limit(model: ModelAnswer) -> str:
 
 
 def _wall(name: str) -> Wall:
-    return msgspec.convert(name, Wall)
+    wall: Wall = msgspec.convert(name, Wall)
+    return wall
 
 
 def lever_text(lever: Lever) -> str:
@@ -149,7 +141,7 @@ def objectives(slo: Slo) -> list[str]:
 
 LEVEL_COLUMNS = (
     ("users", "users"),
-    ("requests", "requests that ended in the window"),
+    ("ended", "requests that ended in the window"),
     ("TTFT p50", "ms, sent to first token"),
     ("TTFT p95", "ms"),
     ("TPOT p95", "ms a token"),
@@ -241,16 +233,22 @@ def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
         ("a decode step takes at least", _fine_ms(found.step_base_s)),
         ("each sequence adds", _fine_ms(found.step_per_seq_s)),
         ("each prompt token adds", _fine_ms(found.prefill_per_token_s)),
-        (
-            "90 % of the most throughput at",
-            NONE if found.knee_users is None else f"{found.knee_users:,.0f} requests in flight",
-        ),
+        ("90 % of the most throughput at", _knee(model)),
         (
             "timings are good to",
             NONE if model.timing_error_s is None else f"± {1e3 * model.timing_error_s:.1f} ms at this load",
         ),
     ]
     return [(label, value) for label, value in rows if value != NONE]
+
+
+def _knee(model: ModelAnswer) -> str:
+    """Only as far as twice the highest load: beyond that the fit is a guess."""
+    knee, loads = model.latency.knee_users, [level.in_flight for level in model.levels if level.trusted]
+    if knee is None or not loads:
+        return NONE
+    seen = max(loads)
+    return f"{knee:,.0f} requests in flight" if knee <= 2 * seen else f"more than {2 * seen:.0f} in flight"
 
 
 def _fine_ms(value: float | None) -> str:
@@ -261,7 +259,7 @@ def _fine_ms(value: float | None) -> str:
 
 
 def write(answer: Answer, *, folder: Path) -> None:
-    """capacity.json, report.html, report.md and the figures. Raises InputError when the folder is not writable."""
+    """capacity.json, report.html, report.md and figures. Raises InputError where it may not write."""
     from analysis import plots  # matplotlib is slow to import and only drawing needs it
 
     drawn = [plots.figures(model, answer.slo) for model in answer.models]
@@ -334,7 +332,7 @@ def _page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[s
         "memory": memory_rows(model),
         "latency": latency_rows(model),
         "percentiles": [percentile_cells(level) for level in model.levels],
-        "figures": {name: jinja2.utils.markupsafe.Markup(text) for name, text in figures.items()},
+        "figures": {name: Markup(text) for name, text in figures.items()},
         "slug": slug(model.model),
     }
 
@@ -410,7 +408,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
     for text in (certainty(model, confidence=answer.confidence), limit(model)):
-        out.print(Padding(Text(text), (0, 0, 0, 2)))
+        out.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
     if model.simulated:
         out.print(
             Padding(Text(f"Measured on Seatcount's simulated server ({model.simulated})."), (0, 0, 0, 2))
@@ -422,7 +420,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
             _table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
         )
     if model.not_met:
-        out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2)))
+        out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2), expand=False))
     if model.levels:
         out.print(_table([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]))
     facts = memory_rows(model) + latency_rows(model)
@@ -435,15 +433,16 @@ def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
     if not lines:
         return
     out.print()
-    out.print(Padding(Text(title, style="bold"), (0, 0, 0, 2)))
+    out.print(Padding(Text(title, style="bold"), (0, 0, 0, 2), expand=False))
     for line in lines:
-        out.print(Padding(Text(f"- {line}"), (0, 0, 0, 2)))
+        out.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Padding:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place == 0 and head[0] == "wall" else "right")
+        side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
+        table.add_column(name, justify=side, min_width=max(len(word) for word in name.split()))
     for row in rows:
         table.add_row(*row)
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)

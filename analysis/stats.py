@@ -19,7 +19,7 @@ EFFECTIVE_FOR_P99 = 299
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clock:
-    """The window in which a level was watched, and how long its requests live: what dependence is measured in."""
+    """A level's window and how long its requests live, which is what dependence is measured in."""
 
     begin_unix_s: float
     end_unix_s: float
@@ -31,7 +31,7 @@ class Clock:
 
     @property
     def batches(self) -> int:
-        """Batches of ten lifetimes, at least 5 and at most 20; shorter ones are corrected for in `short_batches`."""
+        """Batches of ten lifetimes, at least 5 and at most 20; `short_batches` corrects for shorter ones."""
         wanted = int(self.window_s / max(BATCH_LIFETIMES * self.lifetime_s, 1e-9))
         return min(max(wanted, BATCHES[0]), BATCHES[1])
 
@@ -86,8 +86,8 @@ class Quantiles:
 def quantiles(values: Floats, at_unix_s: Floats, clock: Clock) -> Quantiles:
     """Percentiles of a dependent sample, nan left out; the interval of p95 covers 90 %.
 
-    Woodruff's interval: the share above the p95 gets a standard error by batch means, and the order statistics
-    at 95 % minus and plus t times that error are the ends.
+    Woodruff's interval: the share above the p95 gets a standard error by batch means, and the order
+    statistics at 95 % minus and plus t times that error are the ends.
     """
     known = ~np.isnan(values)
     sample, at = values[known], at_unix_s[known]
@@ -146,7 +146,7 @@ def share(misses: Bools, values: Floats, at_unix_s: Floats, clock: Clock) -> Sha
 
 
 def trend(values: Floats, at_unix_s: Floats, clock: Clock) -> tuple[float, float]:
-    """Relative change over the window of a series' batch means, and its p value (two-sided t test of the slope)."""
+    """Relative change over the window of a series' batch means, and the p value of that slope (t test)."""
     batch = clock.batch_of(at_unix_s)
     count = np.bincount(batch, minlength=clock.batches)
     filled = count > 0

@@ -1,4 +1,4 @@
-"""Run folders from the engine in virtual time: what the load test would have written, without waiting for it."""
+"""Run folders from the engine in virtual time: what the load test would have written."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from analysis.levels import Level
+from analysis.stats import Clock, Quantiles, Share
 from loadtest.record import (
     RUN_FILE,
     SERVER_FILE,
@@ -213,3 +215,41 @@ def _info(
         ],
     }
     return RunInfo(**(values | changes))
+
+
+def level(users: int, **changes: object) -> Level:
+    """A trusted level whose requests take a second; `changes` set its fields."""
+    clock = Clock(begin_unix_s=0.0, end_unix_s=100.0, lifetime_s=1.0)
+    values: dict[str, object] = {
+        "users": users,
+        "run_id": "run",
+        "clock": clock,
+        "n": 100 * users,
+        "cancelled": 0,
+        "errors": 0,
+        "in_flight": float(users),
+        "e2e_mean_s": 1.0,
+        "e2e": Quantiles(),
+        "ttft": Quantiles(),
+        "tpot": Quantiles(),
+        "decode": Quantiles(),
+        "gap": Quantiles(),
+        "gap_is_itl": True,
+        "ttft_miss": Share(misses=0, n=100 * users),
+        "tpot_miss": Share(misses=0, n=100 * users),
+        "overload": Share(misses=0, n=100 * users),
+        "output_tok_s": 100.0 * users,
+        "output_tok_se": 1.0,
+        "goodput_rps": float(users),
+        "running": float(users),
+        "kv_usage": 0.1,
+        "waiting_fraction": 0.0,
+        "preemptions": 0.0,
+        "finished": 100 * users,
+        "blocked": None,
+        "seats": None,
+        "vram_bytes": float("nan"),
+        "lag_s": 0.0,
+        "why_not": (),
+    }
+    return Level(**(values | changes))  # type: ignore[arg-type]

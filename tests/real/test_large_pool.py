@@ -1,0 +1,26 @@
+"""512 blocks and 256 seats: four times the memory holds more than four times the users."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.real.client import LENGTHS, capacity, load_test
+from tests.real.law import Law
+from tests.real.vllm_env import Vllm
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+BLOCKS = 512
+SMALL_BLOCKS = 128
+SERVER = {"num_gpu_blocks_override": BLOCKS, "max_num_seqs": 256}
+
+
+def test_memory_wall_grows_faster_than_the_pool(vllm: Vllm, tmp_path: Path) -> None:
+    measured = load_test(
+        vllm, tmp_path, *LENGTHS, "--levels", "32,64,72", "--level-s", "25", "--thinking", "off"
+    )
+    answer = capacity(tmp_path)
+    law = Law.of(*measured.lengths())
+    (wall,) = (bound["users"] for bound in answer["bounds"] if bound["name"] == "kv_cache")
+    assert wall == pytest.approx(law.wall(BLOCKS - 1), rel=0.05)
+    assert wall > 4 * law.wall(SMALL_BLOCKS - 1)
