@@ -11,7 +11,7 @@ from pathlib import Path
 
 PRESET = "qwen3-1.7b-t4"
 BLOCKS = 201
-"""A pool of 3,200 tokens instead of the T4's 79,568: small enough that requests of a second reach its wall."""
+"""A pool of 3,200 tokens instead of the T4's 79,568: so small that requests of a second reach its wall."""
 LEVELS = "4,8,12,16,20"
 LEVEL_S = 18
 WORKLOAD = {"--prompt-tokens": "lognormal:128,0.5", "--output-tokens": "lognormal:32,0.5"}
@@ -43,7 +43,7 @@ def _load_and_analyse(server: "subprocess.Popen[str]") -> int:
         return 1
     _say(line)
     _say(
-        f"The pool is reduced to {BLOCKS - 1} blocks, so that short chats reach its wall within a minute: the "
+        f"The pool is reduced to {BLOCKS - 1} blocks, so that short chats reach its wall in a minute: the "
         "answer below is for that pool, not for a whole T4."
     )
     host = line.rpartition(READY)[2]
