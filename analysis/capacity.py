@@ -552,12 +552,20 @@ def _length_warnings(evidence: Evidence) -> list[str]:
     return found
 
 
-def _reach_warnings(evidence: Evidence, memory: MemoryWall | None, stands: Sequence[Stand]) -> list[str]:
-    found = [
-        f"Level {level.users} is not trusted: " + "; ".join(level.why_not) + "."
-        for level in sorted(evidence.levels, key=lambda level: level.users)
-        if level.why_not
+def _doubts(levels: Sequence[Level]) -> list[str]:
+    """Levels that are not trusted, those of one reason in one sentence."""
+    doubted: dict[tuple[str, ...], list[int]] = {}
+    for level in sorted(levels, key=lambda level: level.users):
+        if level.why_not:
+            doubted.setdefault(level.why_not, []).append(level.users)
+    return [
+        f"Level{'s' * (len(users) > 1)} {', '.join(map(str, users))} not trusted: {'; '.join(why)}."
+        for why, users in doubted.items()
     ]
+
+
+def _reach_warnings(evidence: Evidence, memory: MemoryWall | None, stands: Sequence[Stand]) -> list[str]:
+    found = _doubts(evidence.levels)
     first = min(stands, key=lambda stand: stand.x, default=None)
     if first is None or not evidence.trusted:
         return found

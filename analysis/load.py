@@ -31,6 +31,7 @@ T = TypeVar("T", RequestRecord, ServerSample, ClientSample)
 OUTCOMES = tuple(Outcome)
 CODE = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 NAN = float("nan")
+TOLD_BYTES = 2**20  # how often a progress bar hears of it
 GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink to float32 gaps
 
 WORKLOAD_SETTINGS = (
@@ -243,10 +244,13 @@ def _other_schema(path: Path, schema: int) -> str:
 def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[int], None]) -> Iterator[T]:
     """Rows of a JSON Lines file. A line that is not JSON is a torn one: counted and warned about."""
     decode = msgspec.json.Decoder(kind).decode
-    torn = 0
+    torn, unseen = 0, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            on_bytes(len(line))
+            unseen += len(line)
+            if unseen > TOLD_BYTES:
+                on_bytes(unseen)
+                unseen = 0
             try:
                 row = decode(line)
             except msgspec.ValidationError as problem:
@@ -257,6 +261,7 @@ def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[in
             if isinstance(row, RequestRecord) and row.schema != SCHEMA:
                 raise InputError(_bad_row(path, number, line, None))
             yield row
+    on_bytes(unseen)
     if torn:
         warnings.append(f"{path.name}: {torn} torn line{'s' * (torn > 1)} left out.")
 

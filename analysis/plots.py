@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
 from loadtest.record import Slo
@@ -215,13 +215,24 @@ def _latency(
             ends = [1e3 * end for end in found.p95_interval]
             axes.plot([level.users] * 2, ends, color=BLUE, linewidth=3.5, alpha=0.35, solid_capstyle="butt")
     _points(axes, levels, users, p95, BLUE)
+    if not known:
+        axes.annotate(
+            "too few requests for a p95",
+            (0.5, 0.5),
+            xycoords="axes fraction",
+            ha="center",
+            va="center",
+            color=MUTED,
+        )
     limit = 1e3 * limit_s
     axes.axhline(limit, color=ORANGE, linewidth=1.6)
     axes.annotate(f"objective {_ms(limit)}", (0, limit), (4, 4), textcoords="offset points", color=ORANGE)
     _answer_line(axes, answer)
     axes.set_yscale("log")
     low, high = min([*p95, limit]), max([*p95, limit])
-    axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.6, high * 3.2), xlabel="users")
+    room = (high / low) ** 0.25  # for the words above the objective
+    axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.5, high * max(room, 1.7)), xlabel="users")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.tick_params(axis="y", which="minor", length=0)
@@ -273,16 +284,19 @@ def _wall(axes: Axes, bound: Bound, place: int, *, binds: bool) -> None:
 
 
 def _beyond(axes: Axes, users: int, place: int, right: float) -> None:
+    """An arrow to the right, its words on the side that has room for them."""
     arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (0.985 * right, place), (users, place), arrowprops=arrow)
+    roomy = users < 0.5 * right
+    tip = users + 0.12 * right if roomy else 0.985 * right
+    axes.annotate("", (tip, place), (users, place), arrowprops=arrow)
     axes.plot(users, place, "|", color=MUTED, markersize=8)
     axes.annotate(
         f"not met up to {users}",
-        (users, place),
-        (-8, 0),
+        (tip if roomy else users, place),
+        (8 if roomy else -8, 0),
         textcoords="offset points",
         va="center",
-        ha="right",
+        ha="left" if roomy else "right",
         color=MUTED,
     )
 
@@ -290,11 +304,12 @@ def _beyond(axes: Axes, users: int, place: int, right: float) -> None:
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
     """Right end of a users axis: all levels, and the answer with its interval."""
     upper = answer.interval_x[1] if answer.interval_x and answer.interval_x[1] else 0.0
-    return 1.08 * max([*users, upper, 1.0])
+    return 1.08 * max([*users, upper, answer.max_users or 1])
 
 
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
     """The recommended users and the limit's interval. at: their place on an axis that does not show users."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     if answer.max_users is None:
         return
     scale = 1.0 if at is None or not answer.max_users else at / answer.max_users
@@ -315,7 +330,6 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
         color=GREEN,
         fontweight="bold",
     )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
 
 
 def _connect(axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float]) -> None:

@@ -24,7 +24,8 @@ from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
 GIB = 2**30
-PLAIN_WIDTH = 112
+PLAIN_WIDTH = 120
+NARROW_LEAVES_OUT = ("TTFT p50", "goodput", "blocked", "errors")
 NONE = "–"
 
 WALL_WORDS: dict[Wall, str] = {
@@ -219,7 +220,9 @@ def _tokens(count: float | None, per: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+    if count >= GIB / 10:
+        return f"{count / GIB:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 1024:.0f} KiB"
 
 
 def _gib(count: int | None) -> str:
@@ -422,7 +425,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     if model.not_met:
         out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2), expand=False))
     if model.levels:
-        out.print(_table([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]))
+        out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
     facts = memory_rows(model) + latency_rows(model)
     _show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
     _show_list(out, "Warnings", model.warnings)
@@ -438,11 +441,18 @@ def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
         out.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Padding:
+def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
+    names = [name for name, _ in LEVEL_COLUMNS]
+    kept = [place for place, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
+    rows = [level_cells(level) for level in model.levels]
+    return _table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
         table.add_column(name, justify=side, min_width=max(len(word) for word in name.split()))
     for row in rows:
         table.add_row(*row)
-    return Padding(table, (0, 0, 0, 2), expand=False)
+    return table

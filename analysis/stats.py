@@ -11,8 +11,8 @@ from scipy import stats
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-BATCHES = (5, 20)
-BATCH_LIFETIMES = 10.0
+BATCHES = (8, 20)
+BATCH_LIFETIMES = 5.0
 EFFECTIVE_FOR_P95 = 59
 EFFECTIVE_FOR_P99 = 299
 
@@ -31,7 +31,7 @@ class Clock:
 
     @property
     def batches(self) -> int:
-        """Batches of ten lifetimes, at least 5 and at most 20; `short_batches` corrects for shorter ones."""
+        """Batches of five lifetimes, at least 8 and at most 20; `short_batches` corrects short ones."""
         wanted = int(self.window_s / max(BATCH_LIFETIMES * self.lifetime_s, 1e-9))
         return min(max(wanted, BATCHES[0]), BATCHES[1])
 

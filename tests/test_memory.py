@@ -132,7 +132,6 @@ def test_thinking_users_leave_room_for_more():
     assert 1.4 * busy < idle < 2.0 * busy  # less than twice: the atom adds variance
 
 
-@pytest.mark.xfail(strict=True, reason="open: the shift towards the prior bias is not settled yet")
 def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
     occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
     formula = occupancy.at(18).preempted
@@ -143,7 +142,7 @@ def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
         memory.shift_of(occupancy, seen, SLO, near_users=17.0) for seen in (many, few, none)
     )
     assert sure.preempted == pytest.approx(math.log(2), abs=0.15)
-    assert 0.0 < unsure.preempted < sure.preempted
+    assert prior.preempted < unsure.preempted < sure.preempted
     assert prior.preempted == pytest.approx(memory.FORMULA_BIAS, abs=1e-6)
     assert sure.preempted_se < unsure.preempted_se < prior.preempted_se + 1e-9
     assert prior.levels == 0
@@ -165,11 +164,9 @@ def test_conversations_are_resampled_whole():
     assert len(set(weight[2:5])) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="open: the shift towards the prior bias is not settled yet")
 def test_the_interval_covers_the_wall_of_the_law_it_was_drawn_from():
-    truth = wall(
-        Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127), SLO, shift=NO_SHIFT, start=16
-    )
+    exact = Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127)
+    truth = wall(exact, SLO, shift=Shift(), start=16)
     pool, covered = Pool(blocks=127, block_tokens=32), 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
