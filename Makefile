@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test test-real vllm lock clean
+.PHONY: setup demo check test vllm bench lock clean
 
 setup: $(STAMP)
 
@@ -26,14 +26,13 @@ check: setup
 	$(BIN)/python -m pytest -m "not real"
 
 test: check
-
-# Against a real vLLM (CPU build). Joins `make test` once it has been seen to pass on a clean machine.
-test-real: setup
 	$(BIN)/python -m pytest -m real
 
 vllm: setup
 	@$(BIN)/python -m tests.real.vllm_env
 
+bench: setup
+	@$(BIN)/python -m benchmarks
 
 # Renews requirements.lock after a change of pyproject.toml.
 lock: setup

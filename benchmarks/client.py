@@ -1,0 +1,90 @@
+"""What a token costs the load generator, beside plain Locust in the same run, and how exact its times are."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+STREAMS = 400
+TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
+WARM_S, MEASURE_S = 12.0, 20.0
+TICKS = os.sysconf("SC_CLK_TCK")
+LOCUST = str(Path(sys.executable).with_name("locust"))
+
+
+def run() -> None:
+    """Prints a table: CPU a token of both clients, and the error of our times against the server's log."""
+    print(
+        f"client: {STREAMS} streams of {1 / GAP_S:.0f} tokens/s in one process, TTFT {TTFT_S} s, {TOKENS} tokens"
+    )
+    plain, _ = _measure(["-f", "benchmarks/plain_http_user.py"])
+    with tempfile.TemporaryDirectory() as reports:
+        flags = ["--reports-dir", reports, "--output-tokens", str(TOKENS), "--prompt-tokens", "20"]
+        ours, log = _measure(["-f", "scenarios/chat.py", *flags])
+        errors = _errors(log, Path(reports))
+    costs = f"plain HttpUser {plain * 1e6:.1f} us, Seatcount {ours * 1e6:.1f} us"
+    print(f"  CPU a token: {costs}: ratio {ours / plain:.2f}")
+    for name, values in errors.items():
+        cuts = statistics.quantiles(values, n=100)
+        print(
+            f"  {name} error: p50 {cuts[49] * 1e3:.2f} ms, p99 {cuts[98] * 1e3:.2f} ms ({len(values)} requests)"
+        )
+
+
+def _measure(locust: list[str]) -> tuple[float, list[dict[str, object]]]:
+    """CPU seconds a token, in the steady part of one load test, and the server's log."""
+    server = [
+        sys.executable,
+        "-m",
+        "benchmarks.scripted_server",
+        "--ttft-s",
+        str(TTFT_S),
+        "--gap-s",
+        str(GAP_S),
+    ]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
+        assert scripted.stdout is not None
+        url = scripted.stdout.readline().strip()
+        limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
+        command = [LOCUST, *locust, "--headless", "--host", url, "-u", str(STREAMS), "-r", "100", "-t", limit]
+        with subprocess.Popen(
+            [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as client:
+            time.sleep(WARM_S)
+            before = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
+            time.sleep(MEASURE_S)
+            after = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
+            client.wait(60)
+        log = _get(url, "/log")
+        scripted.send_signal(signal.SIGTERM)
+    return (after[0] - before[0]) / (after[1] - before[1]), log
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _get(url: str, path: str) -> "dict[str, int] | list":  # type: ignore[type-arg]
+    with urllib.request.urlopen(url + path, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def _errors(log: list[dict[str, object]], reports: Path) -> dict[str, list[float]]:
+    true = {entry["request_id"]: entry for entry in log}
+    rows = [json.loads(line) for path in reports.glob("*/requests-*.jsonl") for line in path.open()]
+    ttft, span = [], []
+    for row in rows:
+        entry = true.get(row["request_id"])
+        if row["outcome"] != "ok" or entry is None:
+            continue
+        sent = entry["sent"]
+        ttft.append((row["chunk_s"][0] - row["sent_s"]) - (sent[0] - entry["received"]))
+        span.append((row["chunk_s"][-1] - row["chunk_s"][0]) - (sent[-1] - sent[0]))
+    return {"TTFT": ttft, "first-to-last span": [abs(value) for value in span]}

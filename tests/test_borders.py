@@ -1,0 +1,48 @@
+"""What each module may import, even indirectly. Importing locust patches the process, so a leak would change
+how the analysis runs; importing matplotlib in a load generator would cost it memory and start-up time."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+
+LOCUST = {"locust", "gevent"}
+SCIENCE = {"scipy", "matplotlib"}
+WEB = {"aiohttp", "uvloop"}
+FORBIDDEN = {
+    **dict.fromkeys(
+        ["loadtest.record", "loadtest.sse", "loadtest.workload", "loadtest.modelmath", "loadtest.live"],
+        LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
+    ),
+    "loadtest.simulator.engine": LOCUST | SCIENCE | WEB,
+    **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
+    **dict.fromkeys(
+        ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.preflight"],
+        LOCUST | SCIENCE | {"numpy"},
+    ),
+    **dict.fromkeys(["loadtest.loop", "loadtest.meter", "loadtest.lead"], {"locust"} | SCIENCE | {"numpy"}),
+    **dict.fromkeys(["loadtest.user", "loadtest.shape", "scenarios.chat"], SCIENCE | {"numpy", "analysis"}),
+    **dict.fromkeys(
+        ["analysis.load", "analysis.metrics", "analysis.memory", "analysis.latency", "analysis.levels"],
+        LOCUST | WEB | {"matplotlib"},
+    ),
+    **dict.fromkeys(["analysis.capacity", "analysis.report", "analysis.plots"], LOCUST | WEB),
+}
+
+
+@pytest.mark.parametrize("module", FORBIDDEN)
+def test_module_does_not_import_what_it_must_not_know(module: str) -> None:
+    program = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert module.partition(".")[0] in loaded
+    assert loaded & FORBIDDEN[module] == set()

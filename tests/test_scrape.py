@@ -1,0 +1,172 @@
+"""What is read from /metrics and from a DCGM exporter, over real sockets."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import web
+
+from loadtest.record import ServerSample
+from loadtest.scrape import DcgmGpus, Scraper, choose_gpus, read_samples, read_server_info
+from loadtest.settings import InputError
+from loadtest.target import Target
+
+INFO = (
+    'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",'
+    'gpu_memory_utilization="0.9",kv_cache_memory_bytes="%s",kv_cache_size_tokens="4096",'
+    'num_gpu_blocks="256",num_gpu_blocks_override="%s",engine="0"} 1.0\n'
+)
+PAGE = """# HELP vllm:num_requests_running Number of requests.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="deferred"} 1.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:num_preemptions_total{engine="0",model_name="m"} 7.0
+vllm:num_preemptions_created{engine="0",model_name="m"} 1.7e+09
+vllm:prompt_tokens_total{engine="0",model_name="m"} 100.0
+vllm:prompt_tokens_cached_total{engine="0",model_name="m"} 55.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 200.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} 4.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="m"} 5.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="m"} 4.0
+"""
+
+
+def test_one_row_holds_what_the_page_says_and_the_rest_is_missing() -> None:
+    assert read_samples(PAGE, model="m", unix_s=5.0) == [
+        ServerSample(
+            unix_s=5.0,
+            engine="0",
+            running=3.0,
+            waiting=2.0,
+            waiting_capacity=1.0,
+            kv_cache_usage=0.25,
+            preemptions_total=7.0,
+            prompt_tokens_total=100.0,
+            generation_tokens_total=200.0,
+            finished_total=9.0,
+        )
+    ]
+
+
+def test_older_names_are_understood() -> None:
+    page = 'vllm:gpu_cache_usage_perc{model_name="m"} 0.5\nvllm:gpu_prefix_cache_hits{model_name="m"} 9\n'
+    (row,) = read_samples(page, model="m", unix_s=0)
+    assert (row.kv_cache_usage, row.prefix_cache_hits_total) == (0.5, 9.0)
+
+
+def test_each_engine_has_a_row_and_other_models_have_none() -> None:
+    page = "".join(
+        f'vllm:num_requests_running{{engine="{engine}",model_name="{model}"}} {engine}\n'
+        for engine in (0, 1)
+        for model in ("m", "other")
+    )
+    assert [(row.engine, row.running) for row in read_samples(page, model="m", unix_s=0)] == [
+        ("0", 0.0),
+        ("1", 1.0),
+    ]
+
+
+def test_bytes_a_token_come_from_the_pool_only_without_an_override() -> None:
+    plain = read_server_info(INFO % (4096 * 2048, "None"))
+    assert (plain.kv_bytes_per_token, plain.num_gpu_blocks, plain.block_size) == (2048, 256, 16)
+    assert plain.enable_prefix_caching is True
+    assert read_server_info(INFO % (4096 * 2048, "256")).kv_bytes_per_token is None
+    assert read_server_info(INFO % ("None", "None")).kv_bytes_per_token is None
+    assert read_server_info("").num_gpu_blocks is None
+
+
+def target(url: str) -> Target:
+    return Target(
+        shown=url,
+        api_url=f"{url}/v1",
+        metrics_urls=[f"{url}/metrics"],
+        metrics_headers={},
+        headers={},
+        ca_file=None,
+    )
+
+
+def serving(pages: list[web.Response], test: Callable[[str], Awaitable[None]]) -> None:
+    """Answers each request with the next page."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return pages.pop(0)
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/metrics", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            await test(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_metrics_that_die_in_the_middle_leave_a_row_with_the_error() -> None:
+    pages = [
+        web.Response(text=PAGE),
+        web.Response(text=PAGE),
+        web.Response(status=500),
+        web.Response(text="hi"),
+    ]
+
+    async def test(url: str) -> None:
+        scraper = Scraper(target(url), model="m", gpus=None)
+        assert await scraper.find() is not None
+        rows = [row for _ in range(3) for row in await scraper.sample()]
+        await scraper.close()
+        assert [row.running for row in rows] == [3.0, None, None]
+        assert [row.error is None for row in rows] == [True, False, False]
+
+    serving(pages, test)
+
+
+def test_a_page_that_is_not_vllms_is_not_taken_for_metrics() -> None:
+    async def test(url: str) -> None:
+        scraper = Scraper(target(url), model="m", gpus=None)
+        assert await scraper.find() is None
+        assert await scraper.sample() == []
+        await scraper.close()
+
+    serving([web.Response(text="process_cpu_seconds_total 3\n")], test)
+
+
+def test_a_dcgm_exporter_gives_the_sum_and_each_gpu() -> None:
+    page = "".join(
+        f'DCGM_FI_DEV_{name}{{gpu="{gpu}",modelName="Tesla T4"}} {value}\n'
+        for gpu, used in ((0, 1000), (1, 3000))
+        for name, value in (("FB_USED", used), ("FB_FREE", 15000 - used), ("GPU_UTIL", 50))
+    )
+
+    async def test(url: str) -> None:
+        gpus = choose_gpus(url, server_is_local=False)
+        assert isinstance(gpus, DcgmGpus)
+        scraper = Scraper(target(url), model="m", gpus=gpus)
+        (row,) = await scraper.sample()
+        await scraper.close()
+        assert row.vram_used_bytes == 4000 * 1024**2
+        assert row.vram_used_bytes_each == [1000 * 1024**2, 3000 * 1024**2]
+        assert row.gpu_util == 0.5
+        assert scraper.gpu is not None
+        assert (scraper.gpu.name, scraper.gpu.count, scraper.gpu.vram_bytes) == (
+            "Tesla T4",
+            2,
+            30000 * 1024**2,
+        )
+
+    serving([web.Response(text=page)], test)
+
+
+def test_no_gpu_here_is_missing_with_auto_and_an_error_when_asked_for() -> None:
+    assert choose_gpus("off", server_is_local=True) is None
+    assert choose_gpus("auto", server_is_local=False) is None
+    with pytest.raises(InputError, match="must be auto, nvml, off"):
+        choose_gpus("gpu0", server_is_local=True)
