@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 STREAMS = 400
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
@@ -34,7 +34,7 @@ def run() -> None:
         print(f"  {name} error: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms ({len(values)} requests)")
 
 
-def _measure(locust: list[str]) -> tuple[float, list[dict[str, object]]]:
+def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
     """CPU seconds a token, in the steady part of one load test, and the server's log."""
     server = [
         sys.executable,
@@ -46,21 +46,25 @@ def _measure(locust: list[str]) -> tuple[float, list[dict[str, object]]]:
         str(GAP_S),
     ]
     with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
-        assert scripted.stdout is not None
-        url = scripted.stdout.readline().strip()
-        limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
-        command = [LOCUST, *locust, "--headless", "--host", url, "-u", str(STREAMS), "-r", "100", "-t", limit]
-        with subprocess.Popen(
-            [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as client:
-            time.sleep(WARM_S)
-            before = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
-            time.sleep(MEASURE_S)
-            after = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
-            client.wait(60)
-        log = _get(url, "/log")
-        scripted.send_signal(signal.SIGTERM)
-    return (after[0] - before[0]) / (after[1] - before[1]), log
+        try:
+            assert scripted.stdout is not None
+            return _load(locust, scripted.stdout.readline().strip())
+        finally:
+            scripted.terminate()
+
+
+def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
+    limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
+    command = [LOCUST, *locust, "--headless", "--host", url, "-u", str(STREAMS), "-r", "100", "-t", limit]
+    with subprocess.Popen(
+        [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as client:
+        time.sleep(WARM_S)
+        cpu_s, tokens = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
+        time.sleep(MEASURE_S)
+        cpu_s, tokens = _cpu_s(client.pid) - cpu_s, _get(url, "/tokens")["tokens"] - tokens
+        client.wait(60)
+    return cpu_s / tokens, _get(url, "/log")
 
 
 def _cpu_s(pid: int) -> float:
@@ -68,12 +72,12 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def _get(url: str, path: str) -> "dict[str, int] | list":  # type: ignore[type-arg]
+def _get(url: str, path: str) -> Any:
     with urllib.request.urlopen(url + path, timeout=60) as answer:
         return json.loads(answer.read())
 
 
-def _errors(log: list[dict[str, object]], reports: Path) -> dict[str, list[float]]:
+def _errors(log: list[dict[str, Any]], reports: Path) -> dict[str, list[float]]:
     true = {entry["request_id"]: entry for entry in log}
     rows = [json.loads(line) for path in reports.glob("*/requests-*.jsonl") for line in path.open()]
     ttft, span = [], []

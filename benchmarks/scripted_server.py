@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -42,8 +42,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -79,7 +78,10 @@ class Connection(asyncio.Protocol):
         )
 
     def _answer(self, request: dict[str, Any], request_id: str) -> None:
-        stream = _Stream(self._transport, self._script, tokens=request["max_tokens"], request_id=request_id)
+        words = sum(len(message["content"].split()) for message in request["messages"])
+        stream = _Stream(
+            self._transport, self._script, words=words, tokens=request["max_tokens"], request_id=request_id
+        )
         self._transport.write(
             HEAD + _chunk({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         )
@@ -87,10 +89,13 @@ class Connection(asyncio.Protocol):
 
 
 class _Stream:
-    def __init__(self, transport: asyncio.Transport, script: Script, *, tokens: int, request_id: str) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, script: Script, *, words: int, tokens: int, request_id: str
+    ) -> None:
         self._transport = transport
         self._script = script
         self._loop = asyncio.get_running_loop()
+        self._words = words
         self._tokens = tokens
         self._sent = 0
         self.due = self._loop.time() + script.ttft_s
@@ -113,7 +118,7 @@ class _Stream:
         self._loop.call_at(self.due, self.write)
 
     def _finish(self) -> None:
-        usage = {"prompt_tokens": 10, "completion_tokens": self._tokens, "total_tokens": 10 + self._tokens}
+        usage = {"prompt_tokens": self._words, "completion_tokens": self._tokens}
         self._transport.write(_chunk({"choices": [], "usage": usage}) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
 
