@@ -36,6 +36,10 @@ class Arrivals:
 _arrivals: contextvars.ContextVar[Arrivals | None] = contextvars.ContextVar("arrivals", default=None)
 
 
+_now = time.perf_counter
+_parse = ResponseHandler.data_received
+
+
 class StampingHandler(ResponseHandler):
     """aiohttp's client protocol, which also notes when bytes arrive: in the read callback, before they are
     parsed and before any task wakes. Its reader is woken at the end of the body only, or when a slice is
@@ -52,16 +56,17 @@ class StampingHandler(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        now = time.perf_counter()
-        super().data_received(data)
+        now = _now()
+        _parse(self, data)
         payload, log = self._payload, self._log
         if payload is None or log is None:
             return
         log.times.append(now)
         log.ends.append(payload.total_bytes)
-        waiter = payload._eof_waiter
-        if waiter is not None and payload._size > SLICE_BYTES and not waiter.done():
-            waiter.set_result(None)
+        if payload._size > SLICE_BYTES:
+            waiter = payload._eof_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
 
 class StampingConnector(aiohttp.TCPConnector):

@@ -125,7 +125,7 @@ class Conversation:
     def __init__(self, workload: Workload, *, user: int, number: int) -> None:
         self._workload = workload
         self._lengths = random.Random(f"{workload.seed}/{user}/{number}")
-        self._text = _words(f"{workload.nonce}/{user}/{number}")
+        self._text = random.Random(f"{workload.nonce}/{user}/{number}")
         self._title = f"{workload.nonce}{user}-{number}"
         self._number = user + number
         self._history: list[Message] = []
@@ -185,20 +185,14 @@ class Conversation:
         return sentence(self._text, title=f"{self._title}-{turn}", words=words)
 
 
-def sentence(text: Iterator[str], *, title: str, words: int) -> str:
+def sentence(rng: random.Random, *, title: str, words: int) -> str:
     """`words` words of text behind a title that occurs nowhere else; at least the title."""
-    return " ".join([title, *(next(text) for _ in range(max(0, words - 1)))])
-
-
-def _words(seed: str) -> Iterator[str]:
-    rng = random.Random(seed)
-    while True:
-        yield rng.choice(_VOCABULARY)
+    return " ".join([title, *rng.choices(_VOCABULARY, k=max(0, words - 1))])
 
 
 def probe_text(*, nonce: str, words: int) -> str:
     """Text of the same make as the workload's, to learn how the server counts it."""
-    return sentence(_words(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
+    return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
