@@ -31,23 +31,34 @@ class LevelShape(LoadTestShape):
         self._levels: Iterator[int] = iter(())
         self._planned: list[int] = []
         self._users = 0
+        self._spawn_rate = FAST_SPAWN_RATE
+        self._fresh = False
         self._held_until_told = False
         self._sweeping = False
         self._until: float | None = None
 
+    def reset_time(self) -> None:
+        """Called by Locust when a test is started, by the master a second time."""
+        super().reset_time()  # type: ignore[no-untyped-call]
+        self._fresh = self.control.lead is None
+
     def tick(self) -> tuple[int, float] | None:
         """Called by Locust once a second, in the only process or the master."""
-        if self._lead is None or self._lead is not self.control.lead:
+        if self._fresh:
+            self._fresh = False
             return self._begin()
         lead = self._lead
+        if lead is None or lead is not self.control.lead:
+            return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
         lead.keep_level()
         self._show(lead)
         if self._until is not None and time.monotonic() >= self._until:
             logger.info("The time limit is reached.")
             self._end(drain_s=STOP_DRAIN_S)
             return None
+        self._follow_web_page()
         if not self._level_is_over(lead):
-            return self._users, self._rate()
+            return self._users, self._spawn_rate
         return self._next(lead)
 
     def _begin(self) -> tuple[int, float] | None:
@@ -58,8 +69,8 @@ class LevelShape(LoadTestShape):
         limit = self._run_time_s()
         self._until = None if limit is None else time.monotonic() + limit
         self.control.announce(self._plan_text(self._lead, limit))
-        self._users = next(self._levels)
-        return self._users, self._rate()
+        self._users, self._spawn_rate = next(self._levels), self._rate()
+        return self._users, self._spawn_rate
 
     def _choose_levels(self, lead: Lead) -> None:
         levels = list(lead.settings.levels)
@@ -93,6 +104,13 @@ class LevelShape(LoadTestShape):
         given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
         return float(given or FAST_SPAWN_RATE)
 
+    def _follow_web_page(self) -> None:
+        """The page's edit form writes the new number into Locust's options."""
+        asked = self.control.options.num_users
+        if self._held_until_told and not self.control.headless and asked and asked != self._users:
+            self.control.set_level(None)
+            self._users, self._spawn_rate = asked, self._rate()
+
     def _level_is_over(self, lead: Lead) -> bool:
         if self._held_until_told or lead.level is None:
             return False
@@ -112,7 +130,7 @@ class LevelShape(LoadTestShape):
             self._end(drain_s=lead.settings.request_timeout_s)
             return None
         self._users = users
-        return self._users, self._rate()
+        return self._users, self._spawn_rate
 
     def _end(self, *, drain_s: float) -> None:
         self.control.end(drain_s=drain_s)

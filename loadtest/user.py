@@ -84,7 +84,7 @@ class ChatUser(User):
             request_type="SSE",
             name=self.scenario,
             response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
-            response_length=len(record.chunk_s),
+            response_length=0,  # Locust shows it as bytes, which are not counted
             exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
             context={},
         )

@@ -3,9 +3,12 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,19 @@ from tests.conftest import ROOT, Finished, RunLocust, clean_environment, locust_
 def generated(url: str) -> float:
     page = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
     return float(re.findall(r"^vllm:generation_tokens_total\S* (\S+)", page, re.MULTILINE)[0])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_levels_leave_rows_samples_and_a_schedule(run_locust: RunLocust, simulated: str) -> None:
@@ -152,6 +168,52 @@ def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path) -> N
     assert sum(row["outcome"] == "cancelled" for row in rows) == 4
     assert all(row["chunk_s"] for row in rows if row["outcome"] == "cancelled" and row["end_s"] > 1)
     assert "Traceback" not in said
+
+
+def post(url: str, **form: str) -> None:
+    data = urllib.parse.urlencode(form).encode()
+    urllib.request.urlopen(url, data, timeout=10).read()
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_the_web_page_starts_edits_and_stops_and_shows_bad_input(simulated: str, tmp_path: Path) -> None:
+    reports, port = tmp_path / "reports", free_port()
+    command = locust_command(reports, simulated, "--web-host", "127.0.0.1", "--web-port", str(port))
+    command.remove("--headless")
+    page = f"http://127.0.0.1:{port}"
+
+    def schedule() -> list[int]:
+        files = list(reports.glob("*/run.json"))
+        return [users for _, _, users in json.loads(files[0].read_text())["schedule"]] if files else []
+
+    def exceptions() -> str:
+        return str(urllib.request.urlopen(f"{page}/exceptions", timeout=10).read().decode())
+
+    with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: listening(port))
+            common = {"spawn_rate": "10", "host": simulated}
+            post(f"{page}/swarm", user_count="2", prompt_tokens="30", **common)
+            wait_for(lambda: schedule() == [2])
+            post(f"{page}/swarm", user_count="3", **common)
+            wait_for(lambda: schedule() == [2, 3])
+            urllib.request.urlopen(urllib.request.Request(f"{page}/stop", method="POST"), timeout=20).read()
+            run = Finished(0, "", reports)
+            wait_for(lambda: bool(run.info["ended_unix_s"]))
+            assert run.info["settings"]["prompt_tokens"] == "30"
+            assert {row["outcome"] for row in run.rows()} == {"ok"}
+            post(f"{page}/swarm", user_count="1", levels="1,x", **common)
+            wait_for(lambda: "is not a list of user counts" in exceptions())
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) in (0, 2)
+    assert len(list(reports.iterdir())) == 1
 
 
 def test_a_killed_run_can_still_be_read(simulated: str, tmp_path: Path) -> None:
