@@ -135,7 +135,6 @@ class Control:
     def _refuse(self, sentence: str) -> None:
         logger.error(sentence)
         self._exit_code = EXIT_BAD_INPUT
-        self.lead = None
         self.runner.log_exception("local", sentence, "")  # shown on the web page
 
     # ---- whoever runs users ----
@@ -179,6 +178,7 @@ class Control:
             gevent.spawn(self._keep_reporting)
         if isinstance(self.runner, LocalRunner | MasterRunner):
             self.runner.register_message("seatcount_report", self._on_report)
+            self.runner.register_message("seatcount_refused", self._on_refused)
             self.environment.events.spawning_complete.add_listener(self._on_spawning_complete)
             self.environment.events.test_stopping.add_listener(self._on_test_stopping)
         if isinstance(self.runner, WorkerRunner):
@@ -216,19 +216,25 @@ class Control:
             self._begin_measuring()
         except InputError as error:
             self._refuse(str(error))
+            self.runner.send_message("seatcount_refused", str(error))
+
+    def _on_refused(self, msg: Any, **_: object) -> None:
+        """A worker cannot take part: a test with fewer users than it says would mislead."""
+        self._refuse(f"A worker cannot take part: {msg.data}")
+        gevent.spawn(self.runner.quit if self.headless else self.runner.stop)
 
     def _on_test_stopping(self, **_: object) -> None:
         """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
         if self.lead is None:
             return
         if self.headless:
-            self._exit_code = EXIT_INTERRUPTED
+            self._exit_code = self._exit_code or EXIT_INTERRUPTED
         self.end(drain_s=0 if self.headless else STOP_DRAIN_S)
 
     def _on_quitting(self, **_: object) -> None:
         leads = not isinstance(self.runner, WorkerRunner)
-        if self.lead is not None or (leads and self.headless and not self._complete and not self._exit_code):
-            self._exit_code = EXIT_INTERRUPTED
+        if self.lead is not None or (leads and self.headless and not self._complete):
+            self._exit_code = self._exit_code or EXIT_INTERRUPTED
         self.end(drain_s=0)
         if self.meter is not None:
             self.meter.stop()

@@ -102,6 +102,44 @@ def test_two_processes_share_the_users_and_the_folder(run_locust: RunLocust, sim
     assert samples[-1]["generation_tokens_total"] - samples[0]["generation_tokens_total"] == counted
 
 
+def test_a_worker_that_cannot_take_part_ends_the_test(simulated: str, tmp_path: Path) -> None:
+    """Here: it does not have the file of prompts."""
+    (tmp_path / "elsewhere").mkdir()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    port = str(free_port())
+    environment = clean_environment(PYTHONPATH=str(ROOT))
+    flags = [
+        "--master",
+        "--expect-workers",
+        "1",
+        "--master-bind-host",
+        "127.0.0.1",
+        "--master-bind-port",
+        port,
+    ]
+    command = locust_command(tmp_path / "reports", simulated, *flags, levels="1", prompts="prompts.jsonl")
+    command[command.index("scenarios/chat.py")] = str(ROOT / "scenarios" / "chat.py")
+    worker = [*command[:3], "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    with (
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as master,
+        subprocess.Popen(
+            worker, cwd=tmp_path / "elsewhere", env=environment, stderr=subprocess.DEVNULL
+        ) as other,
+    ):
+        said = master.communicate(timeout=60)[1]
+        other.wait(30)
+    assert master.returncode == 2, said
+    assert "A worker cannot take part: the file prompts.jsonl does not exist." in said
+
+
 def test_lengths_follow_the_seed_and_texts_do_not_repeat(
     run_locust: RunLocust, simulated: str, tmp_path: Path
 ) -> None:
