@@ -14,11 +14,12 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
+from loadtest.arrivals import Share
 from loadtest.lead import Lead, LiveLine, opening
 from loadtest.live import LiveRow
 from loadtest.loop import LoopThread
-from loadtest.meter import Meter, Plan
-from loadtest.record import WorkerInfo
+from loadtest.meter import LOOKAHEAD_S, Meter, Plan
+from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.settings import InputError, Settings, add_flags, resolve
 from loadtest.target import split_credentials
 
@@ -30,9 +31,15 @@ DELIVERY_S = 15.0
 """How long the leader waits for workers to say that their rows are on the disk."""
 STOP_DRAIN_S = 10.0
 """How long streams may finish after a time limit or the web page's stop button."""
+FIRST_ARRIVALS_S = 0.5
+"""Time for the workers to learn their shares before the first request is due."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn message
+
+
+class RequestFailed(Exception):  # noqa: N818 (the words Locust's statistics show)
+    """What Locust's own statistics show of a request that was not answered."""
 
 
 class Control:
@@ -55,6 +62,7 @@ class Control:
         self._exit_code = 0
         self._complete = False
         self._reports: dict[str, dict[str, Any]] = {}
+        self._shares: list[Share] = []
         self._hide_credentials()
         self._register()
 
@@ -71,6 +79,7 @@ class Control:
         exit code and returns None."""
         self._complete = False
         self._reports.clear()
+        self._shares.clear()
         try:
             self._hide_credentials()
             settings = self._resolve()
@@ -89,6 +98,8 @@ class Control:
         settings = resolve(vars(self.options))
         if settings.levels and self.headless and self.users_given is not None:
             raise InputError("--levels and -u exclude each other: both say how many users there are.")
+        if settings.open_loop and self.headless and self.users_given is not None:
+            raise InputError("-u is of users; --arrivals and --trace have none.")
         return settings
 
     def announce(self, plan: str) -> None:
@@ -101,6 +112,37 @@ class Control:
         if self.lead is not None and users is None:
             self.lead.end_level()
         self.runner.send_message("seatcount_level", {"users": users})
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that run users."""
+        return max(1, len(self._worker_names()))
+
+    def _worker_names(self) -> tuple[str, ...]:
+        runner = self.runner
+        if not isinstance(runner, MasterRunner):
+            return ("0",)
+        present = [*runner.clients.ready, *runner.clients.spawning, *runner.clients.running]
+        return tuple(str(index) for index in sorted(runner.worker_indexes[client.id] for client in present))
+
+    @property
+    def arriving(self) -> bool:
+        """Open loop: whether requests are still to become due."""
+        return not self._reports or any(report["arriving"] for report in self._reports.values())
+
+    def _share_arrivals(self, lead: Lead) -> None:
+        """Says who sends what: at the start, and again when workers have come or gone."""
+        now = time.time()
+        if not self._shares:
+            lead.begin_arrivals(now + FIRST_ARRIVALS_S)
+        assert lead.info.arrivals is not None
+        start_unix_s = lead.info.arrivals.start_unix_s
+        workers = self._worker_names()
+        if not self._shares or workers != self._shares[-1].workers:
+            from_s = now - start_unix_s + LOOKAHEAD_S + FIRST_ARRIVALS_S if self._shares else 0.0
+            self._shares.append(Share(from_s, workers))
+        shares = [[share.from_s, share.workers] for share in self._shares]
+        self.runner.send_message("seatcount_arrivals", {"start_unix_s": start_unix_s, "shares": shares})
 
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
@@ -156,11 +198,27 @@ class Control:
         report = {
             "worker": meter.worker,
             "in_flight": meter.in_flight,
+            "arriving": meter.arriving,
             "clipped": meter.clipped,
             "stopped": stopped,
             "live": meter.take_live(),
         }
+        for record in meter.take_ended():
+            self.tell_locust(record)
         self.runner.send_message("seatcount_report", report)
+
+    def tell_locust(self, record: RequestRecord) -> None:
+        """For Locust's own statistics, console and web page."""
+        status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
+        failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
+        self.environment.events.request.fire(
+            request_type="SSE",
+            name=record.scenario,
+            response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
+            response_length=0,  # Locust shows it as bytes, which are not counted
+            exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
+            context={},
+        )
 
     def _keep_reporting(self) -> None:
         while True:
@@ -173,6 +231,7 @@ class Control:
         measures = isinstance(self.runner, LocalRunner | WorkerRunner)
         if measures:
             self.runner.register_message("seatcount_level", self._on_level)
+            self.runner.register_message("seatcount_arrivals", self._on_arrivals)
             self.runner.register_message("seatcount_close", self._on_close)
             self.runner.register_message("seatcount_stop", self._on_stop)
             gevent.spawn(self._keep_reporting)
@@ -188,6 +247,11 @@ class Control:
     def _on_level(self, msg: Any, **_: object) -> None:
         if self.meter is not None:
             self.meter.level_users = msg.data["users"]
+
+    def _on_arrivals(self, msg: Any, **_: object) -> None:
+        if self.meter is not None:
+            shares = [Share(from_s, tuple(workers)) for from_s, workers in msg.data["shares"]]
+            self.meter.share_arrivals(start_unix_s=msg.data["start_unix_s"], shares=shares)
 
     def _on_close(self, **_: object) -> None:
         if self.meter is not None:
@@ -207,7 +271,11 @@ class Control:
             self.lead.take_live([LiveRow(*row) for row in report["live"]])
 
     def _on_spawning_complete(self, user_count: int, **_: object) -> None:
-        if self.lead is not None and user_count:
+        if self.lead is None or not user_count:
+            return
+        if self.lead.settings.open_loop:
+            self._share_arrivals(self.lead)
+        else:
             self.lead.begin_level(user_count)
             self.set_level(user_count)
 

@@ -15,9 +15,9 @@ import aiohttp
 
 from loadtest.live import Level, LiveRow, clock, describe
 from loadtest.loop import LoopThread
-from loadtest.meter import Plan
+from loadtest.meter import Plan, planned_arrivals
 from loadtest.preflight import Preflight, inspect_server, summary
-from loadtest.record import SERVER_FILE, ClientInfo, RunInfo, ServerSample, WorkerInfo
+from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.scrape import NvmlGpus
 from loadtest.settings import InputError, Settings
 from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
@@ -38,6 +38,7 @@ class Lead:
         self.target: Target = make_target(host, settings)
         self.level: Level | None = None
         self._loop = loop
+        self.arrivals = list(planned_arrivals(settings))
         nonce = uuid.uuid4().hex[:8]
         found, self._scraper, session = loop.run(inspect_server(self.target, settings, nonce=nonce))
         loop.run(session.close())
@@ -77,6 +78,24 @@ class Lead:
         self.info.schedule.append((now, now, users))
         self._save()
 
+    @property
+    def arrivals_s(self) -> float:
+        """How long the arrivals of an open loop take."""
+        return self.arrivals[-1].due_s if self.settings.trace and self.arrivals else self.settings.level_s
+
+    def begin_arrivals(self, start_unix_s: float) -> None:
+        """Open loop: the first arrivals are due from now on."""
+        settings = self.settings
+        self.level = Level(users=None, start_unix_s=start_unix_s, settle_s=0)
+        self.info.arrivals = ArrivalsInfo(
+            law=settings.arrivals,
+            trace=settings.trace.name if settings.trace else None,
+            trace_speed=settings.trace_speed,
+            start_unix_s=start_unix_s,
+            end_unix_s=start_unix_s,
+        )
+        self._save()
+
     def end_level(self) -> None:
         if self.level is None:
             return
@@ -90,8 +109,11 @@ class Lead:
         if self.level is None:
             return
         self.level.end_unix_s = time.time()
-        start, _, users = self.info.schedule[-1]
-        self.info.schedule[-1] = (start, self.level.end_unix_s, users)
+        if self.info.arrivals is not None:
+            self.info.arrivals.end_unix_s = self.level.end_unix_s
+        else:
+            start, _, users = self.info.schedule[-1]
+            self.info.schedule[-1] = (start, self.level.end_unix_s, users)
         if time.monotonic() - self._saved > SAVE_S:
             self._save()
 

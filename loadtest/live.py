@@ -30,9 +30,9 @@ def live_row(record: RequestRecord) -> LiveRow:
 
 
 class Level:
-    """One plateau of constant users, as far as it is known now."""
+    """One plateau of constant users, or an open loop (no users), as far as it is known now."""
 
-    def __init__(self, *, users: int, start_unix_s: float, settle_s: float) -> None:
+    def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float) -> None:
         self.users = users
         self.start_unix_s = start_unix_s
         self.end_unix_s = start_unix_s
@@ -124,7 +124,8 @@ def describe(level: Level) -> str:
         f"{level.requests} requests",
         f"{level.errors} errors",
     ]
-    return f"{level.users} users: {', '.join(parts)}"
+    title = "open loop" if level.users is None else f"{level.users} users"
+    return f"{title}: {', '.join(parts)}"
 
 
 def clock(seconds: float) -> str:

@@ -7,17 +7,18 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
 import msgspec
 
+from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
 from loadtest.live import LiveRow, live_row
 from loadtest.loop import LoopThread
 from loadtest.preflight import chat_body
 from loadtest.record import RUN_FILE, ClientSample, RequestRecord
-from loadtest.settings import Settings, from_shared
+from loadtest.settings import InputError, Settings, from_shared
 from loadtest.sink import FLUSH_S, RowFile
 from loadtest.stream import StreamRequest, open_session, stream_chat
 from loadtest.target import Target, make_target
@@ -25,6 +26,12 @@ from loadtest.workload import ChatRequest, Conversation, Distribution, PromptSca
 
 LAG_PROBE_S = 0.02
 """A timer this often on the measuring loop shows how late the loop is."""
+
+
+LOOKAHEAD_S = 2.0
+"""Open loop: a request's body is made and handed to the loop this long before it is due."""
+UVLOOP_TICK_S = 0.001
+"""uvloop's timers round to milliseconds; one more keeps requests from being early."""
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
@@ -61,6 +68,11 @@ class Meter:
         self.level_users: int | None = None
         self.closing = False
         self.clipped = 0
+        self._arrivals = planned_arrivals(self.settings)
+        self._next_arrival = next(self._arrivals, None)
+        self._arrivals_start_unix_s = 0.0
+        self._shares: list[Share] = []
+        self._not_due = 0
         self._target: Target = make_target(host, self.settings)
         self._loop = loop
         self._folder = _folder(plan, self.settings)
@@ -68,6 +80,7 @@ class Meter:
         self._health = _Health(RowFile(self._folder / f"client-{worker}.jsonl"))
         self._tasks: set[asyncio.Task[object]] = set()
         self._live: list[LiveRow] = []
+        self._ended: list[RequestRecord] = []
         self._requests = itertools.count()
         self._session: aiohttp.ClientSession = loop.run(self._open())
         self._flusher = loop.every(FLUSH_S, self._flush)
@@ -77,11 +90,71 @@ class Meter:
 
     def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
         """Sends one request and waits for its end; the row is safe even if the caller is killed."""
+        stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
+        return self._loop.run(self._measure(stream))
+
+    # ---- open loop ----
+
+    def share_arrivals(self, *, start_unix_s: float, shares: list[Share]) -> None:
+        """Who sends which arrivals, and when the first one's clock starts (of this machine)."""
+        self._arrivals_start_unix_s = start_unix_s
+        self._shares = shares
+
+    @property
+    def arriving(self) -> bool:
+        """Whether arrivals of the plan are still to come."""
+        return self._next_arrival is not None or self._not_due > 0
+
+    def due_soon(self) -> Iterator[StreamRequest]:
+        """This worker's requests that are due within the lookahead and were not yet handed out."""
+        while self._shares and (arrival := self._next_arrival) is not None:
+            due_unix_s = self._arrivals_start_unix_s + arrival.due_s
+            if due_unix_s > time.time() + LOOKAHEAD_S:
+                return
+            self._next_arrival = next(self._arrivals, None)
+            if is_mine(arrival, self.worker, self._shares):
+                request = self.workload.request_at(arrival)
+                yield self._stream(request, user=arrival.number, scheduled_unix_s=due_unix_s)
+
+    def send_when_due(self, stream: StreamRequest) -> None:
+        """Begins the request at its time, on the loop, whatever the others are doing."""
+        self._not_due += 1
+        self._loop.call_soon(lambda: self._await_due(stream))
+
+    def _await_due(self, stream: StreamRequest) -> None:
+        assert stream.scheduled_unix_s is not None
+        loop = asyncio.get_running_loop()
+        wait_s = stream.scheduled_unix_s - time.time()
+        loop.call_later(max(0.0, wait_s) + UVLOOP_TICK_S, self._begin, stream)
+
+    def _begin(self, stream: StreamRequest) -> None:
+        self._not_due -= 1
+        if not self.closing:
+            task = asyncio.get_running_loop().create_task(self._measure_alone(stream))
+            self._tasks.add(task)
+
+    async def _measure_alone(self, stream: StreamRequest) -> None:
+        record, _ = await self._measure(stream)
+        self._ended.append(record)
+
+    def take_ended(self) -> list[RequestRecord]:
+        """Open loop: what ended since the last call."""
+        taken, self._ended = self._ended, []
+        return taken
+
+    def _stream(
+        self,
+        request: ChatRequest,
+        *,
+        user: int,
+        scheduled_unix_s: float | None = None,
+        keep_text: bool = False,
+    ) -> StreamRequest:
         self.clipped += request.clipped
         body = chat_body(
             self.settings, model=self.plan.model, messages=request.messages, max_tokens=request.max_tokens
         )
-        stream = StreamRequest(
+        return StreamRequest(
             url=f"{self._target.api_url}/chat/completions",
             body=body,
             request_id=f"{self.plan.nonce}-{self.worker}-{next(self._requests)}-{uuid.uuid4().hex[:8]}",
@@ -93,9 +166,9 @@ class Meter:
             level_users=self.level_users,
             max_tokens=request.max_tokens,
             timeout_s=self.settings.request_timeout_s,
-            keep_text=self.settings.turns > 1,
+            scheduled_unix_s=scheduled_unix_s,
+            keep_text=keep_text,
         )
-        return self._loop.run(self._measure(stream))
 
     @property
     def in_flight(self) -> int:
@@ -138,6 +211,7 @@ class Meter:
             record, text, cancelled = await stream_chat(self._session, stream)
             self._rows.append(record)
             self._live.append(live_row(record))
+            self._health.note_delay(record)
         finally:
             self._health.ended += 1
             self._tasks.discard(task)
@@ -159,6 +233,19 @@ class Meter:
     def _flush(self) -> None:
         self._rows.flush()
         self._health.rows.flush()
+
+
+def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
+    """The arrivals of an open loop, the same in every process; none in a closed one. Raises InputError."""
+    if settings.trace is not None:
+        try:
+            return iter(read_trace(settings.trace, speed=settings.trace_speed))
+        except (ValueError, OSError) as error:
+            raise InputError(f"--trace: {error}") from None
+    if settings.arrivals is not None:
+        law = ArrivalLaw.parse(settings.arrivals)
+        return law.arrivals(seed=settings.seed, duration_s=settings.level_s)
+    return iter(())
 
 
 def _workload(plan: Plan, settings: Settings) -> Workload:
@@ -195,10 +282,16 @@ class _Health:
         self.started = 0
         self.ended = 0
         self._task: asyncio.Task[None] | None = None
+        self._delay_s: float | None = None
 
     @property
     def in_flight(self) -> int:
         return self.started - self.ended
+
+    def note_delay(self, record: RequestRecord) -> None:
+        if record.scheduled_unix_s is not None and record.sent_s is not None:
+            delay_s = record.start_unix_s + record.sent_s - record.scheduled_unix_s
+            self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)
 
     def begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
@@ -216,6 +309,7 @@ class _Health:
 
     def _sample(self, lags: list[float], *, cpu: float) -> ClientSample:
         lags.sort()
+        delay_s, self._delay_s = self._delay_s, None
         return ClientSample(
             unix_s=time.time(),
             loop_lag_max_s=round(lags[-1], 6),
@@ -224,6 +318,7 @@ class _Health:
             in_flight=self.in_flight,
             started_total=self.started,
             ended_total=self.ended,
+            due_to_sent_max_s=None if delay_s is None else round(delay_s, 6),
             rss_peak_bytes=_rss_peak_bytes(),
         )
 

@@ -162,6 +162,19 @@ class GpuInfo(msgspec.Struct, kw_only=True, frozen=True):
     """All GPUs together."""
 
 
+class ArrivalsInfo(msgspec.Struct, kw_only=True):
+    """Open loop: by which law requests came."""
+
+    law: str | None
+    """As in the setting `arrivals`; null when a trace was replayed."""
+    trace: str | None = None
+    """The file's name."""
+    trace_speed: float = 1.0
+    start_unix_s: float
+    end_unix_s: float
+    """Moves while the run goes on."""
+
+
 class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
     python: str
     locust: str
@@ -194,6 +207,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     schedule: list[tuple[float, float, int]] = msgspec.field(default_factory=list)
     """start_unix_s, end_unix_s, users of every plateau with constant users, all of them started. The end
     of the last one moves while it runs."""
+    arrivals: ArrivalsInfo | None = None
+    """Null in a closed loop. An open loop has no users, and no schedule of them."""
     workers: list[WorkerInfo] = msgspec.field(default_factory=list)
     client: ClientInfo | None = None
     warnings: list[str] = msgspec.field(default_factory=list)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from loadtest.arrivals import ArrivalLaw
 from loadtest.record import Slo
 from loadtest.workload import Distribution
 
@@ -91,6 +92,15 @@ class Settings(BaseSettings):
     thinking: Literal["on", "off"] | None = Field(
         None, description="on or off: chat_template_kwargs.enable_thinking; default: not sent"
     )
+    arrivals: str | None = Field(
+        None,
+        description="open loop, for level_s: constant:RATE, poisson:RATE or gamma:RATE,BURSTINESS; RATE in "
+        "requests/s or FROM-TO",
+    )
+    trace: Path | None = Field(
+        None, description="open loop from a trace: Azure CSV, Mooncake JSONL, CSV of seconds,prompt,output"
+    )
+    trace_speed: float = Field(1, gt=0, description="replay the trace this many times as fast")
     prompts: Path | None = Field(
         None, description="JSONL of {messages: [...]}: your own traffic instead of synthetic text"
     )
@@ -125,10 +135,27 @@ class Settings(BaseSettings):
     def _consistent(self) -> "Settings":
         if self.settle_s >= self.level_s:
             raise ValueError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
-        for path in (self.prompts, self.model_config_file, self.ca_file):
+        for path in (self.prompts, self.model_config_file, self.ca_file, self.trace):
             if path is not None and not path.is_file():
                 raise ValueError(f"the file {path} does not exist.")
+        if self.open_loop:
+            self._open_loop_alone()
         return self
+
+    @property
+    def open_loop(self) -> bool:
+        """Requests come when they are due, not when users have their answers."""
+        return self.arrivals is not None or self.trace is not None
+
+    def _open_loop_alone(self) -> None:
+        if self.arrivals is not None and self.trace is not None:
+            raise ValueError("--arrivals and --trace exclude each other: both say when requests are due.")
+        if self.levels:
+            raise ValueError("--levels holds users, --arrivals and --trace have none: choose one.")
+        if self.turns > 1 or self.think_s != "0":
+            raise ValueError("--turns and --think-s are of users; --arrivals and --trace have none.")
+        if self.arrivals is not None:
+            ArrivalLaw.parse(self.arrivals)
 
     @property
     def slo(self) -> Slo:

@@ -35,6 +35,7 @@ class LevelShape(LoadTestShape):
         self._fresh = False
         self._held_until_told = False
         self._sweeping = False
+        self._open_loop = False
         self._until: float | None = None
 
     def reset_time(self) -> None:
@@ -56,6 +57,8 @@ class LevelShape(LoadTestShape):
             logger.info("The time limit is reached.")
             self._end(drain_s=STOP_DRAIN_S)
             return None
+        if self._open_loop:
+            return self._arrive(lead)
         self._follow_web_page()
         if not self._level_is_over(lead):
             return self._users, self._spawn_rate
@@ -66,6 +69,7 @@ class LevelShape(LoadTestShape):
         if self._lead is None:
             return None
         self._choose_levels(self._lead)
+        self._open_loop = self._lead.settings.open_loop
         limit = self._run_time_s()
         self._until = None if limit is None else time.monotonic() + limit
         self.control.announce(self._plan_text(self._lead, limit))
@@ -76,7 +80,9 @@ class LevelShape(LoadTestShape):
         levels = list(lead.settings.levels)
         asked = self.control.options.num_users if not self.control.headless else self.control.users_given
         self._held_until_told = self._sweeping = False
-        if not levels and asked is not None:
+        if lead.settings.open_loop:
+            levels = [self.control.worker_count]  # one Locust user a worker sends what is due
+        elif not levels and asked is not None:
             levels, self._held_until_told = [asked], True
         elif not levels:
             self._sweeping = True
@@ -92,6 +98,8 @@ class LevelShape(LoadTestShape):
 
     def _plan_text(self, lead: Lead, limit: float | None) -> str:
         level_s = lead.settings.level_s
+        if self._open_loop:
+            return _arrivals_text(lead, limit)
         end = f", at most {limit:.0f} s" if limit is not None else ""
         if self._held_until_told:
             return f"{self._planned[0]} users{end or ' until stopped'}"
@@ -132,17 +140,35 @@ class LevelShape(LoadTestShape):
         self._users = users
         return self._users, self._spawn_rate
 
+    def _arrive(self, lead: Lead) -> tuple[int, float] | None:
+        self._users = self.control.worker_count
+        if self.control.arriving:
+            return self._users, self._spawn_rate
+        self._end(drain_s=lead.settings.request_timeout_s)
+        return None
+
     def _end(self, *, drain_s: float) -> None:
         self.control.end(drain_s=drain_s)
         self._lead = None
 
     def _show(self, lead: Lead) -> None:
         level_s = None if self._held_until_told else lead.settings.level_s
+        level_s = lead.arrivals_s if self._open_loop else level_s
         self.control.line.show(live_text(lead.level, level_s=level_s, left_s=self._left_s(lead)))
 
     def _left_s(self, lead: Lead) -> float | None:
         if self._held_until_told or self._sweeping:
             return None if self._until is None else self._until - time.monotonic()
+        if self._open_loop:
+            return lead.arrivals_s - (time.time() - lead.level.start_unix_s) if lead.level else None
         at = self._planned.index(self._users)
         held = time.time() - lead.level.start_unix_s if lead.level else 0.0
         return (len(self._planned) - at) * lead.settings.level_s - held
+
+
+def _arrivals_text(lead: Lead, limit: float | None) -> str:
+    settings = lead.settings
+    law = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
+    end = f", at most {limit:.0f} s" if limit is not None else ""
+    minutes = lead.arrivals_s / 60
+    return f"open loop, {law}: {len(lead.arrivals):,} requests in {minutes:.1f} min{end}"

@@ -23,7 +23,7 @@ SLICE_BYTES = 32 * 1024
 _ERROR_CHARS = 300
 
 
-class Arrivals:
+class ByteTimes:
     """When the bytes of one response came: at `times[i]` (perf_counter) the body was `ends[i]` bytes long."""
 
     __slots__ = ("ends", "times")
@@ -33,7 +33,7 @@ class Arrivals:
         self.ends: list[int] = []
 
 
-_arrivals: contextvars.ContextVar[Arrivals | None] = contextvars.ContextVar("arrivals", default=None)
+_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar("byte_times", default=None)
 
 
 _now = time.perf_counter
@@ -47,11 +47,11 @@ class StampingHandler(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._log: Arrivals | None = None
+        self._log: ByteTimes | None = None
 
     def set_response_params(self, **params: Any) -> None:
         # Runs in the requesting task, before the response can come.
-        self._log = _arrivals.get()
+        self._log = _byte_times.get()
         self._payload = None
         super().set_response_params(**params)
 
@@ -172,9 +172,9 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class _Transcript:
     """What the events of one stream say, with the time of each."""
 
-    def __init__(self, arrivals: Arrivals, *, keep_text: bool) -> None:
+    def __init__(self, byte_times: ByteTimes, *, keep_text: bool) -> None:
         self._decoder = SseDecoder()
-        self._arrivals = arrivals
+        self._byte_times = byte_times
         self._at = 0
         self._text: list[str] | None = [] if keep_text else None
         self.chunk_at: list[float] = []
@@ -229,10 +229,10 @@ class _Transcript:
             self._text.append(delta.content)
 
     def _arrival(self, end: int) -> float:
-        ends = self._arrivals.ends
+        ends = self._byte_times.ends
         while self._at < len(ends) - 1 and ends[self._at] < end:
             self._at += 1
-        return self._arrivals.times[self._at]
+        return self._byte_times.times[self._at]
 
     def chunk_tokens(self) -> list[int] | None:
         """Tokens of each chunk, where every one came with running usage."""
@@ -250,9 +250,9 @@ async def stream_chat(
     Returns the row, the answer's text (empty unless `keep_text`) and, when the task was cancelled, the
     cancellation to re-raise once the row is safe.
     """
-    arrivals = Arrivals()
-    _arrivals.set(arrivals)
-    transcript = _Transcript(arrivals, keep_text=request.keep_text)
+    byte_times = ByteTimes()
+    _byte_times.set(byte_times)
+    transcript = _Transcript(byte_times, keep_text=request.keep_text)
     clock = _Clock()
     status: int | None = None
     error: str | None = None

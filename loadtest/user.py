@@ -5,22 +5,19 @@ import random
 from collections.abc import Iterator
 from typing import ClassVar
 
+import gevent
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
 from loadtest.control import Control
-from loadtest.record import Outcome, RequestRecord
+from loadtest.meter import LOOKAHEAD_S, Meter
 from loadtest.shape import LevelShape
 from loadtest.workload import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
 """User numbers of different workers differ: worker index * this + a count."""
 FEWEST_STAGGER_S = 1.0
-
-
-class RequestFailed(Exception):  # noqa: N818 (the words Locust's statistics show)
-    """What Locust's own statistics show of a request that was not answered."""
 
 
 class ChatUser(User):
@@ -46,6 +43,8 @@ class ChatUser(User):
         meter = self.control.meter
         if meter is None:
             return 0.0
+        if meter.settings.open_loop:
+            return LOOKAHEAD_S / 4
         if self._waits is None:
             self._waits = random.Random(f"waits/{meter.settings.seed}/{self.number}")
             return self._waits.uniform(0, max(FEWEST_STAGGER_S, meter.settings.settle_s))
@@ -57,6 +56,9 @@ class ChatUser(User):
         meter = self.control.meter
         if meter is None or meter.closing:
             raise StopUser
+        if meter.settings.open_loop:
+            self._send_what_is_due(meter)
+            return
         if self._waits is None:
             return  # straight into the first wait
         request = self._next_request()
@@ -65,7 +67,13 @@ class ChatUser(User):
         self._conversation.answered(
             text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
         )
-        self._tell_locust(record)
+        self.control.tell_locust(record)
+
+    def _send_what_is_due(self, meter: Meter) -> None:
+        """Open loop: one Locust user a worker hands out the worker's share, and waits for no answer."""
+        for stream in meter.due_soon():
+            meter.send_when_due(stream)
+            gevent.sleep(0)  # making long prompts must not hold up the others
 
     def _next_request(self) -> ChatRequest:
         request = next(self._requests, None)
@@ -76,18 +84,6 @@ class ChatUser(User):
             self._requests = self._conversation.requests()
             request = next(self._requests)
         return request
-
-    def _tell_locust(self, record: RequestRecord) -> None:
-        status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
-        failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
-        self.environment.events.request.fire(
-            request_type="SSE",
-            name=self.scenario,
-            response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
-            response_length=0,  # Locust shows it as bytes, which are not counted
-            exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
-            context={},
-        )
 
 
 @events.init.add_listener

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, TypedDict
 
 import msgspec
 
+from loadtest.arrivals import TRACE_BLOCK_TOKENS, Arrival
+
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _FORMS = (
     ("fixed", re.compile(rf"{_NUMBER}")),
@@ -82,6 +84,10 @@ class PromptScale(msgspec.Struct, frozen=True):
     overhead_tokens: float
     tokens_per_word: float
 
+    def words(self, tokens: int) -> int:
+        """Words of a prompt of so many tokens; at least one."""
+        return max(1, round((tokens - self.overhead_tokens) / self.tokens_per_word))
+
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     """What one request asks."""
@@ -118,6 +124,41 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     def conversation(self, *, user: int, number: int) -> "Conversation":
         return Conversation(self, user=user, number=number)
 
+    def request_at(self, arrival: Arrival) -> ChatRequest:
+        """What the request of an open loop asks; the same in whichever process it is made. Lengths that the
+        arrival does not bring are drawn; without prefix blocks its text is its own."""
+        if self.prompts:
+            return next(self.conversation(user=arrival.number, number=0).requests())
+        rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
+        drawn, drawn_output = self.prompt_tokens.draw_count(rng), self.output_tokens.draw_count(rng)
+        wanted, output = arrival.prompt_tokens or drawn, arrival.output_tokens or drawn_output
+        prompt = min(wanted, self.room - 1)
+        max_tokens = min(output, self.room - prompt)
+        text = self._text(arrival.prefix_blocks or (-1 - arrival.number,), words=self.scale.words(prompt))
+        return ChatRequest(
+            messages=[{"role": "user", "content": text}],
+            max_tokens=max_tokens,
+            turn=0,
+            clipped=prompt < wanted or max_tokens < output,
+        )
+
+    def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
+        """Text that two requests share as far as they share blocks, from the front. The last block goes on
+        where a trace names too few."""
+        block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
+        said: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
+        for block in blocks:
+            left = words - len(said)
+            size = left if block == blocks[-1] else min(left, block_words)
+            said += random.Random(f"{self.nonce}/{block}").choices(_VOCABULARY, k=max(0, size))
+        return " ".join(said)
+
+    @property
+    def room(self) -> int:
+        """Tokens of the model's context that synthetic requests may fill."""
+        limit = self.max_model_len
+        return 1 << 30 if limit is None else max(2, math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2)
+
 
 class Conversation:
     """One person's chat: yields requests turn by turn and is told the answers."""
@@ -151,7 +192,7 @@ class Conversation:
         scale = self._workload.scale
         wanted = self._workload.prompt_tokens.draw_count(self._lengths)
         output = self._workload.output_tokens.draw_count(self._lengths)
-        free = self._room() - self._history_tokens
+        free = self._workload.room - self._history_tokens
         if turn and free < scale.overhead_tokens + 2:
             return None
         prompt_max = max(1, free - 1)
@@ -175,13 +216,8 @@ class Conversation:
             clipped=False,
         )
 
-    def _room(self) -> int:
-        limit = self._workload.max_model_len
-        return 1 << 30 if limit is None else math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2
-
     def _say(self, tokens: int, turn: int) -> str:
-        scale = self._workload.scale
-        words = round((tokens - scale.overhead_tokens) / scale.tokens_per_word)
+        words = self._workload.scale.words(tokens)
         return sentence(self._text, title=f"{self._title}-{turn}", words=words)
 
 

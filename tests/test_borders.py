@@ -13,7 +13,14 @@ SCIENCE = {"scipy", "matplotlib"}
 WEB = {"aiohttp", "uvloop"}
 FORBIDDEN = {
     **dict.fromkeys(
-        ["loadtest.record", "loadtest.sse", "loadtest.workload", "loadtest.modelmath", "loadtest.live"],
+        [
+            "loadtest.record",
+            "loadtest.sse",
+            "loadtest.arrivals",
+            "loadtest.workload",
+            "loadtest.modelmath",
+            "loadtest.live",
+        ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
     "loadtest.simulator.engine": LOCUST | SCIENCE | WEB,
