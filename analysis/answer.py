@@ -111,6 +111,29 @@ class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     why_not: list[str]
 
 
+class SliceAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """A slice of an open loop, `from_s` to `to_s` after its start. Percentiles are of the requests that were
+    due in it; null where they never had a first token."""
+
+    run_id: str
+    from_s: float
+    to_s: float
+    due: int
+    due_rps: float
+    ended_rps: float
+    in_flight: float
+    output_tok_s: float
+    due_to_sent_s: Percentiles
+    ttft_s: Percentiles
+    """From sent."""
+    due_ttft_s: Percentiles
+    """From due: scheduled TTFT."""
+    errors: int
+    cancelled: int
+    why_not: list[str]
+    """Why the load generator's times are not trusted; empty when they are."""
+
+
 class Lever(msgspec.Struct, kw_only=True, frozen=True):
     """Something that would move the answer. `users` is the new estimate, null where no model says."""
 
@@ -140,6 +163,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     memory: Memory
     latency: Latency
     levels: list[LevelAnswer]
+    open_loop: list[SliceAnswer]
+    """Empty unless requests came when they were due (`--arrivals`, `--trace`)."""
     levers: list[Lever]
     refused: bool
     reasons: list[str]

@@ -50,6 +50,7 @@ from analysis.memory import (
     pairs_of,
     wall,
 )
+from analysis.open_loop import open_loop_warnings, slices_of
 from analysis.stats import Quantiles
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
@@ -61,6 +62,10 @@ REACH = 1.25  # the memory law may speak this far beyond the highest trusted lev
 DISAGREES = 0.05
 LOCKSTEP_CV = 0.1
 HEAVY_TAIL = (0.9, 2000)  # an output CV from here needs so many requests
+OPEN_LOOP = (
+    "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
+    "what the server did with them; for a number of users, run levels."
+)
 TIE = 0.05  # walls less likely than this to bind do not widen the interval
 
 
@@ -137,6 +142,7 @@ def recommend(
         memory=_memory_answer(evidence, memory, gauge, per_token),
         latency=_latency_answer(evidence),
         levels=[_level_answer(level) for level in sorted(evidence.levels, key=lambda level: level.users)],
+        open_loop=[one for run in runs for one in slices_of(run)],
         levers=_levers(evidence, memory, stands, head, per_token),
         refused=bool(reasons),
         reasons=reasons,
@@ -303,6 +309,8 @@ def _reasons_to_refuse(evidence: Evidence, stands: Sequence[Stand]) -> list[str]
         return ["The run holds no request: let a level finish, then analyse again."]
     if not any(run.requests.ok.any() for run in evidence.runs):
         return ["No request succeeded: the errors in requests-*.jsonl say why."]
+    if any(run.info.arrivals for run in evidence.runs):
+        return [OPEN_LOOP]
     if not evidence.levels:
         return ["No level ran longer than its settling time: use longer levels (--level-s)."]
     trusted = evidence.trusted
@@ -497,6 +505,8 @@ def _warnings(
     evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, stands: Sequence[Stand]
 ) -> list[str]:
     found = [warning for run in evidence.runs for warning in run.warnings]
+    if any(run.info.arrivals for run in evidence.runs):
+        return list(dict.fromkeys(found + open_loop_warnings(evidence.runs)))
     return list(
         dict.fromkeys(
             found

@@ -116,7 +116,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     seen = _Seen.of(rows, inside & ~ours, inside & ours, clock, context.slo)
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
     in_flight = _in_flight(rows, clock)
-    lag = _window_mean(run.client.unix_s, run.client.loop_lag_s, clock)
+    lag = worst_worker(run, run.client.loop_lag_s, clock)
     seats = _seats(run.server, scrapes)
     gates = _Gates(run=run, context=context, users=users, clock=clock, seen=seen, in_flight=in_flight)
     tokens, tokens_se = _output_rate(rows, clock)
@@ -150,7 +150,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         seats=seats,
         vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
         lag_s=lag,
-        why_not=tuple(gates.reasons(steady=steady, lag_s=lag)),
+        why_not=tuple(gates.reasons(steady=steady)),
     )
 
 
@@ -407,23 +407,15 @@ class _Gates:
     seen: _Seen
     in_flight: float
 
-    def reasons(self, *, steady: bool, lag_s: float) -> list[str]:
+    def reasons(self, *, steady: bool) -> list[str]:
         """Why the level is not trusted; empty when it is."""
         found = [] if steady else ["not steady: response times or KV usage still drift at the end"]
         if self.seen.n < FEWEST_REQUESTS:
             found.append(f"too few: {self.seen.n} requests ended in the window, {FEWEST_REQUESTS} are needed")
-        return found + self._client(lag_s) + self._load()
+        return found + self._client() + self._load()
 
-    def _client(self, lag_s: float) -> list[str]:
-        found = []
-        limit = max(LAG_FLOOR_S, 0.1 * (self.seen.tpot.p50 or 0.0))
-        if lag_s > limit:
-            found.append(
-                f"load generator late: event-loop lag {1e3 * lag_s:.0f} ms, limit {1e3 * limit:.0f} ms"
-            )
-        cpu = _window_mean(self.run.client.unix_s, self.run.client.cpu, self.clock)
-        if cpu > CPU_LIMIT:
-            found.append(f"load generator busy: {100 * cpu:.0f} % of a core, limit {100 * CPU_LIMIT:.0f} %")
+    def _client(self) -> list[str]:
+        found = client_doubts(self.run, self.clock, tpot_s=self.seen.tpot.p50 or 0.0)
         if self.seen.client_errors > CLIENT_ERROR_LIMIT * max(self.seen.n, 1):
             found.append(f"{self.seen.client_errors} of {self.seen.n} requests failed on the client's side")
         return found
@@ -453,6 +445,30 @@ class _Gates:
         server = self.run.server
         held = _window_mean(server.unix_s, server.running + server.waiting, self.clock)
         return 0.0 if math.isnan(held) else held - self.in_flight
+
+
+def worst_worker(run: Run, values: Floats, clock: Clock) -> float:
+    """Mean over the window of the load generator's process that fares worst: others must not hide it."""
+    client = run.client
+    means = [
+        _window_mean(client.unix_s[client.worker == worker], values[client.worker == worker], clock)
+        for worker in np.unique(client.worker)
+    ]
+    return max((mean for mean in means if not math.isnan(mean)), default=math.nan)
+
+
+def client_doubts(run: Run, clock: Clock, *, tpot_s: float) -> list[str]:
+    """Why the load generator's own times are not good enough in this window; empty when they are."""
+    found = []
+    lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, clock), max(LAG_FLOOR_S, 0.1 * tpot_s)
+    if lag_s > limit_s:
+        found.append(
+            f"load generator late: event-loop lag {1e3 * lag_s:.0f} ms, limit {1e3 * limit_s:.0f} ms"
+        )
+    cpu = worst_worker(run, run.client.cpu, clock)
+    if cpu > CPU_LIMIT:
+        found.append(f"load generator busy: {100 * cpu:.0f} % of a core, limit {100 * CPU_LIMIT:.0f} %")
+    return found
 
 
 def output_cv(runs: Sequence[Run]) -> float:

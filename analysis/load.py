@@ -44,6 +44,9 @@ WORKLOAD_SETTINGS = (
     "ignore_eos",
     "temperature",
     "extra_body",
+    "arrivals",
+    "trace",
+    "trace_speed",
 )
 
 
@@ -60,6 +63,8 @@ class Requests:
 
     start_unix_s: Floats
     sent_s: Floats
+    scheduled_unix_s: Floats
+    """Open loop: when it was due, on the master's clock."""
     first_chunk_s: Floats
     first_answer_s: Floats
     last_chunk_s: Floats
@@ -124,6 +129,8 @@ class Client:
     """The load generator's health, one entry a worker and second, shape (m,)."""
 
     unix_s: Floats
+    worker: Ints
+    """Which one, counted from 0."""
     loop_lag_s: Floats
     """p99 within the second; the largest where p99 was not recorded."""
     cpu: Floats
@@ -283,6 +290,7 @@ def _or_nan(value: float | None) -> float:
 _COLUMNS = (
     "start_unix_s",
     "sent_s",
+    "scheduled_unix_s",
     "first_chunk_s",
     "first_answer_s",
     "last_chunk_s",
@@ -302,6 +310,7 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
     return (
         row.start_unix_s - clock_offset_s,
         _or_nan(row.sent_s),
+        _or_nan(row.scheduled_unix_s) - clock_offset_s,
         chunks[0] if chunks else NAN,
         _or_nan(row.first_answer_s),
         chunks[-1] if chunks else NAN,
@@ -434,10 +443,16 @@ def _sum(values: list[float | None]) -> float:
 
 
 def _read_client(paths: Sequence[Path], warnings: list[str]) -> Client:
-    rows = [row for path in paths for row in _rows(path, ClientSample, warnings, lambda _: None)]
+    found = [
+        (worker, row)
+        for worker, path in enumerate(paths)
+        for row in _rows(path, ClientSample, warnings, lambda _: None)
+    ]
+    rows = [row for _, row in found]
     lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]
     return Client(
         unix_s=np.array([row.unix_s for row in rows], dtype=np.float64),
+        worker=np.array([worker for worker, _ in found], dtype=np.int64),
         loop_lag_s=np.array(lag, dtype=np.float64),
         cpu=np.array([row.cpu for row in rows], dtype=np.float64),
     )

@@ -18,7 +18,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answer import WALL_NAMES, Answer, Bound, LevelAnswer, Lever, ModelAnswer, Percentiles, Wall
+from analysis.answer import (
+    WALL_NAMES,
+    Answer,
+    Bound,
+    LevelAnswer,
+    Lever,
+    ModelAnswer,
+    Percentiles,
+    SliceAnswer,
+    Wall,
+)
 from analysis.load import InputError
 from loadtest.record import Slo
 
@@ -79,6 +89,8 @@ def complain(sentence: str) -> None:
 
 def headline(model: ModelAnswer) -> str:
     """How many users, in a few words."""
+    if model.open_loop:
+        return "Open loop, no number of users"
     if model.max_users is None:
         return "No answer: the data cannot support one"
     users = "1 user" if model.max_users == 1 else f"{model.max_users} users"
@@ -100,6 +112,8 @@ def certainty(model: ModelAnswer, *, confidence: float) -> str:
 
 def limit(model: ModelAnswer) -> str:
     """What binds, and how sure that is."""
+    if model.open_loop:
+        return ""
     if model.refused:
         return "Nothing can be said about what limits this server."
     text = f"Limited by {WALL_WORDS[model.binding]}"
@@ -171,6 +185,40 @@ def level_cells(level: LevelAnswer) -> list[str]:
         _percent(level.kv_blocked_fraction),
         str(level.errors) if level.errors else "0",
         "yes" if level.trusted else "no",
+    ]
+
+
+SLICE_COLUMNS = (
+    ("seconds", "after the start of the arrivals"),
+    ("due/s", "requests that were due, a second"),
+    ("ended/s", "requests that ended, a second"),
+    ("in flight", "mean"),
+    ("tokens/s", "output of the requests that ended"),
+    ("due to sent p99", "ms: how late the load generator was"),
+    ("TTFT p50", "ms, from sent"),
+    ("TTFT p95", "ms, from sent"),
+    ("from due p50", "TTFT from when it was due, ms"),
+    ("from due p95", "TTFT from when it was due, ms"),
+    ("errors", "requests that failed"),
+    ("trusted", "the load generator's times are good"),
+)
+
+
+def slice_cells(one: SliceAnswer) -> list[str]:
+    """In the order of SLICE_COLUMNS."""
+    return [
+        f"{one.from_s:.0f}–{one.to_s:.0f}",
+        f"{one.due_rps:.1f}",
+        f"{one.ended_rps:.1f}",
+        f"{one.in_flight:.1f}",
+        f"{one.output_tok_s:,.0f}",
+        _ms(one.due_to_sent_s.p99),
+        _ms(one.ttft_s.p50),
+        _ms(one.ttft_s.p95),
+        _ms(one.due_ttft_s.p50),
+        _ms(one.due_ttft_s.p95),
+        str(one.errors),
+        "no" if one.why_not else "yes",
     ]
 
 
@@ -314,6 +362,7 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
         generated=_day(answer.generated_unix_s),
         objectives=objectives(answer.slo),
         level_columns=LEVEL_COLUMNS,
+        slice_columns=SLICE_COLUMNS,
     )
 
 
@@ -334,6 +383,7 @@ def _page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[s
         "not_met": not_met_text(model),
         "memory": memory_rows(model),
         "latency": latency_rows(model),
+        "slices": [slice_cells(one) for one in model.open_loop],
         "percentiles": [percentile_cells(level) for level in model.levels],
         "figures": {name: Markup(text) for name, text in figures.items()},
         "slug": slug(model.model),
@@ -380,8 +430,12 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
         parts += _grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
     if model.not_met:
         parts += [not_met_text(model), ""]
-    parts += ["### Levels", ""]
-    parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+    if model.levels:
+        parts += ["### Levels", ""]
+        parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+    if model.open_loop:
+        parts += ["### Open loop", ""]
+        parts += _grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
     parts += [f"- {label}: {value}" for label, value in memory_rows(model) + latency_rows(model)]
     if model.warnings:
         parts += ["", "### Warnings", "", *[f"- {warning}" for warning in model.warnings]]
@@ -410,7 +464,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     colour = "red" if model.refused else "green"
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
-    for text in (certainty(model, confidence=answer.confidence), limit(model)):
+    for text in filter(None, (certainty(model, confidence=answer.confidence), limit(model))):
         out.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
     if model.simulated:
         out.print(
@@ -426,6 +480,8 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
         out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2), expand=False))
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
+    if model.open_loop:
+        out.print(_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
     facts = memory_rows(model) + latency_rows(model)
     _show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
     _show_list(out, "Warnings", model.warnings)

@@ -110,7 +110,8 @@ class Lead:
             return
         self.level.end_unix_s = time.time()
         if self.info.arrivals is not None:
-            self.info.arrivals.end_unix_s = self.level.end_unix_s
+            last = self.info.arrivals.start_unix_s + self.arrivals_s
+            self.info.arrivals.end_unix_s = min(self.level.end_unix_s, last)
         else:
             start, _, users = self.info.schedule[-1]
             self.info.schedule[-1] = (start, self.level.end_unix_s, users)

@@ -1,0 +1,130 @@
+"""An open loop in slices of time: what was due, what was in flight, TTFT from due and from sent. Judges no
+walls: requests that come when they are due have no number of users."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis import metrics
+from analysis.answer import Percentiles, SliceAnswer
+from analysis.levels import client_doubts
+from analysis.load import Bools, Floats, Requests, Run
+from analysis.stats import Clock
+from loadtest.record import ArrivalsInfo, Outcome
+
+SLICES = 8
+SHORTEST_S = 5.0
+LATE_FLOOR_S = 0.01
+LATE_SHARE = 0.1
+"""From due to sent, p99: sending is late above a tenth of the median TTFT or 10 ms, whichever is larger."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Delays:
+    """Of requests in an open loop, shape (n,) each; inf where no first token came before we gave up."""
+
+    due_to_sent_s: Floats
+    ttft_s: Floats
+    """From sent."""
+    due_ttft_s: Floats
+    """From due: a load generator that sends late cannot hide it here."""
+
+    @classmethod
+    def of(cls, rows: Requests, chosen: Bools) -> "Delays":
+        due = (rows.scheduled_unix_s - rows.start_unix_s)[chosen]
+        ended_by_us = rows.with_outcome(Outcome.CANCELLED, Outcome.TIMEOUT)[chosen]
+        first = rows.first_chunk_s[chosen]
+        first = np.where(np.isnan(first) & ended_by_us, np.inf, first)
+        sent = rows.sent_s[chosen]
+        return cls(due_to_sent_s=sent - due, ttft_s=first - sent, due_ttft_s=first - due)
+
+
+def slices_of(run: Run) -> list[SliceAnswer]:
+    """Equal slices of the arrivals' time, at most SLICES, of at least SHORTEST_S. Empty in a closed loop."""
+    arrivals = run.info.arrivals
+    if arrivals is None or arrivals.end_unix_s <= arrivals.start_unix_s:
+        return []
+    span = arrivals.end_unix_s - arrivals.start_unix_s
+    edges = np.linspace(0.0, span, max(1, min(SLICES, int(span / SHORTEST_S))) + 1)
+    return [_slice(run, arrivals, float(a), float(b)) for a, b in itertools.pairwise(edges)]
+
+
+def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> SliceAnswer:
+    rows = run.requests
+    begin, end = arrivals.start_unix_s + from_s, arrivals.start_unix_s + to_s
+    due = (rows.scheduled_unix_s >= begin) & (rows.scheduled_unix_s < end)
+    ended = (rows.end_unix_s >= begin) & (rows.end_unix_s < end)
+    ours = rows.with_outcome(Outcome.CANCELLED)
+    delays = Delays.of(rows, due)
+    clock = Clock(begin_unix_s=begin, end_unix_s=end, lifetime_s=1.0)
+    tokens = np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens)
+    return SliceAnswer(
+        run_id=run.info.run_id,
+        from_s=from_s,
+        to_s=to_s,
+        due=int(due.sum()),
+        due_rps=int(due.sum()) / (to_s - from_s),
+        ended_rps=int((ended & ~ours).sum()) / (to_s - from_s),
+        in_flight=metrics.mean_in_flight(
+            begin_unix_s=rows.start_unix_s + np.nan_to_num(rows.sent_s),
+            end_unix_s=rows.end_unix_s,
+            window=(begin, end),
+        ),
+        output_tok_s=float(tokens[ended].sum()) / (to_s - from_s),
+        due_to_sent_s=_percentiles(delays.due_to_sent_s),
+        ttft_s=_percentiles(delays.ttft_s),
+        due_ttft_s=_percentiles(delays.due_ttft_s),
+        errors=int((due & ~rows.ok & ~ours).sum()),
+        cancelled=int((due & ours).sum()),
+        why_not=client_doubts(run, clock, tpot_s=_median_tpot(rows, due)),
+    )
+
+
+def _percentiles(values: Floats) -> Percentiles:
+    """Null where there is nothing, or where the percentile is of requests that never had a first token."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Percentiles()
+    p50, p95, p99 = (float(q) for q in np.quantile(known, [0.5, 0.95, 0.99], method="inverted_cdf"))
+    return Percentiles(p50=_finite(p50), p95=_finite(p95), p99=_finite(p99))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _median_tpot(rows: Requests, chosen: Bools) -> float:
+    tpot = metrics.tpot_s(
+        first_chunk_s=rows.first_chunk_s[chosen],
+        last_chunk_s=rows.last_chunk_s[chosen],
+        output_tokens=rows.output_tokens[chosen],
+        first_chunk_tokens=rows.first_chunk_tokens[chosen],
+    )
+    known = tpot[~np.isnan(tpot)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def open_loop_warnings(runs: Sequence[Run]) -> list[str]:
+    """Where sending parted from what was due."""
+    found = []
+    for run in runs:
+        rows = run.requests
+        delays = Delays.of(rows, ~np.isnan(rows.scheduled_unix_s))
+        late, sent, due = (
+            _percentiles(values) for values in (delays.due_to_sent_s, delays.ttft_s, delays.due_ttft_s)
+        )
+        limit_s = max(LATE_FLOOR_S, LATE_SHARE * (sent.p50 or 0.0))
+        if late.p99 is not None and late.p99 > limit_s:
+            found.append(
+                f"{run.info.run_id}: requests were sent late, p99 {1e3 * late.p99:.0f} ms after they were "
+                f"due (limit {1e3 * limit_s:.0f} ms). TTFT p95 is {_s(due.p95)} from due, {_s(sent.p95)} "
+                "from sent: the load generator was the bottleneck; use more workers, or a lower rate."
+            )
+    return found
+
+
+def _s(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
