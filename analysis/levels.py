@@ -424,6 +424,11 @@ class _Gates:
         found = []
         if not self.context.thinks and self.in_flight < 0.9 * self.users:
             found.append(f"load not reached: {self.in_flight:.1f} in flight of {self.users}")
+        if self.in_flight > 1.1 * self.users + 0.5:
+            found.append(
+                f"more load than users: {self.in_flight:.1f} in flight of {self.users}, as when a worker "
+                "that is cut off keeps its users"
+            )
         off, allowed = self._littles_law()
         if abs(off) > allowed:
             found.append(f"Little's law is off by {100 * off:+.0f} %: rows are missing, or clocks differ")

@@ -7,6 +7,7 @@ Meter. They talk over Locust's own messages, which LocalRunner delivers to itsel
 import logging
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -21,14 +22,23 @@ from loadtest.loop import LoopThread
 from loadtest.meter import LOOKAHEAD_S, Meter, Plan
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.settings import InputError, Settings, add_flags, resolve
+from loadtest.ship import Receiver
 from loadtest.target import split_credentials
 
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 """How often a measuring process tells the leader what it has."""
+SHIP_S = 0.25
+"""How often a worker on another machine looks for rows to send."""
 DELIVERY_S = 15.0
-"""How long the leader waits for workers to say that their rows are on the disk."""
+"""How long the leader waits for workers to say that it has their rows, while nothing is delivered."""
+QUIT_S = 5.0
+"""How long a worker that is told to end tries to deliver its rows."""
+SILENT_S = 2.5
+"""Without a report for so long, it is not known whether a worker still holds its users."""
+LOST_S = 10.0
+"""Without a report for so long, a worker is not waited for."""
 STOP_DRAIN_S = 10.0
 """How long streams may finish after a time limit or the web page's stop button."""
 FIRST_ARRIVALS_S = 0.5
@@ -62,6 +72,9 @@ class Control:
         self._exit_code = 0
         self._complete = False
         self._reports: dict[str, dict[str, Any]] = {}
+        self._heard: dict[str, float] = {}
+        self._holders: tuple[str, ...] = ()
+        self._receiver: Receiver | None = None
         self._shares: list[Share] = []
         self._hide_credentials()
         self._register()
@@ -79,6 +92,7 @@ class Control:
         exit code and returns None."""
         self._complete = False
         self._reports.clear()
+        self._heard.clear()
         self._shares.clear()
         try:
             self._hide_credentials()
@@ -109,9 +123,22 @@ class Control:
 
     def set_level(self, users: int | None) -> None:
         """Tells everyone who measures how many users the level has; None between levels."""
-        if self.lead is not None and users is None:
-            self.lead.end_level()
+        if users is None:
+            self.end_level()
         self.runner.send_message("seatcount_level", {"users": users})
+
+    def keep_level(self) -> None:
+        """Lets the level last until now, or until a worker was last heard of: of a lost one nobody knows when
+        its users went."""
+        if self.lead is not None:
+            heard = [self._heard.get(name, 0.0) for name in self._holders]
+            silent = [at for at in heard if time.time() - at > SILENT_S]
+            self.lead.keep_level(min(silent, default=time.time()))
+
+    def end_level(self) -> None:
+        if self.lead is not None:
+            self.keep_level()
+            self.lead.end_level()
 
     @property
     def worker_count(self) -> int:
@@ -147,32 +174,47 @@ class Control:
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
         completes the run folder."""
+        self.end_level()
         lead, self.lead = self.lead, None
         if lead is None:
             return
-        lead.end_level()
+        self._receiver = lead.receiver  # rows keep coming until the next run
         self.line.clear()
         self.runner.send_message("seatcount_close", None)
         self._wait(drain_s, lambda report: report["in_flight"] == 0, "streams to end")
         self.runner.send_message("seatcount_stop", None)
-        if not self._wait(DELIVERY_S, lambda report: report["stopped"], "workers to deliver their rows"):
-            lead.warn("Not every worker said that its rows are delivered: some may be missing.")
+        self._wait(DELIVERY_S, lambda report: report["stopped"], "workers to deliver their rows")
+        for name, report in self._reports.items():
+            if not report["stopped"]:
+                lead.warn(_undelivered(name, shares_disk=report["shares_disk"]))
         lead.finish(
-            workers=[WorkerInfo(name=name) for name in sorted(self._reports)],
+            workers=[
+                WorkerInfo(
+                    name=name, clock_offset_s=None if report["shares_disk"] else report["clock_offset_s"]
+                )
+                for name, report in sorted(self._reports.items())
+            ],
             clipped=sum(report["clipped"] for report in self._reports.values()),
         )
         self._complete = True
         logger.info("The run is in %s; next: python -m analysis.capacity %s", lead.folder, lead.folder.parent)
 
-    def _wait(self, seconds: float, ready: Any, what: str) -> bool:
-        until = time.monotonic() + seconds
-        while True:
-            if all(ready(report) for report in self._reports.values()):
-                return True
-            if time.monotonic() >= until:
-                return False
+    def _wait(self, seconds: float, ready: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Until every worker that is still heard of is ready, or nothing was delivered for `seconds`."""
+        began, undelivered = time.monotonic(), self._undelivered_bytes()
+        while not all(ready(self._reports[name]) for name in self._audible()):
+            if self._undelivered_bytes() < undelivered:
+                began, undelivered = time.monotonic(), self._undelivered_bytes()
+            if time.monotonic() - began >= seconds:
+                return
             self.line.show(f"waiting for {what} ...")
             gevent.sleep(0.1)
+
+    def _audible(self) -> list[str]:
+        return [name for name in self._reports if time.time() - self._heard[name] < LOST_S]
+
+    def _undelivered_bytes(self) -> int:
+        return sum(report["undelivered_bytes"] for report in self._reports.values())
 
     def _refuse(self, sentence: str) -> None:
         logger.error(sentence)
@@ -201,6 +243,10 @@ class Control:
             "arriving": meter.arriving,
             "clipped": meter.clipped,
             "stopped": stopped,
+            "shares_disk": meter.shares_disk,
+            "undelivered_bytes": meter.undelivered_bytes,
+            "clock_offset_s": meter.clock_offset_s,
+            "unix_s": time.time(),
             "live": meter.take_live(),
         }
         for record in meter.take_ended():
@@ -240,7 +286,14 @@ class Control:
             self.runner.register_message("seatcount_refused", self._on_refused)
             self.environment.events.spawning_complete.add_listener(self._on_spawning_complete)
             self.environment.events.test_stopping.add_listener(self._on_test_stopping)
+        if isinstance(self.runner, MasterRunner):
+            self.options.enable_rebalancing = True  # the users of a lost worker go to the others
+            self.runner.register_message("seatcount_rows", self._on_rows)
+            self.environment.events.worker_connect.add_listener(self._on_worker_connect)
         if isinstance(self.runner, WorkerRunner):
+            self.runner.register_message("seatcount_receipt", self._on_receipt)
+            self.runner.register_message("seatcount_clock", self._on_clock)
+            gevent.spawn(self._keep_shipping)
             self.environment.events.test_start.add_listener(self._on_worker_start)
         self.environment.events.quitting.add_listener(self._on_quitting)
 
@@ -261,12 +314,39 @@ class Control:
     def _on_stop(self, **_: object) -> None:
         if self.meter is not None:
             self.meter.stop()
-            self._report(stopped=True)
-            self.meter = None
+            gevent.spawn(self._deliver_rest)
+
+    def _deliver_rest(self) -> None:
+        """Says that this worker is done once the leader has all of its rows."""
+        while self.meter is not None and self.meter.undelivered_bytes:
+            gevent.sleep(SHIP_S)
+        self._report(stopped=True)
+        self.meter = None
+
+    def _keep_shipping(self) -> None:
+        while True:
+            for batch in self.meter.next_batches() if self.meter is not None else ():
+                self.runner.send_message("seatcount_rows", batch)
+            gevent.sleep(SHIP_S)
+
+    def _on_receipt(self, msg: Any, **_: object) -> None:
+        if self.meter is None:
+            return
+        self.meter.take_receipt(msg.data)
+        for batch in self.meter.next_batches():
+            self.runner.send_message("seatcount_rows", batch)
+
+    def _on_clock(self, msg: Any, **_: object) -> None:
+        if self.meter is not None:
+            self.meter.take_leader_clock(**msg.data)
 
     def _on_report(self, msg: Any, **_: object) -> None:
         report = msg.data
         self._reports[report["worker"]] = report
+        self._heard[report["worker"]] = time.time()
+        if not report["shares_disk"]:
+            answer = {"asked_unix_s": report["unix_s"], "leader_unix_s": time.time()}
+            self.runner.send_message("seatcount_clock", answer, msg.node_id)
         if self.lead is not None:
             self.lead.take_live([LiveRow(*row) for row in report["live"]])
 
@@ -276,6 +356,7 @@ class Control:
         if self.lead.settings.open_loop:
             self._share_arrivals(self.lead)
         else:
+            self._holders = self._worker_names()
             self.lead.begin_level(user_count)
             self.set_level(user_count)
 
@@ -285,6 +366,16 @@ class Control:
         except InputError as error:
             self._refuse(str(error))
             self.runner.send_message("seatcount_refused", str(error))
+
+    def _on_rows(self, msg: Any, **_: object) -> None:
+        receiver = self.lead.receiver if self.lead is not None else self._receiver
+        if receiver is not None:
+            self.runner.send_message("seatcount_receipt", receiver.take(msg.data), msg.node_id)
+
+    def _on_worker_connect(self, **_: object) -> None:
+        """Locust is about to move users between workers: the level begins anew when that is done."""
+        if self.lead is not None and not self.lead.settings.open_loop:
+            self.set_level(None)
 
     def _on_refused(self, msg: Any, **_: object) -> None:
         """A worker cannot take part: a test with fewer users than it says would mislead."""
@@ -305,12 +396,26 @@ class Control:
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
         self.end(drain_s=0)
         if self.meter is not None:
-            self.meter.stop()
+            self._leave(self.meter)
             self.meter = None
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
         self.environment.process_exit_code = self._exit_code
+
+    def _leave(self, meter: Meter) -> None:
+        """This process ends before the run does: what it measured goes to the leader, or stays findable."""
+        meter.stop()
+        until = time.monotonic() + QUIT_S
+        while meter.undelivered_bytes and time.monotonic() < until:
+            gevent.sleep(SHIP_S)
+        if meter.undelivered_bytes:
+            logger.warning(
+                "The master did not take all rows. Merge them (or scp): cp %s/*-%s.jsonl %s/",
+                meter.folder,
+                meter.worker,
+                meter.plan.folder,
+            )
 
     def _hide_credentials(self) -> None:
         """Keeps a password in --host to ourselves: Locust shows and sends the host."""
@@ -319,6 +424,15 @@ class Control:
             self._host = host
         if host:
             self.environment.host = self.options.host = split_credentials(host)[0]
+
+
+def _undelivered(worker: str, *, shares_disk: bool) -> str:
+    if shares_disk:
+        return f"Worker {worker} was lost: its last second of rows may be missing."
+    return (
+        f"Worker {worker} did not deliver all of its rows: copy requests-{worker}.jsonl and "
+        f"client-{worker}.jsonl from its machine over those in this folder."
+    )
 
 
 @events.init_command_line_parser.add_listener

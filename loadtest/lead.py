@@ -20,11 +20,13 @@ from loadtest.preflight import Preflight, inspect_server, summary
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.scrape import NvmlGpus
 from loadtest.settings import InputError, Settings
+from loadtest.ship import Receiver
 from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.target import Target, make_target
 
 logger = logging.getLogger(__name__)
 
+SHORTEST_LEVEL_S = 0.5
 SAVE_S = 5.0
 """The end of the running level in `run.json` is at most this old."""
 
@@ -58,6 +60,7 @@ class Lead:
             settings=settings.shared(),
         )
         self._save()
+        self.receiver = Receiver(self.folder)
         self._samples = RowFile(self.folder / SERVER_FILE)
         self._follower = loop.run(self._follow())
         self._jobs = [loop.every(FLUSH_S, self._samples.flush)]
@@ -99,16 +102,21 @@ class Lead:
     def end_level(self) -> None:
         if self.level is None:
             return
-        self.keep_level()
-        logger.info(describe(self.level))
+        if (
+            self.level.users is not None
+            and self.level.end_unix_s - self.level.start_unix_s < SHORTEST_LEVEL_S
+        ):
+            self.info.schedule.pop()  # users were moved between workers once more
+        else:
+            logger.info(describe(self.level))
         self.level = None
         self._save()
 
-    def keep_level(self) -> None:
-        """The plateau has lasted until now."""
+    def keep_level(self, until_unix_s: float) -> None:
+        """The plateau has lasted until then."""
         if self.level is None:
             return
-        self.level.end_unix_s = time.time()
+        self.level.end_unix_s = max(self.level.start_unix_s, until_unix_s)
         if self.info.arrivals is not None:
             last = self.info.arrivals.start_unix_s + self.arrivals_s
             self.info.arrivals.end_unix_s = min(self.level.end_unix_s, last)

@@ -3,6 +3,7 @@ for each. Knows no Locust."""
 
 import asyncio
 import itertools
+import math
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ from loadtest.loop import LoopThread
 from loadtest.preflight import chat_body
 from loadtest.record import RUN_FILE, ClientSample, RequestRecord
 from loadtest.settings import InputError, Settings, from_shared
+from loadtest.ship import Batch, Receipt, Shipper
 from loadtest.sink import FLUSH_S, RowFile
 from loadtest.stream import StreamRequest, open_session, stream_chat
 from loadtest.target import Target, make_target
@@ -75,13 +77,18 @@ class Meter:
         self._not_due = 0
         self._target: Target = make_target(host, self.settings)
         self._loop = loop
-        self._folder = _folder(plan, self.settings)
-        self._rows = RowFile(self._folder / f"requests-{worker}.jsonl")
-        self._health = _Health(RowFile(self._folder / f"client-{worker}.jsonl"))
+        self.folder, self.shares_disk = _folder(plan, self.settings)
+        self.clock_offset_s: float | None = 0.0 if self.shares_disk else None
+        self._rows = RowFile(self.folder / f"requests-{worker}.jsonl")
+        self._health = _Health(RowFile(self.folder / f"client-{worker}.jsonl"))
         self._tasks: set[asyncio.Task[object]] = set()
         self._live: list[LiveRow] = []
         self._ended: list[RequestRecord] = []
         self._requests = itertools.count()
+        self._shippers = (
+            [] if self.shares_disk else [Shipper(self._rows.path), Shipper(self._health.rows.path)]
+        )
+        self._round_trip_s = math.inf
         self._session: aiohttp.ClientSession = loop.run(self._open())
         self._flusher = loop.every(FLUSH_S, self._flush)
 
@@ -93,10 +100,36 @@ class Meter:
         stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
         return self._loop.run(self._measure(stream))
 
+    # ---- on another machine than the leader ----
+
+    def next_batches(self) -> Iterator[Batch]:
+        """Rows that the leader does not have yet and that may be sent now."""
+        for shipper in self._shippers:
+            if batch := shipper.next_batch():
+                yield batch
+
+    def take_receipt(self, receipt: Receipt) -> None:
+        for shipper in self._shippers:
+            if shipper.file == receipt["file"]:
+                shipper.take(receipt)
+
+    @property
+    def undelivered_bytes(self) -> int:
+        """Written here and not known to be with the leader."""
+        return sum(shipper.undelivered_bytes for shipper in self._shippers)
+
+    def take_leader_clock(self, *, asked_unix_s: float, leader_unix_s: float) -> None:
+        """The leader's answer to a question about its clock. The quickest round trip tells best: the offset
+        is off by at most half of it."""
+        now = time.time()
+        if not self.shares_disk and now - asked_unix_s < self._round_trip_s:
+            self._round_trip_s = now - asked_unix_s
+            self.clock_offset_s = (asked_unix_s + now) / 2 - leader_unix_s
+
     # ---- open loop ----
 
     def share_arrivals(self, *, start_unix_s: float, shares: list[Share]) -> None:
-        """Who sends which arrivals, and when the first one's clock starts (of this machine)."""
+        """Who sends which arrivals, and when the first one's clock starts (the leader's clock)."""
         self._arrivals_start_unix_s = start_unix_s
         self._shares = shares
 
@@ -108,7 +141,9 @@ class Meter:
     def due_soon(self) -> Iterator[StreamRequest]:
         """This worker's requests that are due within the lookahead and were not yet handed out."""
         while self._shares and (arrival := self._next_arrival) is not None:
-            due_unix_s = self._arrivals_start_unix_s + arrival.due_s
+            if self.clock_offset_s is None:
+                return
+            due_unix_s = self._arrivals_start_unix_s + arrival.due_s + self.clock_offset_s
             if due_unix_s > time.time() + LOOKAHEAD_S:
                 return
             self._next_arrival = next(self._arrivals, None)
@@ -261,17 +296,17 @@ def _workload(plan: Plan, settings: Settings) -> Workload:
     )
 
 
-def _folder(plan: Plan, settings: Settings) -> Path:
-    """The leader's folder where this machine sees it, else one of the same name here."""
+def _folder(plan: Plan, settings: Settings) -> tuple[Path, bool]:
+    """The leader's folder where this machine sees it, else one of the same name here; and which."""
     shared = Path(plan.folder)
     try:
         if plan.run_id in (shared / RUN_FILE).read_text("utf-8"):
-            return shared
+            return shared, True
     except OSError:
         pass
     own = settings.reports_dir / plan.run_id
     own.mkdir(parents=True, exist_ok=True)
-    return own
+    return own, False
 
 
 class _Health:

@@ -4,7 +4,6 @@ Asks, warms up and reports; leaves no rows. Knows no Locust."""
 import asyncio
 import ipaddress
 import json
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,7 +53,7 @@ async def inspect_server(
     try:
         listed, version = await _models(session, target), await _version(session, target)
         model, entry = _choose_model(listed, settings.model)
-        gpus = choose_gpus(settings.gpu_metrics, server_is_local=_is_local(target.api_url))
+        gpus = choose_gpus(settings.gpu_metrics, server_is_local=await _is_local(target.api_url))
         scraper = Scraper(target, model=model, gpus=gpus)
         page = await scraper.find()
         warnings = [*_metrics_warnings(target, page), *_foreign_load(page, model)]
@@ -160,11 +159,11 @@ def _choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str
     return wanted, listed[names.index(wanted)]
 
 
-def _is_local(url: str) -> bool:
+async def _is_local(url: str) -> bool:
     """Whether this address is this machine: then its GPUs are the server's."""
     host = urlsplit(url).hostname or ""
     try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        addresses = {info[4][0] for info in await asyncio.get_running_loop().getaddrinfo(host, None)}
     except OSError:
         return False
     return any(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)

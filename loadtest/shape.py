@@ -51,7 +51,7 @@ class LevelShape(LoadTestShape):
         lead = self._lead
         if lead is None or lead is not self.control.lead:
             return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
-        lead.keep_level()
+        self.control.keep_level()
         self._show(lead)
         if self._until is not None and time.monotonic() >= self._until:
             logger.info("The time limit is reached.")

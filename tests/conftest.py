@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,16 +96,19 @@ def run_locust(tmp_path: Path) -> RunLocust:
     def run(
         host: str | None, *flags: str, environment: dict[str, str] | None = None, **changes: str
     ) -> Finished:
-        done = subprocess.run(
+        with subprocess.Popen(
             locust_command(tmp_path / "reports", host, *flags, **changes),
             cwd=ROOT,
-            env=clean_environment(**(environment or {})),
+            env=clean_environment(PYTHONFAULTHANDLER="1", **(environment or {})),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=100,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, tmp_path / "reports")
+        ) as process:
+            try:
+                said = process.communicate(timeout=100)[0]
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # prints where every thread stands
+                pytest.fail(f"did not end: {process.communicate(timeout=10)[0]}", pytrace=False)
+        return Finished(process.returncode, said, tmp_path / "reports")
 
     return run

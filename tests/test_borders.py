@@ -26,7 +26,7 @@ FORBIDDEN = {
     "loadtest.simulator.engine": LOCUST | SCIENCE | WEB,
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
-        ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.preflight"],
+        ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
         LOCUST | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(["loadtest.loop", "loadtest.meter", "loadtest.lead"], {"locust"} | SCIENCE | {"numpy"}),
