@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -84,6 +85,18 @@ def locust_command(reports: Path, host: str | None, *flags: str, **changes: str)
         *words,
         *flags,
     ]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def two_processes() -> list[str]:
+    """Flags for two workers and a master on a port of their own: tests run side by side."""
+    port = str(free_port())
+    ports = ["--master-bind-port", port, "--master-port", port]
+    return ["--processes", "2", "--master-bind-host", "127.0.0.1", *ports]
 
 
 RunLocust = Callable[..., Finished]

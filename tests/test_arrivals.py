@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
 from loadtest.workload import Distribution, PromptScale, Workload
-from tests.conftest import Finished, RunLocust
+from tests.conftest import Finished, RunLocust, two_processes
 
 LONG_S = 5000.0
 
@@ -160,7 +160,7 @@ def test_an_open_loop_sends_what_is_due_in_one_process_as_in_two(
     one = run_locust(simulated, **flags)
     one.reports.rename(tmp_path / "one")
     one.reports = tmp_path / "one"
-    two = run_locust(simulated, "--processes", "2", "--master-bind-host", "127.0.0.1", **flags)
+    two = run_locust(simulated, *two_processes(), **flags)
     assert [one.code, two.code] == [0, 0], one.said + two.said
     law = ArrivalLaw.parse("poisson:5-25")
     assert [due for _, due, _ in facts(one)] == [

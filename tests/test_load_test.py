@@ -14,17 +14,21 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.conftest import ROOT, Finished, RunLocust, clean_environment, locust_command, simulator
+from tests.conftest import (
+    ROOT,
+    Finished,
+    RunLocust,
+    clean_environment,
+    free_port,
+    locust_command,
+    simulator,
+    two_processes,
+)
 
 
 def generated(url: str) -> float:
     page = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
     return float(re.findall(r"^vllm:generation_tokens_total\S* (\S+)", page, re.MULTILINE)[0])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def listening(port: int) -> bool:
@@ -89,7 +93,7 @@ def test_without_levels_a_doubling_sweep_stops_past_a_wall(run_locust: RunLocust
 
 
 def test_two_processes_share_the_users_and_the_folder(run_locust: RunLocust, simulated: str) -> None:
-    run = run_locust(simulated, "--processes", "2", "--master-bind-host", "127.0.0.1", levels="2,4")
+    run = run_locust(simulated, *two_processes(), levels="2,4")
     assert run.code == 0, run.said
     rows = run.rows()
     assert {row["worker"] for row in rows} == {"0", "1"}
