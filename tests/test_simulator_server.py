@@ -419,6 +419,20 @@ def test_tokens_come_one_a_step(server: Server) -> None:
     assert mean_s == pytest.approx(STEP_S, rel=0.05)
 
 
+def test_clients_that_reset_in_the_middle_do_not_stop_the_engine(server: Server) -> None:
+    """Resets land between the end of a connection and the end of its handler now and then."""
+    address = urlsplit(server.url)
+    content = json.dumps(body(stream=True, max_tokens=400)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    for number in range(150):
+        with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(head.encode() + content)
+            client.recv(1000)
+            time.sleep(number % 7 / 1000)
+    assert server.answer(body())["choices"]
+
+
 def test_a_client_that_leaves_frees_its_seat(server: Server) -> None:
     connection = server.connect()
     connection.request("POST", "/v1/chat/completions", json.dumps(body(max_tokens=20000, stream=True)))

@@ -45,7 +45,13 @@ async def _serve(options: ServerOptions, *, port: int, tls: ssl.SSLContext | Non
         pool = f"pool {options.config.pool_tokens} tokens"
         sys.stdout.write(f"Serving {preset.model} (simulated, preset {preset.name}, {pool}) on {url}\n")
         sys.stdout.flush()
-        await ended.wait()
+        signalled = asyncio.ensure_future(ended.wait())
+        failed = asyncio.ensure_future(server.live.failure())
+        done, waiting = await asyncio.wait([signalled, failed], return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        for task in done:
+            await task
     finally:
         await server.stop()
 

@@ -4,6 +4,7 @@ Knows one engine; `chat` knows the wire format, `metrics` what /metrics says.
 """
 
 import asyncio
+import functools
 import hmac
 import json
 import ssl
@@ -65,6 +66,11 @@ class LiveEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    async def failure(self) -> None:
+        """Waits for the engine's end and raises what ended it: without its engine a server only hangs."""
+        assert self._task is not None
+        await asyncio.shield(self._task)
 
     def submit(self, completion: Completion) -> None:
         """Raises RefusalError (503) when the queue limit rejects it."""
@@ -287,10 +293,16 @@ async def _stream(http: web.Request, completion: Completion, ended: asyncio.Even
         raise ConnectionResetError("The client left before its answer began.")
     # aiohttp's own writer costs a coroutine a token; the engine's loop frames chunks itself.
     http.transport.writelines(completion.pending)
-    completion.write = http.transport.write
+    completion.write = functools.partial(_write_while_open, http.transport)
     await ended.wait()
     await response.write_eof()
     return response
+
+
+def _write_while_open(transport: asyncio.Transport, data: bytes) -> None:
+    # Between a client's leaving and the cancelled handler, uvloop's transport raises.
+    if not transport.is_closing():
+        transport.write(data)
 
 
 async def _sleep_until(due_s: float) -> None:
