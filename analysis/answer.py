@@ -141,6 +141,8 @@ class Lever(msgspec.Struct, kw_only=True, frozen=True):
     users: int | None
     gain_users: int | None
     limited_by: Wall | None
+    beyond: bool = False
+    """More users than a quarter above the highest trusted level: the model reaches far."""
     note: str = ""
 
 

@@ -32,7 +32,7 @@ from analysis.load import (
     InputError,
     Run,
     RunFolder,
-    comparable,
+    differences,
     find_runs,
     group_runs,
     read_run,
@@ -630,6 +630,11 @@ def _levers(
                 note=note,
             )
         )
+    reach = REACH * evidence.trusted[-1]
+    found = [
+        msgspec.structs.replace(lever, beyond=lever.users is not None and lever.users > reach)
+        for lever in found
+    ]
     twice = math.floor(2 * head.estimate_x)
     found.append(
         Lever(
@@ -763,9 +768,17 @@ def _chosen(
             continue
         ids = ", ".join(run.info.run_id for run in group)
         notes.setdefault(model, []).append(
-            f"Not pooled, because host, server, GPU or workload differ: {ids} (choose with --run)."
+            f"Not pooled, because {_differences(group[0].info, chosen[model][0].info)}: {ids} (choose "
+            "with --run)."
         )
     return [chosen[model] for model in sorted(chosen)], notes
+
+
+def _differences(one: RunInfo, other: RunInfo) -> str:
+    """What keeps two runs from being pooled: `host and prompt_tokens differ`."""
+    names = differences(one, other)
+    listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{listing} differ{'s' * (len(names) == 1)}"
 
 
 def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder]:
@@ -774,11 +787,12 @@ def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder
         known = ", ".join(run.info.run_id for run in found)
         raise InputError(f"There is no run {', '.join(unknown)} here: choose from {known}.")
     picked = [run for run in found if run.info.run_id in wanted]
-    if len({comparable(run.info) for run in picked}) > 1:
-        raise InputError(
-            "These runs must not be pooled, because model, host, server, GPU or workload differ: "
-            "name fewer with --run."
-        )
+    for run in picked[1:]:
+        if differences(run.info, picked[0].info):
+            raise InputError(
+                f"These runs must not be pooled, because {_differences(run.info, picked[0].info)}: name "
+                "fewer with --run."
+            )
     return picked
 
 

@@ -177,17 +177,25 @@ def find_runs(folder: Path) -> list[RunFolder]:
     return sorted(found, key=lambda run: run.info.started_unix_s)
 
 
-def comparable(info: RunInfo) -> tuple[object, ...]:
-    """What must be equal in two runs before they are pooled: model, host, server, GPU and workload."""
-    workload = tuple((name, _plain(info.settings.get(name))) for name in WORKLOAD_SETTINGS)
-    return (info.model, info.host, info.scenario, _plain(info.server), _plain(info.gpu), workload)
+def comparable(info: RunInfo) -> dict[str, str]:
+    """What must be equal in two runs before they are pooled, by name."""
+    workload = {name: _plain(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
+    server = {f"server {name}": _plain(value) for name, value in msgspec.structs.asdict(info.server).items()}
+    names = {"model": info.model, "host": info.host, "scenario": info.scenario}
+    return {**names, "gpu": _plain(info.gpu), **server, **workload}
+
+
+def differences(one: RunInfo, other: RunInfo) -> list[str]:
+    """Names of what keeps two runs from being pooled; empty when they may be."""
+    ours, theirs = comparable(one), comparable(other)
+    return [name for name in ours if ours[name] != theirs[name]]
 
 
 def group_runs(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
     """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[tuple[object, ...], list[RunFolder]] = {}
+    groups: dict[str, list[RunFolder]] = {}
     for run in runs:
-        groups.setdefault(comparable(run.info), []).append(run)
+        groups.setdefault(_plain(comparable(run.info)), []).append(run)
     return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
 
 
@@ -249,9 +257,10 @@ def _other_schema(path: Path, schema: int) -> str:
 
 
 def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[int], None]) -> Iterator[T]:
-    """Rows of a JSON Lines file. A line that is not JSON is a torn one: counted and warned about."""
+    """Rows of a JSON Lines file. Lines that are not JSON are left out and warned about."""
     decode = msgspec.json.Decoder(kind).decode
-    torn, unseen = 0, 0
+    bad: list[int] = []
+    unseen = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             unseen += len(line)
@@ -263,14 +272,21 @@ def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[in
             except msgspec.ValidationError as problem:
                 raise InputError(_bad_row(path, number, line, problem)) from None
             except msgspec.DecodeError:
-                torn += 1
+                bad.append(number)
                 continue
             if isinstance(row, RequestRecord) and row.schema != SCHEMA:
                 raise InputError(_bad_row(path, number, line, None))
             yield row
     on_bytes(unseen)
-    if torn:
-        warnings.append(f"{path.name}: {torn} torn line{'s' * (torn > 1)} left out.")
+    if bad:
+        warnings.append(_left_out(path, bad, torn=not line.endswith(b"\n")))
+
+
+def _left_out(path: Path, numbers: Sequence[int], *, torn: bool) -> str:
+    if torn and len(numbers) == 1:
+        return f"{path.name}: its last line is torn (a kill does that) and left out."
+    listing = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return f"{path.name}: left out what is not JSON, line{'s' * (len(numbers) > 1)} {listing}."
 
 
 def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) -> str:

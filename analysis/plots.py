@@ -248,7 +248,7 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     _connect(axes, seen, users, rate)
     _points(axes, seen, users, rate, BLUE)
     _answer_line(axes, answer)
-    axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate)), xlabel="users")
+    axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate) or 1.0), xlabel="users")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title("Output throughput, tokens a second")
 
@@ -291,7 +291,7 @@ def _beyond(axes: Axes, users: int, place: int, right: float) -> None:
     axes.annotate("", (tip, place), (users, place), arrowprops=arrow)
     axes.plot(users, place, "|", color=MUTED, markersize=8)
     axes.annotate(
-        f"not met up to {users}",
+        f"no wall up to {users}",
         (tip if roomy else users, place),
         (8 if roomy else -8, 0),
         textcoords="offset points",

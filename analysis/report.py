@@ -1,6 +1,9 @@
 """Answer -> text, Markdown, JSON, HTML. The only place of analysis that prints. Knows no maths."""
 
+import io
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +37,12 @@ from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
 GIB = 2**30
-PLAIN_WIDTH = 120
-NARROW_LEAVES_OUT = ("TTFT p50", "goodput", "blocked", "errors")
+PLAIN_WIDTH = 130
+NARROW_LEAVES_OUT = ("TTFT p50 ms", "goodput req/s", "blocked", "errors")
+DASH_NOTE = (
+    "A dash: too few independent requests for that percentile (59 for a p95): those that share a batch and a "
+    "queue count as fewer."
+)
 NONE = "–"
 
 WALL_WORDS: dict[Wall, str] = {
@@ -93,8 +100,12 @@ def headline(model: ModelAnswer) -> str:
         return "Open loop, no number of users"
     if model.max_users is None:
         return "No answer: the data cannot support one"
-    users = "1 user" if model.max_users == 1 else f"{model.max_users} users"
+    users = _users(model.max_users)
     return f"At least {users}" if model.at_least else users
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
 
 
 def certainty(model: ModelAnswer, *, confidence: float) -> str:
@@ -106,7 +117,7 @@ def certainty(model: ModelAnswer, *, confidence: float) -> str:
     low, high = model.interval
     sure = f"{100 * confidence:.0f} %"
     if low == high:
-        return f"Best estimate {model.estimate}: {sure} sure that the limit is {low} users."
+        return f"Best estimate {model.estimate}: {sure} sure that the limit is {_users(low)}."
     return f"Best estimate {model.estimate}: {sure} sure that the limit lies between {low} and {high} users."
 
 
@@ -117,6 +128,11 @@ def limit(model: ModelAnswer) -> str:
     if model.refused:
         return "Nothing can be said about what limits this server."
     text = f"Limited by {WALL_WORDS[model.binding]}"
+    if model.at_least and model.bounds:
+        next_wall = model.bounds[0]
+        return (
+            f"{text} The {WALL_NAMES[next_wall.name]} wall is predicted at about {_users(next_wall.users)}."
+        )
     others = [
         f"{WALL_NAMES[_wall(name)]} {100 * p:.0f} %"
         for name, p in model.p_binding.items()
@@ -138,7 +154,9 @@ def lever_text(lever: Lever) -> str:
     change = lever.change[0].upper() + lever.change[1:]
     if lever.users is None or lever.gain_users is None:
         return f"{change} ({lever.note})." if lever.note else f"{change}."
-    text = f"{change}: about {lever.users} users ({lever.gain_users:+d})"
+    text = f"{change}: about {_users(lever.users)} ({lever.gain_users:+d})"
+    if lever.beyond:
+        text += ", far beyond what was measured"
     if lever.limited_by is not None:
         text += f", then limited by {WALL_NAMES[lever.limited_by]}"
     return f"{text}{'; ' + lever.note if lever.note else ''}."
@@ -157,11 +175,11 @@ def objectives(slo: Slo) -> list[str]:
 LEVEL_COLUMNS = (
     ("users", "users"),
     ("ended", "requests that ended in the window"),
-    ("TTFT p50", "ms, sent to first token"),
-    ("TTFT p95", "ms"),
-    ("TPOT p95", "ms a token"),
+    ("TTFT p50 ms", "sent to first token"),
+    ("TTFT p95 ms", "sent to first token"),
+    ("TPOT p95 ms", "time per output token after the first"),
     ("tokens/s", "output of all users"),
-    ("goodput", "requests a second that met every objective"),
+    ("goodput req/s", "requests a second that met every objective"),
     ("KV cache", "share of the pool in use"),
     ("preempted", "preemptions for each finished request"),
     ("blocked", "share of time in which a request waited for memory"),
@@ -194,11 +212,11 @@ SLICE_COLUMNS = (
     ("ended/s", "requests that ended, a second"),
     ("in flight", "mean"),
     ("tokens/s", "output of the requests that ended"),
-    ("due to sent p99", "ms: how late the load generator was"),
-    ("TTFT p50", "ms, from sent"),
-    ("TTFT p95", "ms, from sent"),
-    ("from due p50", "TTFT from when it was due, ms"),
-    ("from due p95", "TTFT from when it was due, ms"),
+    ("late p99 ms", "from due to sent: how late the load generator was"),
+    ("TTFT p50 ms", "from sent"),
+    ("TTFT p95 ms", "from sent"),
+    ("from due p50 ms", "TTFT from when it was due"),
+    ("from due p95 ms", "TTFT from when it was due"),
     ("errors", "requests that failed"),
     ("trusted", "the load generator's times are good"),
 )
@@ -395,7 +413,7 @@ def not_met_text(model: ModelAnswer) -> str:
     if not model.not_met:
         return ""
     names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
-    return f"Not met up to {model.not_met[0].up_to_users} users: {names}."
+    return f"No wall up to {_users(model.not_met[0].up_to_users)} from: {names}."
 
 
 def percentile_cells(level: LevelAnswer) -> list[str]:
@@ -423,7 +441,12 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     parts = [f"## {model.model}: {headline(model)}", "", certainty(model, confidence=answer.confidence), ""]
     parts += [limit(model), ""]
     if model.levers:
-        parts += ["What would raise it:", "", *[f"- {lever_text(lever)}" for lever in model.levers], ""]
+        parts += [
+            f"What would raise the estimate of {model.estimate}:",
+            "",
+            *[f"- {lever_text(lever)}" for lever in model.levers],
+            "",
+        ]
     parts += [f"![{name}]({_figure_file(answer, model, name)})\n" for name in figures]
     if model.bounds:
         parts += ["### Walls", ""]
@@ -433,6 +456,7 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     if model.levels:
         parts += ["### Levels", ""]
         parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+        parts += [DASH_NOTE, ""]
     if model.open_loop:
         parts += ["### Open loop", ""]
         parts += _grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
@@ -450,11 +474,24 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # The terminal.
 
 
+class _Output(Console):
+    """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
+    ends the printing and nothing else; what the encoding lacks becomes a question mark."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        super().__init__(highlight=False)
+        if not self.is_terminal:
+            self.width = max(self.width, PLAIN_WIDTH)
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
     """Prints the answer, then the evidence."""
-    out = console or Console(highlight=False)
-    if not out.is_terminal:
-        out.width = max(out.width, PLAIN_WIDTH)
+    out = console or _Output()
     for model in answer.models:
         _show_model(out, answer, model)
     out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
@@ -465,21 +502,22 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
     for text in filter(None, (certainty(model, confidence=answer.confidence), limit(model))):
-        out.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+        _say(out, text)
     if model.simulated:
-        out.print(
-            Padding(Text(f"Measured on Seatcount's simulated server ({model.simulated})."), (0, 0, 0, 2))
-        )
-    _show_list(out, "What would raise it", [lever_text(lever) for lever in model.levers])
+        _say(out, f"Measured on Seatcount's simulated server ({model.simulated}).")
+    levers = [lever_text(lever) for lever in model.levers]
+    _show_list(out, f"What would raise the estimate of {model.estimate}", levers)
     out.print()
     if model.bounds:
         out.print(
             _table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
         )
     if model.not_met:
-        out.print(Padding(Text(not_met_text(model), style="dim"), (0, 0, 1, 2), expand=False))
+        _say(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
+        if any(level.ttft_s.p95 is None or level.tpot_s.p95 is None for level in model.levels):
+            _say(out, DASH_NOTE, style="dim")
     if model.open_loop:
         out.print(_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
     facts = memory_rows(model) + latency_rows(model)
@@ -492,9 +530,17 @@ def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
     if not lines:
         return
     out.print()
-    out.print(Padding(Text(title, style="bold"), (0, 0, 0, 2), expand=False))
+    _say(out, title, style="bold")
     for line in lines:
-        out.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False))
+        _say(out, f"- {line}")
+
+
+def _say(out: Console, text: str, *, style: str = "") -> None:
+    """Indented; long lines are wrapped for a person and left whole for a program."""
+    if out.is_terminal:
+        out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
+    else:
+        out.print(f"  {text}", soft_wrap=True, markup=False)
 
 
 def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:

@@ -67,8 +67,10 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, clock: Clock) -> float:
 
 def design_effect(values: Floats, at_unix_s: Floats, clock: Clock) -> float:
     """How many dependent samples are worth one independent one, at least 1. values: shape (n,)."""
-    independent = float(np.var(values)) / max(len(values), 1)
-    if len(values) < 2 * clock.batches or independent <= 0.0:
+    if len(values) < 2 * clock.batches:
+        return 1.0
+    independent = float(np.var(values)) / len(values)
+    if independent <= 0.0:
         return 1.0
     return max(variance_of_mean(values, at_unix_s, clock) / independent, 1.0)
 

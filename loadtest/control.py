@@ -5,6 +5,8 @@ Meter. They talk over Locust's own messages, which LocalRunner delivers to itsel
 """
 
 import logging
+import os
+import signal
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -62,6 +64,7 @@ class Control:
         self.runner = environment.runner
         self.options = environment.parsed_options
         self.headless = bool(self.options.headless)
+        self.processes = int(self.options.processes or 0)
         self.users_given: int | None = self.options.num_users
         self.spawn_rate_given: float | None = self.options.spawn_rate
         self.lead: Lead | None = None
@@ -96,6 +99,7 @@ class Control:
         self._shares.clear()
         try:
             self._hide_credentials()
+            logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
             settings = self._resolve()
             self.lead = Lead(host=self._host, settings=settings, scenario=scenario, loop=self.loop)
             setattr(self.options, _PLAN, self.lead.plan.write())
@@ -121,11 +125,17 @@ class Control:
         for text in opening(self.lead, plan=plan):
             logger.info(text)
 
-    def set_level(self, users: int | None) -> None:
-        """Tells everyone who measures how many users the level has; None between levels."""
-        if users is None:
-            self.end_level()
-        self.runner.send_message("seatcount_level", {"users": users})
+    def begin_level(self, users: int) -> None:
+        """All users of a level have started: it counts from now, and rows carry its number."""
+        if self.lead is not None:
+            self._holders = self._worker_names()
+            self.lead.begin_level(users)
+            self.runner.send_message("seatcount_level", {"users": users})
+
+    def leave_level(self) -> None:
+        """Ends the level; until the next one begins, rows belong to none."""
+        self.end_level()
+        self.runner.send_message("seatcount_level", {"users": None})
 
     def keep_level(self) -> None:
         """Lets the level last until now, or until a worker was last heard of: of a lost one nobody knows when
@@ -184,6 +194,11 @@ class Control:
         self._wait(drain_s, lambda report: report["in_flight"] == 0, "streams to end")
         self.runner.send_message("seatcount_stop", None)
         self._wait(DELIVERY_S, lambda report: report["stopped"], "workers to deliver their rows")
+        if 0 < self.processes < len(self._reports):
+            lead.warn(
+                f"{len(self._reports)} workers took part and --processes is {self.processes}: workers of "
+                "another test have joined (same master port)."
+            )
         for name, report in self._reports.items():
             if not report["stopped"]:
                 lead.warn(_undelivered(name, shares_disk=report["shares_disk"]))
@@ -218,6 +233,7 @@ class Control:
 
     def _refuse(self, sentence: str) -> None:
         logger.error(sentence)
+        logging.getLogger("locust.stats_logger").disabled = self.headless  # tables of nothing
         self._exit_code = EXIT_BAD_INPUT
         self.runner.log_exception("local", sentence, "")  # shown on the web page
 
@@ -294,6 +310,8 @@ class Control:
             self.runner.register_message("seatcount_receipt", self._on_receipt)
             self.runner.register_message("seatcount_clock", self._on_clock)
             gevent.spawn(self._keep_shipping)
+            if self.processes:
+                gevent.signal_handler(signal.SIGINT, self._leave_ctrl_c_to_master)
             self.environment.events.test_start.add_listener(self._on_worker_start)
         self.environment.events.quitting.add_listener(self._on_quitting)
 
@@ -356,9 +374,12 @@ class Control:
         if self.lead.settings.open_loop:
             self._share_arrivals(self.lead)
         else:
-            self._holders = self._worker_names()
-            self.lead.begin_level(user_count)
-            self.set_level(user_count)
+            self.begin_level(user_count)
+
+    def _leave_ctrl_c_to_master(self) -> None:
+        """A terminal's Ctrl-C reaches every process of `--processes`. The master ends the run, collects the
+        rows and tells the workers to go; one that is forgotten goes by itself."""
+        gevent.spawn_later(DELIVERY_S + QUIT_S, os.kill, os.getpid(), signal.SIGTERM)
 
     def _on_worker_start(self, **_: object) -> None:
         try:
@@ -375,7 +396,7 @@ class Control:
     def _on_worker_connect(self, **_: object) -> None:
         """Locust is about to move users between workers: the level begins anew when that is done."""
         if self.lead is not None and not self.lead.settings.open_loop:
-            self.set_level(None)
+            self.leave_level()
 
     def _on_refused(self, msg: Any, **_: object) -> None:
         """A worker cannot take part: a test with fewer users than it says would mislead."""

@@ -42,11 +42,14 @@ class Lead:
         self._loop = loop
         self.arrivals = list(planned_arrivals(settings))
         nonce = uuid.uuid4().hex[:8]
-        found, self._scraper, session = loop.run(inspect_server(self.target, settings, nonce=nonce))
-        loop.run(session.close())
+        found, self._scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
         self.found: Preflight = found
         now = time.time()
-        self.folder = _make_folder(settings.reports_dir, new_run_id(model=found.model, unix_s=now))
+        try:
+            self.folder = _make_folder(settings.reports_dir, new_run_id(model=found.model, unix_s=now))
+        except InputError:
+            loop.run(self._scraper.close())
+            raise
         self.info = _run_info(self.folder.name, found, self.target, settings, scenario, now)
         self.plan = Plan(
             run_id=self.folder.name,
@@ -145,6 +148,8 @@ class Lead:
             self._take_sample(row)
         for job in self._jobs:
             job.stop()
+        if lost := self._samples.close():
+            self.warn(f"{lost} samples of the server could not be written.")
         self.info.workers = workers
         self.info.ended_unix_s = time.time()
         self._save()

@@ -3,6 +3,7 @@ for each. Knows no Locust."""
 
 import asyncio
 import itertools
+import logging
 import math
 import resource
 import sys
@@ -25,6 +26,8 @@ from loadtest.sink import FLUSH_S, RowFile
 from loadtest.stream import StreamRequest, open_session, stream_chat
 from loadtest.target import Target, make_target
 from loadtest.workload import ChatRequest, Conversation, Distribution, PromptScale, Workload, read_prompts
+
+logger = logging.getLogger(__name__)
 
 LAG_PROBE_S = 0.02
 """A timer this often on the measuring loop shows how late the loop is."""
@@ -232,6 +235,8 @@ class Meter:
         self.closing = True
         self._loop.run(self._close())
         self._flusher.stop()
+        if lost := self._rows.close() + self._health.rows.close():
+            logger.error("%d rows of worker %s could not be written and are lost.", lost, self.worker)
 
     async def _open(self) -> aiohttp.ClientSession:
         self._health.begin()

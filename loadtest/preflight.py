@@ -4,6 +4,7 @@ Asks, warms up and reports; leaves no rows. Knows no Locust."""
 import asyncio
 import ipaddress
 import json
+import random
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,12 +42,10 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
     warnings: list[str]
 
 
-async def inspect_server(
-    target: Target, settings: Settings, *, nonce: str
-) -> tuple[Preflight, Scraper, aiohttp.ClientSession]:
+async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> tuple[Preflight, Scraper]:
     """Asks the server everything a run needs and warms it up. Raises InputError.
 
-    The scraper and the session stay open; the caller closes them.
+    The scraper stays open; the caller closes it.
     """
     session = open_session(headers=target.headers, tls=target.tls())
     scraper: Scraper | None = None
@@ -60,6 +59,7 @@ async def inspect_server(
         server = _server_info(entry, version, page, settings)
         _refuse_impossible_lengths(settings, server.max_model_len)
         _check_prompts(settings)
+        warnings += _clipping(settings, server.max_model_len)
         scale, alone = await _probe(session, target, settings, model=model, server=server, nonce=nonce)
         sends_usage = alone.output_tokens is not None
         if not sends_usage:
@@ -71,10 +71,11 @@ async def inspect_server(
         await scraper.settle()
         await scraper.sample()  # a DCGM exporter tells its GPUs with the first sample
     except BaseException:
-        await session.close()
         if scraper is not None:
             await scraper.close()
         raise
+    finally:
+        await session.close()
     found = Preflight(
         model=model,
         server=server,
@@ -85,7 +86,7 @@ async def inspect_server(
         ttft_s=alone.chunk_s[0] - (alone.sent_s or 0) if alone.chunk_s else None,
         warnings=warnings,
     )
-    return found, scraper, session
+    return found, scraper
 
 
 async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
@@ -112,9 +113,11 @@ async def _models(session: aiohttp.ClientSession, target: Target) -> list[dict[s
         raise InputError(_refusal_sentence(url, refusal)) from None
     except TimeoutError:
         raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+    except aiohttp.ClientConnectorSSLError as error:
+        raise InputError(f"{target.shown}: no TLS connection ({_reason(error)}); is it http://?") from None
+    except aiohttp.ClientConnectorCertificateError as error:
         raise InputError(
-            f"{target.shown} has no certificate that is trusted here ({error.strerror or error}): "
+            f"{target.shown} has no certificate that is trusted here ({_reason(error)}): "
             "give its authority as --ca-file."
         ) from None
     except aiohttp.ClientConnectorError as error:
@@ -131,7 +134,9 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
 
 def _refusal_sentence(url: str, refusal: _RefusedError) -> str:
     if refusal.status in (401, 403):
-        return f"{url} answered {refusal.status}: set the server's key as LOADTEST_API_KEY."
+        return (
+            f"{url} answered {refusal.status}: set the server's key as LOADTEST_API_KEY (or the right one)."
+        )
     if refusal.location:
         return f"{url} redirects to {refusal.location}: give that server as --host."
     if refusal.status == 404:
@@ -212,13 +217,31 @@ def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
 def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) -> None:
     if max_model_len is None or settings.prompts is not None:
         return
-    prompt = Distribution.parse(settings.prompt_tokens)
-    shortest = prompt.a if prompt.kind in ("fixed", "uniform") else prompt.mean
-    if shortest >= max_model_len:
+    shortest = [
+        law.a if law.kind in ("fixed", "uniform") else law.mean
+        for law in map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
+    ]
+    if sum(shortest) > max_model_len:
         raise InputError(
-            f"--prompt-tokens {settings.prompt_tokens} does not fit: the model's context is "
-            f"{max_model_len} tokens."
+            f"--prompt-tokens {settings.prompt_tokens} with --output-tokens {settings.output_tokens} does "
+            f"not fit: the model's context is {max_model_len} tokens."
         )
+
+
+def _clipping(settings: Settings, max_model_len: int | None) -> list[str]:
+    """Says early that lengths will be clipped, from a few hundred draws."""
+    if max_model_len is None or settings.prompts is not None or settings.trace is not None:
+        return []
+    prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
+    rng = random.Random(settings.seed)
+    draws = 500
+    clipped = sum(prompt.draw_count(rng) + output.draw_count(rng) > max_model_len for _ in range(draws))
+    if clipped < 0.01 * draws:
+        return []
+    return [
+        f"About {clipped / draws:.0%} of the drawn lengths do not fit the model's context of {max_model_len} "
+        "tokens and will be clipped."
+    ]
 
 
 def _check_prompts(settings: Settings) -> None:

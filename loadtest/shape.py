@@ -116,7 +116,7 @@ class LevelShape(LoadTestShape):
         """The page's edit form writes the new number into Locust's options."""
         asked = self.control.options.num_users
         if self._held_until_told and not self.control.headless and asked and asked != self._users:
-            self.control.set_level(None)
+            self.control.leave_level()
             self._users, self._spawn_rate = asked, self._rate()
 
     def _level_is_over(self, lead: Lead) -> bool:
@@ -130,13 +130,15 @@ class LevelShape(LoadTestShape):
         wall = level.past_wall(lead.settings.slo) if self._sweeping else None
         stop = wall or level.hopeless(lead.settings.slo)
         self.control.line.clear()
-        self.control.set_level(None)
+        self.control.leave_level()
         users = next(self._levels, None)
         if stop and users is not None:
             logger.info("The sweep stops at %d users: %s.", level.users, stop)
         if stop or users is None:
             self._end(drain_s=lead.settings.request_timeout_s)
             return None
+        if users == self._users:
+            self.control.begin_level(users)  # nothing changes for Locust, which would not tell of it
         self._users = users
         return self._users, self._spawn_rate
 

@@ -3,7 +3,7 @@ from the address that may be shown."""
 
 import base64
 import ssl
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -49,7 +49,7 @@ def make_target(host: str | None, settings: Settings) -> Target:
         raise InputError("Say which server to test: --host http://ADDRESS:PORT.")
     shown, authorization = split_credentials(host.strip())
     parts = urlsplit(shown)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(parts):
         raise InputError(f"--host: '{shown}' is not an address such as http://127.0.0.1:8000.")
     if parts.query or parts.fragment:
         raise InputError(f"--host: '{shown}' must not have a query or a fragment.")
@@ -65,6 +65,13 @@ def make_target(host: str | None, settings: Settings) -> Target:
         headers=headers,
         ca_file=str(settings.ca_file) if settings.ca_file else None,
     )
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dict[str, str] | None]:
@@ -84,6 +91,8 @@ def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dic
 
 def _headers(authorization: str | None, settings: Settings) -> dict[str, str]:
     key = settings.api_key.get_secret_value()
+    if not key.isprintable():
+        raise InputError("LOADTEST_API_KEY holds characters that cannot be sent, such as a line end.")
     if key != NO_KEY or authorization is None:
         authorization = f"Bearer {key}"
     return {"Content-Type": "application/json", "Authorization": authorization, **settings.extra_headers}

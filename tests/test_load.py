@@ -90,7 +90,7 @@ def test_a_torn_last_line_is_counted_and_the_rest_is_read(tmp_path):
         out.write(encode_line(row(2))[:-40])
     run = read(folder)
     assert len(run.requests) == 2
-    assert any("1 torn line " in warning for warning in run.warnings)
+    assert any("its last line is torn" in warning for warning in run.warnings)
     assert any("still running, or it was killed" in warning for warning in run.warnings)
 
 

@@ -1,10 +1,13 @@
 """`locust -f scenarios/chat.py` as a user runs it, against the embedded server."""
 
+import contextlib
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -24,6 +27,30 @@ from tests.conftest import (
     simulator,
     two_processes,
 )
+
+HOG = """
+from gevent.monkey import get_original
+from locust import events
+from scenarios.chat import Chat
+
+def compute():
+    while True:
+        sum(range(100_000))
+
+@events.test_start.add_listener
+def _start(**_):
+    get_original("_thread", "start_new_thread")(compute, ())
+"""
+
+
+def until(seconds: float, ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError):
+            if ready():
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
 
 
 def generated(url: str) -> float:
@@ -67,6 +94,12 @@ def test_rows_and_the_servers_counter_agree_exactly(run_locust: RunLocust, simul
     assert counted > 100
     assert samples[-1]["generation_tokens_total"] - samples[0]["generation_tokens_total"] == counted
     assert samples[-1]["finished_total"] - samples[0]["finished_total"] == len(rows)
+
+
+def test_a_level_may_follow_itself(run_locust: RunLocust, simulated: str) -> None:
+    run = run_locust(simulated, levels="2,2")
+    assert run.code == 0, run.said
+    assert [users for _, _, users in run.info["schedule"]] == [2, 2]
 
 
 def test_users_rate_and_time_work_instead_of_levels(run_locust: RunLocust, simulated: str) -> None:
@@ -269,6 +302,42 @@ def test_a_killed_run_can_still_be_read(simulated: str, tmp_path: Path) -> None:
     assert len(run.rows()) > 10
 
 
+def test_a_run_folder_that_vanishes_is_there_again_at_the_end(simulated: str, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    command = locust_command(reports, simulated, levels="2", level_s="6")
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        until(20, lambda: len(Finished(0, "", reports).rows()) > 5)
+        shutil.rmtree(reports)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert "cannot be written" in said
+    run = Finished(0, said, reports)
+    assert len(run.rows()) > 5
+    assert run.info["ended_unix_s"]
+    assert "Traceback" not in said
+
+
+def test_a_hogged_load_generator_is_not_trusted_and_the_analysis_refuses(
+    simulated: str, tmp_path: Path
+) -> None:
+    """A scenario that computes beside its requests: their times are then its own."""
+    scenario = tmp_path / "hog.py"
+    scenario.write_text(HOG)
+    reports = tmp_path / "reports"
+    command = locust_command(reports, simulated, levels="4", level_s="8")
+    command[command.index("scenarios/chat.py")] = str(scenario)
+    environment = clean_environment(PYTHONPATH=str(ROOT))
+    subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, timeout=60, check=True)
+    analysis = [sys.executable, "-m", "analysis.capacity", str(reports)]
+    done = subprocess.run(analysis, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3, done.stdout
+    assert re.search(r"No level can be trusted: .*load generator (busy|late)", done.stdout)
+    (model,) = json.loads((reports / "capacity.json").read_text())["models"]
+    assert [level["trusted"] for level in model["levels"]] == [False]
+
+
 def test_https_with_a_private_authority_and_a_path_prefix(run_locust: RunLocust, tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -325,7 +394,10 @@ def test_failing_requests_still_exit_0_and_stop_the_sweep(run_locust: RunLocust)
         ({"levels": "0"}, "--levels: '0' is not a list of user counts"),
         ({"prompt_tokens": "normal:3"}, "--prompt-tokens: 'normal:3' is not a distribution"),
         ({"model": "GPT-7"}, "does not serve 'GPT-7'; --model can be: Qwen3-1.7B"),
-        ({"prompt_tokens": "9000"}, "--prompt-tokens 9000 does not fit"),
+        ({"prompt_tokens": "9000"}, "--prompt-tokens 9000 with --output-tokens 8 does not fit"),
+        ({"prompt_tokens": "0"}, "--prompt-tokens: '0' is less than one token"),
+        ({"prompt_tokens": "6410", "output_tokens": "100"}, "does not fit: the model's context is"),
+        ({"level_s": "inf"}, "--level-s:"),
         ({"settle_s": "9"}, "--settle-s must be shorter than --level-s"),
         ({"prompts": "/no/such/file"}, "/no/such/file does not exist"),
         ({"gpu_metrics": "nvml"}, "--gpu-metrics nvml: NVML does not work here"),
@@ -347,6 +419,7 @@ def test_bad_input_gets_one_sentence_and_exit_2(
     [
         (None, "Say which server to test"),
         ("127.0.0.1:80", "is not an address such as"),
+        ("http://127.0.0.1:99999", "is not an address such as"),
         ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached"),
     ],
 )

@@ -27,7 +27,7 @@ def answer_of(*models: ModelAnswer) -> Answer:
     return Answer(generated_unix_s=1.8e9, confidence=0.9, slo=Slo(), models=list(models))
 
 
-def shown(answer: Answer, *, width: int = 120, terminal: bool = False) -> str:
+def shown(answer: Answer, *, width: int = report.PLAIN_WIDTH, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
     report.show(answer, folder=Path("reports"), console=console)
@@ -41,11 +41,11 @@ def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
         r"Best estimate 1[67]: 90 % sure that the limit lies between 1\d and 1\d users", lines[1]
     )
     assert "Limited by GPU memory for the KV cache" in lines[2]
-    assert "What would raise it" in "\n".join(lines[3:7])
+    assert "What would raise the estimate of" in "\n".join(lines[3:7])
 
 
 def test_the_terminal_shows_each_level_and_no_column_is_cut(model):
-    assert re.search(r"tokens/s +goodput .*blocked +errors +trusted", shown(answer_of(model)))
+    assert re.search(r"tokens/s +req/s .*blocked +errors +trusted", shown(answer_of(model)))
     text = shown(answer_of(model), width=80, terminal=True)
     assert re.search(r"tokens/s .*preempted +trusted", text)
     assert "…" not in text

@@ -45,6 +45,23 @@ def test_a_vanished_folder_keeps_the_rows_until_it_is_back(tmp_path: Path) -> No
     assert numbers(file.path) == [0, 1]
 
 
+def test_a_folder_that_stays_away_is_made_anew_at_the_end(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "run" / "rows.jsonl")
+    file.append(row(0))
+    file.flush()
+    file.append(row(1))
+    assert file.close() == 0
+    assert numbers(file.path) == [0, 1]
+
+
+def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a folder")
+    file = RowFile(tmp_path / "run" / "rows.jsonl")
+    file.append(row(0))
+    file.append(row(1))
+    assert file.close() == 2
+
+
 def test_a_full_disk_keeps_what_did_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, left = os.write, 40
 
