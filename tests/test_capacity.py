@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from analysis.answer import Answer, ModelAnswer
 from analysis.capacity import main, recommend
 from analysis.load import find_runs, read_run
 from loadtest.record import GpuInfo, ServerInfo, Slo
+from tests.conftest import ROOT
 
 SWEEP = (1, 2, 4, 8, 16, 20)
 
@@ -315,3 +317,19 @@ def test_lengths_are_what_the_fixture_says():
 
     lengths = np.array([chat_lengths(np.random.default_rng(k)) for k in range(2000)])
     assert lengths.mean(axis=0) == pytest.approx([124, 96], rel=0.05)
+
+
+def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, capsys):
+    example = ROOT / "docs" / "example-run"
+    folder = tmp_path / "run"
+    shutil.copytree(example, folder)
+    assert main([str(folder)]) == 0
+    made, stands = (
+        msgspec.json.decode((path / "capacity.json").read_bytes(), type=Answer) for path in (folder, example)
+    )
+    (now,), (then,) = made.models, stands.models
+    assert (now.max_users, now.estimate, now.binding, now.reasons) == (17, 18, "kv_cache", [])
+    assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
+    assert [level.n for level in now.levels] == [level.n for level in then.levels]
+    assert now.warnings == then.warnings
+    assert "17 users" in capsys.readouterr().out
