@@ -16,6 +16,8 @@ LOCKSTEP_CV = 0.1
 LAG_FLOOR_S = 0.005
 CPU_LIMIT = 0.85
 CLIENT_ERROR_LIMIT = 0.01
+MISCOUNT_LIMIT = 0.01
+FEWEST_TOKENS = 1000
 OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 TREND_P = 0.001
 TREND_CHANGE = 0.25
@@ -97,18 +99,30 @@ class Level:
 def levels_of(run: Run, context: Context) -> list[Level]:
     """Every plateau of the run that has a window left after its settling time, in order of time."""
     settle_s = _number(run.info.settings.get("settle_s"), 0.0)
-    found = []
-    for begin, end, users in run.info.schedule:
-        if end - begin - settle_s > 0.0:
-            found.append(_level(run, context, users=users, plateau=(begin + settle_s, end)))
-    return found
+    miscount = token_miscount(run)
+    return [
+        _level(run, context, users=users, plateau=(begin + settle_s, end), miscount=miscount)
+        for begin, end, users in run.info.schedule
+        if end - begin - settle_s > 0.0
+    ]
+
+
+def token_miscount(run: Run) -> float:
+    """Growth of the server's token counter over the drained run against the tokens in our rows, less 1; nan
+    where it cannot be told. Of requests without usage, such as unfinished ones, the chunks are counted."""
+    rows, counter = run.requests, run.server.generation_tokens_total
+    known = counter[~np.isnan(counter)]
+    if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
+        return math.nan
+    ours = float(np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens).sum())
+    return float(known[-1] - known[0]) / ours - 1.0 if ours >= FEWEST_TOKENS else math.nan
 
 
 def _number(value: object, default: float) -> float:
     return float(value) if isinstance(value, int | float | str) and value != "" else default
 
 
-def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float]) -> Level:
+def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float], miscount: float) -> Level:
     clock, steady = _steady_window(run, plateau)
     rows = run.requests
     inside = _ended_inside(rows, clock)
@@ -118,7 +132,15 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     in_flight = _in_flight(rows, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
     seats = _seats(run.server, scrapes)
-    gates = _Gates(run=run, context=context, users=users, clock=clock, seen=seen, in_flight=in_flight)
+    gates = _Gates(
+        run=run,
+        context=context,
+        users=users,
+        clock=clock,
+        seen=seen,
+        in_flight=in_flight,
+        miscount=miscount,
+    )
     tokens, tokens_se = _output_rate(rows, clock)
     return Level(
         users=users,
@@ -406,6 +428,7 @@ class _Gates:
     clock: Clock
     seen: _Seen
     in_flight: float
+    miscount: float
 
     def reasons(self, *, steady: bool) -> list[str]:
         """Why the level is not trusted; empty when it is."""
@@ -432,6 +455,12 @@ class _Gates:
         off, allowed = self._littles_law()
         if abs(off) > allowed:
             found.append(f"Little's law is off by {100 * off:+.0f} %: rows are missing, or clocks differ")
+        if abs(self.miscount) > MISCOUNT_LIMIT:
+            more = "more" if self.miscount > 0 else "fewer"
+            found.append(
+                f"tokens disagree: the server counted {100 * abs(self.miscount):.0f} % {more} than our rows, "
+                "over the whole run"
+            )
         foreign = self._foreign()
         if foreign > max(0.5, 0.05 * self.in_flight):
             found.append(f"foreign load: the server holds {foreign:.1f} requests more than we sent")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -317,6 +318,16 @@ def test_lengths_are_what_the_fixture_says():
 
     lengths = np.array([chat_lengths(np.random.default_rng(k)) for k in range(2000)])
     assert lengths.mean(axis=0) == pytest.approx([124, 96], rel=0.05)
+
+
+def test_tokens_that_the_server_counted_and_we_did_not_make_levels_untrusted(tmp_path):
+    """Somebody else's requests, or rows that are missing: here every twentieth."""
+    write_run(tmp_path / "run", small_engine(), Plan(levels=(4,)))
+    rows = tmp_path / "run" / "requests-0.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join(line for number, line in enumerate(lines) if number % 20))
+    answer = answer_for(tmp_path / "run")
+    assert re.search("the server counted [4-7] % more than our rows", answer.levels[0].why_not[0])
 
 
 def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, capsys):

@@ -154,7 +154,7 @@ def _samples(level: _Played, base: dict[str, float]) -> Iterator[ServerSample]:
     ends = np.array([request.end_s for request in trace.requests])
     preempted = np.cumsum([request.preemptions for request in trace.requests])
     tokens = np.cumsum([request.output_tokens for request in trace.requests])
-    for at in np.arange(0.5, steps[-1], 1.0):
+    for at in [0.0, *np.arange(0.5, steps[-1], 1.0), steps[-1] + 0.01]:
         step = max(int(np.searchsorted(steps, at)) - 1, 0)
         done = int(np.searchsorted(ends, at))
         yield ServerSample(
