@@ -692,7 +692,17 @@ def _gpu_text(runs: Sequence[Run]) -> str | None:
 def _workload(evidence: Evidence) -> dict[str, str]:
     """In words, for the report: what was asked of the server."""
     settings = evidence.runs[-1].info.settings
-    wanted = ("prompt_tokens", "output_tokens", "think_s", "turns", "thinking", "seed", "level_s")
+    wanted = (
+        "arrivals",
+        "trace",
+        "prompt_tokens",
+        "output_tokens",
+        "think_s",
+        "turns",
+        "thinking",
+        "seed",
+        "level_s",
+    )
     found = {name: str(settings[name]) for name in wanted if settings.get(name) not in (None, "")}
     if evidence.pairs is not None:
         found["seen"] = (

@@ -165,7 +165,7 @@ class Control:
     @property
     def arriving(self) -> bool:
         """Open loop: whether requests are still to become due."""
-        return not self._reports or any(report["arriving"] for report in self._reports.values())
+        return not self._reports or any(self._reports[name]["arriving"] for name in self._audible())
 
     def _share_arrivals(self, lead: Lead) -> None:
         """Says who sends what: at the start, and again when workers have come or gone."""

@@ -222,8 +222,10 @@ class Meter:
         return self._health.in_flight + self._rows.unwritten_rows
 
     def take_live(self) -> list[LiveRow]:
+        """What ended since the last call, by the leader's clock."""
         taken, self._live = self._live, []
-        return taken
+        offset_s = self.clock_offset_s or 0.0
+        return [row._replace(end_unix_s=row.end_unix_s - offset_s) for row in taken]
 
     def cancel_all(self) -> None:
         """Ends what is in flight, as `cancelled`, and lets no new request begin."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def locust_command(reports: Path, host: str | None, *flags: str, **changes: str)
         *words,
         *flags,
     ]
+
+
+def until(seconds: float, ready: Callable[[], bool]) -> None:
+    """Waits for it; what is not there yet may raise OSError or ValueError."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError):
+            if ready():
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
 
 
 def free_port() -> int:

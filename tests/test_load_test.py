@@ -1,6 +1,5 @@
 """`locust -f scenarios/chat.py` as a user runs it, against the embedded server."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from tests.conftest import (
     locust_command,
     simulator,
     two_processes,
+    until,
 )
 
 HOG = """
@@ -41,16 +41,6 @@ def compute():
 def _start(**_):
     get_original("_thread", "start_new_thread")(compute, ())
 """
-
-
-def until(seconds: float, ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError):
-            if ready():
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def generated(url: str) -> float:

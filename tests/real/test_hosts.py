@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.load import find_runs, read_run
+from tests.conftest import until
 from tests.real.hosts import HUB, Host, HostsUnavailableError, locust, network, server_command
 
 pytestmark = pytest.mark.real
@@ -96,16 +97,6 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         if os.environ.get("CI") == "true":
             pytest.fail(f"No test ran over several machines. {error}", pytrace=False)
         pytest.skip(str(error))
-
-
-def until(seconds: float, ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, ValueError):
-            if ready():
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def rows(folder: Path, pattern: str = "requests-*.jsonl") -> dict[str, dict[str, Any]]:
