@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import analysis, client
+from benchmarks import analysis, client, peers
 
-BENCHMARKS = {"client": client.run, "analysis": analysis.run}
+BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run}
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def run() -> None:
         with tempfile.TemporaryDirectory() as reports:
             flags = ["--reports-dir", reports, "--output-tokens", str(TOKENS), "--prompt-tokens", "20"]
             ours, log = _measure(["-f", "scenarios/chat.py", *flags])
-            for name, values in _errors(log, Path(reports)).items():
+            for name, values in request_errors(log, Path(reports)).items():
                 errors[name] += values
         ratios.append(ours / plain)
         costs = f"plain HttpUser {plain * 1e6:.1f} us, Seatcount {ours * 1e6:.1f} us"
@@ -40,23 +42,23 @@ def run() -> None:
         print(f"  {name} error: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms ({len(values)} requests)")
 
 
-def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
-    """CPU seconds a token, in the steady part of one load test, and the server's log."""
-    server = [
-        sys.executable,
-        "-m",
-        "benchmarks.scripted_server",
-        "--ttft-s",
-        str(TTFT_S),
-        "--gap-s",
-        str(GAP_S),
-    ]
+@contextmanager
+def scripted_server() -> Iterator[str]:
+    """The address of a fresh one."""
+    times = ["--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S)]
+    server = [sys.executable, "-m", "benchmarks.scripted_server", *times]
     with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
         try:
             assert scripted.stdout is not None
-            return _load(locust, scripted.stdout.readline().strip())
+            yield scripted.stdout.readline().strip()
         finally:
             scripted.terminate()
+
+
+def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
+    """CPU seconds a token, in the steady part of one load test, and the server's log."""
+    with scripted_server() as url:
+        return _load(locust, url)
 
 
 def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
@@ -66,11 +68,11 @@ def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
         [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as client:
         time.sleep(WARM_S)
-        cpu_s, tokens = _cpu_s(client.pid), _get(url, "/tokens")["tokens"]
+        cpu_s, tokens = _cpu_s(client.pid), get(url, "/tokens")["tokens"]
         time.sleep(MEASURE_S)
-        cpu_s, tokens = _cpu_s(client.pid) - cpu_s, _get(url, "/tokens")["tokens"] - tokens
+        cpu_s, tokens = _cpu_s(client.pid) - cpu_s, get(url, "/tokens")["tokens"] - tokens
         client.wait(60)
-    return cpu_s / tokens, _get(url, "/log")
+    return cpu_s / tokens, get(url, "/log")
 
 
 def _cpu_s(pid: int) -> float:
@@ -78,12 +80,14 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def _get(url: str, path: str) -> Any:
+def get(url: str, path: str) -> Any:
+    """One of the scripted server's pages."""
     with urllib.request.urlopen(url + path, timeout=60) as answer:
         return json.loads(answer.read())
 
 
-def _errors(log: list[dict[str, Any]], reports: Path) -> dict[str, list[float]]:
+def request_errors(log: list[dict[str, Any]], reports: Path) -> dict[str, list[float]]:
+    """Our time minus the true one, request by request, in seconds."""
     true = {entry["request_id"]: entry for entry in log}
     rows = [json.loads(line) for path in reports.glob("*/requests-*.jsonl") for line in path.open()]
     ttft, span = [], []

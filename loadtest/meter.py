@@ -2,6 +2,7 @@
 for each. Knows no Locust."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -241,6 +242,7 @@ class Meter:
             logger.error("%d rows of worker %s could not be written and are lost.", lost, self.worker)
 
     async def _open(self) -> aiohttp.ClientSession:
+        _allow_many_connections()
         self._health.begin()
         return open_session(headers=self._target.headers, tls=self._target.tls())
 
@@ -372,6 +374,13 @@ async def _probe_lag(*, until: float, now: Callable[[], float] = time.perf_count
         await asyncio.sleep(LAG_PROBE_S)
         lags.append(max(0.0, now() - due))
     return lags
+
+
+def _allow_many_connections() -> None:
+    """One open file a stream: as many as the system allows this process (Locust asks for 10,000)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _rss_peak_bytes() -> int:
