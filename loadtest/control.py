@@ -302,6 +302,8 @@ class Control:
             self.runner.register_message("seatcount_refused", self._on_refused)
             self.environment.events.spawning_complete.add_listener(self._on_spawning_complete)
             self.environment.events.test_stopping.add_listener(self._on_test_stopping)
+            if self.headless:
+                gevent.signal_handler(signal.SIGTERM, _interrupt)
         if isinstance(self.runner, MasterRunner):
             self.options.enable_rebalancing = True  # the users of a lost worker go to the others
             self.runner.register_message("seatcount_rows", self._on_rows)
@@ -445,6 +447,12 @@ class Control:
             self._host = host
         if host:
             self.environment.host = self.options.host = split_credentials(host)[0]
+
+
+def _interrupt() -> None:
+    """SIGTERM as Ctrl-C: Locust would handle it only after the shape's end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _undelivered(worker: str, *, shares_disk: bool) -> str:

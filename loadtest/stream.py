@@ -2,13 +2,17 @@
 exception. Knows no Locust and no statistics."""
 
 import asyncio
+import collections
+import contextlib
 import contextvars
 import functools
 import json
+import os
+import re
 import ssl
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -24,13 +28,16 @@ _ERROR_CHARS = 300
 
 
 class ByteTimes:
-    """When the bytes of one response came: at `times[i]` (perf_counter) the body was `ends[i]` bytes long."""
+    """When the bytes of one exchange went and came (perf_counter): at `times[i]` the body was `ends[i]` bytes
+    long."""
 
-    __slots__ = ("ends", "times")
+    __slots__ = ("ends", "times", "written_at")
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.ends: list[int] = []
+        self.written_at: float | None = None
+        """The kernel took the last byte of the request; None where only the transport knows."""
 
 
 _byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar("byte_times", default=None)
@@ -41,13 +48,23 @@ _parse = ResponseHandler.data_received
 
 
 class StampingHandler(ResponseHandler):
-    """aiohttp's client protocol, which also notes when bytes arrive: in the read callback, before they are
-    parsed and before any task wakes. Its reader is woken at the end of the body only, or when a slice is
-    full. Uses aiohttp's internals (`_payload`, `_eof_waiter`): the version is pinned, a test guards it."""
+    """aiohttp's client protocol, which also notes when bytes go and come: when the kernel has taken them, and
+    in the read callback, before they are parsed and before any task wakes. Its reader is woken at the end of
+    the body only, or when a slice is full. Uses aiohttp's internals (`_payload`, `_eof_waiter`): the version
+    is pinned, a test guards it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._log: ByteTimes | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.transport is not None and self.transport.get_extra_info("sslcontext") is None:
+            self.transport = cast("asyncio.Transport", _PromptTransport(self.transport, self._note_written))
+
+    def _note_written(self) -> None:
+        if self._log is not None:
+            self._log.written_at = _now()
 
     def set_response_params(self, **params: Any) -> None:
         # Runs in the requesting task, before the response can come.
@@ -69,11 +86,71 @@ class StampingHandler(ResponseHandler):
                 waiter.set_result(None)
 
 
+class _PromptTransport:
+    """A TCP transport that hands writes to the kernel at once: uvloop would do it at the end of the loop's
+    turn, after whatever else that turn has to do, and nobody would know when."""
+
+    __slots__ = ("_descriptor", "_note_written", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, note_written: Callable[[], None]) -> None:
+        self._transport = transport
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
+        self._note_written = note_written
+
+    def write(self, data: bytes) -> None:
+        """aiohttp has made sure that the transport is open. What does not fit goes the usual way, and so does
+        what fails: the transport finds out why."""
+        sent = 0
+        if self._transport.get_write_buffer_size() == 0:
+            with contextlib.suppress(OSError):
+                sent = os.write(self._descriptor, data)
+        if sent == len(data):
+            self._note_written()
+        else:
+            self._transport.write(data[sent:])
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Turns:
+    """Parsing in turns: one slice in each turn of the loop, first come, first served. Many streams that end
+    together would otherwise keep the loop from stamping the others until all of them are parsed."""
+
+    def __init__(self) -> None:
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._taken = False
+
+    async def mine(self) -> None:
+        """Returns when it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        if not self._taken:
+            self._taken = True
+            loop.call_soon(self._give, loop)
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                loop.call_soon(self._give, loop)
+                return
+        self._taken = False
+
+
 class StampingConnector(aiohttp.TCPConnector):
     """aiohttp's connector, without its default limit of 100 connections, making `StampingHandler`s."""
 
     def __init__(self, **params: Any) -> None:
         super().__init__(limit=0, **params)
+        self.turns = _Turns()
         self._factory = functools.partial(StampingHandler, self._loop)  # type: ignore[assignment]
 
 
@@ -106,6 +183,7 @@ class _Clock:
         self.zero = time.perf_counter()
         self.sent_s: float | None = None
         self.headers_s: float | None = None
+        self.end_s: float | None = None
 
     def now(self) -> float:
         return time.perf_counter() - self.zero
@@ -113,6 +191,10 @@ class _Clock:
     def stamp_sent(self) -> None:
         if self.sent_s is None:
             self.sent_s = self.now()
+
+    def end(self, byte_times: ByteTimes) -> None:
+        """The stream is over since its last byte came, however long its parsing waited."""
+        self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None
 
 
 class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -167,6 +249,34 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_TEXT_KEY = rb'("(?:content|reasoning|reasoning_content)"\s*:\s*)'
+
+
+class _Pattern(msgspec.Struct, frozen=True):
+    """What the events of one stream are but for their text. Servers repeat everything else with each token,
+    so most events can be understood without being decoded as JSON, at a fraction of the cost."""
+
+    kind: str
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
+        """From one event that was decoded; None where its text does not stand in it in one place, as such."""
+        found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
+        if len(found) != 1:
+            return None
+        return cls(kind, data[: found[0].end(1) + 1], data[found[0].end() - 1 :])
+
+    def text(self, data: bytes) -> bytes:
+        """The text of an event that differs in nothing else, as JSON without its quotes; empty where that is
+        not certain. Without a quote inside and a backslash at its end, it ends where `after` begins."""
+        before, after = self.before, self.after
+        if not (data.startswith(before) and data.endswith(after)):
+            return b""
+        text = data[len(before) : -len(after)]
+        return b"" if b'"' in text or text.endswith(b"\\") else text
 
 
 class _Transcript:
@@ -184,6 +294,8 @@ class _Transcript:
         self.finish_reason: str | None = None
         self.done = False
         self.error: str | None = None
+        self._pattern: _Pattern | None = None
+        self._patterns_tried = 0
 
     @property
     def text(self) -> str:
@@ -198,9 +310,18 @@ class _Transcript:
             self._event(event)
 
     def _event(self, event: SseEvent) -> None:
+        pattern = self._pattern
+        if pattern is not None and (text := pattern.text(event.data)):
+            self._chunk(pattern.kind, None, event.end)
+            if self._text is not None and pattern.kind == "c":
+                self._text.append(_decode_text(b'"' + text + b'"'))
+            return
         if event.data == b"[DONE]":
             self.done = True
             return
+        self._decode(event)
+
+    def _decode(self, event: SseEvent) -> None:
         try:
             chunk = _decode_chunk(event.data)
         except msgspec.MsgspecError as error:
@@ -211,22 +332,32 @@ class _Transcript:
         if chunk.usage is not None:
             self.usage = chunk.usage
         for choice in chunk.choices[:1]:
-            self._choice(choice, chunk.usage, event.end)
+            self._choice(choice, chunk.usage, event)
 
-    def _choice(self, choice: _Choice, usage: _Usage | None, end: int) -> None:
+    def _choice(self, choice: _Choice, usage: _Usage | None, event: SseEvent) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
         delta = choice.delta
         if delta is None:
             return
-        kind = "c" if delta.content else "r" if delta.reasoning or delta.reasoning_content else ""
-        kind = kind or ("t" if delta.tool_calls else "")
+        text = delta.content or delta.reasoning or delta.reasoning_content
+        kind = "c" if delta.content else "r" if text else "t" if delta.tool_calls else ""
         if not kind:
             return
-        self.kinds.append(kind)
-        self.chunk_at.append(self._arrival(end))
-        self.running_tokens.append(usage.completion_tokens if usage else None)
+        self._chunk(kind, usage.completion_tokens if usage else None, event.end)
         if self._text is not None and delta.content:
             self._text.append(delta.content)
+        if text and not (delta.tool_calls or usage or choice.finish_reason) and self._patterns_tried < 8:
+            self._patterns_tried += 1
+            self._pattern = _Pattern.of(event.data, kind, text)
+
+    def _chunk(self, kind: str, tokens: int | None, end: int) -> None:
+        self.kinds.append(kind)
+        self.chunk_at.append(self._arrival(end))
+        self.running_tokens.append(tokens)
+
+    @property
+    def written_at(self) -> float | None:
+        return self._byte_times.written_at
 
     def _arrival(self, end: int) -> float:
         ends = self._byte_times.ends
@@ -270,7 +401,13 @@ async def stream_chat(
                 clock.headers_s = clock.now()
                 status = response.status
                 if status == 200:
-                    await _follow(response, transcript)
+                    turns = (
+                        session.connector.turns
+                        if isinstance(session.connector, StampingConnector)
+                        else _Turns()
+                    )
+                    await _follow(response, transcript, turns)
+                    clock.end(byte_times)
                     outcome, error = _judge(transcript, response.content_type)
                 else:
                     outcome, error = Outcome.HTTP_ERROR, await _read_error(response)
@@ -284,11 +421,12 @@ async def stream_chat(
     return record, transcript.text, cancelled
 
 
-async def _follow(response: aiohttp.ClientResponse, transcript: _Transcript) -> None:
+async def _follow(response: aiohttp.ClientResponse, transcript: _Transcript, turns: _Turns) -> None:
     content = response.content
     try:
         while not content.is_eof():
             await content.wait_eof()
+            await turns.mine()
             if not content.is_eof():
                 transcript.feed(content.read_nowait())
     finally:
@@ -376,6 +514,7 @@ def _record(
     status: int | None,
     error: str | None,
 ) -> RequestRecord:
+    written_at = transcript.written_at
     chunk_s = [round(at - clock.zero, 7) for at in transcript.chunk_at]
     kinds = "".join(transcript.kinds)
     answer = next((i for i, kind in enumerate(kinds) if kind != "r"), None)
@@ -390,11 +529,11 @@ def _record(
         level_users=request.level_users,
         scheduled_unix_s=request.scheduled_unix_s,
         start_unix_s=clock.start_unix_s,
-        sent_s=clock.sent_s,
+        sent_s=clock.sent_s if written_at is None else written_at - clock.zero,
         headers_s=clock.headers_s,
         chunk_s=chunk_s,
         first_answer_s=None if answer is None else chunk_s[answer],
-        end_s=clock.now(),
+        end_s=clock.now() if clock.end_s is None else clock.end_s,
         chunk_kinds=kinds,
         chunk_tokens=transcript.chunk_tokens(),
         prompt_tokens=usage.prompt_tokens,

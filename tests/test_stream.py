@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtest.record import Outcome, RequestRecord
-from loadtest.stream import StreamRequest, open_session, stream_chat
+from loadtest.stream import ByteTimes, StreamRequest, _Transcript, open_session, stream_chat
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -223,6 +225,67 @@ def test_line_ends_comments_and_missing_spaces_are_understood(line_end: str) -> 
     body = b": ping\n\n" + b"".join(ANSWER).replace(b"data: ", b"data:")
     record = ask(streaming(body.replace(b"\n", line_end.encode())))
     assert (record.outcome, record.chunk_kinds) == (Outcome.OK, "cc")
+
+
+TEXTS = st.text(alphabet=st.sampled_from('ab "\\\\{}:,é\\n'), max_size=6)
+DELTAS = st.one_of(
+    st.fixed_dictionaries({"content": TEXTS}),
+    st.fixed_dictionaries({"reasoning": TEXTS}),
+    st.fixed_dictionaries({"content": TEXTS, "reasoning": TEXTS}),
+    st.fixed_dictionaries({"tool_calls": st.just([{"index": 0}])}),
+    st.fixed_dictionaries({"content": st.none(), "reasoning_content": TEXTS}),
+)
+WRITERS = st.sampled_from([(", ", ": "), (",", ":")])
+
+
+@given(st.lists(DELTAS, max_size=12), WRITERS, st.booleans(), st.booleans())
+def test_events_that_look_alike_say_what_their_json_says(
+    deltas: list[dict[str, Any]], separators: tuple[str, str], ascii_only: bool, in_front: bool
+) -> None:
+    """Most events are read off the pattern of the one before; this must never show."""
+    transcript = _Transcript(ByteTimes(), keep_text=True)
+    transcript._byte_times.times, transcript._byte_times.ends = [1.0], [1 << 30]
+    for delta in deltas:
+        choice = {"delta": delta, "index": 0} if in_front else {"index": 0, "delta": delta, "logprobs": None}
+        said = json.dumps({"id": "x", "choices": [choice]}, separators=separators, ensure_ascii=ascii_only)
+        transcript.feed(b"data: " + said.encode() + b"\n\n")
+    kinds = [
+        "c" if delta.get("content") else "r" if delta.get("reasoning") or delta.get("reasoning_content") else
+        "t" if delta.get("tool_calls") else "" for delta in deltas
+    ]  # fmt: skip
+    assert "".join(transcript.kinds) == "".join(kinds)
+    assert transcript.text == "".join(delta.get("content") or "" for delta in deltas)
+    assert transcript.error is None
+
+
+def test_a_request_larger_than_the_socket_takes_at_once_is_sent_whole() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        got = await read_request(reader)
+        writer.write(HEAD + chunk(event({"content": str(len(got))}, finish="stop")) + END)
+        await writer.drain()
+
+    record = ask(handle, body=b"x" * 1_000_000)
+    assert record.outcome is Outcome.OK
+    assert record.sent_s is not None
+    assert record.headers_s is not None
+    assert record.sent_s < record.headers_s
+
+
+def test_sent_is_the_moment_when_the_kernel_has_the_request() -> None:
+    """Not the end of the loop's turn: here that turn has half a second of something else to do."""
+
+    async def run() -> RequestRecord:
+        async with serving(streaming(*ANSWER)) as url, open_session(headers={}, tls=None) as session:
+            await stream_chat(session, request_to(url))
+            asked = asyncio.create_task(stream_chat(session, request_to(url)))
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+            return (await asked)[0]
+
+    record = asyncio.run(run())
+    assert record.sent_s is not None
+    assert record.sent_s < 0.1
 
 
 def test_many_events_in_one_packet_share_its_time() -> None:
