@@ -80,7 +80,9 @@ class Lead:
         """All users of a plateau have started; a plateau that is interrupted begins anew."""
         self.end_level()
         now = time.time()
-        self.level = Level(users=users, start_unix_s=now, settle_s=self.settings.settle_s)
+        self.level = Level(
+            users=users, start_unix_s=now, settle_s=self.settings.settle_s, slo=self.settings.slo
+        )
         self.info.schedule.append((now, now, users))
         self._save()
 
@@ -92,7 +94,7 @@ class Lead:
     def begin_arrivals(self, start_unix_s: float) -> None:
         """Open loop: the first arrivals are due from now on."""
         settings = self.settings
-        self.level = Level(users=None, start_unix_s=start_unix_s, settle_s=0)
+        self.level = Level(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo)
         self.info.arrivals = ArrivalsInfo(
             law=settings.arrivals,
             trace=settings.trace.name if settings.trace else None,

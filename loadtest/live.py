@@ -1,6 +1,8 @@
 """What the person sees while a level runs, and whether it is past a wall: counts against the objectives, no
 statistics. Knows no Locust and no clock."""
 
+import math
+from collections import Counter
 from typing import NamedTuple
 
 from loadtest.record import Outcome, RequestRecord, ServerSample, Slo
@@ -9,6 +11,9 @@ MISS_SHARE = 0.05
 """A p95 objective is broken when more than this share of the requests misses it."""
 HOPELESS_SHARE = 0.5
 """Far past a wall, or a failing server: more than half of the requests miss or fail."""
+BIN_WIDTH = 0.02
+"""In ln seconds: what is shown while the test runs is right to 2 %."""
+SMALLEST_S = 1e-6
 FEWEST_REQUESTS = 20
 """Below this, one slow request is 5 % of the level: no verdict on a p95."""
 
@@ -29,23 +34,61 @@ def live_row(record: RequestRecord) -> LiveRow:
     return LiveRow(record.start_unix_s + record.end_s, ttft, tpot, record.outcome.value)
 
 
+class _Tally:
+    """One objective's values: how many, how many miss it, and their p95 to 2 %. Of constant size, because a
+    level may have a million requests."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.count = 0
+        self.misses = 0
+        self._bins: Counter[int] = Counter()
+
+    def add(self, value_s: float | None) -> None:
+        if value_s is None:
+            return
+        self.count += 1
+        self.misses += value_s > self.limit_s
+        self._bins[math.floor(math.log(max(value_s, SMALLEST_S)) / BIN_WIDTH)] += 1
+
+    @property
+    def miss_share(self) -> float:
+        return self.misses / self.count if self.count >= FEWEST_REQUESTS else 0.0
+
+    def p95_s(self) -> float | None:
+        below = 0
+        for number in sorted(self._bins):
+            below += self._bins[number]
+            if below >= 0.95 * self.count:
+                return math.exp((number + 0.5) * BIN_WIDTH)
+        return None
+
+
 class Level:
     """One plateau of constant users, or an open loop (no users), as far as it is known now."""
 
-    def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float) -> None:
+    def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float, slo: Slo) -> None:
         self.users = users
         self.start_unix_s = start_unix_s
         self.end_unix_s = start_unix_s
+        self.requests = 0
+        self.errors = 0
+        self._slo = slo
         self._from_unix_s = start_unix_s + settle_s
-        self._rows: list[LiveRow] = []
+        self._ttft = _Tally(slo.ttft_p95_s)
+        self._tpot = _Tally(slo.tpot_p95_s)
         self._first: ServerSample | None = None
         self.last_sample: ServerSample | None = None
         self._samples = 0
         self._blocked = 0
 
     def add(self, row: LiveRow) -> None:
-        if row.end_unix_s >= self._from_unix_s and row.outcome != Outcome.CANCELLED:
-            self._rows.append(row)
+        if row.end_unix_s < self._from_unix_s or row.outcome == Outcome.CANCELLED:
+            return
+        self.requests += 1
+        self.errors += row.outcome not in (Outcome.OK, Outcome.EMPTY)
+        self._ttft.add(row.ttft_s)
+        self._tpot.add(row.tpot_s)
 
     def add_sample(self, sample: ServerSample) -> None:
         if sample.error is not None or sample.unix_s < self._from_unix_s:
@@ -56,62 +99,45 @@ class Level:
         queue = sample.waiting if sample.waiting_capacity is None else sample.waiting_capacity
         self._blocked += bool(queue)
 
-    @property
-    def requests(self) -> int:
-        return len(self._rows)
-
-    @property
-    def errors(self) -> int:
-        return sum(row.outcome not in (Outcome.OK, Outcome.EMPTY) for row in self._rows)
-
     def ttft_p95_s(self) -> float | None:
-        return _p95([row.ttft_s for row in self._rows if row.ttft_s is not None])
+        return self._ttft.p95_s()
 
     def tpot_p95_s(self) -> float | None:
-        return _p95([row.tpot_s for row in self._rows if row.tpot_s is not None])
+        return self._tpot.p95_s()
 
-    def past_wall(self, slo: Slo) -> str | None:
+    def past_wall(self) -> str | None:
         """The wall that this level is past, in words, or None."""
+        slo = self._slo
         found = [
             (self._errors_share() > 0.01, "more than 1 % of the requests failed"),
-            (self._miss_share(slo, "ttft") > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
-            (self._miss_share(slo, "tpot") > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
+            (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
+            (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
             (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
             (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait for a place"),
         ]
         return next((words for past, words in found if past), None)
 
-    def hopeless(self, slo: Slo) -> str | None:
+    def hopeless(self) -> str | None:
         """Why going further would tell nothing: the server fails, or the level is far past a wall."""
         if self._errors_share() > HOPELESS_SHARE:
             return "more than half of the requests failed"
-        if max(self._miss_share(slo, "ttft"), self._miss_share(slo, "tpot")) > HOPELESS_SHARE:
+        if max(self._ttft.miss_share, self._tpot.miss_share) > HOPELESS_SHARE:
             return "more than half of the requests missed an objective"
         return None
 
     def _errors_share(self) -> float:
-        return self.errors / len(self._rows) if len(self._rows) >= 5 else 0.0
-
-    def _miss_share(self, slo: Slo, what: str) -> float:
-        limit = slo.ttft_p95_s if what == "ttft" else slo.tpot_p95_s
-        values = [row.ttft_s if what == "ttft" else row.tpot_s for row in self._rows]
-        known = [value for value in values if value is not None]
-        return sum(value > limit for value in known) / len(known) if len(known) >= FEWEST_REQUESTS else 0.0
+        return self.errors / self.requests if self.requests >= 5 else 0.0
 
     def _preempted(self) -> float:
         first, last = self._first, self.last_sample
-        if first is None or last is None or not self._rows:
+        if first is None or last is None or not self.requests:
             return 0.0
         if first.preemptions_total is None or last.preemptions_total is None:
             return 0.0
-        return (last.preemptions_total - first.preemptions_total) / len(self._rows)
+        return (last.preemptions_total - first.preemptions_total) / self.requests
 
     def _blocked_share(self) -> float:
         return self._blocked / self._samples if self._samples >= 5 else 0.0
-
-
-def _p95(values: list[float]) -> float | None:
-    return sorted(values)[int(0.95 * (len(values) - 1))] if values else None
 
 
 def describe(level: Level) -> str:

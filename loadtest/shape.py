@@ -127,8 +127,8 @@ class LevelShape(LoadTestShape):
     def _next(self, lead: Lead) -> tuple[int, float] | None:
         level = lead.level
         assert level is not None
-        wall = level.past_wall(lead.settings.slo) if self._sweeping else None
-        stop = wall or level.hopeless(lead.settings.slo)
+        wall = level.past_wall() if self._sweeping else None
+        stop = wall or level.hopeless()
         self.control.line.clear()
         self.control.leave_level()
         users = next(self._levels, None)
