@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,13 @@ def _seatcount_flags(load: Load) -> list[str]:
 
 def _seatcount(load: Load) -> list[str]:
     return _locust(load, "-f", "scenarios/chat.py", *_seatcount_flags(load), spawn_rate=load.streams)
+
+
+def _two_workers(load: Load) -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    ports = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
+    return [*_seatcount(load), "--processes", "2", *ports]
 
 
 def _lockstep(load: Load) -> list[str]:
@@ -281,6 +289,9 @@ def _offline(_folder: Path) -> dict[str, str]:
 
 
 SEATCOUNT = Tool(name="Seatcount", command=_seatcount, figures=_seatcount_figures, gap="p99 of all gaps")
+TWO_WORKERS = Tool(
+    name="Seatcount, two workers", command=_two_workers, figures=_seatcount_figures, gap="p99 of all gaps"
+)
 LOCKSTEP = Tool(
     name="Seatcount, lockstep", command=_lockstep, figures=_seatcount_figures, gap="p99 of all gaps"
 )

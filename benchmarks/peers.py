@@ -24,6 +24,7 @@ from benchmarks.peer_tools import (
     PEERS,
     RAMP_S,
     SEATCOUNT,
+    TWO_WORKERS,
     Figures,
     Load,
     Tool,
@@ -32,6 +33,7 @@ from benchmarks.peer_tools import (
 )
 from tests.real.vllm_env import session_members
 
+OWN_VARIANTS = (LOCKSTEP, TWO_WORKERS)
 WARM_S, STEADY_S = 4.0, 6.0
 """After half of the streams are open; the steady part is where CPU is counted."""
 POLL_S = 2.0
@@ -63,7 +65,7 @@ def run() -> None:
     """Runs every tool at 100 and 400 streams, ourselves and the limit at 1000 too, and prints two tables."""
     tools = [SEATCOUNT, *PEERS, BARE]
     plan = [(tool, streams) for streams in (100, 400) for tool in tools]
-    plan += [(SEATCOUNT, 1000), (BARE, 1000), (LOCKSTEP, 400)]
+    plan += [(SEATCOUNT, 1000), (BARE, 1000), (LOCKSTEP, 400), (TWO_WORKERS, 400)]
     print(
         f"peers: streams of {1 / GAP_S:.0f} tokens/s, TTFT {TTFT_S * 1e3:.0f} ms, {TOKENS} tokens a request"
     )
@@ -71,7 +73,7 @@ def run() -> None:
     for tool, streams in plan:
         results.append(_measure(tool, streams))
         print(f"  {streams} streams, {tool.name}: {_progress(results[-1])}", flush=True)
-    _print_comparison([result for result in results if result.tool is not LOCKSTEP])
+    _print_comparison([result for result in results if result.tool not in OWN_VARIANTS])
     _print_own_errors(results)
 
 
@@ -256,8 +258,8 @@ def _print_own_errors(results: list[Result]) -> None:
     print("| streams | TTFT p50, ms | TTFT p99, ms | first to last token, p99, ms | CPU, times the limit |")
     print("|---|---|---|---|---|")
     for result in results:
-        if result.tool in (SEATCOUNT, LOCKSTEP) and result.errors:
-            start = "lockstep" if result.tool is LOCKSTEP else "staggered"
+        if result.tool in (SEATCOUNT, *OWN_VARIANTS) and result.errors:
+            start = result.tool.name.partition(", ")[2] or "staggered"
             ttft, span = result.errors["TTFT"], result.errors["first-to-last span"]
             cells = [_ms(np.percentile(ttft, 50)), _ms(np.percentile(ttft, 99)), _ms(np.percentile(span, 99))]
             cells.append(_times(result.cpu_s, limits.get(result.streams)))
