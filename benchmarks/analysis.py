@@ -7,19 +7,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerInfo, ServerSample, encode_line
 from loadtest.sink import write_run_info
 
-REQUESTS, CHUNKS = 100_000, 200
-LEVELS, LEVEL_S = (8, 16, 32, 64), 300.0
+CHUNKS = 200
+LEVELS, LEVEL_S = (100, 200, 300, 400), 300.0
+"""Users who ask without a pause; with the times below this makes 100,000 requests."""
 
 
 def run() -> None:
     """Writes such a run, analyses it in a process of its own and prints time and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder))
+        count = _write(Path(folder))
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "analysis.capacity", folder],
@@ -31,35 +33,48 @@ def run() -> None:
         answer = json.loads((Path(folder) / "capacity.json").read_text())["models"][0]
     what = "refused" if answer["refused"] else f"{answer['max_users']} users"
     code = os.waitstatus_to_exitcode(status)
-    print(f"analysis: {REQUESTS:,} requests of {CHUNKS} chunks (exit code {code}, {what})")
+    print(f"analysis: {count:,} requests of {CHUNKS} chunks (exit code {code}, {what})")
     print(f"  {took:.1f} s, {usage.ru_maxrss / 1024:.0f} MiB at most")
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path) -> int:
+    """Returns how many requests it wrote."""
     rng = random.Random(0)
     start = 1.8e9
     schedule = [(start + i * LEVEL_S, start + (i + 1) * LEVEL_S, users) for i, users in enumerate(LEVELS)]
-    server = ServerInfo(num_gpu_blocks=4097, block_size=16, max_model_len=8192)
+    server = ServerInfo(num_gpu_blocks=16385, block_size=16, max_model_len=8192)
     info = RunInfo(
         run_id="big", model="m", scenario="chat", host="http://h", started_unix_s=start, settings={},
         server=server, schedule=schedule, ended_unix_s=schedule[-1][1],
     )  # fmt: skip
     write_run_info(folder, info)
+    count = 0
     with (folder / "requests-0.jsonl").open("wb") as rows:
-        for number in range(REQUESTS):
-            rows.write(encode_line(_row(number, rng, schedule)))
+        for begin, end, users in schedule:
+            for row in _level(begin, end, users, rng):
+                rows.write(encode_line(row))
+                count += 1
     with (folder / "server.jsonl").open("wb") as samples:
         for second in range(int(len(LEVELS) * LEVEL_S)):
             samples.write(encode_line(_sample(start + second, schedule)))
+    return count
 
 
-def _row(number: int, rng: random.Random, schedule: list[tuple[float, float, int]]) -> RequestRecord:
-    begin, end, users = schedule[number % len(LEVELS)]
-    gap = 0.01 * (1 + users / 64)
+def _level(begin: float, end: float, users: int, rng: random.Random) -> Iterator[RequestRecord]:
+    for user in range(users):
+        at = begin + rng.uniform(0, 2)
+        while at < end:
+            row = _row(at, user, users, rng)
+            yield row
+            at += row.end_s
+
+
+def _row(at: float, user: int, users: int, rng: random.Random) -> RequestRecord:
+    gap = 0.01 * (1 + users / 640) * rng.uniform(0.8, 1.2)
     chunks = [0.1 + gap * i * rng.uniform(0.99, 1.01) for i in range(CHUNKS)]
     return RequestRecord(
-        request_id=str(number), model="m", scenario="chat", worker="0", user=number % users, turn=0,
-        level_users=users, start_unix_s=rng.uniform(begin, end - 3), sent_s=0.001, headers_s=0.002,
+        request_id=f"{user}-{at}", model="m", scenario="chat", worker="0", user=user, turn=0,
+        level_users=users, start_unix_s=at, sent_s=0.001, headers_s=0.002,
         chunk_s=sorted(chunks), first_answer_s=chunks[0], end_s=max(chunks) + 0.001, chunk_kinds="c" * CHUNKS,
         prompt_tokens=rng.randint(50, 500), output_tokens=CHUNKS, max_tokens=CHUNKS, finish_reason="length",
         outcome=Outcome.OK, http_status=200,
@@ -70,5 +85,5 @@ def _sample(unix_s: float, schedule: list[tuple[float, float, int]]) -> ServerSa
     users = next(users for begin, end, users in schedule if begin <= unix_s < end)
     return ServerSample(
         unix_s=unix_s, engine="0", running=float(users), waiting=0.0, waiting_capacity=0.0,
-        kv_cache_usage=users * 380 / 65536, preemptions_total=0.0,
+        kv_cache_usage=users * 380 / 262144, preemptions_total=0.0,
     )  # fmt: skip

@@ -160,6 +160,7 @@ def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> a
     trace = aiohttp.TraceConfig()
     trace.on_request_chunk_sent.append(_stamp_sent)
     return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
         connector=StampingConnector(ssl=tls if tls is not None else True),
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
