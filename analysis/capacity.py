@@ -51,7 +51,7 @@ from analysis.memory import (
     wall,
 )
 from analysis.open_loop import open_loop_warnings, slices_of
-from analysis.stats import Quantiles
+from analysis.stats import Quantiles, finite_or_none
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 
@@ -92,6 +92,11 @@ class Evidence:
     pool: Pool | None
     active: Active
     slo: Slo
+
+    @property
+    def open_loop(self) -> bool:
+        """Requests came when they were due, in one of the runs at least."""
+        return any(run.info.arrivals for run in self.runs)
 
     @property
     def trusted(self) -> list[int]:
@@ -309,7 +314,7 @@ def _reasons_to_refuse(evidence: Evidence, stands: Sequence[Stand]) -> list[str]
         return ["The run holds no request: let a level finish, then analyse again."]
     if not any(run.requests.ok.any() for run in evidence.runs):
         return ["No request succeeded: the errors in requests-*.jsonl say why."]
-    if any(run.info.arrivals for run in evidence.runs):
+    if evidence.open_loop:
         return [OPEN_LOOP]
     if not evidence.levels:
         return ["No level ran longer than its settling time: use longer levels (--level-s)."]
@@ -425,10 +430,6 @@ def _not_met(evidence: Evidence, stands: Sequence[Stand]) -> list[Untouched]:
     return [Untouched(name=name, up_to_users=evidence.trusted[-1]) for name in walls if name not in met]
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) or math.isinf(value) else value
-
-
 def _memory_answer(
     evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, per_token: int | None
 ) -> Memory:
@@ -446,7 +447,7 @@ def _memory_answer(
         bytes_per_token=per_token,
         vram_base_bytes=round(max(vram)) - pool_bytes if vram and pool_bytes else None,
         vram_bytes_per_user=round((tokens - (shared or 0)) * per_token) if tokens and per_token else None,
-        r2=_known(gauge.r2) if gauge else None,
+        r2=finite_or_none(gauge.r2) if gauge else None,
         gauge_tokens_per_user=gauge.tokens_per_request if gauge else None,
         preempted_fraction_shift=memory.shift.preempted if memory and memory.shift.levels else None,
         pairs=len(evidence.pairs) if evidence.pairs else 0,
@@ -466,7 +467,7 @@ def _latency_answer(evidence: Evidence) -> Latency:
         step_base_s=step.base_s,
         step_per_seq_s=per_sequence,
         prefill_per_token_s=prefill,
-        knee_users=_known(step.knee),
+        knee_users=finite_or_none(step.knee),
     )
 
 
@@ -489,11 +490,11 @@ def _level_answer(level: Level) -> LevelAnswer:
         e2e_s=_percentiles(level.e2e),
         output_tok_s=level.output_tok_s,
         goodput_rps=level.goodput_rps,
-        kv_cache_usage=_known(level.kv_usage),
-        preempted_fraction=_known(level.preempted_fraction),
-        kv_blocked_fraction=_known(level.blocked.fraction) if level.blocked else None,
-        ttft_miss_fraction=_known(level.ttft_miss.fraction),
-        tpot_miss_fraction=_known(level.tpot_miss.fraction),
+        kv_cache_usage=finite_or_none(level.kv_usage),
+        preempted_fraction=finite_or_none(level.preempted_fraction),
+        kv_blocked_fraction=finite_or_none(level.blocked.fraction) if level.blocked else None,
+        ttft_miss_fraction=finite_or_none(level.ttft_miss.fraction),
+        tpot_miss_fraction=finite_or_none(level.tpot_miss.fraction),
         errors=level.errors,
         cancelled=level.cancelled,
         trusted=level.trusted,
@@ -505,7 +506,7 @@ def _warnings(
     evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, stands: Sequence[Stand]
 ) -> list[str]:
     found = [warning for run in evidence.runs for warning in run.warnings]
-    if any(run.info.arrivals for run in evidence.runs):
+    if evidence.open_loop:
         return list(dict.fromkeys(found + open_loop_warnings(evidence.runs)))
     return list(
         dict.fromkeys(
@@ -614,11 +615,12 @@ def _levers(
         return []
     found = []
     others = [stand for stand in stands if stand.name != head.binding]
+    reach = REACH * evidence.trusted[-1]
     if head.binding == "kv_cache" and memory is not None:
         for change, factor in _bigger_pools(evidence, per_token):
-            found.append(_lever(change, _wall_with(memory, evidence, factor), others, head.estimate))
+            found.append(_lever(change, _wall_with(memory, evidence, factor), others, head.estimate, reach))
     elif head.binding == "max_num_seqs" and others:
-        found.append(_lever("raise --max-num-seqs", math.inf, others, head.estimate))
+        found.append(_lever("raise --max-num-seqs", math.inf, others, head.estimate, reach))
     elif head.binding in ("ttft", "tpot", "throughput"):
         note = "no model here says by how many users"
         found.append(
@@ -630,11 +632,6 @@ def _levers(
                 note=note,
             )
         )
-    reach = REACH * evidence.trusted[-1]
-    found = [
-        msgspec.structs.replace(lever, beyond=lever.users is not None and lever.users > reach)
-        for lever in found
-    ]
     twice = math.floor(2 * head.estimate_x)
     found.append(
         Lever(
@@ -670,7 +667,8 @@ def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
     return wall(bigger, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
-def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int) -> Lever:
+def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int, reach: float) -> Lever:
+    """`reach`: users beyond which the models speak of what nobody has measured."""
     next_wall = min(others, key=lambda stand: stand.x, default=None)
     limited = next_wall is not None and next_wall.x < moved
     users = math.floor(next_wall.x if next_wall is not None and limited else moved)
@@ -679,6 +677,7 @@ def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int) ->
         users=users,
         gain_users=users - estimate,
         limited_by=next_wall.name if next_wall is not None and limited else None,
+        beyond=users > reach,
     )
 
 

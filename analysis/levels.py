@@ -114,7 +114,7 @@ def token_miscount(run: Run) -> float:
     known = counter[~np.isnan(counter)]
     if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
         return math.nan
-    ours = float(np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens).sum())
+    ours = float(rows.tokens.sum())
     return float(known[-1] - known[0]) / ours - 1.0 if ours >= FEWEST_TOKENS else math.nan
 
 
@@ -125,11 +125,11 @@ def _number(value: object, default: float) -> float:
 def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float], miscount: float) -> Level:
     clock, steady = _steady_window(run, plateau)
     rows = run.requests
-    inside = _ended_inside(rows, clock)
+    inside = ended_inside(rows, clock)
     ours = rows.with_outcome(Outcome.CANCELLED)
     seen = _Seen.of(rows, inside & ~ours, inside & ours, clock, context.slo)
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
-    in_flight = _in_flight(rows, clock)
+    in_flight = in_flight_of(rows, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
     seats = _seats(run.server, scrapes)
     gates = _Gates(
@@ -201,7 +201,8 @@ def _growth(unix_s: Floats, counter: Floats, clock: Clock) -> float:
     return float(ends[1] - ends[0])
 
 
-def _ended_inside(rows: Requests, clock: Clock) -> Bools:
+def ended_inside(rows: Requests, clock: Clock) -> Bools:
+    """Which requests ended in the window, shape (n,)."""
     end = rows.end_unix_s
     return (end >= clock.begin_unix_s) & (end < clock.end_unix_s)
 
@@ -210,14 +211,15 @@ def _begin_unix_s(rows: Requests) -> Floats:
     return rows.start_unix_s + np.nan_to_num(rows.sent_s)
 
 
-def _in_flight(rows: Requests, clock: Clock) -> float:
+def in_flight_of(rows: Requests, clock: Clock) -> float:
+    """Requests in flight, mean over the window."""
     window = (clock.begin_unix_s, clock.end_unix_s)
     return metrics.mean_in_flight(begin_unix_s=_begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window)
 
 
 def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
     """Output tokens a second inside the window, and its standard error by batches."""
-    tokens = np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens)
+    tokens = rows.tokens
     some = rows.chunks > 0
     first, last = (
         (rows.start_unix_s + rows.first_chunk_s)[some],
@@ -257,7 +259,7 @@ def _clock(rows: Requests, begin: float, end: float) -> Clock:
 
 def _drifts(run: Run, clock: Clock) -> bool:
     rows = run.requests
-    inside = rows.ok & _ended_inside(rows, clock)
+    inside = rows.ok & ended_inside(rows, clock)
     life = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
     scrapes &= ~np.isnan(run.server.kv_cache_usage)
@@ -380,14 +382,19 @@ class _Times:
             ttft_s=ttft,
             ttft_so_far_s=np.where(np.isnan(ttft), e2e, ttft),
             e2e_s=e2e,
-            tpot_s=metrics.tpot_s(
-                first_chunk_s=rows.first_chunk_s,
-                last_chunk_s=rows.last_chunk_s,
-                output_tokens=rows.output_tokens,
-                first_chunk_tokens=rows.first_chunk_tokens,
-            ),
+            tpot_s=tpot_of(rows),
             chunks_are_tokens=metrics.chunks_are_tokens(chunks=rows.chunks, output_tokens=rows.output_tokens),
         )
+
+
+def tpot_of(rows: Requests) -> Floats:
+    """Time per output token of every request, shape (n,)."""
+    return metrics.tpot_s(
+        first_chunk_s=rows.first_chunk_s,
+        last_chunk_s=rows.last_chunk_s,
+        output_tokens=rows.output_tokens,
+        first_chunk_tokens=rows.first_chunk_tokens,
+    )
 
 
 def _ttft_share(

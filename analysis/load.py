@@ -95,6 +95,11 @@ class Requests:
         return self.start_unix_s + self.end_s
 
     @property
+    def tokens(self) -> Floats:
+        """Output tokens, shape (n,); the chunks where no usage came, as of unfinished requests."""
+        return np.where(np.isnan(self.output_tokens), self.chunks, self.output_tokens)
+
+    @property
     def ok(self) -> Bools:
         """Shape (n,)."""
         return np.equal(self.outcome, CODE[Outcome.OK])

@@ -2,17 +2,15 @@
 walls: requests that come when they are due have no number of users."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis import metrics
 from analysis.answer import Percentiles, SliceAnswer
-from analysis.levels import client_doubts
+from analysis.levels import client_doubts, ended_inside, in_flight_of, tpot_of
 from analysis.load import Bools, Floats, Requests, Run
-from analysis.stats import Clock
+from analysis.stats import Clock, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 
 SLICES = 8
@@ -56,11 +54,10 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
     rows = run.requests
     begin, end = arrivals.start_unix_s + from_s, arrivals.start_unix_s + to_s
     due = (rows.scheduled_unix_s >= begin) & (rows.scheduled_unix_s < end)
-    ended = (rows.end_unix_s >= begin) & (rows.end_unix_s < end)
+    clock = Clock(begin_unix_s=begin, end_unix_s=end, lifetime_s=1.0)
+    ended = ended_inside(rows, clock)
     ours = rows.with_outcome(Outcome.CANCELLED)
     delays = Delays.of(rows, due)
-    clock = Clock(begin_unix_s=begin, end_unix_s=end, lifetime_s=1.0)
-    tokens = np.where(np.isnan(rows.output_tokens), rows.chunks, rows.output_tokens)
     return SliceAnswer(
         run_id=run.info.run_id,
         from_s=from_s,
@@ -68,12 +65,8 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
         due=int(due.sum()),
         due_rps=int(due.sum()) / (to_s - from_s),
         ended_rps=int((ended & ~ours).sum()) / (to_s - from_s),
-        in_flight=metrics.mean_in_flight(
-            begin_unix_s=rows.start_unix_s + np.nan_to_num(rows.sent_s),
-            end_unix_s=rows.end_unix_s,
-            window=(begin, end),
-        ),
-        output_tok_s=float(tokens[ended].sum()) / (to_s - from_s),
+        in_flight=in_flight_of(rows, clock),
+        output_tok_s=float(rows.tokens[ended].sum()) / (to_s - from_s),
         due_to_sent_s=_percentiles(delays.due_to_sent_s),
         ttft_s=_percentiles(delays.ttft_s),
         due_ttft_s=_percentiles(delays.due_ttft_s),
@@ -89,20 +82,11 @@ def _percentiles(values: Floats) -> Percentiles:
     if not len(known):
         return Percentiles()
     p50, p95, p99 = (float(q) for q in np.quantile(known, [0.5, 0.95, 0.99], method="inverted_cdf"))
-    return Percentiles(p50=_finite(p50), p95=_finite(p95), p99=_finite(p99))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return Percentiles(p50=finite_or_none(p50), p95=finite_or_none(p95), p99=finite_or_none(p99))
 
 
 def _median_tpot(rows: Requests, chosen: Bools) -> float:
-    tpot = metrics.tpot_s(
-        first_chunk_s=rows.first_chunk_s[chosen],
-        last_chunk_s=rows.last_chunk_s[chosen],
-        output_tokens=rows.output_tokens[chosen],
-        first_chunk_tokens=rows.first_chunk_tokens[chosen],
-    )
+    tpot = tpot_of(rows)[chosen]
     known = tpot[~np.isnan(tpot)]
     return float(np.median(known)) if len(known) else 0.0
 

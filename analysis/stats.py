@@ -51,6 +51,11 @@ class Clock:
         return np.clip(place.astype(np.int64), 0, self.batches - 1)
 
 
+def finite_or_none(value: float) -> float | None:
+    """For answers: what is not known, or without bound, is null."""
+    return value if math.isfinite(value) else None
+
+
 def student(batches: int, *, one_sided: float = 0.95) -> float:
     """Quantile of Student's t with batches - 1 degrees of freedom: what replaces 1.645."""
     return float(stats.t.ppf(one_sided, batches - 1))

@@ -40,7 +40,7 @@ class Lead:
         self.target: Target = make_target(host, settings)
         self.level: Level | None = None
         self._loop = loop
-        self.arrivals = list(planned_arrivals(settings))
+        self.arrivals_count, self.arrivals_s = _extent(settings)
         nonce = uuid.uuid4().hex[:8]
         found, self._scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
         self.found: Preflight = found
@@ -85,11 +85,6 @@ class Lead:
         )
         self.info.schedule.append((now, now, users))
         self._save()
-
-    @property
-    def arrivals_s(self) -> float:
-        """How long the arrivals of an open loop take."""
-        return self.arrivals[-1].due_s if self.settings.trace and self.arrivals else self.settings.level_s
 
     def begin_arrivals(self, start_unix_s: float) -> None:
         """Open loop: the first arrivals are due from now on."""
@@ -174,6 +169,14 @@ class Lead:
             write_run_info(self.folder, self.info)
         except OSError as error:
             logger.error("run.json cannot be written (%s); it is tried again.", error)  # noqa: TRY400
+
+
+def _extent(settings: Settings) -> tuple[int, float]:
+    """How many arrivals an open loop has and how long they take; counted, not kept."""
+    count, last_s = 0, 0.0
+    for arrival in planned_arrivals(settings):
+        count, last_s = count + 1, arrival.due_s
+    return count, last_s if settings.trace else settings.level_s
 
 
 def _make_folder(reports_dir: Path, run_id: str) -> Path:

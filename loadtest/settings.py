@@ -83,18 +83,15 @@ class Settings(BaseSettings):
         extra="ignore",
         protected_namespaces=(),
         hide_input_in_errors=True,
+        allow_inf_nan=False,
         frozen=True,
     )
 
     model: str | None = Field(None, description="served model; default: the only one that /v1/models lists")
     api_key: SecretStr = Field(SecretStr(NO_KEY), description="secret, environment or .env only")
     levels: Levels = Field((), description="user counts to hold one after the other, such as 1,2,4,8,16")
-    level_s: float = Field(
-        30, gt=0, allow_inf_nan=False, description="seconds of a level, from when all its users have started"
-    )
-    settle_s: float = Field(
-        5, ge=0, allow_inf_nan=False, description="first seconds of a level, never analysed"
-    )
+    level_s: float = Field(30, gt=0, description="seconds of a level, from when all its users have started")
+    settle_s: float = Field(5, ge=0, description="first seconds of a level, never analysed")
     prompt_tokens: TokenLaw = Field(
         "lognormal:512,0.6", description="prompt length: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
     )
@@ -112,23 +109,19 @@ class Settings(BaseSettings):
     trace: Path | None = Field(
         None, description="open loop from a trace: Azure CSV, Mooncake JSONL, CSV of seconds,prompt,output"
     )
-    trace_speed: float = Field(
-        1, gt=0, allow_inf_nan=False, description="replay the trace this many times as fast"
-    )
+    trace_speed: float = Field(1, gt=0, description="replay the trace this many times as fast")
     prompts: Path | None = Field(
         None, description="JSONL of {messages: [...]}: your own traffic instead of synthetic text"
     )
     ignore_eos: bool = Field(True, description="make answers as long as drawn: true or false")
-    temperature: float = Field(0, ge=0, allow_inf_nan=False, description="sampling temperature")
+    temperature: float = Field(0, ge=0, description="sampling temperature")
     seed: int = Field(0, description="seed of lengths and times")
-    request_timeout_s: float = Field(600, gt=0, allow_inf_nan=False, description="limit of one whole request")
+    request_timeout_s: float = Field(600, gt=0, description="limit of one whole request")
     reports_dir: Path = Field(Path("reports"), description="where run folders are made")
     metrics_url: str | None = Field(
         None, description="address of Prometheus metrics, or off; default: the host's /metrics"
     )
-    sample_s: float = Field(
-        1, gt=0, allow_inf_nan=False, description="seconds between two samples of the server"
-    )
+    sample_s: float = Field(1, gt=0, description="seconds between two samples of the server")
     gpu_metrics: str = Field("auto", description="auto, nvml, off, or the address of a DCGM exporter")
     model_config_file: Path | None = Field(
         None,
@@ -138,12 +131,8 @@ class Settings(BaseSettings):
     extra_body: JsonObject = Field({}, description="JSON object merged into every request")
     extra_headers: Headers = Field({}, description="JSON object of extra HTTP headers")
     ca_file: Path | None = Field(None, description="certificate authority of a private https server")
-    slo_ttft_p95_s: float = Field(
-        _SLO.ttft_p95_s, gt=0, allow_inf_nan=False, description="objective: p95 time to first token"
-    )
-    slo_tpot_p95_s: float = Field(
-        _SLO.tpot_p95_s, gt=0, allow_inf_nan=False, description="objective: p95 time per output token"
-    )
+    slo_ttft_p95_s: float = Field(_SLO.ttft_p95_s, gt=0, description="objective: p95 time to first token")
+    slo_tpot_p95_s: float = Field(_SLO.tpot_p95_s, gt=0, description="objective: p95 time per output token")
     slo_preempted_fraction: float = Field(
         _SLO.preempted_fraction, gt=0, le=1, description="objective: preemptions a finished request"
     )

@@ -35,7 +35,6 @@ class LevelShape(LoadTestShape):
         self._fresh = False
         self._held_until_told = False
         self._sweeping = False
-        self._open_loop = False
         self._until: float | None = None
 
     def reset_time(self) -> None:
@@ -57,7 +56,7 @@ class LevelShape(LoadTestShape):
             logger.info("The time limit is reached.")
             self._end(drain_s=STOP_DRAIN_S)
             return None
-        if self._open_loop:
+        if lead.settings.open_loop:
             return self._arrive(lead)
         self._follow_web_page()
         if not self._level_is_over(lead):
@@ -69,7 +68,6 @@ class LevelShape(LoadTestShape):
         if self._lead is None:
             return None
         self._choose_levels(self._lead)
-        self._open_loop = self._lead.settings.open_loop
         limit = self._run_time_s()
         self._until = None if limit is None else time.monotonic() + limit
         self.control.announce(self._plan_text(self._lead, limit))
@@ -98,7 +96,7 @@ class LevelShape(LoadTestShape):
 
     def _plan_text(self, lead: Lead, limit: float | None) -> str:
         level_s = lead.settings.level_s
-        if self._open_loop:
+        if lead.settings.open_loop:
             return _arrivals_text(lead, limit)
         end = f", at most {limit:.0f} s" if limit is not None else ""
         if self._held_until_told:
@@ -155,13 +153,13 @@ class LevelShape(LoadTestShape):
 
     def _show(self, lead: Lead) -> None:
         level_s = None if self._held_until_told else lead.settings.level_s
-        level_s = lead.arrivals_s if self._open_loop else level_s
+        level_s = lead.arrivals_s if lead.settings.open_loop else level_s
         self.control.line.show(live_text(lead.level, level_s=level_s, left_s=self._left_s(lead)))
 
     def _left_s(self, lead: Lead) -> float | None:
         if self._held_until_told or self._sweeping:
             return None if self._until is None else self._until - time.monotonic()
-        if self._open_loop:
+        if lead.settings.open_loop:
             return lead.arrivals_s - (time.time() - lead.level.start_unix_s) if lead.level else None
         at = self._planned.index(self._users)
         held = time.time() - lead.level.start_unix_s if lead.level else 0.0
@@ -173,4 +171,4 @@ def _arrivals_text(lead: Lead, limit: float | None) -> str:
     law = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
     end = f", at most {limit:.0f} s" if limit is not None else ""
     minutes = lead.arrivals_s / 60
-    return f"open loop, {law}: {len(lead.arrivals):,} requests in {minutes:.1f} min{end}"
+    return f"open loop, {law}: {lead.arrivals_count:,} requests in {minutes:.1f} min{end}"

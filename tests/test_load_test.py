@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -240,13 +239,6 @@ def post(url: str, **form: str) -> None:
     urllib.request.urlopen(url, data, timeout=10).read()
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.1)
-
-
 def test_the_web_page_starts_edits_and_stops_and_shows_bad_input(simulated: str, tmp_path: Path) -> None:
     reports, port = tmp_path / "reports", free_port()
     command = locust_command(reports, simulated, "--web-host", "127.0.0.1", "--web-port", str(port))
@@ -262,19 +254,19 @@ def test_the_web_page_starts_edits_and_stops_and_shows_bad_input(simulated: str,
 
     with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: listening(port))
+            until(20, lambda: listening(port))
             common = {"spawn_rate": "10", "host": simulated}
             post(f"{page}/swarm", user_count="2", prompt_tokens="30", **common)
-            wait_for(lambda: schedule() == [2])
+            until(20, lambda: schedule() == [2])
             post(f"{page}/swarm", user_count="3", **common)
-            wait_for(lambda: schedule() == [2, 3])
+            until(20, lambda: schedule() == [2, 3])
             urllib.request.urlopen(urllib.request.Request(f"{page}/stop", method="POST"), timeout=20).read()
             run = Finished(0, "", reports)
-            wait_for(lambda: bool(run.info["ended_unix_s"]))
+            until(20, lambda: bool(run.info["ended_unix_s"]))
             assert run.info["settings"]["prompt_tokens"] == "30"
             assert {row["outcome"] for row in run.rows()} == {"ok"}
             post(f"{page}/swarm", user_count="1", levels="1,x", **common)
-            wait_for(lambda: "is not a list of user counts" in exceptions())
+            until(20, lambda: "is not a list of user counts" in exceptions())
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) in (0, 2)

@@ -80,14 +80,12 @@ class Host:
         self.name = name
         self.namespace = namespace
         self.address = address
-        self.folder = Path()
 
     def start(
         self, command: list[str], *, folder: Path, hidden: list[Path], log: Path
     ) -> "subprocess.Popen[str]":
         """Runs it with `folder` as its working directory; the folders in `hidden` look empty to it."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
         mounts = [f"mount -t tmpfs hidden '{path}'" for path in hidden]
         script = " && ".join([*mounts, f"cd '{folder}'", 'exec "$@"'])
         with log.open("w") as file:
