@@ -377,7 +377,7 @@ class _Transcript:
 async def stream_chat(
     session: aiohttp.ClientSession, request: StreamRequest
 ) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
-    """Sends one streamed chat completion and follows it to its end.
+    """Sends one streamed chat completion, over a session of `open_session`, and follows it to its end.
 
     Returns the row, the answer's text (empty unless `keep_text`) and, when the task was cancelled, the
     cancellation to re-raise once the row is safe.
@@ -402,12 +402,7 @@ async def stream_chat(
                 clock.headers_s = clock.now()
                 status = response.status
                 if status == 200:
-                    turns = (
-                        session.connector.turns
-                        if isinstance(session.connector, StampingConnector)
-                        else _Turns()
-                    )
-                    await _follow(response, transcript, turns)
+                    await _follow(response, transcript, cast("StampingConnector", session.connector).turns)
                     clock.end(byte_times)
                     outcome, error = _judge(transcript, response.content_type)
                 else:

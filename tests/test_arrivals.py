@@ -3,13 +3,13 @@
 import itertools
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
-from loadtest.workload import Distribution, PromptScale, Workload
+from loadtest.workload import Distribution
 from tests.conftest import Finished, RunLocust, two_processes
+from tests.test_workload import workload
 
 LONG_S = 5000.0
 
@@ -108,21 +108,11 @@ def test_a_bad_trace_is_refused_with_its_line(tmp_path: Path, text: str, said: s
         read_trace(tmp_path / "trace", speed=1)
 
 
-def workload(**changes: object) -> Workload:
-    values: dict[str, Any] = {
-        "prompt_tokens": Distribution.parse("lognormal:100,0.6"),
-        "output_tokens": Distribution.parse("20"),
-        "turns": 1,
-        "max_model_len": 4096,
-        "scale": PromptScale(overhead_tokens=10, tokens_per_word=1.0),
-        "seed": 0,
-        "nonce": "abc",
-    }
-    return Workload(**{**values, **changes})
+LENGTHS = Distribution.parse("lognormal:100,0.6")
 
 
 def said(arrival: Arrival, **changes: object) -> list[str]:
-    (message,) = workload(**changes).request_at(arrival).messages
+    (message,) = workload(**{"max_model_len": 4096, **changes}).request_at(arrival).messages
     return str(message["content"]).split()
 
 
@@ -136,9 +126,9 @@ def test_requests_with_the_same_blocks_share_that_much_text_and_no_more() -> Non
 
 
 def test_an_arrival_asks_the_same_whoever_makes_its_request() -> None:
-    first, again = (workload().request_at(Arrival(5, 1.0)) for _ in range(2))
+    first, again = (workload(prompt_tokens=LENGTHS).request_at(Arrival(5, 1.0)) for _ in range(2))
     assert first == again
-    assert first.messages != workload().request_at(Arrival(6, 1.0)).messages
+    assert first.messages != workload(prompt_tokens=LENGTHS).request_at(Arrival(6, 1.0)).messages
 
 
 def test_what_does_not_fit_the_context_is_clipped_and_noted() -> None:
