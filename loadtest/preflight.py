@@ -215,7 +215,7 @@ def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
 
 
 def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) -> None:
-    if max_model_len is None or settings.prompts is not None:
+    if max_model_len is None or not _draws_lengths(settings):
         return
     shortest = [
         law.a if law.kind in ("fixed", "uniform") else law.mean
@@ -230,7 +230,7 @@ def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) ->
 
 def _clipping(settings: Settings, max_model_len: int | None) -> list[str]:
     """Says early that lengths will be clipped, from a few hundred draws."""
-    if max_model_len is None or settings.prompts is not None or settings.trace is not None:
+    if max_model_len is None or not _draws_lengths(settings):
         return []
     prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
     rng = random.Random(settings.seed)
@@ -242,6 +242,11 @@ def _clipping(settings: Settings, max_model_len: int | None) -> list[str]:
         f"About {clipped / draws:.0%} of the drawn lengths do not fit the model's context of {max_model_len} "
         "tokens and will be clipped."
     ]
+
+
+def _draws_lengths(settings: Settings) -> bool:
+    """Whether prompts have drawn lengths: a person's own traffic and a trace bring theirs."""
+    return settings.prompts is None and settings.trace is None
 
 
 def _check_prompts(settings: Settings) -> None:

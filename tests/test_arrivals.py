@@ -176,7 +176,8 @@ def test_an_open_loop_does_not_wait_for_answers(run_locust: RunLocust, simulated
 
 def test_a_trace_is_replayed_at_its_times(run_locust: RunLocust, simulated: str, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("time_s,prompt,output\n0,60,4\n1,80,5\n4,50,6\n")
-    run = run_locust(simulated, trace=str(tmp_path / "trace.csv"), trace_speed="2")
+    # The drawn lengths, which do not fit the context, are not the trace's.
+    run = run_locust(simulated, trace=str(tmp_path / "trace.csv"), trace_speed="2", prompt_tokens="9000")
     assert run.code == 0, run.said
     assert [(user, due) for user, due, _ in facts(run)] == [(0, 0.0), (1, 0.5), (2, 2.0)]
     rows = sorted(run.rows(), key=lambda row: row["user"])

@@ -162,3 +162,22 @@ def test_first_token_of_a_thought_counts_and_the_answer_is_timed_apart(vllm: Vll
     first = median(row["chunk_s"][0] - row["sent_s"] for row in thought.rows)
     answered = median(row["first_answer_s"] - row["sent_s"] for row in thought.rows)
     assert answered > first + 19 * 0.001
+
+
+def test_a_trace_reaches_the_server_when_and_as_it_says(vllm: Vllm, tmp_path: Path) -> None:
+    """Twelve seconds of bursts over two processes: every request, its lengths, its time and its place."""
+    rng = random.Random(0)
+    due = sorted(rng.uniform(0, 12) for _ in range(60))
+    wanted = [(at - due[0], rng.randint(40, 200), rng.randint(2, 60)) for at in due]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("time_s,prompt,output\n" + "".join(f"{t:.3f},{s},{o}\n" for t, s, o in wanted))
+    processes = ("--processes", "2", "--master-bind-host", "127.0.0.1")
+    run = load_test(vllm, tmp_path / "reports", "--trace", str(trace), "--thinking", "off", *processes)
+    rows = sorted(run.rows, key=lambda row: row["user"])
+    assert [row["outcome"] for row in rows] == ["ok"] * 60
+    assert {row["worker"] for row in rows} == {"0", "1"}
+    start = min(row["scheduled_unix_s"] for row in rows)
+    for row, (t, s, o) in zip(rows, wanted, strict=True):
+        assert row["scheduled_unix_s"] - start == pytest.approx(t, abs=2e-3)
+        assert (row["prompt_tokens"], row["output_tokens"]) == (pytest.approx(s, abs=4), o)
+        assert 0 <= row["start_unix_s"] + row["sent_s"] - row["scheduled_unix_s"] < 0.1
