@@ -404,7 +404,7 @@ def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
     before = 0
     for run in runs:
         rows = run.requests
-        chats = _conversations(rows.user, rows.turn, rows.start_unix_s)
+        chats = conversation_ids(rows)
         known = rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
         prompt.append(rows.prompt_tokens[known].astype(np.int64))
         output.append(rows.output_tokens[known].astype(np.int64))
@@ -420,11 +420,11 @@ def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
     )
 
 
-def _conversations(user: Ints, turn: Ints, start_unix_s: Floats) -> Ints:
+def conversation_ids(rows: Requests) -> Ints:
     """Which conversation each request belongs to, 0, 1, ...: a user's turns from one turn 0 to the next."""
-    order = np.lexsort((start_unix_s, user))
-    begins = (turn[order] == 0) | (np.diff(user[order], prepend=-1) != 0)
-    chat = np.empty(len(user), dtype=np.int64)
+    order = np.lexsort((rows.start_unix_s, rows.user))
+    begins = (rows.turn[order] == 0) | (np.diff(rows.user[order], prepend=-1) != 0)
+    chat = np.empty(len(rows), dtype=np.int64)
     chat[order] = np.cumsum(begins) - 1
     return chat
 

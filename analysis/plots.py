@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +13,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
 from loadtest.record import Slo
+
+if TYPE_CHECKING:
+    from analysis.twin import TwinAnswer
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
@@ -251,6 +254,29 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate) or 1.0), xlabel="users")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title("Output throughput, tokens a second")
+
+
+def twin(axes: Axes, answer: "TwinAnswer") -> None:
+    """p95 of the time to first token against users: predicted with its band, measured, the limit."""
+    seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
+    users = [one.users for one in seen]
+    ends = np.array([one.intervals["ttft_p95_s"] for one in seen]) * 1e3
+    axes.fill_between(users, ends[:, 0], ends[:, 1], color=BAND, alpha=0.55, linewidth=0)
+    line = [1e3 * one.values["ttft_p95_s"] for one in seen]
+    axes.plot(users, line, color=BLUE, linewidth=1.8, label="predicted")
+    for one in seen:
+        if "ttft_p95_s" in one.measured:
+            face = PAPER if one.held_out else BLUE
+            at = 1e3 * one.measured["ttft_p95_s"]
+            axes.plot(one.users, at, "o", markerfacecolor=face, markeredgecolor=BLUE, zorder=5)
+    if answer.limit is not None and answer.limit.x is not None:
+        axes.axvline(answer.limit.x, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
+    axes.axhline(1e3 * answer.slo.ttft_p95_s, color=ORANGE, linewidth=1.6)
+    axes.set_yscale("log")
+    axes.set(xlabel="users")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
+    axes.set_title("Time to first token, p95, as the twin predicts it (hollow: held out)")
 
 
 def walls(axes: Axes, answer: ModelAnswer) -> None:

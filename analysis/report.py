@@ -341,14 +341,14 @@ def write(answer: Answer, *, folder: Path) -> None:
         files |= {_figure_file(answer, model, name): text for name, text in figures.items()}
     try:
         for name, text in files.items():
-            _replace(folder / name, text)
+            replace_file(folder / name, text)
     except OSError as problem:
         raise InputError(
             f"{folder} cannot be written to ({problem.strerror}): copy the runs elsewhere."
         ) from None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Whoever reads the file sees the old one or the new one, whole."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
@@ -450,23 +450,23 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     parts += [f"![{name}]({_figure_file(answer, model, name)})\n" for name in figures]
     if model.bounds:
         parts += ["### Walls", ""]
-        parts += _grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+        parts += grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
     if model.not_met:
         parts += [not_met_text(model), ""]
     if model.levels:
         parts += ["### Levels", ""]
-        parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+        parts += grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
         parts += [DASH_NOTE, ""]
     if model.open_loop:
         parts += ["### Open loop", ""]
-        parts += _grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
+        parts += grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
     parts += [f"- {label}: {value}" for label, value in memory_rows(model) + latency_rows(model)]
     if model.warnings:
         parts += ["", "### Warnings", "", *[f"- {warning}" for warning in model.warnings]]
     return [*parts, ""]
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
 
@@ -474,7 +474,7 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # The terminal.
 
 
-class _Output(Console):
+class Output(Console):
     """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
     ends the printing and nothing else; what the encoding lacks becomes a question mark."""
 
@@ -491,7 +491,7 @@ class _Output(Console):
 
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
     """Prints the answer, then the evidence."""
-    out = console or _Output()
+    out = console or Output()
     for model in answer.models:
         _show_model(out, answer, model)
     out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
@@ -502,40 +502,40 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
     for text in filter(None, (certainty(model, confidence=answer.confidence), limit(model))):
-        _say(out, text)
+        say(out, text)
     if model.simulated:
-        _say(out, f"Measured on Seatcount's simulated server ({model.simulated}).")
+        say(out, f"Measured on Seatcount's simulated server ({model.simulated}).")
     levers = [lever_text(lever) for lever in model.levers]
-    _show_list(out, f"What would raise the estimate of {model.estimate}", levers)
+    show_list(out, f"What would raise the estimate of {model.estimate}", levers)
     out.print()
     if model.bounds:
         out.print(
-            _table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+            table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
         )
     if model.not_met:
-        _say(out, not_met_text(model) + "\n", style="dim")
+        say(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
         if any(level.ttft_s.p95 is None or level.tpot_s.p95 is None for level in model.levels):
-            _say(out, DASH_NOTE, style="dim")
+            say(out, DASH_NOTE, style="dim")
     if model.open_loop:
-        out.print(_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
+        out.print(table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
     facts = memory_rows(model) + latency_rows(model)
-    _show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
-    _show_list(out, "Warnings", model.warnings)
+    show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
+    show_list(out, "Warnings", model.warnings)
     out.print()
 
 
-def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
     if not lines:
         return
     out.print()
-    _say(out, title, style="bold")
+    say(out, title, style="bold")
     for line in lines:
-        _say(out, f"- {line}")
+        say(out, f"- {line}")
 
 
-def _say(out: Console, text: str, *, style: str = "") -> None:
+def say(out: Console, text: str, *, style: str = "") -> None:
     """Indented; long lines are wrapped for a person and left whole for a program."""
     if out.is_terminal:
         out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
@@ -547,10 +547,10 @@ def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
     names = [name for name, _ in LEVEL_COLUMNS]
     kept = [place for place, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
     rows = [level_cells(level) for level in model.levels]
-    return _table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    return table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"

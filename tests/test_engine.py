@@ -3,21 +3,14 @@
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulator.engine import (
-    Engine,
-    EngineConfig,
-    Request,
-    State,
-    Trace,
-    closed_loop,
-    simulate,
-)
+from loadtest.simulator.engine import Engine, EngineConfig, Request, State
+from loadtest.simulator.virtual import Trace, closed_loop, simulate
 
 
 def config(**changes: object) -> EngineConfig:
@@ -408,6 +401,71 @@ def deployments(draw: st.DrawFn) -> EngineConfig:
         async_scheduling=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
     )
+
+
+def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Request]]) -> Trace:
+    """What `simulate` does, without its leaps."""
+    engine = Engine(engine_config)
+    trace = Trace(counters=engine.counters, pool_blocks=engine.pool.blocks)
+    coming = deque(arrivals)
+    now_s = 0.0
+    while True:
+        while coming and coming[0][0] <= now_s:
+            at_s, one = coming.popleft()
+            engine.submit(one, at_s)
+        end_s = engine.begin(now_s)
+        if end_s is None:
+            if not coming:
+                return trace
+            now_s = coming[0][0]
+            continue
+        engine.end()
+        gauges = engine.gauges
+        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks)
+        now_s = end_s
+
+
+@given(
+    engine_config=deployments(),
+    terms=st.tuples(*[st.floats(0.0, 1e-2) for _ in range(3)]),
+    jitter_cv=st.sampled_from([0.0, 0.2]),
+    lengths=st.lists(LENGTHS, min_size=1, max_size=14),
+    shared=st.integers(0, 5),
+)
+@settings(max_examples=300, deadline=None)
+def test_leaps_change_nothing(
+    engine_config: EngineConfig,
+    terms: tuple[float, ...],
+    jitter_cv: float,
+    lengths: list[tuple[int, int, int]],
+    shared: int,
+) -> None:
+    names = ("step_per_seq_s", "step_per_kv_token_s", "prefill_per_token_s")
+    jittery = replace(
+        engine_config, step_base_s=0.3, jitter_cv=jitter_cv, **dict(zip(names, terms, strict=True))
+    )
+
+    def arrivals() -> list[tuple[float, Request]]:
+        return [
+            (at / 4, request(prompt, output, (*range(shared), *range(100 * number, 100 * number + 20))))
+            for number, (prompt, output, at) in enumerate(sorted(lengths, key=lambda one: one[2]))
+        ]
+
+    leapt, stepped = arrivals(), arrivals()
+    trace, expected = simulate(jittery, leapt), step_by_step(jittery, stepped)
+    assert trace.step_end_s == expected.step_end_s
+    assert (trace.running, trace.waiting, trace.used_blocks) == (
+        expected.running,
+        expected.waiting,
+        expected.used_blocks,
+    )
+    assert trace.counters == expected.counters
+    for (_, one), (_, other) in zip(leapt, stepped, strict=True):
+        assert (one.step_runs, one.preemptions, one.cached_tokens) == (
+            other.step_runs,
+            other.preemptions,
+            other.cached_tokens,
+        )
 
 
 @given(engine_config=deployments(), lengths=st.lists(LENGTHS, min_size=1, max_size=14))

@@ -16,7 +16,8 @@ from analysis.load import find_runs, read_run
 from analysis.memory import Occupancy, Pairs, Seen, Shift, block_law, wall
 from analysis.stats import Share
 from loadtest.record import Slo
-from loadtest.simulator.engine import Request, closed_loop
+from loadtest.simulator.engine import Request
+from loadtest.simulator.virtual import closed_loop
 
 SLO = Slo()
 NO_SHIFT = Shift(preempted=0.0, blocked=0.0)

@@ -21,7 +21,8 @@ from loadtest.record import (
     ServerSample,
     encode_line,
 )
-from loadtest.simulator.engine import Arrival, EngineConfig, Request, Trace, simulate
+from loadtest.simulator.engine import EngineConfig, Request
+from loadtest.simulator.virtual import Arrival, Trace, simulate
 
 BEGIN_UNIX_S = 1.8e9
 Lengths = Callable[[np.random.Generator], tuple[int, int]]

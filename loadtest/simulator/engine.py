@@ -3,12 +3,10 @@
 Knows no I/O, no clock and no text: time is passed in, prompts are lengths and optional block hashes.
 """
 
-import heapq
 import math
 import random
-from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -39,6 +37,8 @@ class EngineConfig:
     """The next step is scheduled when one starts: an ended request holds its blocks one step more."""
     max_num_queued_reqs: int | None = None
     """vLLM's name; it limits all unfinished requests, running ones too."""
+    max_num_queued_tokens: int | None = None
+    """No request is accepted while prompts without a first token have so many tokens together."""
     jitter_cv: float = 0.0
     seed: int = 0
 
@@ -60,6 +60,10 @@ class EngineConfig:
     def pool_tokens(self) -> int:
         """Tokens that requests can hold: all blocks but the null block."""
         return (self.num_gpu_blocks - 1) * self.block_size
+
+
+OnStep = Callable[[float, int, int, int], None]
+"""Is told of a step's end: the instant, requests running, requests waiting, used blocks."""
 
 
 class State(Enum):
@@ -291,6 +295,8 @@ class Engine:
         self._current: Step | None = None
         self._current_end_s = math.nan
         self._next: Step | None = None
+        self._settled = False  # the last schedule left nothing that the next one could admit or cut
+        self._queued_tokens = 0
         self._random = random.Random(config.seed)
         sigma2 = math.log1p(config.jitter_cv**2)
         self._jitter = (-sigma2 / 2, math.sqrt(sigma2)) if config.jitter_cv else None
@@ -314,11 +320,14 @@ class Engine:
                 f"{request.prompt_tokens} + {request.output_tokens} tokens exceed max_model_len "
                 f"({self.config.max_model_len})."
             )
-        limit = self.config.max_num_queued_reqs
-        if limit is not None and self.unfinished >= limit:
+        limit, limit_tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
+        if (limit is not None and self.unfinished >= limit) or (
+            limit_tokens is not None and self._queued_tokens >= limit_tokens
+        ):
             self.counters.rejected += 1
             return False
         request.arrival_s = now_s
+        self._queued_tokens += request.prompt_tokens
         self._arrived.append(request)
         return True
 
@@ -326,6 +335,9 @@ class Engine:
         """Ends a request at once and frees its blocks; nothing happens when it has ended already."""
         if request.state in (State.FINISHED, State.ABORTED):
             return
+        self._settled = False
+        if request.first_token_s is None:
+            self._queued_tokens -= request.prompt_tokens
         if request in self._running:
             self._leave_batch(request)
             del self._running[request]
@@ -377,6 +389,51 @@ class Engine:
         self._take_gauges()
         return step
 
+    def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
+        """Does, between two steps, all that begin before `until_s` and change neither batch nor queue: nobody
+        arrives, ends, prefills or lacks a block. Returns the instant at which the next step may begin.
+
+        The same as `begin` and `end` step by step, at a fraction of the cost. Nothing but tokens comes of it.
+        """
+        ahead = self._next
+        if not self._settled or self._arrived or self._prefilling is not None or not self._decoding:
+            return now_s
+        if self.config.async_scheduling and (ahead is None or ahead.first or ahead.finished):
+            return now_s
+        batch, first, kv_tokens = len(self._decoding), self._step_number + 1, self._decode_kv_tokens
+        running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
+        growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
+        ahead_s = math.nan if ahead is None else ahead.duration_s
+        number = first
+        while now_s < until_s and number not in ends_at:
+            if growing := len(growers[number % block_size]):
+                if growing > self.pool.free:
+                    break
+                self.pool.take(growing)
+                used += growing
+            number += 1
+            kv_tokens += batch
+            duration_s = self._duration_s(batch, kv_tokens, 0)
+            now_s += duration_s if ahead is None else ahead_s
+            ahead_s = duration_s
+            on_step(now_s, running, waiting, used)
+        if number > first:
+            self._leapt(number - first, kv_tokens, ahead_s)
+        return now_s
+
+    def _leapt(self, steps: int, kv_tokens: int, ahead_s: float) -> None:
+        self._step_number += steps
+        self._decode_kv_tokens = kv_tokens
+        self.counters.steps += steps
+        self.counters.generation_tokens += steps * len(self._decoding)
+        if self._next is not None:
+            self._next = Step(
+                number=self._step_number,
+                duration_s=ahead_s,
+                prefill_tokens=0,
+                tokens=list(self._decoding),
+            )
+
     def _take_gauges(self) -> None:
         self.gauges.running = len(self._running)
         self.gauges.waiting = len(self._waiting)
@@ -385,6 +442,7 @@ class Engine:
     def _report_prefill(self, request: Request, now_s: float) -> None:
         if request.first_token_s is None:
             request.first_token_s = now_s
+            self._queued_tokens -= request.prompt_tokens
             self.counters.prompt_tokens += request.prompt_tokens
         if request._unreported:
             self.counters.preemptions += request._unreported
@@ -395,6 +453,7 @@ class Engine:
         if request in self._running:
             del self._running[request]
             self._free(request)
+            self._settled = False
         self.counters.preemptions += request._unreported
         request._unreported = 0
         request.state = State.FINISHED
@@ -402,6 +461,7 @@ class Engine:
         self.counters.finished += 1
 
     def _schedule(self, now_s: float) -> Step | None:
+        self._settled = False
         preempted = self._grow()
         budget = self.config.max_num_batched_tokens - len(self._decoding)
         completed: list[Request] = []
@@ -416,7 +476,11 @@ class Engine:
         self._decode_kv_tokens += len(self._decoding)
         step = Step(
             number=self._step_number,
-            duration_s=self._duration_s(prefill),
+            duration_s=self._duration_s(
+                len(self._decoding) + prefill.sequences,
+                self._decode_kv_tokens + prefill.kv_tokens,
+                prefill.tokens,
+            ),
             prefill_tokens=prefill.tokens,
             tokens=[*self._decoding, *completed],
         )
@@ -429,13 +493,13 @@ class Engine:
             request.state = State.ENDING
         return step
 
-    def _duration_s(self, prefill: "_Prefill") -> float:
+    def _duration_s(self, sequences: int, kv_tokens: int, prefill_tokens: int) -> float:
         config = self.config
         duration_s = (
             config.step_base_s
-            + config.step_per_seq_s * (len(self._decoding) + prefill.sequences)
-            + config.step_per_kv_token_s * (self._decode_kv_tokens + prefill.kv_tokens)
-            + config.prefill_per_token_s * prefill.tokens
+            + config.step_per_seq_s * sequences
+            + config.step_per_kv_token_s * kv_tokens
+            + config.prefill_per_token_s * prefill_tokens
         )
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
 
@@ -494,6 +558,7 @@ class Engine:
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
+                self._settled = True
                 return
             self._waiting.popleft()
             self.pool.share(shared)
@@ -505,6 +570,7 @@ class Engine:
             self._enter_batch(request, now_s)
             budget -= chunk
             self._compute(request, chunk, prefill, completed)
+        self._settled = budget > 0 or not self._waiting
 
     def _cached_blocks(self, request: Request, target: int) -> int:
         # The last token is always computed, for its logits.
@@ -608,149 +674,3 @@ class _Prefill:
 
 def _admission_order(request: Request) -> int:
     return request._admission
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """What a virtual run left. Arrays have one entry for each step, at its end."""
-
-    requests: list[Request]
-    """Finished ones, in order of ending."""
-    counters: Counters
-    pool_blocks: int
-    step_end_s: "array[float]"
-    running: "array[int]"
-    waiting: "array[int]"
-    used_blocks: "array[int]"
-
-    def token_times_s(self, request: Request) -> "array[float]":
-        """When each output token was made, ascending."""
-        times_s = array("d")
-        for first, stop in request.step_runs:
-            times_s.extend(self.step_end_s[first:stop])
-        return times_s
-
-
-Arrival = tuple[float, Request]
-"""An instant and the request that arrives then."""
-
-
-def simulate(
-    config: EngineConfig,
-    arrivals: Iterable[Arrival],
-    *,
-    on_end: Callable[[Request, float], Arrival | None] | None = None,
-    until_s: float = math.inf,
-) -> Trace:
-    """Runs an engine in virtual time until nothing is left or `until_s` has passed.
-
-    `arrivals` ascend in time and may be endless when `until_s` is finite; `on_end` may answer an ended
-    request with another one (a closed loop). A request that the queue limit rejects is counted, and ends
-    without an answer.
-    """
-    engine = Engine(config)
-    trace = Trace(
-        requests=[],
-        counters=engine.counters,
-        pool_blocks=engine.pool.blocks,
-        step_end_s=array("d"),
-        running=array("q"),
-        waiting=array("q"),
-        used_blocks=array("q"),
-    )
-    arriving = _Arrivals(arrivals)
-    now_s = 0.0
-    while now_s <= until_s:
-        for at_s, request in arriving.due(now_s):
-            engine.submit(request, at_s)
-        end_s = engine.begin(now_s)
-        if end_s is None:
-            if math.isinf(next_s := arriving.next_s):
-                break
-            now_s = next_s
-            continue
-        _record(trace, engine, engine.end(), arriving, on_end)
-        now_s = end_s
-    return trace
-
-
-def closed_loop(
-    config: EngineConfig,
-    requests: Iterable[Request],
-    *,
-    users: int,
-    turn_round_s: float = 1e-3,
-    think_s: Callable[[], float] | None = None,
-    start_spread_s: float = 0.0,
-) -> Trace:
-    """`users` people who each take the next of `requests` when their last one has ended, until none is left.
-
-    Between an end and the next arrival lie `turn_round_s` (a client is never instant: its next request
-    misses the step that starts as its last one ends) and a draw of `think_s`. Users start evenly over
-    `start_spread_s`.
-    """
-    source = iter(requests)
-
-    def answer(ended: Request, now_s: float) -> Arrival | None:
-        request = next(source, None)
-        if request is None:
-            return None
-        request.user = ended.user
-        return now_s + turn_round_s + (think_s() if think_s else 0.0), request
-
-    first: list[Arrival] = []
-    for user, request in enumerate(islice(source, users)):
-        request.user = user
-        first.append((start_spread_s * user / users, request))
-    return simulate(config, first, on_end=answer)
-
-
-class _Arrivals:
-    """Two sources merged by time: a given ascending one, and answers to ended requests."""
-
-    def __init__(self, given: Iterable[Arrival]) -> None:
-        self._given = iter(given)
-        self._head = next(self._given, None)
-        self._answers: list[tuple[float, int, Request]] = []
-        self._pushed = 0
-
-    @property
-    def next_s(self) -> float:
-        """Infinite when there is none."""
-        given_s = math.inf if self._head is None else self._head[0]
-        return min(given_s, self._answers[0][0]) if self._answers else given_s
-
-    def push(self, arrival: Arrival) -> None:
-        self._pushed += 1
-        heapq.heappush(self._answers, (arrival[0], self._pushed, arrival[1]))
-
-    def due(self, now_s: float) -> Iterator[Arrival]:
-        """Takes what arrives until `now_s`, in order."""
-        while self.next_s <= now_s:
-            if self._answers and (self._head is None or self._answers[0][0] <= self._head[0]):
-                at_s, _, request = heapq.heappop(self._answers)
-                yield at_s, request
-            elif self._head is not None:
-                arrival = self._head
-                self._head = next(self._given, None)
-                yield arrival
-
-
-def _record(
-    trace: Trace,
-    engine: Engine,
-    step: Step,
-    arriving: _Arrivals,
-    on_end: Callable[[Request, float], Arrival | None] | None,
-) -> None:
-    trace.step_end_s.append(step.end_s)
-    trace.running.append(engine.gauges.running)
-    trace.waiting.append(engine.gauges.waiting)
-    trace.used_blocks.append(engine.gauges.used_blocks)
-    trace.requests.extend(step.finished)
-    if on_end is None:
-        return
-    for request in step.finished:
-        answer = on_end(request, step.end_s)
-        if answer is not None:
-            arriving.push(answer)

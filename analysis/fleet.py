@@ -1,0 +1,79 @@
+"""How many replicas a number of users needs, and what they cost."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from analysis.answer import Wall
+from analysis.deployment import Deployment, Seen, play
+from analysis.limit import Limit, limit
+from loadtest.record import Slo
+from loadtest.simulator.virtual import ROUTERS
+
+ALIKE = 4
+"""Replicas that are played together and stand for all: more of them cost time and change the answer little,
+because a router evens out load among four nearly as well as among a thousand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """Replicas that hold `users`, `spare` of which may be lost."""
+
+    users: int
+    replicas: int
+    interval: tuple[int, int]
+    spare: int
+    per_replica_x: float
+    binding: Wall
+    usual: Seen
+    """With all replicas; users are those of ALIKE replicas, or of all where there are fewer."""
+    after_loss: Seen
+
+
+def fleet(
+    deployment: Deployment,
+    draws: Sequence[Deployment],
+    users: int,
+    slo: Slo,
+    *,
+    router: str,
+    spare: int = 0,
+    on_probe: Callable[[int], None] = lambda _: None,
+) -> Fleet | None:
+    """None where one replica does not hold one user."""
+    point = _of_alike(deployment, slo, router, on_probe, start=2 * ALIKE)
+    if point is None:
+        return None
+    drawn = [_of_alike(draw, slo, router, on_probe, start=point.users) for draw in draws]
+    wanted = [_needed(users, found.x / ALIKE) + spare for found in drawn if found is not None]
+    replicas = _needed(users, point.x / ALIKE) + spare
+    return Fleet(
+        users=users,
+        replicas=replicas,
+        interval=(min([*wanted, replicas]), max([*wanted, replicas])),
+        spare=spare,
+        per_replica_x=point.x / ALIKE,
+        binding=point.wall,
+        usual=_at(deployment, users, replicas, slo, router),
+        after_loss=_at(deployment, users, replicas - spare, slo, router),
+    )
+
+
+def _needed(users: int, per_replica_x: float) -> int:
+    return max(math.ceil(users / per_replica_x), 1) if per_replica_x > 0 else users
+
+
+def _of_alike(
+    deployment: Deployment, slo: Slo, router: str, on_probe: Callable[[int], None], *, start: int
+) -> Limit | None:
+    """Users that ALIKE replicas behind the router hold together."""
+    return limit(
+        deployment, slo, start=max(start, ALIKE), replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe
+    )
+
+
+def _at(deployment: Deployment, users: int, replicas: int, slo: Slo, router: str) -> Seen:
+    played = min(replicas, ALIKE)
+    share = max(round(users * played / replicas), 1)
+    requests = max(3000, 40 * share)
+    return play(deployment, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)

@@ -1,0 +1,117 @@
+"""The true maximum of a deployment in virtual time: at how many users each wall is crossed.
+
+The definitions are those of the answer (docs/method.md), with long plateaus in place of measured levels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from analysis.answer import Wall
+from analysis.deployment import Deployment, Seen, play
+from analysis.latency import MISS_LIMIT
+from loadtest.record import Slo
+from loadtest.simulator.virtual import Route
+
+QUEUE_LIMIT = 0.1  # share of time at the cap with a queue
+FEWEST_REQUESTS = 3000  # of a probe: thirty preemptions at one in a hundred
+BRACKET = 0.01  # above a hundred users, how far apart two probes may be that a crossing is read between
+MOST_USERS = 100_000
+
+Margins = dict[Wall, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """x users fit, real-valued; infinite where nothing broke up to `MOST_USERS`."""
+
+    x: float
+    wall: Wall
+    below: Seen
+    """What the last plateau that holds sees."""
+
+    @property
+    def users(self) -> int:
+        return math.floor(self.x)
+
+
+def margins(seen: Seen, slo: Slo) -> Margins:
+    """How far each wall is crossed: ln of rates, logit of shares, against their limits. Positive: broken."""
+    n = max(seen.requests, 1)
+    preempted = math.log(max(seen.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
+    return {
+        "kv_cache": max(preempted, _over(seen.blocked_fraction, slo.kv_blocked_fraction)),
+        "max_num_seqs": _over(seen.queue_fraction, QUEUE_LIMIT),
+        "ttft": _over(seen.ttft_miss, MISS_LIMIT),
+        "tpot": _over(seen.tpot_miss, MISS_LIMIT),
+    }
+
+
+def _over(share: float, limit: float) -> float:
+    kept = min(max(share, 1e-4), 1.0 - 1e-4) if not math.isnan(share) else 1e-4
+    return math.log(kept / (1.0 - kept)) - math.log(limit / (1.0 - limit))
+
+
+def limit(
+    deployment: Deployment,
+    slo: Slo,
+    *,
+    seed: int = 0,
+    start: int = 8,
+    replicas: int = 1,
+    route: Callable[[], Route] | None = None,
+    requests: int = FEWEST_REQUESTS,
+    on_probe: Callable[[int], None] = lambda _: None,
+) -> Limit | None:
+    """The first wall, between the last plateau of users that holds and the next; None where one user breaks
+    it.
+
+    `start` only saves time. All plateaus have the same people (common random numbers).
+    """
+    known: dict[int, Seen] = {}
+
+    def seen(users: int) -> Seen:
+        if users not in known:
+            on_probe(users)
+            wanted = max(requests, 40 * users)
+            routed = route() if route else None
+            played = play(deployment, users, requests=wanted, seed=seed, replicas=replicas, route=routed)
+            known[users] = played.seen(slo)
+        return known[users]
+
+    def worst(users: int) -> float:
+        return max(margins(seen(users), slo).values())
+
+    low, high = _bracket(worst, max(start, 1))
+    if low == 0:
+        return None
+    if high > MOST_USERS:
+        return Limit(x=math.inf, wall="not_reached", below=seen(low))
+    here, above = margins(seen(low), slo), margins(seen(high), slo)
+    crossed = {
+        wall: low + (high - low) * here[wall] / (here[wall] - above[wall])
+        for wall in here
+        if above[wall] > 0.0
+    }
+    first = min(crossed, key=lambda wall: crossed[wall])
+    return Limit(x=crossed[first], wall=first, below=seen(low))
+
+
+def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:
+    """The last users that hold and the first that do not, next to each other up to a hundred users."""
+    low, high, step = 0, start, max(start // 8, 1)
+    while high <= MOST_USERS and worst(high) <= 0.0:
+        low, high, step = high, high + step, 2 * step
+    if high > MOST_USERS:
+        return low, high
+    step = max(high // 8, 1)
+    while low == 0 and high > 1:
+        probe = max(high - step, 1)
+        if worst(probe) > 0.0:
+            high, step = probe, 2 * step
+        else:
+            low = probe
+    while low and high - low > max(1, BRACKET * low):
+        probe = (low + high) // 2
+        low, high = (low, probe) if worst(probe) > 0.0 else (probe, high)
+    return low, high

@@ -1,0 +1,715 @@
+"""What if? `python -m analysis.twin reports/RUN` fits the engine to a run and asks it about others."""
+
+import argparse
+import math
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from analysis import twin_report
+from analysis.calibrate import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
+from analysis.capacity import (
+    Evidence,
+    add_slo_flags,
+    chosen_of,
+    gather,
+    read_group,
+    slo_of,
+)
+from analysis.deployment import Chatting, Deployment, Due, Played, Seen, Turn, play, play_arrivals
+from analysis.fleet import Fleet, fleet
+from analysis.levels import Level
+from analysis.limit import Limit, limit
+from analysis.load import InputError, find_runs
+from analysis.report import Bar, complain, progress
+from loadtest.arrivals import ArrivalLaw, read_trace
+from loadtest.record import Slo
+from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.presets import PRESETS, find_preset
+from loadtest.simulator.virtual import ROUTERS
+from loadtest.workload import Distribution
+
+LENGTH_DRAWS = 2000  # of a stated law
+LIMIT_DRAWS = 8  # of the calibration, for the limit's interval: each is a search of its own
+PRESET_DRAWS = 16
+PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
+PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
+SCALE = (1_000, 10_000, 100_000, 1_000_000)
+Interval = tuple[float, float]
+
+
+class RefusedError(Exception):
+    """The data cannot support an answer. Exit code 3."""
+
+
+class Term(msgspec.Struct, kw_only=True, frozen=True):
+    """One fitted number with its 90 % interval."""
+
+    name: str
+    value: float
+    interval: Interval
+
+
+class Prediction(msgspec.Struct, kw_only=True, frozen=True):
+    """What a plateau sees, by the names of `deployment.Seen`, each with its 90 % interval."""
+
+    users: int
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    measured: dict[str, float] = {}
+    """Of the level that stood there, where there was one and nothing was changed."""
+    held_out: bool = False
+
+
+class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """How many users fit; `x` is null where nothing broke."""
+
+    x: float | None
+    interval: tuple[float | None, float | None]
+    wall: str
+
+
+class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """Replicas for so many users, `spare` of which may be lost, and what they cost."""
+
+    users: int
+    replicas: int
+    interval: tuple[int, int]
+    spare: int
+    per_replica: float
+    binding: str
+    router: str
+    price_per_hour: float | None
+    usual_ttft_p95_s: float
+    after_loss_ttft_p95_s: float
+
+
+class TwinAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """`twin.json`."""
+
+    schema: int = 1
+    source: str
+    changes: list[str]
+    slo: Slo
+    engine: dict[str, float | int | bool | None]
+    terms: list[Term]
+    fitted_users: list[int]
+    check: Prediction | None
+    """The level that was held out."""
+    predictions: list[Prediction]
+    limit: LimitAnswer | None
+    fleet: list[FleetAnswer]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Twin:
+    """A fitted deployment and where it comes from."""
+
+    source: str
+    calibration: Calibration
+    slo: Slo
+    levels: Sequence[Level] = ()
+    held_out: Level | None = None
+    bytes_per_token: int | None = None
+    vram_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    gpus: int = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 answered, 2 wrong usage or unreadable input, 3 the run cannot tell."""
+    options = _parser().parse_args(argv)
+    try:
+        answer = ask(options)
+    except (InputError, ValueError) as problem:
+        complain(str(problem))
+        return 2
+    except (RefusedError, CalibrationError) as refusal:
+        complain(str(refusal))
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    twin_report.show(answer, as_json=options.format == "json")
+    return 0
+
+
+def ask(options: argparse.Namespace) -> TwinAnswer:
+    """Fits, checks, changes, predicts; writes twin.json and twin.svg where asked.
+
+    Raises InputError, ValueError, RefusedError, CalibrationError.
+    """
+    with progress() as bar:
+        twin = _from_preset(options) if options.preset else _from_run(options, bar)
+        check = _check(twin, bar.task("checking", total=len(twin.calibration.draws) + 1))
+        changes, change = _changes(options, twin)
+        now, draws = change(twin.calibration.deployment), [change(one) for one in twin.calibration.draws]
+        predictions = _predictions(options, twin, now, draws, changed=bool(changes), task=bar.task)
+        found = _limit(options, twin, now, draws, bar.task("limit", total=LIMIT_DRAWS + 1))
+        fleets = _fleets(options, twin, now, draws, bar.task)
+    answer = TwinAnswer(
+        source=twin.source,
+        changes=changes,
+        slo=twin.slo,
+        engine=_engine_facts(now.engine),
+        terms=_terms(twin.calibration),
+        fitted_users=list(twin.calibration.fitted_users),
+        check=check,
+        predictions=predictions,
+        limit=found,
+        fleet=fleets,
+        warnings=_warnings(twin, now),
+    )
+    folder = options.output or (options.run if options.run and (options.run / "run.json").is_file() else None)
+    if folder is not None:
+        twin_report.write(answer, folder=folder)
+    return answer
+
+
+# Where it comes from.
+
+Task = Callable[..., Callable[[int], None]]
+
+
+def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
+    if options.run is None:
+        raise InputError("Name a run folder, or a preset with --preset.")
+    groups, _ = chosen_of(find_runs(options.run), None)
+    if len(groups) > 1:
+        models = ", ".join(group[0].info.model for group in groups)
+        raise InputError(f"{options.run} holds runs of several models ({models}): name one run folder.")
+    slo = slo_of(options, groups[0][-1].info)
+    runs = read_group(groups[0], bar)
+    evidence = gather(runs, slo=slo)
+    if evidence.open_loop:
+        raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
+    held_out = _held_out(evidence, options.hold_out)
+    levels = [level for level in evidence.levels if level is not held_out]
+    flags = ServerFlags(
+        max_num_seqs=options.measured_max_num_seqs,
+        max_num_batched_tokens=options.measured_max_num_batched_tokens,
+        async_scheduling=options.async_scheduling,
+    )
+    info = runs[-1].info
+    return Twin(
+        source=", ".join(run.info.run_id for run in runs),
+        calibration=calibrate(evidence, levels, flags, seed=options.seed),
+        slo=slo,
+        levels=evidence.levels,
+        held_out=held_out,
+        bytes_per_token=info.server.kv_bytes_per_token,
+        vram_bytes=info.gpu.vram_bytes if info.gpu else None,
+        gpu_memory_utilization=info.server.gpu_memory_utilization,
+        gpus=info.gpu.count if info.gpu else 1,
+    )
+
+
+def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
+    """The level that the fit does not see: as asked, else the highest trusted one of three or more."""
+    trusted = sorted((level for level in evidence.levels if level.trusted), key=lambda level: level.users)
+    if wanted is not None:
+        found = [level for level in trusted if level.users == wanted]
+        if not found:
+            known = ", ".join(str(level.users) for level in trusted) or "none"
+            raise InputError(f"--hold-out {wanted}: no trusted level of so many users; there are: {known}.")
+        return found[-1]
+    return trusted[-1] if len({level.users for level in trusted}) > 2 else None
+
+
+def _from_preset(options: argparse.Namespace) -> Twin:
+    if options.run is not None:
+        raise InputError("Choose one: a run folder or --preset.")
+    preset = find_preset(options.preset)
+    pool = preset.pool()
+    engine = preset.engine_config()
+    nothing = Chatting(conversations=[((512, 128),)], pauses_s=np.array([1e-3]))
+    deployment = Deployment(engine=engine, chatting=nothing)
+    rng = np.random.default_rng(options.seed)
+    draws = [_other_speed(deployment, rng) for _ in range(PRESET_DRAWS)]
+    slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
+    return Twin(
+        source=f"preset {preset.name}",
+        calibration=Calibration(deployment=deployment, draws=draws, fitted_users=()),
+        slo=slo,
+        bytes_per_token=pool.kv_bytes_per_token,
+        vram_bytes=preset.gpu.vram_bytes,
+        gpu_memory_utilization=preset.gpu_memory_utilization,
+    )
+
+
+def _other_speed(deployment: Deployment, rng: np.random.Generator) -> Deployment:
+    engine = deployment.engine
+    memory, compute = rng.uniform(*PRESET_BANDWIDTH), rng.uniform(*PRESET_FLOPS)
+    return deployment.with_engine(
+        step_base_s=engine.step_base_s * memory,
+        step_per_seq_s=engine.step_per_seq_s * memory,
+        step_per_kv_token_s=engine.step_per_kv_token_s * memory,
+        prefill_per_token_s=engine.prefill_per_token_s * compute,
+    )
+
+
+# What is changed.
+
+Change = Callable[[Deployment], Deployment]
+
+
+def _changes(options: argparse.Namespace, twin: Twin) -> tuple[list[str], Change]:
+    """What the person asked to change, in words, and as a function."""
+    steps: list[tuple[str, Change]] = []
+    engine = {
+        name: getattr(options, name)
+        for name in ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching")
+        if getattr(options, name) is not None
+    }
+    if engine:
+        words = ", ".join(f"{name} {value}" for name, value in engine.items())
+        steps.append((words, lambda one: one.with_engine(**engine)))
+    steps += _pool_changes(options, twin)
+    steps += _chatting_changes(options)
+
+    def change(deployment: Deployment) -> Deployment:
+        for _, step in steps:
+            deployment = step(deployment)
+        return deployment
+
+    return [words for words, _ in steps], change
+
+
+def _pool_changes(options: argparse.Namespace, twin: Twin) -> list[tuple[str, Change]]:
+    asked = {
+        name: value
+        for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
+        if (value := getattr(options, name)) is not None
+    }
+    if len(asked) > 1:
+        raise InputError(f"Choose one of --{' and --'.join(name.replace('_', '-') for name in asked)}.")
+    found: list[tuple[str, Change]] = []
+    block = twin.calibration.deployment.engine.block_size
+    half = options.kv_cache_dtype == "fp8"
+    if half:
+        found.append(("KV cache in fp8", _with_fp8))
+    per_token = (twin.bytes_per_token or 0) / (2 if half else 1)
+    for name, value in asked.items():
+        if name == "num_gpu_blocks":
+            blocks = value
+        elif not per_token:
+            raise InputError(
+                f"--{name.replace('_', '-')} needs the bytes of a KV token, which this run does not tell: "
+                "give --num-gpu-blocks, or measure with --model-config."
+            )
+        elif name == "kv_cache_memory_gib":
+            blocks = int(value * 2**30 / (per_token * block))
+        else:
+            blocks = _blocks_at(value, twin, per_token * block, half=half)
+        words = f"{name.replace('_', ' ')} {value:g}: {blocks:,} blocks"
+        found.append((words, lambda one, blocks=blocks: _with_blocks(one, blocks)))  # type: ignore[misc]
+    return found
+
+
+def _blocks_at(utilization: float, twin: Twin, block_bytes: float, *, half: bool) -> int:
+    used, vram = twin.gpu_memory_utilization, twin.vram_bytes
+    if used is None or vram is None:
+        raise InputError(
+            "--gpu-memory-utilization needs the GPU's memory and the utilization that was measured at, which "
+            "this run does not tell: give --num-gpu-blocks."
+        )
+    now = twin.calibration.deployment.engine.num_gpu_blocks * (2 if half else 1)
+    return now + int((utilization - used) * vram / block_bytes)
+
+
+def _with_fp8(deployment: Deployment) -> Deployment:
+    engine = deployment.engine
+    faster = deployment.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
+    return _with_blocks(faster, 2 * engine.num_gpu_blocks)
+
+
+def _with_blocks(deployment: Deployment, blocks: int) -> Deployment:
+    engine = deployment.engine
+    longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
+    return deployment.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
+
+
+def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
+    found: list[tuple[str, Change]] = []
+    prompt, output = (
+        Distribution.parse(text) if text else None for text in (options.prompt_tokens, options.output_tokens)
+    )
+    if prompt or output:
+        words = ", ".join(
+            f"{name} {text}"
+            for name, text in (("prompts", options.prompt_tokens), ("outputs", options.output_tokens))
+            if text
+        )
+        found.append((words, lambda one: _with_lengths(one, prompt, output, options.seed)))
+    if options.think_s is not None:
+        think = Distribution.parse(options.think_s)
+        rng = random.Random(options.seed)
+        pauses = np.array([max(think.draw(rng), 1e-3) for _ in range(LENGTH_DRAWS)])
+        found.append(
+            (
+                f"think time {options.think_s} s",
+                lambda one: replace(one, chatting=replace(one.chatting, pauses_s=pauses)),
+            )
+        )
+    return found
+
+
+def _with_lengths(
+    deployment: Deployment, prompt: Distribution | None, output: Distribution | None, seed: int
+) -> Deployment:
+    """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
+    rng = random.Random(seed)
+    room = deployment.engine.max_model_len
+    chats = deployment.chatting.conversations
+    drawn = [_drawn_turns(rng.choice(chats), prompt, output, room, rng) for _ in range(LENGTH_DRAWS)]
+    return replace(deployment, chatting=replace(deployment.chatting, conversations=drawn))
+
+
+def _drawn_turns(
+    turns: Sequence[Turn],
+    prompt: Distribution | None,
+    output: Distribution | None,
+    room: int,
+    rng: random.Random,
+) -> list[Turn]:
+    found: list[Turn] = []
+    was = now = 0  # tokens of the history, as it was and as it is drawn
+    for said, answered in turns:
+        new = prompt.draw_count(rng) if prompt else said - was
+        asked = min(now + new, room - 1)
+        made = min(output.draw_count(rng) if output else answered, room - asked)
+        found.append((asked, made))
+        was, now = said + answered, asked + made
+    return found
+
+
+# What comes of it.
+
+SHOWN = tuple(field.name for field in fields(Seen) if field.name not in ("users", "requests"))
+
+
+def _predictions(
+    options: argparse.Namespace,
+    twin: Twin,
+    now: Deployment,
+    draws: Sequence[Deployment],
+    *,
+    changed: bool,
+    task: Task,
+) -> list[Prediction]:
+    route = ROUTERS[options.router]
+    if options.arrivals or options.trace:
+        arrivals = _arrivals(options, now)
+        advance = task("predicting", total=len(draws) + 1)
+
+        def open_loop(deployment: Deployment) -> Played:
+            advance(1)
+            return play_arrivals(deployment, arrivals, replicas=options.replicas, route=route())
+
+        return [_prediction(0, open_loop, now, draws, twin.slo)]
+    users = (
+        options.users or sorted({level.users for level in twin.levels if level.trusted}) or [1, 2, 4, 8, 16]
+    )
+    advance = task("predicting", total=len(users) * (len(draws) + 1))
+    found = []
+    for count in users:
+
+        def plateau(deployment: Deployment, count: int = count) -> Played:
+            advance(1)
+            return play(
+                deployment, count, requests=max(1000, 40 * count), replicas=options.replicas, route=route()
+            )
+
+        prediction = _prediction(count, plateau, now, draws, twin.slo)
+        level = next((one for one in twin.levels if one.users == count and one.trusted), None)
+        if level is not None and not changed and options.replicas == 1:
+            prediction = msgspec.structs.replace(
+                prediction, measured=measured(level), held_out=level is twin.held_out
+            )
+        found.append(prediction)
+    return found
+
+
+def _prediction(
+    users: int, played: Callable[[Deployment], Played], now: Deployment, draws: Sequence[Deployment], slo: Slo
+) -> Prediction:
+    seen = played(now).seen(slo)
+    others = [played(draw).seen(slo) for draw in draws]
+    values = {name: float(getattr(seen, name)) for name in SHOWN}
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    intervals = {name: _interval([getattr(one, name) for one in [seen, *others]]) for name in known}
+    return Prediction(users=users, values=known, intervals=intervals)
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    known = [value for value in values if not math.isnan(value)]
+    low, high = np.quantile(known, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def measured(level: Level) -> dict[str, float]:
+    """The level's own figures under the names of `Seen`."""
+    values = {
+        "in_flight": level.in_flight,
+        "ttft_p50_s": level.ttft.p50,
+        "ttft_p95_s": level.ttft.p95,
+        "tpot_p50_s": level.tpot.p50,
+        "tpot_p95_s": level.tpot.p95,
+        "itl_p50_s": level.gap.p50 if level.gap_is_itl else None,
+        "itl_p95_s": level.gap.p95 if level.gap_is_itl else None,
+        "output_tok_s": level.output_tok_s,
+        "kv_usage": level.kv_usage,
+        "running": level.running,
+        "preempted_fraction": level.preemptions / level.finished if level.finished else None,
+    }
+    return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
+
+
+def _check(twin: Twin, advance: Callable[[int], None]) -> Prediction | None:
+    """The level that was held out, predicted before anything is changed."""
+    level = twin.held_out
+    if level is None:
+        return None
+
+    def plateau(deployment: Deployment) -> Played:
+        advance(1)
+        return play(deployment, level.users, requests=max(1500, 40 * level.users))
+
+    calibration = twin.calibration
+    prediction = _prediction(level.users, plateau, calibration.deployment, calibration.draws, twin.slo)
+    return msgspec.structs.replace(prediction, measured=measured(level), held_out=True)
+
+
+def _arrivals(options: argparse.Namespace, now: Deployment) -> list[Due]:
+    rng = random.Random(options.seed)
+    if options.trace:
+        due = list(read_trace(options.trace, speed=options.trace_speed))
+    else:
+        law = ArrivalLaw.parse(options.arrivals)
+        due = list(law.arrivals(seed=options.seed, duration_s=options.duration_s))
+    if not due:
+        raise InputError("No request is due in that time: raise the rate or --duration-s.")
+    chats = now.chatting.conversations
+    found = []
+    for arrival in due:
+        prompt, output = rng.choice(chats)[0]
+        found.append(
+            Due(
+                at_s=arrival.due_s,
+                prompt_tokens=arrival.prompt_tokens or prompt,
+                output_tokens=arrival.output_tokens or output,
+                prefix_blocks=arrival.prefix_blocks,
+            )
+        )
+    return found
+
+
+def _limit(
+    options: argparse.Namespace,
+    twin: Twin,
+    now: Deployment,
+    draws: Sequence[Deployment],
+    advance: Callable[[int], None],
+) -> LimitAnswer | None:
+    if options.arrivals or options.trace:
+        return None
+    route = ROUTERS[options.router]
+
+    def search(deployment: Deployment, start: int) -> Limit | None:
+        advance(1)
+        return limit(deployment, twin.slo, start=start, replicas=options.replicas, route=route)
+
+    point = search(now, 8)
+    if point is None:
+        return LimitAnswer(x=0.0, interval=(0.0, 0.0), wall="not even one user")
+    found = [point, *(search(draw, max(point.users, 1)) for draw in draws[:LIMIT_DRAWS])]
+    x = sorted(one.x if one is not None else 0.0 for one in found)
+    return LimitAnswer(x=_finite(point.x), interval=(_finite(x[0]), _finite(x[-1])), wall=point.wall)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _fleets(
+    options: argparse.Namespace, twin: Twin, now: Deployment, draws: Sequence[Deployment], task: Task
+) -> list[FleetAnswer]:
+    if options.fleet_users is None:
+        return []
+    advance = task("fleet", total=8 * (LIMIT_DRAWS + 1))
+    found = fleet(
+        now,
+        draws[:LIMIT_DRAWS],
+        options.fleet_users,
+        twin.slo,
+        router=options.router,
+        spare=options.spare_replicas,
+        on_probe=advance,
+    )
+    if found is None:
+        raise RefusedError("One replica does not hold one user within the objectives: no fleet does.")
+    price = options.price_per_gpu_hour
+    first = _fleet_answer(found, options.router, price and price * twin.gpus)
+    sizes = [users for users in SCALE if users > options.fleet_users]
+    return [first, *(_scaled(first, users) for users in sizes)]
+
+
+def _fleet_answer(found: Fleet, router: str, price: float | None) -> FleetAnswer:
+    return FleetAnswer(
+        users=found.users,
+        replicas=found.replicas,
+        interval=found.interval,
+        spare=found.spare,
+        per_replica=found.per_replica_x,
+        binding=found.binding,
+        router=router,
+        price_per_hour=price and price * found.replicas,
+        usual_ttft_p95_s=found.usual.ttft_p95_s,
+        after_loss_ttft_p95_s=found.after_loss.ttft_p95_s,
+    )
+
+
+def _scaled(one: FleetAnswer, users: int) -> FleetAnswer:
+    """Replicas that are alike hold alike: the same share for each."""
+    factor = users / one.users
+    working = [count - one.spare for count in (one.replicas, *one.interval)]
+    replicas, low, high = (math.ceil(count * factor) + one.spare for count in working)
+    replicas = math.ceil(users / one.per_replica) + one.spare
+    price = one.price_per_hour and one.price_per_hour / one.replicas * replicas
+    return msgspec.structs.replace(
+        one,
+        users=users,
+        replicas=replicas,
+        interval=(min(low, replicas), max(high, replicas)),
+        price_per_hour=price,
+    )
+
+
+def _engine_facts(engine: EngineConfig) -> dict[str, float | int | bool | None]:
+    return {field.name: getattr(engine, field.name) for field in fields(engine) if field.name != "seed"}
+
+
+def _terms(calibration: Calibration) -> list[Term]:
+    now = calibration.deployment
+    found = [
+        Term(
+            name=name,
+            value=getattr(now.engine, name),
+            interval=_interval([getattr(draw.engine, name) for draw in calibration.draws]),
+        )
+        for name in STEP_TERMS
+    ]
+    fixed = {"overhead_s": now.overhead_s, "overhead_per_user_s": now.overhead_per_user_s}
+    return found + [
+        Term(name=name, value=value, interval=(value, value)) for name, value in fixed.items() if value
+    ]
+
+
+def _warnings(twin: Twin, now: Deployment) -> list[str]:
+    found = []
+    if twin.levels and twin.held_out is None:
+        found.append(
+            "No level was held out, because fewer than three were trusted: the twin's error is unknown."
+        )
+    before = twin.calibration.deployment
+    other_lengths = now.chatting.conversations is not before.chatting.conversations
+    if twin.levels and other_lengths and not now.engine.step_per_kv_token_s:
+        found.append(
+            "The run could not tell what a KV token costs a step apart from a sequence: with other lengths "
+            "the decode times are less certain than the intervals say."
+        )
+    return found
+
+
+def _users(text: str) -> list[int]:
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")
+    return found
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.twin",
+        description="Fits the simulated engine to a load test, prints its error on a level that it was not "
+        "fitted to, and predicts what was never run: other users, lengths, pools, flags, arrivals, replicas, "
+        "fleets.",
+        epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 the run cannot support a twin. "
+        "Writes twin.json and twin.svg into the run folder, or where --output says.",
+    )
+    add = parser.add_argument
+    add(
+        "run",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a run folder, or a folder of runs that may be pooled",
+    )
+    add("--preset", metavar="NAME", help=f"no run: one of {', '.join(PRESETS)}")
+    add(
+        "--users", type=_users, metavar="N,N,...", help="plateaus to predict (default: the levels of the run)"
+    )
+    add(
+        "--hold-out",
+        type=int,
+        metavar="USERS",
+        help="the level to check against (default: the highest)",
+    )
+    add("--format", choices=("text", "json"), default="text")
+    add("--output", type=Path, metavar="FOLDER", help="where twin.json and twin.svg go")
+    add("--seed", type=int, default=0)
+    measured = parser.add_argument_group(
+        "the server as it was measured (vLLM does not export these)"
+    ).add_argument
+    measured("--measured-max-num-seqs", type=_count, metavar="N")
+    measured("--measured-max-num-batched-tokens", type=_count, metavar="N")
+    measured(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        help="default: on with a GPU, off on CPUs, as in vLLM 0.32",
+    )
+    change = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
+    change("--max-num-seqs", type=_count, metavar="N")
+    change("--max-num-batched-tokens", type=_count, metavar="N")
+    change("--num-gpu-blocks", type=_count, metavar="N", help="the pool in blocks, the null block included")
+    change("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
+    change("--gpu-memory-utilization", type=float, metavar="SHARE")
+    change("--kv-cache-dtype", choices=("fp8",), help="half the bytes: twice the blocks, half the reading")
+    change("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    change(
+        "--prompt-tokens", metavar="LAW", help="as in the load test: 512, 100-900, lognormal:512,0.6, exp:512"
+    )
+    change("--output-tokens", metavar="LAW")
+    change("--think-s", metavar="LAW", help="pauses, in seconds")
+    change(
+        "--arrivals", metavar="LAW", help="an open loop instead of users: poisson:4, gamma:4,0.25, constant:4"
+    )
+    change("--duration-s", type=float, default=300.0, help="of --arrivals (default %(default)g)")
+    change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
+    change("--trace-speed", type=float, default=1.0)
+    change("--replicas", type=_count, default=1, metavar="N", help="behind a router")
+    change("--router", choices=tuple(ROUTERS), default="round-robin")
+    fleets = parser.add_argument_group("fleets").add_argument
+    fleets("--fleet-users", type=_count, metavar="N", help="how many replicas do so many users need?")
+    fleets(
+        "--spare-replicas", type=int, default=1, metavar="N", help="that may be lost (default %(default)s)"
+    )
+    fleets("--price-per-gpu-hour", type=float, metavar="PRICE")
+    add_slo_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""TwinAnswer -> text, JSON, a figure. Knows no maths."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from analysis.load import InputError
+from analysis.report import NONE, Output, replace_file, say, show_list, table
+
+if TYPE_CHECKING:
+    from analysis.twin import FleetAnswer, Prediction, TwinAnswer
+
+JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("TTFT p50 ms", "ttft_p50_s", lambda value: _digits(1e3 * value)),
+    ("TTFT p95 ms", "ttft_p95_s", lambda value: _digits(1e3 * value)),
+    ("TPOT p50 ms", "tpot_p50_s", lambda value: _digits(1e3 * value)),
+    ("TPOT p95 ms", "tpot_p95_s", lambda value: _digits(1e3 * value)),
+    ("tok/s", "output_tok_s", lambda value: f"{value:,.0f}"),
+    ("KV usage", "kv_usage", lambda value: f"{100 * value:.1f} %"),
+    ("running", "running", lambda value: f"{value:.1f}"),
+    ("waiting", "waiting", lambda value: f"{value:.1f}"),
+    ("preempted", "preempted_fraction", lambda value: f"{100 * value:.1f} %"),
+    ("cache hits", "prefix_hit_rate", lambda value: f"{100 * value:.0f} %"),
+)
+TERM_WORDS = {
+    "step_base_s": ("a step", 1e3, "ms"),
+    "step_per_seq_s": ("each sequence in it", 1e6, "us"),
+    "step_per_kv_token_s": ("each KV token read", 1e9, "ns"),
+    "prefill_per_token_s": ("each prompt token computed", 1e6, "us"),
+    "overhead_s": ("between engine and client", 1e3, "ms"),
+    "overhead_per_user_s": ("the same, more with each user", 1e6, "us"),
+}
+
+
+def show(answer: "TwinAnswer", *, as_json: bool) -> None:
+    """Prints the answer."""
+    if as_json:
+        sys.stdout.write(_json(answer))
+        return
+    out = Output()
+    out.print()
+    say(out, f"The twin of {answer.source}", style="bold")
+    if answer.fitted_users:
+        say(out, f"Fitted to the levels of {', '.join(map(str, answer.fitted_users))} users.")
+    show_list(out, "Step time", [_term(term.name, term.value, term.interval) for term in answer.terms])
+    if answer.check is not None:
+        say(out, "")
+        say(out, f"Its error at {answer.check.users} users, which it was not fitted to", style="bold")
+        out.print(table(("", *_names([answer.check])), _check_rows(answer.check)))
+    if answer.changes:
+        show_list(out, "Changed", answer.changes)
+    say(out, "")
+    say(out, "Predicted, with 90 % intervals below", style="bold")
+    out.print(table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
+    if answer.limit is not None:
+        say(out, _limit_text(answer), style="bold")
+    for line in _fleet_lines(answer.fleet):
+        say(out, line)
+    show_list(out, "Warnings", answer.warnings)
+    out.print()
+
+
+def write(answer: "TwinAnswer", *, folder: Path) -> None:
+    """twin.json and twin.svg. Raises InputError where it may not write."""
+    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+
+    files = {JSON_FILE: _json(answer)}
+    if len(answer.predictions) > 1:
+        files[FIGURE_FILE] = plots.svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            replace_file(folder / name, text)
+    except OSError as problem:
+        raise InputError(
+            f"{folder} cannot be written to ({problem.strerror}): name another --output."
+        ) from None
+
+
+def _json(answer: "TwinAnswer") -> str:
+    return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
+
+
+def _term(name: str, value: float, interval: tuple[float, float]) -> str:
+    words, scale, unit = TERM_WORDS[name]
+    low, high = (scale * end for end in interval)
+    return f"{words}: {_digits(scale * value)} {unit} ({_digits(low)} to {_digits(high)})"
+
+
+def _names(predictions: Sequence["Prediction"]) -> list[str]:
+    return [name for name, _, _ in _columns(predictions)]
+
+
+def _columns(predictions: Sequence["Prediction"]) -> list[tuple[str, str, Callable[[float], str]]]:
+    return [column for column in COLUMNS if any(column[1] in one.values for one in predictions)]
+
+
+def _check_rows(check: "Prediction") -> list[list[str]]:
+    columns = _columns([check])
+    both = [(check.values.get(key), check.measured.get(key)) for _, key, _ in columns]
+    return [
+        ["predicted", *(_cell(check.values, key, words) for _, key, words in columns)],
+        ["measured", *(_cell(check.measured, key, words) for _, key, words in columns)],
+        ["error", *(_error(key, *pair) for (_, key, _), pair in zip(columns, both, strict=True))],
+    ]
+
+
+def _error(key: str, predicted: float | None, measured: float | None) -> str:
+    if predicted is None or measured is None:
+        return NONE
+    if key in ("kv_usage", "preempted_fraction", "prefix_hit_rate"):
+        return f"{100 * (predicted - measured):+.1f}"
+    return f"{100 * (predicted / measured - 1):+.0f} %" if measured else NONE
+
+
+def _rows(predictions: Sequence["Prediction"]) -> list[list[str]]:
+    columns = _columns(predictions)
+    found = []
+    for one in predictions:
+        name = str(one.users) if one.users else "open loop"
+        found.append([name, *(_cell(one.values, key, words) for _, key, words in columns)])
+        ends = [one.intervals.get(key) for _, key, _ in columns]
+        found.append(["", *(_ends(pair, words) for pair, (_, _, words) in zip(ends, columns, strict=True))])
+        if one.measured:
+            note = "held out" if one.held_out else "measured"
+            found.append([note, *(_cell(one.measured, key, words) for _, key, words in columns)])
+    return found
+
+
+def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> str:
+    return words(values[key]) if key in values else NONE
+
+
+def _ends(pair: tuple[float, float] | None, words: Callable[[float], str]) -> str:
+    return NONE if pair is None else f"{words(pair[0])}..{words(pair[1])}"
+
+
+def _limit_text(answer: "TwinAnswer") -> str:
+    found = answer.limit
+    assert found is not None
+    if found.x is None:
+        return "No wall was found."
+    low, high = found.interval
+    ends = f"{_users(low)} to {_users(high)}"
+    return f"Holds {found.x:.1f} users within the objectives ({ends}); then: {found.wall}."
+
+
+def _users(value: float | None) -> str:
+    return "no limit" if value is None else f"{value:.1f}"
+
+
+def _fleet_lines(fleets: Sequence["FleetAnswer"]) -> list[str]:
+    if not fleets:
+        return []
+    one = fleets[0]
+    first = (
+        f"A replica holds {one.per_replica:.1f} users behind a {one.router} router (then: {one.binding}). "
+        f"TTFT p95 {_digits(1e3 * one.usual_ttft_p95_s)} ms with all replicas, "
+        f"{_digits(1e3 * one.after_loss_ttft_p95_s)} ms after the loss of {one.spare}."
+    )
+    return [first, *(_fleet_line(fleet) for fleet in fleets)]
+
+
+def _fleet_line(one: "FleetAnswer") -> str:
+    cost = f", {one.price_per_hour:,.2f} an hour" if one.price_per_hour else ""
+    replicas = f"{one.replicas:,} replicas ({one.interval[0]:,} to {one.interval[1]:,})"
+    return f"{one.users:,} users: {replicas}, {one.spare} of them spare{cost}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

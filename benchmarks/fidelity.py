@@ -1,0 +1,525 @@
+"""The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs that were predicted first.
+
+Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice, and
+the difference of the two is the floor below which no error means anything.
+"""
+
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.calibrate import Calibration, ServerFlags, calibrate, chatting_of
+from analysis.capacity import Evidence, gather
+from analysis.deployment import Deployment, Due, Played, Seen, play, play_arrivals
+from analysis.levels import Level
+from analysis.load import Run, find_runs, read_run
+from analysis.twin import measured
+from loadtest.arrivals import read_trace
+from loadtest.record import Slo
+from loadtest.simulator.virtual import round_robin
+from tests.real.client import metric
+from tests.real.vllm_env import Vllm, start_vllm
+
+ROOT = Path(__file__).parents[1]
+SLO = Slo()
+BLOCKS, SEATS, BUDGET = 128, 64, 2048
+LEVEL_S, OPEN_S = 30.0, 40.0
+LENGTHS = ("--prompt-tokens", "lognormal:124,0.6", "--output-tokens", "lognormal:96,0.6")
+SHORT = ("--prompt-tokens", "lognormal:62,0.6", "--output-tokens", "lognormal:48,0.6")
+CHATS = (
+    *("--prompt-tokens", "lognormal:60,0.5", "--output-tokens", "lognormal:40,0.5"),
+    *("--turns", "4", "--think-s", "exp:1"),
+)
+ROWS = (
+    ("KV usage, points", "kv_usage", 100.0),
+    ("running", "running", 1.0),
+    ("waiting", "waiting", 1.0),
+    ("preemptions, % of requests", "preempted_fraction", 100.0),
+    ("prefix hits, points", "prefix_hit_rate", 100.0),
+    ("TTFT p50, ms", "ttft_p50_s", 1e3),
+    ("TTFT p95, ms", "ttft_p95_s", 1e3),
+    ("ITL p50, ms", "itl_p50_s", 1e3),
+    ("ITL p95, ms", "itl_p95_s", 1e3),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Flags of vLLM that the conditions differ in."""
+
+    blocks: int = BLOCKS
+    seats: int = SEATS
+    budget: int = BUDGET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One kind of traffic. `trace` makes the open loop's requests; otherwise `users` chat."""
+
+    name: str
+    server: Server = Server()
+    fitted: bool
+    users: int = 0
+    load: Sequence[str] = LENGTHS
+    trace: Callable[[random.Random], list[str]] | None = None
+
+
+def _csv(
+    rate: float, prompt: tuple[float, float], output: tuple[float, float]
+) -> Callable[[random.Random], list[str]]:
+    """A Poisson trace; lengths are lognormal, mean and coefficient of variation."""
+
+    def lines(rng: random.Random) -> list[str]:
+        found, at_s = ["time_s,prompt,output"], 0.0
+        while (at_s := at_s + rng.expovariate(rate)) < OPEN_S:
+            lengths = (min(_lognormal(rng, *prompt), 900), min(_lognormal(rng, *output), 900))
+            found.append(f"{at_s:.4f},{max(lengths[0], 20)},{max(lengths[1], 2)}")
+        return found
+
+    return lines
+
+
+def _lognormal(rng: random.Random, mean: float, cv: float) -> int:
+    sigma2 = math.log1p(cv**2)
+    return round(rng.lognormvariate(math.log(mean) - sigma2 / 2, math.sqrt(sigma2)))
+
+
+def _shared(rng: random.Random) -> list[str]:
+    """Mooncake's form: one prefix block of 512 tokens in three popular versions, then text of one's own."""
+    found, at_s = [], 0.0
+    while (at_s := at_s + rng.expovariate(6.0)) < OPEN_S:
+        own = 100 + len(found)
+        row = {
+            "timestamp": round(at_s * 1e3),
+            "input_length": 512 + rng.randint(40, 160),
+            "output_length": _lognormal(rng, 50, 0.5) + 2,
+            "hash_ids": [rng.choice((1, 1, 2, 3)), own],
+        }
+        found.append(json.dumps(row))
+    return found
+
+
+CONDITIONS = (
+    Condition(name="light", fitted=True, users=4),
+    Condition(name="knee", fitted=True, users=12),
+    Condition(name="light, open loop", fitted=True, trace=_csv(4.0, (124, 0.6), (96, 0.6))),
+    Condition(name="small max_num_seqs", fitted=True, server=Server(seats=8), users=16),
+    Condition(name="knee, open loop", fitted=False, trace=_csv(9.0, (124, 0.6), (96, 0.6))),
+    Condition(name="past the pool", fitted=False, users=22),
+    Condition(name="heavy tails, open loop", fitted=False, trace=_csv(5.0, (124, 1.2), (96, 1.5))),
+    Condition(name="shared prefix, open loop", fitted=False, trace=_shared),
+    Condition(name="multi-turn with think time", fitted=False, users=16, load=CHATS),
+    Condition(
+        name="small token budget, open loop",
+        fitted=False,
+        server=Server(budget=64),
+        trace=_csv(5.0, (250, 0.6), (40, 0.6)),
+    ),
+)
+WHAT_IFS = (
+    ("twice the pool", Server(blocks=2 * BLOCKS - 1), LENGTHS, 32),
+    ("half the lengths", Server(), SHORT, 32),
+    ("max_num_seqs 8", Server(seats=8), LENGTHS, 24),
+)
+
+
+def run() -> None:
+    """Prints the tables of docs/twin.md. About half an hour."""
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        runs = {condition.name: lab.twice(condition) for condition in CONDITIONS}
+        calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
+        print(_terms(calibration), flush=True)
+        for condition in CONDITIONS:
+            _print_condition(condition, runs[condition.name], calibration.deployment, lab)
+        _what_ifs(lab, calibration)
+        _two_replicas(lab)
+
+
+class Lab:
+    """Starts servers, pushes traffic at them, keeps the runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._made = 0
+
+    def twice(self, condition: Condition) -> list[Run]:
+        """Two runs of one condition on one server."""
+        with self.server(condition.server) as server:
+            found = [self.measure(server, self._flags(condition, seed)) for seed in (1, 1)]
+        print(f"  {condition.name}: {[len(run.requests) for run in found]} requests", flush=True)
+        return found
+
+    def due(self, condition: Condition) -> list[tuple[int, ...]]:
+        """Prefix blocks of each request of a trace."""
+        return [arrival.prefix_blocks for arrival in read_trace(self._trace(condition))]
+
+    def _trace(self, condition: Condition) -> Path:
+        assert condition.trace is not None
+        lines = condition.trace(random.Random(condition.name))
+        path = self.folder / f"{condition.name.replace(' ', '-')}.{'jsonl' if lines[0][0] == '{' else 'csv'}"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def _flags(self, condition: Condition, seed: int) -> list[str]:
+        if condition.trace is not None:
+            return ["--trace", str(self._trace(condition))]
+        return self.closed(condition.users, condition.load, seed)
+
+    @staticmethod
+    def closed(users: int, load: Sequence[str], seed: int) -> list[str]:
+        """A level of users."""
+        level = ["--levels", str(users), "--level-s", f"{LEVEL_S:g}", "--settle-s", "6", "--seed", str(seed)]
+        return [*level, *load]
+
+    @contextmanager
+    def server(self, server: Server, port: int | None = None) -> Iterator[Vllm]:
+        """A real vLLM."""
+        self._made += 1
+        with start_vllm(
+            num_gpu_blocks_override=server.blocks,
+            max_num_seqs=server.seats,
+            extra=[
+                *("--max-num-batched-tokens", str(server.budget), "--enable-prompt-tokens-details"),
+                # Without this limit the server would refuse what the token budget cuts.
+                "--enable-chunked-prefill",
+            ],
+            port=port,
+            log=self.folder / f"vllm-{self._made}.log",
+        ) as started:
+            yield started
+
+    def measure(self, server: Vllm | str, flags: Sequence[str]) -> Run:
+        """One load test with our own tool."""
+        self._made += 1
+        reports = self.folder / f"reports-{self._made}"
+        url = server if isinstance(server, str) else server.url
+        locust = str(Path(sys.executable).with_name("locust"))
+        command = [locust, "-f", "scenarios/chat.py", "--headless", "--host", url, "--thinking", "off"]
+        command += ["--sample-s", "0.25", "--reports-dir", str(reports), *flags]
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LOADTEST_")}
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=clean,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        (folder,) = find_runs(reports)
+        return read_run(folder)
+
+
+def _calibrated(pairs: Sequence[Sequence[Run]]) -> Calibration:
+    """From closed-loop runs; each its own seed, so that draws are independent."""
+    parts = [gather([run], slo=SLO) for pair in pairs for run in pair]
+    runs = [run for part in parts for run in part.runs]
+    levels = [level for part in parts for level in part.levels]
+    calm = [level for level in levels if level.seats is None]
+    evidence = replace(parts[0], runs=runs, levels=levels)
+    return calibrate(evidence, calm, ServerFlags(max_num_seqs=SEATS, max_num_batched_tokens=BUDGET))
+
+
+def _terms(calibration: Calibration) -> str:
+    engine, deployment = calibration.deployment.engine, calibration.deployment
+    return (
+        f"calibrated: {1e3 * engine.step_base_s:.2f} ms a step, {1e6 * engine.step_per_seq_s:.0f} us a sequence, "
+        f"{1e9 * engine.step_per_kv_token_s:.0f} ns a KV token, {1e6 * engine.prefill_per_token_s:.1f} us a prompt "
+        f"token, jitter {engine.jitter_cv:.2f}; between engine and client {1e3 * deployment.overhead_s:.1f} ms and "
+        f"{1e6 * deployment.overhead_per_user_s:.0f} us a user"
+    )
+
+
+def _at(deployment: Deployment, server: Server) -> Deployment:
+    longest = min(deployment.engine.max_model_len, (server.blocks - 1) * deployment.engine.block_size)
+    return deployment.with_engine(
+        num_gpu_blocks=server.blocks,
+        max_num_seqs=server.seats,
+        max_num_batched_tokens=server.budget,
+        max_model_len=longest,
+    )
+
+
+Figures = dict[str, float]
+
+
+def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Deployment, lab: Lab) -> None:
+    deployment = _at(fitted, condition.server)
+    if condition.trace is not None:
+        real = [_open_figures(run) for run in runs]
+        sides = [_twin_open(deployment, run, lab.due(condition)) for run in runs]
+        twin = [_figures(played.seen(SLO)) for played in sides]
+        extra = _usage_errors(runs, sides)
+    else:
+        found = [_closed(run) for run in runs]
+        real = [_closed_figures(run, level) for run, (_, level) in zip(runs, found, strict=True)]
+        sides = [_twin_closed(deployment, *one, condition.users) for one in found]
+        twin = [_figures(played.seen(SLO)) for played in sides]
+        extra = _histogram_distance(found[0][0].runs[0], found[0][1], sides[0])
+    print(f"\n{condition.name} ({'fitted' if condition.fitted else 'held out'})")
+    _print_table(real, twin)
+    print(f"  {extra}", flush=True)
+
+
+def _print_table(real: Sequence[Figures], twin: Sequence[Figures]) -> None:
+    print("| | real | real again | twin | error | floor |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, key, scale in ROWS:
+        values = [one.get(key, math.nan) * scale for one in (*real, *twin)]
+        if any(math.isnan(value) for value in values):
+            continue
+        first, second = values[:2]
+        predicted, mean = (values[2] + values[3]) / 2, (first + second) / 2
+        off, floor = predicted - mean, abs(first - second)
+        relative = key.endswith("_s")
+        words = [
+            f"{100 * value / mean:+.0f} %" if relative and mean else f"{value:+.2f}" for value in (off, floor)
+        ]
+        print(
+            f"| {name} | {first:.2f} | {second:.2f} | {predicted:.2f} | {words[0]} | {words[1].lstrip('+')} |"
+        )
+
+
+def _figures(seen: Seen) -> Figures:
+    return {key: float(getattr(seen, key)) for _, key, _ in ROWS}
+
+
+# Closed loops.
+
+
+def _closed(run: Run) -> tuple[Evidence, Level]:
+    evidence = gather([run], slo=SLO)
+    return evidence, evidence.levels[0]
+
+
+def _closed_figures(run: Run, level: Level) -> Figures:
+    inside = (run.server.unix_s >= level.clock.begin_unix_s) & (run.server.unix_s <= level.clock.end_unix_s)
+    return measured(level) | {
+        "waiting": float(np.nanmean(run.server.waiting[inside])),
+        "prefix_hit_rate": _hit_rate(run),
+    }
+
+
+def _twin_closed(deployment: Deployment, evidence: Evidence, level: Level, users: int) -> Played:
+    with_people = replace(deployment, chatting=chatting_of(evidence, [level]))
+    return play(with_people, users, requests=max(6000, 60 * users))
+
+
+def _histogram_distance(run: Run, level: Level, played: Played) -> str:
+    """Of KV usage: the largest distance of the two distribution functions."""
+    inside = (run.server.unix_s >= level.clock.begin_unix_s) & (run.server.unix_s <= level.clock.end_unix_s)
+    seen = np.sort(run.server.kv_cache_usage[inside])
+    grid = np.linspace(played.window[0], played.window[1], 4000)
+    twin = np.sort(_usage_at(played, grid))
+    points = np.linspace(0.0, 1.0, 201)
+    distance = np.abs(
+        np.searchsorted(seen, points, side="right") / len(seen)
+        - np.searchsorted(twin, points, side="right") / len(twin)
+    ).max()
+    return f"KV usage: {seen.std():.3f} around its mean, the twin {twin.std():.3f}; distance of the histograms {distance:.2f}"
+
+
+# Open loops.
+
+
+def _open_figures(run: Run) -> Figures:
+    rows = run.requests
+    at = rows.start_unix_s + rows.sent_s
+    inside = (run.server.unix_s >= at.min()) & (run.server.unix_s <= at.max())
+    ttft = (rows.first_chunk_s - rows.sent_s)[rows.ok]
+    preempted = run.server.preemptions_total
+    return {
+        "kv_usage": float(np.nanmean(run.server.kv_cache_usage[inside])),
+        "running": float(np.nanmean(run.server.running[inside])),
+        "waiting": float(np.nanmean(run.server.waiting[inside])),
+        "preempted_fraction": float(preempted[-1] - preempted[0]) / len(rows),
+        "prefix_hit_rate": _hit_rate(run),
+        "ttft_p50_s": float(np.quantile(ttft, 0.5)),
+        "ttft_p95_s": float(np.quantile(ttft, 0.95)),
+        "itl_p50_s": float(np.quantile(rows.gap_s, 0.5)),
+        "itl_p95_s": float(np.quantile(rows.gap_s, 0.95)),
+    }
+
+
+def _hit_rate(run: Run) -> float:
+    cached, prompt = run.requests.cached_tokens, run.requests.prompt_tokens
+    return float(np.nansum(cached) / np.nansum(prompt))
+
+
+def _twin_open(deployment: Deployment, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
+    rows = run.requests
+    at = rows.start_unix_s + rows.sent_s
+    order = np.argsort(at)
+    in_flight = float(np.sum(rows.end_s - rows.sent_s) / (at.max() - at.min()))
+    lag_s = deployment.overhead_at(in_flight)
+    due = [
+        Due(
+            at_s=float(at[row] - at.min()),
+            prompt_tokens=int(rows.prompt_tokens[row]),
+            output_tokens=int(rows.output_tokens[row]),
+            prefix_blocks=prefix_blocks[int(rows.user[row])]
+            if len(prefix_blocks) > int(rows.user[row])
+            else (),
+        )
+        for row in order
+    ]
+    return play_arrivals(replace(deployment, overhead_s=lag_s, overhead_per_user_s=0.0), due)
+
+
+def _usage_errors(runs: Sequence[Run], sides: Sequence[Played]) -> str:
+    found = []
+    for run, played in zip(runs, sides, strict=True):
+        rows = run.requests
+        begin = (rows.start_unix_s + rows.sent_s).min()
+        inside = (run.server.unix_s >= begin) & (run.server.unix_s <= begin + played.window[1])
+        twin = _usage_at(played, run.server.unix_s[inside] - begin)
+        found.append(100 * float(np.nanmean(np.abs(twin - run.server.kv_cache_usage[inside]))))
+    one, other = (run.server for run in runs)
+    starts = [(run.requests.start_unix_s + run.requests.sent_s).min() for run in runs]
+    grid = np.arange(0.0, sides[0].window[1], 0.25)
+    between = np.abs(
+        np.interp(grid, one.unix_s - starts[0], one.kv_cache_usage)
+        - np.interp(grid, other.unix_s - starts[1], other.kv_cache_usage)
+    )
+    errors = " and ".join(f"{error:.2f}" for error in found)
+    return f"KV usage over time, mean absolute error: {errors} points; between the two real runs {100 * between.mean():.2f}"
+
+
+def _usage_at(played: Played, at_s: np.ndarray) -> np.ndarray:
+    (trace,) = played.traces
+    place = np.searchsorted(np.asarray(trace.step_end_s), at_s, side="right") - 1
+    used = np.asarray(trace.used_blocks)[np.maximum(place, 0)] / trace.pool_blocks
+    return np.where(place >= 0, used, 0.0)
+
+
+# Predicted first, then run.
+
+
+def _what_ifs(lab: Lab, calibration: Calibration) -> None:
+    print("\nwhat if (predicted before the run)")
+    for name, server, load, users in WHAT_IFS:
+        deployment = _at(calibration.deployment, server)
+        if load is SHORT:
+            deployment = _halved(deployment)
+        predicted = _figures(play(deployment, users, requests=max(6000, 60 * users)).seen(SLO))
+        with lab.server(server) as started:
+            runs = [lab.measure(started, lab.closed(users, load, seed)) for seed in (5, 6)]
+        real = [_closed_figures(run, _closed(run)[1]) for run in runs]
+        print(f"\n{name}, {users} users")
+        _print_table(real, [predicted, predicted])
+        sys.stdout.flush()
+
+
+def _halved(deployment: Deployment) -> Deployment:
+    chats = [
+        [(max(s // 2, 1), max(o // 2, 1)) for s, o in turns] for turns in deployment.chatting.conversations
+    ]
+    return replace(deployment, chatting=replace(deployment.chatting, conversations=chats))
+
+
+# Two replicas behind a round robin.
+
+
+def _two_replicas(lab: Lab) -> None:
+    """Latency only against a twin that was calibrated while both replicas ran: they share two cores."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(lab.server(Server())) for _ in range(2)]
+        url = stack.enter_context(_router([server.url for server in servers]))
+        calm = [lab.measure(url, lab.closed(users, LENGTHS, 9)) for users in (8, 20)]
+        watch = stack.enter_context(_watched(servers))
+        before = [metric(server, "vllm:num_preemptions_total") for server in servers]
+        run = lab.measure(url, lab.closed(40, LENGTHS, 7))
+        after = [metric(server, "vllm:num_preemptions_total") for server in servers]
+    calibration = _calibrated([[_of_one_replica(one) for one in calm]])
+    evidence, level = _closed(run)
+    deployment = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
+    seen = play(deployment, 40, requests=8000, replicas=2, route=round_robin()).seen(SLO)
+    begin, end = level.clock.begin_unix_s, level.clock.end_unix_s
+    real = _closed_figures(run, level) | watch.means(begin, end)
+    real["preempted_fraction"] = (sum(after) - sum(before)) / len(run.requests)
+    print("\ntwo replicas behind a round robin, 40 users (means of one replica)")
+    _print_table([real, real], [_figures(seen), _figures(seen)])
+
+
+def _of_one_replica(run: Run) -> Run:
+    """Each replica has every other request: the rows of one, with the gauges of that one, which were scraped."""
+    return run
+
+
+@contextmanager
+def _router(urls: Sequence[str]) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.round_robin", str(port), *urls]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            _wait(f"http://127.0.0.1:{port}/health")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def _wait(url: str) -> None:
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"{url} did not answer.")
+
+
+class _Watch(threading.Thread):
+    """Gauges of several servers, four times a second."""
+
+    NAMES = {
+        "kv_usage": "vllm:kv_cache_usage_perc",
+        "running": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+    }
+
+    def __init__(self, servers: Sequence[Vllm]) -> None:
+        super().__init__(daemon=True)
+        self.servers = servers
+        self.rows: list[tuple[float, dict[str, float]]] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.25):
+            for server in self.servers:
+                self.rows.append(
+                    (time.time(), {key: metric(server, name) for key, name in self.NAMES.items()})
+                )
+
+    def means(self, begin: float, end: float) -> Figures:
+        inside = [row for at, row in self.rows if begin <= at <= end]
+        return {key: float(np.mean([row[key] for row in inside])) for key in self.NAMES}
+
+
+@contextmanager
+def _watched(servers: Sequence[Vllm]) -> Iterator[_Watch]:
+    watch = _Watch(servers)
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.ended.set()
+        watch.join()

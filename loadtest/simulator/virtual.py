@@ -1,0 +1,249 @@
+"""Engines in virtual time: one, or replicas behind a router. The other clock is `server`'s."""
+
+import heapq
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+from loadtest.simulator.engine import Counters, Engine, EngineConfig, Request, Step
+
+Arrival = tuple[float, Request]
+"""An instant and the request that arrives then."""
+OnEnd = Callable[[Request, float], Arrival | None]
+"""Answers an ended request with another one (a closed loop), or with None."""
+Route = Callable[[Request, Sequence[Engine]], int]
+"""Which replica gets a request, by index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a virtual run of one engine left. Arrays have one entry for each step, at its end."""
+
+    requests: list[Request] = field(default_factory=list)
+    """Finished ones, in order of ending."""
+    counters: Counters
+    pool_blocks: int
+    step_end_s: "array[float]" = field(default_factory=lambda: array("d"))
+    running: "array[int]" = field(default_factory=lambda: array("q"))
+    waiting: "array[int]" = field(default_factory=lambda: array("q"))
+    used_blocks: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def token_times_s(self, request: Request) -> "array[float]":
+        """When each output token was made, ascending."""
+        times_s = array("d")
+        for first, stop in request.step_runs:
+            times_s.extend(self.step_end_s[first:stop])
+        return times_s
+
+    def note(self, end_s: float, running: int, waiting: int, used_blocks: int) -> None:
+        """One step's end."""
+        self.step_end_s.append(end_s)
+        self.running.append(running)
+        self.waiting.append(waiting)
+        self.used_blocks.append(used_blocks)
+
+
+def simulate(
+    config: EngineConfig,
+    arrivals: Iterable[Arrival],
+    *,
+    on_end: OnEnd | None = None,
+    until_s: float = math.inf,
+) -> Trace:
+    """Runs one engine until nothing is left or `until_s` has passed. See `simulate_replicas`."""
+    (trace,) = simulate_replicas([config], arrivals, route=_only, on_end=on_end, until_s=until_s)
+    return trace
+
+
+def simulate_replicas(
+    configs: Sequence[EngineConfig],
+    arrivals: Iterable[Arrival],
+    *,
+    route: Route,
+    on_end: OnEnd | None = None,
+    until_s: float = math.inf,
+) -> list[Trace]:
+    """Runs replicas behind a router until nothing is left or `until_s` has passed; a trace for each.
+
+    `arrivals` ascend in time and may be endless when `until_s` is finite. A request that the queue limit
+    rejects is counted, and ends without an answer.
+    """
+    replicas = [_Replica(Engine(config)) for config in configs]
+    engines = [replica.engine for replica in replicas]
+    arriving = _Arrivals(arrivals)
+    ends: list[tuple[float, int]] = []  # of steps under way, and of leaps
+    while (now_s := min(arriving.next_by(until_s), ends[0][0] if ends else math.inf)) < math.inf:
+        ready = []
+        if ends and ends[0][0] <= now_s:
+            ready.append(heapq.heappop(ends)[1])
+            replicas[ready[0]].end(arriving, on_end)
+        if now_s > until_s:
+            continue
+        for at_s, request in arriving.due(now_s):
+            place = route(request, engines)
+            if engines[place].submit(request, at_s) and replicas[place].idle:
+                replicas[place].idle = False
+                ready.append(place)
+        for place in ready:
+            # What another replica's step ends may send a request here: nobody leaps over it.
+            others_s = ends[0][0] if ends else math.inf
+            end_s = replicas[place].go_on(now_s, min(arriving.next_s, others_s, until_s))
+            if end_s is not None:
+                heapq.heappush(ends, (end_s, place))
+    return [replica.trace for replica in replicas]
+
+
+def closed_loop(
+    config: EngineConfig,
+    requests: Iterable[Request],
+    *,
+    users: int,
+    turn_round_s: float = 1e-3,
+    think_s: Callable[[], float] | None = None,
+    start_spread_s: float = 0.0,
+) -> Trace:
+    """`users` people who each take the next of `requests` when their last one has ended, until none is left.
+
+    Between an end and the next arrival lie `turn_round_s` (a client is never instant: its next request
+    misses the step that starts as its last one ends) and a draw of `think_s`. Users start evenly over
+    `start_spread_s`.
+    """
+    source = iter(requests)
+
+    def answer(ended: Request, now_s: float) -> Arrival | None:
+        request = next(source, None)
+        if request is None:
+            return None
+        request.user = ended.user
+        return now_s + turn_round_s + (think_s() if think_s else 0.0), request
+
+    first: list[Arrival] = []
+    for user, request in enumerate(islice(source, users)):
+        request.user = user
+        first.append((start_spread_s * user / users, request))
+    return simulate(config, first, on_end=answer)
+
+
+def round_robin() -> Route:
+    """Each request to the next replica."""
+    turn = count()
+    return lambda _, engines: next(turn) % len(engines)
+
+
+def least_loaded() -> Route:
+    """To the replica with the fewest unfinished requests; equals take turns."""
+    turn = count()
+
+    def route(_: Request, engines: Sequence[Engine]) -> int:
+        return min(_from(next(turn), len(engines)), key=lambda place: engines[place].unfinished)
+
+    return route
+
+
+def _from(turn: int, replicas: int) -> list[int]:
+    """All places, another one first each time."""
+    return [(turn + place) % replicas for place in range(replicas)]
+
+
+BALANCE_REQUESTS, BALANCE_FACTOR = 8, 1.5
+"""A replica that is ahead of the least loaded by both is passed over, whatever it has cached."""
+
+
+def prefix_aware() -> Route:
+    """To the replica that has most of the prompt cached; of equals to the least loaded, by turns."""
+    turn = count()
+
+    def route(request: Request, engines: Sequence[Engine]) -> int:
+        least = min(engine.unfinished for engine in engines)
+        most = max(least + BALANCE_REQUESTS, BALANCE_FACTOR * least)
+
+        def worth(place: int) -> tuple[int, int]:
+            engine = engines[place]
+            cached = engine.pool.hits(request.block_hashes, len(request.block_hashes))
+            return cached if engine.unfinished <= most else -1, -engine.unfinished
+
+        return max(_from(next(turn), len(engines)), key=worth)
+
+    return route
+
+
+ROUTERS = {"round-robin": round_robin, "least-loaded": least_loaded, "prefix-aware": prefix_aware}
+
+
+def _only(_: Request, __: Sequence[Engine]) -> int:
+    return 0
+
+
+class _Replica:
+    """An engine, what it left, and what it is doing."""
+
+    __slots__ = ("_stepping", "engine", "idle", "trace")
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.idle = True
+        self._stepping = False
+        self.trace = Trace(counters=engine.counters, pool_blocks=engine.pool.blocks)
+
+    def go_on(self, now_s: float, until_s: float) -> float | None:
+        """Leaps as far as nothing can happen, and begins the step after that unless something did meanwhile.
+        Returns when to call `end`; None when there is nothing to do."""
+        landed_s = self.engine.leap(now_s, until_s, self.trace.note)
+        if now_s < until_s <= landed_s:
+            return landed_s
+        end_s = self.engine.begin(landed_s)
+        self._stepping = end_s is not None
+        self.idle = end_s is None
+        return end_s
+
+    def end(self, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
+        if not self._stepping:
+            return
+        self._stepping = False
+        step: Step = self.engine.end()
+        gauges = self.engine.gauges
+        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks)
+        self.trace.requests.extend(step.finished)
+        if on_end is None:
+            return
+        for request in step.finished:
+            if answer := on_end(request, step.end_s):
+                arriving.push(answer)
+
+
+class _Arrivals:
+    """Two sources merged by time: a given ascending one, and answers to ended requests."""
+
+    def __init__(self, given: Iterable[Arrival]) -> None:
+        self._given = iter(given)
+        self._head = next(self._given, None)
+        self._answers: list[tuple[float, int, Request]] = []
+        self._pushed = 0
+
+    @property
+    def next_s(self) -> float:
+        """Infinite when there is none."""
+        given_s = math.inf if self._head is None else self._head[0]
+        return min(given_s, self._answers[0][0]) if self._answers else given_s
+
+    def next_by(self, until_s: float) -> float:
+        """The same, infinite also when it is later than that."""
+        next_s = self.next_s
+        return next_s if next_s <= until_s else math.inf
+
+    def push(self, arrival: Arrival) -> None:
+        self._pushed += 1
+        heapq.heappush(self._answers, (arrival[0], self._pushed, arrival[1]))
+
+    def due(self, now_s: float) -> Iterator[Arrival]:
+        """Takes what arrives until `now_s`, in order."""
+        while self.next_s <= now_s:
+            if self._answers and (self._head is None or self._answers[0][0] <= self._head[0]):
+                at_s, _, request = heapq.heappop(self._answers)
+                yield at_s, request
+            elif self._head is not None:
+                arrival = self._head
+                self._head = next(self._given, None)
+                yield arrival
