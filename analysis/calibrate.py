@@ -15,6 +15,7 @@ from analysis.levels import Level, ended_inside
 from analysis.load import Floats, Ints, Requests, Run
 from analysis.memory import conversation_ids
 from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.virtual import ROUTERS
 
 SEGMENT_TOKENS = 8  # a client's stamps jitter by a step's fraction: over eight steps it averages out
 SEGMENTS = 4000  # of each level, spread over its window
@@ -38,6 +39,8 @@ class Calibration:
     draws: Sequence[Deployment]
     """Step times and lengths resampled in whole stretches of time and whole conversations."""
     fitted_users: Sequence[int]
+    replicas: int = 1
+    """That the runs were spread over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +54,15 @@ class ServerFlags:
 
 
 def calibrate(
-    evidence: Evidence, levels: Sequence[Level], flags: ServerFlags, *, seed: int = 0
+    evidence: Evidence,
+    levels: Sequence[Level],
+    flags: ServerFlags,
+    *,
+    replicas: int = 1,
+    router: str = "least-loaded",
+    seed: int = 0,
 ) -> Calibration:
-    """Fits the engine to trusted `levels` of the evidence's runs.
+    """Fits the engine to trusted `levels` of the evidence's runs, spread by a router over replicas.
 
     Raises CalibrationError when lengths, pool or single tokens are missing.
     """
@@ -64,7 +73,9 @@ def calibrate(
             "lacks one of them."
         )
     usable = [level for level in levels if level.trusted]
-    steps = [fit for level in usable if _is_calm(level) and (fit := _step_sums(evidence.runs, level))]
+    steps = [
+        fit for level in usable if _is_calm(level) and (fit := _step_sums(evidence.runs, level, replicas))
+    ]
     if not steps:
         raise CalibrationError(
             "No trusted level shows single tokens (one for each chunk) without queues: the step times cannot "
@@ -73,9 +84,10 @@ def calibrate(
     chatting = chatting_of(evidence, usable)
     engine = _engine(evidence, flags, _solve(np.sum([step.total for step in steps], axis=0)), _jitter(steps))
     base = Deployment(engine=engine, chatting=chatting)
-    fitted = _with_overhead(base, evidence, usable)
+    fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
-    return Calibration(deployment=fitted, draws=draws, fitted_users=[level.users for level in usable])
+    users = [level.users for level in usable]
+    return Calibration(deployment=fitted, draws=draws, fitted_users=users, replicas=replicas)
 
 
 def _is_calm(level: Level) -> bool:
@@ -101,7 +113,7 @@ class _Sums:
         return np.asarray(self.blocks[rng.integers(0, len(self.blocks), len(self.blocks))].sum(axis=0))
 
 
-def _step_sums(runs: Sequence[Run], level: Level) -> _Sums | None:
+def _step_sums(runs: Sequence[Run], level: Level, replicas: int) -> _Sums | None:
     """Of segments of SEGMENT_TOKENS gaps: steps, and the sums over them of sequences, KV tokens and prefill
     tokens, with each relative error weighted alike. None where chunks are not single tokens."""
     (run,) = (run for run in runs if run.info.run_id == level.run_id)
@@ -110,7 +122,7 @@ def _step_sums(runs: Sequence[Run], level: Level) -> _Sums | None:
     picked = _segments(rows, level)
     if len(picked) < 10 * BLOCKS:
         return None
-    design, took, at = steps.design(rows, picked)
+    design, took, at = steps.design(rows, picked, replicas)
     weight = 1.0 / took
     block = ((at - at.min()) / max(np.ptp(at), 1e-9) * BLOCKS).astype(np.int64).clip(0, BLOCKS - 1)
     scaled = np.column_stack([design, took]) * weight[:, None]
@@ -166,19 +178,22 @@ class _Steps:
             at_last=_cumulated(table[np.argsort(last, kind="stable")]),
         )
 
-    def design(self, rows: Requests, picked: Ints) -> tuple[NDArray[np.float64], Floats, Floats]:
-        """Regressors (m, 4), seconds (m,) and instants (m,) of segments."""
+    def design(
+        self, rows: Requests, picked: Ints, replicas: int
+    ) -> tuple[NDArray[np.float64], Floats, Floats]:
+        """Regressors (m, 4), seconds (m,) and instants (m,) of segments. Which replica served whom no row
+        says: beside a request is its replica's share of the others."""
         ends = _gap_ends(rows, picked)
         middle = (ends[:, 1:] + ends[:, :-1]) / 2
         begun = np.searchsorted(self.first, middle)
         ended = np.searchsorted(self.last, middle)
         live = self.at_first[begun] - self.at_last[ended]
         since = middle - self.first[0]
-        decoding = live[..., 0]
-        held = live[..., 1] + live[..., 2] * since - live[..., 3]
+        decoding = 1 + (live[..., 0] - 1) / replicas
+        held = (live[..., 1] + live[..., 2] * since - live[..., 3]) / replicas
         # A prefill belongs to the step at whose end its first token comes: between two middles.
         edges = np.searchsorted(self.first, np.stack([middle[:, 0], 2 * ends[:, -1] - middle[:, -1]]))
-        prefills = self.at_first[edges[1]] - self.at_first[edges[0]]
+        prefills = (self.at_first[edges[1]] - self.at_first[edges[0]]) / replicas
         columns = [
             np.full(len(picked), float(SEGMENT_TOKENS)),
             decoding.sum(axis=1) + prefills[:, 0],
@@ -311,7 +326,15 @@ def _pauses(rows: Requests, level: Level) -> Floats:
     return np.asarray(np.maximum((begun - ended)[inside], 0.0))
 
 
-def _with_overhead(base: Deployment, evidence: Evidence, levels: Sequence[Level]) -> Deployment:
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    replicas: int
+    router: str
+
+
+def _with_overhead(
+    base: Deployment, evidence: Evidence, levels: Sequence[Level], spread: _Spread
+) -> Deployment:
     """What the client's median TTFT has beyond the engine's, as a rising line in users."""
     calm = sorted(
         (level for level in levels if _is_calm(level) and level.ttft.p50), key=lambda one: one.users
@@ -323,20 +346,26 @@ def _with_overhead(base: Deployment, evidence: Evidence, levels: Sequence[Level]
     )
     fitted = base
     for _ in range(2):  # the overhead is a part of the cycle, which changes the load a little
-        beyond = [_beyond(fitted, level, evidence) for level in chosen]
+        beyond = [_beyond(fitted, level, evidence, spread) for level in chosen]
         if not beyond:
             return fitted
-        design = np.column_stack([np.ones(len(chosen)), [float(level.users) for level in chosen]])
+        design = np.column_stack([np.ones(len(chosen)), [level.users / spread.replicas for level in chosen]])
         (alone, each), _ = optimize.nnls(design, np.maximum(np.array(beyond), 0.0))
         fitted = replace(fitted, overhead_s=float(alone), overhead_per_user_s=float(each))
     return fitted
 
 
-def _beyond(deployment: Deployment, level: Level, evidence: Evidence) -> float:
-    wanted = max(OVERHEAD_REQUESTS, 20 * level.users)
-    seen = play(deployment, level.users, requests=wanted).seen(evidence.slo)
+def _beyond(deployment: Deployment, level: Level, evidence: Evidence, spread: _Spread) -> float:
+    played = play(
+        deployment,
+        level.users,
+        requests=max(OVERHEAD_REQUESTS, 20 * level.users),
+        replicas=spread.replicas,
+        route=ROUTERS[spread.router](),
+    )
     assert level.ttft.p50 is not None
-    return level.ttft.p50 - (seen.ttft_p50_s - deployment.overhead_at(level.users))
+    engine_s = played.seen(evidence.slo).ttft_p50_s - deployment.overhead_at(level.users / spread.replicas)
+    return level.ttft.p50 - engine_s
 
 
 def _draw(fitted: Deployment, steps: Sequence[_Sums], rng: np.random.Generator) -> Deployment:

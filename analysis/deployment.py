@@ -270,6 +270,18 @@ def _life_s(deployment: Deployment, users: float) -> float:
     return float(output * step_s)
 
 
+def half_full(deployment: Deployment) -> int:
+    """About how many users' requests fill half of the pool, or of the seats: where a search may begin."""
+    turns = [turn for turns in deployment.chatting.conversations[:200] for turn in turns]
+    prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
+    engine, shared = deployment.engine, deployment.chatting.shared_prefix_tokens
+    held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
+    fit = min((engine.pool_tokens - shared) / held, engine.max_num_seqs) / 2
+    life_s = _life_s(deployment, fit)
+    active = life_s / (life_s + float(np.mean(deployment.chatting.pauses_s)))
+    return max(int(fit / active), 1)
+
+
 def _seen(played: Played, slo: Slo) -> Seen:
     begin_s, end_s = played.window
     overhead_s = played.deployment.overhead_at(played.users / len(played.traces))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from analysis.answer import Wall
 from analysis.deployment import Deployment, Seen, play
-from analysis.limit import Limit, limit
+from analysis.limit import EACH, FEWEST_REQUESTS, Limit, limit
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 
@@ -41,7 +41,7 @@ def fleet(
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
     """None where one replica does not hold one user."""
-    point = _of_alike(deployment, slo, router, on_probe, start=2 * ALIKE)
+    point = _of_alike(deployment, slo, router, on_probe, start=None)
     if point is None:
         return None
     drawn = [_of_alike(draw, slo, router, on_probe, start=point.users) for draw in draws]
@@ -64,16 +64,14 @@ def _needed(users: int, per_replica_x: float) -> int:
 
 
 def _of_alike(
-    deployment: Deployment, slo: Slo, router: str, on_probe: Callable[[int], None], *, start: int
+    deployment: Deployment, slo: Slo, router: str, on_probe: Callable[[int], None], *, start: int | None
 ) -> Limit | None:
     """Users that ALIKE replicas behind the router hold together."""
-    return limit(
-        deployment, slo, start=max(start, ALIKE), replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe
-    )
+    return limit(deployment, slo, start=start, replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe)
 
 
 def _at(deployment: Deployment, users: int, replicas: int, slo: Slo, router: str) -> Seen:
     played = min(replicas, ALIKE)
     share = max(round(users * played / replicas), 1)
-    requests = max(3000, 40 * share)
+    requests = max(FEWEST_REQUESTS, EACH * share)
     return play(deployment, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)

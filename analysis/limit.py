@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from analysis.answer import Wall
-from analysis.deployment import Deployment, Seen, play
+from analysis.deployment import Deployment, Seen, half_full, play
 from analysis.latency import MISS_LIMIT
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
 QUEUE_LIMIT = 0.1  # share of time at the cap with a queue
-FEWEST_REQUESTS = 3000  # of a probe: thirty preemptions at one in a hundred
+FEWEST_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
+EACH = 12  # requests of each user at least
+FIRST_LOOK = 6  # a probe begins with this fraction, and stops there where it is clear
+CLEAR = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
 BRACKET = 0.01  # above a hundred users, how far apart two probes may be that a crossing is read between
 MOST_USERS = 100_000
 
@@ -57,7 +60,7 @@ def limit(
     slo: Slo,
     *,
     seed: int = 0,
-    start: int = 8,
+    start: int | None = None,
     replicas: int = 1,
     route: Callable[[], Route] | None = None,
     requests: int = FEWEST_REQUESTS,
@@ -66,23 +69,28 @@ def limit(
     """The first wall, between the last plateau of users that holds and the next; None where one user breaks
     it.
 
-    `start` only saves time. All plateaus have the same people (common random numbers).
+    `start` only saves time; by default it is where the pool is half full. All plateaus have the same people
+    (common random numbers).
     """
     known: dict[int, Seen] = {}
 
     def seen(users: int) -> Seen:
         if users not in known:
-            on_probe(users)
-            wanted = max(requests, 40 * users)
-            routed = route() if route else None
-            played = play(deployment, users, requests=wanted, seed=seed, replicas=replicas, route=routed)
-            known[users] = played.seen(slo)
+            on_probe(1)
+            wanted = max(requests, EACH * users)
+            quick = probe(users, max(wanted // FIRST_LOOK, EACH * users // 3))
+            clear = abs(max(margins(quick, slo).values())) > CLEAR
+            known[users] = quick if clear else probe(users, wanted)
         return known[users]
+
+    def probe(users: int, wanted: int) -> Seen:
+        routed = route() if route else None
+        return play(deployment, users, requests=wanted, seed=seed, replicas=replicas, route=routed).seen(slo)
 
     def worst(users: int) -> float:
         return max(margins(seen(users), slo).values())
 
-    low, high = _bracket(worst, max(start, 1))
+    low, high = _bracket(worst, max(start or replicas * half_full(deployment), 1))
     if low == 0:
         return None
     if high > MOST_USERS:

@@ -554,7 +554,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
-        table.add_column(name, justify=side, min_width=max(len(word) for word in name.split()))
+        table.add_column(name, justify=side, min_width=max((len(word) for word in name.split()), default=0))
     for row in rows:
         table.add_row(*row)
     return table

@@ -27,6 +27,7 @@ from analysis.levels import Level
 from analysis.limit import Limit, limit
 from analysis.load import InputError, find_runs
 from analysis.report import Bar, complain, progress
+from analysis.stats import student
 from loadtest.arrivals import ArrivalLaw, read_trace
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig
@@ -35,7 +36,7 @@ from loadtest.simulator.virtual import ROUTERS
 from loadtest.workload import Distribution
 
 LENGTH_DRAWS = 2000  # of a stated law
-LIMIT_DRAWS = 8  # of the calibration, for the limit's interval: each is a search of its own
+DRAWS_PLAYED = 8  # of the calibration, for the intervals: each is a simulation, or a search, of its own
 PRESET_DRAWS = 16
 PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
 PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
@@ -146,11 +147,12 @@ def ask(options: argparse.Namespace) -> TwinAnswer:
     """
     with progress() as bar:
         twin = _from_preset(options) if options.preset else _from_run(options, bar)
-        check = _check(twin, bar.task("checking", total=len(twin.calibration.draws) + 1))
+        check = _check(twin, options.router, bar.task("checking", total=DRAWS_PLAYED + 1))
         changes, change = _changes(options, twin)
-        now, draws = change(twin.calibration.deployment), [change(one) for one in twin.calibration.draws]
+        now = change(twin.calibration.deployment)
+        draws = [change(one) for one in twin.calibration.draws[:DRAWS_PLAYED]]
         predictions = _predictions(options, twin, now, draws, changed=bool(changes), task=bar.task)
-        found = _limit(options, twin, now, draws, bar.task("limit", total=LIMIT_DRAWS + 1))
+        found = _limit(options, twin, now, draws, bar.task("limit", total=DRAWS_PLAYED + 1))
         fleets = _fleets(options, twin, now, draws, bar.task)
     answer = TwinAnswer(
         source=twin.source,
@@ -198,7 +200,14 @@ def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
     info = runs[-1].info
     return Twin(
         source=", ".join(run.info.run_id for run in runs),
-        calibration=calibrate(evidence, levels, flags, seed=options.seed),
+        calibration=calibrate(
+            evidence,
+            levels,
+            flags,
+            replicas=options.measured_replicas or (evidence.pool.engines if evidence.pool else 1),
+            router=options.router,
+            seed=options.seed,
+        ),
         slo=slo,
         levels=evidence.levels,
         held_out=held_out,
@@ -409,7 +418,7 @@ def _predictions(
 
         def open_loop(deployment: Deployment) -> Played:
             advance(1)
-            return play_arrivals(deployment, arrivals, replicas=options.replicas, route=route())
+            return play_arrivals(deployment, arrivals, replicas=_replicas(options, twin), route=route())
 
         return [_prediction(0, open_loop, now, draws, twin.slo)]
     users = (
@@ -422,12 +431,16 @@ def _predictions(
         def plateau(deployment: Deployment, count: int = count) -> Played:
             advance(1)
             return play(
-                deployment, count, requests=max(1000, 40 * count), replicas=options.replicas, route=route()
+                deployment,
+                count,
+                requests=max(1000, 30 * count),
+                replicas=_replicas(options, twin),
+                route=route(),
             )
 
         prediction = _prediction(count, plateau, now, draws, twin.slo)
         level = next((one for one in twin.levels if one.users == count and one.trusted), None)
-        if level is not None and not changed and options.replicas == 1:
+        if level is not None and not changed and _replicas(options, twin) == twin.calibration.replicas:
             prediction = msgspec.structs.replace(
                 prediction, measured=measured(level), held_out=level is twin.held_out
             )
@@ -438,18 +451,24 @@ def _predictions(
 def _prediction(
     users: int, played: Callable[[Deployment], Played], now: Deployment, draws: Sequence[Deployment], slo: Slo
 ) -> Prediction:
-    seen = played(now).seen(slo)
-    others = [played(draw).seen(slo) for draw in draws]
-    values = {name: float(getattr(seen, name)) for name in SHOWN}
-    known = {name: value for name, value in values.items() if not math.isnan(value)}
-    intervals = {name: _interval([getattr(one, name) for one in [seen, *others]]) for name in known}
-    return Prediction(users=users, values=known, intervals=intervals)
+    plays = [played(deployment).seen(slo) for deployment in (now, *draws)]
+    columns = {name: [float(getattr(one, name)) for one in plays] for name in SHOWN}
+    known = {name: column for name, column in columns.items() if not any(map(math.isnan, column))}
+    return Prediction(
+        users=users,
+        values={name: float(np.mean(column)) for name, column in known.items()},
+        intervals={name: _interval(column) for name, column in known.items()},
+    )
+
+
+def _replicas(options: argparse.Namespace, twin: Twin) -> int:
+    return int(options.replicas or twin.calibration.replicas)
 
 
 def _interval(values: Sequence[float]) -> Interval:
-    known = [value for value in values if not math.isnan(value)]
-    low, high = np.quantile(known, [0.05, 0.95])
-    return float(low), float(high)
+    """90 % by Student's t, of as many draws as there are; nothing here is negative."""
+    middle, reach = float(np.mean(values)), student(len(values)) * float(np.std(values, ddof=1))
+    return max(middle - reach, 0.0), middle + reach
 
 
 def measured(level: Level) -> dict[str, float]:
@@ -470,18 +489,25 @@ def measured(level: Level) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 
 
-def _check(twin: Twin, advance: Callable[[int], None]) -> Prediction | None:
+def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Prediction | None:
     """The level that was held out, predicted before anything is changed."""
-    level = twin.held_out
+    level, calibration = twin.held_out, twin.calibration
     if level is None:
         return None
 
     def plateau(deployment: Deployment) -> Played:
         advance(1)
-        return play(deployment, level.users, requests=max(1500, 40 * level.users))
+        return play(
+            deployment,
+            level.users,
+            requests=max(1500, 40 * level.users),
+            replicas=calibration.replicas,
+            route=ROUTERS[router](),
+        )
 
-    calibration = twin.calibration
-    prediction = _prediction(level.users, plateau, calibration.deployment, calibration.draws, twin.slo)
+    prediction = _prediction(
+        level.users, plateau, calibration.deployment, calibration.draws[:DRAWS_PLAYED], twin.slo
+    )
     return msgspec.structs.replace(prediction, measured=measured(level), held_out=True)
 
 
@@ -520,16 +546,19 @@ def _limit(
         return None
     route = ROUTERS[options.router]
 
-    def search(deployment: Deployment, start: int) -> Limit | None:
+    def search(deployment: Deployment, start: int | None) -> Limit | None:
         advance(1)
-        return limit(deployment, twin.slo, start=start, replicas=options.replicas, route=route)
+        return limit(deployment, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
 
-    point = search(now, 8)
+    point = search(now, None)
     if point is None:
         return LimitAnswer(x=0.0, interval=(0.0, 0.0), wall="not even one user")
-    found = [point, *(search(draw, max(point.users, 1)) for draw in draws[:LIMIT_DRAWS])]
-    x = sorted(one.x if one is not None else 0.0 for one in found)
-    return LimitAnswer(x=_finite(point.x), interval=(_finite(x[0]), _finite(x[-1])), wall=point.wall)
+    start = max(point.users, 1) if math.isfinite(point.x) else None
+    found = [point, *(search(draw, start) for draw in draws)]
+    x = [one.x if one is not None else 0.0 for one in found]
+    if not all(map(math.isfinite, x)):
+        return LimitAnswer(x=_finite(point.x), interval=(_finite(min(x)), None), wall=point.wall)
+    return LimitAnswer(x=float(np.mean(x)), interval=_interval(x), wall=point.wall)
 
 
 def _finite(value: float) -> float | None:
@@ -541,10 +570,10 @@ def _fleets(
 ) -> list[FleetAnswer]:
     if options.fleet_users is None:
         return []
-    advance = task("fleet", total=8 * (LIMIT_DRAWS + 1))
+    advance = task("fleet", total=8 * (DRAWS_PLAYED + 1))
     found = fleet(
         now,
-        draws[:LIMIT_DRAWS],
+        draws,
         options.fleet_users,
         twin.slo,
         router=options.router,
@@ -673,6 +702,9 @@ def _parser() -> argparse.ArgumentParser:
     measured = parser.add_argument_group(
         "the server as it was measured (vLLM does not export these)"
     ).add_argument
+    measured(
+        "--measured-replicas", type=_count, metavar="N", help="behind its address (default: its engines)"
+    )
     measured("--measured-max-num-seqs", type=_count, metavar="N")
     measured("--measured-max-num-batched-tokens", type=_count, metavar="N")
     measured(
@@ -699,8 +731,8 @@ def _parser() -> argparse.ArgumentParser:
     change("--duration-s", type=float, default=300.0, help="of --arrivals (default %(default)g)")
     change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
     change("--trace-speed", type=float, default=1.0)
-    change("--replicas", type=_count, default=1, metavar="N", help="behind a router")
-    change("--router", choices=tuple(ROUTERS), default="round-robin")
+    change("--replicas", type=_count, metavar="N", help="behind a router (default: as measured)")
+    change("--router", choices=tuple(ROUTERS), default="least-loaded", help="default: %(default)s")
     fleets = parser.add_argument_group("fleets").add_argument
     fleets("--fleet-users", type=_count, metavar="N", help="how many replicas do so many users need?")
     fleets(

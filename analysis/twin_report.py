@@ -54,7 +54,7 @@ def show(answer: "TwinAnswer", *, as_json: bool) -> None:
     if answer.changes:
         show_list(out, "Changed", answer.changes)
     say(out, "")
-    say(out, "Predicted, with 90 % intervals below", style="bold")
+    say(out, "Predicted, with 90 % intervals", style="bold")
     out.print(table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
     if answer.limit is not None:
         say(out, _limit_text(answer), style="bold")
@@ -87,6 +87,8 @@ def _json(answer: "TwinAnswer") -> str:
 
 def _term(name: str, value: float, interval: tuple[float, float]) -> str:
     words, scale, unit = TERM_WORDS[name]
+    if interval[0] == interval[1]:
+        return f"{words}: {_digits(scale * value)} {unit}"
     low, high = (scale * end for end in interval)
     return f"{words}: {_digits(scale * value)} {unit} ({_digits(low)} to {_digits(high)})"
 
@@ -123,8 +125,8 @@ def _rows(predictions: Sequence["Prediction"]) -> list[list[str]]:
     for one in predictions:
         name = str(one.users) if one.users else "open loop"
         found.append([name, *(_cell(one.values, key, words) for _, key, words in columns)])
-        ends = [one.intervals.get(key) for _, key, _ in columns]
-        found.append(["", *(_ends(pair, words) for pair, (_, _, words) in zip(ends, columns, strict=True))])
+        reach = [_reach(one.intervals.get(key), one.values.get(key, 0.0), words) for _, key, words in columns]
+        found.append(["", *reach])
         if one.measured:
             note = "held out" if one.held_out else "measured"
             found.append([note, *(_cell(one.measured, key, words) for _, key, words in columns)])
@@ -135,8 +137,9 @@ def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> 
     return words(values[key]) if key in values else NONE
 
 
-def _ends(pair: tuple[float, float] | None, words: Callable[[float], str]) -> str:
-    return NONE if pair is None else f"{words(pair[0])}..{words(pair[1])}"
+def _reach(pair: tuple[float, float] | None, value: float, words: Callable[[float], str]) -> str:
+    """Half of the interval; where it is cut off at 0, the longer half."""
+    return NONE if pair is None else f"± {words(max(pair[1] - value, value - pair[0]))}"
 
 
 def _limit_text(answer: "TwinAnswer") -> str:

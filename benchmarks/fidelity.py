@@ -1,7 +1,7 @@
-"""The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs that were predicted first.
+"""The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
-Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice, and
-the difference of the two is the floor below which no error means anything.
+Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
+and the difference of the two is the floor below which no error means anything.
 """
 
 import json
@@ -27,12 +27,13 @@ from analysis.capacity import Evidence, gather
 from analysis.deployment import Deployment, Due, Played, Seen, play, play_arrivals
 from analysis.levels import Level
 from analysis.load import Run, find_runs, read_run
+from analysis.memory import pairs_of
 from analysis.twin import measured
 from loadtest.arrivals import read_trace
 from loadtest.record import Slo
 from loadtest.simulator.virtual import round_robin
 from tests.real.client import metric
-from tests.real.vllm_env import Vllm, start_vllm
+from tests.real.vllm_env import BLOCK_SIZE, Vllm, start_vllm
 
 ROOT = Path(__file__).parents[1]
 SLO = Slo()
@@ -141,7 +142,9 @@ def run() -> None:
     """Prints the tables of docs/twin.md. About half an hour."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
-        runs = {condition.name: lab.twice(condition) for condition in CONDITIONS}
+        runs: dict[str, list[Run]] = {}
+        for server in dict.fromkeys(condition.server for condition in CONDITIONS):
+            runs |= lab.twice([condition for condition in CONDITIONS if condition.server == server])
         calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
         print(_terms(calibration), flush=True)
         for condition in CONDITIONS:
@@ -157,11 +160,15 @@ class Lab:
         self.folder = folder
         self._made = 0
 
-    def twice(self, condition: Condition) -> list[Run]:
-        """Two runs of one condition on one server."""
-        with self.server(condition.server) as server:
-            found = [self.measure(server, self._flags(condition, seed)) for seed in (1, 1)]
-        print(f"  {condition.name}: {[len(run.requests) for run in found]} requests", flush=True)
+    def twice(self, conditions: Sequence[Condition]) -> dict[str, list[Run]]:
+        """Two runs of each condition, one round after the other, on one server that suits them all."""
+        found: dict[str, list[Run]] = {condition.name: [] for condition in conditions}
+        with self.server(conditions[0].server) as server:
+            for _ in range(2):
+                for condition in conditions:
+                    found[condition.name].append(self.measure(server, self._flags(condition, 1)))
+        for name, runs in found.items():
+            print(f"  {name}: {' and '.join(str(len(run.requests)) for run in runs)} requests", flush=True)
         return found
 
     def due(self, condition: Condition) -> list[tuple[int, ...]]:
@@ -228,23 +235,27 @@ class Lab:
         return read_run(folder)
 
 
-def _calibrated(pairs: Sequence[Sequence[Run]]) -> Calibration:
+def _calibrated(repeated: Sequence[Sequence[Run]], *, replicas: int = 1) -> Calibration:
     """From closed-loop runs; each its own seed, so that draws are independent."""
-    parts = [gather([run], slo=SLO) for pair in pairs for run in pair]
+    parts = [gather([run], slo=SLO) for one in repeated for run in one]
     runs = [run for part in parts for run in part.runs]
     levels = [level for part in parts for level in part.levels]
     calm = [level for level in levels if level.seats is None]
-    evidence = replace(parts[0], runs=runs, levels=levels)
-    return calibrate(evidence, calm, ServerFlags(max_num_seqs=SEATS, max_num_batched_tokens=BUDGET))
+    pairs = pairs_of(runs, block_tokens=BLOCK_SIZE)
+    evidence = replace(parts[0], runs=runs, levels=levels, pairs=pairs)
+    flags = ServerFlags(max_num_seqs=SEATS, max_num_batched_tokens=BUDGET)
+    return calibrate(evidence, calm, flags, replicas=replicas, router="round-robin")
 
 
 def _terms(calibration: Calibration) -> str:
     engine, deployment = calibration.deployment.engine, calibration.deployment
     return (
-        f"calibrated: {1e3 * engine.step_base_s:.2f} ms a step, {1e6 * engine.step_per_seq_s:.0f} us a sequence, "
-        f"{1e9 * engine.step_per_kv_token_s:.0f} ns a KV token, {1e6 * engine.prefill_per_token_s:.1f} us a prompt "
-        f"token, jitter {engine.jitter_cv:.2f}; between engine and client {1e3 * deployment.overhead_s:.1f} ms and "
-        f"{1e6 * deployment.overhead_per_user_s:.0f} us a user"
+        f"calibrated: {1e3 * engine.step_base_s:.2f} ms a step, "
+        f"{1e6 * engine.step_per_seq_s:.0f} us a sequence, "
+        f"{1e9 * engine.step_per_kv_token_s:.0f} ns a KV token, "
+        f"{1e6 * engine.prefill_per_token_s:.1f} us a prompt token, jitter {engine.jitter_cv:.2f}; "
+        f"between engine and client {1e3 * deployment.overhead_s:.1f} ms "
+        f"and {1e6 * deployment.overhead_per_user_s:.0f} us a user"
     )
 
 
@@ -307,6 +318,7 @@ def _figures(seen: Seen) -> Figures:
 
 def _closed(run: Run) -> tuple[Evidence, Level]:
     evidence = gather([run], slo=SLO)
+    evidence = replace(evidence, pairs=pairs_of([run], block_tokens=BLOCK_SIZE))
     return evidence, evidence.levels[0]
 
 
@@ -334,7 +346,10 @@ def _histogram_distance(run: Run, level: Level, played: Played) -> str:
         np.searchsorted(seen, points, side="right") / len(seen)
         - np.searchsorted(twin, points, side="right") / len(twin)
     ).max()
-    return f"KV usage: {seen.std():.3f} around its mean, the twin {twin.std():.3f}; distance of the histograms {distance:.2f}"
+    return (
+        f"KV usage: {100 * seen.std():.1f} points around its mean, the twin {100 * twin.std():.1f}; "
+        f"distance of the histograms {distance:.2f}"
+    )
 
 
 # Open loops.
@@ -400,7 +415,10 @@ def _usage_errors(runs: Sequence[Run], sides: Sequence[Played]) -> str:
         - np.interp(grid, other.unix_s - starts[1], other.kv_cache_usage)
     )
     errors = " and ".join(f"{error:.2f}" for error in found)
-    return f"KV usage over time, mean absolute error: {errors} points; between the two real runs {100 * between.mean():.2f}"
+    return (
+        f"KV usage over time, mean absolute error: {errors} points; between the two real runs "
+        f"{100 * between.mean():.2f}"
+    )
 
 
 def _usage_at(played: Played, at_s: np.ndarray) -> np.ndarray:
@@ -448,7 +466,7 @@ def _two_replicas(lab: Lab) -> None:
         before = [metric(server, "vllm:num_preemptions_total") for server in servers]
         run = lab.measure(url, lab.closed(40, LENGTHS, 7))
         after = [metric(server, "vllm:num_preemptions_total") for server in servers]
-    calibration = _calibrated([[_of_one_replica(one) for one in calm]])
+    calibration = _calibrated([calm], replicas=2)
     evidence, level = _closed(run)
     deployment = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
     seen = play(deployment, 40, requests=8000, replicas=2, route=round_robin()).seen(SLO)
@@ -457,11 +475,6 @@ def _two_replicas(lab: Lab) -> None:
     real["preempted_fraction"] = (sum(after) - sum(before)) / len(run.requests)
     print("\ntwo replicas behind a round robin, 40 users (means of one replica)")
     _print_table([real, real], [_figures(seen), _figures(seen)])
-
-
-def _of_one_replica(run: Run) -> Run:
-    """Each replica has every other request: the rows of one, with the gauges of that one, which were scraped."""
-    return run
 
 
 @contextmanager
@@ -487,14 +500,15 @@ def _wait(url: str) -> None:
     raise RuntimeError(f"{url} did not answer.")
 
 
+GAUGES = {
+    "kv_usage": "vllm:kv_cache_usage_perc",
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+}
+
+
 class _Watch(threading.Thread):
     """Gauges of several servers, four times a second."""
-
-    NAMES = {
-        "kv_usage": "vllm:kv_cache_usage_perc",
-        "running": "vllm:num_requests_running",
-        "waiting": "vllm:num_requests_waiting",
-    }
 
     def __init__(self, servers: Sequence[Vllm]) -> None:
         super().__init__(daemon=True)
@@ -505,13 +519,11 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self.ended.wait(0.25):
             for server in self.servers:
-                self.rows.append(
-                    (time.time(), {key: metric(server, name) for key, name in self.NAMES.items()})
-                )
+                self.rows.append((time.time(), {key: metric(server, name) for key, name in GAUGES.items()}))
 
     def means(self, begin: float, end: float) -> Figures:
         inside = [row for at, row in self.rows if begin <= at <= end]
-        return {key: float(np.mean([row[key] for row in inside])) for key in self.NAMES}
+        return {key: float(np.mean([row[key] for row in inside])) for key in GAUGES}
 
 
 @contextmanager

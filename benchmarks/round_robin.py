@@ -1,5 +1,5 @@
-"""A router for two servers: `python -m benchmarks.round_robin PORT URL URL`. Each chat goes to the next server;
-everything else to the first. Listens on 127.0.0.1."""
+"""A router for two servers: `python -m benchmarks.round_robin PORT URL URL`. Each chat goes to the next
+server, everything else to the first. Listens on 127.0.0.1."""
 
 import itertools
 import sys
