@@ -20,6 +20,7 @@ FORBIDDEN = {
             "loadtest.workload",
             "loadtest.modelmath",
             "loadtest.live",
+            "loadtest.exposition",
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
