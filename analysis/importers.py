@@ -16,21 +16,21 @@ from analysis.server_metrics import Dump, read_dump
 from loadtest.record import ArrivalsInfo, Outcome, RunInfo, ServerInfo, ServerSample
 
 NEIGHBOURS = (
-    "server_metrics.json",
-    "server_metrics.txt",
-    "server_metrics_export.jsonl",
-    "server_metrics_export.json",
+    ("server_metrics.json",),
+    ("server_metrics.txt",),
+    ("server_metrics_export.jsonl", "server_metrics_export.json"),
 )
-"""Dumps that are found without being named. The last two are aiperf's: series in one, labels in the other."""
-SETTLE_LIVES = (
-    2.0  # lives of a request that are dropped once all are in flight: most tools start them at once
-)
+"""Dumps that are found without being named, the first that there are. The last are aiperf's two halves."""
+SETTLE_LIVES = 2.0  # of a request, dropped once all are in flight: most tools start them at once
 NEAR_S = 5.0  # a counter read this near both ends of a stage holds the tokens of no other
 SEEK_S = (
     15.0  # how far a clock that is known to whole seconds may be off, the time to write the file included
 )
 ONE_WORKLOAD, FOUR_SIGMA = 0.25, 4.0  # mean lengths of stages of one workload differ by less than both
 LATENESS = "{} does not say how late it was itself (event-loop lag, CPU): its times are taken on trust."
+NOT_COMPARED = "so the server's count of tokens is not compared with that of the requests."
+SECONDS = "The files of {} tell the time to about a second, " + NOT_COMPARED
+RARELY = "No scrape lies shortly before and after a level, " + NOT_COMPARED
 NO_SERVER = (
     "Without server metrics there is no KV usage, no queue, no count of preemptions and no time blocked for "
     "memory (--server-metrics)."
@@ -40,9 +40,9 @@ NO_SERVER = (
 def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:
     """The result file at this path, or all of them in this folder and its subfolders: a run for each stage.
 
-    `server_metrics`: a dump that covers them all; without it those of NEIGHBOURS beside each file, or in
-    `path`. Raises InputError when a file is cut off, is of another kind or version, or when the dump does not
-    belong to it.
+    `server_metrics`: a dump that covers them all; without it one of NEIGHBOURS beside each file, or in the
+    folder. Raises InputError when a file is cut off, is of another kind or version, or when the dump does
+    not belong to it.
     """
     dump = read_dump(server_metrics) if server_metrics else None
     found = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]
@@ -64,9 +64,8 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = [file for place in ("*", "*/*") for file in path.glob(f"{place}.json*")]
-    return sorted(
-        file for file in found if file.suffix in (".json", ".jsonl") and file.name not in NEIGHBOURS
-    )
+    dumps = {name for names in NEIGHBOURS for name in names}
+    return sorted(file for file in found if file.suffix in (".json", ".jsonl") and file.name not in dumps)
 
 
 def _that_answer(found: Sequence[Stage]) -> list[Stage]:
@@ -121,10 +120,11 @@ class _Mean:
 
 def _neighbour(folder: Path, root: Path) -> Dump | None:
     for place in (folder, root):
-        found = [read_dump(place / name) for name in NEIGHBOURS if (place / name).is_file()]
-        if found:
-            scrapes = sorted((one for dump in found for one in dump.scrapes), key=lambda one: one[0])
-            return replace(found[0], scrapes=scrapes)
+        for names in NEIGHBOURS:
+            found = [read_dump(place / name) for name in names if (place / name).is_file()]
+            if found:
+                scrapes = sorted((one for dump in found for one in dump.scrapes), key=lambda one: one[0])
+                return replace(found[0], scrapes=scrapes)
     return None
 
 
@@ -135,7 +135,7 @@ def _run(stage: Stage, dump: Dump | None, *, root: Path, notes: dict[str, str]) 
     samples = _of_model(dump, source.model, warnings) if dump else []
     rows = _aligned(stage.rows, samples) if source.whole_seconds else stage.rows
     requests = _requests(rows)
-    samples = _within(dump, samples, requests, stage.label, warnings) if dump and samples else []
+    samples = _within(dump, samples, requests, stage, warnings) if dump and samples else []
     if not samples:
         warnings.append(NO_SERVER)
     nothing = np.empty(0)
@@ -210,24 +210,23 @@ def _of_model(dump: Dump, model: str, warnings: list[str]) -> list[ServerSample]
 
 
 def _within(
-    dump: Dump, samples: Sequence[ServerSample], requests: Requests, label: str, warnings: list[str]
+    dump: Dump, samples: Sequence[ServerSample], requests: Requests, stage: Stage, warnings: list[str]
 ) -> list[ServerSample]:
-    """The scrapes of a stage, and one before and after it. Token counts that reach further are left out."""
+    """The scrapes of a stage, and one before and after it; without a count of tokens where that would hold
+    the tokens of others, or not all of these."""
     begin, end = float(requests.start_unix_s.min()), float(requests.end_unix_s.max())
     at = np.array([sample.unix_s for sample in samples])
     if not np.any((at >= begin) & (at <= end)):
         raise InputError(
-            f"{dump.path} does not belong to {label}: its requests went from {_utc(begin)} to {_utc(end)}, "
-            f"the server metrics from {_utc(at.min())} to {_utc(at.max())}."
+            f"{dump.path} does not belong to {stage.label}: its requests went from {_utc(begin)} to "
+            f"{_utc(end)}, the server metrics from {_utc(at.min())} to {_utc(at.max())}."
         )
     first, last = at[at <= begin].max(initial=-np.inf), at[at >= end].min(initial=np.inf)
     kept = [sample for sample in samples if first <= sample.unix_s <= last]
-    if dump.changes_only or max(begin - first, last - end) <= NEAR_S:
+    close = dump.changes_only or max(begin - first, last - end) <= NEAR_S
+    if close and not stage.source.whole_seconds:
         return kept
-    warnings.append(
-        f"{label}: no scrape shortly before and after it, so the server's count of tokens is not compared "
-        "with that of the requests."
-    )
+    warnings.append(SECONDS.format(stage.source.tool) if stage.source.whole_seconds else RARELY)
     return [msgspec.structs.replace(sample, generation_tokens_total=None) for sample in kept]
 
 
@@ -247,7 +246,11 @@ def _aligned(rows: list[Row], samples: Sequence[ServerSample]) -> list[Row]:
         return rows
     at, held = server.unix_s[near], held[near]
     shifts = np.arange(-SEEK_S, SEEK_S, 0.1)
-    misses = np.array([np.abs(_in_flight(starts, ends, at - shift) - held).mean() for shift in shifts])
+    off = np.stack([_in_flight(starts, ends, at - shift) - held for shift in shifts])
+    most = float(np.max(_in_flight(starts, ends, starts)))
+    misses = np.minimum(np.abs(off), max(1.0, 0.1 * most)).mean(
+        axis=1
+    )  # what ran before or after weighs little
     shift = float(np.median(shifts[misses <= misses.min() + 1e-9]))
     return [
         replace(row, start_unix_s=row.start_unix_s + shift, scheduled_unix_s=row.scheduled_unix_s + shift)

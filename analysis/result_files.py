@@ -76,7 +76,7 @@ def read_file(file: Path, *, named: bool) -> Iterator[Stage]:
         if {"benchmarks", "metadata"} <= keys:
             yield from _guidellm(file, documents[0][0])
         elif {"model_id", "duration", "completed"} <= keys:
-            yield from (_vllm_bench(file, data) for data, _ in documents)
+            yield from (_vllm_bench(file, data, set(found)) for data, found in documents)
         elif {"metadata", "metrics"} <= keys:
             yield _aiperf(file, [data for data, _ in documents])
         elif named:
@@ -382,7 +382,7 @@ class _AiperfModels(msgspec.Struct):
 
 
 class _AiperfInput(msgspec.Struct):
-    """`phases` and `models` since 0.9; `loadgen` and `endpoint.model_names` before."""
+    """`phases` and `models`; in older versions `loadgen` and `endpoint.model_names`."""
 
     endpoint: _AiperfEndpoint
     models: _AiperfModels = msgspec.field(default_factory=_AiperfModels)
@@ -448,114 +448,122 @@ def _aiperf_config(file: Path) -> _AiperfInput:
 
 
 class _VllmBench(msgspec.Struct):
-    """Seconds. `start_times` by a clock that counts from the machine's start, since vLLM 0.15."""
+    """Lists in the order of the requests, seconds. `start_times` by a clock that counts from the machine's
+    start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
 
     date: str
     model_id: str
     request_rate: float | str
-    completed: int
-    max_concurrency: int | None = None
-    endpoint_type: str | None = None
-    backend: str | None = None
-    input_lens: list[int] | None = None
-    output_lens: list[int] | None = None
-    ttfts: list[float] | None = None
-    itls: list[list[float]] | None = None
-    errors: list[str] | None = None
+    input_lens: list[int]
+    output_lens: list[int]
+    ttfts: list[float]
+    itls: list[list[float]]
+    errors: list[str]
     start_times: list[float] | None = None
     queue_times: list[float] | None = None
+    max_concurrency: int | None = None
+    endpoint_type: str = ""
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        lists = (
+            self.input_lens,
+            self.output_lens,
+            self.itls,
+            self.errors,
+            self.start_times,
+            self.queue_times,
+        )
+        if any(one is not None and len(one) != len(self.ttfts) for one in lists):
+            raise ValueError("its lists are of several lengths")
 
     @property
-    def kind(self) -> str:
-        return self.backend or self.endpoint_type or ""
+    def places(self) -> int | None:
+        """Users: requests wait for one of these places and for nothing else."""
+        return self.max_concurrency if self.request_rate == "inf" else None
 
     @property
-    def closed(self) -> bool:
-        """Requests wait for a place and for nothing else."""
-        return self.max_concurrency is not None and self.request_rate == "inf"
+    def role_chunks(self) -> bool:
+        """Its first event is a chat's role chunk, sent with the first token: the first gap is no token's."""
+        plain = [
+            len(gaps) == tokens - 1
+            for gaps, tokens in zip(self.itls, self.output_lens, strict=True)
+            if tokens
+        ]
+        return "chat" in self.endpoint_type + self.backend and sum(plain) <= len(plain) / 2
+
+    def row(self, number: int, *, start_unix_s: float, role_chunk: bool) -> Row:
+        ttft, gaps, error = self.ttfts[number], self.itls[number], self.errors[number]
+        status = _status_of(error)
+        skipped = 1 if gaps and role_chunk else 0
+        ok = not error and self.output_lens[number] > 0
+        last_s = ttft + sum(gaps)
+        return Row(
+            start_unix_s=start_unix_s,
+            end_s=last_s,
+            outcome=Outcome.OK if ok else _failure(error, status) if error else Outcome.EMPTY,
+            scheduled_unix_s=start_unix_s - self.queue_times[number] if self.queue_times else NAN,
+            first_chunk_s=ttft + sum(gaps[:skipped]) if ok else NAN,
+            last_chunk_s=last_s if ok else NAN,
+            chunks=1 + len(gaps) - skipped if ok else 0,
+            prompt_tokens=float(self.input_lens[number]),
+            output_tokens=float(self.output_lens[number]) if ok else NAN,
+            http_status=200.0 if ok else status,
+            gap_s=gaps[skipped:] if ok else (),
+        )
+
+    def lives_s(self) -> list[float]:
+        return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
 
 
-def _vllm_bench(file: Path, data: bytes) -> Stage:
-    found = msgspec.json.decode(data, type=_VllmBench)
-    if found.ttfts is None or found.itls is None or found.input_lens is None or found.output_lens is None:
+def _vllm_bench(file: Path, data: bytes, keys: set[str]) -> Stage:
+    if "ttfts" not in keys:
         raise InputError(
             f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
         )
+    found = msgspec.json.decode(data, type=_VllmBench)
     if not found.ttfts:
         raise InputError(f"{file} holds no request.")
-    rows = _vllm_rows(file, found, found.ttfts, found.itls)
-    lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
-    if found.start_times is None:
-        lacks.append(
-            f"{file.name} is of a vLLM before 0.15 and has no start times: they are rebuilt from the queue "
-            f"for {found.max_concurrency} places."
-        )
-    if any(row.outcome is not Outcome.OK for row in rows):
-        lacks.append("vllm bench serve does not say when a failed request ended: it counts as ended at once.")
+    starts = found.start_times or _queued(file, found)
+    ended = max(start + life for start, life in zip(starts, found.lives_s(), strict=True))
+    zero_unix_s = _local_unix_s(file, found.date) - ended
+    role = found.role_chunks
+    rows = [
+        found.row(number, start_unix_s=zero_unix_s + start, role_chunk=role)
+        for number, start in enumerate(starts)
+    ]
     source = Source(
         path=file,
         tool="vllm bench serve",
         model=found.model_id,
         host="unknown",
-        lacks=lacks,
+        lacks=_vllm_lacks(found, rows),
         whole_seconds=True,
     )
-    users = found.max_concurrency if found.closed else None
-    name = f"concurrency@{users}" if users else f"rate@{found.request_rate}"
-    return Stage(source=source, name=name, users=users, rows=rows)
+    name = f"concurrency@{found.places}" if found.places else f"rate@{found.request_rate}"
+    return Stage(source=source, name=name, users=found.places, rows=rows)
 
 
-def _vllm_rows(file: Path, found: _VllmBench, ttfts: list[float], itls: list[list[float]]) -> list[Row]:
-    """Its first event is a chat's role chunk, sent with the first token: the first gap is no token's."""
-    ok = [
-        len(gaps) == tokens - 1 for gaps, tokens in zip(itls, found.output_lens or [], strict=True) if tokens
-    ]
-    role = "chat" in found.kind and sum(ok) <= len(ok) / 2
-    starts = found.start_times if found.start_times is not None else _queued(file, found, ttfts, itls)
-    last = max(start + ttft + sum(gaps) for start, ttft, gaps in zip(starts, ttfts, itls, strict=True))
-    zero_unix_s = _local_unix_s(file, found.date) - last
-    return [
-        _vllm_row(
-            found, number, start_unix_s=zero_unix_s + start, ttft=ttfts[number], gaps=itls[number], role=role
+def _vllm_lacks(found: _VllmBench, rows: Sequence[Row]) -> list[str]:
+    lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
+    if found.start_times is None:
+        lacks.append(
+            "The files are of a vLLM that kept no start times (before 2026): they are rebuilt from the queue "
+            "for --max-concurrency places."
         )
-        for number, start in enumerate(starts)
-    ]
+    if any(row.outcome is not Outcome.OK for row in rows):
+        lacks.append("vllm bench serve does not say when a failed request ended: it counts as ended at once.")
+    return lacks
 
 
-def _vllm_row(
-    found: _VllmBench, number: int, *, start_unix_s: float, ttft: float, gaps: list[float], role: bool
-) -> Row:
-    error = found.errors[number] if found.errors else ""
-    tokens = (found.output_lens or [])[number]
-    status = _status_of(error)
-    skipped = 1 if role and gaps else 0
-    first_s = ttft + sum(gaps[:skipped])
-    ok = not error and tokens > 0
-    queued_s = found.queue_times[number] if found.queue_times else NAN
-    return Row(
-        start_unix_s=start_unix_s,
-        end_s=ttft + sum(gaps),
-        outcome=Outcome.OK if ok else _failure(error, status) if error else Outcome.EMPTY,
-        scheduled_unix_s=start_unix_s - queued_s,
-        first_chunk_s=first_s if ok else NAN,
-        first_answer_s=NAN,
-        last_chunk_s=ttft + sum(gaps) if ok else NAN,
-        chunks=1 + len(gaps) - skipped if ok else 0,
-        prompt_tokens=float((found.input_lens or [])[number]),
-        output_tokens=float(tokens) if ok else NAN,
-        http_status=200.0 if ok else status,
-        gap_s=gaps[skipped:] if ok else (),
-    )
-
-
-def _queued(file: Path, found: _VllmBench, ttfts: list[float], itls: list[list[float]]) -> list[float]:
+def _queued(file: Path, found: _VllmBench) -> list[float]:
     """When each request got one of the places, which are taken in the order of the requests."""
-    if not found.closed or found.max_concurrency is None:
-        raise InputError(f"{file} does not say when its requests began: use vLLM 0.15 or newer.")
-    free, starts = [0.0] * found.max_concurrency, list[float]()
-    for ttft, gaps in zip(ttfts, itls, strict=True):
+    if found.places is None:
+        raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
+    free, starts = [0.0] * found.places, list[float]()
+    for life_s in found.lives_s():
         starts.append(free[0])
-        heapq.heapreplace(free, free[0] + ttft + sum(gaps))
+        heapq.heapreplace(free, free[0] + life_s)
     return starts
 
 

@@ -33,7 +33,16 @@ FORBIDDEN = {
     **dict.fromkeys(["loadtest.loop", "loadtest.meter", "loadtest.lead"], {"locust"} | SCIENCE | {"numpy"}),
     **dict.fromkeys(["loadtest.user", "loadtest.shape", "scenarios.chat"], SCIENCE | {"numpy", "analysis"}),
     **dict.fromkeys(
-        ["analysis.load", "analysis.metrics", "analysis.memory", "analysis.latency", "analysis.levels"],
+        [
+            "analysis.load",
+            "analysis.metrics",
+            "analysis.memory",
+            "analysis.latency",
+            "analysis.levels",
+            "analysis.result_files",
+            "analysis.server_metrics",
+            "analysis.importers",
+        ],
         LOCUST | WEB | {"matplotlib"},
     ),
     **dict.fromkeys(["analysis.capacity", "analysis.report", "analysis.plots"], LOCUST | WEB),
