@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -26,15 +26,17 @@ from analysis.answer import (
     Untouched,
     Wall,
 )
+from analysis.importers import read_results
 from analysis.levels import Context, Level, Pool, levels_of, output_cv
 from analysis.load import (
     Floats,
+    Found,
     InputError,
     Run,
-    RunFolder,
     differences,
     find_runs,
     group_runs,
+    has_runs,
     read_run,
     run_bytes,
 )
@@ -66,6 +68,7 @@ OPEN_LOOP = (
     "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
     "what the server did with them; for a number of users, run levels."
 )
+VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 TIE = 0.05  # walls less likely than this to bind do not widen the interval
 
 
@@ -339,7 +342,7 @@ def _reasons_to_refuse(evidence: Evidence, stands: Sequence[Stand]) -> list[str]
     if not any(len(run.requests) for run in evidence.runs):
         return ["The run holds no request: let a level finish, then analyse again."]
     if not any(run.requests.ok.any() for run in evidence.runs):
-        return ["No request succeeded: the errors in requests-*.jsonl say why."]
+        return ["No request succeeded: the errors in the rows say why."]
     if evidence.open_loop:
         return [OPEN_LOOP]
     if not evidence.levels:
@@ -548,8 +551,8 @@ def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[str]:
     found = []
     if evidence.pool is None:
         found.append(
-            "The memory wall is missing: the server's /metrics did not say how many KV blocks it has. "
-            "Latency and throughput walls still answer."
+            "The memory wall is missing: the server's /metrics did not say how many KV blocks it has "
+            "(--kv-cache-tokens says it). Latency and throughput walls still answer."
         )
     elif evidence.pairs is None:
         found.append(
@@ -581,7 +584,7 @@ def _length_warnings(evidence: Evidence) -> list[str]:
             f"Output lengths are heavy-tailed (CV {spread:.2f}): {len(evidence.pairs)} requests are few, the "
             f"interval may be too narrow. Measure {HEAVY_TAIL[1]}, or cap max_tokens."
         )
-    seeds = [run.info.settings.get("seed") for run in evidence.runs]
+    seeds = [run.info.settings["seed"] for run in evidence.runs if "seed" in run.info.settings]
     if len(set(map(str, seeds))) < len(seeds):
         found.append(
             "Runs with the same seed are pooled: their lengths repeat, so the interval is too narrow."
@@ -756,19 +759,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    report.show(answer, folder=options.folder)
+    report.show(answer, folder=_folder(options))
     return 3 if all(model.refused for model in answer.models) else 0
 
 
 def analyse(options: argparse.Namespace) -> Answer:
     """Reads, recommends and writes the reports into the named folder. Raises InputError."""
     per_token = _bytes_from_config(options.config)
-    groups, notes = chosen_of(find_runs(options.folder), options.run)
+    groups, notes = chosen_of(_found(options), options.run)
     models = []
     slo = slo_of(options, groups[-1][-1].info)
     with report.progress() as bar:
         for group in groups:
-            runs = read_group(group, bar)
+            runs = [_with_stated_pool(run, options) for run in read_group(group, bar)]
             model = recommend(
                 runs,
                 slo=slo,
@@ -779,23 +782,53 @@ def analyse(options: argparse.Namespace) -> Answer:
             extra = notes.get(model.model, [])
             models.append(msgspec.structs.replace(model, warnings=extra + model.warnings))
     answer = Answer(generated_unix_s=time.time(), confidence=options.confidence, slo=slo, models=models)
-    report.write(answer, folder=options.folder)
+    report.write(answer, folder=_folder(options))
     return answer
 
 
-def read_group(group: Sequence[RunFolder], bar: "report.Bar") -> list[Run]:
+def _folder(options: argparse.Namespace) -> Path:
+    """Where the reports go."""
+    path: Path = options.path
+    return path.parent if path.is_file() else path
+
+
+def _found(options: argparse.Namespace) -> Sequence[Found]:
+    """Run folders, or what other load generators left."""
+    if options.path.is_file() or (options.path.is_dir() and not has_runs(options.path)):
+        return read_results(options.path, server_metrics=options.server_metrics)
+    if options.server_metrics:
+        raise InputError(f"--server-metrics goes with the results of other tools: {options.path} holds runs.")
+    return find_runs(options.path)
+
+
+def _with_stated_pool(run: Run, options: argparse.Namespace) -> Run:
+    """What the user says of the KV cache counts before what /metrics said."""
+    if options.kv_cache_tokens is None:
+        return run
+    blocks = options.kv_cache_tokens // options.block_size
+    server = msgspec.structs.replace(
+        run.info.server,
+        kv_cache_tokens=options.kv_cache_tokens,
+        block_size=options.block_size,
+        num_gpu_blocks=blocks,
+    )
+    return replace(run, info=msgspec.structs.replace(run.info, server=server))
+
+
+def read_group(group: Sequence[Found], bar: "report.Bar") -> list[Run]:
     """Rows of runs that are pooled. Raises InputError."""
-    advance = bar.task("reading", total=sum(run_bytes(folder) for folder in group))
-    return [read_run(folder, on_bytes=advance) for folder in group]
+    sizes = [0 if isinstance(found, Run) else run_bytes(found) for found in group]
+    advance = bar.task("reading", total=sum(sizes))
+    return [found if isinstance(found, Run) else read_run(found, on_bytes=advance) for found in group]
 
 
 def chosen_of(
-    found: Sequence[RunFolder], wanted: Sequence[str] | None
-) -> tuple[list[list[RunFolder]], dict[str, list[str]]]:
+    found: Sequence[Found], wanted: Sequence[str] | None
+) -> tuple[list[list[Found]], dict[str, list[str]]]:
     """The runs to pool for each model, and what to say of the others, by model."""
     if wanted:
         return [_picked(found, wanted)], {}
-    chosen: dict[str, list[RunFolder]] = {}
+    chosen: dict[str, list[Found]] = {}
     notes: dict[str, list[str]] = {}
     for group in group_runs(found):
         model = group[0].info.model
@@ -817,7 +850,7 @@ def _differences(one: RunInfo, other: RunInfo) -> str:
     return f"{listing} differ{'s' * (len(names) == 1)}"
 
 
-def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder]:
+def _picked(found: Sequence[Found], wanted: Sequence[str]) -> list[Found]:
     unknown = sorted(set(wanted) - {run.info.run_id for run in found})
     if unknown:
         known = ", ".join(run.info.run_id for run in found)
@@ -862,6 +895,12 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
@@ -873,15 +912,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.capacity",
         description="How many users can this deployment hold? Reads one run folder, or a folder of run "
-        "folders, and answers with an interval and the wall that binds. Writes capacity.json, report.html, "
-        "report.md and figures into that folder.",
+        "folders, or the results of guidellm, aiperf or vllm bench serve, and answers with an interval and "
+        "the wall that binds. Writes capacity.json, report.html, report.md and figures into that folder.",
         epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 refused because the data cannot "
         "support an answer. An objective that is not given is the one that the run was made with.",
     )
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="a run folder, or the folder that holds them (reports/)")
+    add(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a run folder, or the folder that holds them (reports/); or a result file of another tool, or "
+        "the folder that holds a sweep of them (docs/importing.md)",
+    )
     add("--run", action="append", metavar="ID", help="only this run; repeat it to pool several")
     add("--config", type=Path, metavar="FILE", help="the model's config.json: turns KV tokens into GiB")
+    add(
+        "--server-metrics",
+        type=Path,
+        metavar="FILE",
+        help="of another tool's run: Prometheus' query_range as JSON, or successive scrapes as text "
+        "(default: server_metrics.json or .txt beside the results)",
+    )
+    add(
+        "--kv-cache-tokens",
+        type=_count,
+        metavar="N",
+        help='the pool, where /metrics was not read: the N of "GPU KV cache size: N tokens" in vLLM\'s log',
+    )
+    add(
+        "--block-size",
+        type=_count,
+        default=VLLM_BLOCK_SIZE,
+        metavar="B",
+        help="tokens a block, with --kv-cache-tokens (default %(default)s)",
+    )
     add(
         "--confidence",
         type=_share,

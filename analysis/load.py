@@ -163,6 +163,15 @@ class Run:
     warnings: list[str] = field(default_factory=list)
 
 
+Found = RunFolder | Run
+"""A run: one to be read, or one that another tool's file already gave."""
+
+
+def has_runs(folder: Path) -> bool:
+    """Whether this is a run folder, or holds some."""
+    return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{RUN_FILE}"))
+
+
 def find_runs(folder: Path) -> list[RunFolder]:
     """The run in this folder, or the runs in its subfolders, oldest first.
 
@@ -196,9 +205,9 @@ def differences(one: RunInfo, other: RunInfo) -> list[str]:
     return [name for name in ours if ours[name] != theirs[name]]
 
 
-def group_runs(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
+def group_runs(runs: Sequence[Found]) -> list[list[Found]]:
     """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[str, list[RunFolder]] = {}
+    groups: dict[str, list[Found]] = {}
     for run in runs:
         groups.setdefault(_plain(comparable(run.info)), []).append(run)
     return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
@@ -308,7 +317,7 @@ def _or_nan(value: float | None) -> float:
     return NAN if value is None else value
 
 
-_COLUMNS = (
+COLUMNS = (
     "start_unix_s",
     "sent_s",
     "scheduled_unix_s",
@@ -326,7 +335,7 @@ _COLUMNS = (
 
 
 def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
-    """In the order of `_COLUMNS`."""
+    """In the order of `COLUMNS`."""
     chunks = row.chunk_s
     return (
         row.start_unix_s - clock_offset_s,
@@ -392,20 +401,30 @@ def _read_requests(
 def _requests(
     scalars: list[tuple[float, ...]], labels: list[tuple[int, int, int]], gap_s: NDArray[np.float32]
 ) -> Requests:
-    table = np.array(scalars, dtype=np.float64).reshape(-1, len(_COLUMNS))
+    table = np.array(scalars, dtype=np.float64).reshape(-1, len(COLUMNS))
     codes = np.array(labels, dtype=np.int64).reshape(-1, 3)
-    columns = dict(zip(_COLUMNS, table.T, strict=True))
-    counts = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
-    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    columns = dict(zip(COLUMNS, table.T, strict=True))
+    gaps = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
+    return requests_of(columns, labels=codes, gap_s=gap_s, gaps=gaps)
+
+
+def requests_of(
+    columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
+) -> Requests:
+    """Rows in any order, put into the order of their ends.
+
+    columns: shape (n,) each, by the names of COLUMNS. labels: shape (n, 3), outcome, user and turn. gap_s:
+    the chunk gaps of all, one request after the other; gaps: shape (n,), how many of them are whose.
+    """
+    start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
-    moved = _permuted(gap_s, start, order)
     return Requests(
         **{name: column[order] for name, column in columns.items()},
-        outcome=codes[order, 0],
-        user=codes[order, 1],
-        turn=codes[order, 2],
-        gap_s=moved,
-        gap_start=np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64),
+        outcome=labels[order, 0],
+        user=labels[order, 1],
+        turn=labels[order, 2],
+        gap_s=_permuted(gap_s, start, order),
+        gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),
     )
 
 
@@ -441,6 +460,12 @@ def _read_server(path: Path, warnings: list[str]) -> Server:
         warnings.append(f"The server's /metrics was not read ({why}): what only it can tell is missing.")
     elif len(good) < len(samples):
         warnings.append(f"{len(samples) - len(good)} of {len(samples)} scrapes of /metrics failed.")
+    return server_of(samples)
+
+
+def server_of(samples: Sequence[ServerSample]) -> Server:
+    """Scrapes as columns; those that failed, or that lack an engine, are left out."""
+    good = [sample for sample in samples if sample.error is None]
     scrapes: dict[float, list[ServerSample]] = {}
     for sample in good:
         scrapes.setdefault(sample.unix_s, []).append(sample)

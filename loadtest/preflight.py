@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from loadtest.exposition import read_samples, read_server_info
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
-from loadtest.scrape import Scraper, choose_gpus, read_samples, read_server_info
+from loadtest.scrape import Scraper, choose_gpus
 from loadtest.settings import InputError, Settings
 from loadtest.stream import StreamRequest, open_session, stream_chat
 from loadtest.target import Target

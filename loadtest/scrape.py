@@ -5,16 +5,15 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import pynvml
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from loadtest.record import GpuInfo, ServerInfo, ServerSample
+from loadtest.exposition import parse, read_samples
+from loadtest.record import GpuInfo, ServerSample
 from loadtest.settings import InputError
 from loadtest.target import Target, split_credentials
 
@@ -22,95 +21,8 @@ logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 5.0
 
-# Both today's and yesterday's names; counters with and without `_total` (vLLM renamed both over time).
-_FIELDS = {
-    "num_requests_running": "running",
-    "num_requests_waiting": "waiting",
-    "kv_cache_usage_perc": "kv_cache_usage",
-    "gpu_cache_usage_perc": "kv_cache_usage",
-    "num_preemptions": "preemptions_total",
-    "prompt_tokens": "prompt_tokens_total",
-    "generation_tokens": "generation_tokens_total",
-    "prefix_cache_queries": "prefix_cache_queries_total",
-    "gpu_prefix_cache_queries": "prefix_cache_queries_total",
-    "prefix_cache_hits": "prefix_cache_hits_total",
-    "gpu_prefix_cache_hits": "prefix_cache_hits_total",
-    "request_success": "finished_total",
-    "admission_rejections": "rejections_total",
-}
-_BY_REASON = "num_requests_waiting_by_reason"
-_INFO = "cache_config_info"
-_SIMULATOR_INFO = "seatcount_simulator_info"
-_WANTED = re.compile(
-    rf"^(?:vllm:(?:{'|'.join([*_FIELDS, _BY_REASON, _INFO])})(?:_total)?|{_SIMULATOR_INFO})[{{ ].*$",
-    re.MULTILINE,
-)
 _DCGM_WANTED = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
 _MIB = 1024**2
-
-
-def _samples(text: str, wanted: re.Pattern[str]) -> list[Sample]:
-    """Parses only the lines whose name is wanted: 0.3 ms instead of 6 for vLLM's page."""
-    lines = "\n".join(wanted.findall(text)) + "\n"
-    return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
-
-
-def read_samples(text: str, *, model: str, unix_s: float) -> list[ServerSample]:
-    """One row for each engine of `model`, in the engines' order. Raises ValueError on text that is not
-    Prometheus' format."""
-    samples = _samples(text, _WANTED)
-    named = [s for s in samples if s.labels.get("model_name") == model]
-    rows: dict[str, dict[str, Any]] = {}
-    for sample in named or samples:
-        name = sample.name.removeprefix("vllm:").removesuffix("_total")
-        field = "waiting_capacity" if _is_capacity(name, sample) else _FIELDS.get(name)
-        if field:
-            row = rows.setdefault(sample.labels.get("engine", "0"), {})
-            row[field] = row.get(field, 0.0) + sample.value
-    return [ServerSample(unix_s=unix_s, engine=engine, **rows[engine]) for engine in sorted(rows)]
-
-
-def _is_capacity(name: str, sample: Sample) -> bool:
-    return name == _BY_REASON and sample.labels.get("reason") == "capacity"
-
-
-def read_server_info(text: str) -> ServerInfo:
-    """What `cache_config_info` says of the pool; several engines (data parallel) are alike, the first counts.
-
-    Bytes a KV token stand in it only together with the number of blocks that they were computed for: with
-    an override of the blocks the two do not belong together, and the figure stays unknown.
-    """
-    samples = _samples(text, _WANTED)
-    labels = next((s.labels for s in samples if s.name == f"vllm:{_INFO}"), {})
-    preset = next((s.labels.get("preset") for s in samples if s.name == _SIMULATOR_INFO), None)
-    tokens, memory = _integer(labels, "kv_cache_size_tokens"), _integer(labels, "kv_cache_memory_bytes")
-    override = _integer(labels, "num_gpu_blocks_override")
-    sound = tokens and memory and override is None
-    caching = labels.get("enable_prefix_caching")
-    return ServerInfo(
-        kv_cache_tokens=tokens,
-        block_size=_integer(labels, "block_size"),
-        num_gpu_blocks=_integer(labels, "num_gpu_blocks"),
-        gpu_memory_utilization=_number(labels, "gpu_memory_utilization"),
-        kv_cache_memory_bytes=memory,
-        num_gpu_blocks_override=override,
-        enable_prefix_caching=None if caching is None else caching == "True",
-        cache_dtype=labels.get("cache_dtype"),
-        kv_bytes_per_token=round(memory / tokens) if sound and memory and tokens else None,
-        simulated=preset,
-    )
-
-
-def _number(labels: dict[str, str], name: str) -> float | None:
-    try:
-        return float(labels[name])
-    except (KeyError, ValueError):
-        return None  # absent, or the text "None"
-
-
-def _integer(labels: dict[str, str], name: str) -> int | None:
-    value = _number(labels, name)
-    return None if value is None else int(value)
 
 
 class NvmlGpus:
@@ -156,7 +68,7 @@ class DcgmGpus:
 
     def take(self, text: str) -> None:
         """Reads the exporter's page. Raises ValueError on text that is not Prometheus' format."""
-        samples = _samples(text, _DCGM_WANTED)
+        samples = parse(text, wanted=_DCGM_WANTED)
         used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
         free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
         rates = list(_by_gpu(samples, "DCGM_FI_DEV_GPU_UTIL").values())

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
+from loadtest.exposition import read_samples, read_server_info
 from loadtest.record import ServerSample
-from loadtest.scrape import DcgmGpus, Scraper, choose_gpus, read_samples, read_server_info
+from loadtest.scrape import DcgmGpus, Scraper, choose_gpus
 from loadtest.settings import InputError
 from loadtest.target import Target
 

@@ -1,0 +1,222 @@
+"""A dump of a server's Prometheus metrics -> ServerSample rows. Its formats: docs/importing.md."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from prometheus_client.samples import Sample
+
+from analysis.load import InputError
+from loadtest.exposition import WANTED, parse, samples_of, server_info_of
+from loadtest.record import ServerInfo, ServerSample
+
+# A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
+# `date -Is` write between two scrapes. A sample ends in a number too, hence words in a comment only.
+_TIME = re.compile(
+    r"^(?:#(?! HELP| TYPE).*?|[=\-*\s\[]*)\b(?:"
+    r"(?P<unix>\d{10}(?:\.\d+)?)|"
+    r"(?P<day>\d{4}-\d\d-\d\d[T ][\d:]{8}(?:[.,]\d+)?) ?(?P<zone>Z|[+-]\d\d:?\d\d)?"
+    r")[\]=\-*\s]*$"
+)
+_SPACE = re.compile(r"\s*")
+HOW = "write a line with `date +%s` before each scrape, or export a range from Prometheus (docs/importing.md)"
+Stamped = tuple[float, Sample]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dump:
+    """What servers said over time."""
+
+    path: Path
+    scrapes: list[tuple[float, list[Sample]]]
+    """unix_s and the samples of that instant, in time order."""
+    changes_only: bool = False
+    """aiperf writes no scrape that is as the one before it: silence means that nothing happened."""
+
+    def rows(self, model: str) -> list[ServerSample]:
+        """One row for each scrape and engine. Raises InputError for servers that cannot be added up."""
+        scrapes = [samples_of(found, model=model, unix_s=unix_s) for unix_s, found in self.scrapes]
+        rows = [row for scrape in scrapes for row in scrape]
+        engines = {str(row.engine) for row in rows}
+        if len(engines) > max(map(len, scrapes), default=0):
+            raise InputError(
+                f"{self.path} holds servers ({', '.join(sorted(engines))}) that were scraped at different "
+                "times and cannot be added up: export Prometheus' query_range, which puts them on one grid."
+            )
+        return rows
+
+    def models(self) -> list[str]:
+        """The names under which the servers serve."""
+        found = {sample.labels.get("model_name") for _, samples in self.scrapes for sample in samples}
+        return sorted(name for name in found if name)
+
+    def info(self) -> ServerInfo:
+        """What they say of the pool; null where they do not."""
+        return server_info_of(sample for _, samples in self.scrapes for sample in samples)
+
+
+def read_dump(path: Path) -> Dump:
+    """Reads Prometheus' range queries, aiperf's server_metrics_export, or a text of successive scrapes.
+
+    Raises InputError when it is none of these, or holds nothing of vLLM.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"The server metrics {path} cannot be read ({problem}).") from None
+    scrapes: dict[float, list[Sample]] = {}
+    for unix_s, sample in _json(path, text) if text.lstrip().startswith("{") else _text(path, text):
+        if WANTED.match(f"{sample.name} "):
+            scrapes.setdefault(unix_s, []).append(sample)
+    if not any(sample.name.startswith("vllm:") for samples in scrapes.values() for sample in samples):
+        raise InputError(f"{path} holds no metric of vLLM, such as vllm:kv_cache_usage_perc.")
+    _tell_servers_apart(scrapes)
+    _refuse_doubles(path, scrapes)
+    return Dump(
+        path=path,
+        scrapes=sorted(scrapes.items(), key=lambda scrape: scrape[0]),
+        changes_only='"timestamp_ns":' in text[:1000],
+    )
+
+
+def _tell_servers_apart(scrapes: dict[float, list[Sample]]) -> None:
+    """Engines of several servers, all numbered from 0, get names of their own."""
+    everything = [sample for samples in scrapes.values() for sample in samples]
+    if len({sample.labels.get("instance") for sample in everything}) > 1:
+        for sample in everything:
+            labels = sample.labels
+            labels["engine"] = f"{labels.get('instance', '')}/{labels.get('engine', '0')}"
+
+
+def _refuse_doubles(path: Path, scrapes: dict[float, list[Sample]]) -> None:
+    for unix_s, samples in scrapes.items():
+        if len({(sample.name, *sorted(sample.labels.items())) for sample in samples}) < len(samples):
+            raise InputError(f"{path} holds more than one scrape for the time {unix_s:.3f}: {HOW}.")
+
+
+class _Series(msgspec.Struct):
+    metric: dict[str, str]
+    values: list[tuple[float, str]]
+
+
+class _Matrix(msgspec.Struct, tag_field="resultType", tag="matrix"):
+    result: list[_Series]
+
+
+class _RangeQuery(msgspec.Struct):
+    """https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries."""
+
+    data: _Matrix
+
+    def samples(self) -> Iterator[Stamped]:
+        for series in self.data.result:
+            name = series.metric.pop("__name__", "")
+            for unix_s, value in series.values:
+                yield unix_s, Sample(name, dict(series.metric), float(value))
+
+
+class _Labelled(msgspec.Struct):
+    labels: dict[str, str] | None = None
+    value: float | None = None
+
+
+class _AiperfScrape(msgspec.Struct):
+    """A line of aiperf's server_metrics_export.jsonl."""
+
+    timestamp_ns: int
+    endpoint_url: str
+    metrics: dict[str, list[_Labelled]]
+
+    def samples(self) -> Iterator[Stamped]:
+        for name, found in self.metrics.items():
+            for one in found:
+                if one.value is not None:  # a histogram's sum and buckets
+                    labels = {**(one.labels or {}), "instance": self.endpoint_url}
+                    yield self.timestamp_ns / 1e9, Sample(name, labels, one.value)
+
+
+class _AiperfSeries(msgspec.Struct):
+    series: list[_Labelled] = []
+
+
+class _AiperfSummary(msgspec.Struct):
+    """aiperf's server_metrics_export.json has no series: only what the cache's labels say is of use."""
+
+    aiperf_version: str
+    metrics: dict[str, _AiperfSeries]
+
+    def samples(self) -> Iterator[Stamped]:
+        name = "vllm:cache_config_info"
+        for one in self.metrics.get(name, _AiperfSeries()).series[:1]:
+            yield 0.0, Sample(name, dict(one.labels or {}), 1.0)
+
+
+_KINDS: dict[str, type[_RangeQuery | _AiperfScrape | _AiperfSummary]] = {
+    "data": _RangeQuery,
+    "timestamp_ns": _AiperfScrape,
+    "aiperf_version": _AiperfSummary,
+}
+
+
+def _json(path: Path, text: str) -> Iterator[Stamped]:
+    """One document after the other: some ask Prometheus for each metric and append the answers."""
+    for document in _documents(path, text):
+        kind = next(
+            (kind for key, kind in _KINDS.items() if isinstance(document, dict) and key in document), None
+        )
+        try:
+            found = msgspec.convert(document, kind or _RangeQuery)
+        except msgspec.ValidationError as problem:
+            raise InputError(
+                f"{path} is not the result of Prometheus' query_range ({problem}): see docs/importing.md for "
+                "what is read."
+            ) from None
+        yield from found.samples()
+
+
+def _documents(path: Path, text: str) -> Iterator[object]:
+    decoder, at = json.JSONDecoder(), 0
+    while (space := _SPACE.match(text, at)) and (at := space.end()) < len(text):
+        try:
+            document, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as problem:
+            raise InputError(f"{path} is not whole JSON ({problem}): was it cut off?") from None
+        yield document
+
+
+def _text(path: Path, text: str) -> Iterator[Stamped]:
+    """Pages of /metrics, each after its time; or lines with times of their own, as /federate writes them."""
+    for unix_s, page in _pages(path, text):
+        try:
+            samples = parse(page)
+        except ValueError as problem:
+            raise InputError(f"{path} is not what /metrics writes ({problem}).") from None
+        for sample in samples:
+            at = unix_s if sample.timestamp is None else float(sample.timestamp)
+            if at is None:
+                raise InputError(f"{path} does not say when it was scraped: {HOW}.")
+            yield at, sample
+
+
+def _pages(path: Path, text: str) -> Iterator[tuple[float | None, str]]:
+    unix_s, lines = None, list[str]()
+    for line in text.splitlines():
+        found = _TIME.match(line)
+        if found is None:
+            lines.append(line)
+            continue
+        yield unix_s, "\n".join(lines)
+        unix_s, lines = _unix_s(path, found), []
+    yield unix_s, "\n".join(lines)
+
+
+def _unix_s(path: Path, found: re.Match[str]) -> float:
+    if found["unix"]:
+        return float(found["unix"])
+    if not found["zone"]:
+        raise InputError(f"{path} has times without a zone ({found['day']}): {HOW}.")
+    return datetime.fromisoformat(found["day"] + found["zone"]).timestamp()

@@ -1,0 +1,109 @@
+"""vLLM's metrics in Prometheus' form -> ServerSample and ServerInfo. Missing stays missing. Knows no I/O."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from loadtest.record import ServerInfo, ServerSample
+
+# Both today's and yesterday's names; counters with and without `_total` (vLLM renamed both over time).
+_FIELDS = {
+    "num_requests_running": "running",
+    "num_requests_waiting": "waiting",
+    "kv_cache_usage_perc": "kv_cache_usage",
+    "gpu_cache_usage_perc": "kv_cache_usage",
+    "num_preemptions": "preemptions_total",
+    "prompt_tokens": "prompt_tokens_total",
+    "generation_tokens": "generation_tokens_total",
+    "prefix_cache_queries": "prefix_cache_queries_total",
+    "gpu_prefix_cache_queries": "prefix_cache_queries_total",
+    "prefix_cache_hits": "prefix_cache_hits_total",
+    "gpu_prefix_cache_hits": "prefix_cache_hits_total",
+    "request_success": "finished_total",
+    "admission_rejections": "rejections_total",
+}
+_BY_REASON = "num_requests_waiting_by_reason"
+_INFO = "cache_config_info"
+_SIMULATOR_INFO = "seatcount_simulator_info"
+WANTED = re.compile(
+    rf"^(?:vllm:(?:{'|'.join([*_FIELDS, _BY_REASON, _INFO])})(?:_total)?|{_SIMULATOR_INFO})[{{ ].*$",
+    re.MULTILINE,
+)
+
+
+def parse(text: str, *, wanted: re.Pattern[str] = WANTED) -> list[Sample]:
+    """Parses only the lines whose name is wanted: 0.3 ms instead of 6 for vLLM's page. Raises ValueError on
+    text that is not Prometheus' format."""
+    lines = "\n".join(wanted.findall(text)) + "\n"
+    return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
+
+
+def read_samples(text: str, *, model: str, unix_s: float) -> list[ServerSample]:
+    """One row for each engine of `model`, in the engines' order. Raises ValueError on text that is not
+    Prometheus' format."""
+    return samples_of(parse(text), model=model, unix_s=unix_s)
+
+
+def samples_of(samples: Iterable[Sample], *, model: str, unix_s: float) -> list[ServerSample]:
+    """One row for each engine of `model`, in the engines' order; of all of them where none is named so."""
+    samples = list(samples)
+    named = [s for s in samples if s.labels.get("model_name") == model]
+    rows: dict[str, dict[str, Any]] = {}
+    for sample in named or samples:
+        name = sample.name.removeprefix("vllm:").removesuffix("_total")
+        field = "waiting_capacity" if _is_capacity(name, sample) else _FIELDS.get(name)
+        if field:
+            row = rows.setdefault(sample.labels.get("engine", "0"), {})
+            row[field] = row.get(field, 0.0) + sample.value
+    return [ServerSample(unix_s=unix_s, engine=engine, **rows[engine]) for engine in sorted(rows)]
+
+
+def _is_capacity(name: str, sample: Sample) -> bool:
+    return name == _BY_REASON and sample.labels.get("reason") == "capacity"
+
+
+def read_server_info(text: str) -> ServerInfo:
+    """What a page says of the pool: see `server_info_of`."""
+    return server_info_of(parse(text))
+
+
+def server_info_of(samples: Iterable[Sample]) -> ServerInfo:
+    """What `cache_config_info` says of the pool; several engines (data parallel) are alike, the first counts.
+
+    Bytes a KV token stand in it only together with the number of blocks that they were computed for: with
+    an override of the blocks the two do not belong together, and the figure stays unknown.
+    """
+    samples = list(samples)
+    labels = next((s.labels for s in samples if s.name == f"vllm:{_INFO}"), {})
+    preset = next((s.labels.get("preset") for s in samples if s.name == _SIMULATOR_INFO), None)
+    tokens, memory = _integer(labels, "kv_cache_size_tokens"), _integer(labels, "kv_cache_memory_bytes")
+    override = _integer(labels, "num_gpu_blocks_override")
+    sound = tokens and memory and override is None
+    caching = labels.get("enable_prefix_caching")
+    return ServerInfo(
+        kv_cache_tokens=tokens,
+        block_size=_integer(labels, "block_size"),
+        num_gpu_blocks=_integer(labels, "num_gpu_blocks"),
+        gpu_memory_utilization=_number(labels, "gpu_memory_utilization"),
+        kv_cache_memory_bytes=memory,
+        num_gpu_blocks_override=override,
+        enable_prefix_caching=None if caching is None else caching == "True",
+        cache_dtype=labels.get("cache_dtype"),
+        kv_bytes_per_token=round(memory / tokens) if sound and memory and tokens else None,
+        simulated=preset,
+    )
+
+
+def _number(labels: dict[str, str], name: str) -> float | None:
+    try:
+        return float(labels[name])
+    except (KeyError, ValueError):
+        return None  # absent, or the text "None"
+
+
+def _integer(labels: dict[str, str], name: str) -> int | None:
+    value = _number(labels, name)
+    return None if value is None else int(value)
