@@ -63,6 +63,7 @@ FEWEST_PAIRS = 100
 REACH = 1.25  # the memory law may speak this far beyond the highest trusted level, flagged
 DISAGREES = 0.05
 LOCKSTEP_CV = 0.1
+SIMULATOR_LATE_S = 0.02
 HEAVY_TAIL = (0.9, 2000)  # an output CV from here needs so many requests
 OPEN_LOOP = (
     "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
@@ -543,8 +544,22 @@ def _warnings(
             + _memory_warnings(evidence, gauge)
             + _length_warnings(evidence)
             + _reach_warnings(evidence, memory, stands)
+            + _simulator_warnings(evidence)
         )
     )
+
+
+def _simulator_warnings(evidence: Evidence) -> list[str]:
+    """The embedded server's own error, where it is as large as what is measured."""
+    late = np.concatenate([run.server.simulated_lateness_s for run in evidence.runs])
+    tpot = [level.tpot.p50 for level in evidence.levels if level.trusted and level.tpot.p50]
+    middle = float(np.nanmedian(late)) if np.isfinite(late).any() else 0.0
+    if not tpot or middle < max(SIMULATOR_LATE_S, min(tpot)):
+        return []
+    return [
+        f"The simulated server was late itself: in half of the time some tokens came {1e3 * middle:.0f} ms or "
+        "more after they were due, because its process lacked CPU. Give it a core of its own."
+    ]
 
 
 def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[str]:

@@ -123,6 +123,7 @@ class Server:
     generation_tokens_total: Floats
     prefix_cache_hits_total: Floats
     vram_used_bytes: Floats
+    simulated_lateness_s: Floats
     failed_scrapes: int
 
     def __len__(self) -> int:
@@ -449,6 +450,7 @@ _SERVER_SUMS = (
     "generation_tokens_total",
     "prefix_cache_hits_total",
     "vram_used_bytes",
+    "simulated_lateness_s",
 )
 
 

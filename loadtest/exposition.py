@@ -28,8 +28,10 @@ _FIELDS = {
 _BY_REASON = "num_requests_waiting_by_reason"
 _INFO = "cache_config_info"
 _SIMULATOR_INFO = "seatcount_simulator_info"
+_SIMULATOR_LATENESS = "seatcount_simulator_lateness_seconds"
 WANTED = re.compile(
-    rf"^(?:vllm:(?:{'|'.join([*_FIELDS, _BY_REASON, _INFO])})(?:_total)?|{_SIMULATOR_INFO})[{{ ].*$",
+    rf"^(?:vllm:(?:{'|'.join([*_FIELDS, _BY_REASON, _INFO])})(?:_total)?"
+    rf"|{_SIMULATOR_INFO}|{_SIMULATOR_LATENESS})[{{ ].*$",
     re.MULTILINE,
 )
 
@@ -58,7 +60,11 @@ def samples_of(samples: Iterable[Sample], *, model: str, unix_s: float) -> list[
         if field:
             row = rows.setdefault(sample.labels.get("engine", "0"), {})
             row[field] = row.get(field, 0.0) + sample.value
-    return [ServerSample(unix_s=unix_s, engine=engine, **rows[engine]) for engine in sorted(rows)]
+    late = next((s.value for s in samples if s.name == _SIMULATOR_LATENESS), None)
+    return [
+        ServerSample(unix_s=unix_s, engine=engine, simulated_lateness_s=late, **rows[engine])
+        for engine in sorted(rows)
+    ]
 
 
 def _is_capacity(name: str, sample: Sample) -> bool:

@@ -113,6 +113,8 @@ class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
     vram_used_bytes_each: list[int] | None = None
     gpu_util: float | None = None
     """Mean over the GPUs, 0 to 1."""
+    simulated_lateness_s: float | None = None
+    """The embedded server's own error: how late its tokens were at most, in the last ten seconds."""
     error: str | None = None
 
 

@@ -254,15 +254,8 @@ def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
 ) -> None:
     monkeypatch.setattr(twin, "DRAWS_PLAYED", 2)
     code, said, err = ask(
-        *(
-            "--preset",
-            "llama-3.1-8b-a10g",
-            "--prompt-tokens",
-            "lognormal:512,0.6",
-            "--output-tokens",
-            "100-300",
-        ),
-        *("--think-s", "exp:20", "--users", "64", "--fleet-users", "5000", "--price-per-gpu-hour", "1.5"),
+        *("--preset", "qwen3-1.7b-t4", "--prompt-tokens", "lognormal:400,0.6", "--output-tokens", "20-60"),
+        *("--max-num-seqs", "16", "--users", "8", "--fleet-users", "5000", "--price-per-gpu-hour", "1.5"),
         *("--format", "json"),
         capsys=capsys,
     )
