@@ -557,7 +557,7 @@ def _simulator_warnings(evidence: Evidence) -> list[str]:
     if not tpot or middle < max(SIMULATOR_LATE_S, min(tpot)):
         return []
     return [
-        f"The simulated server was late itself: in half of the time some tokens came {1e3 * middle:.0f} ms or "
+        f"The simulated server was late itself: half of the time some tokens came {1e3 * middle:.0f} ms or "
         "more after they were due, because its process lacked CPU. Give it a core of its own."
     ]
 
