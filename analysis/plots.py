@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
+from analysis.twin_answer import TwinAnswer
 from loadtest.record import Slo
-
-if TYPE_CHECKING:
-    from analysis.twin import TwinAnswer
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
@@ -256,7 +254,7 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     axes.set_title("Output throughput, tokens a second")
 
 
-def twin(axes: Axes, answer: "TwinAnswer") -> None:
+def twin(axes: Axes, answer: TwinAnswer) -> None:
     """p95 of the time to first token against users: predicted with its band, measured, the limit."""
     seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
     users = [one.users for one in seen]

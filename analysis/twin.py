@@ -5,7 +5,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import msgspec
@@ -21,91 +21,37 @@ from analysis.capacity import (
     read_group,
     slo_of,
 )
-from analysis.deployment import Chatting, Deployment, Due, Played, Seen, Turn, play, play_arrivals
+from analysis.deployment import Chatting, Deployment, Due, Played, Seen, play, play_arrivals
 from analysis.fleet import Fleet, fleet
 from analysis.levels import Level
 from analysis.limit import Limit, limit
 from analysis.load import InputError, find_runs
 from analysis.report import Bar, complain, progress
 from analysis.stats import student
+from analysis.twin_answer import (
+    FleetAnswer,
+    Interval,
+    LimitAnswer,
+    Prediction,
+    Term,
+    TwinAnswer,
+)
+from analysis.what_if import Memory, changes_of
 from loadtest.arrivals import ArrivalLaw, read_trace
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset
 from loadtest.simulator.virtual import ROUTERS
-from loadtest.workload import Distribution
 
-LENGTH_DRAWS = 2000  # of a stated law
 DRAWS_PLAYED = 8  # of the calibration, for the intervals: each is a simulation, or a search, of its own
 PRESET_DRAWS = 16
 PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
 PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
 SCALE = (1_000, 10_000, 100_000, 1_000_000)
-Interval = tuple[float, float]
 
 
 class RefusedError(Exception):
     """The data cannot support an answer. Exit code 3."""
-
-
-class Term(msgspec.Struct, kw_only=True, frozen=True):
-    """One fitted number with its 90 % interval."""
-
-    name: str
-    value: float
-    interval: Interval
-
-
-class Prediction(msgspec.Struct, kw_only=True, frozen=True):
-    """What a plateau sees, by the names of `deployment.Seen`, each with its 90 % interval."""
-
-    users: int
-    values: dict[str, float]
-    intervals: dict[str, Interval]
-    measured: dict[str, float] = {}
-    """Of the level that stood there, where there was one and nothing was changed."""
-    held_out: bool = False
-
-
-class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """How many users fit; `x` is null where nothing broke."""
-
-    x: float | None
-    interval: tuple[float | None, float | None]
-    wall: str
-
-
-class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """Replicas for so many users, `spare` of which may be lost, and what they cost."""
-
-    users: int
-    replicas: int
-    interval: tuple[int, int]
-    spare: int
-    per_replica: float
-    binding: str
-    router: str
-    price_per_hour: float | None
-    usual_ttft_p95_s: float
-    after_loss_ttft_p95_s: float
-
-
-class TwinAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """`twin.json`."""
-
-    schema: int = 1
-    source: str
-    changes: list[str]
-    slo: Slo
-    engine: dict[str, float | int | bool | None]
-    terms: list[Term]
-    fitted_users: list[int]
-    check: Prediction | None
-    """The level that was held out."""
-    predictions: list[Prediction]
-    limit: LimitAnswer | None
-    fleet: list[FleetAnswer]
-    warnings: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -115,12 +61,10 @@ class Twin:
     source: str
     calibration: Calibration
     slo: Slo
+    memory: Memory
+    gpus: int = 1
     levels: Sequence[Level] = ()
     held_out: Level | None = None
-    bytes_per_token: int | None = None
-    vram_bytes: int | None = None
-    gpu_memory_utilization: float | None = None
-    gpus: int = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +92,7 @@ def ask(options: argparse.Namespace) -> TwinAnswer:
     with progress() as bar:
         twin = _from_preset(options) if options.preset else _from_run(options, bar)
         check = _check(twin, options.router, bar.task("checking", total=DRAWS_PLAYED + 1))
-        changes, change = _changes(options, twin)
+        changes, change = changes_of(options, twin.calibration.deployment, twin.memory)
         now = change(twin.calibration.deployment)
         draws = [change(one) for one in twin.calibration.draws[:DRAWS_PLAYED]]
         predictions = _predictions(options, twin, now, draws, changed=bool(changes), task=bar.task)
@@ -211,9 +155,11 @@ def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
         slo=slo,
         levels=evidence.levels,
         held_out=held_out,
-        bytes_per_token=info.server.kv_bytes_per_token,
-        vram_bytes=info.gpu.vram_bytes if info.gpu else None,
-        gpu_memory_utilization=info.server.gpu_memory_utilization,
+        memory=Memory(
+            bytes_per_token=info.server.kv_bytes_per_token,
+            vram_bytes=info.gpu.vram_bytes if info.gpu else None,
+            gpu_memory_utilization=info.server.gpu_memory_utilization,
+        ),
         gpus=info.gpu.count if info.gpu else 1,
     )
 
@@ -234,7 +180,6 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
-    pool = preset.pool()
     engine = preset.engine_config()
     nothing = Chatting(conversations=[((512, 128),)], pauses_s=np.array([1e-3]))
     deployment = Deployment(engine=engine, chatting=nothing)
@@ -245,9 +190,11 @@ def _from_preset(options: argparse.Namespace) -> Twin:
         source=f"preset {preset.name}",
         calibration=Calibration(deployment=deployment, draws=draws, fitted_users=()),
         slo=slo,
-        bytes_per_token=pool.kv_bytes_per_token,
-        vram_bytes=preset.gpu.vram_bytes,
-        gpu_memory_utilization=preset.gpu_memory_utilization,
+        memory=Memory(
+            bytes_per_token=preset.pool().kv_bytes_per_token,
+            vram_bytes=preset.gpu.vram_bytes,
+            gpu_memory_utilization=preset.gpu_memory_utilization,
+        ),
     )
 
 
@@ -260,141 +207,6 @@ def _other_speed(deployment: Deployment, rng: np.random.Generator) -> Deployment
         step_per_kv_token_s=engine.step_per_kv_token_s * memory,
         prefill_per_token_s=engine.prefill_per_token_s * compute,
     )
-
-
-# What is changed.
-
-Change = Callable[[Deployment], Deployment]
-
-
-def _changes(options: argparse.Namespace, twin: Twin) -> tuple[list[str], Change]:
-    """What the person asked to change, in words, and as a function."""
-    steps: list[tuple[str, Change]] = []
-    engine = {
-        name: getattr(options, name)
-        for name in ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching")
-        if getattr(options, name) is not None
-    }
-    if engine:
-        words = ", ".join(f"{name} {value}" for name, value in engine.items())
-        steps.append((words, lambda one: one.with_engine(**engine)))
-    steps += _pool_changes(options, twin)
-    steps += _chatting_changes(options)
-
-    def change(deployment: Deployment) -> Deployment:
-        for _, step in steps:
-            deployment = step(deployment)
-        return deployment
-
-    return [words for words, _ in steps], change
-
-
-def _pool_changes(options: argparse.Namespace, twin: Twin) -> list[tuple[str, Change]]:
-    asked = {
-        name: value
-        for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
-        if (value := getattr(options, name)) is not None
-    }
-    if len(asked) > 1:
-        raise InputError(f"Choose one of --{' and --'.join(name.replace('_', '-') for name in asked)}.")
-    found: list[tuple[str, Change]] = []
-    block = twin.calibration.deployment.engine.block_size
-    half = options.kv_cache_dtype == "fp8"
-    if half:
-        found.append(("KV cache in fp8", _with_fp8))
-    per_token = (twin.bytes_per_token or 0) / (2 if half else 1)
-    for name, value in asked.items():
-        if name == "num_gpu_blocks":
-            blocks = value
-        elif not per_token:
-            raise InputError(
-                f"--{name.replace('_', '-')} needs the bytes of a KV token, which this run does not tell: "
-                "give --num-gpu-blocks, or measure with --model-config."
-            )
-        elif name == "kv_cache_memory_gib":
-            blocks = int(value * 2**30 / (per_token * block))
-        else:
-            blocks = _blocks_at(value, twin, per_token * block, half=half)
-        words = f"{name.replace('_', ' ')} {value:g}: {blocks:,} blocks"
-        found.append((words, lambda one, blocks=blocks: _with_blocks(one, blocks)))  # type: ignore[misc]
-    return found
-
-
-def _blocks_at(utilization: float, twin: Twin, block_bytes: float, *, half: bool) -> int:
-    used, vram = twin.gpu_memory_utilization, twin.vram_bytes
-    if used is None or vram is None:
-        raise InputError(
-            "--gpu-memory-utilization needs the GPU's memory and the utilization that was measured at, which "
-            "this run does not tell: give --num-gpu-blocks."
-        )
-    now = twin.calibration.deployment.engine.num_gpu_blocks * (2 if half else 1)
-    return now + int((utilization - used) * vram / block_bytes)
-
-
-def _with_fp8(deployment: Deployment) -> Deployment:
-    engine = deployment.engine
-    faster = deployment.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
-    return _with_blocks(faster, 2 * engine.num_gpu_blocks)
-
-
-def _with_blocks(deployment: Deployment, blocks: int) -> Deployment:
-    engine = deployment.engine
-    longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
-    return deployment.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
-
-
-def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
-    found: list[tuple[str, Change]] = []
-    prompt, output = (
-        Distribution.parse(text) if text else None for text in (options.prompt_tokens, options.output_tokens)
-    )
-    if prompt or output:
-        words = ", ".join(
-            f"{name} {text}"
-            for name, text in (("prompts", options.prompt_tokens), ("outputs", options.output_tokens))
-            if text
-        )
-        found.append((words, lambda one: _with_lengths(one, prompt, output, options.seed)))
-    if options.think_s is not None:
-        think = Distribution.parse(options.think_s)
-        rng = random.Random(options.seed)
-        pauses = np.array([max(think.draw(rng), 1e-3) for _ in range(LENGTH_DRAWS)])
-        found.append(
-            (
-                f"think time {options.think_s} s",
-                lambda one: replace(one, chatting=replace(one.chatting, pauses_s=pauses)),
-            )
-        )
-    return found
-
-
-def _with_lengths(
-    deployment: Deployment, prompt: Distribution | None, output: Distribution | None, seed: int
-) -> Deployment:
-    """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
-    rng = random.Random(seed)
-    room = deployment.engine.max_model_len
-    chats = deployment.chatting.conversations
-    drawn = [_drawn_turns(rng.choice(chats), prompt, output, room, rng) for _ in range(LENGTH_DRAWS)]
-    return replace(deployment, chatting=replace(deployment.chatting, conversations=drawn))
-
-
-def _drawn_turns(
-    turns: Sequence[Turn],
-    prompt: Distribution | None,
-    output: Distribution | None,
-    room: int,
-    rng: random.Random,
-) -> list[Turn]:
-    found: list[Turn] = []
-    was = now = 0  # tokens of the history, as it was and as it is drawn
-    for said, answered in turns:
-        new = prompt.draw_count(rng) if prompt else said - was
-        asked = min(now + new, room - 1)
-        made = min(output.draw_count(rng) if output else answered, room - asked)
-        found.append((asked, made))
-        was, now = said + answered, asked + made
-    return found
 
 
 # What comes of it.

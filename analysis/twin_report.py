@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from analysis.load import InputError
 from analysis.report import NONE, Output, replace_file, say, show_list, table
-
-if TYPE_CHECKING:
-    from analysis.twin import FleetAnswer, Prediction, TwinAnswer
+from analysis.twin_answer import FleetAnswer, Prediction, TwinAnswer
 
 JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -36,7 +33,7 @@ TERM_WORDS = {
 }
 
 
-def show(answer: "TwinAnswer", *, as_json: bool) -> None:
+def show(answer: TwinAnswer, *, as_json: bool) -> None:
     """Prints the answer."""
     if as_json:
         sys.stdout.write(_json(answer))
@@ -64,7 +61,7 @@ def show(answer: "TwinAnswer", *, as_json: bool) -> None:
     out.print()
 
 
-def write(answer: "TwinAnswer", *, folder: Path) -> None:
+def write(answer: TwinAnswer, *, folder: Path) -> None:
     """twin.json and twin.svg. Raises InputError where it may not write."""
     from analysis import plots  # matplotlib is slow to import and only drawing needs it
 
@@ -81,7 +78,7 @@ def write(answer: "TwinAnswer", *, folder: Path) -> None:
         ) from None
 
 
-def _json(answer: "TwinAnswer") -> str:
+def _json(answer: TwinAnswer) -> str:
     return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
 
 
@@ -93,15 +90,15 @@ def _term(name: str, value: float, interval: tuple[float, float]) -> str:
     return f"{words}: {_digits(scale * value)} {unit} ({_digits(low)} to {_digits(high)})"
 
 
-def _names(predictions: Sequence["Prediction"]) -> list[str]:
+def _names(predictions: Sequence[Prediction]) -> list[str]:
     return [name for name, _, _ in _columns(predictions)]
 
 
-def _columns(predictions: Sequence["Prediction"]) -> list[tuple[str, str, Callable[[float], str]]]:
+def _columns(predictions: Sequence[Prediction]) -> list[tuple[str, str, Callable[[float], str]]]:
     return [column for column in COLUMNS if any(column[1] in one.values for one in predictions)]
 
 
-def _check_rows(check: "Prediction") -> list[list[str]]:
+def _check_rows(check: Prediction) -> list[list[str]]:
     columns = _columns([check])
     both = [(check.values.get(key), check.measured.get(key)) for _, key, _ in columns]
     return [
@@ -119,7 +116,7 @@ def _error(key: str, predicted: float | None, measured: float | None) -> str:
     return f"{100 * (predicted / measured - 1):+.0f} %" if measured else NONE
 
 
-def _rows(predictions: Sequence["Prediction"]) -> list[list[str]]:
+def _rows(predictions: Sequence[Prediction]) -> list[list[str]]:
     columns = _columns(predictions)
     found = []
     for one in predictions:
@@ -142,7 +139,7 @@ def _reach(pair: tuple[float, float] | None, value: float, words: Callable[[floa
     return NONE if pair is None else f"± {words(max(pair[1] - value, value - pair[0]))}"
 
 
-def _limit_text(answer: "TwinAnswer") -> str:
+def _limit_text(answer: TwinAnswer) -> str:
     found = answer.limit
     assert found is not None
     if found.x is None:
@@ -156,7 +153,7 @@ def _users(value: float | None) -> str:
     return "no limit" if value is None else f"{value:.1f}"
 
 
-def _fleet_lines(fleets: Sequence["FleetAnswer"]) -> list[str]:
+def _fleet_lines(fleets: Sequence[FleetAnswer]) -> list[str]:
     if not fleets:
         return []
     one = fleets[0]
@@ -168,7 +165,7 @@ def _fleet_lines(fleets: Sequence["FleetAnswer"]) -> list[str]:
     return [first, *(_fleet_line(fleet) for fleet in fleets)]
 
 
-def _fleet_line(one: "FleetAnswer") -> str:
+def _fleet_line(one: FleetAnswer) -> str:
     cost = f", {one.price_per_hour:,.2f} an hour" if one.price_per_hour else ""
     replicas = f"{one.replicas:,} replicas ({one.interval[0]:,} to {one.interval[1]:,})"
     return f"{one.users:,} users: {replicas}, {one.spare} of them spare{cost}"

@@ -1,0 +1,154 @@
+"""What a person asks the twin to change: flags, pool, lengths, pauses -> a function on deployments."""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.deployment import Deployment, Turn
+from analysis.load import InputError
+from loadtest.workload import Distribution
+
+LENGTH_DRAWS = 2000  # of a stated law
+Change = Callable[[Deployment], Deployment]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """What GiB and shares of VRAM are worth in blocks; None where nobody said."""
+
+    bytes_per_token: int | None = None
+    vram_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+
+
+def changes_of(options: argparse.Namespace, now: Deployment, memory: Memory) -> tuple[list[str], Change]:
+    """What was asked, in words, and as a function. Raises InputError, ValueError."""
+    steps: list[tuple[str, Change]] = []
+    engine = {
+        name: getattr(options, name)
+        for name in ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching")
+        if getattr(options, name) is not None
+    }
+    if engine:
+        words = ", ".join(f"{name} {value}" for name, value in engine.items())
+        steps.append((words, lambda one: one.with_engine(**engine)))
+    steps += _pool_changes(options, now, memory)
+    steps += _chatting_changes(options)
+
+    def change(deployment: Deployment) -> Deployment:
+        for _, step in steps:
+            deployment = step(deployment)
+        return deployment
+
+    return [words for words, _ in steps], change
+
+
+def _pool_changes(options: argparse.Namespace, now: Deployment, memory: Memory) -> list[tuple[str, Change]]:
+    asked = {
+        name: value
+        for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
+        if (value := getattr(options, name)) is not None
+    }
+    if len(asked) > 1:
+        raise InputError(f"Choose one of --{' and --'.join(name.replace('_', '-') for name in asked)}.")
+    found: list[tuple[str, Change]] = []
+    block = now.engine.block_size
+    half = options.kv_cache_dtype == "fp8"
+    if half:
+        found.append(("KV cache in fp8", _with_fp8))
+    per_token = (memory.bytes_per_token or 0) / (2 if half else 1)
+    for name, value in asked.items():
+        if name == "num_gpu_blocks":
+            blocks = value
+        elif not per_token:
+            raise InputError(
+                f"--{name.replace('_', '-')} needs the bytes of a KV token, which this run does not tell: "
+                "give --num-gpu-blocks, or measure with --model-config."
+            )
+        elif name == "kv_cache_memory_gib":
+            blocks = int(value * 2**30 / (per_token * block))
+        else:
+            blocks = _blocks_at(value, now, memory, per_token * block, half=half)
+        words = f"{name.replace('_', ' ')} {value:g}: {blocks:,} blocks"
+        found.append((words, lambda one, blocks=blocks: _with_blocks(one, blocks)))  # type: ignore[misc]
+    return found
+
+
+def _blocks_at(utilization: float, now: Deployment, memory: Memory, block_bytes: float, *, half: bool) -> int:
+    used, vram = memory.gpu_memory_utilization, memory.vram_bytes
+    if used is None or vram is None:
+        raise InputError(
+            "--gpu-memory-utilization needs the GPU's memory and the utilization that was measured at, which "
+            "this run does not tell: give --num-gpu-blocks."
+        )
+    blocks = now.engine.num_gpu_blocks * (2 if half else 1)
+    return blocks + int((utilization - used) * vram / block_bytes)
+
+
+def _with_fp8(deployment: Deployment) -> Deployment:
+    engine = deployment.engine
+    faster = deployment.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
+    return _with_blocks(faster, 2 * engine.num_gpu_blocks)
+
+
+def _with_blocks(deployment: Deployment, blocks: int) -> Deployment:
+    engine = deployment.engine
+    longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
+    return deployment.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
+
+
+def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
+    found: list[tuple[str, Change]] = []
+    prompt, output = (
+        Distribution.parse(text) if text else None for text in (options.prompt_tokens, options.output_tokens)
+    )
+    if prompt or output:
+        words = ", ".join(
+            f"{name} {text}"
+            for name, text in (("prompts", options.prompt_tokens), ("outputs", options.output_tokens))
+            if text
+        )
+        found.append((words, lambda one: _with_lengths(one, prompt, output, options.seed)))
+    if options.think_s is not None:
+        think = Distribution.parse(options.think_s)
+        rng = random.Random(options.seed)
+        pauses = np.array([max(think.draw(rng), 1e-3) for _ in range(LENGTH_DRAWS)])
+        found.append(
+            (
+                f"think time {options.think_s} s",
+                lambda one: replace(one, chatting=replace(one.chatting, pauses_s=pauses)),
+            )
+        )
+    return found
+
+
+def _with_lengths(
+    deployment: Deployment, prompt: Distribution | None, output: Distribution | None, seed: int
+) -> Deployment:
+    """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
+    rng = random.Random(seed)
+    room = deployment.engine.max_model_len
+    chats = deployment.chatting.conversations
+    drawn = [_drawn_turns(rng.choice(chats), prompt, output, room, rng) for _ in range(LENGTH_DRAWS)]
+    return replace(deployment, chatting=replace(deployment.chatting, conversations=drawn))
+
+
+def _drawn_turns(
+    turns: Sequence[Turn],
+    prompt: Distribution | None,
+    output: Distribution | None,
+    room: int,
+    rng: random.Random,
+) -> list[Turn]:
+    found: list[Turn] = []
+    was = now = 0  # tokens of the history, as it was and as it is drawn
+    for said, answered in turns:
+        new = prompt.draw_count(rng) if prompt else said - was
+        asked = min(now + new, room - 1)
+        made = min(output.draw_count(rng) if output else answered, room - asked)
+        found.append((asked, made))
+        was, now = said + answered, asked + made
+    return found
