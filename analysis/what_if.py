@@ -72,7 +72,8 @@ def _pool_changes(options: argparse.Namespace, now: Deployment, memory: Memory) 
             blocks = int(value * 2**30 / (per_token * block))
         else:
             blocks = _blocks_at(value, now, memory, per_token * block, half=half)
-        words = f"{name.replace('_', ' ')} {value:g}: {blocks:,} blocks"
+        asked_as = "" if name == "num_gpu_blocks" else f" ({name} {value:g})"
+        words = f"a pool of {blocks:,} blocks{asked_as}"
         found.append((words, lambda one, blocks=blocks: _with_blocks(one, blocks)))  # type: ignore[misc]
     return found
 
