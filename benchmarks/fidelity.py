@@ -1,17 +1,18 @@
 """The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
 Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
-and the difference of the two is the floor below which no error means anything.
+and the difference of the two is the floor below which no error means anything. Runs are kept in build/fidelity and
+taken from there when the benchmark is called again.
 """
 
 import json
 import math
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -20,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from analysis.calibrate import Calibration, ServerFlags, calibrate, chatting_of
@@ -30,15 +32,16 @@ from analysis.load import Run, find_runs, read_run
 from analysis.memory import pairs_of
 from analysis.twin import measured
 from loadtest.arrivals import read_trace
-from loadtest.record import Slo
+from loadtest.exposition import read_samples
+from loadtest.record import ServerSample, Slo
 from loadtest.simulator.virtual import round_robin
-from tests.real.client import metric
-from tests.real.vllm_env import BLOCK_SIZE, Vllm, start_vllm
+from tests.real.vllm_env import BLOCK_SIZE, MODEL, start_vllm
 
 ROOT = Path(__file__).parents[1]
 SLO = Slo()
 BLOCKS, SEATS, BUDGET = 128, 64, 2048
-LEVEL_S, OPEN_S = 30.0, 40.0
+LEVEL_S, OPEN_S = 24.0, 30.0
+FOLDER = Path("build/fidelity")
 LENGTHS = ("--prompt-tokens", "lognormal:124,0.6", "--output-tokens", "lognormal:96,0.6")
 SHORT = ("--prompt-tokens", "lognormal:62,0.6", "--output-tokens", "lognormal:48,0.6")
 CHATS = (
@@ -139,18 +142,18 @@ WHAT_IFS = (
 
 
 def run() -> None:
-    """Prints the tables of docs/twin.md. About half an hour."""
-    with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder))
-        runs: dict[str, list[Run]] = {}
-        for server in dict.fromkeys(condition.server for condition in CONDITIONS):
-            runs |= lab.twice([condition for condition in CONDITIONS if condition.server == server])
-        calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
-        print(_terms(calibration), flush=True)
-        for condition in CONDITIONS:
-            _print_condition(condition, runs[condition.name], calibration.deployment, lab)
-        _what_ifs(lab, calibration)
-        _two_replicas(lab)
+    """Prints the tables of docs/twin.md. Nearly half an hour."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lab = Lab(FOLDER.resolve())
+    runs: dict[str, list[Run]] = {}
+    for server in dict.fromkeys(condition.server for condition in CONDITIONS):
+        runs |= lab.twice([condition for condition in CONDITIONS if condition.server == server])
+    calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
+    print(_terms(calibration), flush=True)
+    for condition in CONDITIONS:
+        _print_condition(condition, runs[condition.name], calibration.deployment, lab)
+    _what_ifs(lab, calibration)
+    _two_replicas(lab)
 
 
 class Lab:
@@ -158,18 +161,20 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._made = 0
+        self._started = 0
 
     def twice(self, conditions: Sequence[Condition]) -> dict[str, list[Run]]:
         """Two runs of each condition, one round after the other, on one server that suits them all."""
+        wanted = [(one, f"{one.name} {number}") for number in (1, 2) for one in conditions]
         found: dict[str, list[Run]] = {condition.name: [] for condition in conditions}
-        with self.server(conditions[0].server) as server:
-            for _ in range(2):
-                for condition in conditions:
-                    found[condition.name].append(self.measure(server, self._flags(condition, 1)))
-        for name, runs in found.items():
-            print(f"  {name}: {' and '.join(str(len(run.requests)) for run in runs)} requests", flush=True)
+        with self.server(conditions[0].server, needed=not all(self._kept(name) for _, name in wanted)) as url:
+            for condition, name in wanted:
+                found[condition.name].append(self.measure(url, name, self._flags(condition)))
+                print(f"  {name}: {len(found[condition.name][-1].requests)} requests", flush=True)
         return found
+
+    def _kept(self, name: str) -> bool:
+        return any((self.folder / name).glob("*/run.json"))
 
     def due(self, condition: Condition) -> list[tuple[int, ...]]:
         """Prefix blocks of each request of a trace."""
@@ -182,10 +187,10 @@ class Lab:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def _flags(self, condition: Condition, seed: int) -> list[str]:
+    def _flags(self, condition: Condition) -> list[str]:
         if condition.trace is not None:
             return ["--trace", str(self._trace(condition))]
-        return self.closed(condition.users, condition.load, seed)
+        return self.closed(condition.users, condition.load, seed=1)
 
     @staticmethod
     def closed(users: int, load: Sequence[str], seed: int) -> list[str]:
@@ -194,43 +199,40 @@ class Lab:
         return [*level, *load]
 
     @contextmanager
-    def server(self, server: Server, port: int | None = None) -> Iterator[Vllm]:
-        """A real vLLM."""
-        self._made += 1
+    def server(self, server: Server, *, needed: bool = True) -> Iterator[str]:
+        """The address of a real vLLM; an empty one where it is not needed."""
+        if not needed:
+            yield ""
+            return
+        self._started += 1
         with start_vllm(
             num_gpu_blocks_override=server.blocks,
             max_num_seqs=server.seats,
             extra=[
                 *("--max-num-batched-tokens", str(server.budget), "--enable-prompt-tokens-details"),
-                # Without this limit the server would refuse what the token budget cuts.
+                # Without it vLLM refuses a token budget below the context.
                 "--enable-chunked-prefill",
             ],
-            port=port,
-            log=self.folder / f"vllm-{self._made}.log",
+            log=self.folder / f"vllm-{self._started}.log",
         ) as started:
-            yield started
+            yield started.url
 
-    def measure(self, server: Vllm | str, flags: Sequence[str]) -> Run:
-        """One load test with our own tool."""
-        self._made += 1
-        reports = self.folder / f"reports-{self._made}"
-        url = server if isinstance(server, str) else server.url
-        locust = str(Path(sys.executable).with_name("locust"))
-        command = [locust, "-f", "scenarios/chat.py", "--headless", "--host", url, "--thinking", "off"]
-        command += ["--sample-s", "0.25", "--reports-dir", str(reports), *flags]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("LOADTEST_")}
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=clean,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    def measure(self, url: str, name: str, flags: Sequence[str]) -> Run:
+        """One load test with our own tool, or the kept one of that name."""
+        reports = self.folder / name
+        if not self._kept(name):
+            locust = str(Path(sys.executable).with_name("locust"))
+            command = [locust, "-f", "scenarios/chat.py", "--headless", "--host", url, "--thinking", "off"]
+            command += ["--sample-s", "0.25", "--reports-dir", str(reports), *flags]
+            clean = {key: value for key, value in os.environ.items() if not key.startswith("LOADTEST_")}
+            done = subprocess.run(
+                command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=400, check=False
+            )
+            if done.returncode:
+                shutil.rmtree(reports, ignore_errors=True)
+                raise RuntimeError(
+                    f"The load test {name} ended with {done.returncode}: {done.stderr[-2000:]}"
+                )
         (folder,) = find_runs(reports)
         return read_run(folder)
 
@@ -438,8 +440,8 @@ def _what_ifs(lab: Lab, calibration: Calibration) -> None:
         if load is SHORT:
             deployment = _halved(deployment)
         predicted = _figures(play(deployment, users, requests=max(6000, 60 * users)).seen(SLO))
-        with lab.server(server) as started:
-            runs = [lab.measure(started, lab.closed(users, load, seed)) for seed in (5, 6)]
+        with lab.server(server) as url:
+            runs = [lab.measure(url, f"{name} {seed}", lab.closed(users, load, seed)) for seed in (5, 6)]
         real = [_closed_figures(run, _closed(run)[1]) for run in runs]
         print(f"\n{name}, {users} users")
         _print_table(real, [predicted, predicted])
@@ -459,20 +461,18 @@ def _halved(deployment: Deployment) -> Deployment:
 def _two_replicas(lab: Lab) -> None:
     """Latency only against a twin that was calibrated while both replicas ran: they share two cores."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(lab.server(Server())) for _ in range(2)]
-        url = stack.enter_context(_router([server.url for server in servers]))
-        calm = [lab.measure(url, lab.closed(users, LENGTHS, 9)) for users in (8, 20)]
-        watch = stack.enter_context(_watched(servers))
-        before = [metric(server, "vllm:num_preemptions_total") for server in servers]
-        run = lab.measure(url, lab.closed(40, LENGTHS, 7))
-        after = [metric(server, "vllm:num_preemptions_total") for server in servers]
+        urls = [stack.enter_context(lab.server(Server())) for _ in range(2)]
+        url = stack.enter_context(_router(urls))
+        calm = [lab.measure(url, f"two replicas {users}", lab.closed(users, LENGTHS, 9)) for users in (8, 20)]
+        watch = stack.enter_context(_watched(urls))
+        run = lab.measure(url, f"two replicas {time.time():.0f}", lab.closed(40, LENGTHS, 7))
     calibration = _calibrated([calm], replicas=2)
     evidence, level = _closed(run)
     deployment = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
     seen = play(deployment, 40, requests=8000, replicas=2, route=round_robin()).seen(SLO)
     begin, end = level.clock.begin_unix_s, level.clock.end_unix_s
     real = _closed_figures(run, level) | watch.means(begin, end)
-    real["preempted_fraction"] = (sum(after) - sum(before)) / len(run.requests)
+    real["preempted_fraction"] = sum(watch.preemptions()) / len(run.requests)
     print("\ntwo replicas behind a round robin, 40 users (means of one replica)")
     _print_table([real, real], [_figures(seen), _figures(seen)])
 
@@ -500,35 +500,44 @@ def _wait(url: str) -> None:
     raise RuntimeError(f"{url} did not answer.")
 
 
-GAUGES = {
-    "kv_usage": "vllm:kv_cache_usage_perc",
-    "running": "vllm:num_requests_running",
-    "waiting": "vllm:num_requests_waiting",
-}
-
-
 class _Watch(threading.Thread):
     """Gauges of several servers, four times a second."""
 
-    def __init__(self, servers: Sequence[Vllm]) -> None:
+    def __init__(self, urls: Sequence[str]) -> None:
         super().__init__(daemon=True)
-        self.servers = servers
-        self.rows: list[tuple[float, dict[str, float]]] = []
+        self.urls = urls
+        self.rows: list[ServerSample] = []
         self.ended = threading.Event()
 
     def run(self) -> None:
         while not self.ended.wait(0.25):
-            for server in self.servers:
-                self.rows.append((time.time(), {key: metric(server, name) for key, name in GAUGES.items()}))
+            for place, url in enumerate(self.urls):
+                with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+                    page = answer.read().decode()
+                for row in read_samples(page, model=MODEL, unix_s=time.time()):
+                    self.rows.append(msgspec.structs.replace(row, engine=str(place)))
 
     def means(self, begin: float, end: float) -> Figures:
-        inside = [row for at, row in self.rows if begin <= at <= end]
-        return {key: float(np.mean([row[key] for row in inside])) for key in GAUGES}
+        """Of one replica."""
+        inside = [row for row in self.rows if begin <= row.unix_s <= end]
+        return {
+            "kv_usage": float(np.mean([row.kv_cache_usage for row in inside])),
+            "running": float(np.mean([row.running for row in inside])),
+            "waiting": float(np.mean([row.waiting for row in inside])),
+        }
+
+    def preemptions(self) -> list[float]:
+        """Of each replica, while we watched."""
+        by = [
+            [row.preemptions_total or 0.0 for row in self.rows if row.engine == str(place)]
+            for place in range(len(self.urls))
+        ]
+        return [counts[-1] - counts[0] for counts in by]
 
 
 @contextmanager
-def _watched(servers: Sequence[Vllm]) -> Iterator[_Watch]:
-    watch = _Watch(servers)
+def _watched(urls: Sequence[str]) -> Iterator[_Watch]:
+    watch = _Watch(urls)
     watch.start()
     try:
         yield watch

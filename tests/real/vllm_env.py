@@ -293,7 +293,9 @@ def _kill(pid: int) -> None:
 
 def session_members(session: int) -> list[int]:
     """The living processes of a session (zombies are not living)."""
-    return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _session(stat) == session]
+    # Not by glob: it looks at each file once more, and fails where a process has ended meanwhile.
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
+    return [pid for pid in pids if _session(Path(f"/proc/{pid}/stat")) == session]
 
 
 def _session(stat: Path) -> int | None:
