@@ -821,11 +821,13 @@ def _bytes_from_config(path: Path | None) -> int | None:
     if path is None:
         return None
     try:
-        return kv_bytes_per_token(
-            parse_config(msgspec.json.decode(path.read_bytes(), type=dict[str, object]))
-        )
+        shape = parse_config(msgspec.json.decode(path.read_bytes(), type=dict[str, object]))
+        found = kv_bytes_per_token(shape)
     except (OSError, msgspec.DecodeError, ValueError) as problem:
         raise InputError(f"--config {path} does not tell the KV bytes of a token ({problem}).") from None
+    if found is None:
+        raise InputError(f"--config {path} has no single figure of KV bytes a token (windows): leave it out.")
+    return found
 
 
 def _positive(text: str) -> float:

@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import analysis, client, peers
+from benchmarks import analysis, client, peers, sizing
 
-BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run}
+BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run, "sizing": sizing.run}
 
 
 def main() -> int:

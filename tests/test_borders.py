@@ -19,6 +19,9 @@ FORBIDDEN = {
             "loadtest.arrivals",
             "loadtest.workload",
             "loadtest.modelmath",
+            "loadtest.architectures",
+            "loadtest.gpus",
+            "loadtest.startup",
             "loadtest.live",
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
@@ -35,7 +38,9 @@ FORBIDDEN = {
         ["analysis.load", "analysis.metrics", "analysis.memory", "analysis.latency", "analysis.levels"],
         LOCUST | WEB | {"matplotlib"},
     ),
-    **dict.fromkeys(["analysis.capacity", "analysis.report", "analysis.plots"], LOCUST | WEB),
+    **dict.fromkeys(
+        ["analysis.capacity", "analysis.report", "analysis.plots", "analysis.sizing"], LOCUST | WEB
+    ),
 }
 
 
