@@ -26,6 +26,7 @@ from analysis.answer import (
     Untouched,
     Wall,
 )
+from analysis.cli import add_slo_flags, share
 from analysis.levels import Context, Level, Pool, levels_of, output_cv
 from analysis.load import (
     Floats,
@@ -830,22 +831,7 @@ def _bytes_from_config(path: Path | None) -> int | None:
     return found
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
-    default = Slo()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.capacity",
         description="How many users can this deployment hold? Reads one run folder, or a folder of run "
@@ -860,35 +846,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="the model's config.json: turns KV tokens into GiB")
     add(
         "--confidence",
-        type=_share,
+        type=share,
         default=CONFIDENCE,
         help="how often the interval should cover the truth (default %(default)s)",
     )
-    add(
-        "--slo-ttft-p95-s",
-        type=_positive,
-        metavar="S",
-        help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
-    )
-    add(
-        "--slo-tpot-p95-s",
-        type=_positive,
-        metavar="S",
-        help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
-    )
-    add(
-        "--slo-preempted-fraction",
-        type=_share,
-        metavar="F",
-        help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
-    )
-    add(
-        "--slo-kv-blocked-fraction",
-        type=_share,
-        metavar="F",
-        help="share of time in which a request waits for KV blocks, at most "
-        f"(default {default.kv_blocked_fraction:g})",
-    )
+    add_slo_flags(parser)
     return parser
 
 

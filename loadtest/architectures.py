@@ -33,6 +33,11 @@ class Tensor:
     def parameters(self) -> int:
         return self.rows * self.columns * self.count
 
+    @property
+    def expert(self) -> bool:
+        """Of experts, only the chosen ones are read for a token."""
+        return ".experts." in self.name
+
     def part(self, tp: int) -> tuple[float, float]:
         """Rows and columns that one of `tp` GPUs holds."""
         pieces = min(tp, self.shards)
@@ -794,7 +799,7 @@ def _experts_per_token(keys: Keys, layers: Sequence[Layer]) -> int:
 def _active(keys: Keys, layers: Sequence[Layer]) -> int:
     chosen = _experts_per_token(keys, layers)
     return sum(
-        one.rows * one.columns * (min(one.count, chosen) if ".experts." in one.name else one.count)
+        one.rows * one.columns * (min(one.count, chosen) if one.expert else one.count)
         for one in _all_tensors(layers)
     )
 

@@ -5,7 +5,7 @@ Layers come from loadtest/architectures.py; what start-up takes beside them from
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -36,12 +36,35 @@ def stages(num_layers: int, pp: int) -> list[range]:
 
 
 def weights_bytes(
-    shape: ModelShape, *, dtype: str | None = None, tp: int = 1, pp: int = 1, stage: int = 0
+    shape: ModelShape,
+    *,
+    dtype: str | None = None,
+    tp: int = 1,
+    pp: int = 1,
+    stage: int = 0,
 ) -> int:
     """Bytes of weights on one GPU of a stage, scales of quantised ones counted. `dtype` overrides the
     config's, as vLLM's flag does."""
     width = dtype_bytes(dtype or shape.dtype)
     return round(sum(_tensor_bytes(shape, one, width, tp) for one in _tensors(shape, pp=pp, stage=stage)))
+
+
+def step_bytes(
+    shape: ModelShape, *, dtype: str | None = None, tp: int = 1, sequences: float | None = None
+) -> float:
+    """Bytes of weights that one decode step reads, on one GPU of each stage together: all layers and the
+    head, but of the embeddings only rows (a tied head reads them all), and of experts those that at least one
+    of so many sequences chooses, were they chosen evenly (None: all)."""
+    width = dtype_bytes(dtype or shape.dtype)
+    head = shape.before[:1] if shape.tie_word_embeddings else ()
+    total = 0.0
+    for tensor in chain(*(layer.tensors for layer in shape.layers), shape.after, head):
+        touched = 1.0
+        if tensor.expert and sequences is not None:
+            left = 1.0 - min(shape.experts_per_token / tensor.count, 1.0 - 1e-12)
+            touched = 1.0 - left ** max(sequences, 1.0)
+        total += touched * _tensor_bytes(shape, tensor, width, tp)
+    return total
 
 
 def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
@@ -81,7 +104,7 @@ def kv_bytes_per_token(
     2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the latent of MLA, undivided.
 
     `dtype` is the model's, `kv_dtype` the cache's. None where windows leave no single figure; of hybrids the
-    layers with attention count, the recurrent state is `kv_fixed_bytes`.
+    layers with attention count, the recurrent state is `KvLayout.fixed_blocks`.
     """
     caches = [cache for layer in shape.layers for cache in layer.caches]
     if any(isinstance(one, AttentionCache) and one.kind in ("window", "chunk") for one in caches):
@@ -168,6 +191,7 @@ class KvLayout:
         """That a request holds with so many tokens stored."""
         return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
 
+    @property
     def fixed_blocks(self) -> int:
         """That a request holds for recurrent states, whatever its length."""
         return sum(group.kind == "state" for group in self.groups)
@@ -248,11 +272,6 @@ def _groups(shape: ModelShape) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def kv_fixed_bytes(shape: ModelShape, layout: KvLayout) -> int:
-    """Recurrent state of one request on one GPU, in whole blocks: what it takes of the pool."""
-    return layout.fixed_blocks() * layout.bytes_per_block
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
     """vLLM's memory on one GPU, as it is divided at start. All in bytes but the last two."""
@@ -312,7 +331,7 @@ def divide_budget(
     )
 
 
-def kinds_of(shape: ModelShape) -> Sequence[str]:
+def kinds_of(shape: ModelShape) -> list[str]:
     """Of cache, in words, the commonest first."""
     words = {
         "full": "full attention",
