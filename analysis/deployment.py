@@ -44,17 +44,23 @@ class Calibration:
         """With the spread that is left: another model's peak carries over within a few percent."""
         spread = 0.015 if self.same_model else 0.05
         if self.activation is not None:
+            # Where the log does not split its overhead, the peak's factor holds the other parts' errors too.
             activation = round(found.activation * self.activation)
             sd = spread * activation + (0.01 if self.same_model else 0.04) * GIB
-            found = replace(found, activation=activation, activation_sd=min(sd, found.activation_sd))
+            found = replace(
+                found,
+                activation=activation,
+                activation_sd=min(sd, found.activation_sd),
+                non_torch_sd=(0.03 if self.same_model else 0.1) * GIB,
+                cuda_graphs_sd=(0.1 if self.same_model else 0.3) * found.cuda_graphs,
+            )
         if self.cuda_graphs is not None:
             graphs = round(found.cuda_graphs * self.cuda_graphs)
             found = replace(
                 found, cuda_graphs=graphs, cuda_graphs_sd=(0.1 if self.same_model else 0.3) * graphs
             )
         if self.non_torch_bytes is not None:
-            sd = 0.03 * GIB if self.same_model else 0.1 * GIB
-            found = replace(found, non_torch=self.non_torch_bytes, non_torch_sd=sd)
+            found = replace(found, non_torch=self.non_torch_bytes)
         return found
 
 

@@ -33,7 +33,7 @@ from loadtest.workload import Distribution
 PAIRS = 2000
 LENGTHS_KNOWN = 1.1
 """Lengths before a deployment are a guess: their mean is taken as known to 10 % (90 %)."""
-BEYOND = 2.0
+BEYOND = 1.5
 """Walls further than so many times the first one are not placed."""
 FEWEST = 120
 """Requests behind a p95, at least."""

@@ -151,62 +151,65 @@ def _alone(steps: StepModel, workload: Workload) -> tuple[float, float, float]:
 
 def _sensitivity(sized: Sized, workload: Workload) -> list[Effect]:
     """Each input moved alone, the largest effect first."""
-    deployment, base = sized.deployment, sized.first.x
-    limit = deployment.max_model_len
-    gpu = deployment.gpu
-    slow = replace(
-        gpu, bandwidth_bytes_s=gpu.bandwidth_bytes_s / SPEED_BAND, flops_s=gpu.flops_s / SPEED_BAND
-    )
-    think = workload.think
+    deployment, limit, think = sized.deployment, sized.deployment.max_model_len, workload.think
     longer = Distribution(think.kind, 1.1 * think.a, think.b * (1.1 if think.kind == "uniform" else 1.0))
-    changes: list[tuple[str, str, Deployment, Workload]] = [
-        ("prompt_tokens", "10 % longer", deployment, workload.stretched(prompt=1.1, limit=limit)),
-        ("output_tokens", "10 % longer", deployment, workload.stretched(output=1.1, limit=limit)),
-        (
-            "gpu_memory_utilization",
-            f"{deployment.utilization - 0.02:.2f}",
-            replace(deployment, utilization=deployment.utilization - 0.02),
-            workload,
-        ),
-        ("speed of the GPU", f"{SPEED_BAND:g} times slower", replace(deployment, gpu=slow), workload),
-        (
-            "max_num_seqs",
-            f"{deployment.max_num_seqs // 2}",
-            replace(deployment, max_num_seqs=max(deployment.max_num_seqs // 2, 1)),
-            workload,
-        ),
+    lower, fewer = deployment.utilization - 0.02, max(deployment.max_num_seqs // 2, 1)
+    asked = {
+        "prompt_tokens": workload.stretched(prompt=1.1, limit=limit),
+        "output_tokens": workload.stretched(output=1.1, limit=limit),
+        **({"think_s": replace(workload, think=longer)} if think.mean > 0 else {}),
+    }
+    served = {
+        ("gpu_memory_utilization", f"{lower:.2f}"): replace(deployment, utilization=lower),
+        ("max_num_seqs", f"{fewer}"): replace(deployment, max_num_seqs=fewer),
+        ("kv_cache_dtype", "fp8"): replace(deployment, kv_dtype="fp8"),
+    }
+    users = max(int(min(sized.first.x, sized.curve.reach)), 1) if sized.curve else 0
+    now = simulated(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
+    found = [
+        (name, "10 % longer", _asked_otherwise(sized, other, users, now)) for name, other in asked.items()
     ]
-    if workload.think.mean > 0:
-        changes.append(("think_s", "10 % longer", deployment, replace(workload, think=longer)))
-    if deployment.kv_dtype == "auto":
-        changes.append(("kv_cache_dtype", "fp8", replace(deployment, kv_dtype="fp8"), workload))
-    effects = []
-    for name, change, other, asked in changes:
-        moved = _moved(sized, other, asked)
-        if moved is not None:
-            effect = round((moved - base) * deployment.replicas, 1)
-            effects.append(Effect(input=name, change=change, effect_users=effect))
+    found += [(name, change, _served_otherwise(sized, other)) for (name, change), other in served.items()]
+    found.append(("speed of the GPU", f"{SPEED_BAND:g} times slower", _first(sized, scale=SPEED_BAND)))
+    effects = [
+        Effect(
+            input=name, change=change, effect_users=round((x - sized.first.x) * deployment.replicas, 1) + 0.0
+        )
+        for name, change, x in found
+    ]
     return sorted(effects, key=lambda effect: -abs(effect.effect_users))
 
 
-def _moved(sized: Sized, deployment: Deployment, workload: Workload) -> float | None:
-    """The first wall after a change; None: does not fit.
+def _asked_otherwise(sized: Sized, workload: Workload, users: int, now: tuple[float, float]) -> float:
+    """The first wall of another workload. The curve of latency is kept, stretched by what the change does at
+    one load near the first wall, `users`, where the p95 of TTFT and TPOT are `now`."""
+    moved = size(sized.deployment, workload, latency=False)
+    scale = (1.0, 1.0)
+    if users:
+        after = simulated(sized.deployment, sized.steps, workload, users)
+        scale = (after[0] / max(now[0], 1e-9), after[1] / max(now[1], 1e-9))
+    return min([one.x for one in moved.walls] + _latency(sized, *scale))
 
-    Of latency the curve is kept, stretched by what the change does at one load near its first wall.
-    """
+
+def _served_otherwise(sized: Sized, deployment: Deployment) -> float:
+    """The first wall of a changed server, its latency taken as the same; 0 where it would not start."""
     try:
-        moved = size(deployment, workload, latency=False)
+        moved = size(deployment, sized.workload, latency=False)
     except ValueError:
-        return None
-    walls = [one.x for one in moved.walls]
-    if sized.curve is not None:
-        users = max(int(min(sized.first.x, sized.curve.reach)), 1)
-        before = simulated(sized.deployment, sized.steps, sized.workload, users)
-        after = simulated(deployment, moved.steps, workload, users)
-        scales = [late / soon if soon > 0 else 1.0 for soon, late in zip(before, after, strict=True)]
-        placed = sized.curve.walls(workload.slo, ttft_scale=scales[0], tpot_scale=scales[1])
-        walls += [one.x for one in placed]
-    return min(walls)
+        return 0.0
+    return min([one.x for one in moved.walls] + _latency(sized, 1.0, 1.0))
+
+
+def _first(sized: Sized, *, scale: float) -> float:
+    """The first wall, were every step so many times longer."""
+    others = [one.x for one in sized.walls if one.name not in ("ttft", "tpot")]
+    return min(others + _latency(sized, scale, scale))
+
+
+def _latency(sized: Sized, ttft: float, tpot: float) -> list[float]:
+    if sized.curve is None:
+        return []
+    return [one.x for one in sized.curve.walls(sized.workload.slo, ttft_scale=ttft, tpot_scale=tpot)]
 
 
 def _assumptions(deployment: Deployment, workload: Workload) -> list[str]:
