@@ -37,10 +37,10 @@ class StartupLog:
     weights_bytes: int | None = None
     kv_bytes: int | None = None
     blocks: int | None = None
+    tokens: int | None = None
     activation_bytes: int | None = None
     non_torch_bytes: int | None = None
     cuda_graphs_bytes: int | None = None
-    concurrency: float | None = None
 
 
 def read_log(path: Path) -> StartupLog:
@@ -68,7 +68,7 @@ def read_log(path: Path) -> StartupLog:
         pp=say.integer(r"pipeline_parallel_size=(\d+)"),
         dtype=say.text(r"dtype=torch\.(\w+)"),
         kv_dtype=say.text(r"kv_cache_dtype='?(\w+)"),
-        quantization=say.text(r"[ (]quantization='?([\w-]+)"),
+        quantization=_stated(say.text(r"[ (]quantization='?([\w-]+)")),
         enforce_eager=say.flag(r"enforce_eager=(True|False)"),
         utilization=say.number(r"gpu_memory_utilization'?[=:] ?([\d.]+)")
         or say.number(r"Requested memory: ([\d.]+) \(util\)"),
@@ -78,13 +78,13 @@ def read_log(path: Path) -> StartupLog:
         vram_bytes=say.gib(r"total_memory=([\d.]+) ?GiB"),
         weights_bytes=weights,
         kv_bytes=say.gib(r"Available KV cache memory: ([\d.]+) ?GiB"),
+        tokens=say.count(r"GPU KV cache size: ([\d,]+) tokens"),
         activation_bytes=activation,
         non_torch_bytes=non_torch,
         cuda_graphs_bytes=say.gib(r"Estimated CUDA graph memory: ([\d.]+) ?GiB")
         or say.gib(r"Graph capturing finished in .*? took ([\d.]+) ?GiB"),
-        concurrency=say.number(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x"),
     )
-    if found.kv_bytes is None and found.activation_bytes is None:
+    if found.kv_bytes is None and found.tokens is None:
         raise InputError(
             f"--vllm-log {path} has no line 'Available KV cache memory': give the log of a vLLM that came up."
         )
@@ -114,8 +114,15 @@ class _Reader:
     def gib(self, pattern: str) -> int | None:
         return self._as(pattern, lambda found: round(float(found) * GIB))
 
+    def count(self, pattern: str) -> int | None:
+        return self._as(pattern, lambda found: int(found.replace(",", "")))
+
     def flag(self, pattern: str) -> bool | None:
         return self._as(pattern, lambda found: found == "True")
+
+
+def _stated(text: str | None) -> str | None:
+    return None if text == "None" else text
 
 
 def _version(text: str | None) -> Version | None:
@@ -172,8 +179,12 @@ def calibration_of(started: Deployment, log: StartupLog, *, same_model: bool) ->
     stage = started.pp - 1
     predicted = started.overheads(stage)
     activation, kv = log.activation_bytes, log.kv_bytes
-    if kv is None and log.blocks is not None:
-        kv = log.blocks * started.layout(stage).bytes_per_block
+    layout = started.layout(stage)
+    blocks = log.blocks
+    if blocks is None and log.tokens is not None and layout.uniform:
+        blocks = log.tokens // layout.block_size
+    if kv is None and blocks is not None:
+        kv = blocks * layout.bytes_per_block
     if activation is None and kv is not None:
         budget = math.ceil(started.gpu.vram_bytes * started.utilization)
         graphs = log.cuda_graphs_bytes or predicted.cuda_graphs

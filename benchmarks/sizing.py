@@ -13,14 +13,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.deployment import Calibration, Deployment, PoolBand, log_tokens, max_concurrency, pool_band
-from loadtest.gpus import GIB, find_gpu
-from loadtest.modelmath import UnsupportedModelError, parse_config
-from loadtest.startup import default_batch, default_utilization, parse_version
+from loadtest.gpus import GIB, H100, find_gpu
+from loadtest.modelmath import UnsupportedModelError, kv_bytes_per_token, parse_config
+from loadtest.startup import CURRENT, default_batch, default_utilization, parse_version
 
 STARTUPS = "SEATCOUNT_STARTUPS"
 FITTED = "Llama-3"
 
 Row = Mapping[str, object]
+
+W8A8: dict[str, object] = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+    },
+    "ignore": ["lm_head"],
+}
+W4A16: dict[str, object] = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group", "group_size": 32}}
+    },
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
+}
 
 # What a row does not say of its model, by a part of the model's name: facts of the published config.json.
 FACTS: dict[str, dict[str, object]] = {
@@ -70,6 +85,17 @@ FACTS: dict[str, dict[str, object]] = {
         "first_k_dense_replace": 1,
         "max_position_embeddings": 131072,
     },
+    "Kimi-K2": {
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "moe_intermediate_size": 2048,
+        "n_routed_experts": 384,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "quantization_config": W4A16,
+    },
     "phi-2": {"model_type": "phi", "max_position_embeddings": 2048},
 }
 SIGLIP = {
@@ -100,13 +126,6 @@ TOWERS: dict[str, tuple[str, dict[str, int]]] = {
     "Qwen3-VL": ("qwen3_vl_moe", {}),
 }
 """Multimodal models: the outer model_type, and what of its tower is known."""
-W8A8: dict[str, object] = {
-    "quant_method": "compressed-tensors",
-    "config_groups": {
-        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
-    },
-    "ignore": ["lm_head"],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +140,8 @@ class Startup:
     activation: float | None
     non_torch: float | None
     concurrency: float | None
+    placed: bool
+    """Card and version are known, so the pool can be predicted; otherwise its arithmetic alone is."""
 
     @property
     def fitted(self) -> bool:
@@ -141,6 +162,7 @@ def run() -> None:
         except (UnsupportedModelError, ValueError) as problem:
             skipped.append((str(row.get("model")), str(problem)))
     _print_rows(startups)
+    _print_bytes(startups)
     _print_tokens(startups)
     _print_calibrated(startups)
     for name, why in skipped:
@@ -151,10 +173,11 @@ def read(row: Row) -> Startup:
     """Raises ValueError where the row does not say enough to predict anything."""
     name = str(row["model"])
     shape = parse_config(_config(row), quantization=_online(row))
-    gpu = find_gpu(str(row.get("gpu") or "unknown"))
+    placed = bool(row.get("gpu")) and bool(row.get("vllm_version"))
+    gpu = find_gpu(str(row["gpu"])) if row.get("gpu") else H100
     if row.get("gpu_memory_gib"):
         gpu = replace(gpu, vram_bytes=round(_number(row, "gpu_memory_gib") * GIB), vram_sd_bytes=0.01 * GIB)
-    version = parse_version(str(row.get("vllm_version") or ""))
+    version = parse_version(str(row["vllm_version"])) if row.get("vllm_version") else CURRENT
     tokens, seqs = default_batch(gpu)
     dtype = str(row.get("dtype") or shape.dtype)
     deployment = Deployment(
@@ -187,6 +210,7 @@ def read(row: Row) -> Startup:
         activation=_gib(row, "activation_gib_logged"),
         non_torch=_gib(row, "non_torch_gib_logged"),
         concurrency=_optional(row, "max_concurrency_logged"),
+        placed=placed,
     )
 
 
@@ -210,6 +234,7 @@ def _gib(row: Row, name: str) -> float | None:
 
 
 def _config(row: Row) -> dict[str, object]:
+    """What a config.json of the row's model would say."""
     name = str(row["model"])
     facts = next((found for part, found in FACTS.items() if part.lower() in name.lower()), None)
     if facts is None:
@@ -222,6 +247,8 @@ def _config(row: Row) -> dict[str, object]:
         config.setdefault("num_local_experts", config["num_experts"])
     if "w8a8" in name:
         config["quantization_config"] = W8A8
+    if isinstance(extra, Mapping) and "dcp" in extra:
+        raise UnsupportedModelError("its cache is spread by decode context parallelism")
     if name.endswith("-FP8"):
         config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     extra = config.get("arch_extra")
@@ -239,7 +266,7 @@ def _online(row: Row) -> str | None:
 
 def _print_rows(startups: Sequence[Startup]) -> None:
     print("sizing: predicted / logged, GiB on one GPU; * held out")
-    for one in startups:
+    for one in (one for one in startups if one.placed):
         try:
             band = pool_band(one.deployment)
         except ValueError as problem:
@@ -266,6 +293,26 @@ def _pair(predicted: float, logged: float | None) -> str:
     return f"{predicted / GIB:6.2f}/{text:6s}"
 
 
+def _print_bytes(startups: Sequence[Startup]) -> None:
+    """Bytes a token where the layout has one figure: logged GiB over logged tokens, whose rounding (half of
+    the last of two decimals, and a block) is taken off the error."""
+    errors = []
+    for one in startups:
+        found = one.deployment
+        per = kv_bytes_per_token(
+            found.shape, dtype=found.dtype, kv_dtype=found.kv_dtype, tp=found.tp, pp=found.pp
+        )
+        if per is None or one.kv_bytes is None or one.tokens is None:
+            continue
+        missing = abs(per * one.tokens - one.kv_bytes) - 0.005 * GIB - per * found.block_size
+        errors.append(max(missing, 0.0) / one.kv_bytes)
+    exact = sum(error == 0 for error in errors)
+    print(
+        "sizing: KV bytes a token, full attention and MLA: median error "
+        f"{100 * statistics.median(errors):.2f} %, exact within rounding in {exact} of {len(errors)}"
+    )
+
+
 def _print_tokens(startups: Sequence[Startup]) -> None:
     """The logged pool divided as vLLM does: tokens and concurrency must come out."""
     print("sizing: block arithmetic, from the logged GiB (which have two decimals)")
@@ -290,16 +337,16 @@ def _print_calibrated(startups: Sequence[Startup]) -> None:
     """Each start-up from one of another model on the same card, version and number of GPUs."""
     errors: list[float] = []
     inside = 0
-    plain = [_error(pool_band(one.deployment), one) for one in startups if one.kv_bytes and not one.fitted]
-    held = [pool_band(one.deployment) for one in startups if one.kv_bytes and not one.fitted]
-    known = [one for one in startups if one.kv_bytes and not one.fitted]
+    known = [one for one in startups if one.kv_bytes and one.placed and not one.fitted]
+    held = [pool_band(one.deployment) for one in known]
+    plain = [_error(band, one) for band, one in zip(held, known, strict=True)]
     covered = sum(
         band.kv_bytes[0] <= (one.kv_bytes or 0) <= band.kv_bytes[2]
         for band, one in zip(held, known, strict=True)
     )
     print(
-        f"sizing: uncalibrated, held out: median error {100 * statistics.median(map(abs, plain)):.2f} %, "
-        f"band covers {covered} of {len(plain)}"
+        f"sizing: uncalibrated, {len({one.name for one in known})} models held out: median error "
+        f"{100 * statistics.median(map(abs, plain)):.2f} %, band covers {covered} of {len(plain)}"
     )
     for one in startups:
         teachers = [other for other in startups if _teaches(other, one)]
@@ -326,6 +373,8 @@ def _teaches(teacher: Startup, one: Startup) -> bool:
     a, b = teacher.deployment, one.deployment
     return (
         teacher.name != one.name
+        and one.placed
+        and teacher.placed
         and (a.gpu.name, a.version, a.tp, a.pp) == (b.gpu.name, b.version, b.tp, b.pp)
         and teacher.activation is not None
         and teacher.non_torch is not None
