@@ -224,7 +224,7 @@ def vram_parts(axes: Axes, found: Sizing) -> None:
     axes.set(xlim=(0, total), ylim=(-0.45, 0.65), yticks=[], xlabel="GiB")
     axes.grid(visible=False)
     axes.set_title(f"{found.model} on {found.gpu}: memory of one GPU, GiB")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=5, handlelength=1.0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3, handlelength=1.0)
 
 
 def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:

@@ -280,7 +280,7 @@ def _figure(found: Sizing, path: Path) -> int:
     from analysis import plots  # matplotlib is slow to import and only drawing needs it
 
     try:
-        path.write_text(plots.svg(lambda axes: plots.vram_parts(axes, found), (7.2, 2.2)), encoding="utf-8")
+        path.write_text(plots.svg(lambda axes: plots.vram_parts(axes, found), (7.2, 2.6)), encoding="utf-8")
     except OSError as problem:
         report.complain(f"--figure {path} cannot be written ({problem.strerror}).")
         return 2

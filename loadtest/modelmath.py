@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from loadtest.architectures import AttentionCache, ModelShape, StateCache, Tensor
+from loadtest.architectures import ModelShape
 from loadtest.architectures import parse_config as parse_config
 from loadtest.gpus import GIB as GIB
+from loadtest.layers import AttentionCache, StateCache, Tensor
 from loadtest.quantisation import UnsupportedModelError as UnsupportedModelError
 from loadtest.quantisation import dtype_bytes as dtype_bytes
 

@@ -20,6 +20,8 @@ FORBIDDEN = {
             "loadtest.workload",
             "loadtest.modelmath",
             "loadtest.architectures",
+            "loadtest.layers",
+            "loadtest.quantisation",
             "loadtest.gpus",
             "loadtest.startup",
             "loadtest.live",
