@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from analysis.deployment import Deployment, PoolBand, pool_band
+from analysis.deployment import Deployment, PoolBand, pool_band, pool_tokens
 from analysis.load import InputError
 from loadtest.architectures import parse_config
 from loadtest.gpus import GIB, find_gpu
@@ -199,7 +199,7 @@ def _concurrency(case: Case) -> Checked | None:
     claimed, tokens = case.claim.max_concurrency, case.claim.tokens_per_request or case.claim.context
     if claimed is None:
         return None
-    low, high = case.band.tokens[0], case.band.tokens[2]
+    low, _, high = pool_tokens(case.deployment, case.band)
     pool = f"the pool holds {low:,} to {high:,} tokens"
     each = case.tokens_each(claimed)
     if tokens is None:

@@ -141,13 +141,6 @@ class PoolBand:
     blocks: Band
     kv_bytes: Band
 
-    @property
-    def tokens(self) -> Band:
-        """Whole blocks without the null block, in tokens of one full-attention group. Of other layouts:
-        tokens that requests of full length share, as vLLM's log counts."""
-        low, middle, high = ((max(one - 1, 0)) * self.layout.block_size for one in self.blocks)
-        return low, middle, high
-
 
 def pool_band(deployment: Deployment) -> PoolBand:
     """Raises ValueError when nothing is left for the KV cache."""
@@ -197,6 +190,13 @@ def _spread(deployment: Deployment, found: Overheads, pool: Pool) -> float:
 def max_concurrency(deployment: Deployment, blocks: int) -> float:
     """What vLLM's log line says: requests of max_model_len tokens that the pool holds at once, at worst."""
     return blocks / deployment.most_blocks()
+
+
+def pool_tokens(deployment: Deployment, band: PoolBand) -> Band:
+    """Tokens that requests share: whole blocks without the null block. Of mixed layouts, tokens of requests
+    at max_model_len, as vLLM's log counts them."""
+    low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
+    return low, middle, high
 
 
 def log_tokens(deployment: Deployment, blocks: int) -> int:

@@ -26,6 +26,7 @@ from analysis.deployment import (
     longest_context,
     max_concurrency,
     pool_band,
+    pool_tokens,
     serve_flags,
 )
 from analysis.load import InputError
@@ -58,12 +59,13 @@ def answer(
     return msgspec.structs.replace(
         facts(deployment, sized.band),
         pool_bytes=sized.band.kv_bytes,
-        pool_tokens=sized.band.tokens,
+        pool_tokens=pool_tokens(deployment, sized.band),
         blocks=blocks,
         vllm_kv_cache_tokens=log_tokens(deployment, blocks[1]),
         vllm_max_concurrency=max_concurrency(deployment, blocks[1]),
         vllm_max_concurrency_band=_of_band(blocks, lambda count: max_concurrency(deployment, count)),
-        tokens_per_user=sized.law.mean * layout.block_size,
+        tokens_per_user=sized.law.mean * layout.block_size if layout.uniform else None,
+        kv_bytes_per_user=sized.law.mean * layout.bytes_per_block,
         in_flight_at_estimate=xs[1] * sized.active(max(int(walls[0].x), 1)),
         users=(math.floor(xs[0]), math.floor(xs[1]), math.floor(xs[2])),
         users_x=xs,
@@ -390,9 +392,8 @@ def _deployment(
     gpus = options.gpus or tp * pp
     if gpus % (tp * pp):
         raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}.")
-    heads = [cache.heads for layer in shape.layers for cache in layer.caches if hasattr(cache, "heads")]
-    if any(head > 1 and max(head, tp) % min(head, tp) for head in heads):
-        raise InputError(f"vLLM cannot split {max(heads)} KV heads over {tp} GPUs: choose another --tp.")
+    if shape.num_heads % tp:
+        raise InputError(f"vLLM cannot split {shape.num_heads} heads over {tp} GPUs: choose another --tp.")
     if pp > shape.num_layers:
         raise InputError(f"--pp {pp} is more than the model's {shape.num_layers} layers.")
     deployment = Deployment(
@@ -405,7 +406,7 @@ def _deployment(
         max_num_seqs=options.max_num_seqs or seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(tokens, options.max_num_seqs or seqs),
         dtype=_dtype(options.dtype, shape, gpu),
-        kv_dtype=options.kv_cache_dtype,
+        kv_dtype=_kv_dtype(options.kv_cache_dtype, shape),
         tp=tp,
         pp=pp,
         replicas=gpus // (tp * pp),
@@ -419,6 +420,11 @@ def _deployment(
     except ValueError as problem:
         raise InputError(f"--config {options.config}: {problem}") from None
     return deployment
+
+
+def _kv_dtype(stated: str, shape: ModelShape) -> str:
+    """vLLM takes FP8 where the checkpoint brings scales for it."""
+    return "fp8" if stated == "auto" and shape.quantisation and shape.quantisation.fp8_cache else stated
 
 
 def _dtype(stated: str, shape: ModelShape, gpu: Gpu) -> str:
@@ -440,6 +446,10 @@ def _notes(options: argparse.Namespace, deployment: Deployment, log: StartupLog 
         found.append(
             f"{options.config.name} sounds quantised, but neither it nor a hf_quant_config.json beside it "
             "says so: sized in 16 bits. Put that file beside it, or give --quantization."
+        )
+    if deployment.kv_dtype != options.kv_cache_dtype:
+        found.append(
+            "The checkpoint brings scales for an FP8 KV cache, which vLLM then uses: so it is sized."
         )
     if log is not None and log.version is not None and log.version[:2] != deployment.version[:2]:
         found.append("The start-up that calibrates was of another version of vLLM than the one sized.")

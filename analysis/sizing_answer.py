@@ -70,7 +70,9 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     vllm_max_concurrency_band: tuple[float, float, float] | None = None
     max_model_len: int
     tokens_per_user: float | None = None
-    """Mean of a request in flight: its blocks times their tokens."""
+    """Mean of a request in flight, whole blocks; null where layers hold different numbers of tokens."""
+    kv_bytes_per_user: float | None = None
+    """The same in bytes, on one GPU."""
     in_flight_at_estimate: float | None = None
     users: tuple[int, int, int] | None = None
     users_x: tuple[float, float, float] | None = None

@@ -145,9 +145,12 @@ def lead(found: Sizing) -> list[str]:
         else "Nothing was measured: config.json, data sheet, and what vLLM is known to take."
     )
     flying = found.in_flight_at_estimate or 0.0
+    each = f"{(found.kv_bytes_per_user or 0) / 2**20:,.0f} MiB of KV cache"
+    if found.tokens_per_user is not None:
+        each = f"{found.tokens_per_user:,.0f} KV tokens ({each})"
     return [
         f"Limited by {WORDS.get(found.binding, found.binding)}; {flying:,.0f} requests in flight there, of "
-        f"{found.tokens_per_user or 0:,.0f} KV tokens each on average. {source}"
+        f"{each} each on average. {source}"
     ]
 
 

@@ -41,6 +41,7 @@ class ModelShape:
     """What of a config.json decides memory. Heads and layers are those of the whole model."""
 
     model_type: str
+    num_heads: int
     hidden_size: int
     vocab_size: int
     max_position_embeddings: int
@@ -91,6 +92,7 @@ def parse_config(
     declared = text.get("quantization_config") or config.get("quantization_config") or extra
     return ModelShape(
         model_type=keys.model_type,
+        num_heads=keys.heads,
         hidden_size=hidden,
         vocab_size=vocab,
         max_position_embeddings=keys.integer("max_position_embeddings", default=2048),
@@ -399,6 +401,16 @@ def _llama4_tower(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + gather + keys.integer("vision_output_dim") * text_hidden
 
 
+def _qwen25_tower(keys: Keys, text_hidden: int) -> int:
+    """Qwen2.5-VL: a tower with gated MLPs, and a merger of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
+    patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
+    layer = 4 * hidden * (hidden + 1) + 3 * hidden * width + 2 * width + hidden + 2 * hidden
+    wide = hidden * keys.integer("spatial_merge_size") ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("out_hidden_size", default=text_hidden)
+    return layers * layer + patch * hidden + hidden + merger
+
+
 def _qwen3_tower(keys: Keys, text_hidden: int) -> int:
     """Qwen3-VL and Qwen3.5: a tower and mergers of 2 x 2 patches."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
@@ -419,6 +431,7 @@ _TOWERS: dict[str, Callable[[Keys, int], int]] = {
     "llava": _clip,
     "llava_next": _clip,
     "llama4": _llama4_tower,
+    "qwen2_5_vl": _qwen25_tower,
     "qwen3_vl": _qwen3_tower,
     "qwen3_vl_moe": _qwen3_tower,
     "qwen3_5": _qwen3_tower,

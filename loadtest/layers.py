@@ -244,7 +244,9 @@ def _reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "w
         case "full_attention" | "attention":
             return "full", 0
         case "sliding_attention":
-            return "window", keys.integer("sliding_window")
+            span = keys.integer("sliding_window")
+            reaches_all = span >= keys.integer("max_position_embeddings", default=span + 1)
+            return ("full", 0) if reaches_all else ("window", span)
         case "chunked_attention":
             return "chunk", keys.integer("attention_chunk_size")
     raise UnsupportedModelError(f"This config.json has layers of the kind {kind!r}, which is not supported.")

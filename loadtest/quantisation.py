@@ -58,6 +58,8 @@ class Quantisation:
     ignored: tuple[str, ...]
     head: bool = False
     """Whether the output head is quantised too."""
+    fp8_cache: bool = False
+    """Whether the checkpoint brings scales for an FP8 KV cache, which vLLM then makes of "auto"."""
 
     def scheme(self, name: str) -> Scheme | None:
         """Of the matrix of that module; None where it stays in the model's type."""
@@ -205,8 +207,12 @@ def _modelopt(method: str, config: Mapping[str, object]) -> Quantisation:
     schemes = {"FP8": ONLINE["fp8"], "NVFP4": _NVFP4}
     if algorithm not in schemes:
         raise UnsupportedModelError(f"ModelOpt's quantisation {algorithm!r} is not supported.")
-    ignored = _listed(config, "exclude_modules", "ignore")
-    return Quantisation(method=method, rules=(("Linear", schemes[algorithm]),), ignored=ignored)
+    return Quantisation(
+        method=method,
+        rules=(("Linear", schemes[algorithm]),),
+        ignored=_listed(config, "exclude_modules", "ignore"),
+        fp8_cache=config.get("kv_cache_quant_algo") == "FP8" or _eight_bits(config),
+    )
 
 
 def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisation:
@@ -221,7 +227,18 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
         rules += [(target, _compressed(weights)) for target in _listed(group, "targets")]
     # Rules that name modules come before the one for all.
     rules.sort(key=lambda rule: rule[0] == "Linear")
-    return Quantisation(method=method, rules=tuple(rules), ignored=_listed(config, "ignore"))
+    return Quantisation(
+        method=method,
+        rules=tuple(rules),
+        ignored=_listed(config, "ignore"),
+        fp8_cache=_eight_bits(config),
+    )
+
+
+def _eight_bits(config: Mapping[str, object]) -> bool:
+    """Of a kv_cache_scheme."""
+    scheme = config.get("kv_cache_scheme")
+    return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
 
 
 def _compressed(weights: Mapping[str, object]) -> Scheme:

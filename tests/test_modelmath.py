@@ -372,6 +372,22 @@ def test_online_fp8_takes_what_vllm_logs() -> None:
     assert found / GIB == pytest.approx(8.49, abs=0.005)  # vLLM 0.19 on an H100
 
 
+def test_a_checkpoint_with_scales_for_the_cache_says_so() -> None:
+    scheme = {**W8A8, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    found = parse_config(LLAMA31_8B | {"quantization_config": scheme}).quantisation
+    assert found is not None
+    assert found.fp8_cache
+    plain = parse_config(LLAMA31_8B | {"quantization_config": W8A8}).quantisation
+    assert plain is not None
+    assert not plain.fp8_cache
+
+
+def test_a_window_as_long_as_the_context_is_full_attention() -> None:
+    phi = LLAMA31_8B | {"model_type": "phi3", "sliding_window": 262144}
+    assert kv_bytes_per_token(parse_config(phi)) == 128 * 1024
+    assert kv_bytes_per_token(parse_config(phi | {"sliding_window": 2047})) is None
+
+
 def test_modules_that_are_listed_keep_their_type() -> None:
     all_quantised = parse_config(LLAMA31_8B | {"quantization_config": FP8_BLOCKS})
     without_first = {**FP8_BLOCKS, "modules_to_not_convert": ["model.layers.0"]}
