@@ -145,7 +145,7 @@ class Curve:
 
     def _crossings(self, seconds: Sequence[float], limit_s: float) -> tuple[float, float, float]:
         """On a slower, the stated and a faster machine."""
-        rising = np.log(np.maximum.accumulate(seconds))
+        rising = np.log(np.maximum(np.maximum.accumulate(seconds), 1e-9))
         low, x, high = (
             float(np.interp(math.log(limit_s * speed), rising, self.users, left=0.0, right=math.inf))
             for speed in (1 / SPEED_BAND, 1.0, SPEED_BAND)

@@ -189,7 +189,8 @@ def _asked_otherwise(sized: Sized, workload: Workload, users: int, now: tuple[fl
     scale = (1.0, 1.0)
     if users:
         after = simulated(sized.deployment, sized.steps, workload, users)
-        scale = (after[0] / max(now[0], 1e-9), after[1] / max(now[1], 1e-9))
+        ttft, tpot = (late / soon if soon > 0 < late else 1.0 for soon, late in zip(now, after, strict=True))
+        scale = (ttft, tpot)
     return min([one.x for one in moved.walls] + _latency(sized, *scale))
 
 
@@ -394,6 +395,10 @@ def _deployment(
         raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}.")
     if shape.num_heads % tp:
         raise InputError(f"vLLM cannot split {shape.num_heads} heads over {tp} GPUs: choose another --tp.")
+    if options.max_model_len == 1:
+        raise InputError("--max-model-len 1 leaves no room for an answer.")
+    if (options.max_num_batched_tokens or tokens) < (options.max_num_seqs or 0):
+        raise InputError("--max-num-batched-tokens must be at least --max-num-seqs, or vLLM does not start.")
     if pp > shape.num_layers:
         raise InputError(f"--pp {pp} is more than the model's {shape.num_layers} layers.")
     deployment = Deployment(
@@ -403,8 +408,8 @@ def _deployment(
         version=version,
         utilization=options.gpu_memory_utilization or default_utilization(version),
         max_model_len=options.max_model_len or shape.max_position_embeddings,
-        max_num_seqs=options.max_num_seqs or seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or max(tokens, options.max_num_seqs or seqs),
+        max_num_seqs=options.max_num_seqs or min(seqs, options.max_num_batched_tokens or tokens),
+        max_num_batched_tokens=options.max_num_batched_tokens or tokens,
         dtype=_dtype(options.dtype, shape, gpu),
         kv_dtype=_kv_dtype(options.kv_cache_dtype, shape),
         tp=tp,

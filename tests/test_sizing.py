@@ -309,6 +309,12 @@ def test_the_answer_is_the_least_wall_and_every_figure_has_a_band() -> None:
     assert effects == sorted(effects, reverse=True)
 
 
+def test_answers_of_one_token_have_no_time_per_output_token() -> None:
+    asked = replace(workload(), output=np.ones(2000, dtype=np.int64))
+    found = answer(deployment(QWEN3_1_7B), asked, quantization=None)
+    assert "tpot" in found.not_met
+
+
 def test_replicas_multiply_users() -> None:
     one, two = (
         answer(deployment(QWEN3_1_7B, replicas=count), workload(), quantization=None) for count in (1, 2)
@@ -390,6 +396,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path
         ),
         (["--config", "CONFIG", "--gpu", "T4", "--quantization", "awq"], "needs a checkpoint"),
         (["--claim", "CONFIG"], "--claim"),
+        (["--config", "CONFIG", "--gpu", "T4", "--max-model-len", "1"], "no room for an answer"),
+        (["--config", "CONFIG", "--gpu", "T4", "--max-num-seqs", "4096"], "must be at least --max-num-seqs"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(
