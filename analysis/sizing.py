@@ -249,8 +249,6 @@ def _warnings(deployment: Deployment, workload: Workload, sized: Sized) -> list[
             f"Output lengths hardly vary (CV {spread:.2f}): requests march in step, and the memory wall "
             "may be off by users."
         )
-    if deployment.dtype == "bfloat16" and not deployment.gpu.full_graphs:
-        found.append("A T4 has no bfloat16: vLLM serves in float16, which takes the same bytes.")
     if sized.first.low < 1:
         found.append("The band reaches below one user: this deployment is at the edge of its memory.")
     return found
@@ -395,6 +393,8 @@ def _deployment(
         raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}.")
     if shape.num_heads % tp:
         raise InputError(f"vLLM cannot split {shape.num_heads} heads over {tp} GPUs: choose another --tp.")
+    if options.dtype == "bfloat16" and not gpu.full_graphs:
+        raise InputError(f"A {gpu.name} has no bfloat16, and vLLM would not start: use --dtype half.")
     if options.max_model_len == 1:
         raise InputError("--max-model-len 1 leaves no room for an answer.")
     if (options.max_num_batched_tokens or tokens) < (options.max_num_seqs or 0):

@@ -396,6 +396,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path
         ),
         (["--config", "CONFIG", "--gpu", "T4", "--quantization", "awq"], "needs a checkpoint"),
         (["--claim", "CONFIG"], "--claim"),
+        (["--config", "CONFIG", "--gpu", "T4", "--dtype", "bfloat16"], "no bfloat16"),
         (["--config", "CONFIG", "--gpu", "T4", "--max-model-len", "1"], "no room for an answer"),
         (["--config", "CONFIG", "--gpu", "T4", "--max-num-seqs", "4096"], "must be at least --max-num-seqs"),
     ],
