@@ -1,4 +1,4 @@
-"""Run folders -> Deployment: step times, the way from engine to client, lengths, pauses, shared text."""
+"""Run folders -> Service: step times, the way from engine to client, lengths, pauses, shared text."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from analysis.capacity import Evidence
-from analysis.deployment import Chatting, Deployment, Turn, play
 from analysis.levels import Level, ended_inside
 from analysis.load import Floats, Ints, Requests, Run
 from analysis.memory import conversation_ids
+from analysis.virtual import Chatting, Service, Turn, play
 from loadtest.simulator.engine import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 
@@ -35,8 +35,8 @@ class CalibrationError(Exception):
 class Calibration:
     """A deployment fitted to levels, and as many others as the data would also allow."""
 
-    deployment: Deployment
-    draws: Sequence[Deployment]
+    deployment: Service
+    draws: Sequence[Service]
     """Step times and lengths resampled in whole stretches of time and whole conversations."""
     fitted_users: Sequence[int]
     replicas: int = 1
@@ -83,7 +83,7 @@ def calibrate(
         )
     chatting = chatting_of(evidence, usable)
     engine = _engine(evidence, flags, _solve(np.sum([step.total for step in steps], axis=0)), _jitter(steps))
-    base = Deployment(engine=engine, chatting=chatting)
+    base = Service(engine=engine, chatting=chatting)
     fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
@@ -332,9 +332,7 @@ class _Spread:
     router: str
 
 
-def _with_overhead(
-    base: Deployment, evidence: Evidence, levels: Sequence[Level], spread: _Spread
-) -> Deployment:
+def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], spread: _Spread) -> Service:
     """What the client's median TTFT has beyond the engine's, as a rising line in users."""
     calm = sorted(
         (level for level in levels if _is_calm(level) and level.ttft.p50), key=lambda one: one.users
@@ -355,7 +353,7 @@ def _with_overhead(
     return fitted
 
 
-def _beyond(deployment: Deployment, level: Level, evidence: Evidence, spread: _Spread) -> float:
+def _beyond(deployment: Service, level: Level, evidence: Evidence, spread: _Spread) -> float:
     played = play(
         deployment,
         level.users,
@@ -368,7 +366,7 @@ def _beyond(deployment: Deployment, level: Level, evidence: Evidence, spread: _S
     return level.ttft.p50 - engine_s
 
 
-def _draw(fitted: Deployment, steps: Sequence[_Sums], rng: np.random.Generator) -> Deployment:
+def _draw(fitted: Service, steps: Sequence[_Sums], rng: np.random.Generator) -> Service:
     terms = _solve(np.sum([step.resampled(rng) for step in steps], axis=0))
     chats = fitted.chatting.conversations
     drawn = [chats[place] for place in rng.integers(0, len(chats), len(chats))]

@@ -26,6 +26,7 @@ from analysis.answer import (
     Untouched,
     Wall,
 )
+from analysis.cli import add_slo_flags, share
 from analysis.importers import read_results
 from analysis.levels import Context, Level, Pool, levels_of, output_cv
 from analysis.load import (
@@ -896,31 +897,19 @@ def _bytes_from_config(path: Path | None) -> int | None:
     if path is None:
         return None
     try:
-        return kv_bytes_per_token(
-            parse_config(msgspec.json.decode(path.read_bytes(), type=dict[str, object]))
-        )
+        shape = parse_config(msgspec.json.decode(path.read_bytes(), type=dict[str, object]))
+        found = kv_bytes_per_token(shape)
     except (OSError, msgspec.DecodeError, ValueError) as problem:
         raise InputError(f"--config {path} does not tell the KV bytes of a token ({problem}).") from None
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    if found is None:
+        raise InputError(f"--config {path} has no single figure of KV bytes a token (windows): leave it out.")
+    return found
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -964,42 +953,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--confidence",
-        type=_share,
+        type=share,
         default=CONFIDENCE,
         help="how often the interval should cover the truth (default %(default)s)",
     )
     add_slo_flags(parser)
     return parser
-
-
-def add_slo_flags(parser: argparse.ArgumentParser) -> None:
-    """The objectives, for every command that judges levels."""
-    default, add = Slo(), parser.add_argument
-    add(
-        "--slo-ttft-p95-s",
-        type=_positive,
-        metavar="S",
-        help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
-    )
-    add(
-        "--slo-tpot-p95-s",
-        type=_positive,
-        metavar="S",
-        help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
-    )
-    add(
-        "--slo-preempted-fraction",
-        type=_share,
-        metavar="F",
-        help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
-    )
-    add(
-        "--slo-kv-blocked-fraction",
-        type=_share,
-        metavar="F",
-        help="share of time in which a request waits for KV blocks, at most "
-        f"(default {default.kv_blocked_fraction:g})",
-    )
 
 
 if __name__ == "__main__":

@@ -1,368 +1,237 @@
-"""A deployment in virtual time: an engine, what lies between it and its clients, and how people chat with it.
+"""One model on one kind of GPU with vLLM's flags, and the KV pool that its start-up leaves, with a band.
 
-Knows no files: `calibrate` makes one from a run, presets make one from a data sheet.
+Knows no workload.
 """
 
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
+from loadtest.architectures import ModelShape
+from loadtest.gpus import GIB, Gpu
+from loadtest.modelmath import (
+    KvLayout,
+    Pool,
+    divide_budget,
+    kv_layout,
+    rotary_bytes,
+    weights_bytes,
+)
+from loadtest.startup import GRAPHS_COUNTED_FROM, Overheads, Version, overheads
 
-from analysis.load import Floats
-from loadtest.arrivals import TRACE_BLOCK_TOKENS
-from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig, Request
-from loadtest.simulator.virtual import Arrival, Route, Trace, simulate_replicas
-
-WARM_UP = 0.2  # of the requests: left out of the window
-LIVES = 60  # requests of each user, where nothing else says how long to play
-ITL_REQUESTS = 2000  # whose every token is looked at
-CHAT_BLOCKS = 2**20  # block hashes of one conversation: more than any context has blocks
-
-TRACE_BLOCKS = 2**60  # names of blocks that a trace shares begin here
-
-Turn = tuple[int, int]
-"""Prompt tokens, the history included, and output tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Chatting:
-    """How people use it."""
-
-    conversations: Sequence[Sequence[Turn]]
-    """What to draw from, with repetition."""
-    pauses_s: Floats
-    """Between an answer's end and the same person's next request; shape (n,), to draw from."""
-    shared_prefix_tokens: int = 0
-    """What every prompt begins with."""
-    answers_cached: bool = True
-    """The next turn finds the answer before it in the prefix cache, as the same tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Deployment:
-    """What answers, and to whom. `overhead_s` lies between the engine's tokens and the client's clock; it
-    grows by `overhead_per_user_s` with each user of a replica."""
-
-    engine: EngineConfig
-    chatting: Chatting
-    overhead_s: float = 0.0
-    overhead_per_user_s: float = 0.0
-
-    def overhead_at(self, users: float) -> float:
-        """Seconds, of so many users a replica."""
-        return self.overhead_s + self.overhead_per_user_s * users
-
-    def with_engine(self, **changes: object) -> "Deployment":
-        """The same with another engine. Raises ValueError for one that vLLM would not start."""
-        return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
+QUANTILE = 1.645  # bands cover 90 %
+ASYNC_FROM: Version = (0, 20, 0)  # two steps under way (max_concurrent_batches), so twice the tokens
+Band = tuple[int, int, int]
+"""Lower end, estimate, upper end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
-    """What a plateau of users, or an open loop, sees and what the server says meanwhile; nan where nothing
-    was. Server figures are means over time and replicas, as scrapes see them."""
+class Calibration:
+    """What a start-up on the same card showed of the figures that are only estimated otherwise.
 
-    users: int
-    requests: int
-    in_flight: float
-    ttft_p50_s: float
-    ttft_p95_s: float
-    tpot_p50_s: float
-    tpot_p95_s: float
-    itl_p50_s: float
-    itl_p95_s: float
-    output_tok_s: float
-    kv_usage: float
-    running: float
-    waiting: float
-    preempted_fraction: float
-    """Preemptions for each finished request."""
-    blocked_fraction: float
-    """Share of time in which a request waits although there are seats."""
-    queue_fraction: float
-    """Share of time in which a request waits for a seat."""
-    prefix_hit_rate: float
-    ttft_miss: float
-    tpot_miss: float
-    """Shares of requests over the objective."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Played:
-    """Virtual traffic and the window in which it is steady."""
-
-    deployment: Deployment
-    users: int
-    traces: Sequence[Trace]
-    window: tuple[float, float]
-    """Seconds."""
-
-    def seen(self, slo: Slo) -> Seen:
-        """What the window shows."""
-        return _seen(self, slo)
-
-
-def play(
-    deployment: Deployment,
-    users: int,
-    *,
-    requests: int | None = None,
-    seed: int = 0,
-    replicas: int = 1,
-    route: Route | None = None,
-) -> Played:
-    """A plateau of `users` people, who start at random within one pause and one answer.
-
-    Each person has random numbers of their own, so that two plays of one seed have the same people.
-    Deterministic by seed.
+    Factors are logged over predicted, so that they carry over to another model.
     """
-    crowd = _Crowd(deployment, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
-    traces = simulate_replicas(
-        _replicas(deployment.engine, replicas, seed), crowd.first(), route=route or _only, on_end=crowd.again
-    )
-    return Played(deployment=deployment, users=users, traces=traces, window=crowd.window)
+
+    source: str
+    activation: float | None = None
+    cuda_graphs: float | None = None
+    non_torch_bytes: int | None = None
+    weights: float | None = None
+    """Only of the same model."""
+    same_model: bool = False
+
+    def apply(self, found: Overheads) -> Overheads:
+        """With the spread that is left: another model's peak carries over within a few percent."""
+        spread = 0.015 if self.same_model else 0.05
+        if self.activation is not None:
+            # Where the log does not split its overhead, the peak's factor holds the other parts' errors too.
+            activation = round(found.activation * self.activation)
+            sd = spread * activation + (0.01 if self.same_model else 0.04) * GIB
+            found = replace(
+                found,
+                activation=activation,
+                activation_sd=min(sd, found.activation_sd),
+                non_torch_sd=(0.03 if self.same_model else 0.1) * GIB,
+                cuda_graphs_sd=(0.1 if self.same_model else 0.3) * found.cuda_graphs,
+            )
+        if self.cuda_graphs is not None:
+            graphs = round(found.cuda_graphs * self.cuda_graphs)
+            found = replace(
+                found, cuda_graphs=graphs, cuda_graphs_sd=(0.1 if self.same_model else 0.3) * graphs
+            )
+        if self.non_torch_bytes is not None:
+            found = replace(found, non_torch=self.non_torch_bytes)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Due:
-    """One request of an open loop."""
+class Deployment:
+    """As `vllm serve` would be started."""
 
-    at_s: float
-    prompt_tokens: int
-    output_tokens: int
-    prefix_blocks: Sequence[int] = ()
-    """Of TRACE_BLOCK_TOKENS tokens each; requests with the same first ones have the same first text."""
+    model: str
+    shape: ModelShape
+    gpu: Gpu
+    version: Version
+    utilization: float
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    dtype: str
+    kv_dtype: str = "auto"
+    tp: int = 1
+    pp: int = 1
+    replicas: int = 1
+    """Engines beside each other, users spread evenly (data parallel)."""
+    enforce_eager: bool = False
+    block_size: int = 16
+    stated_weights_bytes: int | None = None
+    """Of one GPU, when known."""
+    calibration: Calibration | None = None
 
-
-def play_arrivals(
-    deployment: Deployment,
-    arrivals: Sequence[Due],
-    *,
-    seed: int = 0,
-    replicas: int = 1,
-    route: Route | None = None,
-) -> Played:
-    """An open loop: requests of known lengths at known times. The window is from the first to the last."""
-    texts = _Texts(deployment)
-    timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
-    traces = simulate_replicas(_replicas(deployment.engine, replicas, seed), timed, route=route or _only)
-    ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
-    return Played(deployment=deployment, users=0, traces=traces, window=ends)
-
-
-def _replicas(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConfig]:
-    return [replace(engine, seed=seed * 1000 + place) for place in range(replicas)]
-
-
-def _only(_: Request, __: Sequence[object]) -> int:
-    return 0
-
-
-class _Texts:
-    """Requests whose blocks are named so that equal text has equal names."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        engine, chatting = deployment.engine, deployment.chatting
-        self._block = engine.block_size
-        self._shared = chatting.shared_prefix_tokens // self._block
-        self._cached = engine.enable_prefix_caching
-        self._answers = chatting.answers_cached
-        self._room = engine.max_model_len
-
-    def request(self, turns: Sequence[Turn], turn: int, chat: int) -> Request:
-        prompt, output = turns[turn]
-        prompt = min(prompt, self._room - 1)
-        output = min(output, self._room - prompt)
-        return Request(
-            prompt_tokens=prompt,
-            output_tokens=output,
-            block_hashes=self._hashes(prompt, output, chat, turn) if self._cached else None,
+    def layout(self, stage: int | None = None) -> KvLayout:
+        return kv_layout(
+            self.shape,
+            dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
+            tp=self.tp,
+            pp=self.pp,
+            stage=stage,
+            block_size=self.block_size,
         )
 
-    def due(self, one: Due, chat: int) -> Request:
-        """A request of its own but for the blocks that its trace names."""
-        request = self.request(((one.prompt_tokens, one.output_tokens),), 0, chat)
-        if one.prefix_blocks and self._cached:
-            shared = min(one.prompt_tokens, len(one.prefix_blocks) * TRACE_BLOCK_TOKENS) // self._block
-            named = [
-                TRACE_BLOCKS + one.prefix_blocks[place * self._block // TRACE_BLOCK_TOKENS] * 2**14 + place
-                for place in range(shared)
-            ]
-            request.block_hashes = [*named, *request.block_hashes[shared:]]
-        return request
+    def weights(self, stage: int = 0) -> int:
+        """Bytes that "Model loading took" will say, on one GPU of that stage."""
+        if self.stated_weights_bytes is not None:
+            return self.stated_weights_bytes
+        found = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
+        found += rotary_bytes(self.shape, dtype=self.dtype)
+        factor = self.calibration.weights if self.calibration else None
+        return round(found * (factor or 1.0))
 
-    def _hashes(self, prompt: int, output: int, chat: int, turn: int) -> Sequence[int]:
-        own = (chat + 1) * CHAT_BLOCKS
-        blocks = (prompt + output) // self._block
-        if self._answers or not turn:
-            text = range(own, own + blocks)
-        else:
-            text = range(own, own + prompt // self._block)
-        named = text if not self._shared else [*range(min(self._shared, blocks)), *text[self._shared :]]
-        if len(named) == blocks:
-            return named
-        once = own + CHAT_BLOCKS // 2 + turn * 2**12  # an answer whose tokens nobody sees again
-        return [*named, *range(once, once + blocks - len(named))]
+    def overheads(self, stage: int = 0) -> Overheads:
+        found = overheads(
+            self.shape,
+            self.gpu,
+            version=self.version,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            dtype=self.dtype,
+            tp=self.tp,
+            pp=self.pp,
+            enforce_eager=self.enforce_eager,
+            last_stage=stage == self.pp - 1,
+        )
+        return self.calibration.apply(found) if self.calibration else found
 
-
-class _Crowd:
-    """People who chat until so many requests were sent in all."""
-
-    def __init__(
-        self, deployment: Deployment, *, users: int, wanted: int, seed: int, replicas: int = 1
-    ) -> None:
-        self._chatting = deployment.chatting
-        self._texts = _Texts(deployment)
-        self._overhead_s = deployment.overhead_at(users / replicas)
-        self._random = [random.Random(f"{seed}/{user}") for user in range(users)]
-        self._chats = [0] * users  # conversations begun
-        self._turns: list[Sequence[Turn]] = [()] * users
-        self._turn = [0] * users
-        self._sent = 0
-        self._ended = 0
-        self._wanted = wanted
-        self.window = (0.0, 0.0)
-        spread_s = float(np.mean(self._chatting.pauses_s)) + _life_s(deployment, users / replicas)
-        self._starts = sorted(rng.uniform(0.0, spread_s) for rng in self._random)
-
-    def first(self) -> Iterator[Arrival]:
-        for user, at_s in enumerate(self._starts):
-            yield at_s, self._next(user)
-
-    def again(self, ended: Request, now_s: float) -> Arrival | None:
-        self._ended += 1
-        if self._ended == int(WARM_UP * self._wanted):
-            self.window = (now_s, now_s)
-        if self._sent >= self._wanted:
-            return None
-        user = ended.user
-        pause_s = self._overhead_s + self._random[user].choice(self._chatting.pauses_s)
-        self.window = (self.window[0], now_s)
-        return now_s + float(pause_s), self._next(user)
-
-    def _next(self, user: int) -> Request:
-        if self._turn[user] >= len(self._turns[user]):
-            self._turns[user] = self._random[user].choice(self._chatting.conversations)
-            self._turn[user] = 0
-            self._chats[user] += 1
-        chat = user * 2**24 + self._chats[user]
-        request = self._texts.request(self._turns[user], self._turn[user], chat)
-        request.user = user
-        self._turn[user] += 1
-        self._sent += 1
-        return request
+    def most_blocks(self, max_model_len: int | None = None) -> int:
+        """Of one request at max_model_len, as vLLM's "Maximum concurrency" reckons."""
+        batches = 2 if self.version >= ASYNC_FROM else 1
+        return self.layout().most_blocks(
+            max_model_len or self.max_model_len, in_flight=batches * self.max_num_batched_tokens
+        )
 
 
-def _life_s(deployment: Deployment, users: float) -> float:
-    """About how long an answer takes with so many users: only to spread their starts."""
-    turns = [turn for turns in deployment.chatting.conversations[:200] for turn in turns]
-    prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
-    engine = deployment.engine
-    sequences = min(users, engine.max_num_seqs)
-    step_s = engine.step_base_s + sequences * (
-        engine.step_per_seq_s
-        + engine.step_per_kv_token_s * (prompt + output / 2)
-        + engine.prefill_per_token_s * prompt / output
-    )
-    return float(output * step_s)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolBand:
+    """The pool of one engine: of each GPU, on the stage that has least."""
+
+    pool: Pool
+    layout: KvLayout
+    overheads: Overheads
+    blocks: Band
+    kv_bytes: Band
 
 
-def half_full(deployment: Deployment) -> int:
-    """About how many users' requests fill half of the pool, or of the seats: where a search may begin."""
-    turns = [turn for turns in deployment.chatting.conversations[:200] for turn in turns]
-    prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
-    engine, shared = deployment.engine, deployment.chatting.shared_prefix_tokens
-    held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
-    fit = min((engine.pool_tokens - shared) / held, engine.max_num_seqs) / 2
-    life_s = _life_s(deployment, fit)
-    active = life_s / (life_s + float(np.mean(deployment.chatting.pauses_s)))
-    return max(int(fit / active), 1)
-
-
-def _seen(played: Played, slo: Slo) -> Seen:
-    begin_s, end_s = played.window
-    overhead_s = played.deployment.overhead_at(played.users / len(played.traces))
-    inside = [
-        [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
-        for trace in played.traces
-    ]
-    rows = [one for requests in inside for one in requests]
-    first = np.array([one.first_token_s for one in rows], dtype=np.float64)
-    last = np.array([one.end_s for one in rows], dtype=np.float64)
-    arrival = np.array([one.arrival_s for one in rows], dtype=np.float64)
-    output = np.array([one.output_tokens for one in rows], dtype=np.float64)
-    ttft = first - arrival + overhead_s
-    many = output > 1
-    tpot = (last - first)[many] / (output[many] - 1)
-    gauges = [
-        _gauges(trace, played.deployment.engine.max_num_seqs, begin_s, end_s) for trace in played.traces
-    ]
-    usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
-    itl = _gaps(played.traces, inside)
-    window_s = max(end_s - begin_s, 1e-9)
-    return Seen(
-        users=played.users,
-        requests=len(rows),
-        in_flight=float(np.sum(last - arrival + overhead_s)) / window_s,
-        ttft_p50_s=_quantile(ttft, 0.5),
-        ttft_p95_s=_quantile(ttft, 0.95),
-        tpot_p50_s=_quantile(tpot, 0.5),
-        tpot_p95_s=_quantile(tpot, 0.95),
-        itl_p50_s=_quantile(itl, 0.5),
-        itl_p95_s=_quantile(itl, 0.95),
-        output_tok_s=float(output.sum()) / window_s,
-        kv_usage=float(usage),
-        running=float(running),
-        waiting=float(waiting),
-        preempted_fraction=sum(one.preemptions for one in rows) / max(len(rows), 1),
-        blocked_fraction=float(blocked),
-        queue_fraction=float(queue),
-        prefix_hit_rate=_hit_rate(played.traces),
-        ttft_miss=_share(ttft > slo.ttft_p95_s),
-        tpot_miss=_share(tpot > slo.tpot_p95_s),
+def pool_band(deployment: Deployment) -> PoolBand:
+    """Raises ValueError when nothing is left for the KV cache."""
+    return min(
+        (_of_stage(deployment, stage) for stage in range(deployment.pp)), key=lambda band: band.blocks[1]
     )
 
 
-def _quantile(values: Floats, at: float) -> float:
-    return float(np.quantile(values, at)) if len(values) else math.nan
-
-
-def _share(events: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> float:
-    return float(events.mean()) if len(events) else math.nan
-
-
-def _gauges(trace: Trace, seats: int, begin_s: float, end_s: float) -> tuple[float, ...]:
-    """Usage, running, waiting, blocked and queue: each step's gauges stand until the next one's."""
-    at = np.asarray(trace.step_end_s)
-    stands_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
-    weight = np.maximum(stands_s, 0.0)
-    if not weight.sum() > 0:
-        return (0.0,) * 5
-    running, waiting = np.asarray(trace.running), np.asarray(trace.waiting)
-    full = running >= seats
-    columns = (
-        np.asarray(trace.used_blocks) / trace.pool_blocks,
-        running,
-        waiting,
-        (waiting > 0) & ~full,
-        (waiting > 0) & full,
+def _of_stage(deployment: Deployment, stage: int) -> PoolBand:
+    found, layout = deployment.overheads(stage), deployment.layout(stage)
+    pool = divide_budget(
+        layout,
+        vram_bytes=deployment.gpu.vram_bytes,
+        gpu_memory_utilization=deployment.utilization,
+        weights=deployment.weights(stage),
+        activation=found.activation,
+        cuda_graphs=found.cuda_graphs if found.graphs_counted else 0,
+        non_torch=found.non_torch,
     )
-    return tuple(float(np.average(column, weights=weight)) for column in columns)
+    reach = QUANTILE * _spread(deployment, found, pool)
+    ends = [max(round(pool.kv_bytes + side * reach), 0) for side in (-1, 0, 1)]
+    blocks = [end // layout.bytes_per_block for end in ends]
+    return PoolBand(
+        pool=pool,
+        layout=layout,
+        overheads=found,
+        blocks=(blocks[0], blocks[1], blocks[2]),
+        kv_bytes=(ends[0], ends[1], ends[2]),
+    )
 
 
-def _gaps(traces: Sequence[Trace], inside: Sequence[Sequence[Request]]) -> Floats:
-    """Inter-token latencies of requests spread over the window, seconds, one after the other."""
-    found = [
-        np.diff(np.asarray(trace.token_times_s(request)))
-        for trace, requests in zip(traces, inside, strict=True)
-        for request in requests[:: max(len(requests) // ITL_REQUESTS, 1)]
+def _spread(deployment: Deployment, found: Overheads, pool: Pool) -> float:
+    """Standard deviation of the pool, bytes: the parts err independently."""
+    calibration = deployment.calibration
+    weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
+    parts = [
+        found.activation_sd,
+        found.cuda_graphs_sd if found.graphs_counted else 0.0,
+        found.non_torch_sd,
+        0.0 if weights_known else found.weights_sd + 0.003 * pool.weights_bytes,
+        0.0 if calibration else deployment.utilization * deployment.gpu.vram_sd_bytes,
+        0.15 * GIB * len(deployment.shape.uncounted) * 5,
     ]
-    return np.concatenate(found) if found else np.empty(0)
+    return math.sqrt(sum(part**2 for part in parts))
 
 
-def _hit_rate(traces: Sequence[Trace]) -> float:
-    queries = sum(trace.counters.prefix_queries for trace in traces)
-    return sum(trace.counters.prefix_hits for trace in traces) / queries if queries else math.nan
+def max_concurrency(deployment: Deployment, blocks: int) -> float:
+    """What vLLM's log line says: requests of max_model_len tokens that the pool holds at once, at worst."""
+    return blocks / deployment.most_blocks()
+
+
+def pool_tokens(deployment: Deployment, band: PoolBand) -> Band:
+    """Tokens that requests share: whole blocks without the null block. Of mixed layouts, tokens of requests
+    at max_model_len, as vLLM's log counts them."""
+    low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
+    return low, middle, high
+
+
+def log_tokens(deployment: Deployment, blocks: int) -> int:
+    """What the log's line "GPU KV cache size" says, the null block counted in."""
+    layout = deployment.layout()
+    if layout.uniform:
+        return blocks * layout.block_size
+    if deployment.version >= GRAPHS_COUNTED_FROM:
+        return int(max_concurrency(deployment, blocks) * deployment.max_model_len)
+    return blocks // len(layout.groups) * layout.block_size
+
+
+def longest_context(deployment: Deployment, blocks: int) -> int:
+    """The largest max_model_len that vLLM would start with: one request must fit without the null block."""
+    low, high = 0, deployment.shape.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if deployment.most_blocks(middle) <= blocks - 1 else (low, middle - 1)
+    return low
+
+
+def serve_flags(deployment: Deployment, quantization: str | None) -> list[str]:
+    """Of `vllm serve MODEL`: those that the prediction rests on, so that no change of defaults moves it."""
+    flags: Sequence[tuple[str, object]] = (
+        ("--dtype", deployment.dtype),
+        ("--max-model-len", deployment.max_model_len),
+        ("--max-num-seqs", deployment.max_num_seqs),
+        ("--max-num-batched-tokens", deployment.max_num_batched_tokens),
+        ("--gpu-memory-utilization", f"{deployment.utilization:g}"),
+        ("--kv-cache-dtype", deployment.kv_dtype if deployment.kv_dtype != "auto" else None),
+        ("--quantization", quantization),
+        ("--tensor-parallel-size", deployment.tp if deployment.tp > 1 else None),
+        ("--pipeline-parallel-size", deployment.pp if deployment.pp > 1 else None),
+        ("--data-parallel-size", deployment.replicas if deployment.replicas > 1 else None),
+        ("--block-size", deployment.block_size if deployment.block_size != 16 else None),
+    )
+    words = [str(word) for name, value in flags if value is not None for word in (name, value)]
+    return words + (["--enforce-eager"] if deployment.enforce_eager else [])

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.answer import Wall
-from analysis.deployment import Deployment, Seen, play
 from analysis.limit import EACH, FEWEST_REQUESTS, Limit, limit
+from analysis.virtual import Seen, Service, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 
@@ -31,8 +31,8 @@ class Fleet:
 
 
 def fleet(
-    deployment: Deployment,
-    draws: Sequence[Deployment],
+    deployment: Service,
+    draws: Sequence[Service],
     users: int,
     slo: Slo,
     *,
@@ -64,13 +64,18 @@ def _needed(users: int, per_replica_x: float) -> int:
 
 
 def _of_alike(
-    deployment: Deployment, slo: Slo, router: str, on_probe: Callable[[int], None], *, start: int | None
+    deployment: Service,
+    slo: Slo,
+    router: str,
+    on_probe: Callable[[int], None],
+    *,
+    start: int | None,
 ) -> Limit | None:
     """Users that ALIKE replicas behind the router hold together."""
     return limit(deployment, slo, start=start, replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe)
 
 
-def _at(deployment: Deployment, users: int, replicas: int, slo: Slo, router: str) -> Seen:
+def _at(deployment: Service, users: int, replicas: int, slo: Slo, router: str) -> Seen:
     played = min(replicas, ALIKE)
     share = max(round(users * played / replicas), 1)
     requests = max(FEWEST_REQUESTS, EACH * share)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from analysis.answer import Wall
-from analysis.deployment import Deployment, Seen, half_full, play
 from analysis.latency import MISS_LIMIT
+from analysis.virtual import Seen, Service, half_full, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
@@ -56,7 +56,7 @@ def _over(share: float, limit: float) -> float:
 
 
 def limit(
-    deployment: Deployment,
+    deployment: Service,
     slo: Slo,
     *,
     seed: int = 0,

@@ -91,6 +91,11 @@ def complain(sentence: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
 
 
+def put(text: str) -> None:
+    """On stdout, as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
 # Words that every form of the report shares.
 
 

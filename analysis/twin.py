@@ -15,13 +15,12 @@ from analysis import twin_report
 from analysis.calibrate import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
 from analysis.capacity import (
     Evidence,
-    add_slo_flags,
     chosen_of,
     gather,
     read_group,
     slo_of,
 )
-from analysis.deployment import Chatting, Deployment, Due, Played, Seen, play, play_arrivals
+from analysis.cli import add_slo_flags
 from analysis.fleet import Fleet, fleet
 from analysis.levels import Level
 from analysis.limit import Limit, limit
@@ -36,6 +35,7 @@ from analysis.twin_answer import (
     Term,
     TwinAnswer,
 )
+from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
 from analysis.what_if import Memory, changes_of
 from loadtest.arrivals import ArrivalLaw, read_trace
 from loadtest.record import Slo
@@ -180,9 +180,10 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
+    pool = preset.pool()
     engine = preset.engine_config()
     nothing = Chatting(conversations=[((512, 128),)], pauses_s=np.array([1e-3]))
-    deployment = Deployment(engine=engine, chatting=nothing)
+    deployment = Service(engine=engine, chatting=nothing)
     rng = np.random.default_rng(options.seed)
     draws = [_other_speed(deployment, rng) for _ in range(PRESET_DRAWS)]
     slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
@@ -191,14 +192,14 @@ def _from_preset(options: argparse.Namespace) -> Twin:
         calibration=Calibration(deployment=deployment, draws=draws, fitted_users=()),
         slo=slo,
         memory=Memory(
-            bytes_per_token=preset.pool().kv_bytes_per_token,
+            bytes_per_token=pool.bytes_per_block // pool.block_size,
             vram_bytes=preset.gpu.vram_bytes,
             gpu_memory_utilization=preset.gpu_memory_utilization,
         ),
     )
 
 
-def _other_speed(deployment: Deployment, rng: np.random.Generator) -> Deployment:
+def _other_speed(deployment: Service, rng: np.random.Generator) -> Service:
     engine = deployment.engine
     memory, compute = rng.uniform(*PRESET_BANDWIDTH), rng.uniform(*PRESET_FLOPS)
     return deployment.with_engine(
@@ -217,8 +218,8 @@ SHOWN = tuple(field.name for field in fields(Seen) if field.name not in ("users"
 def _predictions(
     options: argparse.Namespace,
     twin: Twin,
-    now: Deployment,
-    draws: Sequence[Deployment],
+    now: Service,
+    draws: Sequence[Service],
     *,
     changed: bool,
     task: Task,
@@ -228,7 +229,7 @@ def _predictions(
         arrivals = _arrivals(options, now)
         advance = task("predicting", total=len(draws) + 1)
 
-        def open_loop(deployment: Deployment) -> Played:
+        def open_loop(deployment: Service) -> Played:
             advance(1)
             return play_arrivals(deployment, arrivals, replicas=_replicas(options, twin), route=route())
 
@@ -240,7 +241,7 @@ def _predictions(
     found = []
     for count in users:
 
-        def plateau(deployment: Deployment, count: int = count) -> Played:
+        def plateau(deployment: Service, count: int = count) -> Played:
             advance(1)
             return play(
                 deployment,
@@ -261,7 +262,11 @@ def _predictions(
 
 
 def _prediction(
-    users: int, played: Callable[[Deployment], Played], now: Deployment, draws: Sequence[Deployment], slo: Slo
+    users: int,
+    played: Callable[[Service], Played],
+    now: Service,
+    draws: Sequence[Service],
+    slo: Slo,
 ) -> Prediction:
     plays = [played(deployment).seen(slo) for deployment in (now, *draws)]
     columns = {name: [float(getattr(one, name)) for one in plays] for name in SHOWN}
@@ -307,7 +312,7 @@ def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Predictio
     if level is None:
         return None
 
-    def plateau(deployment: Deployment) -> Played:
+    def plateau(deployment: Service) -> Played:
         advance(1)
         return play(
             deployment,
@@ -323,7 +328,7 @@ def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Predictio
     return msgspec.structs.replace(prediction, measured=measured(level), held_out=True)
 
 
-def _arrivals(options: argparse.Namespace, now: Deployment) -> list[Due]:
+def _arrivals(options: argparse.Namespace, now: Service) -> list[Due]:
     rng = random.Random(options.seed)
     if options.trace:
         due = list(read_trace(options.trace, speed=options.trace_speed))
@@ -350,15 +355,15 @@ def _arrivals(options: argparse.Namespace, now: Deployment) -> list[Due]:
 def _limit(
     options: argparse.Namespace,
     twin: Twin,
-    now: Deployment,
-    draws: Sequence[Deployment],
+    now: Service,
+    draws: Sequence[Service],
     advance: Callable[[int], None],
 ) -> LimitAnswer | None:
     if options.arrivals or options.trace:
         return None
     route = ROUTERS[options.router]
 
-    def search(deployment: Deployment, start: int | None) -> Limit | None:
+    def search(deployment: Service, start: int | None) -> Limit | None:
         advance(1)
         return limit(deployment, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
 
@@ -378,7 +383,11 @@ def _finite(value: float) -> float | None:
 
 
 def _fleets(
-    options: argparse.Namespace, twin: Twin, now: Deployment, draws: Sequence[Deployment], task: Task
+    options: argparse.Namespace,
+    twin: Twin,
+    now: Service,
+    draws: Sequence[Service],
+    task: Task,
 ) -> list[FleetAnswer]:
     if options.fleet_users is None:
         return []
@@ -451,7 +460,7 @@ def _terms(calibration: Calibration) -> list[Term]:
     ]
 
 
-def _warnings(twin: Twin, now: Deployment) -> list[str]:
+def _warnings(twin: Twin, now: Service) -> list[str]:
     found = []
     if twin.levels and twin.held_out is None:
         found.append(

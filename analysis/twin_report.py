@@ -1,13 +1,12 @@
 """TwinAnswer -> text, JSON, a figure. Knows no maths."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from analysis.load import InputError
-from analysis.report import NONE, Output, replace_file, say, show_list, table
+from analysis.report import NONE, Output, put, replace_file, say, show_list, table
 from analysis.twin_answer import FleetAnswer, Prediction, TwinAnswer
 
 JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
@@ -36,7 +35,7 @@ TERM_WORDS = {
 def show(answer: TwinAnswer, *, as_json: bool) -> None:
     """Prints the answer."""
     if as_json:
-        sys.stdout.write(_json(answer))
+        put(_json(answer).rstrip())
         return
     out = Output()
     out.print()

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.deployment import Deployment, Turn
 from analysis.load import InputError
+from analysis.virtual import Service, Turn
 from loadtest.workload import Distribution
 
 LENGTH_DRAWS = 2000  # of a stated law
-Change = Callable[[Deployment], Deployment]
+Change = Callable[[Service], Service]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Memory:
     gpu_memory_utilization: float | None = None
 
 
-def changes_of(options: argparse.Namespace, now: Deployment, memory: Memory) -> tuple[list[str], Change]:
+def changes_of(options: argparse.Namespace, now: Service, memory: Memory) -> tuple[list[str], Change]:
     """What was asked, in words, and as a function. Raises InputError, ValueError."""
     steps: list[tuple[str, Change]] = []
     engine = {
@@ -38,7 +38,7 @@ def changes_of(options: argparse.Namespace, now: Deployment, memory: Memory) -> 
     steps += _pool_changes(options, now, memory)
     steps += _chatting_changes(options)
 
-    def change(deployment: Deployment) -> Deployment:
+    def change(deployment: Service) -> Service:
         for _, step in steps:
             deployment = step(deployment)
         return deployment
@@ -46,7 +46,7 @@ def changes_of(options: argparse.Namespace, now: Deployment, memory: Memory) -> 
     return [words for words, _ in steps], change
 
 
-def _pool_changes(options: argparse.Namespace, now: Deployment, memory: Memory) -> list[tuple[str, Change]]:
+def _pool_changes(options: argparse.Namespace, now: Service, memory: Memory) -> list[tuple[str, Change]]:
     asked = {
         name: value
         for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
@@ -78,7 +78,7 @@ def _pool_changes(options: argparse.Namespace, now: Deployment, memory: Memory) 
     return found
 
 
-def _blocks_at(utilization: float, now: Deployment, memory: Memory, block_bytes: float, *, half: bool) -> int:
+def _blocks_at(utilization: float, now: Service, memory: Memory, block_bytes: float, *, half: bool) -> int:
     used, vram = memory.gpu_memory_utilization, memory.vram_bytes
     if used is None or vram is None:
         raise InputError(
@@ -89,13 +89,13 @@ def _blocks_at(utilization: float, now: Deployment, memory: Memory, block_bytes:
     return blocks + int((utilization - used) * vram / block_bytes)
 
 
-def _with_fp8(deployment: Deployment) -> Deployment:
+def _with_fp8(deployment: Service) -> Service:
     engine = deployment.engine
     faster = deployment.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
     return _with_blocks(faster, 2 * engine.num_gpu_blocks)
 
 
-def _with_blocks(deployment: Deployment, blocks: int) -> Deployment:
+def _with_blocks(deployment: Service, blocks: int) -> Service:
     engine = deployment.engine
     longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
     return deployment.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
@@ -127,8 +127,8 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
 
 
 def _with_lengths(
-    deployment: Deployment, prompt: Distribution | None, output: Distribution | None, seed: int
-) -> Deployment:
+    deployment: Service, prompt: Distribution | None, output: Distribution | None, seed: int
+) -> Service:
     """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
     rng = random.Random(seed)
     room = deployment.engine.max_model_len

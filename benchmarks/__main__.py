@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import analysis, client, fidelity, peers
+from benchmarks import analysis, client, fidelity, peers, sizing
 
-BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run}
+BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run, "sizing": sizing.run}
 ON_DEMAND = {"fidelity": fidelity.run}
 """Not part of `make bench`."""
 

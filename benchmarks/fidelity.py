@@ -1,8 +1,8 @@
 """The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
 Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
-and the difference of the two is the floor below which no error means anything. Runs are kept in build/fidelity and
-taken from there when the benchmark is called again.
+and the difference of the two is the floor below which no error means anything. Runs are kept in
+build/fidelity, and taken from there when the benchmark is called again.
 """
 
 import json
@@ -26,11 +26,11 @@ import numpy as np
 
 from analysis.calibrate import Calibration, ServerFlags, calibrate, chatting_of
 from analysis.capacity import Evidence, gather
-from analysis.deployment import Deployment, Due, Played, Seen, play, play_arrivals
 from analysis.levels import Level
 from analysis.load import Run, find_runs, read_run
 from analysis.memory import pairs_of
 from analysis.twin import measured
+from analysis.virtual import Due, Played, Seen, Service, play, play_arrivals
 from loadtest.arrivals import read_trace
 from loadtest.exposition import read_samples
 from loadtest.record import ServerSample, Slo
@@ -261,7 +261,7 @@ def _terms(calibration: Calibration) -> str:
     )
 
 
-def _at(deployment: Deployment, server: Server) -> Deployment:
+def _at(deployment: Service, server: Server) -> Service:
     longest = min(deployment.engine.max_model_len, (server.blocks - 1) * deployment.engine.block_size)
     return deployment.with_engine(
         num_gpu_blocks=server.blocks,
@@ -274,7 +274,7 @@ def _at(deployment: Deployment, server: Server) -> Deployment:
 Figures = dict[str, float]
 
 
-def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Deployment, lab: Lab) -> None:
+def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service, lab: Lab) -> None:
     deployment = _at(fitted, condition.server)
     if condition.trace is not None:
         real = [_open_figures(run) for run in runs]
@@ -332,7 +332,7 @@ def _closed_figures(run: Run, level: Level) -> Figures:
     }
 
 
-def _twin_closed(deployment: Deployment, evidence: Evidence, level: Level, users: int) -> Played:
+def _twin_closed(deployment: Service, evidence: Evidence, level: Level, users: int) -> Played:
     with_people = replace(deployment, chatting=chatting_of(evidence, [level]))
     return play(with_people, users, requests=max(6000, 60 * users))
 
@@ -381,7 +381,7 @@ def _hit_rate(run: Run) -> float:
     return float(np.nansum(cached) / np.nansum(prompt))
 
 
-def _twin_open(deployment: Deployment, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
+def _twin_open(deployment: Service, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
     rows = run.requests
     at = rows.start_unix_s + rows.sent_s
     order = np.argsort(at)
@@ -448,7 +448,7 @@ def _what_ifs(lab: Lab, calibration: Calibration) -> None:
         sys.stdout.flush()
 
 
-def _halved(deployment: Deployment) -> Deployment:
+def _halved(deployment: Service) -> Service:
     chats = [
         [(max(s // 2, 1), max(o // 2, 1)) for s, o in turns] for turns in deployment.chatting.conversations
     ]

@@ -1,146 +1,281 @@
-"""Weights, KV bytes and vLLM's pool arithmetic, from a Hugging Face config.json.
+"""Bytes of weights and KV cache on one GPU, and vLLM's block arithmetic, for a model of any layout.
 
-Knows decoder-only models with full attention (dense, or Mixtral's and Qwen3's experts) in 16 or 32 bits.
-Everything else is refused by name rather than guessed.
+Layers come from loadtest/architectures.py; what start-up takes beside them from loadtest/startup.py.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
-GIB = 1024**3
+from loadtest.architectures import ModelShape
+from loadtest.architectures import parse_config as parse_config
+from loadtest.gpus import GIB as GIB
+from loadtest.layers import AttentionCache, StateCache, Tensor
+from loadtest.quantisation import UnsupportedModelError as UnsupportedModelError
+from loadtest.quantisation import dtype_bytes as dtype_bytes
 
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-
-SAMPLING_BYTES_PER_LOGIT = 38.8
-"""Peak of vLLM's profiled sampling step, for each of max_num_seqs * vocab_size logits. Source: published
-start-up logs on an H100, seven of eight within 2 % (design notes on vLLM 0.32)."""
-
-_ATTENTION_BIAS = {"qwen2": "qkv"}  # Llama's and Qwen3's is a key of their config
-_QK_NORM = {"qwen3", "qwen3_moe"}
-_EXPERTS = {"mixtral", "qwen3_moe"}
-_KNOWN = {"llama", "mistral", "qwen2", "qwen3"} | _EXPERTS
-
-
-class UnsupportedModelError(ValueError):
-    """The config.json describes something that this module would get wrong, or is not one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelShape:
-    """What of a config.json decides memory. Heads and layers are those of the whole model."""
-
-    model_type: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    """Of the dense MLP, and of each expert for Mixtral."""
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    dtype: str
-    attention_bias: str
-    """"" for none, "qkv", or "qkvo"."""
-    mlp_bias: bool
-    num_experts: int
-    """0 for a dense model."""
-    expert_intermediate_size: int
-    expert_layers: int
-    """Layers with experts; the others have a dense MLP."""
-
-
-def parse_config(config: Mapping[str, object]) -> ModelShape:
-    """Reads a parsed config.json.
-
-    Raises UnsupportedModelError for a layout that is not understood (MLA, sliding window, hybrid, quantised,
-    multimodal), and for a missing or malformed key.
-    """
-    _refuse_unknown_layouts(config)
-    model_type = str(config["model_type"])
-    num_layers = _integer(config, "num_hidden_layers")
-    hidden_size = _integer(config, "hidden_size")
-    num_heads = _integer(config, "num_attention_heads")
-    intermediate_size = _integer(config, "intermediate_size")
-    expert_layers = _expert_layers(config, model_type, num_layers)
-    return ModelShape(
-        model_type=model_type,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_heads=num_heads,
-        num_kv_heads=_integer(config, "num_key_value_heads", default=num_heads),
-        head_dim=_integer(config, "head_dim", default=hidden_size // num_heads),
-        vocab_size=_integer(config, "vocab_size"),
-        max_position_embeddings=_integer(config, "max_position_embeddings"),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        dtype=_dtype(config),
-        attention_bias=_ATTENTION_BIAS.get(model_type, "qkvo" if config.get("attention_bias") else ""),
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        num_experts=_integer(config, "num_local_experts", "num_experts") if expert_layers else 0,
-        expert_intermediate_size=_integer(config, "moe_intermediate_size", default=intermediate_size),
-        expert_layers=expert_layers,
-    )
+KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")
 
 
 def parameters(shape: ModelShape, *, tp: int = 1) -> int:
     """Parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts and the
     vocabulary; it repeats norms, routers and KV heads that do not go round."""
-    embeddings = shape.vocab_size * shape.hidden_size // tp
-    embeddings *= 1 if shape.tie_word_embeddings else 2
-    dense_layers = shape.num_layers - shape.expert_layers
-    return (
-        embeddings
-        + shape.num_layers * (_attention_parameters(shape, tp) + 2 * shape.hidden_size)
-        + dense_layers * _mlp_parameters(shape, shape.intermediate_size, tp)
-        + shape.expert_layers * _experts_parameters(shape, tp)
-        + shape.hidden_size
+    return round(sum(math.prod(tensor.part(tp)) * tensor.count for tensor in _tensors(shape)))
+
+
+def stages(num_layers: int, pp: int) -> list[range]:
+    """Layers of each pipeline stage. What does not go round goes to stages from the last but one backwards
+    (vLLM's get_pp_indices)."""
+    counts = [num_layers // pp] * pp
+    for extra in range(num_layers % pp):
+        counts[-extra - 2] += 1
+    ends = [sum(counts[: place + 1]) for place in range(pp)]
+    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def weights_bytes(
+    shape: ModelShape,
+    *,
+    dtype: str | None = None,
+    tp: int = 1,
+    pp: int = 1,
+    stage: int = 0,
+) -> int:
+    """Bytes of weights on one GPU of a stage, scales of quantised ones counted. `dtype` overrides the
+    config's, as vLLM's flag does."""
+    width = dtype_bytes(dtype or shape.dtype)
+    return round(sum(_tensor_bytes(shape, one, width, tp) for one in _tensors(shape, pp=pp, stage=stage)))
+
+
+def step_bytes(
+    shape: ModelShape, *, dtype: str | None = None, tp: int = 1, sequences: float | None = None
+) -> float:
+    """Bytes of weights that one decode step reads, on one GPU of each stage together: all layers and the
+    head, but of the embeddings only rows (a tied head reads them all), and of experts those that at least one
+    of so many sequences chooses, were they chosen evenly (None: all)."""
+    width = dtype_bytes(dtype or shape.dtype)
+    head = shape.before[:1] if shape.tie_word_embeddings else ()
+    total = 0.0
+    for tensor in chain(*(layer.tensors for layer in shape.layers), shape.after, head):
+        touched = 1.0
+        if tensor.expert and sequences is not None:
+            left = 1.0 - min(shape.experts_per_token / tensor.count, 1.0 - 1e-12)
+            touched = 1.0 - left ** max(sequences, 1.0)
+        total += touched * _tensor_bytes(shape, tensor, width, tp)
+    return total
+
+
+def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
+    """The tables of rotary positions, in the model's type (vLLM's RotaryEmbedding.cos_sin_cache)."""
+    return shape.rotary_elements * dtype_bytes(dtype or shape.dtype)
+
+
+def _tensors(shape: ModelShape, *, pp: int = 1, stage: int = 0) -> Iterable[Tensor]:
+    layers = (shape.layers[place].tensors for place in stages(shape.num_layers, pp)[stage])
+    last = stage == pp - 1
+    head = shape.before[:1] if last and pp > 1 and shape.tie_word_embeddings else ()
+    return chain(shape.before if stage == 0 else (), *layers, shape.after if last else (), head)
+
+
+def _tensor_bytes(shape: ModelShape, tensor: Tensor, width: int, tp: int) -> float:
+    scheme = shape.quantisation.scheme(tensor.name) if shape.quantisation and tensor.linear else None
+    rows, columns = tensor.part(tp)
+    one = rows * columns * width if scheme is None else scheme.matrix_bytes(rows, columns)
+    return one * tensor.count
+
+
+def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
+    """Of one element of the cache. Raises UnsupportedModelError for packed types."""
+    if kv_dtype in (None, "auto"):
+        return dtype_bytes(dtype)
+    if kv_dtype not in KV_DTYPES:
+        raise UnsupportedModelError(
+            f"The KV cache type {kv_dtype!r} is not supported: use one of {', '.join(KV_DTYPES)}."
+        )
+    return 1 if str(kv_dtype).startswith("fp8") else dtype_bytes(str(kv_dtype))
+
+
+def kv_bytes_per_token(
+    shape: ModelShape, *, dtype: str | None = None, tp: int = 1, kv_dtype: str | None = None, pp: int = 1
+) -> int | None:
+    """Bytes that each further token of a request takes on one GPU, of the stage with most layers:
+    2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the latent of MLA, undivided.
+
+    `dtype` is the model's, `kv_dtype` the cache's. None where windows leave no single figure; of hybrids the
+    layers with attention count, the recurrent state is `KvLayout.fixed_blocks`.
+    """
+    caches = [cache for layer in shape.layers for cache in layer.caches]
+    if any(isinstance(one, AttentionCache) and one.kind in ("window", "chunk") for one in caches):
+        return None
+    width = kv_dtype_bytes(kv_dtype, dtype or shape.dtype)
+    of_stages = [
+        sum(
+            _token_bytes(cache, tp, width)
+            for place in places
+            for cache in shape.layers[place].caches
+            if isinstance(cache, AttentionCache)
+        )
+        for places in stages(shape.num_layers, pp)
+    ]
+    return max(of_stages)
+
+
+def _token_bytes(cache: AttentionCache, tp: int, width: int) -> int:
+    heads = 1 if cache.kind == "mla" else max(1, cache.heads // tp)
+    return heads * cache.width * width
+
+
+def _state_bytes(cache: StateCache, tp: int, dtype: str) -> int:
+    recurrent = dtype if cache.dtype == "auto" else cache.dtype
+    return -(-cache.convolution // tp) * dtype_bytes(dtype) + -(-cache.recurrent // tp) * dtype_bytes(
+        recurrent
     )
 
 
-def weights_bytes(shape: ModelShape, *, dtype: str | None = None, tp: int = 1) -> int:
-    """Bytes of weights on one GPU. `dtype` overrides the config's, as vLLM's flag does."""
-    return parameters(shape, tp=tp) * dtype_bytes(dtype or shape.dtype)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Layers of one kind that share a block table."""
+
+    kind: Literal["full", "window", "chunk", "mla", "state"]
+    span: int
+    layers: tuple[int, ...]
+
+    def blocks(self, tokens: int, *, block_size: int) -> int:
+        """That a request holds with so many tokens stored, once those out of reach are freed."""
+        needed = -(-tokens // block_size)
+        match self.kind:
+            case "window":
+                return needed - max(tokens - self.span, 0) // block_size
+            case "chunk":
+                return needed - (tokens - 1) // self.span * self.span // block_size
+            case "state":
+                return 1
+        return needed
+
+    def most_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
+        """What vLLM reckons for a request of `tokens` while `in_flight` tokens may be under way."""
+        match self.kind:
+            case "window":
+                return -(-min(self.span - 1 + in_flight, tokens) // block_size) + 1
+            case "chunk":
+                return -(-min(self.span + in_flight, tokens) // block_size)
+            case "state":
+                return states
+        return -(-tokens // block_size)
 
 
-def kv_bytes_per_token(shape: ModelShape, *, dtype: str | None = None, tp: int = 1) -> int:
-    """Bytes that one token's keys and values take on one GPU:
-    2 * layers * max(1, kv_heads / tp) * head_dim * bytes. `dtype` is the cache's; "auto" in vLLM."""
-    heads = _kv_heads_per_gpu(shape, tp)
-    return 2 * shape.num_layers * heads * shape.head_dim * dtype_bytes(dtype or shape.dtype)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvLayout:
+    """vLLM's shared pool of equal blocks: each group of layers takes blocks of its own from it.
 
+    Full attention alone is one group. Otherwise layers are dealt to groups of equal size, so that a block is
+    as large for all (vLLM's _get_kv_cache_groups_uniform_page_size).
+    """
 
-def dtype_bytes(dtype: str) -> int:
-    """Raises UnsupportedModelError for a type other than float16, bfloat16 and float32."""
-    if dtype not in DTYPE_BYTES:
-        raise UnsupportedModelError(
-            f"The type {dtype!r} is not supported yet: use one of {', '.join(DTYPE_BYTES)}."
+    block_size: int
+    """Tokens of a block; raised where a recurrent state needs a larger one."""
+    bytes_per_block: int
+    """On the GPU of the stage that holds most of a group."""
+    groups: tuple[Group, ...]
+    states: int
+    """Blocks that vLLM reckons for a recurrent state: 2 with prefix caching ("align"), else 1."""
+
+    @property
+    def uniform(self) -> bool:
+        """One group of full attention: blocks are tokens."""
+        return len(self.groups) == 1 and self.groups[0].kind in ("full", "mla")
+
+    def blocks(self, tokens: int) -> int:
+        """That a request holds with so many tokens stored."""
+        return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
+
+    @property
+    def fixed_blocks(self) -> int:
+        """That a request holds for recurrent states, whatever its length."""
+        return sum(group.kind == "state" for group in self.groups)
+
+    def most_blocks(self, max_model_len: int, *, in_flight: int) -> int:
+        """Of one request at `max_model_len`, as the "Maximum concurrency" line reckons."""
+        return sum(
+            group.most_blocks(
+                max_model_len, block_size=self.block_size, in_flight=in_flight, states=self.states
+            )
+            for group in self.groups
         )
-    return DTYPE_BYTES[dtype]
 
 
-def activation_bytes(
+def kv_layout(
     shape: ModelShape,
     *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
     dtype: str | None = None,
+    kv_dtype: str | None = None,
     tp: int = 1,
-) -> int:
-    """Peak of vLLM's profile run: the larger of sampling `max_num_seqs` rows of logits and one forward of
-    `max_num_batched_tokens`, taken as 3 MLP rows and 4 hidden rows a token (Granite 3.1 8B on an H100:
-    0.84 GiB here, 0.85 logged)."""
-    sampling = SAMPLING_BYTES_PER_LOGIT * max_num_seqs * shape.vocab_size
-    row = 3 * shape.intermediate_size // tp + 4 * shape.hidden_size
-    forward = max_num_batched_tokens * row * dtype_bytes(dtype or shape.dtype)
-    return round(max(sampling, forward))
+    pp: int = 1,
+    stage: int | None = None,
+    block_size: int = 16,
+    enable_prefix_caching: bool = True,
+) -> KvLayout:
+    """How vLLM divides the KV cache of this model: on one pipeline stage, or on the one that holds most.
+
+    Raises UnsupportedModelError where pages cannot be made equal.
+    """
+    model_dtype = dtype or shape.dtype
+    width = kv_dtype_bytes(kv_dtype, model_dtype)
+    attention = {
+        _token_bytes(cache, tp, width)
+        for layer in shape.layers
+        for cache in layer.caches
+        if isinstance(cache, AttentionCache)
+    }
+    state = {
+        _state_bytes(cache, tp, model_dtype)
+        for layer in shape.layers
+        for cache in layer.caches
+        if isinstance(cache, StateCache)
+    }
+    if len(attention) != 1 or len(state) > 1:
+        raise UnsupportedModelError("Layers whose KV caches differ in size are not supported.")
+    per_token = attention.pop()
+    if state:
+        block_size *= -(-state.pop() // (block_size * per_token))
+    groups = _groups(shape)
+    busiest = max(
+        sum(place in places for place in group.layers)
+        for group in groups
+        for number, places in enumerate(stages(shape.num_layers, pp))
+        if stage in (None, number)
+    )
+    return KvLayout(
+        block_size=block_size,
+        bytes_per_block=busiest * per_token * block_size,
+        groups=groups,
+        states=2 if enable_prefix_caching else 1,
+    )
+
+
+def _groups(shape: ModelShape) -> tuple[Group, ...]:
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for place, layer in enumerate(shape.layers):
+        for cache in layer.caches:
+            key = (cache.kind, cache.span) if isinstance(cache, AttentionCache) else ("state", 0)
+            kinds.setdefault(key, []).append(place)
+    least, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
+    size = most if most < 1.5 * least else least  # vLLM's heuristic: rather pad than split
+    found = []
+    for (kind, span), places in kinds.items():
+        count = -(-len(places) // size)
+        for first in range(count):
+            layers = tuple(places[first::count])
+            found.append(Group(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """vLLM's memory on one GPU, as it is divided at start. All in bytes but the last three."""
+    """vLLM's memory on one GPU, as it is divided at start. All in bytes but the last two."""
 
     budget_bytes: int
     weights_bytes: int
@@ -149,145 +284,66 @@ class Pool:
     non_torch_bytes: int
     kv_bytes: int
     """What is left for the KV cache, before rounding to blocks."""
-    kv_bytes_per_token: int
+    bytes_per_block: int
     block_size: int
     num_gpu_blocks: int
     """Whole blocks, with the null block."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that requests can hold: one block is lost to the null block."""
+        """Tokens that requests can hold where all attention is full: one block is lost to the null block."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
-def estimate_pool(
-    shape: ModelShape,
+def divide_budget(
+    layout: KvLayout,
     *,
     vram_bytes: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    cuda_graphs_bytes: int,
-    non_torch_bytes: int,
-    gpu_memory_utilization: float = 0.92,
-    block_size: int = 16,
-    dtype: str | None = None,
-    tp: int = 1,
+    gpu_memory_utilization: float,
+    weights: int,
+    activation: int,
+    cuda_graphs: int,
+    non_torch: int,
 ) -> Pool:
-    """The pool that vLLM would allocate on each GPU of `vram_bytes` (as the driver reports it).
+    """The pool that vLLM would allocate on each GPU of `vram_bytes` (as the driver reports it). `cuda_graphs`
+    is what start-up sets aside for them, 0 before vLLM 0.21.
 
     Raises ValueError when nothing is left for the KV cache.
     """
     budget = math.ceil(vram_bytes * gpu_memory_utilization)
-    weights = weights_bytes(shape, dtype=dtype, tp=tp)
-    activation = activation_bytes(
-        shape,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        dtype=dtype,
-        tp=tp,
-    )
-    per_token = kv_bytes_per_token(shape, dtype=dtype, tp=tp)
-    kv_bytes = budget - weights - activation - cuda_graphs_bytes - non_torch_bytes
-    blocks = kv_bytes // (per_token * block_size)
+    kv_bytes = budget - weights - activation - cuda_graphs - non_torch
+    blocks = kv_bytes // layout.bytes_per_block
     if blocks < 2:
         raise ValueError(
             f"Nothing is left for the KV cache: of a budget of {budget / GIB:.2f} GiB, weights take "
             f"{weights / GIB:.2f} and the rest of the start-up "
-            f"{(activation + cuda_graphs_bytes + non_torch_bytes) / GIB:.2f} GiB."
+            f"{(activation + cuda_graphs + non_torch) / GIB:.2f} GiB."
         )
     return Pool(
         budget_bytes=budget,
         weights_bytes=weights,
         activation_bytes=activation,
-        cuda_graphs_bytes=cuda_graphs_bytes,
-        non_torch_bytes=non_torch_bytes,
+        cuda_graphs_bytes=cuda_graphs,
+        non_torch_bytes=non_torch,
         kv_bytes=kv_bytes,
-        kv_bytes_per_token=per_token,
-        block_size=block_size,
+        bytes_per_block=layout.bytes_per_block,
+        block_size=layout.block_size,
         num_gpu_blocks=blocks,
     )
 
 
-def _refuse_unknown_layouts(config: Mapping[str, object]) -> None:
-    refusals = {
-        "a nested text_config (multimodal)": "text_config" in config,
-        "quantised weights": config.get("quantization_config") is not None,
-        "multi-head latent attention": config.get("kv_lora_rank") is not None,
-        "sliding-window attention": _slides(config),
-        "layers that are not full attention": _mixes_layers(config),
+def kinds_of(shape: ModelShape) -> list[str]:
+    """Of cache, in words, the commonest first."""
+    words = {
+        "full": "full attention",
+        "mla": "latent attention (MLA)",
+        "window": "sliding window",
+        "chunk": "chunked attention",
+        "state": "recurrent state",
     }
-    for name, present in refusals.items():
-        if present:
-            raise UnsupportedModelError(f"This config.json has {name}, which is not supported yet.")
-    model_type = config.get("model_type")
-    if model_type not in _KNOWN:
-        raise UnsupportedModelError(
-            f"The model type {model_type!r} is not supported yet: known are {', '.join(sorted(_KNOWN))}."
-        )
-
-
-def _slides(config: Mapping[str, object]) -> bool:
-    # Qwen's configs state a window and then switch it off.
-    return config.get("sliding_window") is not None and config.get("use_sliding_window") is not False
-
-
-def _mixes_layers(config: Mapping[str, object]) -> bool:
-    kinds = config.get("layer_types")
-    return isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds)
-
-
-def _expert_layers(config: Mapping[str, object], model_type: str, num_layers: int) -> int:
-    """Qwen's configs may leave layers dense: by list, and by every n-th layer."""
-    if model_type not in _EXPERTS:
-        return 0
-    dense = config.get("mlp_only_layers")
-    listed = set(dense) if isinstance(dense, list) else set()
-    every = _integer(config, "decoder_sparse_step", default=1)
-    return sum(layer not in listed and (layer + 1) % every == 0 for layer in range(num_layers))
-
-
-def _dtype(config: Mapping[str, object]) -> str:
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    dtype_bytes(dtype)
-    return dtype
-
-
-def _integer(config: Mapping[str, object], *names: str, default: int | None = None) -> int:
-    """The first of `names` that is present. Booleans are not integers here."""
-    for name in names:
-        value = config.get(name)
-        if value is None:
-            continue
-        if type(value) is not int or value < 1:
-            raise UnsupportedModelError(
-                f"{name} in config.json must be a whole number above 0, not {value!r}."
-            )
-        return value
-    if default is None:
-        raise UnsupportedModelError(f"The config.json lacks {names[0]}.")
-    return default
-
-
-def _kv_heads_per_gpu(shape: ModelShape, tp: int) -> int:
-    return max(1, shape.num_kv_heads // tp)
-
-
-def _attention_parameters(shape: ModelShape, tp: int) -> int:
-    query = shape.num_heads // tp * shape.head_dim
-    key_value = 2 * _kv_heads_per_gpu(shape, tp) * shape.head_dim
-    weights = shape.hidden_size * (2 * query + key_value)
-    bias = query + key_value if shape.attention_bias else 0
-    bias += shape.hidden_size if shape.attention_bias == "qkvo" else 0
-    norms = 2 * shape.head_dim if shape.model_type in _QK_NORM else 0
-    return weights + bias + norms
-
-
-def _mlp_parameters(shape: ModelShape, intermediate_size: int, tp: int) -> int:
-    rows = intermediate_size // tp
-    bias = 2 * rows + shape.hidden_size if shape.mlp_bias else 0
-    return 3 * shape.hidden_size * rows + bias
-
-
-def _experts_parameters(shape: ModelShape, tp: int) -> int:
-    router = shape.hidden_size * shape.num_experts
-    return router + shape.num_experts * _mlp_parameters(shape, shape.expert_intermediate_size, tp)
+    count = Counter(
+        cache.kind if isinstance(cache, AttentionCache) else "state"
+        for layer in shape.layers
+        for cache in layer.caches
+    )
+    return [f"{many} x {words[kind]}" for kind, many in count.most_common()]

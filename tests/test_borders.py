@@ -19,6 +19,11 @@ FORBIDDEN = {
             "loadtest.arrivals",
             "loadtest.workload",
             "loadtest.modelmath",
+            "loadtest.architectures",
+            "loadtest.layers",
+            "loadtest.quantisation",
+            "loadtest.gpus",
+            "loadtest.startup",
             "loadtest.live",
             "loadtest.exposition",
         ],
@@ -45,7 +50,9 @@ FORBIDDEN = {
         ],
         LOCUST | WEB | {"matplotlib"},
     ),
-    **dict.fromkeys(["analysis.capacity", "analysis.report", "analysis.plots"], LOCUST | WEB),
+    **dict.fromkeys(
+        ["analysis.capacity", "analysis.report", "analysis.plots", "analysis.sizing"], LOCUST | WEB
+    ),
 }
 
 

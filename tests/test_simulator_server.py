@@ -126,7 +126,7 @@ def deltas(content: bytes, kind: str) -> list[str]:
 
 
 def test_it_announces_preset_pool_and_url(server: Server) -> None:
-    pattern = r"Serving Qwen3-1\.7B \(simulated, preset qwen3-1\.7b-t4, pool 7\d{4} tokens\) on (\S+)\n"
+    pattern = r"Serving Qwen3-1\.7B \(simulated, preset qwen3-1\.7b-t4, pool 8\d{4} tokens\) on (\S+)\n"
     match = re.fullmatch(pattern, server.announced)
     assert match
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", match[1])
@@ -565,7 +565,7 @@ def test_list_names_every_preset() -> None:
     [
         (["--preset", "gpt-9"], "There is no preset 'gpt-9'"),
         (["--max-num-batched-tokens", "16"], "must be at least max_num_seqs"),
-        (["--max-num-seqs", "4096"], "Nothing is left for the KV cache"),
+        (["--max-num-seqs", "9999", "--max-num-batched-tokens", "9999"], "Nothing is left for the KV cache"),
         (["--root-path", "gateway"], "--root-path must start with a slash"),
         (["--certfile", "/nonexistent.pem"], "No such file"),
     ],

@@ -17,10 +17,10 @@ from analysis.calibrate import (
     calibrate,
 )
 from analysis.capacity import Evidence, gather
-from analysis.deployment import Chatting, Deployment, Due, play, play_arrivals
 from analysis.fleet import fleet
 from analysis.limit import limit
 from analysis.load import find_runs, read_run
+from analysis.virtual import Chatting, Due, Service, play, play_arrivals
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 
@@ -131,7 +131,7 @@ def test_a_run_without_the_servers_block_counts_has_no_twin(tmp_path: Path) -> N
 
 
 def test_the_same_people_see_the_same_twice_and_others_see_other_things() -> None:
-    deployment = Deployment(engine=TRUTH, chatting=people())
+    deployment = Service(engine=TRUTH, chatting=people())
     first, again, other = (play(deployment, 12, seed=seed).seen(SLO) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -141,11 +141,11 @@ def test_conversations_find_their_history_and_think() -> None:
     turns = ((64, 32), (160, 32), (256, 32))
     chatting = Chatting(conversations=[turns], pauses_s=np.array([0.5]))
     engine = replace(TRUTH, enable_prefix_caching=True, num_gpu_blocks=400)
-    seen = play(Deployment(engine=engine, chatting=chatting), 8, requests=600).seen(SLO)
+    seen = play(Service(engine=engine, chatting=chatting), 8, requests=600).seen(SLO)
     # Of 480 prompt tokens each conversation finds the whole blocks of 64 + 32 - 1 and 160 + 32 - 1 again.
     assert seen.prefix_hit_rate == pytest.approx((64 + 160) / 480, abs=0.02)
     forgetful = replace(chatting, answers_cached=False)
-    less = play(Deployment(engine=engine, chatting=forgetful), 8, requests=600).seen(SLO)
+    less = play(Service(engine=engine, chatting=forgetful), 8, requests=600).seen(SLO)
     assert less.prefix_hit_rate == pytest.approx((64 + 160) / 480, abs=0.02)
     assert seen.in_flight < 4  # half a second of thinking between answers of a third
 
@@ -156,7 +156,7 @@ def test_an_open_loop_shares_the_blocks_that_its_trace_names() -> None:
         for number in range(10)
     ]
     engine = replace(TRUTH, enable_prefix_caching=True)
-    seen = play_arrivals(Deployment(engine=engine, chatting=people()), due).seen(SLO)
+    seen = play_arrivals(Service(engine=engine, chatting=people()), due).seen(SLO)
     assert seen.prefix_hit_rate == pytest.approx(9 * 512 / 6000, abs=1e-6)
 
 
@@ -170,7 +170,7 @@ def test_an_open_loop_shares_the_blocks_that_its_trace_names() -> None:
     ],
 )
 def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, wall: str) -> None:
-    deployment = Deployment(engine=replace(TRUTH, **changes), chatting=people())  # type: ignore[arg-type]
+    deployment = Service(engine=replace(TRUTH, **changes), chatting=people())  # type: ignore[arg-type]
     found = limit(deployment, slo)
     assert found is not None
     assert found.wall == wall
@@ -179,12 +179,12 @@ def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, 
 
 
 def test_where_nothing_breaks_there_is_no_limit_and_where_one_user_breaks_it_there_is_none_either() -> None:
-    slow = Deployment(engine=replace(TRUTH, step_base_s=3.0), chatting=people())
+    slow = Service(engine=replace(TRUTH, step_base_s=3.0), chatting=people())
     assert limit(slow, SLO) is None
 
 
 def test_a_fleet_has_replicas_for_its_users_and_its_spare() -> None:
-    deployment = Deployment(engine=TRUTH, chatting=people())
+    deployment = Service(engine=TRUTH, chatting=people())
     alone = limit(deployment, SLO)
     assert alone is not None
     found = fleet(deployment, [], 10_000, SLO, router="least-loaded", spare=1)

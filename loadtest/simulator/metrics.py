@@ -258,7 +258,7 @@ def _cache_config(preset: Preset, engine: Engine) -> dict[str, str]:
         "gpu_memory_utilization": preset.gpu_memory_utilization,
         "is_attention_free": False,
         "kv_cache_max_concurrency": tokens / config.max_model_len,
-        "kv_cache_memory_bytes": pool.num_gpu_blocks * pool.block_size * pool.kv_bytes_per_token,
+        "kv_cache_memory_bytes": pool.num_gpu_blocks * pool.bytes_per_block,
         "kv_cache_size_tokens": tokens,
         "num_cpu_blocks": None,
         "num_gpu_blocks": config.num_gpu_blocks,

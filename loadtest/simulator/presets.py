@@ -5,73 +5,23 @@ The derivation is a roofline with stated fractions; nothing here was measured on
 
 from dataclasses import dataclass
 
-from loadtest.modelmath import (
-    GIB,
-    SAMPLING_BYTES_PER_LOGIT,
-    ModelShape,
-    Pool,
-    estimate_pool,
-    parameters,
-    parse_config,
-    weights_bytes,
-)
+from loadtest.architectures import ModelShape, parse_config
+from loadtest.gpus import A10G, H100, L4, T4, Gpu
+from loadtest.modelmath import Pool, divide_budget, kv_layout, parameters, rotary_bytes, weights_bytes
 from loadtest.simulator.engine import EngineConfig
+from loadtest.startup import CURRENT, overheads
 
 BANDWIDTH_FRACTION = 0.75
 """Of the data sheet's bandwidth, what a decode step reaches. Assumed, between the 0.62 of a published
 hands-on figure (Qwen3-1.7B on a T4: 57.8 tok/s of a ceiling of 93) and the 0.9 of a plain copy."""
 
+SAMPLING_PASSES_BYTES = 38.8
+"""Memory traffic of sampling, for each logit of a row: what a sampler that sorts holds at its peak, once."""
+
 FLOPS_FRACTION = 0.4
 """Of the data sheet's dense FLOP/s, what prefill sustains. Assumed from training, where well-run dense
 transformers report a model FLOP/s utilisation near it (PaLM, arXiv:2204.02311: 0.46)."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """A card. Memory is what the driver reports, not what the box says."""
-
-    name: str
-    vram_bytes: int
-    bandwidth_bytes_s: float
-    flops_s: float
-    """16-bit, dense, from the data sheet."""
-    cuda_graphs_bytes: int
-    """What vLLM's graphs take, for models of this size."""
-    non_torch_bytes: int
-
-
-T4 = Gpu(
-    name="Tesla T4",
-    vram_bytes=round(14.6 * GIB),  # torch reports 14.56 to 14.74 GiB
-    bandwidth_bytes_s=320e9,  # NVIDIA T4 data sheet: 320+ GB/s
-    flops_s=65e12,  # NVIDIA T4 data sheet: 65 TFLOPS mixed precision
-    cuda_graphs_bytes=round(0.25 * GIB),  # assumed: half of an A100's 0.5 GiB (no full graphs on sm75)
-    non_torch_bytes=round(0.07 * GIB),  # vLLM logs on single GPUs: 0.07 to 0.26 GiB
-)
-L4 = Gpu(
-    name="NVIDIA L4",
-    vram_bytes=round(22.03 * GIB),  # torch's out-of-memory messages: 22.0 to 22.2 GiB
-    bandwidth_bytes_s=300e9,  # NVIDIA L4 data sheet
-    flops_s=121e12,  # NVIDIA L4 data sheet: 242 TFLOPS with sparsity
-    cuda_graphs_bytes=round(0.5 * GIB),  # vLLM log, Qwen2-7B on an A100
-    non_torch_bytes=round(0.07 * GIB),
-)
-A10G = Gpu(
-    name="NVIDIA A10G",
-    vram_bytes=round(22.06 * GIB),  # torch's out-of-memory messages: 22.0 to 22.2 GiB
-    bandwidth_bytes_s=600e9,  # NVIDIA A10G product brief
-    flops_s=70e12,  # NVIDIA A10G product brief: 70 TFLOPS dense (an A10 has 125)
-    cuda_graphs_bytes=round(0.5 * GIB),  # vLLM log, Qwen2-7B on an A100
-    non_torch_bytes=round(0.07 * GIB),
-)
-H100 = Gpu(
-    name="NVIDIA H100 80GB HBM3",
-    vram_bytes=round(79.19 * GIB),  # vLLM start-up logs
-    bandwidth_bytes_s=3350e9,  # NVIDIA H100 SXM data sheet
-    flops_s=989e12,  # NVIDIA H100 SXM data sheet: 1,979 TFLOPS with sparsity
-    cuda_graphs_bytes=round(0.84 * GIB),  # vLLM 0.19 log, Llama-3.1-8B on an H100
-    non_torch_bytes=round(0.25 * GIB),  # the same log
-)
 
 # Architectures: the models' own config.json, without what memory does not depend on.
 QWEN3_1_7B = parse_config(
@@ -141,16 +91,22 @@ class Preset:
 
     def pool(self) -> Pool:
         """The pool that vLLM would find, before any override."""
-        return estimate_pool(
+        found = overheads(
             self.shape,
-            vram_bytes=self.gpu.vram_bytes,
+            self.gpu,
+            version=CURRENT,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
-            cuda_graphs_bytes=self.gpu.cuda_graphs_bytes,
-            non_torch_bytes=self.gpu.non_torch_bytes,
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            block_size=self.block_size,
             dtype=self.dtype,
+        )
+        return divide_budget(
+            kv_layout(self.shape, dtype=self.dtype, block_size=self.block_size),
+            vram_bytes=self.gpu.vram_bytes,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            weights=weights_bytes(self.shape, dtype=self.dtype) + rotary_bytes(self.shape, dtype=self.dtype),
+            activation=found.activation,
+            cuda_graphs=found.cuda_graphs,
+            non_torch=found.non_torch,
         )
 
     def engine_config(
@@ -180,9 +136,9 @@ class Preset:
             seed=seed,
             # Weights are read once a step, each sequence's keys and values once.
             step_base_s=weights_bytes(self.shape, dtype=self.dtype) / bandwidth,
-            step_per_kv_token_s=pool.kv_bytes_per_token / bandwidth,
+            step_per_kv_token_s=pool.bytes_per_block / pool.block_size / bandwidth,
             # Sampling passes over a row of logits: its working memory, once.
-            step_per_seq_s=SAMPLING_BYTES_PER_LOGIT * self.shape.vocab_size / bandwidth,
+            step_per_seq_s=SAMPLING_PASSES_BYTES * self.shape.vocab_size / bandwidth,
             # Two FLOP a parameter and token.
             prefill_per_token_s=2 * parameters(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
         )

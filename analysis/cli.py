@@ -1,0 +1,53 @@
+"""What the command lines of analysis share."""
+
+import argparse
+import math
+
+from loadtest.record import Slo
+
+
+def positive(text: str) -> float:
+    """An argparse type."""
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: above 0 and below 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def add_slo_flags(parser: argparse.ArgumentParser) -> None:
+    """The four objectives. A flag that is not given is None."""
+    default = Slo()
+    add = parser.add_argument
+    add(
+        "--slo-ttft-p95-s",
+        type=positive,
+        metavar="S",
+        help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
+    )
+    add(
+        "--slo-tpot-p95-s",
+        type=positive,
+        metavar="S",
+        help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
+    )
+    add(
+        "--slo-preempted-fraction",
+        type=share,
+        metavar="F",
+        help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
+    )
+    add(
+        "--slo-kv-blocked-fraction",
+        type=share,
+        metavar="F",
+        help="share of time in which a request waits for KV blocks, at most "
+        f"(default {default.kv_blocked_fraction:g})",
+    )

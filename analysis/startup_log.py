@@ -1,0 +1,208 @@
+"""What vLLM said of its memory when it started: from its log, or from a run folder. Knows no workload."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from analysis.deployment import Calibration, Deployment
+from analysis.load import InputError, find_runs
+from loadtest.architectures import ModelShape
+from loadtest.gpus import GIB
+from loadtest.startup import Version, parse_version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartupLog:
+    """None where it does not say. Bytes are of one GPU, the first that speaks."""
+
+    source: str
+    model: str | None = None
+    version: Version | None = None
+    tp: int | None = None
+    pp: int | None = None
+    dtype: str | None = None
+    kv_dtype: str | None = None
+    quantization: str | None = None
+    enforce_eager: bool | None = None
+    utilization: float | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    vram_bytes: int | None = None
+    weights_bytes: int | None = None
+    kv_bytes: int | None = None
+    blocks: int | None = None
+    tokens: int | None = None
+    activation_bytes: int | None = None
+    non_torch_bytes: int | None = None
+    cuda_graphs_bytes: int | None = None
+
+
+def read_log(path: Path) -> StartupLog:
+    """Of `vllm serve`; the lines of INFO suffice, those of DEBUG split the overhead too.
+
+    Raises InputError when the file cannot be read or says nothing of memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise InputError(f"--vllm-log {path} cannot be read ({problem.strerror}).") from None
+    say = _Reader(text)
+    consumed = say.gib(r"total consumed \(from mem_get_info\): ([\d.]+) ?GiB")
+    other = say.gib(r"Total non KV cache memory: ([\d.]+) ?GiB")
+    weights = say.gib(r"Model loading took ([\d.]+) ?GiB") or say.gib(r"weights memory: ([\d.]+) ?GiB")
+    activation = say.gib(r"torch peak memory increase: ([\d.]+) ?GiB")
+    non_torch = say.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
+    if consumed is not None and other is not None and weights is not None:  # from 0.2x on
+        activation, non_torch = other - consumed, max(consumed - weights, 0)
+    found = StartupLog(
+        source=path.name,
+        model=say.text(r"model='([^']+)'") or say.text(r"version [\d.]+\S*\s.*?model +(\S+)"),
+        version=_version(say.text(r"LLM engine \(v([\d.]+)") or say.text(r"version (\d+\.\d+\.\d+)")),
+        tp=say.integer(r"tensor_parallel_size=(\d+)"),
+        pp=say.integer(r"pipeline_parallel_size=(\d+)"),
+        dtype=say.text(r"dtype=torch\.(\w+)"),
+        kv_dtype=say.text(r"kv_cache_dtype='?(\w+)"),
+        quantization=_stated(say.text(r"[ (]quantization='?([\w-]+)")),
+        enforce_eager=say.flag(r"enforce_eager=(True|False)"),
+        utilization=say.number(r"gpu_memory_utilization'?[=:] ?([\d.]+)")
+        or say.number(r"Requested memory: ([\d.]+) \(util\)"),
+        max_model_len=say.integer(r"max_seq_len=(\d+)") or say.integer(r"[Uu]sing max model len (\d+)"),
+        max_num_seqs=say.integer(r"max_num_seqs(?:'?[=:] ?| to )(\d+)"),
+        max_num_batched_tokens=say.integer(r"max_num_batched_tokens(?:'?[=:] ?| to )(\d+)"),
+        vram_bytes=say.gib(r"total_memory=([\d.]+) ?GiB"),
+        weights_bytes=weights,
+        kv_bytes=say.gib(r"Available KV cache memory: ([\d.]+) ?GiB"),
+        tokens=say.count(r"GPU KV cache size: ([\d,]+) tokens"),
+        activation_bytes=activation,
+        non_torch_bytes=non_torch,
+        cuda_graphs_bytes=say.gib(r"Estimated CUDA graph memory: ([\d.]+) ?GiB")
+        or say.gib(r"Graph capturing finished in .*? took ([\d.]+) ?GiB"),
+    )
+    if found.kv_bytes is None and found.tokens is None:
+        raise InputError(
+            f"--vllm-log {path} has no line 'Available KV cache memory': give the log of a vLLM that came up."
+        )
+    return found
+
+
+class _Reader:
+    """First match of a pattern in the log."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def text(self, pattern: str) -> str | None:
+        match = re.search(pattern, self._text)
+        return match[1] if match else None
+
+    def _as(self, pattern: str, kind: Callable[[str], T]) -> T | None:
+        found = self.text(pattern)
+        return None if found is None else kind(found)
+
+    def integer(self, pattern: str) -> int | None:
+        return self._as(pattern, int)
+
+    def number(self, pattern: str) -> float | None:
+        return self._as(pattern, float)
+
+    def gib(self, pattern: str) -> int | None:
+        return self._as(pattern, lambda found: round(float(found) * GIB))
+
+    def count(self, pattern: str) -> int | None:
+        return self._as(pattern, lambda found: int(found.replace(",", "")))
+
+    def flag(self, pattern: str) -> bool | None:
+        return self._as(pattern, lambda found: found == "True")
+
+
+def _stated(text: str | None) -> str | None:
+    return None if text == "None" else text
+
+
+def _version(text: str | None) -> Version | None:
+    return None if text is None else parse_version(text)
+
+
+def read_run(folder: Path) -> StartupLog:
+    """What the server of a load test said of its pool. Raises InputError."""
+    info = find_runs(folder)[-1].info
+    server, gpu = info.server, info.gpu
+    if server.num_gpu_blocks is None or server.num_gpu_blocks_override is not None or server.simulated:
+        raise InputError(
+            f"--calibrate {folder}: this run's server did not say how many KV blocks its start-up left, or "
+            "they were set by hand or simulated. Use the log of a real start-up with --vllm-log."
+        )
+    return StartupLog(
+        source=info.run_id,
+        model=info.model,
+        version=_version(server.version),
+        utilization=server.gpu_memory_utilization,
+        max_model_len=server.max_model_len,
+        max_num_seqs=server.max_num_seqs,
+        kv_dtype=server.cache_dtype,
+        vram_bytes=gpu.vram_bytes // gpu.count if gpu and gpu.vram_bytes else None,
+        kv_bytes=server.kv_cache_memory_bytes,
+        blocks=server.num_gpu_blocks,
+    )
+
+
+def as_started(deployment: Deployment, log: StartupLog, shape: ModelShape) -> Deployment:
+    """The deployment that wrote the log, on the same card."""
+    stated = {
+        "version": log.version,
+        "tp": log.tp,
+        "pp": log.pp,
+        "dtype": log.dtype,
+        "kv_dtype": log.kv_dtype,
+        "enforce_eager": log.enforce_eager,
+        "utilization": log.utilization,
+        "max_model_len": log.max_model_len,
+        "max_num_seqs": log.max_num_seqs,
+        "max_num_batched_tokens": log.max_num_batched_tokens,
+    }
+    known = {name: value for name, value in stated.items() if value is not None}
+    return replace(deployment, shape=shape, calibration=None, stated_weights_bytes=None, **known)  # type: ignore[arg-type]
+
+
+def calibration_of(started: Deployment, log: StartupLog, *, same_model: bool) -> Calibration:
+    """What the log corrects: logged over predicted. Without DEBUG lines, what weights and pool leave of the
+    budget stands for the activation peak.
+
+    Raises InputError when the log and the model it is said to be of do not go together.
+    """
+    stage = started.pp - 1
+    predicted = started.overheads(stage)
+    activation, kv = log.activation_bytes, log.kv_bytes
+    layout = started.layout(stage)
+    blocks = log.blocks
+    if blocks is None and log.tokens is not None and layout.uniform:
+        blocks = log.tokens // layout.block_size
+    if kv is None and blocks is not None:
+        kv = blocks * layout.bytes_per_block
+    if activation is None and kv is not None:
+        budget = math.ceil(started.gpu.vram_bytes * started.utilization)
+        graphs = log.cuda_graphs_bytes or predicted.cuda_graphs
+        activation = budget - (log.weights_bytes or started.weights(stage)) - kv - predicted.non_torch
+        activation -= graphs if predicted.graphs_counted else 0
+    if activation is None or not 0.1 < activation / predicted.activation < 10:
+        raise InputError(
+            f"{log.source} does not go with this model and card: its activation peak would be "
+            f"{(activation or 0) / GIB:.2f} GiB, where {predicted.activation / GIB:.2f} are expected. "
+            "Check --gpu, --gpu-memory-utilization and --calibrate-config."
+        )
+    weights = log.weights_bytes / started.weights() if log.weights_bytes else None
+    graphs_logged = log.cuda_graphs_bytes if predicted.cuda_graphs else None
+    return Calibration(
+        source=log.source,
+        activation=activation / predicted.activation,
+        cuda_graphs=graphs_logged / predicted.cuda_graphs if graphs_logged else None,
+        non_torch_bytes=log.non_torch_bytes,
+        weights=weights if same_model else None,
+        same_model=same_model,
+    )

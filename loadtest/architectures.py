@@ -1,0 +1,439 @@
+"""A Hugging Face config.json -> the tensors and the KV caches of every layer. Knows no GPU and no bytes.
+
+Counts what vLLM loads, exactly. A layout that is not in the tables below is refused by name, never guessed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from loadtest.layers import (
+    FREELY,
+    Family,
+    Keys,
+    Layer,
+    Tensor,
+    all_but_each,
+    bamba_mixer,
+    deepseek_experts,
+    even_layers,
+    every_layer,
+    falcon_mixer,
+    gpt_oss_experts,
+    granite_experts,
+    granite_hybrid,
+    jamba_experts,
+    jamba_mixer,
+    last_layers,
+    latent_attention,
+    linear,
+    llama4_experts,
+    mixtral_experts,
+    norms,
+    qwen_experts,
+    qwen_hybrid,
+)
+from loadtest.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """What of a config.json decides memory. Heads and layers are those of the whole model."""
+
+    model_type: str
+    num_heads: int
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    dtype: str
+    layers: tuple[Layer, ...]
+    before: tuple[Tensor, ...]
+    """On the first pipeline stage: embeddings (and a vision tower)."""
+    after: tuple[Tensor, ...]
+    """On the last pipeline stage: norm and head. A tied head is a second copy only when stages differ."""
+    tie_word_embeddings: bool
+    mlp_width: int
+    """Widest dense MLP of a layer; 0 where all are experts."""
+    expert_width: int
+    experts_per_token: int
+    """Routed ones; 0 for a dense model."""
+    active_parameters: int
+    """Of a token's forward: experts that are not chosen left out, embeddings too."""
+    rotary_elements: int
+    """Of the tables of rotary positions that are kept beside the weights."""
+    quantisation: Quantisation | None
+    uncounted: tuple[str, ...] = ()
+    """Parts of the model that are loaded but not counted, in words."""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+def parse_config(
+    config: Mapping[str, object],
+    *,
+    quantization: str | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> ModelShape:
+    """Reads a parsed config.json. `quantization` is vLLM's flag; `extra` a parsed hf_quant_config.json.
+
+    Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
+    """
+    text, family = _text_part(config)
+    keys = Keys(text, family.defaults)
+    layers = tuple(_layer(keys, family, place) for place in range(keys.integer("num_hidden_layers")))
+    vision, uncounted = _vision(config, keys)
+    tied = keys.flag("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))
+    hidden, vocab = keys.integer("hidden_size"), keys.integer("vocab_size")
+    norm = norms("model.norm", hidden, 1, bias=family.norm_bias) if family.norm_weight else []
+    head = linear("lm_head", vocab, hidden, bias=keys.bias(family.head_bias))
+    after = [*norm, *head] if not tied else norm
+    declared = text.get("quantization_config") or config.get("quantization_config") or extra
+    return ModelShape(
+        model_type=keys.model_type,
+        num_heads=keys.heads,
+        hidden_size=hidden,
+        vocab_size=vocab,
+        max_position_embeddings=keys.integer("max_position_embeddings", default=2048),
+        dtype=_dtype(text, config),
+        layers=layers,
+        before=(Tensor(name="model.embed_tokens", rows=vocab, columns=hidden, shards=FREELY), *vision),
+        after=tuple(after),
+        tie_word_embeddings=tied,
+        mlp_width=_mlp_width(layers),
+        expert_width=_expert_width(layers),
+        experts_per_token=_experts_per_token(keys, layers),
+        active_parameters=_active(keys, layers) + vocab * hidden,
+        rotary_elements=_rotary(keys),
+        quantisation=parse_quantisation(declared, quantization),
+        uncounted=uncounted,
+    )
+
+
+_LLAMA_DEFAULTS: dict[str, object] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+_GEMMA3_DEFAULTS: dict[str, object] = {
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 262208,
+    "sliding_window": 4096,
+    "max_position_embeddings": 131072,
+}
+_LLAMA = Family(mlp_bias="mlp_bias", defaults=_LLAMA_DEFAULTS)
+_MISTRAL = Family(
+    slides=every_layer,
+    defaults=_LLAMA_DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8},
+)
+_QWEN2 = Family(qkv_bias=True, o_bias=False, slides=last_layers)
+_QWEN3 = Family(qk_norm="head", slides=last_layers)
+_QWEN3_MOE = Family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
+_DEEPSEEK = Family(mixer=latent_attention, mlp=deepseek_experts)
+_QWEN3_NEXT = Family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
+_QWEN35 = Family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _MISTRAL,
+    "ministral": _MISTRAL,
+    "ministral3": _MISTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "gemma": Family(tied=True, defaults={"head_dim": 256}),
+    "gemma2": Family(
+        norms=4, tied=True, slides=even_layers, defaults={"head_dim": 256, "sliding_window": 4096}
+    ),
+    "gemma3_text": Family(
+        norms=4, qk_norm="head", tied=True, slides=all_but_each(6), defaults=_GEMMA3_DEFAULTS
+    ),
+    "phi": Family(
+        qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True, gated=False, norms=1, norm_bias=True
+    ),
+    "phi3": Family(slides=every_layer),
+    "granite": _LLAMA,
+    "smollm3": Family(mlp_bias="mlp_bias", tied=True, slides=None),
+    "seed_oss": Family(qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    "ernie4_5": Family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
+    "olmo": Family(norm_weight=False, norms=0),
+    "olmo2": Family(qk_norm="full"),
+    "olmo3": Family(qk_norm="full", slides=all_but_each(4)),
+    "starcoder2": Family(
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        gated=False,
+        norm_bias=True,
+        slides=every_layer,
+        tied=True,
+        defaults={"use_bias": True},
+    ),
+    "stablelm": Family(qkv_bias="use_qkv_bias", o_bias=False, norm_bias=True),
+    "nemotron": Family(mlp_bias="mlp_bias", gated=False, norm_bias=True),
+    "cohere": Family(norms=1, qk_norm="full", qk_norm_key="use_qk_norm", tied=True),
+    "cohere2": Family(norms=1, slides=all_but_each(4), tied=True),
+    "glm": Family(o_bias=False, defaults={"attention_bias": True}),
+    "glm4": Family(o_bias=False, norms=4, defaults={"attention_bias": True}),
+    "exaone4": Family(qk_norm="head", slides=all_but_each(4)),
+    "mixtral": Family(
+        mlp=mixtral_experts,
+        slides=every_layer,
+        defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": Family(
+        qkv_bias="qkv_bias", o_bias=False, mlp=qwen_experts, slides=last_layers, defaults={"qkv_bias": True}
+    ),
+    "qwen3_moe": _QWEN3_MOE,
+    "olmoe": Family(mlp=mixtral_experts, qk_norm="full"),
+    "minimax_m2": Family(
+        mlp=mixtral_experts,
+        qk_norm="full",
+        qk_norm_key="use_qk_norm",
+        defaults={"use_routing_bias": True, "use_qk_norm": True},
+    ),
+    "granitemoe": Family(mlp=granite_experts),
+    "phimoe": Family(
+        mlp=mixtral_experts,
+        norm_bias=True,
+        head_bias="lm_head_bias",
+        slides=every_layer,
+    ),
+    "gpt_oss": Family(qkv_bias=True, o_bias=True, mlp=gpt_oss_experts, sinks=True, slides=even_layers),
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+    "kimi_k2": _DEEPSEEK,
+    "glm4_moe": Family(o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm"),
+    "llama4_text": Family(mlp=llama4_experts),
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_text": _QWEN35,
+    "qwen3_5_moe_text": _QWEN3_NEXT,
+    "falcon_h1": Family(mixer=falcon_mixer, mlp_bias="mlp_bias"),
+    "jamba": Family(mixer=jamba_mixer, mlp=jamba_experts),
+    "bamba": Family(mixer=bamba_mixer, mlp_bias="mlp_bias"),
+    "granitemoehybrid": Family(mixer=granite_hybrid, mlp=granite_experts),
+}
+
+# Multimodal models: what the text part is when it does not say so itself.
+WRAPPERS = {
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "llava": "llama",
+    "llava_next": "llama",
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3_moe",
+    "llama4": "llama4_text",
+    "kimi_vl": "deepseek_v3",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+_TEXT_ALIASES = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+
+
+def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Family]:
+    outer = config.get("model_type")
+    text, inner = config, outer
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping):
+        if outer not in WRAPPERS:
+            raise UnsupportedModelError(
+                f"The multimodal model type {outer!r} (a nested text_config) is not supported: known are "
+                f"{', '.join(sorted(WRAPPERS))}."
+            )
+        inner = nested.get("model_type") or WRAPPERS[str(outer)]
+        text = {**nested, "model_type": _TEXT_ALIASES.get(str(inner), inner)}
+    elif outer in WRAPPERS:
+        text = {**config, "model_type": WRAPPERS[str(outer)]}
+    family = FAMILIES.get(str(text.get("model_type")))
+    if family is None:
+        raise UnsupportedModelError(
+            f"The model type {text.get('model_type')!r} is not supported: known are "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
+    _refuse_what_families_lack(text, family)
+    return text, family
+
+
+def _refuse_what_families_lack(text: Mapping[str, object], family: Family) -> None:
+    """Keys that change the layout and that the family's builder would not read."""
+    latent = text.get("kv_lora_rank") is not None
+    window = text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
+    refusals = {
+        "multi-head latent attention": latent and family.mixer is not latent_attention,
+        "a sparse attention index": text.get("index_topk") is not None,
+        "a window that its family does not have": window
+        and family.slides is None
+        and not text.get("layer_types"),
+        "cross-attention layers": bool(text.get("cross_attention_layers")),
+    }
+    for name, present in refusals.items():
+        if present:
+            raise UnsupportedModelError(
+                f"This config.json ({text.get('model_type')}) has {name}, which is not supported."
+            )
+
+
+def _layer(keys: Keys, family: Family, place: int) -> Layer:
+    tensors, caches = family.mixer(keys, family, place)
+    count = family.norms if family.norm_weight else 0
+    tensors = [
+        *tensors,
+        *family.mlp(keys, family, place),
+        *norms("layernorms", keys.hidden, count, bias=family.norm_bias),
+    ]
+    prefix = f"model.layers.{place}."
+    named = (replace(tensor, name=prefix + tensor.name) for tensor in tensors)
+    return Layer(tensors=tuple(named), caches=tuple(caches))
+
+
+def _all_tensors(layers: Sequence[Layer]) -> list[Tensor]:
+    return list(chain.from_iterable(layer.tensors for layer in layers))
+
+
+def _mlp_width(layers: Sequence[Layer]) -> int:
+    dense = [one.columns for one in _all_tensors(layers) if one.count == 1 and one.name.endswith("down_proj")]
+    return max(dense, default=0)
+
+
+def _expert_width(layers: Sequence[Layer]) -> int:
+    experts = [
+        one.columns for one in _all_tensors(layers) if one.count > 1 and one.name.endswith("down_proj")
+    ]
+    return max(experts, default=0)
+
+
+def _experts_per_token(keys: Keys, layers: Sequence[Layer]) -> int:
+    return keys.integer("num_experts_per_tok", "moe_topk") if _expert_width(layers) else 0
+
+
+def _active(keys: Keys, layers: Sequence[Layer]) -> int:
+    chosen = _experts_per_token(keys, layers)
+    return sum(
+        one.rows * one.columns * (min(one.count, chosen) if one.expert else one.count)
+        for one in _all_tensors(layers)
+    )
+
+
+def _dtype(*configs: Mapping[str, object]) -> str:
+    for config in configs:
+        found = config.get("dtype") or config.get("torch_dtype")
+        if found:
+            return str(found).removeprefix("torch.")
+    return "float32"
+
+
+def _rotary(keys: Keys) -> int:
+    """Rows of cosines and sines for every position, which linear and dynamic scaling multiply (vLLM's
+    rotary_embedding); models with a base of their own for windows keep two tables."""
+    if "rope" in str(keys.get("position_embedding_type") or "rope"):
+        scaling = keys.get("rope_scaling")
+        known = scaling if isinstance(scaling, Mapping) else {}
+        kind, factor = known.get("rope_type", known.get("type")), known.get("factor")
+        stretch = float(factor) if kind in ("linear", "dynamic") and isinstance(factor, int | float) else 1.0
+        share = keys.get("partial_rotary_factor")
+        width = keys.integer("qk_rope_head_dim", default=keys.head_dim)
+        width = int(width * share) if isinstance(share, float) else width
+        positions = keys.integer("max_position_embeddings", default=2048)
+        tables = 1 + (keys.get("rope_local_base_freq") is not None)
+        return round(positions * width * (stretch + tables - 1))
+    return 0
+
+
+# Vision towers: transformers whose weights are loaded beside the text model's.
+
+
+def _vision(config: Mapping[str, object], text: Keys) -> tuple[list[Tensor], tuple[str, ...]]:
+    nested = config.get("vision_config")
+    if not isinstance(nested, Mapping):
+        return [], ()
+    counter = _TOWERS.get(str(config.get("model_type")))
+    count = counter(Keys(nested, {}), text.hidden) if counter else None
+    if count is None:
+        return [], ("the vision tower",)
+    return [Tensor(name="vision_tower", rows=count, shards=FREELY)], ()
+
+
+def _siglip(keys: Keys, text_hidden: int) -> int:
+    """Gemma 3: SigLIP and one projection."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = (3 * patch**2 + 1) * hidden + (image // patch) ** 2 * hidden + 2 * hidden
+    return layers * layer + outside + hidden * text_hidden + hidden
+
+
+def _pixtral(keys: Keys, text_hidden: int) -> int:
+    """Mistral 3: Pixtral's tower, a patch merger and two projections."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
+    outside = 3 * keys.integer("patch_size") ** 2 * hidden + hidden
+    return layers * layer + outside + 4 * hidden**2 + hidden + (hidden + text_hidden) * text_hidden
+
+
+def _clip(keys: Keys, text_hidden: int) -> int:
+    """LLaVA: CLIP, and two projections."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = 3 * patch**2 * hidden + ((image // patch) ** 2 + 2) * hidden + 4 * hidden
+    return layers * layer + outside + (hidden + 1) * text_hidden + (text_hidden + 1) * text_hidden
+
+
+def _llama4_tower(keys: Keys, text_hidden: int) -> int:
+    """Llama 4: a tower, two layers that gather patches, and a projection."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = 3 * patch**2 * hidden + ((image // patch) ** 2 + 2) * hidden + 4 * hidden
+    wide, inner = keys.integer("projector_input_dim"), keys.integer("projector_output_dim")
+    gather = keys.integer("intermediate_size") * wide + inner**2
+    return layers * layer + outside + gather + keys.integer("vision_output_dim") * text_hidden
+
+
+def _qwen25_tower(keys: Keys, text_hidden: int) -> int:
+    """Qwen2.5-VL: a tower with gated MLPs, and a merger of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
+    patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
+    layer = 4 * hidden * (hidden + 1) + 3 * hidden * width + 2 * width + hidden + 2 * hidden
+    wide = hidden * keys.integer("spatial_merge_size") ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("out_hidden_size", default=text_hidden)
+    return layers * layer + patch * hidden + hidden + merger
+
+
+def _qwen3_tower(keys: Keys, text_hidden: int) -> int:
+    """Qwen3-VL and Qwen3.5: a tower and mergers of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
+    patch = (
+        keys.integer("in_channels") * keys.integer("temporal_patch_size") * keys.integer("patch_size") ** 2
+    )
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    wide = hidden * keys.integer("spatial_merge_size") ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("out_hidden_size", default=text_hidden)
+    deep = len(keys.items("deepstack_visual_indexes"))
+    outside = (patch + 1) * hidden + keys.integer("num_position_embeddings") * hidden
+    return layers * layer + outside + merger + 2 * hidden + deep * (merger + 2 * wide)
+
+
+_TOWERS: dict[str, Callable[[Keys, int], int]] = {
+    "gemma3": _siglip,
+    "mistral3": _pixtral,
+    "llava": _clip,
+    "llava_next": _clip,
+    "llama4": _llama4_tower,
+    "qwen2_5_vl": _qwen25_tower,
+    "qwen3_vl": _qwen3_tower,
+    "qwen3_vl_moe": _qwen3_tower,
+    "qwen3_5": _qwen3_tower,
+    "qwen3_5_moe": _qwen3_tower,
+}

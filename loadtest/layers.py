@@ -1,0 +1,519 @@
+"""Transformer layers as tensors and KV caches, from the keys of a config.json. Knows no GPU and no bytes.
+
+One builder for each kind of attention, recurrence and MLP; loadtest/architectures.py says which family has
+which.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loadtest.quantisation import UnsupportedModelError
+
+FREELY = 1 << 30
+"""Shards of a tensor that tensor parallelism can split over any number of GPUs; 1 is one copy on each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """One weight of a layer, `count` times (experts)."""
+
+    name: str
+    """Its module's path in the checkpoint, as quantisation's lists of exceptions name it."""
+    rows: int
+    columns: int = 1
+    count: int = 1
+    shards: int = 1
+    split: Literal["rows", "columns"] = "rows"
+    """Which of them tensor parallelism divides."""
+    linear: bool = False
+    """A matrix of a linear layer or an expert: what quantisation applies to."""
+
+    @property
+    def parameters(self) -> int:
+        return self.rows * self.columns * self.count
+
+    @property
+    def expert(self) -> bool:
+        """Of experts, only the chosen ones are read for a token."""
+        return ".experts." in self.name
+
+    def part(self, tp: int) -> tuple[float, float]:
+        """Rows and columns that one of `tp` GPUs holds."""
+        pieces = min(tp, self.shards)
+        return (
+            (self.rows / pieces, self.columns) if self.split == "rows" else (self.rows, self.columns / pieces)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionCache:
+    """Keys and values of one layer, a token: `heads * width` elements. MLA: one latent, on every GPU."""
+
+    kind: Literal["full", "window", "chunk", "mla"]
+    heads: int
+    width: int
+    """Elements a token and head, keys and values together."""
+    span: int = 0
+    """Tokens of the window or chunk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateCache:
+    """Recurrent state of one layer, a request, whatever its length. Split over the tensor-parallel group."""
+
+    convolution: int
+    """Elements, in the model's type."""
+    recurrent: int
+    """Elements, in `dtype`."""
+    dtype: str
+    """"auto" is the model's."""
+
+
+Cache = AttentionCache | StateCache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    tensors: tuple[Tensor, ...]
+    caches: tuple[Cache, ...]
+
+
+class Keys:
+    """A config.json's keys, with the defaults of its family. Knows how to complain."""
+
+    def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+        self._config, self._defaults = config, defaults
+        self.model_type = str(config.get("model_type"))
+
+    def get(self, name: str) -> object:
+        """None where neither the file nor the family has it."""
+        value = self._config.get(name)
+        return self._defaults.get(name) if value is None else value
+
+    def integer(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is present. Booleans are not integers here."""
+        for name in names:
+            value = self.get(name)
+            if value is None:
+                continue
+            if type(value) is not int or value < 0 or (value == 0 and default != 0):
+                raise UnsupportedModelError(
+                    f"{name} in config.json must be a whole number above 0, not {value!r}."
+                )
+            return value
+        if default is None:
+            raise UnsupportedModelError(f"The config.json lacks {names[0]}.")
+        return default
+
+    def flag(self, name: str, default: object = False) -> bool:
+        value = self.get(name)
+        return bool(default if value is None else value)
+
+    def bias(self, rule: str | bool) -> bool:
+        """A constant, or the key that says so."""
+        return rule if isinstance(rule, bool) else self.flag(rule)
+
+    def items(self, name: str) -> Sequence[object]:
+        value = self.get(name)
+        return value if isinstance(value, list | tuple) else ()
+
+    @property
+    def hidden(self) -> int:
+        return self.integer("hidden_size")
+
+    @property
+    def heads(self) -> int:
+        return self.integer("num_attention_heads")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.integer("num_key_value_heads", default=self.heads)
+
+    @property
+    def head_dim(self) -> int:
+        return self.integer("head_dim", default=self.hidden // self.heads)
+
+
+# Pieces of layers. Column-parallel projections split their bias, row-parallel ones repeat it.
+
+
+def linear(
+    name: str, rows: int, columns: int, *, bias: bool = False, shards: int = FREELY, count: int = 1
+) -> list[Tensor]:
+    found = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
+    if bias:
+        found.append(Tensor(name=f"{name}.bias", rows=rows, count=count, shards=shards))
+    return found
+
+
+def _row_linear(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+    found = [
+        Tensor(
+            name=name, rows=rows, columns=columns, count=count, shards=FREELY, split="columns", linear=True
+        )
+    ]
+    return [*found, Tensor(name=f"{name}.bias", rows=rows, count=count)] if bias else found
+
+
+def norms(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
+    return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []
+
+
+def _gated(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+    return [
+        *linear(f"{name}.gate_proj", width, hidden, bias=bias, count=count),
+        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
+        *_row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
+    ]
+
+
+def _plain(name: str, hidden: int, width: int, *, bias: bool, count: int = 1) -> list[Tensor]:
+    return [
+        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
+        *_row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
+    ]
+
+
+def _router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
+    """Never split, never quantised."""
+    found = [Tensor(name=name, rows=experts, columns=hidden)]
+    return [*found, Tensor(name=f"{name}.bias", rows=experts)] if bias else found
+
+
+Mixer = Callable[[Keys, "Family", int], tuple[list[Tensor], list[Cache]]]
+Mlp = Callable[[Keys, "Family", int], list[Tensor]]
+
+
+def grouped_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    """Multi-head, grouped-query and multi-query attention, of the whole context or of a window."""
+    heads, kv_heads, dim, hidden = keys.heads, keys.kv_heads, keys.head_dim, keys.hidden
+    bias = keys.bias(family.qkv_bias)
+    query = heads * dim * (2 if family.gated_query else 1)
+    tensors = [
+        *linear("self_attn.q_proj", query, hidden, bias=bias),
+        *linear("self_attn.k_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
+        *linear("self_attn.v_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
+        *_row_linear("self_attn.o_proj", hidden, heads * dim, bias=keys.bias(family.o_bias)),
+    ]
+    if family.qk_norm and (not family.qk_norm_key or keys.flag(family.qk_norm_key)):
+        size = 2 * dim if family.qk_norm == "head" else (heads + kv_heads) * dim
+        tensors += norms("self_attn.qk_norm", size, 1)
+    if family.sinks:
+        tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=FREELY))
+    kind, span = _reach(keys, family, place)
+    return tensors, [AttentionCache(kind=kind, heads=kv_heads, width=2 * dim, span=span)]
+
+
+def latent_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    """MLA, as DeepSeek made it: one latent vector a token, on every GPU of the group."""
+    heads, hidden = keys.heads, keys.hidden
+    rope, rank = keys.integer("qk_rope_head_dim"), keys.integer("kv_lora_rank")
+    nope, value = keys.integer("qk_nope_head_dim"), keys.integer("v_head_dim")
+    low_rank = keys.integer("q_lora_rank", default=0)
+    query = heads * (nope + rope)
+    if low_rank:
+        tensors = [
+            *linear("self_attn.q_a_proj", low_rank, hidden, shards=1),
+            *norms("self_attn.q_a_layernorm", low_rank, 1),
+            *linear("self_attn.q_b_proj", query, low_rank),
+        ]
+    else:
+        tensors = linear("self_attn.q_proj", query, hidden)
+    tensors += [
+        *linear("self_attn.kv_a_proj_with_mqa", rank + rope, hidden, shards=1),
+        *norms("self_attn.kv_a_layernorm", rank, 1),
+        *linear("self_attn.kv_b_proj", heads * (nope + value), rank),
+        *_row_linear("self_attn.o_proj", hidden, heads * value, bias=keys.flag("attention_bias")),
+    ]
+    return tensors, [AttentionCache(kind="mla", heads=1, width=rank + rope)]
+
+
+def _reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "window", "chunk"], int]:
+    """How far layer `place` looks back, and the window's or chunk's tokens."""
+    kinds = keys.items("layer_types")
+    if kinds:
+        kind = str(kinds[place])
+    elif family.slides and keys.get("sliding_window") and keys.flag("use_sliding_window", default=True):
+        kind = "sliding_attention" if family.slides(keys, place) else "full_attention"
+    elif keys.get("attention_chunk_size") is not None:
+        kind = "chunked_attention" if _ropes(keys, place) else "full_attention"
+    else:
+        kind = "full_attention"
+    match kind:
+        case "full_attention" | "attention":
+            return "full", 0
+        case "sliding_attention":
+            span = keys.integer("sliding_window")
+            reaches_all = span >= keys.integer("max_position_embeddings", default=span + 1)
+            return ("full", 0) if reaches_all else ("window", span)
+        case "chunked_attention":
+            return "chunk", keys.integer("attention_chunk_size")
+    raise UnsupportedModelError(f"This config.json has layers of the kind {kind!r}, which is not supported.")
+
+
+def _ropes(keys: Keys, place: int) -> bool:
+    """Llama 4: layers with rotary positions look at a chunk, the others at everything."""
+    listed = keys.items("no_rope_layers")
+    return (
+        bool(listed[place]) if listed else (place + 1) % keys.integer("no_rope_layer_interval", default=4) > 0
+    )
+
+
+def every_layer(keys: Keys, place: int) -> bool:
+    return True
+
+
+def even_layers(keys: Keys, place: int) -> bool:
+    return place % 2 == 0
+
+
+def all_but_each(period: int) -> Callable[[Keys, int], bool]:
+    """Every `period`-th layer looks at everything; the config may state another period."""
+
+    def slides(keys: Keys, place: int) -> bool:
+        stated = keys.get("sliding_window_pattern")
+        return (place + 1) % (stated if isinstance(stated, int) else period) > 0
+
+    return slides
+
+
+def last_layers(keys: Keys, place: int) -> bool:
+    """Qwen: windows from max_window_layers on, and only where use_sliding_window says so."""
+    return keys.flag("use_sliding_window") and place >= keys.integer("max_window_layers", default=28)
+
+
+def _delta_net(keys: Keys) -> tuple[list[Tensor], list[Cache]]:
+    """Gated delta net (Qwen3-Next, Qwen3.5): a matrix for each value head, and a short convolution."""
+    hidden = keys.hidden
+    key_dim, value_dim = keys.integer("linear_key_head_dim"), keys.integer("linear_value_head_dim")
+    key_heads, value_heads = keys.integer("linear_num_key_heads"), keys.integer("linear_num_value_heads")
+    kernel = keys.integer("linear_conv_kernel_dim")
+    mixed, value = 2 * key_heads * key_dim + value_heads * value_dim, value_heads * value_dim
+    tensors = [
+        *linear("linear_attn.in_proj_qkvz", mixed + value, hidden),
+        *linear("linear_attn.in_proj_ba", 2 * value_heads, hidden),
+        Tensor(name="linear_attn.conv1d", rows=mixed, columns=kernel, shards=FREELY),
+        Tensor(name="linear_attn.dt_bias", rows=2 * value_heads, shards=FREELY),
+        *norms("linear_attn.norm", value_dim, 1),
+        *_row_linear("linear_attn.out_proj", hidden, value),
+    ]
+    dtype = str(keys.get("mamba_ssm_dtype") or "auto")
+    recurrent = value_heads * value_dim * key_dim
+    return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
+
+
+def _mamba2(
+    keys: Keys,
+    *,
+    width: int,
+    heads: int,
+    head_dim: int,
+    groups: int,
+    state: int,
+    kernel: int,
+    bias: bool,
+    norm: bool,
+    dtype: str = "auto",
+) -> tuple[list[Tensor], list[Cache]]:
+    hidden, mixed = keys.hidden, width + 2 * groups * state
+    tensors = [
+        *linear("mamba.in_proj", width + mixed + heads, hidden, bias=bias),
+        Tensor(name="mamba.conv1d", rows=mixed, columns=kernel, shards=FREELY),
+        *([Tensor(name="mamba.conv1d.bias", rows=mixed, shards=FREELY)] if _conv_bias(keys) else []),
+        Tensor(name="mamba.A_D_dt_bias", rows=3 * heads, shards=FREELY),
+        *([Tensor(name="mamba.norm", rows=width, shards=FREELY)] if norm else []),
+        *_row_linear("mamba.out_proj", hidden, width, bias=bias),
+    ]
+    recurrent = heads * head_dim * state
+    return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
+
+
+def _conv_bias(keys: Keys) -> bool:
+    return keys.flag("mamba_conv_bias", keys.flag("use_conv_bias", default=True))
+
+
+def _bamba_mamba(keys: Keys, *, norm: bool = True) -> tuple[list[Tensor], list[Cache]]:
+    return _mamba2(
+        keys,
+        width=keys.integer("mamba_d_ssm", default=keys.integer("mamba_expand", default=2) * keys.hidden),
+        heads=keys.integer("mamba_n_heads"),
+        head_dim=_mamba_head_dim(keys),
+        groups=keys.integer("mamba_n_groups", default=1),
+        state=keys.integer("mamba_d_state"),
+        kernel=keys.integer("mamba_d_conv"),
+        bias=keys.flag("mamba_proj_bias"),
+        norm=norm,
+    )
+
+
+def _mamba_head_dim(keys: Keys) -> int:
+    stated = keys.get("mamba_d_head")
+    width = keys.integer("mamba_d_ssm", default=keys.integer("mamba_expand", default=2) * keys.hidden)
+    return stated if isinstance(stated, int) else width // keys.integer("mamba_n_heads")
+
+
+def qwen_hybrid(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    kinds = keys.items("layer_types")
+    interval = keys.integer("full_attention_interval", default=4)
+    linear = kinds[place] == "linear_attention" if kinds else (place + 1) % interval > 0
+    return _delta_net(keys) if linear else grouped_attention(keys, family, place)
+
+
+def falcon_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    """Attention and Mamba side by side in every layer."""
+    attention, keys_values = grouped_attention(keys, family, place)
+    mamba, state = _bamba_mamba(keys, norm=keys.flag("mamba_rms_norm"))
+    return attention + mamba, keys_values + state
+
+
+def bamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    if place in keys.items("attn_layer_indices"):
+        return grouped_attention(keys, family, place)
+    return _bamba_mamba(keys)
+
+
+def granite_hybrid(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    kinds = keys.items("layer_types") or keys.items("layers_block_type")
+    if kinds and kinds[place] == "mamba":
+        return _bamba_mamba(keys)
+    return grouped_attention(keys, family, place)
+
+
+def jamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+    period = keys.integer("attn_layer_period", default=8)
+    offset = keys.integer("attn_layer_offset", default=0)
+    if place % period == offset:
+        return grouped_attention(keys, family, place)
+    hidden, state = keys.hidden, keys.integer("mamba_d_state")
+    width, kernel = keys.integer("mamba_expand") * hidden, keys.integer("mamba_d_conv")
+    rank = keys.integer("mamba_dt_rank", default=-(-hidden // 16))
+    bias = keys.flag("mamba_proj_bias")
+    tensors = [
+        *linear("mamba.in_proj", 2 * width, hidden, bias=bias),
+        Tensor(name="mamba.conv1d", rows=width, columns=kernel, shards=FREELY),
+        *([Tensor(name="mamba.conv1d.bias", rows=width, shards=FREELY)] if _conv_bias(keys) else []),
+        *linear("mamba.x_proj", rank + 2 * state, width),
+        *linear("mamba.dt_proj", width, rank, bias=True),
+        Tensor(name="mamba.A_log", rows=width, columns=state + 1, shards=FREELY),
+        *norms("mamba.norms", rank + 2 * state, 1),
+        *_row_linear("mamba.out_proj", hidden, width, bias=bias),
+    ]
+    return tensors, [StateCache(convolution=width * (kernel - 1), recurrent=width * state, dtype="auto")]
+
+
+def dense_mlp(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
+    return (_gated if family.gated else _plain)("mlp", keys.hidden, width, bias=bias)
+
+
+def mixtral_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    """Every layer has experts and nothing else."""
+    experts, hidden = keys.integer("num_local_experts", "num_experts"), keys.hidden
+    width = keys.integer("moe_intermediate_size", "intermediate_size")
+    bias = keys.flag("use_routing_bias")
+    return _router("mlp.gate", experts, hidden, bias=bias) + _gated(
+        "mlp.experts", hidden, width, count=experts
+    )
+
+
+def qwen_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    """Experts in every decoder_sparse_step-th layer that is not listed as dense; perhaps a shared one."""
+    if place in keys.items("mlp_only_layers") or (place + 1) % keys.integer("decoder_sparse_step", default=1):
+        return dense_mlp(keys, family, place)
+    experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
+    tensors = _router("mlp.gate", experts, hidden)
+    tensors += _gated("mlp.experts", hidden, keys.integer("moe_intermediate_size"), count=experts)
+    shared = keys.integer("shared_expert_intermediate_size", default=0)
+    if shared:
+        tensors += _gated("mlp.shared_expert", hidden, shared)
+        tensors += _router("mlp.shared_expert_gate", 1, hidden)
+    return tensors
+
+
+def deepseek_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    """The first layers dense, then routed and shared experts; V3's router carries a correction."""
+    every = keys.integer("moe_layer_freq", default=1)
+    if place < keys.integer("first_k_dense_replace", default=0) or place % every:
+        return dense_mlp(keys, family, place)
+    experts, hidden = keys.integer("n_routed_experts"), keys.hidden
+    width = keys.integer("moe_intermediate_size")
+    corrected = keys.get("topk_method") == "noaux_tc" or keys.model_type in _CORRECTED_ROUTERS
+    tensors = _router("mlp.gate", experts, hidden, bias=corrected)
+    tensors += _gated("mlp.experts", hidden, width, count=experts)
+    shared = keys.integer("n_shared_experts", default=0)
+    return tensors + (_gated("mlp.shared_experts", hidden, width * shared) if shared else [])
+
+
+_CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
+
+
+def llama4_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
+    hidden, width = keys.hidden, keys.integer("intermediate_size")
+    if place not in listed if listed else (place + 1) % step:
+        return _gated("feed_forward", hidden, keys.integer("intermediate_size_mlp"))
+    experts = keys.integer("num_local_experts")
+    return [
+        *_router("feed_forward.router", experts, hidden),
+        *_gated("feed_forward.experts", hidden, width, count=experts),
+        *_gated("feed_forward.shared_expert", hidden, width),
+    ]
+
+
+def gpt_oss_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    experts, hidden, width = keys.integer("num_local_experts"), keys.hidden, keys.integer("intermediate_size")
+    return _router("mlp.router", experts, hidden, bias=True) + _gated(
+        "mlp.experts", hidden, width, bias=True, count=experts
+    )
+
+
+def jamba_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    period = keys.integer("expert_layer_period", default=2)
+    offset = keys.integer("expert_layer_offset", default=0)
+    experts = keys.integer("num_experts", default=16)
+    if place % period != offset or experts == 1:
+        return _gated("feed_forward", keys.hidden, keys.integer("intermediate_size"))
+    return _router("feed_forward.router", experts, keys.hidden) + _gated(
+        "feed_forward.experts", keys.hidden, keys.integer("intermediate_size"), count=experts
+    )
+
+
+def granite_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+    """Experts where there are any, and a shared MLP where there is one."""
+    experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
+    tensors = []
+    if experts:
+        tensors += _router("block_sparse_moe.router", experts, hidden)
+        width = keys.integer("intermediate_size")
+        tensors += _gated("block_sparse_moe.experts", hidden, width, count=experts)
+    shared = keys.integer("shared_intermediate_size", default=0)
+    return tensors + (_gated("shared_mlp", hidden, shared) if shared else [])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """How the models of one model_type are built. A bias is a constant or the key that says so."""
+
+    mixer: Mixer = grouped_attention
+    mlp: Mlp = dense_mlp
+    qkv_bias: str | bool = "attention_bias"
+    o_bias: str | bool = "attention_bias"
+    mlp_bias: str | bool = False
+    head_bias: str | bool = False
+    gated: bool = True
+    gated_query: bool = False
+    norms: int = 2
+    """Of the hidden size, a layer."""
+    norm_bias: bool = False
+    norm_weight: bool = True
+    qk_norm: Literal["", "head", "full"] = ""
+    """"head": of a head's size, for queries and for keys; "full": of all heads."""
+    qk_norm_key: str = ""
+    """The key that switches it on; always on without one."""
+    sinks: bool = False
+    slides: Callable[[Keys, int], bool] | None = None
+    tied: bool = False
+    """What an absent tie_word_embeddings means."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What the family's configuration class fills in for an absent key."""

@@ -1,0 +1,274 @@
+"""Quantised weights: what of a model is quantised, and to how many bytes, scales counted. Knows no layers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
+
+
+class UnsupportedModelError(ValueError):
+    """The config.json describes something that this module would get wrong, or is not one."""
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Raises UnsupportedModelError for a type other than float16, bfloat16 and float32."""
+    if dtype not in DTYPE_BYTES:
+        raise UnsupportedModelError(
+            f"The type {dtype!r} is not supported: use one of float16, bfloat16, float32."
+        )
+    return DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """How one matrix is stored: `bits` a weight, and a scale for each `group` columns of a row (0: a row,
+    -1: the matrix) or for each block."""
+
+    bits: int
+    scale_bytes: float = 2.0
+    """A scale, and a zero point where there is one."""
+    group: int = 0
+    block: tuple[int, int] | None = None
+    column_bytes: int = 0
+    """GPTQ's order of activations: an index for each column."""
+    pad: int = 1
+    """Both sides are padded to a multiple of it, on each GPU."""
+
+    def matrix_bytes(self, rows: float, columns: float) -> float:
+        """Of a matrix as one GPU holds it."""
+        rows, columns = (-(-side // self.pad) * self.pad for side in (rows, columns))
+        weights = rows * columns * self.bits / 8
+        if self.block is not None:
+            high, wide = self.block
+            return weights + -(-rows // high) * -(-columns // wide) * self.scale_bytes
+        if self.group < 0:
+            return weights + self.scale_bytes
+        scales = rows * (-(-columns // self.group) if self.group else 1)
+        return weights + scales * self.scale_bytes + columns * self.column_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantisation:
+    """Which matrices are stored in which way. The first rule that names a module decides."""
+
+    method: str
+    rules: tuple[tuple[str, Scheme], ...]
+    """Targets: "Linear", "experts", "re:PATTERN", or a part of the module's path."""
+    ignored: tuple[str, ...]
+    head: bool = False
+    """Whether the output head is quantised too."""
+    fp8_cache: bool = False
+    """Whether the checkpoint brings scales for an FP8 KV cache, which vLLM then makes of "auto"."""
+
+    def scheme(self, name: str) -> Scheme | None:
+        """Of the matrix of that module; None where it stays in the model's type."""
+        if name == "lm_head" and not self.head:
+            return None
+        if any(_names(pattern, name) for pattern in self.ignored):
+            return None
+        for target, scheme in self.rules:
+            if target == "Linear" or (target == "experts" and ".experts." in name) or _names(target, name):
+                return scheme
+        return None
+
+
+def _names(pattern: str, name: str) -> bool:
+    """vLLM's and compressed-tensors' lists: a regular expression, a glob's star, or part of a path."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    if "*" in pattern:
+        return re.fullmatch(".*" + re.escape(pattern).replace(r"\*", ".*"), name) is not None
+    return f".{pattern.strip('.')}." in f".{name}."
+
+
+ONLINE = {"fp8": Scheme(bits=8, scale_bytes=4.0, group=-1)}
+"""What `--quantization` makes of 16-bit weights while loading."""
+DECLARED = {
+    "modelopt",
+    "modelopt_fp4",
+    "awq",
+    "awq_marlin",
+    "gptq",
+    "gptq_marlin",
+    "compressed-tensors",
+    "mxfp4",
+}
+"""Values of the flag that only name what the checkpoint must declare itself."""
+
+
+def parse_quantisation(declared: object, flag: str | None) -> Quantisation | None:
+    """`declared`: config.json's quantization_config, or a hf_quant_config.json. `flag`: --quantization.
+
+    Raises UnsupportedModelError for a method whose bytes are not known here.
+    """
+    if isinstance(declared, Mapping) and declared:
+        return _declared(declared)
+    if flag in (None, "none"):
+        return None
+    if flag == "modelopt":  # NVIDIA's FP8 checkpoints: a scale a matrix, the head left alone
+        return Quantisation(method="modelopt", rules=(("Linear", ONLINE["fp8"]),), ignored=())
+    if flag == "bitsandbytes":
+        return Quantisation(method="bitsandbytes", rules=(("Linear", _NF4),), ignored=())
+    if flag in ONLINE:
+        return Quantisation(method=str(flag), rules=(("Linear", ONLINE[str(flag)]),), ignored=())
+    if flag in DECLARED:
+        raise UnsupportedModelError(
+            f"--quantization {flag} needs a checkpoint that is stored so, and this config.json does not say "
+            "it is: give the config.json of the quantised checkpoint."
+        )
+    raise UnsupportedModelError(f"The quantisation {flag!r} is not supported.")
+
+
+_NF4 = Scheme(bits=4, scale_bytes=1.0 + 4.0 / 256, group=64)
+"""bitsandbytes' NF4, doubly quantised: a byte for each 64 weights, a float for each 256 of those."""
+_NVFP4 = Scheme(bits=4, scale_bytes=1.0, group=16)
+_MXFP4 = Scheme(bits=4, scale_bytes=1.0, group=32)
+_GPT_OSS = Scheme(bits=4, scale_bytes=1.0, group=32, pad=256)
+"""The kernels' padding, by vLLM's logs: gpt-oss-120b on four A100 and 20b on two H100 within 1 %."""
+
+
+def _declared(config: Mapping[str, object]) -> Quantisation:
+    inner = config.get("quantization")
+    if isinstance(inner, Mapping):  # a hf_quant_config.json
+        config = {**inner, "quant_method": "modelopt"}
+    method = str(config.get("quant_method"))
+    reader = _READERS.get(method)
+    if reader is None:
+        raise UnsupportedModelError(
+            f"The quantisation {method!r} of this config.json is not supported: known are "
+            f"{', '.join(sorted(_READERS))}."
+        )
+    return reader(method, config)
+
+
+def _listed(config: Mapping[str, object], *names: str) -> tuple[str, ...]:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(map(str, value))
+    return ()
+
+
+def _integer(config: Mapping[str, object], name: str, default: int) -> int:
+    value = config.get(name)
+    return value if type(value) is int else default
+
+
+def _fp8(method: str, config: Mapping[str, object]) -> Quantisation:
+    block = _listed(config, "weight_block_size")
+    scheme = ONLINE["fp8"]
+    if block:
+        high, wide = (int(side) for side in block)
+        scheme = Scheme(bits=8, scale_bytes=4.0, block=(high, wide))
+    elif method == "fbgemm_fp8":
+        scheme = Scheme(bits=8, scale_bytes=4.0)
+    ignored = _listed(config, "modules_to_not_convert", "ignored_layers")
+    return Quantisation(method=method, rules=(("Linear", scheme),), ignored=ignored)
+
+
+def _awq(method: str, config: Mapping[str, object]) -> Quantisation:
+    bits = _integer(config, "bits", _integer(config, "w_bit", 4))
+    group = _integer(config, "group_size", _integer(config, "q_group_size", 128))
+    zero = bits / 8 if config.get("zero_point", True) else 0.0
+    scheme = Scheme(bits=bits, scale_bytes=2.0 + zero, group=max(group, 0))
+    return Quantisation(
+        method=method, rules=(("Linear", scheme),), ignored=_listed(config, "modules_to_not_convert")
+    )
+
+
+def _gptq(method: str, config: Mapping[str, object]) -> Quantisation:
+    if config.get("dynamic"):
+        raise UnsupportedModelError("GPTQ with rules of its own for some modules (dynamic) is not supported.")
+    bits, group = _integer(config, "bits", 4), _integer(config, "group_size", 128)
+    scheme = Scheme(bits=bits, scale_bytes=2.0 + bits / 8, group=max(group, 0), column_bytes=4)
+    return Quantisation(
+        method=method,
+        rules=(("Linear", scheme),),
+        ignored=_listed(config, "modules_to_not_convert"),
+        head=bool(config.get("lm_head")),
+    )
+
+
+def _mxfp4(method: str, config: Mapping[str, object]) -> Quantisation:
+    """gpt-oss: the experts alone."""
+    return Quantisation(method=method, rules=(("experts", _GPT_OSS),), ignored=())
+
+
+def _bitsandbytes(method: str, config: Mapping[str, object]) -> Quantisation:
+    scheme = _NF4 if config.get("load_in_4bit") else Scheme(bits=8, scale_bytes=4.0)
+    return Quantisation(
+        method=method, rules=(("Linear", scheme),), ignored=_listed(config, "llm_int8_skip_modules")
+    )
+
+
+def _modelopt(method: str, config: Mapping[str, object]) -> Quantisation:
+    algorithm = str(config.get("quant_algo"))
+    schemes = {"FP8": ONLINE["fp8"], "NVFP4": _NVFP4}
+    if algorithm not in schemes:
+        raise UnsupportedModelError(f"ModelOpt's quantisation {algorithm!r} is not supported.")
+    return Quantisation(
+        method=method,
+        rules=(("Linear", schemes[algorithm]),),
+        ignored=_listed(config, "exclude_modules", "ignore"),
+        fp8_cache=config.get("kv_cache_quant_algo") == "FP8" or _eight_bits(config),
+    )
+
+
+def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisation:
+    groups = config.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise UnsupportedModelError("compressed-tensors without config_groups is not supported.")
+    rules = []
+    for group in groups.values():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            continue
+        rules += [(target, _compressed(weights)) for target in _listed(group, "targets")]
+    # Rules that name modules come before the one for all.
+    rules.sort(key=lambda rule: rule[0] == "Linear")
+    return Quantisation(
+        method=method,
+        rules=tuple(rules),
+        ignored=_listed(config, "ignore"),
+        fp8_cache=_eight_bits(config),
+    )
+
+
+def _eight_bits(config: Mapping[str, object]) -> bool:
+    """Of a kv_cache_scheme."""
+    scheme = config.get("kv_cache_scheme")
+    return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
+
+
+def _compressed(weights: Mapping[str, object]) -> Scheme:
+    bits, kind = _integer(weights, "num_bits", 0), weights.get("type")
+    strategy, group = weights.get("strategy"), _integer(weights, "group_size", 0)
+    if bits == 4 and kind == "float":
+        return _NVFP4 if group in (0, 16) else _MXFP4
+    if bits not in (4, 8):
+        raise UnsupportedModelError(f"compressed-tensors with {bits} bits a weight is not supported.")
+    symmetric = weights.get("symmetric", True)
+    match strategy:
+        case "group":
+            return Scheme(bits=bits, scale_bytes=2.0 + (0.0 if symmetric else bits / 8), group=group)
+        case "channel":
+            return Scheme(bits=bits, scale_bytes=4.0 + (0.0 if symmetric else bits / 8))
+        case "tensor":
+            return Scheme(bits=bits, scale_bytes=4.0, group=-1)
+        case "block":
+            high, wide = (int(side) for side in _listed(weights, "block_structure") or ("128", "128"))
+            return Scheme(bits=bits, scale_bytes=4.0, block=(high, wide))
+    raise UnsupportedModelError(f"compressed-tensors with the strategy {strategy!r} is not supported.")
+
+
+_READERS = {
+    "fp8": _fp8,
+    "fbgemm_fp8": _fp8,
+    "awq": _awq,
+    "gptq": _gptq,
+    "mxfp4": _mxfp4,
+    "bitsandbytes": _bitsandbytes,
+    "modelopt": _modelopt,
+    "compressed-tensors": _compressed_tensors,
+}

@@ -1,0 +1,160 @@
+"""What vLLM's start-up takes beside the weights, by version, and how sure that is. Knows no workload."""
+
+import re
+from dataclasses import dataclass
+
+from loadtest.architectures import ModelShape
+from loadtest.gpus import GIB, Gpu
+from loadtest.quantisation import dtype_bytes
+
+Version = tuple[int, int, int]
+CURRENT: Version = (0, 32, 0)
+SORTED_FROM: Version = (0, 11, 1)  # FlashInfer's sampler no longer the default (vllm-project/vllm#26859)
+TRITON_FROM: Version = (0, 17, 0)  # top-k and top-p without a sort (vllm-project/vllm#33538, February 2026)
+GRAPHS_COUNTED_FROM: Version = (0, 21, 0)
+LARGER_BUDGET_FROM: Version = (0, 20, 0)
+CALIBRATED: Version = (0, 19, 0)
+"""The version of the published start-up logs (llm-d-planner, H100) that the constants were fitted to."""
+
+
+def parse_version(text: str) -> Version:
+    """ "0.19.0", "v0.10.1.1", "0.32.0+cpu". Raises ValueError."""
+    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a version of vLLM: write it like 0.32.0.")
+    major, minor, patch = (int(group or 0) for group in match.groups())
+    return major, minor, patch
+
+
+def default_utilization(version: Version) -> float:
+    """Of --gpu-memory-utilization."""
+    return 0.92 if version >= LARGER_BUDGET_FROM else 0.9
+
+
+def default_batch(gpu: Gpu) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of `vllm serve` (arg_utils.get_batch_defaults, 0.32)."""
+    if gpu.vram_bytes >= 160 * GIB:
+        return 16384, 1024
+    if gpu.vram_bytes >= 70 * GIB and "A100" not in gpu.name:
+        return 8192, 1024
+    return 2048, 256
+
+
+def sampling_bytes_per_logit(version: Version, dtype: str) -> float:
+    """Peak of the profiled sampling step, for each of max_num_seqs * vocab_size logits.
+
+    Sorting (0.11.1 to 0.16) holds the sorted values, their 64-bit places and the sort's own copies: 38.8 by
+    start-up logs; since, and before with FlashInfer, the logits as computed, in float32, and two such arrays
+    of probabilities: 13.45 bytes and the type's, fitted to Llama's rows of vLLM 0.19 on an H100.
+    """
+    if SORTED_FROM <= version < TRITON_FROM:
+        return 38.8
+    if version < SORTED_FROM:
+        return 13.2  # Qwen2-7B on an A100, vLLM 0.10.1.1
+    return 13.45 + dtype_bytes(dtype)
+
+
+def activation_bytes(
+    shape: ModelShape,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    version: Version = CURRENT,
+    dtype: str | None = None,
+    tp: int = 1,
+    last_stage: bool = True,
+) -> int:
+    """Peak of vLLM's profile run: the larger of sampling `max_num_seqs` rows of logits and one forward of
+    `max_num_batched_tokens`, taken as 3 MLP rows and 4 hidden rows a token (Granite 3.1 8B on an H100:
+    0.84 GiB here, 0.85 logged), and under both the workspace of the experts."""
+    model_dtype = dtype or shape.dtype
+    width = dtype_bytes(model_dtype)
+    rows = min(max_num_seqs, max_num_batched_tokens)
+    sampling = sampling_bytes_per_logit(version, model_dtype) * rows * shape.vocab_size if last_stage else 0.0
+    forward = max_num_batched_tokens * (3 * shape.mlp_width // tp + 4 * shape.hidden_size) * width
+    return round(max(sampling, forward) + _expert_workspace(shape, max_num_batched_tokens, width, tp))
+
+
+def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> int:
+    """vLLM's fused_moe: for each token and chosen expert the widest of its intermediate rows, and the one
+    after the activation. It stays allocated while the sampling is profiled. MXFP4 has other kernels."""
+    if shape.quantisation is not None and shape.quantisation.method == "mxfp4":
+        return 0
+    gate_up = 2 * shape.expert_width // tp
+    row = max(gate_up, shape.hidden_size) + gate_up // 2
+    return tokens * shape.experts_per_token * row * width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overheads:
+    """In bytes on one GPU, each with its standard deviation: what start-up takes beside the weights."""
+
+    activation: int
+    activation_sd: float
+    cuda_graphs: int
+    cuda_graphs_sd: float
+    graphs_counted: bool
+    """Whether graphs come out of the budget, or on top of it (before 0.21)."""
+    non_torch: int
+    non_torch_sd: float
+    weights_sd: float
+    """Of the weights' own figure: what the loader rounds and repacks."""
+
+
+def overheads(
+    shape: ModelShape,
+    gpu: Gpu,
+    *,
+    version: Version,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    dtype: str | None = None,
+    tp: int = 1,
+    pp: int = 1,
+    enforce_eager: bool = False,
+    last_stage: bool = True,
+) -> Overheads:
+    """From nothing but data sheet and config. The deviations are those of the published logs around these
+    figures, doubled for versions and cards that none of them shows."""
+    activation = activation_bytes(
+        shape,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        version=version,
+        dtype=dtype,
+        tp=tp,
+        last_stage=last_stage,
+    )
+    strange = 1.0 if version[:2] == CALIBRATED[:2] and gpu.big_buffers else 2.0
+    graphs = 0 if enforce_eager else _cuda_graphs(shape, gpu, pp)
+    non_torch, non_torch_sd = _non_torch(gpu, version, tp)
+    experts = 1.5 if shape.experts_per_token else 1.0
+    return Overheads(
+        activation=activation,
+        activation_sd=strange * experts * (0.05 * activation + 0.04 * GIB),
+        cuda_graphs=graphs,
+        cuda_graphs_sd=0.4 * graphs,
+        graphs_counted=version >= GRAPHS_COUNTED_FROM,
+        non_torch=non_torch,
+        non_torch_sd=strange * non_torch_sd,
+        weights_sd=0.05 * GIB,
+    )
+
+
+def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
+    """About 51 captured sizes: 0.35 GiB and 0.014 GiB a layer, the median of the published logs (0.49 to
+    1.9 GiB). Cards without full graphs keep the piecewise half."""
+    whole = (0.35 + 0.014 * shape.num_layers / pp) * GIB
+    return round(whole if gpu.full_graphs else whole / 2)
+
+
+def _non_torch(gpu: Gpu, version: Version, tp: int) -> tuple[int, float]:
+    """Libraries and collectives. vLLM 0.19 logs 0.25 GiB on one H100 (0.07 of two pipeline stages, 0.46 of
+    another kernel) and 2.07 to 2.17 on two and four; 0.10 logs 0.07, and 0.12 more for two A100."""
+    recent = version >= TRITON_FROM
+    alone = 0.25 if recent else 0.1
+    if tp == 1:
+        return round(alone * GIB), 0.13 * GIB
+    if recent and gpu.big_buffers:
+        return round(2.1 * GIB), 0.13 * GIB
+    return round((alone + 0.3) * GIB), 0.3 * GIB
