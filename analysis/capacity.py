@@ -26,7 +26,7 @@ from analysis.answer import (
     Untouched,
     Wall,
 )
-from analysis.cli import add_slo_flags, share
+from analysis.cli import add_slo_flags, count, share
 from analysis.importers import read_results
 from analysis.levels import Context, Level, Pool, levels_of, output_cv
 from analysis.load import (
@@ -906,12 +906,6 @@ def _bytes_from_config(path: Path | None) -> int | None:
     return found
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.capacity",
@@ -940,13 +934,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--kv-cache-tokens",
-        type=_count,
+        type=count,
         metavar="N",
         help='the pool, where /metrics was not read: the N of "GPU KV cache size: N tokens" in vLLM\'s log',
     )
     add(
         "--block-size",
-        type=_count,
+        type=count,
         default=VLLM_BLOCK_SIZE,
         metavar="B",
         help="tokens a block, with --kv-cache-tokens (default %(default)s)",

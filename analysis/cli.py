@@ -14,6 +14,13 @@ def positive(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
+
+
 def share(text: str) -> float:
     """An argparse type: above 0 and below 1."""
     value = float(text)

@@ -16,7 +16,7 @@ import msgspec
 from analysis import report, sizing_report
 from analysis.answer import Bound
 from analysis.claims import check_claims, read_claims
-from analysis.cli import add_slo_flags, positive, share
+from analysis.cli import add_slo_flags, count, positive, share
 from analysis.deployment import (
     QUANTILE,
     Band,
@@ -498,18 +498,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--vram-gib", type=positive, metavar="X", help="memory as the driver reports it")
     add("--bandwidth-gbps", type=positive, metavar="Y", help="memory bandwidth, GB/s")
     add("--tflops", type=positive, metavar="Z", help="dense 16-bit TFLOP/s")
-    add("--gpus", type=_count, metavar="N", help="cards in all; those beyond tp x pp are replicas")
-    add("--tp", "--tensor-parallel-size", type=_count, metavar="N", help="default: all cards")
-    add("--pp", "--pipeline-parallel-size", type=_count, metavar="N")
+    add("--gpus", type=count, metavar="N", help="cards in all; those beyond tp x pp are replicas")
+    add("--tp", "--tensor-parallel-size", type=count, metavar="N", help="default: all cards")
+    add("--pp", "--pipeline-parallel-size", type=count, metavar="N")
     add("--dtype", default="auto", choices=["auto", "half", "float16", "bfloat16", "float", "float32"])
     add("--quantization", "-q", metavar="METHOD", help="as vLLM's flag: fp8, bitsandbytes, modelopt, ...")
     add("--kv-cache-dtype", default="auto", choices=KV_DTYPES)
     add("--gpu-memory-utilization", type=share, metavar="F", help="default: the version's, 0.92 from 0.20 on")
-    add("--max-model-len", type=_count, metavar="N", help="default: the model's, lowered to what fits")
-    add("--max-num-seqs", type=_count, metavar="N", help="default: vLLM's for a card of this size")
-    add("--max-num-batched-tokens", type=_count, metavar="N", help="the same")
+    add("--max-model-len", type=count, metavar="N", help="default: the model's, lowered to what fits")
+    add("--max-num-seqs", type=count, metavar="N", help="default: vLLM's for a card of this size")
+    add("--max-num-batched-tokens", type=count, metavar="N", help="the same")
     add("--enforce-eager", action="store_true")
-    add("--block-size", type=_count, default=16, metavar="N")
+    add("--block-size", type=count, default=16, metavar="N")
     add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT))}")
     add("--weights-gib", type=positive, metavar="X", help="weights of one GPU, when known")
     add("--prompt-tokens", default="lognormal:512,0.6", metavar="LAW", help="default: %(default)s")
@@ -528,13 +528,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", default="text", choices=["text", "markdown", "json"])
     add("--figure", type=Path, metavar="FILE", help="where the VRAM goes, as SVG")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from analysis.capacity import (
     read_group,
     slo_of,
 )
-from analysis.cli import add_slo_flags
+from analysis.cli import add_slo_flags, count
 from analysis.fleet import Fleet, fleet
 from analysis.levels import Level
 from analysis.limit import Limit, limit
@@ -239,20 +239,20 @@ def _predictions(
     )
     advance = task("predicting", total=len(users) * (len(draws) + 1))
     found = []
-    for count in users:
+    for number in users:
 
-        def plateau(deployment: Service, count: int = count) -> Played:
+        def plateau(deployment: Service, number: int = number) -> Played:
             advance(1)
             return play(
                 deployment,
-                count,
-                requests=max(1000, 30 * count),
+                number,
+                requests=max(1000, 30 * number),
                 replicas=_replicas(options, twin),
                 route=route(),
             )
 
-        prediction = _prediction(count, plateau, now, draws, twin.slo)
-        level = next((one for one in twin.levels if one.users == count and one.trusted), None)
+        prediction = _prediction(number, plateau, now, draws, twin.slo)
+        level = next((one for one in twin.levels if one.users == number and one.trusted), None)
         if level is not None and not changed and _replicas(options, twin) == twin.calibration.replicas:
             prediction = msgspec.structs.replace(
                 prediction, measured=measured(level), held_out=level is twin.held_out
@@ -427,8 +427,8 @@ def _fleet_answer(found: Fleet, router: str, price: float | None) -> FleetAnswer
 def _scaled(one: FleetAnswer, users: int) -> FleetAnswer:
     """Replicas that are alike hold alike: the same share for each."""
     factor = users / one.users
-    working = [count - one.spare for count in (one.replicas, *one.interval)]
-    replicas, low, high = (math.ceil(count * factor) + one.spare for count in working)
+    needed = [whole - one.spare for whole in (one.replicas, *one.interval)]
+    replicas, low, high = (math.ceil(whole * factor) + one.spare for whole in needed)
     replicas = math.ceil(users / one.per_replica) + one.spare
     price = one.price_per_hour and one.price_per_hour / one.replicas * replicas
     return msgspec.structs.replace(
@@ -483,13 +483,6 @@ def _users(text: str) -> list[int]:
     return found
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.twin",
@@ -523,20 +516,18 @@ def _parser() -> argparse.ArgumentParser:
     measured = parser.add_argument_group(
         "the server as it was measured (vLLM does not export these)"
     ).add_argument
-    measured(
-        "--measured-replicas", type=_count, metavar="N", help="behind its address (default: its engines)"
-    )
-    measured("--measured-max-num-seqs", type=_count, metavar="N")
-    measured("--measured-max-num-batched-tokens", type=_count, metavar="N")
+    measured("--measured-replicas", type=count, metavar="N", help="behind its address (default: its engines)")
+    measured("--measured-max-num-seqs", type=count, metavar="N")
+    measured("--measured-max-num-batched-tokens", type=count, metavar="N")
     measured(
         "--async-scheduling",
         action=argparse.BooleanOptionalAction,
         help="default: on with a GPU, off on CPUs, as in vLLM 0.32",
     )
     change = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
-    change("--max-num-seqs", type=_count, metavar="N")
-    change("--max-num-batched-tokens", type=_count, metavar="N")
-    change("--num-gpu-blocks", type=_count, metavar="N", help="the pool in blocks, the null block included")
+    change("--max-num-seqs", type=count, metavar="N")
+    change("--max-num-batched-tokens", type=count, metavar="N")
+    change("--num-gpu-blocks", type=count, metavar="N", help="the pool in blocks, the null block included")
     change("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
     change("--gpu-memory-utilization", type=float, metavar="SHARE")
     change("--kv-cache-dtype", choices=("fp8",), help="half the bytes: twice the blocks, half the reading")
@@ -552,10 +543,10 @@ def _parser() -> argparse.ArgumentParser:
     change("--duration-s", type=float, default=300.0, help="of --arrivals (default %(default)g)")
     change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
     change("--trace-speed", type=float, default=1.0)
-    change("--replicas", type=_count, metavar="N", help="behind a router (default: as measured)")
+    change("--replicas", type=count, metavar="N", help="behind a router (default: as measured)")
     change("--router", choices=tuple(ROUTERS), default="least-loaded", help="default: %(default)s")
     fleets = parser.add_argument_group("fleets").add_argument
-    fleets("--fleet-users", type=_count, metavar="N", help="how many replicas do so many users need?")
+    fleets("--fleet-users", type=count, metavar="N", help="how many replicas do so many users need?")
     fleets(
         "--spare-replicas", type=int, default=1, metavar="N", help="that may be lost (default %(default)s)"
     )
