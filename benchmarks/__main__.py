@@ -2,9 +2,15 @@
 
 import sys
 
-from benchmarks import analysis, client, fidelity, peers, sizing
+from benchmarks import analysis, client, fidelity, peers, simulator, sizing
 
-BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run, "sizing": sizing.run}
+BENCHMARKS = {
+    "client": client.run,
+    "analysis": analysis.run,
+    "peers": peers.run,
+    "sizing": sizing.run,
+    "simulator": simulator.run,
+}
 ON_DEMAND = {"fidelity": fidelity.run}
 """Not part of `make bench`."""
 

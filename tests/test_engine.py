@@ -193,6 +193,17 @@ def test_the_queue_limit_counts_all_unfinished_requests() -> None:
     assert len(trace.requests) == 2
 
 
+def test_the_token_limit_counts_prompts_without_a_first_token() -> None:
+    engine = Engine(config(max_num_queued_tokens=12))
+    first, second, third, late = request(8, 3), request(6, 1), request(1, 1), request(1, 1)
+    # 0 and 8 tokens are below the limit, 14 are not; after a step both have their first token.
+    assert [engine.submit(one, 0.0) for one in (first, second, third)] == [True, True, False]
+    engine.begin(0.0)
+    engine.end()
+    assert engine.submit(late, 1.0)
+    assert (engine.counters.rejected, engine.counters.rejected_for_tokens) == (0, 1)
+
+
 @pytest.mark.parametrize("steps_before", [0, 1, 2, 3])
 def test_an_abort_frees_everything_at_once(steps_before: int) -> None:
     engine = Engine(config(max_num_batched_tokens=8, max_model_len=24))

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-enable-prefix-caching", action="store_true")
     add("--async-scheduling", action="store_true")
     add("--max-num-queued-reqs", type=int, help="answer 503 above so many unfinished requests")
+    add("--max-num-queued-tokens", type=int, help="the same from so many prompt tokens in prefill")
     add("--enable-prompt-tokens-details", action="store_true", help="tell cached tokens in usage")
     add("--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY")
     add("--root-path", default="", help="prefix of every path, such as /gateway")
@@ -106,6 +107,7 @@ def _options(flags: argparse.Namespace) -> ServerOptions:
             enable_prefix_caching=not flags.no_enable_prefix_caching,
             async_scheduling=flags.async_scheduling,
             max_num_queued_reqs=flags.max_num_queued_reqs,
+            max_num_queued_tokens=flags.max_num_queued_tokens,
             jitter_cv=flags.jitter_cv,
             seed=flags.seed,
         ),

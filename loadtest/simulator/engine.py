@@ -163,6 +163,9 @@ class Counters:
     finished: int = 0
     aborted: int = 0
     rejected: int = 0
+    """For `max_num_queued_reqs`."""
+    rejected_for_tokens: int = 0
+    """For `max_num_queued_tokens`."""
     steps: int = 0
 
 
@@ -321,10 +324,11 @@ class Engine:
                 f"({self.config.max_model_len})."
             )
         limit, limit_tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
-        if (limit is not None and self.unfinished >= limit) or (
-            limit_tokens is not None and self._queued_tokens >= limit_tokens
-        ):
+        if limit is not None and self.unfinished >= limit:
             self.counters.rejected += 1
+            return False
+        if limit_tokens is not None and self._queued_tokens >= limit_tokens:
+            self.counters.rejected_for_tokens += 1
             return False
         request.arrival_s = now_s
         self._queued_tokens += request.prompt_tokens

@@ -215,7 +215,11 @@ def _outcomes(engine: Engine, labels: Labels, finished_by_reason: Mapping[str, i
         "counter",
         [({**labels, "finished_reason": reason}, finished_by_reason.get(reason, 0)) for reason in reasons],
     )
-    rejections = (("max_num_queued_reqs", engine.counters.rejected), ("max_num_queued_tokens", 0))
+    counters = engine.counters
+    rejections = (
+        ("max_num_queued_reqs", counters.rejected),
+        ("max_num_queued_tokens", counters.rejected_for_tokens),
+    )
     yield from metric(
         "vllm:admission_rejections_total",
         "Number of admission attempts rejected by a queue limit, by reason.",

@@ -115,6 +115,7 @@ class Preset:
         enable_prefix_caching: bool = True,
         async_scheduling: bool = False,
         max_num_queued_reqs: int | None = None,
+        max_num_queued_tokens: int | None = None,
         jitter_cv: float = 0.0,
         seed: int = 0,
     ) -> EngineConfig:
@@ -132,6 +133,7 @@ class Preset:
             enable_prefix_caching=enable_prefix_caching,
             async_scheduling=async_scheduling,
             max_num_queued_reqs=max_num_queued_reqs,
+            max_num_queued_tokens=max_num_queued_tokens,
             jitter_cv=jitter_cv,
             seed=seed,
             # Weights are read once a step, each sequence's keys and values once.
