@@ -178,7 +178,7 @@ class Lab:
 
     def due(self, condition: Condition) -> list[tuple[int, ...]]:
         """Prefix blocks of each request of a trace."""
-        return [arrival.prefix_blocks for arrival in read_trace(self._trace(condition))]
+        return [arrival.prefix_blocks for arrival in read_trace(self._trace(condition), speed=1.0)]
 
     def _trace(self, condition: Condition) -> Path:
         assert condition.trace is not None
