@@ -1,8 +1,9 @@
 """The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
 Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
-and the difference of the two is the floor below which no error means anything. Runs are kept in
-build/fidelity, and taken from there when the benchmark is called again.
+and the difference of the two is the floor below which no error means anything. The machine changes its speed from
+minute to minute, so times are also compared with a twin whose steps are scaled, all alike, to the run's median TPOT.
+Runs are kept in build/fidelity, and taken from there when the benchmark is called again.
 """
 
 import json
@@ -24,10 +25,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.calibrate import Calibration, ServerFlags, calibrate, chatting_of
+from analysis.calibrate import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
 from analysis.capacity import Evidence, gather
-from analysis.levels import Level
-from analysis.load import Run, find_runs, read_run
+from analysis.levels import Level, ended_inside, tpot_of
+from analysis.load import Ints, Requests, Run, find_runs, read_run
 from analysis.memory import pairs_of
 from analysis.twin import measured
 from analysis.virtual import Due, Played, Seen, Service, play, play_arrivals
@@ -44,6 +45,7 @@ LEVEL_S, OPEN_S = 24.0, 30.0
 FOLDER = Path("build/fidelity")
 LENGTHS = ("--prompt-tokens", "lognormal:124,0.6", "--output-tokens", "lognormal:96,0.6")
 SHORT = ("--prompt-tokens", "lognormal:62,0.6", "--output-tokens", "lognormal:48,0.6")
+LONG = ("--prompt-tokens", "lognormal:700,0.4", "--output-tokens", "lognormal:60,0.6")
 CHATS = (
     *("--prompt-tokens", "lognormal:60,0.5", "--output-tokens", "lognormal:40,0.5"),
     *("--turns", "4", "--think-s", "exp:1"),
@@ -56,6 +58,8 @@ ROWS = (
     ("prefix hits, points", "prefix_hit_rate", 100.0),
     ("TTFT p50, ms", "ttft_p50_s", 1e3),
     ("TTFT p95, ms", "ttft_p95_s", 1e3),
+    ("TPOT p50, ms", "tpot_p50_s", 1e3),
+    ("TPOT p95, ms", "tpot_p95_s", 1e3),
     ("ITL p50, ms", "itl_p50_s", 1e3),
     ("ITL p95, ms", "itl_p95_s", 1e3),
 )
@@ -120,7 +124,8 @@ def _shared(rng: random.Random) -> list[str]:
 CONDITIONS = (
     Condition(name="light", fitted=True, users=4),
     Condition(name="knee", fitted=True, users=12),
-    Condition(name="light, open loop", fitted=True, trace=_csv(4.0, (124, 0.6), (96, 0.6))),
+    Condition(name="long prompts", fitted=True, users=4, load=LONG),
+    Condition(name="light, open loop", fitted=False, trace=_csv(4.0, (124, 0.6), (96, 0.6))),
     Condition(name="small max_num_seqs", fitted=True, server=Server(seats=8), users=16),
     Condition(name="knee, open loop", fitted=False, trace=_csv(9.0, (124, 0.6), (96, 0.6))),
     Condition(name="past the pool", fitted=False, users=22),
@@ -167,13 +172,13 @@ class Lab:
         """Two runs of each condition, one round after the other, on one server that suits them all."""
         wanted = [(one, f"{one.name} {number}") for number in (1, 2) for one in conditions]
         found: dict[str, list[Run]] = {condition.name: [] for condition in conditions}
-        with self.server(conditions[0].server, needed=not all(self._kept(name) for _, name in wanted)) as url:
+        with self.server(conditions[0].server, needed=not all(self.kept(name) for _, name in wanted)) as url:
             for condition, name in wanted:
                 found[condition.name].append(self.measure(url, name, self._flags(condition)))
                 print(f"  {name}: {len(found[condition.name][-1].requests)} requests", flush=True)
         return found
 
-    def _kept(self, name: str) -> bool:
+    def kept(self, name: str) -> bool:
         return any((self.folder / name).glob("*/run.json"))
 
     def due(self, condition: Condition) -> list[tuple[int, ...]]:
@@ -220,7 +225,7 @@ class Lab:
     def measure(self, url: str, name: str, flags: Sequence[str]) -> Run:
         """One load test with our own tool, or the kept one of that name."""
         reports = self.folder / name
-        if not self._kept(name):
+        if not self.kept(name):
             locust = str(Path(sys.executable).with_name("locust"))
             command = [locust, "-f", "scenarios/chat.py", "--headless", "--host", url, "--thinking", "off"]
             command += ["--sample-s", "0.25", "--reports-dir", str(reports), *flags]
@@ -261,9 +266,9 @@ def _terms(calibration: Calibration) -> str:
     )
 
 
-def _at(deployment: Service, server: Server) -> Service:
-    longest = min(deployment.engine.max_model_len, (server.blocks - 1) * deployment.engine.block_size)
-    return deployment.with_engine(
+def _at(service: Service, server: Server) -> Service:
+    longest = min(service.engine.max_model_len, (server.blocks - 1) * service.engine.block_size)
+    return service.with_engine(
         num_gpu_blocks=server.blocks,
         max_num_seqs=server.seats,
         max_num_batched_tokens=server.budget,
@@ -275,39 +280,60 @@ Figures = dict[str, float]
 
 
 def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service, lab: Lab) -> None:
-    deployment = _at(fitted, condition.server)
+    service = _at(fitted, condition.server)
     if condition.trace is not None:
+        blocks = lab.due(condition)
         real = [_open_figures(run) for run in runs]
-        sides = [_twin_open(deployment, run, lab.due(condition)) for run in runs]
-        twin = [_figures(played.seen(SLO)) for played in sides]
-        extra = _usage_errors(runs, sides)
+        sides = [_twin_open(service, run, blocks) for run in runs]
+        scaled = [
+            _twin_open(_scaled(service, figures, side), run, blocks)
+            for figures, side, run in zip(real, sides, runs, strict=True)
+        ]
+        extra = _usage_errors(runs, scaled)
     else:
         found = [_closed(run) for run in runs]
         real = [_closed_figures(run, level) for run, (_, level) in zip(runs, found, strict=True)]
-        sides = [_twin_closed(deployment, *one, condition.users) for one in found]
-        twin = [_figures(played.seen(SLO)) for played in sides]
-        extra = _histogram_distance(found[0][0].runs[0], found[0][1], sides[0])
-    print(f"\n{condition.name} ({'fitted' if condition.fitted else 'held out'})")
-    _print_table(real, twin)
-    print(f"  {extra}", flush=True)
-
-
-def _print_table(real: Sequence[Figures], twin: Sequence[Figures]) -> None:
-    print("| | real | real again | twin | error | floor |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for name, key, scale in ROWS:
-        values = [one.get(key, math.nan) * scale for one in (*real, *twin)]
-        if any(math.isnan(value) for value in values):
-            continue
-        first, second = values[:2]
-        predicted, mean = (values[2] + values[3]) / 2, (first + second) / 2
-        off, floor = predicted - mean, abs(first - second)
-        relative = key.endswith("_s")
-        words = [
-            f"{100 * value / mean:+.0f} %" if relative and mean else f"{value:+.2f}" for value in (off, floor)
+        sides = [_twin_closed(service, *one, condition.users) for one in found]
+        scaled = [
+            _twin_closed(_scaled(service, figures, side), *one, condition.users)
+            for figures, side, one in zip(real, sides, found, strict=True)
         ]
+        extra = _histogram_distance(found[0][0].runs[0], found[0][1], scaled[0])
+    print(f"\n{condition.name} ({'fitted' if condition.fitted else 'held out'})\n")
+    _print_table(real, *([_figures(played.seen(SLO)) for played in plays] for plays in (sides, scaled)))
+    print(f"\n{extra}", flush=True)
+
+
+def _scaled(service: Service, real: Figures, side: Played) -> Service:
+    """All times of the twin by one factor: the run's median TPOT over the twin's."""
+    factor = real["tpot_p50_s"] / side.seen(SLO).tpot_p50_s
+    engine = service.engine
+    return replace(
+        service,
+        engine=replace(engine, **{name: factor * getattr(engine, name) for name in STEP_TERMS}),
+        overhead_s=factor * service.overhead_s,
+        overhead_per_user_s=factor * service.overhead_per_user_s,
+    )
+
+
+def _print_table(real: Sequence[Figures], twin: Sequence[Figures], scaled: Sequence[Figures]) -> None:
+    print("| | real | real again | twin | error | at the run's speed | floor |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for name, key, scale in ROWS:
+        columns = [[one.get(key, math.nan) * scale for one in side] for side in (real, twin, scaled)]
+        if any(math.isnan(value) for column in columns for value in column):
+            continue
+        mean = sum(columns[0]) / 2
+        off = [sum(column) / 2 - mean for column in columns[1:]]
+        floor = abs(columns[0][0] - columns[0][1])
+        words = [
+            f"{100 * value / mean:+.0f} %" if key.endswith("_s") and mean else f"{value:+.2f}"
+            for value in (*off, floor)
+        ]
+        real_words = " | ".join(f"{value:.2f}" for value in columns[0])
         print(
-            f"| {name} | {first:.2f} | {second:.2f} | {predicted:.2f} | {words[0]} | {words[1].lstrip('+')} |"
+            f"| {name} | {real_words} | {sum(columns[1]) / 2:.2f} | {words[0]} | {words[1]} "
+            f"| {words[2].lstrip('+')} |"
         )
 
 
@@ -326,14 +352,21 @@ def _closed(run: Run) -> tuple[Evidence, Level]:
 
 def _closed_figures(run: Run, level: Level) -> Figures:
     inside = (run.server.unix_s >= level.clock.begin_unix_s) & (run.server.unix_s <= level.clock.end_unix_s)
-    return measured(level) | {
-        "waiting": float(np.nanmean(run.server.waiting[inside])),
-        "prefix_hit_rate": _hit_rate(run),
-    }
+    rows = run.requests
+    index = np.flatnonzero(rows.ok & ended_inside(rows, level.clock))
+    gaps = np.concatenate([rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index])
+    return (
+        measured(level)
+        | _times(rows, index, gaps)
+        | {
+            "waiting": float(np.nanmean(run.server.waiting[inside])),
+            "prefix_hit_rate": _hit_rate(run),
+        }
+    )
 
 
-def _twin_closed(deployment: Service, evidence: Evidence, level: Level, users: int) -> Played:
-    with_people = replace(deployment, chatting=chatting_of(evidence, [level]))
+def _twin_closed(service: Service, evidence: Evidence, level: Level, users: int) -> Played:
+    with_people = replace(service, chatting=chatting_of(evidence, [level]))
     return play(with_people, users, requests=max(6000, 60 * users))
 
 
@@ -361,7 +394,6 @@ def _open_figures(run: Run) -> Figures:
     rows = run.requests
     at = rows.start_unix_s + rows.sent_s
     inside = (run.server.unix_s >= at.min()) & (run.server.unix_s <= at.max())
-    ttft = (rows.first_chunk_s - rows.sent_s)[rows.ok]
     preempted = run.server.preemptions_total
     return {
         "kv_usage": float(np.nanmean(run.server.kv_cache_usage[inside])),
@@ -369,10 +401,20 @@ def _open_figures(run: Run) -> Figures:
         "waiting": float(np.nanmean(run.server.waiting[inside])),
         "preempted_fraction": float(preempted[-1] - preempted[0]) / len(rows),
         "prefix_hit_rate": _hit_rate(run),
-        "ttft_p50_s": float(np.quantile(ttft, 0.5)),
-        "ttft_p95_s": float(np.quantile(ttft, 0.95)),
-        "itl_p50_s": float(np.quantile(rows.gap_s, 0.5)),
-        "itl_p95_s": float(np.quantile(rows.gap_s, 0.95)),
+    } | _times(rows, np.flatnonzero(rows.ok), rows.gap_s)
+
+
+def _times(rows: Requests, index: Ints, gaps: np.ndarray) -> Figures:
+    """Quantiles over requests, and over the gaps of all of them."""
+    columns = {
+        "ttft": (rows.first_chunk_s - rows.sent_s)[index],
+        "tpot": tpot_of(rows)[index],
+        "itl": gaps,
+    }
+    return {
+        f"{name}_p{place}_s": float(np.nanquantile(values, place / 100))
+        for name, values in columns.items()
+        for place in (50, 95)
     }
 
 
@@ -381,12 +423,12 @@ def _hit_rate(run: Run) -> float:
     return float(np.nansum(cached) / np.nansum(prompt))
 
 
-def _twin_open(deployment: Service, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
+def _twin_open(service: Service, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
     rows = run.requests
     at = rows.start_unix_s + rows.sent_s
     order = np.argsort(at)
     in_flight = float(np.sum(rows.end_s - rows.sent_s) / (at.max() - at.min()))
-    lag_s = deployment.overhead_at(in_flight)
+    lag_s = service.overhead_at(in_flight)
     due = [
         Due(
             at_s=float(at[row] - at.min()),
@@ -398,7 +440,7 @@ def _twin_open(deployment: Service, run: Run, prefix_blocks: Sequence[tuple[int,
         )
         for row in order
     ]
-    return play_arrivals(replace(deployment, overhead_s=lag_s, overhead_per_user_s=0.0), due)
+    return play_arrivals(replace(service, overhead_s=lag_s, overhead_per_user_s=0.0), due)
 
 
 def _usage_errors(runs: Sequence[Run], sides: Sequence[Played]) -> str:
@@ -436,23 +478,26 @@ def _usage_at(played: Played, at_s: np.ndarray) -> np.ndarray:
 def _what_ifs(lab: Lab, calibration: Calibration) -> None:
     print("\nwhat if (predicted before the run)")
     for name, server, load, users in WHAT_IFS:
-        deployment = _at(calibration.deployment, server)
+        service = _at(calibration.deployment, server)
         if load is SHORT:
-            deployment = _halved(deployment)
-        predicted = _figures(play(deployment, users, requests=max(6000, 60 * users)).seen(SLO))
-        with lab.server(server) as url:
+            service = _halved(service)
+        side = _plateau(service, users)
+        with lab.server(server, needed=not lab.kept(f"{name} 6")) as url:
             runs = [lab.measure(url, f"{name} {seed}", lab.closed(users, load, seed)) for seed in (5, 6)]
         real = [_closed_figures(run, _closed(run)[1]) for run in runs]
-        print(f"\n{name}, {users} users")
-        _print_table(real, [predicted, predicted])
+        scaled = [_figures(_plateau(_scaled(service, one, side), users).seen(SLO)) for one in real]
+        print(f"\n{name}, {users} users\n")
+        _print_table(real, [_figures(side.seen(SLO))] * 2, scaled)
         sys.stdout.flush()
 
 
-def _halved(deployment: Service) -> Service:
-    chats = [
-        [(max(s // 2, 1), max(o // 2, 1)) for s, o in turns] for turns in deployment.chatting.conversations
-    ]
-    return replace(deployment, chatting=replace(deployment.chatting, conversations=chats))
+def _plateau(service: Service, users: int) -> Played:
+    return play(service, users, requests=max(6000, 60 * users))
+
+
+def _halved(service: Service) -> Service:
+    chats = [[(max(s // 2, 1), max(o // 2, 1)) for s, o in turns] for turns in service.chatting.conversations]
+    return replace(service, chatting=replace(service.chatting, conversations=chats))
 
 
 # Two replicas behind a round robin.
@@ -468,13 +513,13 @@ def _two_replicas(lab: Lab) -> None:
         run = lab.measure(url, f"two replicas {time.time():.0f}", lab.closed(40, LENGTHS, 7))
     calibration = _calibrated([calm], replicas=2)
     evidence, level = _closed(run)
-    deployment = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
-    seen = play(deployment, 40, requests=8000, replicas=2, route=round_robin()).seen(SLO)
+    service = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
+    seen = play(service, 40, requests=8000, replicas=2, route=round_robin()).seen(SLO)
     begin, end = level.clock.begin_unix_s, level.clock.end_unix_s
     real = _closed_figures(run, level) | watch.means(begin, end)
     real["preempted_fraction"] = sum(watch.preemptions()) / len(run.requests)
     print("\ntwo replicas behind a round robin, 40 users (means of one replica)")
-    _print_table([real, real], [_figures(seen), _figures(seen)])
+    _print_table([real, real], [_figures(seen)] * 2, [_figures(seen)] * 2)
 
 
 @contextmanager
