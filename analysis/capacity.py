@@ -104,6 +104,32 @@ class Evidence:
         return sorted({level.users for level in self.levels if level.trusted})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Judgement:
+    """The evidence and where the walls stand in it: what an answer at any confidence is made of."""
+
+    evidence: Evidence
+    memory: MemoryWall | None
+    gauge: Gauge | None
+    stands: Sequence[Stand]
+    reasons: list[str]
+
+
+def judge(
+    runs: Sequence[Run], *, slo: Slo, seed: int = 0, on_step: Callable[[int], None] = lambda _: None
+) -> Judgement:
+    """Places the walls of runs that may be pooled (see `load.comparable`). Deterministic for a given seed.
+
+    `on_step` is called for each of RESAMPLES resamples, for a progress bar.
+    """
+    rng = np.random.default_rng(seed)
+    evidence = gather(runs, slo=slo)
+    memory = _memory_wall(evidence, rng, on_step)
+    stands = _stands(evidence, memory, rng)
+    reasons = _reasons_to_refuse(evidence, stands)
+    return Judgement(evidence=evidence, memory=memory, gauge=_gauge(evidence), stands=stands, reasons=reasons)
+
+
 def recommend(
     runs: Sequence[Run],
     *,
@@ -113,17 +139,17 @@ def recommend(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> ModelAnswer:
-    """The answer for one model from runs that may be pooled (see `load.comparable`).
+    """`judge` and `answer_of` in one."""
+    judgement = judge(runs, slo=slo, seed=seed, on_step=on_step)
+    return answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
 
-    `bytes_per_token` overrides what the server said. Deterministic for a given seed. `on_step` is called for
-    each of RESAMPLES resamples, for a progress bar.
-    """
-    rng = np.random.default_rng(seed)
-    evidence = gather(runs, slo=slo)
-    memory = _memory_wall(evidence, rng, on_step)
-    gauge = _gauge(evidence)
-    stands = _stands(evidence, memory, rng)
-    reasons = _reasons_to_refuse(evidence, stands)
+
+def answer_of(
+    judgement: Judgement, *, confidence: float = CONFIDENCE, bytes_per_token: int | None = None
+) -> ModelAnswer:
+    """The answer for one model. `bytes_per_token` overrides what the server said."""
+    evidence, memory, gauge = judgement.evidence, judgement.memory, judgement.gauge
+    runs, stands, reasons = evidence.runs, judgement.stands, judgement.reasons
     warnings = _warnings(evidence, memory, gauge, stands)
     if reasons:
         stands = []
@@ -737,12 +763,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def analyse(options: argparse.Namespace) -> Answer:
     """Reads, recommends and writes the reports into the named folder. Raises InputError."""
     per_token = _bytes_from_config(options.config)
-    groups, notes = _chosen(find_runs(options.folder), options.run)
+    groups, notes = chosen_of(find_runs(options.folder), options.run)
     models = []
-    slo = _slo(options, groups[-1][-1].info)
+    slo = slo_of(options, groups[-1][-1].info)
     with report.progress() as bar:
         for group in groups:
-            runs = _read(group, bar)
+            runs = read_group(group, bar)
             model = recommend(
                 runs,
                 slo=slo,
@@ -757,12 +783,13 @@ def analyse(options: argparse.Namespace) -> Answer:
     return answer
 
 
-def _read(group: Sequence[RunFolder], bar: "report.Bar") -> list[Run]:
+def read_group(group: Sequence[RunFolder], bar: "report.Bar") -> list[Run]:
+    """Rows of runs that are pooled. Raises InputError."""
     advance = bar.task("reading", total=sum(run_bytes(folder) for folder in group))
     return [read_run(folder, on_bytes=advance) for folder in group]
 
 
-def _chosen(
+def chosen_of(
     found: Sequence[RunFolder], wanted: Sequence[str] | None
 ) -> tuple[list[list[RunFolder]], dict[str, list[str]]]:
     """The runs to pool for each model, and what to say of the others, by model."""
@@ -805,7 +832,7 @@ def _picked(found: Sequence[RunFolder], wanted: Sequence[str]) -> list[RunFolder
     return picked
 
 
-def _slo(options: argparse.Namespace, info: RunInfo) -> Slo:
+def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
     """A flag, else what the run was made with, else the default."""
     values = {}
     for name in Slo.__struct_fields__:
@@ -843,7 +870,6 @@ def _share(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Slo()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.capacity",
         description="How many users can this deployment hold? Reads one run folder, or a folder of run "
@@ -862,6 +888,13 @@ def _parser() -> argparse.ArgumentParser:
         default=CONFIDENCE,
         help="how often the interval should cover the truth (default %(default)s)",
     )
+    add_slo_flags(parser)
+    return parser
+
+
+def add_slo_flags(parser: argparse.ArgumentParser) -> None:
+    """The objectives, for every command that judges levels."""
+    default, add = Slo(), parser.add_argument
     add(
         "--slo-ttft-p95-s",
         type=_positive,
@@ -887,7 +920,6 @@ def _parser() -> argparse.ArgumentParser:
         help="share of time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",
     )
-    return parser
 
 
 if __name__ == "__main__":
