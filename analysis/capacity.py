@@ -155,7 +155,7 @@ def answer_of(
         stands = []
     info = runs[-1].info
     per_token = bytes_per_token if bytes_per_token is not None else info.server.kv_bytes_per_token
-    head = _head(evidence, stands, confidence=confidence) if not reasons else _refused()
+    head = head_of(evidence, stands, confidence=confidence) if not reasons else _refused()
     return ModelAnswer(
         model=info.model,
         runs=[run.info.run_id for run in runs],
@@ -383,7 +383,7 @@ def _refused() -> Head:
     )
 
 
-def _head(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -> Head:
+def head_of(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -> Head:
     """xL = the least lower bound, xU = the least upper bound, the latter corrected for walls that tie.
 
     A wall that was not met stands above the highest trusted level, which is therefore its lower bound.

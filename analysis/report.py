@@ -341,14 +341,14 @@ def write(answer: Answer, *, folder: Path) -> None:
         files |= {_figure_file(answer, model, name): text for name, text in figures.items()}
     try:
         for name, text in files.items():
-            _replace(folder / name, text)
+            replace_file(folder / name, text)
     except OSError as problem:
         raise InputError(
             f"{folder} cannot be written to ({problem.strerror}): copy the runs elsewhere."
         ) from None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Whoever reads the file sees the old one or the new one, whole."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
@@ -370,21 +370,31 @@ def slug(name: str) -> str:
 
 def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     """One self-contained page. drawn: the figures of each model, name -> SVG."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return page(
+        "report.html.j2",
         answer=answer,
         models=[_page(model, figures, answer) for model, figures in zip(answer.models, drawn, strict=True)],
-        generated=_day(answer.generated_unix_s),
+        generated=day(answer.generated_unix_s),
         objectives=objectives(answer.slo),
         level_columns=LEVEL_COLUMNS,
         slice_columns=SLICE_COLUMNS,
     )
 
 
-def _day(unix_s: float) -> str:
+def page(template: str, **values: object) -> str:
+    """A template of this folder, filled. What values hold is escaped; a missing name is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(values)
+
+
+def day(unix_s: float) -> str:
+    """For a person."""
     return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")
 
 
@@ -433,7 +443,7 @@ def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     for model, figures in zip(answer.models, drawn, strict=True):
         parts += _markdown_model(answer, model, figures)
     parts += ["## Objectives", "", *[f"- {text}" for text in objectives(answer.slo)], ""]
-    parts += [f"Made {_day(answer.generated_unix_s)}. Definitions: docs/method.md."]
+    parts += [f"Made {day(answer.generated_unix_s)}. Definitions: docs/method.md."]
     return "\n".join(parts) + "\n"
 
 
@@ -450,23 +460,24 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     parts += [f"![{name}]({_figure_file(answer, model, name)})\n" for name in figures]
     if model.bounds:
         parts += ["### Walls", ""]
-        parts += _grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+        parts += grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
     if model.not_met:
         parts += [not_met_text(model), ""]
     if model.levels:
         parts += ["### Levels", ""]
-        parts += _grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+        parts += grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
         parts += [DASH_NOTE, ""]
     if model.open_loop:
         parts += ["### Open loop", ""]
-        parts += _grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
+        parts += grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
     parts += [f"- {label}: {value}" for label, value in memory_rows(model) + latency_rows(model)]
     if model.warnings:
         parts += ["", "### Warnings", "", *[f"- {warning}" for warning in model.warnings]]
     return [*parts, ""]
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, as lines."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
 
@@ -474,7 +485,7 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # The terminal.
 
 
-class _Output(Console):
+class Output(Console):
     """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
     ends the printing and nothing else; what the encoding lacks becomes a question mark."""
 
@@ -491,7 +502,7 @@ class _Output(Console):
 
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
     """Prints the answer, then the evidence."""
-    out = console or _Output()
+    out = console or Output()
     for model in answer.models:
         _show_model(out, answer, model)
     out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
@@ -502,40 +513,41 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (headline(model), f"bold {colour}")))
     for text in filter(None, (certainty(model, confidence=answer.confidence), limit(model))):
-        _say(out, text)
+        say(out, text)
     if model.simulated:
-        _say(out, f"Measured on Seatcount's simulated server ({model.simulated}).")
+        say(out, f"Measured on Seatcount's simulated server ({model.simulated}).")
     levers = [lever_text(lever) for lever in model.levers]
-    _show_list(out, f"What would raise the estimate of {model.estimate}", levers)
+    show_list(out, f"What would raise the estimate of {model.estimate}", levers)
     out.print()
     if model.bounds:
         out.print(
             _table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
         )
     if model.not_met:
-        _say(out, not_met_text(model) + "\n", style="dim")
+        say(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
         if any(level.ttft_s.p95 is None or level.tpot_s.p95 is None for level in model.levels):
-            _say(out, DASH_NOTE, style="dim")
+            say(out, DASH_NOTE, style="dim")
     if model.open_loop:
         out.print(_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
     facts = memory_rows(model) + latency_rows(model)
-    _show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
-    _show_list(out, "Warnings", model.warnings)
+    show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
+    show_list(out, "Warnings", model.warnings)
     out.print()
 
 
-def _show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+    """A title and its points; nothing where there are none."""
     if not lines:
         return
     out.print()
-    _say(out, title, style="bold")
+    say(out, title, style="bold")
     for line in lines:
-        _say(out, f"- {line}")
+        say(out, f"- {line}")
 
 
-def _say(out: Console, text: str, *, style: str = "") -> None:
+def say(out: Console, text: str, *, style: str = "") -> None:
     """Indented; long lines are wrapped for a person and left whole for a program."""
     if out.is_terminal:
         out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))

@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import analysis, client, peers
+from benchmarks import analysis, client, gate, peers
 
-BENCHMARKS = {"client": client.run, "analysis": analysis.run, "peers": peers.run}
+BENCHMARKS = {"client": client.run, "analysis": analysis.run, "gate": gate.run, "peers": peers.run}
 
 
 def main() -> int:

@@ -105,6 +105,13 @@ def weights_bytes(shape: ModelShape, *, dtype: str | None = None, tp: int = 1) -
     return parameters(shape, tp=tp) * dtype_bytes(dtype or shape.dtype)
 
 
+def decode_bytes(shape: ModelShape, *, dtype: str | None = None, tp: int = 1) -> int:
+    """Bytes of weights that a decode step reads on one GPU: all of a dense model but the table of input
+    embeddings, of which it reads one row a sequence. Where that table is tied, it is the output layer too."""
+    table = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size // tp
+    return (parameters(shape, tp=tp) - table) * dtype_bytes(dtype or shape.dtype)
+
+
 def kv_bytes_per_token(shape: ModelShape, *, dtype: str | None = None, tp: int = 1) -> int:
     """Bytes that one token's keys and values take on one GPU:
     2 * layers * max(1, kv_heads / tp) * head_dim * bytes. `dtype` is the cache's; "auto" in vLLM."""

@@ -10,10 +10,10 @@ from loadtest.modelmath import (
     SAMPLING_BYTES_PER_LOGIT,
     ModelShape,
     Pool,
+    decode_bytes,
     estimate_pool,
     parameters,
     parse_config,
-    weights_bytes,
 )
 from loadtest.simulator.engine import EngineConfig
 
@@ -179,7 +179,7 @@ class Preset:
             jitter_cv=jitter_cv,
             seed=seed,
             # Weights are read once a step, each sequence's keys and values once.
-            step_base_s=weights_bytes(self.shape, dtype=self.dtype) / bandwidth,
+            step_base_s=decode_bytes(self.shape, dtype=self.dtype) / bandwidth,
             step_per_kv_token_s=pool.kv_bytes_per_token / bandwidth,
             # Sampling passes over a row of logits: its working memory, once.
             step_per_seq_s=SAMPLING_BYTES_PER_LOGIT * self.shape.vocab_size / bandwidth,
