@@ -11,7 +11,19 @@ from rich.table import Table
 
 from analysis import report
 from analysis.answer import WALL_NAMES, ModelAnswer
-from analysis.comparison import Check, Comparison, Different, FigureName, Gate, Judged, Row, Side, Verdict
+from analysis.comparison import (
+    FIGURE_NAMES,
+    MORE_IS_BETTER,
+    Check,
+    Comparison,
+    Different,
+    FigureName,
+    Gate,
+    Judged,
+    Row,
+    Side,
+    Verdict,
+)
 from analysis.load import InputError
 
 FORMS = ("text", "markdown", "json")
@@ -19,26 +31,6 @@ JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.m
 GIB = 2**30
 NONE = "–"
 
-LABELS: dict[FigureName, str] = {
-    "max_users": "maximum users",
-    "memory_users": "users that the KV cache holds",
-    "ttft_p50_s": "time to first token, p50",
-    "ttft_p95_s": "time to first token, p95",
-    "decode_tok_s": "decode rate of a request, p50",
-    "tpot_p95_s": "time per output token, p95",
-    "output_tok_s": "output throughput",
-    "kv_tokens_per_user": "KV cache a request in flight",
-    "kv_bytes_per_user": "KV cache a request in flight",
-    "kv_bytes_per_token": "KV cache a token",
-    "kv_pool_tokens": "KV pool",
-    "vram_no_load_bytes": "GPU memory without load",
-    "vram_at_peak_bytes": "GPU memory in use at peak",
-    "vram_held_bytes": "GPU memory held from the start",
-    "max_model_len": "context",
-}
-MORE_IS_BETTER: frozenset[FigureName] = frozenset(
-    ("max_users", "memory_users", "decode_tok_s", "output_tok_s", "kv_pool_tokens", "max_model_len")
-)
 DIFFERENT: dict[Different | None, str] = {
     "yes": "yes",
     "perhaps": "perhaps",
@@ -109,10 +101,11 @@ def summary(found: Comparison) -> list[str]:
     a, b = found.names
     rows = [row for row in found.rows if row.figure == "max_users"]
     said = [_capacity_sentence(row, a, b) for row in rows if row.different is not None]
-    for name, answer in zip(found.names, found.answers, strict=True):
-        if not answer.refused:
-            said.append(f"{name} is limited by {_limit(answer)}.")
-    return said
+    limits = [_limit(answer) for answer in found.answers if not answer.refused]
+    if len(limits) == 2 and limits[0] == limits[1]:
+        return [*said, f"Both are limited by {limits[0]}."]
+    names = [name for name, answer in zip(found.names, found.answers, strict=True) if not answer.refused]
+    return said + [f"{name} is limited by {what}." for name, what in zip(names, limits, strict=True)]
 
 
 def _limit(answer: ModelAnswer) -> str:
@@ -144,7 +137,7 @@ def row_cells(found: Comparison, row: Row) -> list[str]:
     """FigureName, users, a, b, b against a, real."""
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
-        LABELS[row.figure],
+        FIGURE_NAMES[row.figure],
         NONE if row.users is None else str(row.users),
         *[_value(row.figure, side, answer) for side, answer in sides],
         _ratio(row),
@@ -193,7 +186,7 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
     "tpot_p95_s": ("ms", _milliseconds),
     "output_tok_s": ("tok/s", _count),
     "kv_tokens_per_user": ("tokens", lambda value: f"{value:,.0f}"),
-    "kv_bytes_per_user": ("MiB", lambda value: f"{value / 2**20:,.1f}"),
+    "kv_bytes_per_user": ("MiB", lambda value: f"{value / 2**20:,.3g}"),
     "kv_bytes_per_token": ("KiB", lambda value: f"{value / 1024:,.0f}"),
     "kv_pool_tokens": ("tokens", lambda value: f"{value:,.0f}"),
     "vram_no_load_bytes": ("GiB", lambda value: f"{value / GIB:.2f}"),
@@ -214,7 +207,10 @@ def _ratio(row: Row) -> str:
 
 
 def _change(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.0f} %" if 0.5 < ratio < 2 else f"x {ratio:.2g}"
+    percent = 100 * (ratio - 1)
+    if not -50 < percent < 100:
+        return f"x {ratio:.2g}"
+    return f"{percent:+.1f} %" if abs(percent) < 9.95 else f"{percent:+.0f} %"
 
 
 def level_rows(found: Comparison) -> list[list[str]]:
@@ -265,8 +261,7 @@ def simulated(found: Comparison) -> str:
 
 def criterion_line(judged: Judged) -> str:
     """One criterion in one line: verdict, name, what was seen."""
-    name = "maximum users" if judged.figure == "max_users" else LABELS[judged.figure]
-    return f"{judged.verdict:<8}{name}: {judged.why or _seen(judged)}"
+    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _seen(judged)}"
 
 
 def _seen(judged: Judged) -> str:
@@ -274,7 +269,7 @@ def _seen(judged: Judged) -> str:
         found = max(
             (one for one in judged.checks if one.verdict == "worse"), key=lambda one: one.at_least or 0.0
         )
-        return f"{_check(judged.figure, found)}, at least {_worse(found.at_least or 1.0)} worse."
+        return f"{_check(judged.figure, found)}, at least {_worse(judged.figure, found.at_least or 1.0)}."
     text = "; ".join(_check(judged.figure, one) for one in judged.checks[-1:])
     others = [one for one in judged.checks[:-1] if one.verdict == "ok"]
     if others:
@@ -287,12 +282,16 @@ def _check(figure: FigureName, one: Check) -> str:
     assert one.run is not None
     assert one.baseline is not None
     at = f"at {one.users} users " if one.users is not None else ""
-    most = "" if one.at_most is None or one.verdict == "worse" else f", at most {_worse(one.at_most)} worse"
+    most = "" if one.at_most is None or one.verdict == "worse" else f", at most {_worse(figure, one.at_most)}"
     return f"{at}{_plain(figure, one.run)}, baseline {_plain(figure, one.baseline)}{most}"
 
 
-def _worse(factor: float) -> str:
-    return f"{max(100 * (factor - 1), 0):.0f} %" if factor < 2 else f"{factor:.1f} times"
+def _worse(figure: FigureName, factor: float) -> str:
+    """Of a factor: 1.25 is 25 % more of what should be little, 20 % less of what should be much."""
+    factor = max(factor, 1.0)
+    if figure in MORE_IS_BETTER:
+        return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
+    return f"{100 * (factor - 1.0):.0f} % more" if factor < 2.0 else f"{factor:.1f} times as much"
 
 
 def gate_rule(gate: Gate) -> str:

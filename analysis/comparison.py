@@ -26,6 +26,25 @@ FigureName = Literal[
     "vram_at_peak_bytes",
     "max_model_len",
 ]
+FIGURE_NAMES: dict[FigureName, str] = {
+    "max_users": "maximum users",
+    "memory_users": "users by KV cache alone",
+    "ttft_p50_s": "TTFT p50",
+    "ttft_p95_s": "TTFT p95",
+    "decode_tok_s": "decode rate p50",
+    "tpot_p95_s": "TPOT p95",
+    "output_tok_s": "throughput",
+    "kv_tokens_per_user": "KV cache a request",
+    "kv_bytes_per_user": "KV cache a request",
+    "kv_bytes_per_token": "KV cache a token",
+    "kv_pool_tokens": "KV pool",
+    "vram_no_load_bytes": "GPU memory, no load",
+    "vram_at_peak_bytes": "GPU memory, in use at peak",
+    "vram_held_bytes": "GPU memory, held from start",
+    "max_model_len": "context",
+}
+MORE_IS_BETTER: frozenset[FigureName] = frozenset(("max_users", "output_tok_s"))
+"""Of what a gate judges; of the rest less is better."""
 Different = Literal["yes", "perhaps", "not_seen", "equal"]
 """yes: beyond chance, all rows of the table considered; perhaps: beyond chance if this row stood alone;
 equal: two facts that are the same."""

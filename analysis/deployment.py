@@ -198,7 +198,7 @@ def vram_of(side: Deployment) -> Vram:
     """As the driver says; of an embedded server, as its preset's arithmetic says."""
     if side.preset is not None:
         return _predicted_vram(side, side.preset)
-    seen = [value for run in side.runs for value in run.server.vram_used_bytes if not math.isnan(value)]
+    seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]
     base = side.answer.memory.vram_base_bytes
     return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
 

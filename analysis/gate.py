@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from analysis.comparison import Check, FigureName, Gate, Judged, Verdict
+from analysis.comparison import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
 from analysis.contrast import Bounds, Quantity, fact, ratio_bounds
 from analysis.deployment import Contrast, Deployment, at_level, capacity_of, common_levels
 from analysis.stats import finite_or_none
@@ -15,7 +15,6 @@ BLIND = 1.5
 WELL = 0.05
 """One-sided error of saying so."""
 AT_LEVELS: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
-MORE_IS_BETTER: frozenset[FigureName] = frozenset(("max_users", "output_tok_s"))
 
 
 def gate_of(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
-from analysis.comparison import Comparison, FigureName, Row
+from analysis.comparison import FIGURE_NAMES, Comparison, Row
 from loadtest.record import Slo
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
@@ -397,19 +397,6 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
     axes.set_title("Where each reaches its limit")
 
 
-FOREST_WORDS: dict[FigureName, str] = {
-    "max_users": "maximum users",
-    "memory_users": "users that the KV cache holds",
-    "ttft_p50_s": "TTFT p50",
-    "ttft_p95_s": "TTFT p95",
-    "decode_tok_s": "decode rate",
-    "tpot_p95_s": "TPOT p95",
-    "output_tok_s": "throughput",
-    "kv_tokens_per_user": "KV tokens a request",
-    "kv_bytes_per_user": "KV bytes a request",
-}
-
-
 def ratio_forest(axes: Axes, rows: Sequence[Row]) -> None:
     """Second over first for every figure that has an interval; filled where the difference is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
@@ -435,7 +422,8 @@ def ratio_forest(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _forest_label(row: Row) -> str:
     where = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
-    return FOREST_WORDS[row.figure] + where
+    unit = {"kv_tokens_per_user": ", tokens", "kv_bytes_per_user": ", bytes"}.get(row.figure, "")
+    return FIGURE_NAMES[row.figure] + unit + where
 
 
 def two_ttfts(axes: Axes, found: Comparison) -> None:
