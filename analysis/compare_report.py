@@ -23,6 +23,7 @@ from analysis.comparison import (
     Row,
     Side,
     Verdict,
+    name_of,
 )
 from analysis.load import InputError
 
@@ -134,11 +135,10 @@ def _span(low: float | None, high: float | None, direct: bool) -> str:
 
 
 def row_cells(found: Comparison, row: Row) -> list[str]:
-    """FigureName, users, a, b, b against a, real."""
+    """Figure, a, b, b against a, real."""
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
-        FIGURE_NAMES[row.figure],
-        NONE if row.users is None else str(row.users),
+        name_of(row),
         *[_value(row.figure, side, answer) for side, answer in sides],
         _ratio(row),
         DIFFERENT[row.different],
@@ -325,7 +325,7 @@ def markdown(found: Comparison) -> str:
 
 
 def _head(found: Comparison) -> list[str]:
-    return ["figure", "users", found.names[0], found.names[1], "B against A", "real"]
+    return ["figure", found.names[0], found.names[1], "B against A", "real"]
 
 
 def html(found: Comparison) -> str:

@@ -34,8 +34,8 @@ FIGURE_NAMES: dict[FigureName, str] = {
     "decode_tok_s": "decode rate p50",
     "tpot_p95_s": "TPOT p95",
     "output_tok_s": "throughput",
-    "kv_tokens_per_user": "KV cache a request",
-    "kv_bytes_per_user": "KV cache a request",
+    "kv_tokens_per_user": "KV tokens a request",
+    "kv_bytes_per_user": "KV bytes a request",
     "kv_bytes_per_token": "KV cache a token",
     "kv_pool_tokens": "KV pool",
     "vram_no_load_bytes": "GPU memory, no load",
@@ -74,6 +74,12 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
     """b over a."""
     ratio_interval: tuple[float | None, float | None] | None = None
     different: Different | None = None
+
+
+def name_of(row: Row) -> str:
+    """Figure and level, for tables and axes."""
+    at = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
+    return FIGURE_NAMES[row.figure] + at
 
 
 class Difference(msgspec.Struct, kw_only=True, frozen=True):

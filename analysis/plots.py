@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
-from analysis.comparison import FIGURE_NAMES, Comparison, Row
+from analysis.comparison import Comparison, Row, name_of
 from loadtest.record import Slo
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
@@ -368,7 +368,7 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
     if any(answer.interval_x is not None for answer in found.answers):
         wanted["capacity"] = (7.2, 1.7), lambda axes: two_capacities(axes, found)
     if ratios:
-        wanted["ratios"] = (7.2, 0.9 + 0.27 * len(ratios)), lambda axes: ratio_forest(axes, ratios)
+        wanted["ratios"] = (7.2, 0.9 + 0.27 * len(ratios)), lambda axes: ratio_forest(axes, found, ratios)
     if found.common_levels:
         wanted["ttft"] = (3.55, 2.7), lambda axes: two_ttfts(axes, found)
         wanted["tpot"] = (3.55, 2.7), lambda axes: two_tpots(axes, found)
@@ -397,7 +397,7 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
     axes.set_title("Where each reaches its limit")
 
 
-def ratio_forest(axes: Axes, rows: Sequence[Row]) -> None:
+def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[Row]) -> None:
     """Second over first for every figure that has an interval; filled where the difference is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
@@ -407,7 +407,7 @@ def ratio_forest(axes: Axes, rows: Sequence[Row]) -> None:
         bar = [left or low / 2, right or high * 2]
         axes.plot(bar, [place, place], color=colour, linewidth=3.5, alpha=0.4, solid_capstyle="butt")
         axes.plot(ratio, place, "o", color=colour, markersize=6, markerfacecolor=face)
-    axes.set_yticks(range(len(known)), [_forest_label(row) for row, _, _ in known])
+    axes.set_yticks(range(len(known)), [name_of(row) for row, _, _ in known])
     axes.axvline(1.0, color=INK, linewidth=1.2)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
@@ -417,13 +417,7 @@ def ratio_forest(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.tick_params(axis="x", which="minor", length=0)
-    axes.set_title("Second against first (filled: real)")
-
-
-def _forest_label(row: Row) -> str:
-    where = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
-    unit = {"kv_tokens_per_user": ", tokens", "kv_bytes_per_user": ", bytes"}.get(row.figure, "")
-    return FIGURE_NAMES[row.figure] + unit + where
+    axes.set_title(f"{found.names[1]} against {found.names[0]} (filled: real)")
 
 
 def two_ttfts(axes: Axes, found: Comparison) -> None:
@@ -440,11 +434,11 @@ def _two(
     axes: Axes, found: Comparison, of: Callable[[LevelAnswer], Percentiles], limit_s: float, title: str
 ) -> None:
     seen = [1e3 * limit_s]
-    for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
+    for answer, colour in zip(found.answers, (BLUE, ORANGE), strict=True):
         known = [(level, of(level)) for level in answer.levels if level.trusted and of(level).p95 is not None]
         users, p95 = [level.users for level, _ in known], [1e3 * (q.p95 or 0.0) for _, q in known]
         seen += p95
-        axes.plot(users, p95, "o-", color=colour, linewidth=1.6, markersize=5, label=name)
+        axes.plot(users, p95, "o-", color=colour, linewidth=1.6, markersize=5)
         for level, q in known:
             if q.p95_interval is not None:
                 ends = [1e3 * end for end in q.p95_interval]
@@ -461,7 +455,6 @@ def _two(
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.tick_params(axis="y", which="minor", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.legend(loc="lower right", handlelength=1.4)
     axes.set_title(title)
 
 
