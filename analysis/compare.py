@@ -42,6 +42,8 @@ from loadtest.simulator.presets import PRESETS
 
 CHANCE = 0.05
 """Probability that the table calls any figure of two equal deployments different, at most."""
+SAME_FACT = 0.001
+"""Facts nearer than this are equal: memory comes in whole blocks."""
 AT_LEVELS: tuple[FigureName, ...] = ("ttft_p50_s", "ttft_p95_s", "decode_tok_s", "tpot_p95_s", "output_tok_s")
 WORKLOAD = ("scenario", *WORKLOAD_SETTINGS)
 SAME = "Both are the same run: a comparison needs two that were made apart."
@@ -173,7 +175,7 @@ def _different(one: Contrast, tests: int) -> Different | None:
     if one.a is None or one.b is None:
         return None
     if one.bounds is None:
-        return "equal" if one.a.value == one.b.value else "yes"
+        return "equal" if abs(one.b.value / one.a.value - 1.0) < SAME_FACT else "yes"
     if _excludes_one(one.bounds(CHANCE / 2 / tests)):
         return "yes"
     return "perhaps" if _excludes_one(one.bounds((1.0 - CONFIDENCE) / 2)) else "not_seen"

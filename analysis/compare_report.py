@@ -361,6 +361,8 @@ def _show_text(out: Console, found: Comparison) -> None:
         for one in found.gate.criteria:
             out.print(criterion_line(one), soft_wrap=True, markup=False)
         out.print(f"{VERDICTS[found.gate.verdict]} {gate_rule(found.gate)}", soft_wrap=True, markup=False)
+        if found.gate.verdict == "unclear":
+            report.show_list(out, "Warnings", found.warnings)
         return
     out.print()
     out.print(headline(found), style="bold", soft_wrap=True, markup=False)

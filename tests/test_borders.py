@@ -35,6 +35,11 @@ FORBIDDEN = {
         ["analysis.load", "analysis.metrics", "analysis.memory", "analysis.latency", "analysis.levels"],
         LOCUST | WEB | {"matplotlib"},
     ),
+    **dict.fromkeys(
+        ["analysis.contrast", "analysis.deployment", "analysis.gate", "analysis.compare"],
+        LOCUST | WEB | {"matplotlib"},
+    ),
+    **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),
     **dict.fromkeys(["analysis.capacity", "analysis.report", "analysis.plots"], LOCUST | WEB),
 }
 

@@ -6,6 +6,7 @@ from loadtest.modelmath import (
     GIB,
     UnsupportedModelError,
     activation_bytes,
+    decode_bytes,
     estimate_pool,
     kv_bytes_per_token,
     parameters,
@@ -109,6 +110,12 @@ def test_weights_are_those_of_the_reference_comparison() -> None:
     assert weights_bytes(parse_config(QWEN3_1_7B), dtype="float16") / GIB == pytest.approx(3.205, abs=5e-4)
     assert weights_bytes(parse_config(QWEN15_1_8B), dtype="float16") / GIB == pytest.approx(3.421, abs=5e-4)
     assert weights_bytes(parse_config(QWEN3_1_7B), dtype="float32") == 4 * 1_720_574_976
+
+
+def test_a_decode_step_reads_no_input_embeddings_unless_they_are_tied() -> None:
+    read = [decode_bytes(parse_config(config), dtype="float16") for config in (QWEN3_1_7B, QWEN15_1_8B)]
+    ceilings = [320e9 / count for count in read]
+    assert ceilings == pytest.approx([93.0, 105.0], abs=0.5)  # tokens/s of one request on a T4
 
 
 def test_tensor_parallelism_splits_weights_and_kv_heads_down_to_one() -> None:
