@@ -274,7 +274,9 @@ def _warnings(a: Deployment, b: Deployment, common: Sequence[int]) -> list[str]:
             "Run both at the same --levels."
         )
     if None in (_gpu_of(a.info), _gpu_of(b.info)):
-        found.append("Whether both ran on the same kind of GPU is not known: no run says which it was.")
+        found.append(
+            "Whether both ran on the same kind of GPU is not known: a run does not say which it was."
+        )
     for side in (a, b):
         found += [f"{side.name}: {warning}" for warning in side.answer.warnings]
         found += [f"{side.name}: {reason}" for reason in side.judgement.reasons]

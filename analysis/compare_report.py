@@ -210,7 +210,7 @@ def _change(ratio: float) -> str:
     percent = 100 * (ratio - 1)
     if not -50 < percent < 100:
         return f"x {ratio:.2g}"
-    return f"{percent:+.1f} %" if abs(percent) < 9.95 else f"{percent:+.0f} %"
+    return f"{round(percent, 1) + 0.0:+.1f} %" if abs(percent) < 9.95 else f"{percent:+.0f} %"
 
 
 def level_rows(found: Comparison) -> list[list[str]]:

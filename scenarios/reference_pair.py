@@ -15,8 +15,7 @@ from scenarios import embedded
 CLAIMS = Path(__file__).with_name("reference_claims.toml")
 REPORTS = Path("reports") / "compare"
 LEVELS, LEVEL_S, START_S = "1,88,108,128", 36, 12
-"""One user, as the claims have it; then around where tokens come too slowly. One user makes the 59 requests that
-a p95 needs in 36 s."""
+"""One user, as the claims have it, for the 59 requests that a p95 needs; then where tokens get slow."""
 FLAGS = {
     "--levels": LEVELS,
     "--level-s": str(LEVEL_S),
