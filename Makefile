@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo check test vllm bench lock clean
+.PHONY: setup demo compare check test vllm bench lock clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ $(STAMP): requirements.lock
 
 demo: setup
 	@$(BIN)/python -m scenarios.demo
+
+compare: setup
+	@$(BIN)/python -m scenarios.reference_pair
 
 check: setup
 	$(BIN)/ruff check .

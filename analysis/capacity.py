@@ -33,6 +33,7 @@ from analysis.load import (
     Floats,
     Found,
     InputError,
+    OneFound,
     Run,
     differences,
     find_runs,
@@ -160,7 +161,7 @@ def answer_of(
         stands = []
     info = runs[-1].info
     per_token = bytes_per_token if bytes_per_token is not None else info.server.kv_bytes_per_token
-    head = _head(evidence, stands, confidence=confidence) if not reasons else _refused()
+    head = head_of(evidence, stands, confidence=confidence) if not reasons else _refused()
     return ModelAnswer(
         model=info.model,
         runs=[run.info.run_id for run in runs],
@@ -388,7 +389,7 @@ def _refused() -> Head:
     )
 
 
-def _head(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -> Head:
+def head_of(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -> Head:
     """xL = the least lower bound, xU = the least upper bound, the latter corrected for walls that tie.
 
     A wall that was not met stands above the highest trusted level, which is therefore its lower bound.
@@ -839,12 +840,12 @@ def read_group(group: Sequence[Found], bar: "report.Bar") -> list[Run]:
 
 
 def chosen_of(
-    found: Sequence[Found], wanted: Sequence[str] | None
-) -> tuple[list[list[Found]], dict[str, list[str]]]:
+    found: Sequence[OneFound], wanted: Sequence[str] | None
+) -> tuple[list[list[OneFound]], dict[str, list[str]]]:
     """The runs to pool for each model, and what to say of the others, by model."""
     if wanted:
         return [_picked(found, wanted)], {}
-    chosen: dict[str, list[Found]] = {}
+    chosen: dict[str, list[OneFound]] = {}
     notes: dict[str, list[str]] = {}
     for group in group_runs(found):
         model = group[0].info.model
@@ -866,7 +867,7 @@ def _differences(one: RunInfo, other: RunInfo) -> str:
     return f"{listing} differ{'s' * (len(names) == 1)}"
 
 
-def _picked(found: Sequence[Found], wanted: Sequence[str]) -> list[Found]:
+def _picked(found: Sequence[OneFound], wanted: Sequence[str]) -> list[OneFound]:
     unknown = sorted(set(wanted) - {run.info.run_id for run in found})
     if unknown:
         known = ", ".join(run.info.run_id for run in found)

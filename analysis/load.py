@@ -165,6 +165,7 @@ class Run:
 
 
 Found = RunFolder | Run
+OneFound = TypeVar("OneFound", bound=Found)
 """A run: one to be read, or one that another tool's file already gave."""
 
 
@@ -206,9 +207,9 @@ def differences(one: RunInfo, other: RunInfo) -> list[str]:
     return [name for name in ours if ours[name] != theirs[name]]
 
 
-def group_runs(runs: Sequence[Found]) -> list[list[Found]]:
+def group_runs(runs: Sequence[OneFound]) -> list[list[OneFound]]:
     """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[str, list[Found]] = {}
+    groups: dict[str, list[OneFound]] = {}
     for run in runs:
         groups.setdefault(_plain(comparable(run.info)), []).append(run)
     return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))

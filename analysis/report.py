@@ -375,21 +375,31 @@ def slug(name: str) -> str:
 
 def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     """One self-contained page. drawn: the figures of each model, name -> SVG."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return page(
+        "report.html.j2",
         answer=answer,
         models=[_page(model, figures, answer) for model, figures in zip(answer.models, drawn, strict=True)],
-        generated=_day(answer.generated_unix_s),
+        generated=day(answer.generated_unix_s),
         objectives=objectives(answer.slo),
         level_columns=LEVEL_COLUMNS,
         slice_columns=SLICE_COLUMNS,
     )
 
 
-def _day(unix_s: float) -> str:
+def page(template: str, **values: object) -> str:
+    """A template of this folder, filled. What values hold is escaped; a missing name is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(values)
+
+
+def day(unix_s: float) -> str:
+    """For a person."""
     return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")
 
 
@@ -438,7 +448,7 @@ def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     for model, figures in zip(answer.models, drawn, strict=True):
         parts += _markdown_model(answer, model, figures)
     parts += ["## Objectives", "", *[f"- {text}" for text in objectives(answer.slo)], ""]
-    parts += [f"Made {_day(answer.generated_unix_s)}. Definitions: docs/method.md."]
+    parts += [f"Made {day(answer.generated_unix_s)}. Definitions: docs/method.md."]
     return "\n".join(parts) + "\n"
 
 
@@ -472,6 +482,7 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, as lines."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
 
@@ -532,6 +543,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
 
 
 def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+    """A title and its points; nothing where there are none."""
     if not lines:
         return
     out.print()

@@ -180,7 +180,6 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
-    pool = preset.pool()
     engine = preset.engine_config()
     nothing = Chatting(conversations=[((512, 128),)], pauses_s=np.array([1e-3]))
     deployment = Service(engine=engine, chatting=nothing)
@@ -192,7 +191,7 @@ def _from_preset(options: argparse.Namespace) -> Twin:
         calibration=Calibration(deployment=deployment, draws=draws, fitted_users=()),
         slo=slo,
         memory=Memory(
-            bytes_per_token=pool.bytes_per_block // pool.block_size,
+            bytes_per_token=preset.pool().kv_bytes_per_token,
             vram_bytes=preset.gpu.vram_bytes,
             gpu_memory_utilization=preset.gpu_memory_utilization,
         ),

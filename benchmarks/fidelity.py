@@ -1,9 +1,9 @@
 """The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
 Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
-and the difference of the two is the floor below which no error means anything. The machine changes its speed from
-minute to minute, so times are also compared with a twin whose steps are scaled, all alike, to the run's median TPOT.
-Runs are kept in build/fidelity, and taken from there when the benchmark is called again.
+and the difference of the two is the floor below which no error means anything. The machine changes its speed
+from minute to minute, so times are also compared with a twin whose steps are scaled, all alike, to the run's
+median TPOT. Runs are kept in build/fidelity, and taken from there when the benchmark is called again.
 """
 
 import json

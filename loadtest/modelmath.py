@@ -290,6 +290,11 @@ class Pool:
     """Whole blocks, with the null block."""
 
     @property
+    def kv_bytes_per_token(self) -> int:
+        """Of a block's tokens, where all attention is full."""
+        return self.bytes_per_block // self.block_size
+
+    @property
     def tokens(self) -> int:
         """Tokens that requests can hold where all attention is full: one block is lost to the null block."""
         return (self.num_gpu_blocks - 1) * self.block_size

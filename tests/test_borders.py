@@ -51,6 +51,11 @@ FORBIDDEN = {
         LOCUST | WEB | {"matplotlib"},
     ),
     **dict.fromkeys(
+        ["analysis.contrast", "analysis.side", "analysis.gate", "analysis.compare", "analysis.twin"],
+        LOCUST | WEB | {"matplotlib"},
+    ),
+    **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),
+    **dict.fromkeys(
         ["analysis.capacity", "analysis.report", "analysis.plots", "analysis.sizing"], LOCUST | WEB
     ),
 }

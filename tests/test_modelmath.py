@@ -14,6 +14,7 @@ from loadtest.modelmath import (
     parameters,
     rotary_bytes,
     stages,
+    step_bytes,
     weights_bytes,
 )
 from loadtest.startup import CURRENT, Version, activation_bytes, overheads
@@ -185,6 +186,12 @@ def test_weights_are_those_of_the_reference_comparison() -> None:
     assert weights_bytes(parse_config(QWEN3_1_7B), dtype="float16") / GIB == pytest.approx(3.205, abs=5e-4)
     assert weights_bytes(parse_config(QWEN15_1_8B), dtype="float16") / GIB == pytest.approx(3.421, abs=5e-4)
     assert weights_bytes(parse_config(QWEN3_1_7B), dtype="float32") == 4 * 1_720_574_976
+
+
+def test_a_decode_step_reads_no_input_embeddings_unless_they_are_tied() -> None:
+    read = [step_bytes(parse_config(config), dtype="float16") for config in (QWEN3_1_7B, QWEN15_1_8B)]
+    ceilings = [320e9 / count for count in read]
+    assert ceilings == pytest.approx([93.0, 105.0], abs=0.5)  # tokens/s of one request on a T4
 
 
 def test_tensor_parallelism_splits_weights_and_kv_heads_down_to_one() -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from loadtest.architectures import ModelShape, parse_config
 from loadtest.gpus import A10G, H100, L4, T4, Gpu
-from loadtest.modelmath import Pool, divide_budget, kv_layout, parameters, rotary_bytes, weights_bytes
+from loadtest.modelmath import (
+    Pool,
+    divide_budget,
+    kv_layout,
+    parameters,
+    rotary_bytes,
+    step_bytes,
+    weights_bytes,
+)
 from loadtest.simulator.engine import EngineConfig
 from loadtest.startup import CURRENT, overheads
 
@@ -137,7 +145,7 @@ class Preset:
             jitter_cv=jitter_cv,
             seed=seed,
             # Weights are read once a step, each sequence's keys and values once.
-            step_base_s=weights_bytes(self.shape, dtype=self.dtype) / bandwidth,
+            step_base_s=step_bytes(self.shape, dtype=self.dtype) / bandwidth,
             step_per_kv_token_s=pool.bytes_per_block / pool.block_size / bandwidth,
             # Sampling passes over a row of logits: its working memory, once.
             step_per_seq_s=SAMPLING_PASSES_BYTES * self.shape.vocab_size / bandwidth,

@@ -1,0 +1,382 @@
+"""Comparison -> text, Markdown, JSON, HTML. Knows no maths, and prints through `report` only."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from markupsafe import Markup
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis import report
+from analysis.answer import WALL_NAMES, ModelAnswer
+from analysis.comparison import (
+    FIGURE_NAMES,
+    MORE_IS_BETTER,
+    Check,
+    Comparison,
+    Different,
+    FigureName,
+    Gate,
+    Judged,
+    Row,
+    Side,
+    Verdict,
+    name_of,
+)
+from analysis.load import InputError
+
+FORMS = ("text", "markdown", "json")
+JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
+GIB = 2**30
+NONE = "–"
+
+DIFFERENT: dict[Different | None, str] = {
+    "yes": "yes",
+    "perhaps": "perhaps",
+    "not_seen": "not seen",
+    "equal": "equal",
+    None: NONE,
+}
+VERDICTS: dict[Verdict, str] = {
+    "ok": "Not worse than its baseline.",
+    "worse": "Worse than its baseline.",
+    "unclear": "No verdict: the data cannot support one.",
+}
+READING = (
+    "Real: yes, beyond what chance does to a table of this many rows (5 % for all of them together); "
+    "perhaps, beyond chance if the row stood alone; not seen, neither. Intervals cover 90 %, and know that "
+    "requests of one level depend on each other."
+)
+PREDICTED = "*: from the model's architecture and the GPU's data sheet, because no GPU was measured."
+MEMORY = (
+    "vLLM holds its GPU memory from the start, whatever the load. Without load: weights, activations and "
+    "CUDA graphs. In use at peak: that, and the KV cache of the fullest level."
+)
+
+
+def show(found: Comparison, *, form: str, folder: Path | None, console: Console | None = None) -> None:
+    """Prints it. folder: where the reports went, if anywhere."""
+    out = console or report.Output()
+    if form == "json":
+        out.print(_json(found), soft_wrap=True, markup=False, end="")
+    elif form == "markdown":
+        out.print(markdown(found), soft_wrap=True, markup=False, end="")
+    else:
+        _show_text(out, found)
+        if folder is not None:
+            out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
+
+
+def write(found: Comparison, *, folder: Path) -> None:
+    """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.replace_file(folder / JSON_FILE, _json(found))
+        report.replace_file(folder / MARKDOWN_FILE, markdown(found))
+        report.replace_file(folder / HTML_FILE, html(found))
+    except OSError as problem:
+        raise InputError(
+            f"{folder} cannot be written to ({problem.strerror}): name another --output."
+        ) from None
+
+
+def _json(found: Comparison) -> str:
+    return msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n"
+
+
+# Words that every form shares.
+
+
+def headline(found: Comparison) -> str:
+    """What each holds, in one line."""
+    return "; ".join(
+        f"{name}: {report.headline(answer).lower() if answer.refused else report.headline(answer)}"
+        for name, answer in zip(found.names, found.answers, strict=True)
+    )
+
+
+def summary(found: Comparison) -> list[str]:
+    """Sentences: which holds more and whether that is real, and what limits each."""
+    a, b = found.names
+    rows = [row for row in found.rows if row.figure == "max_users"]
+    said = [_capacity_sentence(row, a, b) for row in rows if row.different is not None]
+    limits = [_limit(answer) for answer in found.answers if not answer.refused]
+    if len(limits) == 2 and limits[0] == limits[1]:
+        return [*said, f"Both are limited by {limits[0]}."]
+    names = [name for name, answer in zip(found.names, found.answers, strict=True) if not answer.refused]
+    return said + [f"{name} is limited by {what}." for name, what in zip(names, limits, strict=True)]
+
+
+def _limit(answer: ModelAnswer) -> str:
+    return "nothing yet" if answer.at_least else f"the {WALL_NAMES[answer.binding]} wall"
+
+
+def _capacity_sentence(row: Row, a: str, b: str) -> str:
+    if row.different == "not_seen" or row.different is None:
+        return "That one holds more users than the other is not seen in these runs."
+    low, high = row.ratio_interval or (None, None)
+    more = b if (low or 0.0) > 1.0 else a
+    sure = "" if row.different == "yes" else ", though one such row in ten is chance"
+    return f"{more} holds more users{_span(low, high, more == b)}{sure}."
+
+
+def _span(low: float | None, high: float | None, direct: bool) -> str:
+    """`low` and `high` bound b / a; of the one that holds more, how many times as many."""
+    ends = (low, high) if direct else (1.0 / high if high else None, 1.0 / low if low else None)
+    if ends[0] is None:
+        return ""
+    return (
+        f": {ends[0]:.2f} to {ends[1]:.2f} times as many"
+        if ends[1]
+        else f": at least {ends[0]:.2f} times as many"
+    )
+
+
+def row_cells(found: Comparison, row: Row) -> list[str]:
+    """Figure, a, b, b against a, real."""
+    sides = zip((row.a, row.b), found.answers, strict=True)
+    return [
+        name_of(row),
+        *[_value(row.figure, side, answer) for side, answer in sides],
+        _ratio(row),
+        DIFFERENT[row.different],
+    ]
+
+
+def _value(figure: FigureName, side: Side, answer: ModelAnswer) -> str:
+    if side.value is None:
+        return NONE
+    if figure == "max_users" and not side.at_least:
+        return f"{answer.max_users} ({_spread(figure, side)})"
+    text = f"at least {side.value:.0f}" if side.at_least else _plain(figure, side.value)
+    if side.interval is not None and not side.at_least:
+        text += f" ({_spread(figure, side)})"
+    return text + "*" * side.predicted
+
+
+def _spread(figure: FigureName, side: Side) -> str:
+    assert side.interval is not None
+    low, high = side.interval
+    unit = UNITS[figure][1]
+    ends = f"{unit(low)} to {unit(high)}" if high is not None else f"{unit(low)} or more"
+    return f"limit {ends}" if figure == "max_users" else ends
+
+
+def _plain(figure: FigureName, value: float) -> str:
+    unit, number = UNITS[figure]
+    return f"{number(value)} {unit}".strip()
+
+
+def _milliseconds(value: float) -> str:
+    return f"{1e3 * value:,.0f}" if value >= 0.0995 else f"{1e3 * value:.1f}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"
+
+
+UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
+    "max_users": ("", lambda value: f"{value:.1f}"),
+    "memory_users": ("", lambda value: f"{value:.1f}"),
+    "ttft_p50_s": ("ms", _milliseconds),
+    "ttft_p95_s": ("ms", _milliseconds),
+    "decode_tok_s": ("tok/s", _count),
+    "tpot_p95_s": ("ms", _milliseconds),
+    "output_tok_s": ("tok/s", _count),
+    "kv_tokens_per_user": ("tokens", lambda value: f"{value:,.0f}"),
+    "kv_bytes_per_user": ("MiB", lambda value: f"{value / 2**20:,.3g}"),
+    "kv_bytes_per_token": ("KiB", lambda value: f"{value / 1024:,.0f}"),
+    "kv_pool_tokens": ("tokens", lambda value: f"{value:,.0f}"),
+    "vram_no_load_bytes": ("GiB", lambda value: f"{value / GIB:.2f}"),
+    "vram_at_peak_bytes": ("GiB", lambda value: f"{value / GIB:.2f}"),
+    "vram_held_bytes": ("GiB", lambda value: f"{value / GIB:.2f}"),
+    "max_model_len": ("tokens", lambda value: f"{value:,.0f}"),
+}
+
+
+def _ratio(row: Row) -> str:
+    """b against a, in per cent, or in times from a factor of two."""
+    if row.ratio is None or row.different == "equal":
+        return NONE
+    if row.ratio_interval is None:
+        return _change(row.ratio)
+    low, high = (NONE if end is None else _change(end) for end in row.ratio_interval)
+    return f"{_change(row.ratio)} ({low} to {high})"
+
+
+def _change(ratio: float) -> str:
+    percent = 100 * (ratio - 1)
+    if not -50 < percent < 100:
+        return f"x {ratio:.2g}"
+    return f"{round(percent, 1) + 0.0:+.1f} %" if abs(percent) < 9.95 else f"{percent:+.0f} %"
+
+
+def level_rows(found: Comparison) -> list[list[str]]:
+    """Users, then TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, at every common level."""
+    rows = []
+    for users in found.common_levels:
+        sides = [
+            next(level for level in answer.levels if level.users == users and level.trusted)
+            for answer in found.answers
+        ]
+        times = [
+            *(level.ttft_s.p50 for level in sides),
+            *(level.ttft_s.p95 for level in sides),
+            *(level.tpot_s.p95 for level in sides),
+        ]
+        cells = [NONE if value is None else _milliseconds(value) for value in times]
+        rows.append([str(users), *cells, *(f"{level.output_tok_s:,.0f}" for level in sides)])
+    return rows
+
+
+def level_head(found: Comparison) -> list[str]:
+    """Of `level_rows`."""
+    names = ("TTFT p50 ms", "TTFT p95 ms", "TPOT p95 ms", "tokens/s")
+    return ["users", *[f"{name}, {side}" for name in names for side in ("A", "B")]]
+
+
+def notes(found: Comparison) -> list[str]:
+    """How to read the table."""
+    said = [READING]
+    if any(row.figure == "vram_held_bytes" for row in found.rows):
+        said.append(MEMORY)
+    if any(side.predicted and side.value is not None for row in found.rows for side in (row.a, row.b)):
+        said.append(PREDICTED)
+    return said
+
+
+def simulated(found: Comparison) -> str:
+    """Empty when both were real servers."""
+    presets = [answer.simulated for answer in found.answers if answer.simulated]
+    if not presets:
+        return ""
+    listing = " and ".join(dict.fromkeys(presets))
+    return f"Measured on Seatcount's simulated server ({listing}), not on hardware."
+
+
+# The gate.
+
+
+def criterion_line(judged: Judged) -> str:
+    """One criterion in one line: verdict, name, what was seen."""
+    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _seen(judged)}"
+
+
+def _seen(judged: Judged) -> str:
+    if judged.verdict == "worse":
+        found = max(
+            (one for one in judged.checks if one.verdict == "worse"), key=lambda one: one.at_least or 0.0
+        )
+        return f"{_check(judged.figure, found)}, at least {_worse(judged.figure, found.at_least or 1.0)}."
+    text = "; ".join(_check(judged.figure, one) for one in judged.checks[-1:])
+    others = [one for one in judged.checks[:-1] if one.verdict == "ok"]
+    if others:
+        text += f" (also at {', '.join(str(one.users) for one in others)})"
+    unsure = [str(one.users) for one in judged.checks if one.verdict == "unclear"]
+    return text + (f". Too few requests to tell at {', '.join(unsure)} users." if unsure else ".")
+
+
+def _check(figure: FigureName, one: Check) -> str:
+    assert one.run is not None
+    assert one.baseline is not None
+    at = f"at {one.users} users " if one.users is not None else ""
+    most = "" if one.at_most is None or one.verdict == "worse" else f", at most {_worse(figure, one.at_most)}"
+    return f"{at}{_plain(figure, one.run)}, baseline {_plain(figure, one.baseline)}{most}"
+
+
+def _worse(figure: FigureName, factor: float) -> str:
+    """Of a factor: 1.25 is 25 % more of what should be little, 20 % less of what should be much."""
+    factor = max(factor, 1.0)
+    if figure in MORE_IS_BETTER:
+        return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
+    return f"{100 * (factor - 1.0):.0f} % more" if factor < 2.0 else f"{factor:.1f} times as much"
+
+
+def gate_rule(gate: Gate) -> str:
+    """What the verdict means."""
+    return (
+        f"Worse: surely by more than {100 * gate.tolerance:g} %. Two equal deployments are called worse at "
+        f"most {100 * gate.false_alarms:g} times in 100, all checks together."
+    )
+
+
+# Forms.
+
+
+def markdown(found: Comparison) -> str:
+    """The report as Markdown."""
+    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{headline(found)}.", ""]
+    if found.gate is not None:
+        parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
+        parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
+    parts += [" ".join(filter(None, [*summary(found), simulated(found)])), ""]
+    parts += report.grid(_head(found), [row_cells(found, row) for row in found.rows])
+    parts += [f"{note}\n" for note in notes(found)]
+    if found.common_levels:
+        parts += ["## Every common level", "", *report.grid(level_head(found), level_rows(found))]
+    if found.differs:
+        rows = [(one.name, one.a, one.b) for one in found.differs]
+        parts += ["## What differs between the runs", "", *report.grid(("", *found.names), rows)]
+    if found.warnings:
+        parts += ["## Warnings", "", *[f"- {warning}" for warning in found.warnings], ""]
+    return "\n".join([*parts, f"Made {report.day(found.generated_unix_s)}."]) + "\n"
+
+
+def _head(found: Comparison) -> list[str]:
+    return ["figure", found.names[0], found.names[1], "B against A", "real"]
+
+
+def html(found: Comparison) -> str:
+    """One self-contained page."""
+    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+
+    return report.page(
+        "compare.html.j2",
+        found=found,
+        generated=report.day(found.generated_unix_s),
+        headlines=[report.headline(answer) for answer in found.answers],
+        certainties=[report.certainty(answer, confidence=found.confidence) for answer in found.answers],
+        summary=summary(found),
+        simulated=simulated(found),
+        gate=found.gate
+        and {
+            "verdict": VERDICTS[found.gate.verdict],
+            "lines": [(one.verdict, criterion_line(one)[8:]) for one in found.gate.criteria],
+            "rule": gate_rule(found.gate),
+        },
+        head=_head(found),
+        rows=[(row, row_cells(found, row)) for row in found.rows],
+        notes=notes(found),
+        level_head=level_head(found),
+        levels=level_rows(found),
+        objectives=report.objectives(found.slo),
+        figures={name: Markup(text) for name, text in plots.comparison_figures(found).items()},
+    )
+
+
+def _show_text(out: Console, found: Comparison) -> None:
+    if found.gate is not None:
+        for one in found.gate.criteria:
+            out.print(criterion_line(one), soft_wrap=True, markup=False)
+        out.print(f"{VERDICTS[found.gate.verdict]} {gate_rule(found.gate)}", soft_wrap=True, markup=False)
+        if found.gate.verdict == "unclear":
+            report.show_list(out, "Warnings", found.warnings)
+        return
+    out.print()
+    out.print(headline(found), style="bold", soft_wrap=True, markup=False)
+    report.say(out, " ".join(filter(None, [*summary(found), simulated(found)])))
+    out.print(_table(_head(found), [row_cells(found, row) for row in found.rows]))
+    for note in notes(found):
+        report.say(out, note, style="dim")
+    report.show_list(out, "Warnings", found.warnings)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,155 @@
+"""Ratios of what two independent runs measured, with intervals that know that samples of one level depend on
+each other. Knows no runs and no files."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from analysis.stats import EFFECTIVE_FOR_P95, Clock, Floats, design_effect
+
+Bounds = Callable[[float], tuple[float, float]]
+"""One-sided error -> lower and upper bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Quantity:
+    """A positive figure. A fact has itself for bounds."""
+
+    value: float
+    bounds: Bounds
+
+
+def fact(value: float) -> Quantity:
+    """What is known and not estimated."""
+    return Quantity(value=value, bounds=lambda _: (value, value))
+
+
+def estimate(value: float, *, se: float, freedom: float) -> Quantity:
+    """A mean of batches: Student's t around it, never below 0. freedom: its degrees of freedom."""
+
+    def bounds(error: float) -> tuple[float, float]:
+        reach = float(stats.t.isf(error, freedom)) * se
+        return max(value - reach, 0.0), value + reach
+
+    return Quantity(value=value, bounds=bounds)
+
+
+def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
+    """Bounds on b / a from the bounds of each: the method of variance estimates recovery, in logarithms.
+
+    G. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27
+    (2008) 1693. It keeps intervals that are not symmetric, as those of a capacity are, and open ends open.
+    """
+
+    def bounds(error: float) -> tuple[float, float]:
+        (a_below, a_above), (b_below, b_above) = _reach(a, error), _reach(b, error)
+        middle = math.log(b.value / a.value)
+        up = middle + math.hypot(b_above, a_below)
+        return math.exp(middle - math.hypot(b_below, a_above)), math.exp(up) if math.isfinite(
+            up
+        ) else math.inf
+
+    return bounds
+
+
+def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
+    """ln of how far the bounds lie below and above the value; infinite where open."""
+    low, high = quantity.bounds(error)
+    below = math.log(quantity.value / low) if low > 0 else math.inf
+    return max(below, 0.0), max(math.log(high / quantity.value), 0.0) if math.isfinite(high) else math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Series:
+    """One level's values in the order of time, shape (n,) each."""
+
+    values: Floats
+    at_unix_s: Floats
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """All that one side measured at one number of users: one series a level."""
+
+    series: Sequence[Series]
+
+    @property
+    def values(self) -> Floats:
+        """Shape (n,)."""
+        return np.concatenate([one.values for one in self.series])
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of a variance from batch means."""
+        return sum(one.clock.batches - 1 for one in self.series)
+
+    def effective(self, threshold: float) -> float:
+        """How many independent requests the share above a threshold is worth."""
+        return sum(
+            len(one.values)
+            / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.clock)
+            for one in self.series
+        )
+
+
+def quantile(sample: Sample, share: float) -> Quantity | None:
+    """The `share` quantile with Woodruff's interval; None where too few effective samples carry it."""
+    tail = 1.0 - share
+    values = sample.values
+    if len(values) < 2:
+        return None
+    value = float(np.quantile(values, share))
+    effective = sample.effective(value)
+    if effective < _fewest(share) or value <= 0.0:
+        return None
+
+    def bounds(error: float) -> tuple[float, float]:
+        reach = float(stats.t.isf(error, sample.freedom)) * math.sqrt(share * tail / effective)
+        low = float(np.quantile(values, max(share - reach, 0.0)))
+        return low, float(np.quantile(values, share + reach)) if reach < tail else math.inf
+
+    return Quantity(value=value, bounds=bounds)
+
+
+def _fewest(share: float) -> float:
+    """Three expected values beyond the quantile, which is about what a p95 asks (59)."""
+    return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
+
+
+def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
+    """Bounds on the ratio of two quantiles, b over a, by inverting a test of shares.
+
+    Were b's quantile r times a's, the share of b above r q_a would be 1 - share. The lower bound is the least
+    r for which the share seen is not significantly more, by Student's t with batch-means variances of both
+    sides; the upper bound is the same with the sides changed. Unlike an interval of each side, which ends
+    where the sample does, this sees a whole distribution move.
+    """
+    return lambda error: (
+        _least_ratio(a, b, share, error),
+        1.0 / max(_least_ratio(b, a, share, error), 1e-300),
+    )
+
+
+def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
+    """0 where even every value of b above would prove nothing."""
+    tail = 1.0 - share
+    at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
+    own = tail * share / a.effective(at_a)
+    effective = b.effective(at_b)
+
+    def proves(seen: float) -> bool:
+        other = seen * (1.0 - seen) / effective
+        freedom = (own + other) ** 2 / (own**2 / a.freedom + other**2 / b.freedom)
+        return seen - tail > float(stats.t.isf(error, freedom)) * math.sqrt(own + other)
+
+    if not proves(1.0):
+        return 0.0
+    low, high = tail, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return float(np.quantile(b.values, 1.0 - high)) / at_a

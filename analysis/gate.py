@@ -1,0 +1,119 @@
+"""Has the second run got worse than its baseline, beyond noise? Knows no files."""
+
+import math
+from collections.abc import Sequence
+
+from analysis.comparison import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
+from analysis.contrast import Bounds, Quantity, fact, ratio_bounds
+from analysis.side import Contrast, Deployment, at_level, capacity_of, common_levels
+from analysis.stats import finite_or_none
+
+FALSE_ALARMS = 0.05
+TOLERANCE = 0.05
+BLIND = 1.5
+"""A check that cannot exclude that the run got this many times worse does not say that it is well."""
+WELL = 0.05
+"""One-sided error of saying so."""
+AT_LEVELS: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
+
+
+def gate_of(
+    baseline: Deployment, run: Deployment, *, tolerance: float = TOLERANCE, false_alarms: float = FALSE_ALARMS
+) -> Gate:
+    """Judges capacity, and at each common level that the baseline holds TTFT p95, TPOT p95 and throughput.
+
+    Each of the four may err with a quarter of `false_alarms`, each of its levels with an equal part of that
+    (Bonferroni). A check is worse when it is sure of more than `tolerance`, and ok when it is 95 % sure of
+    less than BLIND times. The gate fails where one criterion is worse; it says nothing where one is unclear.
+    """
+    levels, share = _levels(baseline, run), false_alarms / (1 + len(AT_LEVELS))
+    criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]
+    for figure in AT_LEVELS:
+        contrasts = [at_level(figure, baseline, run, users) for users in levels]
+        checks = [
+            _check(
+                one.a,
+                one.b,
+                one,
+                error=share / len(levels),
+                tolerance=_let_pass(one, baseline, run, tolerance),
+            )
+            for one in contrasts
+            if one.a is not None and one.b is not None
+        ]
+        criteria.append(_judged(figure, checks))
+    verdicts = {one.verdict for one in criteria}
+    verdict: Verdict = "worse" if "worse" in verdicts else "unclear" if "unclear" in verdicts else "ok"
+    return Gate(verdict=verdict, tolerance=tolerance, false_alarms=false_alarms, criteria=criteria)
+
+
+def _levels(baseline: Deployment, run: Deployment) -> list[int]:
+    """Beyond the baseline's wall latencies are noise, and nobody deploys there."""
+    held = baseline.answer.max_users
+    return [users for users in common_levels(baseline, run) if held is None or users <= held]
+
+
+def _let_pass(one: Contrast, baseline: Deployment, run: Deployment, tolerance: float) -> float:
+    """A TTFT may also differ by what the load generator's own stamps are good to."""
+    if one.figure != "ttft_p95_s" or one.a is None or one.users is None:
+        return tolerance
+    lags = [level.lag_s for side in (baseline, run) for level in side.at(one.users)]
+    return tolerance + max((lag for lag in lags if not math.isnan(lag)), default=0.0) / one.a.value
+
+
+def _capacity(baseline: Deployment, run: Deployment, *, error: float, tolerance: float) -> Judged:
+    ours, theirs = capacity_of(baseline), capacity_of(run)
+    if ours is None or theirs is None:
+        reasons = (baseline if ours is None else run).judgement.reasons
+        return Judged(figure="max_users", verdict="unclear", checks=[], why=" ".join(reasons))
+    if baseline.answer.at_least:
+        ours = fact(ours.value)  # it is not known to hold more, so the run need not
+    one = Contrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
+    found = _check(ours, theirs, one, error=error, tolerance=tolerance)
+    why = ""
+    if found.verdict == "unclear":
+        why = "The run met no wall: measure it at more users." if run.answer.at_least else TOO_WIDE
+    return Judged(figure="max_users", verdict=found.verdict, checks=[found], why=why)
+
+
+TOO_WIDE = (
+    "The intervals are too wide for a verdict: hold levels for longer, or run more of them near the wall."
+)
+NO_LEVEL = (
+    "No level is trusted in both runs, held by the baseline, and long enough: run both at the same levels."
+)
+
+
+def _check(ours: Quantity, theirs: Quantity, one: Contrast, *, error: float, tolerance: float) -> Check:
+    """one: has bounds on theirs / ours."""
+    assert one.bounds is not None
+    turned = one.figure in MORE_IS_BETTER
+    worse_by = _inverse(one.bounds) if turned else one.bounds
+    ratio = theirs.value / ours.value
+    at_least, at_most = worse_by(error)[0], worse_by(WELL)[1]
+    verdict: Verdict = "worse" if at_least > 1.0 + tolerance else "ok" if at_most < BLIND else "unclear"
+    return Check(
+        users=one.users,
+        baseline=ours.value,
+        run=theirs.value,
+        worse_by=1.0 / ratio if turned else ratio,
+        at_least=at_least,
+        at_most=finite_or_none(at_most),
+        verdict=verdict,
+    )
+
+
+def _inverse(bounds: Bounds) -> Bounds:
+    def turned(error: float) -> tuple[float, float]:
+        low, high = bounds(error)
+        return 1.0 / high, 1.0 / low if low > 0 else math.inf
+
+    return turned
+
+
+def _judged(figure: FigureName, checks: Sequence[Check]) -> Judged:
+    """Worse where one level is; ok where one level at least is, and none is worse."""
+    verdicts = {check.verdict for check in checks}
+    verdict: Verdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
+    why = "" if verdict != "unclear" else TOO_WIDE if checks else NO_LEVEL
+    return Judged(figure=figure, verdict=verdict, checks=list(checks), why=why)

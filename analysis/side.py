@@ -1,0 +1,264 @@
+"""The figures of one side of a comparison, and one figure of two sides with bounds on its ratio."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis import metrics
+from analysis.answer import ModelAnswer
+from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
+from analysis.comparison import FigureName
+from analysis.contrast import (
+    Bounds,
+    Quantity,
+    Sample,
+    Series,
+    estimate,
+    fact,
+    quantile,
+    quantile_ratio_bounds,
+    ratio_bounds,
+)
+from analysis.levels import Level, ended_inside, tpot_of
+from analysis.load import Floats, Ints, Requests, Run
+from analysis.memory import Pairs
+from loadtest.record import RunInfo, Slo
+from loadtest.simulator.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Deployment:
+    """One side: runs that may be pooled, judged, and what the preset says where a server was simulated."""
+
+    name: str
+    judgement: Judgement
+    answer: ModelAnswer
+    preset: Preset | None
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        return self.judgement.evidence.runs
+
+    @property
+    def info(self) -> RunInfo:
+        return self.runs[-1].info
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return self.judgement.evidence.levels
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.judgement.reasons)
+
+    def at(self, users: int) -> list[Level]:
+        """Trusted levels of so many users."""
+        return [level for level in self.levels if level.trusted and level.users == users]
+
+
+def deployment_of(
+    runs: Sequence[Run], *, name: str, slo: Slo, on_step: Callable[[int], None] = lambda _: None
+) -> Deployment:
+    """Judges one side's runs, which may be pooled."""
+    judgement = judge(runs, slo=slo, on_step=on_step)
+    preset = _preset_of(runs[-1].info)
+    answer = answer_of(judgement, bytes_per_token=_bytes_per_token(runs[-1].info, preset))
+    return Deployment(name=name, judgement=judgement, answer=answer, preset=preset)
+
+
+def _preset_of(info: RunInfo) -> Preset | None:
+    """What the embedded server simulates, with the memory share that it was started with."""
+    preset = PRESETS.get(info.server.simulated or "")
+    share = info.server.gpu_memory_utilization
+    return replace(preset, gpu_memory_utilization=share) if preset and share else preset
+
+
+def _bytes_per_token(info: RunInfo, preset: Preset | None) -> int | None:
+    if info.server.kv_bytes_per_token is None and preset is not None:
+        return preset.pool().kv_bytes_per_token
+    return info.server.kv_bytes_per_token
+
+
+def common_levels(a: Deployment, b: Deployment) -> list[int]:
+    """Users at which both have a trusted level, rising."""
+    return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
+
+
+def _latencies(side: Deployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
+    """One value a successful request that ended in the windows of these levels; None where there are none."""
+    by_run = {run.info.run_id: run.requests for run in side.runs}
+    found = []
+    for level in side.at(users):
+        rows = by_run[level.run_id]
+        values = of(rows)
+        kept = rows.ok & ended_inside(rows, level.clock) & ~np.isnan(values)
+        if kept.sum() >= 2:
+            found.append(Series(values=values[kept], at_unix_s=rows.end_unix_s[kept], clock=level.clock))
+    return Sample(series=found) if found else None
+
+
+def _ttft(rows: Requests) -> Floats:
+    return metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
+
+
+def _decode(rows: Requests) -> Floats:
+    return metrics.decode_tok_s(tpot_of(rows))
+
+
+def throughput(side: Deployment, users: int) -> Quantity | None:
+    """Mean over the levels of so many users, weighted by their windows."""
+    levels = side.at(users)
+    window_s = sum(level.clock.window_s for level in levels)
+    if not levels or not all(level.output_tok_s > 0 for level in levels):
+        return None
+    weights = [level.clock.window_s / window_s for level in levels]
+    pairs = list(zip(weights, levels, strict=True))
+    return estimate(
+        sum(weight * level.output_tok_s for weight, level in pairs),
+        se=math.hypot(*(weight * level.output_tok_se for weight, level in pairs)),
+        freedom=sum(level.clock.batches - 1 for level in levels),
+    )
+
+
+def capacity_of(side: Deployment) -> Quantity | None:
+    """Users at which the first wall stands; where none was met, the highest trusted level, open above."""
+    if side.refused:
+        return None
+    evidence, stands = side.judgement.evidence, side.judgement.stands
+    head = head_of(evidence, stands, confidence=CONFIDENCE)
+    value = head.interval_x[0] if head.estimate_x is None and head.interval_x else head.estimate_x
+    if not value:
+        return None
+
+    def bounds(error: float) -> tuple[float, float]:
+        interval = head_of(evidence, stands, confidence=1.0 - 2.0 * error).interval_x
+        assert interval is not None
+        return interval[0], math.inf if interval[1] is None else interval[1]
+
+    return Quantity(value=value, bounds=bounds)
+
+
+def memory_users(side: Deployment) -> Quantity | None:
+    """Users at which the KV cache alone would bind."""
+    stands = [] if side.refused else [one for one in side.judgement.stands if one.name == "kv_cache"]
+    return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
+
+
+def kv_tokens(side: Deployment) -> Quantity | None:
+    """KV tokens that a request in flight holds, whole blocks, mean over its steps: a ratio estimate over
+    requests, those of one conversation together."""
+    pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
+    if pairs is None or pool is None:
+        return None
+    held, steps = held_tokens(pairs, block_tokens=pool.block_tokens)
+    mean = float(held.sum() / steps.sum())
+    off = np.bincount(pairs.conversation, weights=held - mean * steps)
+    se = math.sqrt(float(off @ off)) / float(steps.sum())
+    return estimate(mean + pairs.shared_prefix, se=se, freedom=len(off) - 1)
+
+
+def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
+    """Tokens in whole blocks summed over the steps of each request, and its steps, shape (n,) each."""
+    shared = pairs.shared_prefix // block_tokens * block_tokens
+    prompt = np.maximum(pairs.prompt - shared, 1)
+
+    def blocks_up_to(length: Ints) -> Floats:
+        whole, rest = np.divmod(length, block_tokens)
+        return np.asarray(block_tokens * whole * (whole + 1) / 2 + rest * (whole + 1))
+
+    blocks = blocks_up_to(prompt + pairs.output - 1) - blocks_up_to(prompt - 1)
+    return block_tokens * blocks, pairs.output.astype(np.float64)
+
+
+def scaled(quantity: Quantity | None, factor: float | None) -> Quantity | None:
+    if quantity is None or factor is None:
+        return None
+
+    def bounds(error: float) -> tuple[float, float]:
+        low, high = quantity.bounds(error)
+        return low * factor, high * factor
+
+    return Quantity(value=quantity.value * factor, bounds=bounds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vram:
+    """Bytes on the GPU. vLLM takes `held` at its start; `no_load` is that without the KV cache."""
+
+    held: float | None
+    no_load: float | None
+    at_peak: float | None
+    """`no_load`, and the KV cache that the fullest trusted level used."""
+    predicted: bool = False
+
+
+def vram_of(side: Deployment) -> Vram:
+    """As the driver says; of an embedded server, as its preset's arithmetic says."""
+    if side.preset is not None:
+        return _predicted_vram(side, side.preset)
+    seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]
+    base = side.answer.memory.vram_base_bytes
+    return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
+
+
+def _predicted_vram(side: Deployment, preset: Preset) -> Vram:
+    pool, server = preset.pool(), side.info.server
+    base = pool.weights_bytes + pool.activation_bytes + pool.cuda_graphs_bytes + pool.non_torch_bytes
+    blocks, size = server.num_gpu_blocks or pool.num_gpu_blocks, server.block_size or pool.block_size
+    held = base + blocks * size * pool.kv_bytes_per_token
+    return Vram(held=held, no_load=base, at_peak=_at_peak(side, base), predicted=True)
+
+
+def _at_peak(side: Deployment, base: int | None) -> float | None:
+    memory = side.answer.memory
+    usage = [level.kv_usage for level in side.levels if level.trusted and not math.isnan(level.kv_usage)]
+    if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
+        return None
+    return base + max(usage) * memory.pool_tokens * memory.bytes_per_token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Contrast:
+    """One figure of two sides. `bounds` are those of b / a; None: two facts."""
+
+    figure: FigureName
+    users: int | None = None
+    a: Quantity | None
+    b: Quantity | None
+    bounds: Bounds | None = None
+    predicted: bool = False
+
+
+def of_estimates(
+    figure: FigureName, a: Deployment, b: Deployment, of: Callable[[Deployment], Quantity | None]
+) -> Contrast:
+    ours, theirs = of(a), of(b)
+    bounds = ratio_bounds(ours, theirs) if ours and theirs else None
+    return Contrast(figure=figure, a=ours, b=theirs, bounds=bounds)
+
+
+def of_facts(figure: FigureName, values: Sequence[float | None]) -> Contrast:
+    ours, theirs = (fact(value) if value else None for value in values)
+    return Contrast(figure=figure, a=ours, b=theirs)
+
+
+def at_level(figure: FigureName, a: Deployment, b: Deployment, users: int) -> Contrast:
+    """A figure of both at one number of users."""
+    if figure == "output_tok_s":
+        return replace(of_estimates(figure, a, b, lambda side: throughput(side, users)), users=users)
+    of, share = _QUANTILES[figure]
+    ours, theirs = _latencies(a, users, of), _latencies(b, users, of)
+    one, other = (quantile(sample, share) if sample else None for sample in (ours, theirs))
+    known = ours and theirs and one and other
+    bounds = quantile_ratio_bounds(ours, theirs, share) if known and ours and theirs else None
+    return Contrast(figure=figure, users=users, a=one, b=other, bounds=bounds)
+
+
+_QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {
+    "ttft_p50_s": (_ttft, 0.5),
+    "ttft_p95_s": (_ttft, 0.95),
+    "decode_tok_s": (_decode, 0.5),
+    "tpot_p95_s": (tpot_of, 0.95),
+}
