@@ -505,8 +505,8 @@ def _halved(service: Service) -> Service:
 
 
 def _two_replicas(lab: Lab, calibration: Calibration) -> None:
-    """The two share two cores with router and client, so their speed is not the calibrated one: times are those
-    of a twin at the run's speed, and what is checked is routing, KV usage, preemptions and queues."""
+    """The two share two cores with router and client, so their speed is not the calibrated one: times are
+    those of a twin at the run's speed. Checked are routing, KV usage, preemptions and queues."""
     with ExitStack() as stack:
         urls = [stack.enter_context(lab.server(Server())) for _ in range(2)]
         watch = stack.enter_context(_watched(urls))
