@@ -31,7 +31,7 @@ from analysis.levels import Level, ended_inside, tpot_of
 from analysis.load import Ints, Requests, Run, find_runs, read_run
 from analysis.memory import pairs_of
 from analysis.twin import measured
-from analysis.virtual import Due, Played, Seen, Service, play, play_arrivals
+from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
 from loadtest.arrivals import read_trace
 from loadtest.exposition import read_samples
 from loadtest.record import ServerSample, Slo
@@ -158,7 +158,7 @@ def run() -> None:
     print(_terms(calibration), flush=True)
     for condition in CONDITIONS:
         _print_condition(condition, runs[condition.name], calibration.deployment, lab)
-    _what_ifs(lab, calibration)
+    _what_ifs(lab, replace(calibration.deployment, chatting=_people(runs["knee"])))
     _two_replicas(lab, calibration)
 
 
@@ -476,10 +476,15 @@ def _usage_at(played: Played, at_s: np.ndarray) -> np.ndarray:
 # Predicted first, then run.
 
 
-def _what_ifs(lab: Lab, calibration: Calibration) -> None:
+def _people(runs: Sequence[Run]) -> Chatting:
+    evidence, level = _closed(runs[0])
+    return chatting_of(evidence, [level])
+
+
+def _what_ifs(lab: Lab, fitted: Service) -> None:
     print("\nwhat if (predicted before the run)")
     for name, server, load, users in WHAT_IFS:
-        service = _at(calibration.deployment, server)
+        service = _at(fitted, server)
         if load is SHORT:
             service = _halved(service)
         side = _plateau(service, users)
