@@ -3,6 +3,7 @@ server, everything else to the first. Listens on 127.0.0.1."""
 
 import itertools
 import sys
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
@@ -13,9 +14,11 @@ FORWARDED = ("Content-Type", "X-Request-Id", "Authorization")
 def application(urls: list[str]) -> web.Application:
     turn = itertools.cycle(urls)
 
-    async def session(app: web.Application) -> None:
+    async def session(app: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0)
-        app["session"] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as app["session"]:
+            yield
 
     async def forward(request: web.Request) -> web.StreamResponse:
         url = next(turn) if request.path.endswith("/chat/completions") else urls[0]
@@ -34,7 +37,7 @@ def application(urls: list[str]) -> web.Application:
             return response
 
     app = web.Application(client_max_size=2**26)
-    app.on_startup.append(session)
+    app.cleanup_ctx.append(session)
     app.router.add_route("*", "/{path:.*}", forward)
     return app
 
