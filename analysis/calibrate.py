@@ -33,9 +33,9 @@ class CalibrationError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Calibration:
-    """A deployment fitted to levels, and as many others as the data would also allow."""
+    """A service fitted to levels, and as many others as the data would also allow."""
 
-    deployment: Service
+    service: Service
     draws: Sequence[Service]
     """Step times and lengths resampled in whole stretches of time and whole conversations."""
     fitted_users: Sequence[int]
@@ -87,7 +87,7 @@ def calibrate(
     fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
-    return Calibration(deployment=fitted, draws=draws, fitted_users=users, replicas=replicas)
+    return Calibration(service=fitted, draws=draws, fitted_users=users, replicas=replicas)
 
 
 def _is_calm(level: Level) -> bool:
@@ -353,16 +353,16 @@ def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], s
     return fitted
 
 
-def _beyond(deployment: Service, level: Level, evidence: Evidence, spread: _Spread) -> float:
+def _beyond(service: Service, level: Level, evidence: Evidence, spread: _Spread) -> float:
     played = play(
-        deployment,
+        service,
         level.users,
         requests=max(OVERHEAD_REQUESTS, 20 * level.users),
         replicas=spread.replicas,
         route=ROUTERS[spread.router](),
     )
     assert level.ttft.p50 is not None
-    engine_s = played.seen(evidence.slo).ttft_p50_s - deployment.overhead_at(level.users / spread.replicas)
+    engine_s = played.seen(evidence.slo).ttft_p50_s - service.overhead_at(level.users / spread.replicas)
     return level.ttft.p50 - engine_s
 
 

@@ -31,7 +31,7 @@ class Fleet:
 
 
 def fleet(
-    deployment: Service,
+    service: Service,
     draws: Sequence[Service],
     users: int,
     slo: Slo,
@@ -41,7 +41,7 @@ def fleet(
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
     """None where one replica does not hold one user."""
-    point = _of_alike(deployment, slo, router, on_probe, start=None)
+    point = _of_alike(service, slo, router, on_probe, start=None)
     if point is None:
         return None
     drawn = [_of_alike(draw, slo, router, on_probe, start=point.users) for draw in draws]
@@ -54,8 +54,8 @@ def fleet(
         spare=spare,
         per_replica_x=point.x / ALIKE,
         binding=point.wall,
-        usual=_at(deployment, users, replicas, slo, router),
-        after_loss=_at(deployment, users, replicas - spare, slo, router),
+        usual=_at(service, users, replicas, slo, router),
+        after_loss=_at(service, users, replicas - spare, slo, router),
     )
 
 
@@ -64,7 +64,7 @@ def _needed(users: int, per_replica_x: float) -> int:
 
 
 def _of_alike(
-    deployment: Service,
+    service: Service,
     slo: Slo,
     router: str,
     on_probe: Callable[[int], None],
@@ -72,11 +72,11 @@ def _of_alike(
     start: int | None,
 ) -> Limit | None:
     """Users that ALIKE replicas behind the router hold together."""
-    return limit(deployment, slo, start=start, replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe)
+    return limit(service, slo, start=start, replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe)
 
 
-def _at(deployment: Service, users: int, replicas: int, slo: Slo, router: str) -> Seen:
+def _at(service: Service, users: int, replicas: int, slo: Slo, router: str) -> Seen:
     played = min(replicas, ALIKE)
     share = max(round(users * played / replicas), 1)
     requests = max(FEWEST_REQUESTS, EACH * share)
-    return play(deployment, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)
+    return play(service, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)

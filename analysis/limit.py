@@ -1,4 +1,4 @@
-"""The true maximum of a deployment in virtual time: at how many users each wall is crossed.
+"""The true maximum of a service in virtual time: at how many users each wall is crossed.
 
 The definitions are those of the answer (docs/method.md), with long plateaus in place of measured levels.
 """
@@ -56,7 +56,7 @@ def _over(share: float, limit: float) -> float:
 
 
 def limit(
-    deployment: Service,
+    service: Service,
     slo: Slo,
     *,
     seed: int = 0,
@@ -85,12 +85,12 @@ def limit(
 
     def probe(users: int, wanted: int) -> Seen:
         routed = route() if route else None
-        return play(deployment, users, requests=wanted, seed=seed, replicas=replicas, route=routed).seen(slo)
+        return play(service, users, requests=wanted, seed=seed, replicas=replicas, route=routed).seen(slo)
 
     def worst(users: int) -> float:
         return max(margins(seen(users), slo).values())
 
-    low, high = _bracket(worst, max(start or replicas * half_full(deployment), 1))
+    low, high = _bracket(worst, max(start or replicas * half_full(service), 1))
     if low == 0:
         return None
     if high > MOST_USERS:

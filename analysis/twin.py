@@ -56,7 +56,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Twin:
-    """A fitted deployment and where it comes from."""
+    """A fitted service and where it comes from."""
 
     source: str
     calibration: Calibration
@@ -92,8 +92,8 @@ def ask(options: argparse.Namespace) -> TwinAnswer:
     with progress() as bar:
         twin = _from_preset(options) if options.preset else _from_run(options, bar)
         check = _check(twin, options.router, bar.task("checking", total=DRAWS_PLAYED + 1))
-        changes, change = changes_of(options, twin.calibration.deployment, twin.memory)
-        now = change(twin.calibration.deployment)
+        changes, change = changes_of(options, twin.calibration.service, twin.memory)
+        now = change(twin.calibration.service)
         draws = [change(one) for one in twin.calibration.draws[:DRAWS_PLAYED]]
         predictions = _predictions(options, twin, now, draws, changed=bool(changes), task=bar.task)
         found = _limit(options, twin, now, draws, bar.task("limit", total=DRAWS_PLAYED + 1))
@@ -182,13 +182,13 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     preset = find_preset(options.preset)
     engine = preset.engine_config()
     nothing = Chatting(conversations=[((512, 128),)], pauses_s=np.array([1e-3]))
-    deployment = Service(engine=engine, chatting=nothing)
+    service = Service(engine=engine, chatting=nothing)
     rng = np.random.default_rng(options.seed)
-    draws = [_other_speed(deployment, rng) for _ in range(PRESET_DRAWS)]
+    draws = [_other_speed(service, rng) for _ in range(PRESET_DRAWS)]
     slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
     return Twin(
         source=f"preset {preset.name}",
-        calibration=Calibration(deployment=deployment, draws=draws, fitted_users=()),
+        calibration=Calibration(service=service, draws=draws, fitted_users=()),
         slo=slo,
         memory=Memory(
             bytes_per_token=preset.pool().kv_bytes_per_token,
@@ -198,10 +198,10 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     )
 
 
-def _other_speed(deployment: Service, rng: np.random.Generator) -> Service:
-    engine = deployment.engine
+def _other_speed(service: Service, rng: np.random.Generator) -> Service:
+    engine = service.engine
     memory, compute = rng.uniform(*PRESET_BANDWIDTH), rng.uniform(*PRESET_FLOPS)
-    return deployment.with_engine(
+    return service.with_engine(
         step_base_s=engine.step_base_s * memory,
         step_per_seq_s=engine.step_per_seq_s * memory,
         step_per_kv_token_s=engine.step_per_kv_token_s * memory,
@@ -228,9 +228,9 @@ def _predictions(
         arrivals = _arrivals(options, now)
         advance = task("predicting", total=len(draws) + 1)
 
-        def open_loop(deployment: Service) -> Played:
+        def open_loop(service: Service) -> Played:
             advance(1)
-            return play_arrivals(deployment, arrivals, replicas=_replicas(options, twin), route=route())
+            return play_arrivals(service, arrivals, replicas=_replicas(options, twin), route=route())
 
         return [_prediction(0, open_loop, now, draws, twin.slo)]
     users = (
@@ -240,10 +240,10 @@ def _predictions(
     found = []
     for number in users:
 
-        def plateau(deployment: Service, number: int = number) -> Played:
+        def plateau(service: Service, number: int = number) -> Played:
             advance(1)
             return play(
-                deployment,
+                service,
                 number,
                 requests=max(1000, 30 * number),
                 replicas=_replicas(options, twin),
@@ -267,7 +267,7 @@ def _prediction(
     draws: Sequence[Service],
     slo: Slo,
 ) -> Prediction:
-    plays = [played(deployment).seen(slo) for deployment in (now, *draws)]
+    plays = [played(service).seen(slo) for service in (now, *draws)]
     columns = {name: [float(getattr(one, name)) for one in plays] for name in SHOWN}
     known = {name: column for name, column in columns.items() if not any(map(math.isnan, column))}
     return Prediction(
@@ -311,10 +311,10 @@ def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Predictio
     if level is None:
         return None
 
-    def plateau(deployment: Service) -> Played:
+    def plateau(service: Service) -> Played:
         advance(1)
         return play(
-            deployment,
+            service,
             level.users,
             requests=max(1500, 40 * level.users),
             replicas=calibration.replicas,
@@ -322,7 +322,7 @@ def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Predictio
         )
 
     prediction = _prediction(
-        level.users, plateau, calibration.deployment, calibration.draws[:DRAWS_PLAYED], twin.slo
+        level.users, plateau, calibration.service, calibration.draws[:DRAWS_PLAYED], twin.slo
     )
     return msgspec.structs.replace(prediction, measured=measured(level), held_out=True)
 
@@ -362,9 +362,9 @@ def _limit(
         return None
     route = ROUTERS[options.router]
 
-    def search(deployment: Service, start: int | None) -> Limit | None:
+    def search(service: Service, start: int | None) -> Limit | None:
         advance(1)
-        return limit(deployment, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
+        return limit(service, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
 
     point = search(now, None)
     if point is None:
@@ -444,7 +444,7 @@ def _engine_facts(engine: EngineConfig) -> dict[str, float | int | bool | None]:
 
 
 def _terms(calibration: Calibration) -> list[Term]:
-    now = calibration.deployment
+    now = calibration.service
     found = [
         Term(
             name=name,
@@ -465,7 +465,7 @@ def _warnings(twin: Twin, now: Service) -> list[str]:
         found.append(
             "No level was held out, because fewer than three were trusted: the twin's error is unknown."
         )
-    before = twin.calibration.deployment
+    before = twin.calibration.service
     other_lengths = now.chatting.conversations is not before.chatting.conversations
     if twin.levels and other_lengths and not now.engine.step_per_kv_token_s:
         found.append(

@@ -94,7 +94,7 @@ class Seen:
 class Played:
     """Virtual traffic and the window in which it is steady."""
 
-    deployment: Service
+    service: Service
     users: int
     traces: Sequence[Trace]
     window: tuple[float, float]
@@ -106,7 +106,7 @@ class Played:
 
 
 def play(
-    deployment: Service,
+    service: Service,
     users: int,
     *,
     requests: int | None = None,
@@ -119,11 +119,11 @@ def play(
     Each person has random numbers of their own, so that two plays of one seed have the same people.
     Deterministic by seed.
     """
-    crowd = _Crowd(deployment, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
+    crowd = _Crowd(service, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
     traces = simulate_replicas(
-        _replicas(deployment.engine, replicas, seed), crowd.first(), route=route or _only, on_end=crowd.again
+        _replicas(service.engine, replicas, seed), crowd.first(), route=route or _only, on_end=crowd.again
     )
-    return Played(deployment=deployment, users=users, traces=traces, window=crowd.window)
+    return Played(service=service, users=users, traces=traces, window=crowd.window)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +138,7 @@ class Due:
 
 
 def play_arrivals(
-    deployment: Service,
+    service: Service,
     arrivals: Sequence[Due],
     *,
     seed: int = 0,
@@ -146,11 +146,11 @@ def play_arrivals(
     route: Route | None = None,
 ) -> Played:
     """An open loop: requests of known lengths at known times. The window is from the first to the last."""
-    texts = _Texts(deployment)
+    texts = _Texts(service)
     timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
-    traces = simulate_replicas(_replicas(deployment.engine, replicas, seed), timed, route=route or _only)
+    traces = simulate_replicas(_replicas(service.engine, replicas, seed), timed, route=route or _only)
     ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
-    return Played(deployment=deployment, users=0, traces=traces, window=ends)
+    return Played(service=service, users=0, traces=traces, window=ends)
 
 
 def _replicas(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConfig]:
@@ -164,8 +164,8 @@ def _only(_: Request, __: Sequence[object]) -> int:
 class _Texts:
     """Requests whose blocks are named so that equal text has equal names."""
 
-    def __init__(self, deployment: Service) -> None:
-        engine, chatting = deployment.engine, deployment.chatting
+    def __init__(self, service: Service) -> None:
+        engine, chatting = service.engine, service.chatting
         self._block = engine.block_size
         self._shared = chatting.shared_prefix_tokens // self._block
         self._cached = engine.enable_prefix_caching
@@ -211,10 +211,10 @@ class _Texts:
 class _Crowd:
     """People who chat until so many requests were sent in all."""
 
-    def __init__(self, deployment: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
-        self._chatting = deployment.chatting
-        self._texts = _Texts(deployment)
-        self._overhead_s = deployment.overhead_at(users / replicas)
+    def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
+        self._chatting = service.chatting
+        self._texts = _Texts(service)
+        self._overhead_s = service.overhead_at(users / replicas)
         self._random = [random.Random(f"{seed}/{user}") for user in range(users)]
         self._chats = [0] * users  # conversations begun
         self._turns: list[Sequence[Turn]] = [()] * users
@@ -223,7 +223,7 @@ class _Crowd:
         self._ended = 0
         self._wanted = wanted
         self.window = (0.0, 0.0)
-        spread_s = float(np.mean(self._chatting.pauses_s)) + _life_s(deployment, users / replicas)
+        spread_s = float(np.mean(self._chatting.pauses_s)) + _life_s(service, users / replicas)
         self._starts = sorted(rng.uniform(0.0, spread_s) for rng in self._random)
 
     def first(self) -> Iterator[Arrival]:
@@ -254,11 +254,11 @@ class _Crowd:
         return request
 
 
-def _life_s(deployment: Service, users: float) -> float:
+def _life_s(service: Service, users: float) -> float:
     """About how long an answer takes with so many users: only to spread their starts."""
-    turns = [turn for turns in deployment.chatting.conversations[:200] for turn in turns]
+    turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
-    engine = deployment.engine
+    engine = service.engine
     sequences = min(users, engine.max_num_seqs)
     step_s = engine.step_base_s + sequences * (
         engine.step_per_seq_s
@@ -268,21 +268,21 @@ def _life_s(deployment: Service, users: float) -> float:
     return float(output * step_s)
 
 
-def half_full(deployment: Service) -> int:
+def half_full(service: Service) -> int:
     """About how many users' requests fill half of the pool, or of the seats: where a search may begin."""
-    turns = [turn for turns in deployment.chatting.conversations[:200] for turn in turns]
+    turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
-    engine, shared = deployment.engine, deployment.chatting.shared_prefix_tokens
+    engine, shared = service.engine, service.chatting.shared_prefix_tokens
     held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
     fit = min((engine.pool_tokens - shared) / held, engine.max_num_seqs) / 2
-    life_s = _life_s(deployment, fit)
-    active = life_s / (life_s + float(np.mean(deployment.chatting.pauses_s)))
+    life_s = _life_s(service, fit)
+    active = life_s / (life_s + float(np.mean(service.chatting.pauses_s)))
     return max(int(fit / active), 1)
 
 
 def _seen(played: Played, slo: Slo) -> Seen:
     begin_s, end_s = played.window
-    overhead_s = played.deployment.overhead_at(played.users / len(played.traces))
+    overhead_s = played.service.overhead_at(played.users / len(played.traces))
     inside = [
         [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
         for trace in played.traces
@@ -295,9 +295,7 @@ def _seen(played: Played, slo: Slo) -> Seen:
     ttft = first - arrival + overhead_s
     many = output > 1
     tpot = (last - first)[many] / (output[many] - 1)
-    gauges = [
-        _gauges(trace, played.deployment.engine.max_num_seqs, begin_s, end_s) for trace in played.traces
-    ]
+    gauges = [_gauges(trace, played.service.engine.max_num_seqs, begin_s, end_s) for trace in played.traces]
     usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
     itl = _gaps(played.traces, inside)
     window_s = max(end_s - begin_s, 1e-9)

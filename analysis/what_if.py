@@ -38,10 +38,10 @@ def changes_of(options: argparse.Namespace, now: Service, memory: Memory) -> tup
     steps += _pool_changes(options, now, memory)
     steps += _chatting_changes(options)
 
-    def change(deployment: Service) -> Service:
+    def change(service: Service) -> Service:
         for _, step in steps:
-            deployment = step(deployment)
-        return deployment
+            service = step(service)
+        return service
 
     return [words for words, _ in steps], change
 
@@ -89,16 +89,16 @@ def _blocks_at(utilization: float, now: Service, memory: Memory, block_bytes: fl
     return blocks + int((utilization - used) * vram / block_bytes)
 
 
-def _with_fp8(deployment: Service) -> Service:
-    engine = deployment.engine
-    faster = deployment.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
+def _with_fp8(service: Service) -> Service:
+    engine = service.engine
+    faster = service.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
     return _with_blocks(faster, 2 * engine.num_gpu_blocks)
 
 
-def _with_blocks(deployment: Service, blocks: int) -> Service:
-    engine = deployment.engine
+def _with_blocks(service: Service, blocks: int) -> Service:
+    engine = service.engine
     longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
-    return deployment.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
+    return service.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
 
 
 def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
@@ -127,14 +127,14 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
 
 
 def _with_lengths(
-    deployment: Service, prompt: Distribution | None, output: Distribution | None, seed: int
+    service: Service, prompt: Distribution | None, output: Distribution | None, seed: int
 ) -> Service:
     """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
     rng = random.Random(seed)
-    room = deployment.engine.max_model_len
-    chats = deployment.chatting.conversations
+    room = service.engine.max_model_len
+    chats = service.chatting.conversations
     drawn = [_drawn_turns(rng.choice(chats), prompt, output, room, rng) for _ in range(LENGTH_DRAWS)]
-    return replace(deployment, chatting=replace(deployment.chatting, conversations=drawn))
+    return replace(service, chatting=replace(service.chatting, conversations=drawn))
 
 
 def _drawn_turns(

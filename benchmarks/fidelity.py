@@ -157,8 +157,8 @@ def run() -> None:
     calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
     print(_terms(calibration), flush=True)
     for condition in CONDITIONS:
-        _print_condition(condition, runs[condition.name], calibration.deployment, lab)
-    _what_ifs(lab, replace(calibration.deployment, chatting=_people(runs["knee"])))
+        _print_condition(condition, runs[condition.name], calibration.service, lab)
+    _what_ifs(lab, replace(calibration.service, chatting=_people(runs["knee"])))
     _two_replicas(lab, calibration)
 
 
@@ -256,14 +256,14 @@ def _calibrated(repeated: Sequence[Sequence[Run]]) -> Calibration:
 
 
 def _terms(calibration: Calibration) -> str:
-    engine, deployment = calibration.deployment.engine, calibration.deployment
+    engine, service = calibration.service.engine, calibration.service
     return (
         f"calibrated: {1e3 * engine.step_base_s:.2f} ms a step, "
         f"{1e6 * engine.step_per_seq_s:.0f} us a sequence, "
         f"{1e9 * engine.step_per_kv_token_s:.0f} ns a KV token, "
         f"{1e6 * engine.prefill_per_token_s:.1f} us a prompt token, jitter {engine.jitter_cv:.2f}; "
-        f"between engine and client {1e3 * deployment.overhead_s:.1f} ms "
-        f"and {1e6 * deployment.overhead_per_user_s:.0f} us a user"
+        f"between engine and client {1e3 * service.overhead_s:.1f} ms "
+        f"and {1e6 * service.overhead_per_user_s:.0f} us a user"
     )
 
 
@@ -510,8 +510,8 @@ def _halved(service: Service) -> Service:
 
 
 def _two_replicas(lab: Lab, calibration: Calibration) -> None:
-    """The two share two cores with router and client, so neither their speed nor the way from engine to client
-    is the calibrated one: both come from the run. Checked are routing, KV usage, preemptions and queues."""
+    """The two share two cores with router and client, so neither their speed nor the way to the client is the
+    calibrated one: both come from the run. Checked are routing, KV usage, preemptions and queues."""
     with ExitStack() as stack:
         urls = [stack.enter_context(lab.server(Server())) for _ in range(2)]
         watch = stack.enter_context(_watched(urls))
@@ -521,7 +521,7 @@ def _two_replicas(lab: Lab, calibration: Calibration) -> None:
     clock = level.clock
     real = _closed_figures(run, level) | watch.means(clock.begin_unix_s, clock.end_unix_s)
     real["preempted_fraction"] = sum(watch.preemptions()) / len(run.requests)
-    service = replace(calibration.deployment, chatting=chatting_of(evidence, [level]))
+    service = replace(calibration.service, chatting=chatting_of(evidence, [level]))
     side = _both(service)
     faster = _both(_scaled(service, real, side))
     scaled = _both(_delayed(faster, real))
@@ -533,7 +533,7 @@ def _two_replicas(lab: Lab, calibration: Calibration) -> None:
 
 def _delayed(played: Played, real: Figures) -> Service:
     """With the way between engine and client that the run's median TTFT shows."""
-    service = played.deployment
+    service = played.service
     engine_s = played.seen(SLO).ttft_p50_s - service.overhead_at(played.users / len(played.traces))
     return replace(service, overhead_s=max(real["ttft_p50_s"] - engine_s, 0.0), overhead_per_user_s=0.0)
 

@@ -55,7 +55,7 @@ def people(prompt: int = 124, outputs: tuple[int, ...] = (40, 60, 90, 140, 200))
 
 
 def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: Calibration) -> None:
-    fitted = calibration.deployment.engine
+    fitted = calibration.service.engine
     for name in STEP_TERMS:
         true = getattr(TRUTH, name)
         assert getattr(fitted, name) == pytest.approx(true, rel=0.15), name
@@ -63,12 +63,12 @@ def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: Calib
         spread = max(draws) - min(draws)
         assert min(draws) - spread / 2 <= true <= max(draws) + spread / 2, name
     assert fitted.jitter_cv == pytest.approx(TRUTH.jitter_cv, rel=0.2)
-    assert calibration.deployment.overhead_s < 2e-4  # there is nothing between engine and client
+    assert calibration.service.overhead_s < 2e-4  # there is nothing between engine and client
 
 
 def test_a_level_that_was_held_out_is_predicted(calibration: Calibration, evidence: Evidence) -> None:
     (level,) = (level for level in evidence.levels if level.users == 16)
-    seen = play(calibration.deployment, 16, requests=3000).seen(SLO)
+    seen = play(calibration.service, 16, requests=3000).seen(SLO)
     assert seen.ttft_p50_s == pytest.approx(level.ttft.p50, rel=0.1)
     assert seen.ttft_p95_s == pytest.approx(level.ttft.p95, rel=0.15)
     assert seen.tpot_p50_s == pytest.approx(level.tpot.p50, rel=0.05)
@@ -88,7 +88,7 @@ def test_an_overhead_between_engine_and_client_is_found(evidence: Evidence) -> N
         end_s=rows.end_s + 0.02,
     )
     moved = gather([replace(run, requests=late)], slo=SLO)
-    found = calibrate(moved, moved.levels, FLAGS).deployment
+    found = calibrate(moved, moved.levels, FLAGS).service
     assert found.overhead_at(8) == pytest.approx(0.02, rel=0.1)
     assert found.engine.step_base_s == pytest.approx(TRUTH.step_base_s, rel=0.05)
 
@@ -117,7 +117,7 @@ def test_two_replicas_behind_a_router_are_calibrated_as_one_of_them(
     )
     levels = [replace(level, users=2 * level.users) for level in evidence.levels]
     both = replace(evidence, runs=[replace(run, requests=twice)], levels=levels)
-    found = calibrate(both, levels, FLAGS, replicas=2).deployment.engine
+    found = calibrate(both, levels, FLAGS, replicas=2).service.engine
     assert found.step_base_s == pytest.approx(TRUTH.step_base_s, rel=0.15)
     assert found.step_per_seq_s == pytest.approx(TRUTH.step_per_seq_s, rel=0.3)
 
@@ -131,8 +131,8 @@ def test_a_run_without_the_servers_block_counts_has_no_twin(tmp_path: Path) -> N
 
 
 def test_the_same_people_see_the_same_twice_and_others_see_other_things() -> None:
-    deployment = Service(engine=TRUTH, chatting=people())
-    first, again, other = (play(deployment, 12, seed=seed).seen(SLO) for seed in (1, 1, 2))
+    service = Service(engine=TRUTH, chatting=people())
+    first, again, other = (play(service, 12, seed=seed).seen(SLO) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -170,8 +170,8 @@ def test_an_open_loop_shares_the_blocks_that_its_trace_names() -> None:
     ],
 )
 def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, wall: str) -> None:
-    deployment = Service(engine=replace(TRUTH, **changes), chatting=people())  # type: ignore[arg-type]
-    found = limit(deployment, slo)
+    service = Service(engine=replace(TRUTH, **changes), chatting=people())  # type: ignore[arg-type]
+    found = limit(service, slo)
     assert found is not None
     assert found.wall == wall
     if wall == "max_num_seqs":
@@ -184,10 +184,10 @@ def test_where_nothing_breaks_there_is_no_limit_and_where_one_user_breaks_it_the
 
 
 def test_a_fleet_has_replicas_for_its_users_and_its_spare() -> None:
-    deployment = Service(engine=TRUTH, chatting=people())
-    alone = limit(deployment, SLO)
+    service = Service(engine=TRUTH, chatting=people())
+    alone = limit(service, SLO)
     assert alone is not None
-    found = fleet(deployment, [], 10_000, SLO, router="least-loaded", spare=1)
+    found = fleet(service, [], 10_000, SLO, router="least-loaded", spare=1)
     assert found is not None
     assert found.per_replica_x == pytest.approx(alone.x, rel=0.15)
     assert found.replicas == math.ceil(10_000 / found.per_replica_x) + 1
