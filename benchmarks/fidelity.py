@@ -64,6 +64,18 @@ ROWS = (
     ("ITL p95, ms", "itl_p95_s", 1e3),
 )
 
+SUMMARY = (
+    ("KV, points", "kv_usage", 100.0),
+    ("running", "running", 1.0),
+    ("waiting", "waiting", 1.0),
+    ("preempted, points", "preempted_fraction", 100.0),
+    ("hits, points", "prefix_hit_rate", 100.0),
+    ("TTFT p50", "ttft_p50_s", 1.0),
+    ("TTFT p95", "ttft_p95_s", 1.0),
+    ("ITL p50", "itl_p50_s", 1.0),
+    ("ITL p95", "itl_p95_s", 1.0),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
@@ -156,8 +168,8 @@ def run() -> None:
         runs |= lab.twice([condition for condition in CONDITIONS if condition.server == server])
     calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
     print(_terms(calibration), flush=True)
-    for condition in CONDITIONS:
-        _print_condition(condition, runs[condition.name], calibration.service, lab)
+    summary = [_print_condition(one, runs[one.name], calibration.service, lab) for one in CONDITIONS]
+    _print_summary(summary)
     _what_ifs(lab, replace(calibration.service, chatting=_people(runs["knee"])))
     _two_replicas(lab, calibration)
 
@@ -280,7 +292,7 @@ def _at(service: Service, server: Server) -> Service:
 Figures = dict[str, float]
 
 
-def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service, lab: Lab) -> None:
+def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service, lab: Lab) -> list[str]:
     service = _at(fitted, condition.server)
     if condition.trace is not None:
         blocks = lab.due(condition)
@@ -301,8 +313,29 @@ def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service,
         ]
         extra = _histogram_distance(found[0][0].runs[0], found[0][1], scaled[0])
     print(f"\n{condition.name} ({'fitted' if condition.fitted else 'held out'})\n")
-    _print_table(real, *([_figures(played.seen(SLO)) for played in plays] for plays in (sides, scaled)))
+    twin, at_speed = ([_figures(played.seen(SLO)) for played in plays] for plays in (sides, scaled))
+    _print_table(real, twin, at_speed)
     print(f"\n{extra}", flush=True)
+    words = [_off(key, scale, real, at_speed) for _, key, scale in SUMMARY]
+    return [condition.name, "fitted" if condition.fitted else "held out", *words]
+
+
+def _off(key: str, scale: float, real: Sequence[Figures], twin: Sequence[Figures]) -> str:
+    """The twin's error, and in brackets how far apart the two real runs are."""
+    first, second = (one[key] for one in real)
+    mean = (first + second) / 2
+    off, floor = sum(one[key] for one in twin) / 2 - mean, abs(first - second)
+    if key.endswith("_s"):
+        return f"{100 * off / mean:+.0f} % ({100 * floor / mean:.0f})"
+    return f"{scale * off:+.1f} ({scale * floor:.1f})"
+
+
+def _print_summary(rows: Sequence[Sequence[str]]) -> None:
+    print("\nerror at the run's speed, and in brackets the difference of the two real runs\n")
+    print("| " + " | ".join(["condition", "", *(name for name, _, _ in SUMMARY)]) + " |")
+    print("|---|---|" + "--:|" * len(SUMMARY))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def _scaled(service: Service, real: Figures, side: Played) -> Service:

@@ -29,7 +29,7 @@ FORBIDDEN = {
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
-    "loadtest.simulator.engine": LOCUST | SCIENCE | WEB,
+    **dict.fromkeys(["loadtest.simulator.engine", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB),
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
         ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
