@@ -1,6 +1,6 @@
 """The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
 
-Step times are calibrated on half of the conditions; the others are held out. Every condition is run twice,
+Step times are calibrated on three of the conditions; the others are held out. Every condition is run twice,
 and the difference of the two is the floor below which no error means anything. The machine changes its speed
 from minute to minute, so times are also compared with a twin whose steps are scaled, all alike, to the run's
 median TPOT. Runs are kept in build/fidelity, and taken from there when the benchmark is called again.
@@ -138,7 +138,7 @@ CONDITIONS = (
     Condition(name="knee", fitted=True, users=12),
     Condition(name="long prompts", fitted=True, users=4, load=LONG),
     Condition(name="light, open loop", fitted=False, trace=_csv(4.0, (124, 0.6), (96, 0.6))),
-    Condition(name="small max_num_seqs", fitted=True, server=Server(seats=8), users=16),
+    Condition(name="small max_num_seqs", fitted=False, server=Server(seats=8), users=16),
     Condition(name="knee, open loop", fitted=False, trace=_csv(9.0, (124, 0.6), (96, 0.6))),
     Condition(name="past the pool", fitted=False, users=22),
     Condition(name="heavy tails, open loop", fitted=False, trace=_csv(5.0, (124, 1.2), (96, 1.5))),
@@ -166,7 +166,7 @@ def run() -> None:
     runs: dict[str, list[Run]] = {}
     for server in dict.fromkeys(condition.server for condition in CONDITIONS):
         runs |= lab.twice([condition for condition in CONDITIONS if condition.server == server])
-    calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted and not one.trace])
+    calibration = _calibrated([runs[one.name] for one in CONDITIONS if one.fitted])
     print(_terms(calibration), flush=True)
     summary = [_print_condition(one, runs[one.name], calibration.service, lab) for one in CONDITIONS]
     _print_summary(summary)
@@ -260,11 +260,10 @@ def _calibrated(repeated: Sequence[Sequence[Run]]) -> Calibration:
     parts = [gather([run], slo=SLO) for one in repeated for run in one]
     runs = [run for part in parts for run in part.runs]
     levels = [level for part in parts for level in part.levels]
-    calm = [level for level in levels if level.seats is None]
     pairs = pairs_of(runs, block_tokens=BLOCK_SIZE)
     evidence = replace(parts[0], runs=runs, levels=levels, pairs=pairs)
     flags = ServerFlags(max_num_seqs=SEATS, max_num_batched_tokens=BUDGET)
-    return calibrate(evidence, calm, flags)
+    return calibrate(evidence, levels, flags)
 
 
 def _terms(calibration: Calibration) -> str:
