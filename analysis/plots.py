@@ -304,13 +304,31 @@ def twin(axes: Axes, answer: TwinAnswer) -> None:
             at = 1e3 * one.measured["ttft_p95_s"]
             axes.plot(one.users, at, "o", markerfacecolor=face, markeredgecolor=BLUE, zorder=5)
     if answer.limit is not None and answer.limit.x is not None:
-        axes.axvline(answer.limit.x, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
-    axes.axhline(1e3 * answer.slo.ttft_p95_s, color=ORANGE, linewidth=1.6)
+        _limit_line(axes, answer.limit.x)
+    limit_ms = 1e3 * answer.slo.ttft_p95_s
+    axes.axhline(limit_ms, color=ORANGE, linewidth=1.6)
     axes.set_yscale("log")
-    axes.set(xlabel="users")
+    axes.set(xlabel="users", xlim=(0, None), ylim=(min([*line, limit_ms]) / 1.5, 2 * max([*line, limit_ms])))
+    axes.annotate(
+        f"objective {_ms(limit_ms)}", (0, limit_ms), (4, 4), textcoords="offset points", color=ORANGE
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.set_title("Time to first token, p95, as the twin predicts it (hollow: held out)")
+
+
+def _limit_line(axes: Axes, users: float) -> None:
+    axes.axvline(users, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"holds {int(users)} users",
+        (users, 0.0),
+        (-5, 6),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        color=GREEN,
+        fontweight="bold",
+    )
 
 
 def walls(axes: Axes, answer: ModelAnswer) -> None:
