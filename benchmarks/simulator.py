@@ -71,13 +71,12 @@ class Stream(asyncio.Protocol):
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: simulator\r\ncontent-type: application/json\r\n"
         self._request = head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        if data.endswith(b"\r\n0\r\n\r\n"):
+        if data.endswith(b"0\r\n\r\n"):  # the end of a chunked answer, in a read of its own or not
             self._transport.write(self._request)
 
 
