@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from analysis.capacity import Evidence
+from analysis.latency import seats_of
 from analysis.levels import Level, ended_inside
-from analysis.load import Floats, Ints, Requests, Run
+from analysis.load import Floats, Ints, Requests
 from analysis.memory import conversation_ids
 from analysis.virtual import Chatting, Service, Turn, play
 from loadtest.simulator.engine import EngineConfig
@@ -50,7 +51,6 @@ class ServerFlags:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     async_scheduling: bool | None = None
-    enable_prefix_caching: bool | None = None
 
 
 def calibrate(
@@ -73,8 +73,11 @@ def calibrate(
             "lacks one of them."
         )
     usable = [level for level in levels if level.trusted]
+    seen = {run.info.run_id: _Steps.of(run.requests) for run in evidence.runs}
     steps = [
-        fit for level in usable if _is_calm(level) and (fit := _step_sums(evidence.runs, level, replicas))
+        fit
+        for level in usable
+        if _is_calm(level) and (fit := _step_sums(seen[level.run_id], level, replicas))
     ]
     if not steps:
         raise CalibrationError(
@@ -113,16 +116,14 @@ class _Sums:
         return np.asarray(self.blocks[rng.integers(0, len(self.blocks), len(self.blocks))].sum(axis=0))
 
 
-def _step_sums(runs: Sequence[Run], level: Level, replicas: int) -> _Sums | None:
+def _step_sums(steps: "_Steps", level: Level, replicas: int) -> _Sums | None:
     """Of segments of SEGMENT_TOKENS gaps: steps, and the sums over them of sequences, KV tokens and prefill
     tokens, with each relative error weighted alike. None where chunks are not single tokens."""
-    (run,) = (run for run in runs if run.info.run_id == level.run_id)
-    rows = run.requests
-    steps = _Steps.of(rows)
+    rows = steps.rows
     picked = _segments(rows, level)
     if len(picked) < 10 * BLOCKS:
         return None
-    design, took, at = steps.design(rows, picked, replicas)
+    design, took, at = steps.design(picked, replicas)
     weight = 1.0 / took
     block = ((at - at.min()) / max(np.ptp(at), 1e-9) * BLOCKS).astype(np.int64).clip(0, BLOCKS - 1)
     scaled = np.column_stack([design, took]) * weight[:, None]
@@ -155,6 +156,9 @@ def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
 class _Steps:
     """Who decodes and who prefills when, from all rows: sorted instants and cumulative sums."""
 
+    rows: Requests
+    gaps_s: Floats
+    """Seconds of all gaps before each, shape (sum of gaps + 1,)."""
     first: Floats
     last: Floats
     at_first: NDArray[np.float64]
@@ -172,18 +176,18 @@ class _Steps:
         uncached = prompt - np.nan_to_num(rows.cached_tokens[known])
         table = np.column_stack([np.ones(len(first)), prompt, rate, rate * (first - first[0]), uncached])
         return cls(
+            rows=rows,
+            gaps_s=np.concatenate([[0.0], np.cumsum(rows.gap_s, dtype=np.float64)]),
             first=np.sort(first),
             last=np.sort(last),
             at_first=_cumulated(table[np.argsort(first, kind="stable")]),
             at_last=_cumulated(table[np.argsort(last, kind="stable")]),
         )
 
-    def design(
-        self, rows: Requests, picked: Ints, replicas: int
-    ) -> tuple[NDArray[np.float64], Floats, Floats]:
+    def design(self, picked: Ints, replicas: int) -> tuple[NDArray[np.float64], Floats, Floats]:
         """Regressors (m, 4), seconds (m,) and instants (m,) of segments. Which replica served whom no row
         says: beside a request is its replica's share of the others."""
-        ends = _gap_ends(rows, picked)
+        ends = self._gap_ends(picked)
         middle = (ends[:, 1:] + ends[:, :-1]) / 2
         begun = np.searchsorted(self.first, middle)
         ended = np.searchsorted(self.last, middle)
@@ -202,18 +206,17 @@ class _Steps:
         ]
         return np.column_stack(columns), ends[:, -1] - ends[:, 0], ends[:, -1]
 
+    def _gap_ends(self, picked: Ints) -> Floats:
+        """Instants of the tokens at the edges of each segment's gaps. Shape (m, SEGMENT_TOKENS + 1)."""
+        rows, row, place = self.rows, picked[:, 0], picked[:, 1]
+        begin = rows.gap_start[row]
+        after = self.gaps_s[(begin + place)[:, None] + np.arange(SEGMENT_TOKENS + 1)]
+        into = after - self.gaps_s[begin][:, None]
+        return np.asarray((rows.start_unix_s + rows.first_chunk_s)[row][:, None] + into)
+
 
 def _cumulated(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.vstack([np.zeros(table.shape[1]), np.cumsum(table, axis=0)])
-
-
-def _gap_ends(rows: Requests, picked: Ints) -> Floats:
-    """Instants of the tokens at the edges of each segment's gaps. Shape (m, SEGMENT_TOKENS + 1)."""
-    before = np.concatenate([[0.0], np.cumsum(rows.gap_s, dtype=np.float64)])
-    row, place = picked[:, 0], picked[:, 1]
-    begin = rows.gap_start[row] + place
-    into = before[begin[:, None] + np.arange(SEGMENT_TOKENS + 1)] - before[rows.gap_start[row]][:, None]
-    return np.asarray((rows.start_unix_s + rows.first_chunk_s)[row][:, None] + into)
 
 
 def _gap_cv(rows: Requests, level: Level) -> float:
@@ -238,12 +241,8 @@ def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: fl
     info = evidence.runs[-1].info
     pool = evidence.pool
     assert pool is not None
-    seats = flags.max_num_seqs or info.server.max_num_seqs or _seats_seen(evidence.levels) or DEFAULT_SEATS
-    caching = (
-        info.server.enable_prefix_caching
-        if flags.enable_prefix_caching is None
-        else flags.enable_prefix_caching
-    )
+    stated = flags.max_num_seqs or info.server.max_num_seqs
+    seats = seats_of(evidence.levels, stated=stated) or DEFAULT_SEATS
     asynchronous = info.gpu is not None and info.server.simulated is None
     engine = EngineConfig(
         num_gpu_blocks=pool.blocks + 1,
@@ -251,7 +250,7 @@ def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: fl
         max_model_len=min(info.server.max_model_len or pool.tokens, pool.tokens),
         max_num_seqs=seats,
         max_num_batched_tokens=max(flags.max_num_batched_tokens or DEFAULT_BUDGET, seats),
-        enable_prefix_caching=caching is not False,
+        enable_prefix_caching=info.server.enable_prefix_caching is not False,
         # vLLM 0.32 turns it on by default on GPUs and off on CPUs.
         async_scheduling=asynchronous if flags.async_scheduling is None else flags.async_scheduling,
         jitter_cv=jitter_cv,
@@ -269,11 +268,6 @@ def _with_terms(engine: EngineConfig, terms: Floats) -> EngineConfig:
         step_per_kv_token_s=per_kv_token,
         prefill_per_token_s=per_prompt_token,
     )
-
-
-def _seats_seen(levels: Sequence[Level]) -> int | None:
-    seen = [level.seats for level in levels if level.trusted and level.seats is not None]
-    return min(seen) if seen else None
 
 
 def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:

@@ -15,6 +15,7 @@ from analysis import twin_report
 from analysis.calibrate import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
 from analysis.capacity import (
     Evidence,
+    RefusedError,
     chosen_of,
     gather,
     read_group,
@@ -48,10 +49,6 @@ PRESET_DRAWS = 16
 PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
 PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
 SCALE = (1_000, 10_000, 100_000, 1_000_000)
-
-
-class RefusedError(Exception):
-    """The data cannot support an answer. Exit code 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -426,8 +423,8 @@ def _fleet_answer(found: Fleet, router: str, price: float | None) -> FleetAnswer
 def _scaled(one: FleetAnswer, users: int) -> FleetAnswer:
     """Replicas that are alike hold alike: the same share for each."""
     factor = users / one.users
-    needed = [whole - one.spare for whole in (one.replicas, *one.interval)]
-    replicas, low, high = (math.ceil(whole * factor) + one.spare for whole in needed)
+    needed = [whole - one.spare for whole in one.interval]
+    low, high = (math.ceil(whole * factor) + one.spare for whole in needed)
     replicas = math.ceil(users / one.per_replica) + one.spare
     price = one.price_per_hour and one.price_per_hour / one.replicas * replicas
     return msgspec.structs.replace(

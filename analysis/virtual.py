@@ -14,7 +14,7 @@ from analysis.load import Floats
 from loadtest.arrivals import TRACE_BLOCK_TOKENS
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig, Request
-from loadtest.simulator.virtual import Arrival, Route, Trace, simulate_replicas
+from loadtest.simulator.virtual import Arrival, Route, Trace, only, simulate_replicas
 
 WARM_UP = 0.2  # of the requests: left out of the window
 LIVES = 60  # requests of each user, where nothing else says how long to play
@@ -121,7 +121,7 @@ def play(
     """
     crowd = _Crowd(service, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
     traces = simulate_replicas(
-        _replicas(service.engine, replicas, seed), crowd.first(), route=route or _only, on_end=crowd.again
+        _replicas(service.engine, replicas, seed), crowd.first(), route=route or only, on_end=crowd.again
     )
     return Played(service=service, users=users, traces=traces, window=crowd.window)
 
@@ -148,17 +148,13 @@ def play_arrivals(
     """An open loop: requests of known lengths at known times. The window is from the first to the last."""
     texts = _Texts(service)
     timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
-    traces = simulate_replicas(_replicas(service.engine, replicas, seed), timed, route=route or _only)
+    traces = simulate_replicas(_replicas(service.engine, replicas, seed), timed, route=route or only)
     ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
     return Played(service=service, users=0, traces=traces, window=ends)
 
 
 def _replicas(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConfig]:
     return [replace(engine, seed=seed * 1000 + place) for place in range(replicas)]
-
-
-def _only(_: Request, __: Sequence[object]) -> int:
-    return 0
 
 
 class _Texts:

@@ -53,7 +53,7 @@ def simulate(
     until_s: float = math.inf,
 ) -> Trace:
     """Runs one engine until nothing is left or `until_s` has passed. See `simulate_replicas`."""
-    (trace,) = simulate_replicas([config], arrivals, route=_only, on_end=on_end, until_s=until_s)
+    (trace,) = simulate_replicas([config], arrivals, route=only, on_end=on_end, until_s=until_s)
     return trace
 
 
@@ -172,7 +172,8 @@ def prefix_aware() -> Route:
 ROUTERS = {"round-robin": round_robin, "least-loaded": least_loaded, "prefix-aware": prefix_aware}
 
 
-def _only(_: Request, __: Sequence[Engine]) -> int:
+def only(_: Request, __: Sequence[Engine]) -> int:
+    """To the first replica: where there is no other."""
     return 0
 
 
