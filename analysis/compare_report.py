@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
@@ -25,7 +24,6 @@ from analysis.comparison import (
     Verdict,
     name_of,
 )
-from analysis.load import InputError
 
 FORMS = ("text", "markdown", "json")
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
@@ -60,7 +58,7 @@ def show(found: Comparison, *, form: str, folder: Path | None, console: Console 
     """Prints it. folder: where the reports went, if anywhere."""
     out = console or report.Output()
     if form == "json":
-        out.print(_json(found), soft_wrap=True, markup=False, end="")
+        out.print(report.json_text(found), soft_wrap=True, markup=False, end="")
     elif form == "markdown":
         out.print(markdown(found), soft_wrap=True, markup=False, end="")
     else:
@@ -71,19 +69,12 @@ def show(found: Comparison, *, form: str, folder: Path | None, console: Console 
 
 def write(found: Comparison, *, folder: Path) -> None:
     """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report.replace_file(folder / JSON_FILE, _json(found))
-        report.replace_file(folder / MARKDOWN_FILE, markdown(found))
-        report.replace_file(folder / HTML_FILE, html(found))
-    except OSError as problem:
-        raise InputError(
-            f"{folder} cannot be written to ({problem.strerror}): name another --output."
-        ) from None
-
-
-def _json(found: Comparison) -> str:
-    return msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n"
+    files = {
+        JSON_FILE: report.json_text(found),
+        MARKDOWN_FILE: markdown(found),
+        HTML_FILE: html(found),
+    }
+    report.write_files(folder, files)
 
 
 # Words that every form shares.

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -338,19 +338,35 @@ def write(answer: Answer, *, folder: Path) -> None:
 
     drawn = [plots.figures(model, answer.slo) for model in answer.models]
     files = {
-        JSON_FILE: msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n",
+        JSON_FILE: json_text(answer),
         HTML_FILE: html(answer, drawn),
         MARKDOWN_FILE: markdown(answer, drawn),
     }
     for model, figures in zip(answer.models, drawn, strict=True):
         files |= {_figure_file(answer, model, name): text for name, text in figures.items()}
+    write_files(folder, files, make_folder=False, otherwise="copy the runs elsewhere")
+
+
+def json_text(answer: msgspec.Struct) -> str:
+    """As files and `--format json` have it."""
+    return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
+
+
+def write_files(
+    folder: Path,
+    files: Mapping[str, str],
+    *,
+    make_folder: bool = True,
+    otherwise: str = "name another --output",
+) -> None:
+    """Name -> text, into a folder. Raises InputError, which says what to do, where it may not."""
     try:
+        if make_folder:
+            folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             replace_file(folder / name, text)
     except OSError as problem:
-        raise InputError(
-            f"{folder} cannot be written to ({problem.strerror}): copy the runs elsewhere."
-        ) from None
+        raise InputError(f"{folder} cannot be written to ({problem.strerror}): {otherwise}.") from None
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -3,10 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
-from analysis.load import InputError
-from analysis.report import NONE, Output, put, replace_file, say, show_list, table
+from analysis.report import NONE, Output, json_text, put, say, show_list, table, write_files
 from analysis.twin_answer import FleetAnswer, Prediction, TwinAnswer
 
 JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
@@ -35,7 +32,7 @@ TERM_WORDS = {
 def show(answer: TwinAnswer, *, as_json: bool) -> None:
     """Prints the answer."""
     if as_json:
-        put(_json(answer).rstrip())
+        put(json_text(answer).rstrip())
         return
     out = Output()
     out.print()
@@ -64,21 +61,10 @@ def write(answer: TwinAnswer, *, folder: Path) -> None:
     """twin.json and twin.svg. Raises InputError where it may not write."""
     from analysis import plots  # matplotlib is slow to import and only drawing needs it
 
-    files = {JSON_FILE: _json(answer)}
+    files = {JSON_FILE: json_text(answer)}
     if len(answer.predictions) > 1:
         files[FIGURE_FILE] = plots.svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            replace_file(folder / name, text)
-    except OSError as problem:
-        raise InputError(
-            f"{folder} cannot be written to ({problem.strerror}): name another --output."
-        ) from None
-
-
-def _json(answer: TwinAnswer) -> str:
-    return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
+    write_files(folder, files)
 
 
 def _term(name: str, value: float, interval: tuple[float, float]) -> str:
