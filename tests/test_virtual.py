@@ -8,6 +8,8 @@ from loadtest.simulator.engine import EngineConfig, Request
 from loadtest.simulator.virtual import (
     ROUTERS,
     Arrival,
+    Simulation,
+    only,
     prefix_aware,
     round_robin,
     simulate,
@@ -112,6 +114,14 @@ def test_prefix_aware_leaves_a_replica_that_is_far_ahead() -> None:
     assert min(share) >= 12
 
 
-def test_nothing_begins_after_the_end() -> None:
-    trace = simulate(CONFIG, crowd(200, seed=2, every_s=1.0), until_s=50.0)
-    assert 50.0 <= trace.step_end_s[-1] < 54.0
+def test_goes_on_where_it_stopped() -> None:
+    whole = simulate(CONFIG, crowd(200, seed=2, every_s=1.0))
+    pieces = Simulation([CONFIG], crowd(150, seed=2, every_s=1.0), route=only)
+    for until_s in (5.0, 20.0, 20.0, 150.0):
+        pieces.run(until_s)
+        assert pieces.traces[0].step_end_s[-1] < until_s + 4.0
+    for at_s, request in crowd(200, seed=2, every_s=1.0)[150:]:
+        pieces.push(at_s, request)
+    pieces.run()
+    assert pieces.traces[0].step_end_s == whole.step_end_s
+    assert len(pieces.traces[0].requests) == 200

@@ -45,15 +45,61 @@ class Trace:
         self.used_blocks.append(used_blocks)
 
 
-def simulate(
-    config: EngineConfig,
-    arrivals: Iterable[Arrival],
-    *,
-    on_end: OnEnd | None = None,
-    until_s: float = math.inf,
-) -> Trace:
-    """Runs one engine until nothing is left or `until_s` has passed. See `simulate_replicas`."""
-    (trace,) = simulate_replicas([config], arrivals, route=only, on_end=on_end, until_s=until_s)
+class Simulation:
+    """Replicas behind a router, in virtual time. `run` goes on where it stopped: whoever drives it may look,
+    push requests, and go on."""
+
+    def __init__(
+        self,
+        configs: Sequence[EngineConfig],
+        arrivals: Iterable[Arrival] = (),
+        *,
+        route: Route,
+        on_end: OnEnd | None = None,
+    ) -> None:
+        """`arrivals` ascend in time. A request that the queue limit rejects is counted, and ends without an
+        answer."""
+        self._replicas = [_Replica(Engine(config)) for config in configs]
+        self._engines = [replica.engine for replica in self._replicas]
+        self._arriving = _Arrivals(arrivals)
+        self._route, self._on_end = route, on_end
+        self._ends: list[tuple[float, int]] = []  # of steps under way, and of leaps
+
+    @property
+    def traces(self) -> list[Trace]:
+        """Of each replica, so far."""
+        return [replica.trace for replica in self._replicas]
+
+    def push(self, at_s: float, request: Request) -> None:
+        """One more arrival; not before the instant up to which `run` has been called."""
+        self._arriving.push((at_s, request))
+
+    def run(self, until_s: float = math.inf) -> None:
+        """All that happens until then. Without an end: until nothing is left."""
+        ends, arriving = self._ends, self._arriving
+        while (now_s := min(arriving.next_s, ends[0][0] if ends else math.inf)) <= until_s:
+            if now_s == math.inf:
+                return
+            ready = []
+            if ends and ends[0][0] <= now_s:
+                ready.append(heapq.heappop(ends)[1])
+                self._replicas[ready[0]].end(arriving, self._on_end)
+            for at_s, request in arriving.due(now_s):
+                place = self._route(request, self._engines)
+                if self._engines[place].submit(request, at_s) and self._replicas[place].idle:
+                    self._replicas[place].idle = False
+                    ready.append(place)
+            for place in ready:
+                # What another replica's step ends may send a request here: nobody leaps over it.
+                others_s = ends[0][0] if ends else math.inf
+                end_s = self._replicas[place].go_on(now_s, min(arriving.next_s, others_s, until_s))
+                if end_s is not None:
+                    heapq.heappush(ends, (end_s, place))
+
+
+def simulate(config: EngineConfig, arrivals: Iterable[Arrival], *, on_end: OnEnd | None = None) -> Trace:
+    """Runs one engine until nothing is left. See `Simulation`."""
+    (trace,) = simulate_replicas([config], arrivals, route=only, on_end=on_end)
     return trace
 
 
@@ -63,36 +109,11 @@ def simulate_replicas(
     *,
     route: Route,
     on_end: OnEnd | None = None,
-    until_s: float = math.inf,
 ) -> list[Trace]:
-    """Runs replicas behind a router until nothing is left or `until_s` has passed; a trace for each.
-
-    `arrivals` ascend in time and may be endless when `until_s` is finite. A request that the queue limit
-    rejects is counted, and ends without an answer.
-    """
-    replicas = [_Replica(Engine(config)) for config in configs]
-    engines = [replica.engine for replica in replicas]
-    arriving = _Arrivals(arrivals)
-    ends: list[tuple[float, int]] = []  # of steps under way, and of leaps
-    while (now_s := min(arriving.next_by(until_s), ends[0][0] if ends else math.inf)) < math.inf:
-        ready = []
-        if ends and ends[0][0] <= now_s:
-            ready.append(heapq.heappop(ends)[1])
-            replicas[ready[0]].end(arriving, on_end)
-        if now_s > until_s:
-            continue
-        for at_s, request in arriving.due(now_s):
-            place = route(request, engines)
-            if engines[place].submit(request, at_s) and replicas[place].idle:
-                replicas[place].idle = False
-                ready.append(place)
-        for place in ready:
-            # What another replica's step ends may send a request here: nobody leaps over it.
-            others_s = ends[0][0] if ends else math.inf
-            end_s = replicas[place].go_on(now_s, min(arriving.next_s, others_s, until_s))
-            if end_s is not None:
-                heapq.heappush(ends, (end_s, place))
-    return [replica.trace for replica in replicas]
+    """Runs replicas behind a router until nothing is left; a trace for each. See `Simulation`."""
+    simulation = Simulation(configs, arrivals, route=route, on_end=on_end)
+    simulation.run()
+    return simulation.traces
 
 
 def closed_loop(
@@ -228,11 +249,6 @@ class _Arrivals:
         """Infinite when there is none."""
         given_s = math.inf if self._head is None else self._head[0]
         return min(given_s, self._answers[0][0]) if self._answers else given_s
-
-    def next_by(self, until_s: float) -> float:
-        """The same, infinite also when it is later than that."""
-        next_s = self.next_s
-        return next_s if next_s <= until_s else math.inf
 
     def push(self, arrival: Arrival) -> None:
         self._pushed += 1
