@@ -1,0 +1,273 @@
+"""Random deployments in virtual time, and where their true maximum lies: what answers are held against."""
+
+import contextlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.latency import MISS_LIMIT
+from analysis.limit import QUEUE_LIMIT, limit
+from analysis.virtual import Chatting, Seen, Service, play
+from loadtest.architectures import ModelShape, parse_config
+from loadtest.gpus import A10G, H100, L4, T4
+from loadtest.record import Slo
+from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.presets import Preset
+
+BLOCK_TOKENS = 16
+PAIRS = 20_000  # that people draw their lengths from
+LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
+TURN_ROUND_S = 0.001
+PLAYS, PLAY_REQUESTS = (6, 32), 6000  # of each of the two levels around the wall
+SE_USERS, SE_SHARE = 0.1, 0.005  # the truth's own error is at most the larger of the two
+WIDE = 0.01  # above a hundred users two levels may be so far apart
+SHIFTS = 12  # how often the bracket may move
+
+Crossings = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Deployment:
+    """One server, the people on it, and the objectives."""
+
+    number: int
+    service: Service
+    slo: Slo
+    traits: dict[str, float]
+    """What was drawn, for tables."""
+
+
+def deployment(number: int) -> Deployment:
+    """The same for the same number: a random model on a random GPU, with its pool cut to what a number of
+    users between 7 and 60 needs, so that its wall can be known; lengths from narrow to heavy-tailed; some
+    with think times, a shared prefix, few seats; objectives from strict to loose."""
+    rng = random.Random(f"deployment/{number}")
+    speed = _speed(rng)
+    prompt, prompt_cv = _log_uniform(rng, 40, 800), rng.uniform(0.1, 1.0)
+    output, output_cv = _log_uniform(rng, 20, 150), rng.uniform(0.15, 1.1)
+    pairs = np.column_stack([_lengths(number, 0, prompt, prompt_cv), _lengths(number, 1, output, output_cv)])
+    held = (
+        float(np.mean(pairs[:, 1] * (pairs[:, 0] + pairs[:, 1] / 2)) / np.mean(pairs[:, 1]))
+        + BLOCK_TOKENS / 2
+    )
+    fit = _log_uniform(rng, 7, 60)
+    shared = int(rng.uniform(0.3, 1.5) * prompt) // BLOCK_TOKENS * BLOCK_TOKENS if rng.random() < 0.2 else 0
+    longest = int(pairs.sum(axis=1).max())
+    seats = max(round(fit * rng.uniform(0.5, 1.5)), 2) if rng.random() < 0.2 else 256
+    engine = replace(
+        speed,
+        num_gpu_blocks=1 + -(-(shared + max(math.ceil(fit * held), longest)) // BLOCK_TOKENS),
+        max_model_len=shared + longest,
+        max_num_seqs=seats,
+        enable_prefix_caching=shared > 0,
+    )
+    step_s = engine.step_base_s + fit * (
+        engine.step_per_seq_s
+        + engine.step_per_kv_token_s * held
+        + engine.prefill_per_token_s * prompt / output
+    )
+    think_s = output * step_s * _log_uniform(rng, 0.3, 4.0) if rng.random() < 0.35 else 0.0
+    alone_s = engine.step_base_s + engine.step_per_seq_s + engine.step_per_kv_token_s * held
+    slo = Slo(
+        ttft_p95_s=(engine.prefill_per_token_s * prompt * (1 + 2 * prompt_cv) + 2 * step_s)
+        * _log_uniform(rng, 1.5, 20.0),
+        tpot_p95_s=1.1 * alone_s + (step_s - alone_s) * _log_uniform(rng, 0.4, 4.0),
+    )
+    pauses_s = np.random.default_rng([number, 2]).exponential(think_s, 5000 if think_s else 1)
+    return Deployment(
+        number=number,
+        service=Service(
+            engine=engine,
+            chatting=Chatting(
+                conversations=[[(int(s) + shared, int(o))] for s, o in pairs],
+                pauses_s=TURN_ROUND_S + pauses_s,
+                shared_prefix_tokens=shared,
+            ),
+        ),
+        slo=slo,
+        traits={
+            "prompt": prompt,
+            "prompt_cv": prompt_cv,
+            "output": output,
+            "output_cv": output_cv,
+            "shared": shared,
+            "think_s": think_s,
+            "step_s": step_s,
+            "fit": fit,
+            "seats": seats,
+        },
+    )
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _lengths(number: int, which: int, mean: float, cv: float) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    sigma2 = math.log1p(cv**2)
+    drawn = np.random.default_rng([number, which]).lognormal(
+        math.log(mean) - sigma2 / 2, math.sqrt(sigma2), PAIRS
+    )
+    return np.clip(np.rint(drawn), 1, LONGEST * mean).astype(np.int64)
+
+
+def _speed(rng: random.Random) -> EngineConfig:
+    """The step times of a random dense model on a GPU that holds it."""
+    shape = _model(rng)
+    gpus = [T4, L4, A10G, H100]
+    rng.shuffle(gpus)
+    jitter_cv, seed = rng.uniform(0.0, 0.2), rng.randrange(2**31)
+    for gpu in gpus:
+        preset = Preset(name="", model="", shape=shape, gpu=gpu, max_model_len=2048, dtype="float16")
+        with contextlib.suppress(ValueError):  # a model that this GPU cannot hold
+            return preset.engine_config(jitter_cv=jitter_cv, seed=seed)
+    raise AssertionError("An H100 holds every model that is drawn here.")
+
+
+def _model(rng: random.Random) -> ModelShape:
+    heads = rng.choice([8, 16, 24, 32, 40])
+    return parse_config(
+        {
+            "model_type": "llama",
+            "num_hidden_layers": rng.randint(16, 40),
+            "hidden_size": 128 * heads,
+            "intermediate_size": int(rng.uniform(2.5, 4.0) * heads) * 128,
+            "num_attention_heads": heads,
+            "num_key_value_heads": rng.choice([4, 8, heads]) if heads % 8 == 0 else heads,
+            "vocab_size": rng.choice([32000, 128256, 151936]),
+            "max_position_embeddings": 32768,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float16",
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """Real-valued users at which the first wall stands."""
+
+    x: float
+    se: float
+    wall: str
+    crossings: Crossings
+    """Of the walls that are crossed between the same two levels, or not far above."""
+    requests: int
+
+    @property
+    def resolved(self) -> bool:
+        """Known well enough to judge an answer by."""
+        return self.se <= max(SE_USERS, SE_SHARE * self.x)
+
+
+def truth_of(one: Deployment) -> Truth | None:
+    """docs/method.md's definition, from long plateaus. None where one user breaks an objective already."""
+    rough = limit(one.service, one.slo, requests=3000, seed=one.number)
+    if rough is None or not math.isfinite(rough.x):
+        return None
+    plays = _Plays(one)
+    low, found = rough.users, None
+    for count in range(PLAYS[0], PLAYS[1] + 1, 2):
+        bracket = _bracket(plays, low, count)
+        if bracket is None:
+            return None
+        low, found = bracket
+        if found.resolved:
+            break
+    return found
+
+
+def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:
+    """The lower of two levels that hold the wall between them, and where it lies."""
+    for _ in range(SHIFTS):
+        high = low + max(1, int(WIDE * low))
+        found = plays.first_wall(low, high, count)
+        if found is None:
+            low -= 1
+        elif math.isinf(found.x):
+            low = high
+        else:
+            return low, found
+        if low < 1:
+            return None
+    return None
+
+
+class _Plays:
+    """Long plays of levels, those of one number with the same people at every level."""
+
+    def __init__(self, one: Deployment) -> None:
+        self._one = one
+        self._seen: dict[int, list[Seen]] = {}
+
+    def first_wall(self, low: int, high: int, count: int) -> Truth | None:
+        """From `count` plays of either level; None where the lower one is past a wall, infinite where the
+        upper one is past none. The error is the jackknife's over plays."""
+        below, above = self._of(low, count), self._of(high, count)
+        whole = self._crossings(low, high, below, above)
+        if whole is None:
+            return None
+        if not whole:
+            return Truth(x=math.inf, se=0.0, wall="not_reached", crossings={}, requests=0)
+        wall = min(whole, key=lambda name: whole[name])
+        left_out = []
+        for place in range(count):
+            rest = self._crossings(
+                low, high, below[:place] + below[place + 1 :], above[:place] + above[place + 1 :]
+            )
+            left_out.append(min(rest.values(), default=float(high)) if rest is not None else float(low))
+        spread = np.array(left_out) - np.mean(left_out)
+        return Truth(
+            x=whole[wall],
+            se=math.sqrt(float(np.sum(spread**2)) * (count - 1) / count),
+            wall=wall,
+            crossings=whole,
+            requests=sum(seen.requests for seen in below + above),
+        )
+
+    def _of(self, users: int, count: int) -> list[Seen]:
+        plays = self._seen.setdefault(users, [])
+        while len(plays) < count:
+            seed = 1000 * self._one.number + len(plays)
+            requests = max(PLAY_REQUESTS, 40 * users)
+            plays.append(play(self._one.service, users, requests=requests, seed=seed).seen(self._one.slo))
+        return plays[:count]
+
+    def _crossings(
+        self, low: int, high: int, below: Sequence[Seen], above: Sequence[Seen]
+    ) -> Crossings | None:
+        here, there = (_margins(plays, self._one.slo) for plays in (below, above))
+        if max(here.values()) > 0.0:
+            return None
+        found: Crossings = {}
+        for name in here:
+            if there[name] > 0.0:
+                x = low + (high - low) * here[name] / (here[name] - there[name])
+                wall = name.partition(" ")[0]
+                found[wall] = min(found.get(wall, math.inf), x)
+        seats = self._one.service.engine.max_num_seqs
+        if "max_num_seqs" in found and not self._one.traits["think_s"]:
+            found["max_num_seqs"] = float(seats)  # by definition: no queue by choice
+        return found
+
+
+def _margins(plays: Sequence[Seen], slo: Slo) -> dict[str, float]:
+    """ln of rates, logit of shares, against their limits; positive where broken."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(seen, name) for seen in plays]))
+
+    return {
+        "kv_cache preempted": math.log(max(mean("preempted_fraction"), 1e-6) / slo.preempted_fraction),
+        "kv_cache blocked": _logit(mean("blocked_fraction")) - _logit(slo.kv_blocked_fraction),
+        "max_num_seqs": _logit(mean("queue_fraction")) - _logit(QUEUE_LIMIT),
+        "ttft": _logit(mean("ttft_miss")) - _logit(MISS_LIMIT),
+        "tpot": _logit(mean("tpot_miss")) - _logit(MISS_LIMIT),
+    }
+
+
+def _logit(share: float) -> float:
+    kept = min(max(share, 1e-6), 1.0 - 1e-6)
+    return math.log(kept / (1.0 - kept))
