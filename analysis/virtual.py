@@ -146,7 +146,7 @@ def play_arrivals(
     route: Route | None = None,
 ) -> Played:
     """An open loop: requests of known lengths at known times. The window is from the first to the last."""
-    texts = _Texts(service)
+    texts = Texts(service)
     timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
     traces = simulate_replicas(_replicas(service.engine, replicas, seed), timed, route=route or only)
     ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
@@ -157,7 +157,7 @@ def _replicas(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConf
     return [replace(engine, seed=seed * 1000 + place) for place in range(replicas)]
 
 
-class _Texts:
+class Texts:
     """Requests whose blocks are named so that equal text has equal names."""
 
     def __init__(self, service: Service) -> None:
@@ -209,7 +209,7 @@ class _Crowd:
 
     def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
         self._chatting = service.chatting
-        self._texts = _Texts(service)
+        self._texts = Texts(service)
         self._overhead_s = service.overhead_at(users / replicas)
         self._random = [random.Random(f"{seed}/{user}") for user in range(users)]
         self._chats = [0] * users  # conversations begun

@@ -1,0 +1,211 @@
+"""A load test in virtual time: users come and go without a restart, and what it would have recorded."""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.load import CODE, COLUMNS, NAN, Client, Floats, Run, Server, requests_of
+from analysis.virtual import Service, Texts, Turn
+from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
+from loadtest.simulator.engine import Request
+from loadtest.simulator.virtual import Arrival, Simulation, only
+
+SAMPLE_S = 1.0
+SETTLE_S = 5.0
+"""The load test's defaults."""
+THINKS_S = 0.01
+"""Pauses longer than this are thinking; shorter ones are the client's."""
+LAG_S = 0.0002
+"""A load generator that is never late."""
+
+
+class VirtualLoad:
+    """One load test of a service. `hold` levels, and take the `run` at any time."""
+
+    def __init__(self, service: Service, slo: Slo, *, seed: int, settle_s: float = SETTLE_S) -> None:
+        self.now_s = 0.0
+        self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
+        self._simulation = Simulation([service.engine], route=only, on_end=self._again)
+        self._texts = Texts(service)
+        self._people: list[_Person] = []
+        self._users = 0
+        self._idle: set[int] = set()
+        self._schedule: list[tuple[float, float, int]] = []
+        self._samples: list[tuple[float, ...]] = []
+        self._rows: list[tuple[float, ...]] = []
+        self._labels: list[tuple[int, int, int]] = []
+        self._next_sample_s = SAMPLE_S / 2
+
+    def hold(self, users: int, seconds: float) -> None:
+        """So many users for so long; the same number as before goes on with the level under way."""
+        if users != self._users or not self._schedule:
+            self._change(users)
+            self._schedule.append((self.now_s, self.now_s, users))
+        self._advance(self.now_s + seconds)
+        begin, _, _ = self._schedule[-1]
+        self._schedule[-1] = (begin, self.now_s, users)
+
+    def run(self) -> Run:
+        """Everything so far, as analysed."""
+        self._take_rows()
+        table = np.array(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)
+        return Run(
+            info=self._info(),
+            requests=requests_of(
+                dict(zip(COLUMNS, table.T, strict=True)),
+                labels=labels,
+                gap_s=np.empty(0, dtype=np.float32),
+                gaps=np.zeros(len(table), dtype=np.int64),
+            ),
+            server=self._server(),
+            client=self._client(),
+        )
+
+    def _change(self, users: int) -> None:
+        while len(self._people) < users:
+            place = len(self._people)
+            self._people.append(_Person(self._service, random.Random(f"{self._seed}/{place}"), place))
+            self._idle.add(place)
+        self._users = users
+        for place in [place for place in self._idle if place < users]:
+            self._idle.discard(place)
+            person = self._people[place]
+            start_s = self.now_s + person.random.uniform(0.0, self._settle_s)
+            self._simulation.push(start_s, person.request(self._texts))
+
+    def _again(self, ended: Request, now_s: float) -> Arrival | None:
+        person = self._people[ended.user]
+        if ended.user >= self._users:
+            self._idle.add(ended.user)
+            return None
+        return now_s + person.pause_s(), person.request(self._texts)
+
+    def _advance(self, until_s: float) -> None:
+        (trace,) = self._simulation.traces
+        while self._next_sample_s <= until_s:
+            self._simulation.run(self._next_sample_s)
+            counters = trace.counters
+            self._samples.append(
+                (
+                    self._next_sample_s,
+                    trace.running[-1] if trace.running else 0,
+                    trace.waiting[-1] if trace.waiting else 0,
+                    trace.used_blocks[-1] / trace.pool_blocks if trace.used_blocks else 0.0,
+                    counters.preemptions,
+                    counters.generation_tokens,
+                    counters.prefix_hits,
+                )
+            )
+            self._next_sample_s += SAMPLE_S
+        self._simulation.run(until_s)
+        self.now_s = until_s
+
+    def _take_rows(self) -> None:
+        (trace,) = self._simulation.traces
+        for request in trace.requests[len(self._rows) :]:
+            assert request.end_s is not None
+            assert request.first_token_s is not None
+            start_s = request.arrival_s
+            first_s, last_s = request.first_token_s - start_s, request.end_s - start_s
+            values = {
+                "start_unix_s": start_s,
+                "sent_s": 0.0,
+                "first_chunk_s": first_s,
+                "first_answer_s": first_s,
+                "last_chunk_s": last_s,
+                "end_s": last_s,
+                "chunks": request.output_tokens,
+                "first_chunk_tokens": 1,
+                "prompt_tokens": request.prompt_tokens,
+                "output_tokens": request.output_tokens,
+                "cached_tokens": request.cached_tokens,
+                "http_status": 200,
+            }
+            self._rows.append(tuple(values.get(name, NAN) for name in COLUMNS))
+            turn = self._people[request.user].sent.popleft()
+            self._labels.append((CODE[Outcome.OK], request.user, turn))
+
+    def _server(self) -> Server:
+        columns: Sequence[Floats] = np.array(self._samples, dtype=np.float64).reshape(-1, 7).T
+        unix_s, running, waiting, usage, preemptions, tokens, hits = columns
+        nothing = np.full(len(unix_s), NAN)
+        return Server(
+            unix_s=unix_s,
+            engines=1,
+            running=running,
+            waiting=waiting,
+            waiting_capacity=waiting,
+            kv_cache_usage=usage,
+            preemptions_total=preemptions,
+            generation_tokens_total=tokens,
+            prefix_cache_hits_total=hits,
+            vram_used_bytes=nothing,
+            simulated_lateness_s=nothing,
+            failed_scrapes=0,
+        )
+
+    def _client(self) -> Client:
+        unix_s = np.arange(SAMPLE_S / 2, self.now_s, SAMPLE_S)
+        return Client(
+            unix_s=unix_s,
+            worker=np.zeros(len(unix_s), dtype=np.int64),
+            loop_lag_s=np.full(len(unix_s), LAG_S),
+            cpu=np.full(len(unix_s), 0.1),
+        )
+
+    def _info(self) -> RunInfo:
+        engine = self._service.engine
+        thinks = float(np.mean(self._service.chatting.pauses_s)) > THINKS_S
+        return RunInfo(
+            run_id=f"virtual-{self._seed}",
+            model="virtual",
+            scenario="virtual",
+            host="http://127.0.0.1",
+            started_unix_s=0.0,
+            settings={
+                "settle_s": self._settle_s,
+                "think_s": "measured" if thinks else "0",
+                "seed": self._seed,
+            },
+            server=ServerInfo(
+                engine="vllm",
+                max_model_len=engine.max_model_len,
+                block_size=engine.block_size,
+                num_gpu_blocks=engine.num_gpu_blocks,
+                kv_cache_tokens=engine.num_gpu_blocks * engine.block_size,
+                enable_prefix_caching=engine.enable_prefix_caching,
+            ),
+            schedule=list(self._schedule),
+        )
+
+
+class _Person:
+    """Asks, reads, thinks, asks again; the same for the same random numbers."""
+
+    def __init__(self, service: Service, rng: random.Random, number: int) -> None:
+        self.random = rng
+        self.sent: deque[int] = deque()
+        """Turns of requests whose rows were not taken yet."""
+        self._service = service
+        self._number = number
+        self._chats = 0
+        self._turns: Sequence[Turn] = ()
+        self._turn = 0
+
+    def pause_s(self) -> float:
+        """From an answer to the next request."""
+        return self._service.overhead_s + float(self.random.choice(self._service.chatting.pauses_s))
+
+    def request(self, texts: Texts) -> Request:
+        """The next turn, of a new conversation where the last one is over."""
+        if self._turn >= len(self._turns):
+            self._turns, self._turn = self.random.choice(self._service.chatting.conversations), 0
+            self._chats += 1
+        request = texts.request(self._turns, self._turn, self._number * 2**24 + self._chats)
+        request.user = self._number
+        self.sent.append(self._turn)
+        self._turn += 1
+        return request
