@@ -81,7 +81,7 @@ class Seen:
     preempted_fraction: float
     """Preemptions for each finished request."""
     blocked_fraction: float
-    """Share of time in which a request waits although there are seats."""
+    """Share of time in which a request waits because the pool has no blocks for it."""
     queue_fraction: float
     """Share of time in which a request waits for a seat."""
     prefix_hit_rate: float
@@ -339,7 +339,7 @@ def _gauges(trace: Trace, seats: int, begin_s: float, end_s: float) -> tuple[flo
         np.asarray(trace.used_blocks) / trace.pool_blocks,
         running,
         waiting,
-        (waiting > 0) & ~full,
+        np.asarray(trace.lacks_blocks),
         (waiting > 0) & full,
     )
     return tuple(float(np.average(column, weights=weight)) for column in columns)

@@ -62,8 +62,8 @@ class EngineConfig:
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
-OnStep = Callable[[float, int, int, int], None]
-"""Is told of a step's end: the instant, requests running, requests waiting, used blocks."""
+OnStep = Callable[[float, int, int, int, bool], None]
+"""Is told of a step's end: the instant, and the gauges in their order."""
 
 
 class State(Enum):
@@ -178,6 +178,8 @@ class Gauges:
     """All for capacity: nothing here is ever deferred."""
     used_blocks: int = 0
     """Blocks that live requests hold, shared ones once."""
+    lacks_blocks: bool = False
+    """The step began with a request waiting for blocks. vLLM does not show this."""
 
 
 class Step:
@@ -283,6 +285,7 @@ class Engine:
         self.pool = BlockPool(config.num_gpu_blocks - 1)
         self.counters = Counters()
         self.gauges = Gauges()
+        self._lacks_blocks = False
         self._arrived: list[Request] = []  # the scheduler, and so the gauges, see them at the next step
         self._waiting: deque[Request] = deque()
         # Dicts are ordered sets here: admission order, removal anywhere, popitem() for the last admitted.
@@ -406,6 +409,7 @@ class Engine:
             return now_s
         batch, first, kv_tokens = len(self._decoding), self._step_number + 1, self._decode_kv_tokens
         running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
+        lacks = self._lacks_blocks
         growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
         ahead_s = math.nan if ahead is None else ahead.duration_s
         number = first
@@ -420,7 +424,7 @@ class Engine:
             duration_s = self._duration_s(batch, kv_tokens, 0)
             now_s += duration_s if ahead is None else ahead_s
             ahead_s = duration_s
-            on_step(now_s, running, waiting, used)
+            on_step(now_s, running, waiting, used, lacks)
         if number > first:
             self._leapt(number - first, kv_tokens, ahead_s)
         return now_s
@@ -442,6 +446,7 @@ class Engine:
         self.gauges.running = len(self._running)
         self.gauges.waiting = len(self._waiting)
         self.gauges.used_blocks = self.pool.blocks - self.pool.free
+        self.gauges.lacks_blocks = self._lacks_blocks
 
     def _report_prefill(self, request: Request, now_s: float) -> None:
         if request.first_token_s is None:
@@ -472,6 +477,7 @@ class Engine:
         prefill = _Prefill()
         if self._prefilling is not None:
             preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
+        self._lacks_blocks = preempted
         if not preempted:
             self._admit(now_s, budget - prefill.tokens, prefill, completed)
         if not self._decoding and not prefill.tokens:
@@ -562,7 +568,7 @@ class Engine:
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
-                self._settled = True
+                self._settled = self._lacks_blocks = True
                 return
             self._waiting.popleft()
             self.pool.share(shared)

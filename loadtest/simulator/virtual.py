@@ -29,6 +29,7 @@ class Trace:
     running: "array[int]" = field(default_factory=lambda: array("q"))
     waiting: "array[int]" = field(default_factory=lambda: array("q"))
     used_blocks: "array[int]" = field(default_factory=lambda: array("q"))
+    lacks_blocks: "array[int]" = field(default_factory=lambda: array("b"))
 
     def token_times_s(self, request: Request) -> "array[float]":
         """When each output token was made, ascending."""
@@ -37,12 +38,13 @@ class Trace:
             times_s.extend(self.step_end_s[first:stop])
         return times_s
 
-    def note(self, end_s: float, running: int, waiting: int, used_blocks: int) -> None:
+    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, lacks_blocks: bool) -> None:
         """One step's end."""
         self.step_end_s.append(end_s)
         self.running.append(running)
         self.waiting.append(waiting)
         self.used_blocks.append(used_blocks)
+        self.lacks_blocks.append(lacks_blocks)
 
 
 class Simulation:
@@ -226,7 +228,7 @@ class _Replica:
         self._stepping = False
         step: Step = self.engine.end()
         gauges = self.engine.gauges
-        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks)
+        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks_blocks)
         self.trace.requests.extend(step.finished)
         if on_end is None:
             return
