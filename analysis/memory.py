@@ -5,7 +5,7 @@ Formulas: docs/method.md. All lengths are in engine steps, so that the GPU and i
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,19 @@ from scipy import fft, special
 
 from analysis.levels import Level, Pool
 from analysis.load import Floats, Ints, Requests, Run
+from analysis.virtual import TURN_ROUND_S, Chatting, Service, play
 from loadtest.record import Slo
+from loadtest.simulator.engine import EngineConfig
 
 SMALLEST = 1e-9
 FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 random workloads, engine
 BLOCKED_SD = 0.3  # the same for the logit of the blocked time
+REPLAY_TOKENS = 2e6  # output tokens of the engine's replay: about a second
+REPLAY_LIVES = 60  # of each user in it, at least
+REPLAY_USERS = 300  # above, the formula's error is below one in a hundred users
+REPLAY_PAIRS = 20_000  # drawn from, at most
+BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 GiB
+REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in ln F and logit eps
 CLUSTERING = 6.0  # variance over mean of preemption counts: 1.5 to 6 were seen
 DRIFT = 0.1  # how much the formula's error changes with each factor e of F away from the wall
 NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
@@ -178,6 +186,15 @@ class Shift:
     blocked_se: float = BLOCKED_SD
     levels: int = 0
 
+    def at_least(self, sd: float) -> "Shift":
+        """The same, with more of an error."""
+        return replace(
+            self,
+            preempted_se=math.hypot(self.preempted_se, sd),
+            blocked_se=math.hypot(self.blocked_se, sd),
+            levels=0,
+        )
+
 
 def margins(pressure: Pressure, slo: Slo, *, shift: Shift) -> tuple[float, float]:
     """Positive: broken. ln(F / limit) and logit(eps) - logit(limit), moved by the shift."""
@@ -257,25 +274,72 @@ def pressure_seen(levels: Sequence[Level]) -> list[Seen]:
     ]
 
 
-def shift_of(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo, *, near_users: float) -> Shift:
-    """The formula's level, moved by what was counted at levels near the wall, as far as the counts carry.
+def shift_of(
+    occupancy: Occupancy, seen: Sequence[Seen], slo: Slo, *, near_users: float, prior: Shift
+) -> Shift:
+    """The prior, moved by what was counted at levels near the wall, as far as the counts carry.
 
-    Counts have variance D mu + (drift mu)^2, D for clustering and the drift for the formula's shape; the
-    prior is the formula's own error over random workloads.
+    Counts have variance D mu + (drift mu)^2, D for clustering and the drift for the formula's shape.
     """
     near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
     counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
     timed = [one for one in near if one.scrapes > 0]
     preempted = _posterior(
-        _preemption_score(occupancy, counted, slo), prior=FORMULA_BIAS, prior_sd=FORMULA_SD
+        _preemption_score(occupancy, counted, slo), prior=prior.preempted, prior_sd=prior.preempted_se
     )
-    blocked = _posterior(_blocked_score(occupancy, timed, slo), prior=0.0, prior_sd=BLOCKED_SD)
+    blocked = _posterior(
+        _blocked_score(occupancy, timed, slo), prior=prior.blocked, prior_sd=prior.blocked_se
+    )
     return Shift(
         preempted=preempted[0],
         preempted_se=preempted[1],
         blocked=blocked[0],
         blocked_se=blocked[1],
         levels=len({one.users for one in counted + timed}),
+    )
+
+
+def replayed(pairs: Pairs, pool: Pool, occupancy: Occupancy, slo: Slo, *, active: Active, x: float) -> Shift:
+    """How far the engine moves the formula, run in steps on the measured pairs at the two whole numbers of
+    users around x. The prior is the formula's error over random workloads."""
+    if not 1.0 <= x <= REPLAY_USERS:
+        return Shift()
+    seen = [_replay(pairs, pool, users, active=active(users)) for users in (math.floor(x), math.floor(x) + 1)]
+    return shift_of(occupancy, seen, slo, near_users=x, prior=Shift()).at_least(REPLAY_SD)
+
+
+def _replay(pairs: Pairs, pool: Pool, users: int, *, active: float) -> Seen:
+    """Every step takes one second. Pauses are exponential; the law of their lengths does not matter."""
+    output = float(pairs.output.mean())
+    requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
+    think_s = output * (1.0 / active - 1.0)
+    longest = int((pairs.prompt + pairs.output).max())
+    every = -(-len(pairs) // REPLAY_PAIRS)
+    service = Service(
+        engine=EngineConfig(
+            num_gpu_blocks=1 + max(pool.blocks, -(-longest // pool.block_tokens)),
+            block_size=pool.block_tokens,
+            max_model_len=longest,
+            max_num_seqs=users,
+            max_num_batched_tokens=max(BATCHED_TOKENS, users),
+            step_base_s=1.0,
+            enable_prefix_caching=pairs.shared_prefix > 0,
+        ),
+        chatting=Chatting(
+            conversations=[
+                [(int(s), int(o))] for s, o in zip(pairs.prompt[::every], pairs.output[::every], strict=True)
+            ],
+            pauses_s=TURN_ROUND_S + think_s * -np.log1p(-(np.arange(1000) + 0.5) / 1000),
+            shared_prefix_tokens=pairs.shared_prefix,
+        ),
+    )
+    seen = play(service, users, requests=requests).seen(Slo())
+    return Seen(
+        users=users,
+        preemptions=seen.preempted_fraction * seen.requests,
+        finished=seen.requests,
+        blocked=seen.blocked_fraction,
+        scrapes=seen.requests / users,  # what is a lifetime apart is independent
     )
 
 
@@ -353,15 +417,20 @@ def memory_wall(
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
+    law = block_law(pairs, block_tokens=pool.block_tokens)
+    formula = Occupancy(law, blocks, active)
+    start = max(int(blocks / max(law.mean, SMALLEST)), 1)
+    rough = wall(formula, slo, shift=Shift(), start=start)
+    prior = replayed(pairs, pool, formula, slo, active=active, x=rough)
+
     def one(weight: Floats | None, start: int) -> tuple[float, Shift, Occupancy]:
         law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
         occupancy = Occupancy(law, blocks, active)
-        rough = wall(occupancy, slo, shift=Shift(), start=start)
-        shift = shift_of(occupancy, seen, slo, near_users=rough)
+        rough = wall(occupancy, slo, shift=prior, start=start)
+        shift = shift_of(occupancy, seen, slo, near_users=rough, prior=prior)
         return wall(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
 
-    law = block_law(pairs, block_tokens=pool.block_tokens)
-    x, shift, _ = one(None, max(int(blocks / max(law.mean, SMALLEST)), 1))
+    x, shift, _ = one(None, max(int(rough), 1))
     draws = np.empty(resamples)
     for at in range(resamples):
         _, drawn, occupancy = one(_resampled(pairs.conversation, rng), max(int(x), 1))
@@ -451,7 +520,7 @@ class Gauge:
 def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
     """None where fewer than five scrapes had requests running."""
     free = [level for level in levels if level.trusted and not level.waiting_fraction > 0]
-    scrapes = [_scrapes(run, free, pool) for run in runs]
+    scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
     held = np.concatenate([one.held for one in scrapes])
     if len(running) < 5:
@@ -472,18 +541,19 @@ class _Scrapes:
     held: Floats
     """Tokens by the gauge."""
     rebuilt: Floats
-    """Tokens by our own rows, whole blocks."""
+    """Tokens by our own rows, whole blocks, shared ones taken off."""
     active: Floats
 
 
-def _scrapes(run: Run, levels: Sequence[Level], pool: Pool) -> _Scrapes:
+def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> _Scrapes:
     unix = run.server.unix_s
     inside = np.zeros(len(unix), dtype=np.bool_)
     for level in levels:
         if level.run_id == run.info.run_id:
             inside |= (unix >= level.clock.begin_unix_s) & (unix <= level.clock.end_unix_s)
     inside &= (run.server.running > 0) & ~np.isnan(run.server.kv_cache_usage)
-    rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens)
+    shared = shared_prefix // pool.block_tokens * pool.block_tokens
+    rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens, shared=shared)
     return _Scrapes(
         running=run.server.running[inside],
         held=run.server.kv_cache_usage[inside] * pool.tokens,
@@ -492,8 +562,9 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool) -> _Scrapes:
     )
 
 
-def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int) -> tuple[Floats, Floats]:
-    """KV tokens (whole blocks) and requests in flight at each instant, from our own rows. Shapes as given."""
+def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
+    """KV tokens (whole blocks, without shared ones) and requests in flight at each instant, from our own
+    rows. Shapes as given."""
     begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
     longest = float((ends - begins).max(initial=0.0))
     held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
@@ -504,7 +575,9 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int) -> tuple[Floa
         first_s, last_s = rows.first_chunk_s[index], rows.last_chunk_s[index]
         since = at - rows.start_unix_s[index]
         decoded = np.clip((since - first_s) / np.maximum(last_s - first_s, 1e-9), 0.0, 1.0)
-        tokens = rows.prompt_tokens[index] + decoded * np.maximum(rows.output_tokens[index] - 1, 0)
+        tokens = np.maximum(rows.prompt_tokens[index] - shared, 1) + decoded * np.maximum(
+            rows.output_tokens[index] - 1, 0
+        )
         held[place] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
         active[place] = len(index)
     return held, active

@@ -19,6 +19,7 @@ from loadtest.simulator.virtual import Arrival, Route, Trace, only, simulate_rep
 WARM_UP = 0.2  # of the requests: left out of the window
 LIVES = 60  # requests of each user, where nothing else says how long to play
 ITL_REQUESTS = 2000  # whose every token is looked at
+TURN_ROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
 CHAT_BLOCKS = 2**20  # block hashes of one conversation: more than any context has blocks
 
 TRACE_BLOCKS = 2**60  # names of blocks that a trace shares begin here

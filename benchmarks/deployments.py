@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.latency import MISS_LIMIT
 from analysis.limit import QUEUE_LIMIT, limit
-from analysis.virtual import Chatting, Seen, Service, play
+from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
 from loadtest.architectures import ModelShape, parse_config
 from loadtest.gpus import A10G, H100, L4, T4
 from loadtest.record import Slo
@@ -20,7 +20,6 @@ from loadtest.simulator.presets import Preset
 BLOCK_TOKENS = 16
 PAIRS = 20_000  # that people draw their lengths from
 LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
-TURN_ROUND_S = 0.001
 PLAYS, PLAY_REQUESTS = (6, 32), 6000  # of each of the two levels around the wall
 SE_USERS, SE_SHARE = 0.1, 0.005  # the truth's own error is at most the larger of the two
 WIDE = 0.01  # above a hundred users two levels may be so far apart
