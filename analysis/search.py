@@ -1,0 +1,178 @@
+"""Where to probe next: what a judgement of the levels so far says about the next number of users to hold.
+
+Knows no clock and no server: whoever drives the load asks again when `Advice.look_s` has passed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from analysis.answer import WALL_NAMES
+from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
+from analysis.levels import FEWEST_REQUESTS, Level
+from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+
+FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
+CLIMB = 4.0  # the most that the next level has over the highest one that holds
+BEYOND = 1.15  # the next level, where all walls that the models place have held
+MOST_USERS = 8192
+LOOK_S, LOOK_LIVES = 5.0, 3.0  # between two looks: the larger
+FEWEST_LENGTHS = 10  # for a first guess of where the memory wall stands
+SETTLED_LIVES = 4.0  # response times after which a level tells something
+QUANTUM_S, QUANTUM_LIVES = (
+    20.0,
+    12.0,
+)  # a level near the wall is held so long before it is the other side's turn
+PATIENCE = 3  # quanta in which a level must become trustworthy
+NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
+NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed, as a share of its users
+SIDE = 0.35  # levels this near the wall count as one of its sides
+HOPELESS = 0.5  # share of misses far past a wall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """What to do now."""
+
+    users: int | None
+    """To hold from now on; None when nothing more is worth its time."""
+    look_s: float
+    """Seconds until the next look is worth it."""
+    why: str
+    """Of a change, or of the end, in a few words."""
+    line: str
+    """The answer as of now."""
+
+
+def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> Advice:
+    """holding, held_s: the plateau under way and for how long; left_s: of the budget."""
+    line = answer_line(judgement)
+
+    def to(users: int | None, why: str) -> Advice:
+        return Advice(users=users, look_s=max(min(2 * LOOK_S, left_s), 0.0), why=why, line=line)
+
+    if holding is None:
+        return to(FIRST_USERS, "a low load first")
+    if left_s <= 0.0:
+        return to(None, "the budget is used")
+    level = _under_way(judgement.evidence, holding)
+    look_s = LOOK_S if level is None else max(LOOK_S, LOOK_LIVES * level.clock.lifetime_s)
+    stay = Advice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
+    if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
+        return stay
+    if not level.trusted and not _hopeless(level):
+        return stay if held_s < PATIENCE * _quantum_s(level) else to(None, "; ".join(level.why_not))
+    users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
+    if users is not None and users != holding and left_s < _settled_s(level):
+        return stay  # too late for another level to tell anything
+    return stay if users == holding else to(users, why)
+
+
+def answer_line(judgement: Judgement) -> str:
+    """`18 users, 90 % sure of 16 to 21, KV cache`."""
+    evidence = judgement.evidence
+    if not evidence.trusted:
+        return "no level to judge by yet"
+    if judgement.reasons:
+        return f"fewer than {evidence.trusted[0]} users"
+    head = head_of(evidence, judgement.stands, confidence=CONFIDENCE)
+    if head.interval is None or head.interval[1] is None:
+        return f"no wall met up to {evidence.trusted[-1]} users"
+    low, high = head.interval
+    return f"{head.max_users} users, 90 % sure of {low} to {high}, {WALL_NAMES[head.binding]}"
+
+
+def _under_way(evidence: Evidence, holding: int) -> Level | None:
+    level = max(evidence.levels, key=lambda level: level.clock.end_unix_s, default=None)
+    return level if level is not None and level.users == holding and level.n else None
+
+
+def _settled_s(level: Level) -> float:
+    return 2 * LOOK_S + SETTLED_LIVES * level.clock.lifetime_s
+
+
+def _quantum_s(level: Level) -> float:
+    return max(QUANTUM_S, QUANTUM_LIVES * level.clock.lifetime_s)
+
+
+def _hopeless(level: Level) -> bool:
+    """So far past a wall that staying tells nothing."""
+    misses = (level.ttft_miss, level.tpot_miss, level.overload)
+    return level.n >= FEWEST_REQUESTS and max(share.fraction for share in misses) > HOPELESS
+
+
+def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | None, str]:
+    """The next number of users, and why."""
+    evidence = judgement.evidence
+    if not evidence.trusted:
+        lower = holding // 2
+        return (lower, "far past a wall") if lower else (None, "one user is past a wall already")
+    lowest = evidence.trusted[0]
+    if judgement.reasons:
+        lower = min(lowest, holding) // 2
+        return (lower, "past a wall already") if lower else (None, judgement.reasons[0])
+    head = head_of(evidence, judgement.stands, confidence=CONFIDENCE)
+    if head.estimate_x is None or head.interval_x is None or head.interval_x[1] is None:
+        return _up(judgement)
+    return _nearer(evidence, head.estimate_x, head.interval_x[1] - head.interval_x[0], holding, waited=waited)
+
+
+def _up(judgement: Judgement) -> tuple[int | None, str]:
+    """No wall is met: to where the models place the first one, by steps of `CLIMB` at most."""
+    top = judgement.evidence.trusted[-1]
+    if top >= MOST_USERS:
+        return None, f"nothing broke at {top} users"
+    placed = min([stand.x for stand in judgement.stands] + _guesses(judgement.evidence), default=math.inf)
+    reach = placed if placed > BEYOND * top else BEYOND * top
+    users = min(max(math.ceil(min(reach, CLIMB * top)), top + 1), MOST_USERS)
+    return users, "no wall met yet"
+
+
+def _guesses(evidence: Evidence) -> list[float]:
+    """Where the memory law stands with the few lengths that there are, and where straight lines through the
+    p95s of the two highest trusted levels meet the objectives."""
+    slo = evidence.slo
+    found = []
+    if evidence.pool is not None and evidence.pairs is None:
+        pairs = pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
+        if len(pairs) >= FEWEST_LENGTHS:
+            law = block_law(pairs, block_tokens=evidence.pool.block_tokens)
+            occupancy = Occupancy(law, evidence.pool.blocks, evidence.active)
+            found.append(evidence.pool.engines * wall(occupancy, slo, shift=Shift(), start=1))
+    objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
+        (slo.ttft_p95_s, lambda level: level.ttft.p95),
+        (slo.tpot_p95_s, lambda level: level.tpot.p95),
+    )
+    for objective_s, p95_of in objectives:
+        known = {level.users: p95 for level in evidence.levels if level.trusted and (p95 := p95_of(level))}
+        if len(known) < 2:
+            continue
+        low, high = sorted(known)[-2:]
+        slope = (known[high] - known[low]) / (high - low)
+        if slope > 0 and known[high] < objective_s:
+            found.append(high + (objective_s - known[high]) / slope)
+    return found
+
+
+def _nearer(
+    evidence: Evidence, x: float, width: float, holding: int, *, waited: bool
+) -> tuple[int | None, str]:
+    """By turns below and above the wall, the closer the better it is known."""
+    around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < SIDE]
+    seconds = [
+        sum(level.clock.window_s for level in around if (level.users > x) == above) for above in (False, True)
+    ]
+    if width <= max(NARROW_USERS, NARROW_SHARE * x) and all(seconds):
+        return None, "the interval is narrow enough"
+    share = min(max(width / 2 / x, NEAREST), FARTHEST)
+    sides = (
+        max(min(math.floor(x * (1.0 - share)), math.ceil(x) - 1), 1),
+        max(math.ceil(x * (1.0 + share)), math.floor(x) + 1),
+    )
+    above = seconds[1] <= seconds[0]
+    target = sides[above]
+    here = (holding > x) == above and abs(holding - target) <= max(1.0, share * x / 2)
+    near = abs(holding / x - 1.0) < SIDE
+    if here or (near and not waited):
+        return holding, ""
+    return target, f"{'above' if above else 'below'} the wall"
