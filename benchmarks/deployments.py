@@ -20,7 +20,7 @@ from loadtest.simulator.presets import Preset
 BLOCK_TOKENS = 16
 PAIRS = 20_000  # that people draw their lengths from
 LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
-PLAYS, PLAY_REQUESTS = (6, 32), 6000  # of each of the two levels around the wall
+PLAYS, PLAY_REQUESTS = (6, 64), 3000  # of each of the two levels around the wall
 SE_USERS, SE_SHARE = 0.1, 0.005  # the truth's own error is at most the larger of the two
 WIDE = 0.01  # above a hundred users two levels may be so far apart
 SHIFTS = 12  # how often the bracket may move
@@ -163,7 +163,7 @@ class Truth:
 
 def truth_of(one: Deployment) -> Truth | None:
     """docs/method.md's definition, from long plateaus. None where one user breaks an objective already."""
-    rough = limit(one.service, one.slo, requests=3000, seed=one.number)
+    rough = limit(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
         return None
     plays = _Plays(one)
