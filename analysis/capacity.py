@@ -122,15 +122,21 @@ class Judgement:
 
 
 def judge(
-    runs: Sequence[Run], *, slo: Slo, seed: int = 0, on_step: Callable[[int], None] = lambda _: None
+    runs: Sequence[Run],
+    *,
+    slo: Slo,
+    seed: int = 0,
+    quick: bool = False,
+    on_step: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
     """Places the walls of runs that may be pooled (see `load.comparable`). Deterministic for a given seed.
 
-    `on_step` is called for each of RESAMPLES resamples, for a progress bar.
+    `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick`, for a look while a test
+    runs: the memory wall without the engine's replay.
     """
     rng = np.random.default_rng(seed)
     evidence = gather(runs, slo=slo)
-    memory = _memory_wall(evidence, rng, on_step)
+    memory = _memory_wall(evidence, rng, on_step, replay=not quick)
     stands = _stands(evidence, memory, rng)
     reasons = _reasons_to_refuse(evidence, stands)
     return Judgement(evidence=evidence, memory=memory, gauge=_gauge(evidence), stands=stands, reasons=reasons)
@@ -228,7 +234,7 @@ def _thinks(runs: Sequence[Run]) -> bool:
 
 
 def _memory_wall(
-    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None]
+    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None], *, replay: bool
 ) -> MemoryWall | None:
     if evidence.pairs is None or evidence.pool is None:
         return None
@@ -238,6 +244,7 @@ def _memory_wall(
         evidence.levels,
         evidence.slo,
         active=evidence.active,
+        replay=replay,
         resamples=RESAMPLES,
         rng=rng,
         on_step=on_step,

@@ -409,11 +409,13 @@ def memory_wall(
     slo: Slo,
     *,
     active: Active = always,
+    replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> MemoryWall:
-    """Where the pool stops holding, drawn from resampled conversations and the formula's own error."""
+    """Where the pool stops holding, drawn from resampled conversations and the formula's own error, which the
+    engine's `replay` makes smaller."""
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
@@ -421,7 +423,7 @@ def memory_wall(
     formula = Occupancy(law, blocks, active)
     start = max(int(blocks / max(law.mean, SMALLEST)), 1)
     rough = wall(formula, slo, shift=Shift(), start=start)
-    prior = replayed(pairs, pool, formula, slo, active=active, x=rough)
+    prior = replayed(pairs, pool, formula, slo, active=active, x=rough) if replay else Shift()
 
     def one(weight: Floats | None, start: int) -> tuple[float, Shift, Occupancy]:
         law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
