@@ -378,15 +378,19 @@ def _blocked_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Scor
 
 
 def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
-    """Mode and standard error of a shift: the score falls in the shift, so halving finds its root."""
-    low, high = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd
+    """Mode and standard error of a shift: Fisher scoring, kept inside the ends between which the score, which
+    falls in the shift, has its root."""
+    low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
     for _ in range(40):
-        middle = (low + high) / 2
-        if score(middle)[0] > (middle - prior) / prior_sd**2:
-            low = middle
-        else:
-            high = middle
-    return low, 1.0 / math.sqrt(score(low)[1] + prior_sd**-2)
+        slope, information = score(at)
+        slope -= (at - prior) / prior_sd**2
+        information += prior_sd**-2
+        low, high = (at, high) if slope > 0.0 else (low, at)
+        step = slope / information
+        if abs(step) < 1e-4 * prior_sd:
+            break
+        at = at + step if low < at + step < high else (low + high) / 2
+    return at, 1.0 / math.sqrt(information)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

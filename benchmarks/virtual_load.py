@@ -47,6 +47,11 @@ class VirtualLoad:
         begin, _, _ = self._schedule[-1]
         self._schedule[-1] = (begin, self.now_s, users)
 
+    @property
+    def ended(self) -> int:
+        """Requests that have ended."""
+        return len(self._simulation.traces[0].requests)
+
     def run(self) -> Run:
         """Everything so far, as analysed."""
         self._take_rows()
