@@ -114,9 +114,13 @@ class Control:
         except InputError as error:
             self._refuse(str(error))
             return None
-        if not self.environment.stop_timeout:
-            self.environment.stop_timeout = settings.request_timeout_s + 1
         return self.lead
+
+    def let_surplus_finish(self, seconds: float) -> None:
+        """How long streams of users that stop may go on, before they are cancelled; Locust's --stop-timeout
+        says it louder."""
+        if not self.environment.stop_timeout:
+            self.environment.stop_timeout = seconds
 
     def given(self, setting: str) -> bool:
         """Whether a flag or the web form says something of this setting."""

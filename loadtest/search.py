@@ -48,6 +48,7 @@ class SearchShape(Shape):
         self._advice = None
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
+        self.control.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
         limits = [lead.settings.budget_s, self._run_time_s()]
         seconds = min(limit for limit in limits if limit is not None)
         self.control.announce(f"a search for the most users, at most {seconds:.0f} s")

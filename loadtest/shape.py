@@ -119,6 +119,7 @@ class LevelShape(Shape):
             raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
 
     def _begin(self, lead: Lead) -> Wanted:
+        self.control.let_surplus_finish(lead.settings.request_timeout_s + 1)
         self._choose_levels(lead)
         limit = self._run_time_s()
         self._until = None if limit is None else time.monotonic() + limit
