@@ -77,6 +77,7 @@ class Control:
         self._host = environment.host
         self._exit_code = 0
         self._complete = False
+        self._ending: Lead | None = None
         self._surplus_of: int | None = None
         self._reports: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
@@ -202,11 +203,12 @@ class Control:
 
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
-        completes the run folder."""
+        completes the run folder. What a Ctrl-C cuts short, the next call takes up."""
         self.end_level()
-        lead, self.lead = self.lead, None
+        lead, self.lead = self.lead or self._ending, None
         if lead is None:
             return
+        self._ending = lead
         self._receiver = lead.receiver  # rows keep coming until the next run
         self.line.clear()
         self.runner.send_message("seatcount_close", None)
@@ -221,15 +223,16 @@ class Control:
         for name, report in self._reports.items():
             if not report["stopped"]:
                 lead.warn(_undelivered(name, shares_disk=report["shares_disk"]))
-        lead.finish(
-            workers=self._workers(),
-            clipped=sum(report["clipped"] for report in self._reports.values()),
-        )
-        self._complete = True
         if lead.advisor is not None:
             if drain_s and (advice := lead.advisor.conclude()) is not None:
                 logger.info("The answer: %s.", advice.line)
             lead.advisor.close()
+        lead.finish(
+            workers=self._workers(),
+            clipped=sum(report["clipped"] for report in self._reports.values()),
+        )
+        self._ending = None
+        self._complete = True
         logger.info("The run is in %s; next: python -m analysis.capacity %s", lead.folder, lead.folder.parent)
 
     def _workers(self) -> list[WorkerInfo]:
@@ -437,16 +440,32 @@ class Control:
 
     def _on_test_stopping(self, **_: object) -> None:
         """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
+        if self._shape_is_ending():
+            self._end_in_its_place()
         if self.lead is None:
             return
         if self.headless:
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
         self.end(drain_s=0 if self.headless else STOP_DRAIN_S)
 
+    def _shape_is_ending(self) -> bool:
+        """Another greenlet is in `end`, or was killed there."""
+        return self._ending is not None and self.runner.shape_greenlet is not gevent.getcurrent()
+
+    def _end_in_its_place(self) -> None:
+        """A plan that has come to its end waits for streams no longer."""
+        if self.headless:
+            self._exit_code = self._exit_code or EXIT_INTERRUPTED
+        if self.runner.shape_greenlet is not None:
+            self.runner.shape_greenlet.kill()
+        self.end(drain_s=0)
+
     def _on_quitting(self, **_: object) -> None:
         leads = not isinstance(self.runner, WorkerRunner)
         if self.lead is not None or (leads and self.headless and not self._complete):
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
+        if self._shape_is_ending():
+            self._end_in_its_place()
         self.end(drain_s=0)
         if self.meter is not None:
             self._leave(self.meter)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_a_search_finds_what_the_analysis_answers(run_locust: RunLocust, small: 
 
 
 def test_two_processes_search_together(run_locust: RunLocust, small: str) -> None:
-    run = run_locust(small, *two_processes(), budget_s="14", **SEARCH)
+    run = run_locust(small, *two_processes(), budget_s="20", **SEARCH)
     assert run.code == 0, run.said
     assert {row["worker"] for row in run.rows()} == {"0", "1"}
     assert len(run.info["schedule"]) >= 2
@@ -108,6 +109,27 @@ def test_ctrl_c_ends_the_search_and_its_advisor(small: str, tmp_path: Path) -> N
     run = Finished(process.returncode, said, reports)
     assert run.info["ended_unix_s"] is not None
     assert len(run.rows()) > 5
+
+
+def test_ctrl_c_while_the_last_streams_finish_completes_the_run(simulated: str, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    slow = {"budget_s": "4", "output_tokens": "600"}
+    command = locust_command(reports, simulated, **{**SEARCH, **slow})
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any("time limit" in line for line in process.stderr)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        said = process.communicate(timeout=30)[1]
+        assert time.monotonic() - began < 5  # the stream has up to ten more seconds
+    run = Finished(process.returncode, said, reports)
+    assert run.code == 130, said
+    assert run.info["ended_unix_s"] is not None
+    assert [row["outcome"] for row in run.rows()] == ["cancelled"]
+    assert advisors(reports) == []
 
 
 def test_an_advisor_outlives_no_killed_search(small: str, tmp_path: Path) -> None:
