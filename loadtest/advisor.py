@@ -35,6 +35,7 @@ class Advisor:
     def __init__(self, folder: Path) -> None:
         self.asking = False
         """An answer is awaited, or waits to be taken."""
+        self._latest: Advice | None = None
         self._answer: Advice | AdvisorLostError | None = None
         self._asker: gevent.Greenlet[..., None] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
@@ -56,9 +57,10 @@ class Advisor:
         try:
             self._to.write(msgspec.json.encode(look) + b"\n")
             self._to.flush()
-            return msgspec.json.decode(self._from.readline(), type=Advice)
+            self._latest = msgspec.json.decode(self._from.readline(), type=Advice)
         except (OSError, msgspec.DecodeError):
             raise AdvisorLostError(self._last_words()) from None
+        return self._latest
 
     def begin_asking(self, look: Look, *, after_s: float) -> None:
         """Asks beside the caller, who fetches the answer with `take`."""
@@ -81,14 +83,14 @@ class Advisor:
         return answer
 
     def conclude(self) -> Advice | None:
-        """What it says when the run is over; None where that takes too long."""
+        """What it says when the run is over; where that takes too long, what it said last."""
         try:
             with gevent.Timeout(CONCLUDE_S):
                 if self._asker is not None:
                     self._asker.join()
                 return self.ask(Look(left_s=0.0))
         except (gevent.Timeout, AdvisorLostError):
-            return None
+            return self._latest
 
     def close(self) -> None:
         """Ends the process, whatever it is doing. May be called twice."""
