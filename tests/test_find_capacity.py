@@ -50,37 +50,15 @@ def advisors(reports: Path) -> list[int]:
     ]
 
 
-def test_a_search_finds_what_the_analysis_answers(run_locust: RunLocust, small: str) -> None:
-    run = run_locust(small, budget_s="24", **SEARCH)
-    assert run.code == 0, run.said
-    assert run.info["settings"]["budget_s"] == 24
-    assert run.info["settings"]["prompt_tokens"] == "40"
-    schedule = run.info["schedule"]
-    assert all(users != after for (_, _, users), (_, _, after) in itertools.pairwise(schedule))
-    assert all(0 <= after - end < 3 for (_, end, _), (after, _, _) in itertools.pairwise(schedule))
-    assert schedule[-1][1] - schedule[0][0] < 26
-    assert run.info["ended_unix_s"] - schedule[0][0] < 46
-    rows, samples = run.rows(), run.rows("server.jsonl")
-    counted = sum(row["output_tokens"] for row in rows)
-    assert samples[-1]["generation_tokens_total"] - samples[0]["generation_tokens_total"] == counted
-    assert "The answer: " in run.said
-    assert "next: python -m analysis.capacity" in run.said
-    assert advisors(run.reports) == []
-    analysis = [sys.executable, "-m", "analysis.capacity", str(run.folder)]
-    done = subprocess.run(analysis, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    (model,) = json.loads((run.folder / "capacity.json").read_text())["models"]
-    assert {level["users"] for level in model["levels"]} == {users for _, _, users in schedule}
-    if "load generator late" not in done.stdout:  # this machine is busy: rightly no level is trusted
-        assert done.returncode == 0, done.stdout
-        assert len({users for _, _, users in schedule}) >= 2
-
-
 def test_two_processes_search_together(run_locust: RunLocust, small: str) -> None:
     run = run_locust(small, *two_processes(), budget_s="8", **SEARCH)
     assert run.code == 0, run.said
+    assert run.info["settings"]["budget_s"] == 8
+    assert run.info["schedule"][-1][1] - run.info["schedule"][0][0] < 10
     assert [worker["name"] for worker in run.info["workers"]] == ["0", "1"]
     assert run.rows()
     assert "The answer: " in run.said
+    assert "next: python -m analysis.capacity" in run.said
     assert advisors(run.reports) == []
 
 
@@ -98,18 +76,28 @@ def searching(reports: Path, host: str) -> "Iterator[subprocess.Popen[str]]":
             process.kill()
 
 
-def test_ctrl_c_ends_the_search_and_its_advisor(small: str, tmp_path: Path) -> None:
+def test_a_search_moves_on_without_a_restart_until_ctrl_c(small: str, tmp_path: Path) -> None:
     reports = tmp_path / "reports"
     with searching(reports, small) as process:
-        assert len(advisors(reports)) == 1
+        run = Finished(0, "", reports)
+        until(90, lambda: len(run.info["schedule"]) >= 2 or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=15)[1]
+        said = process.communicate(timeout=20)[1]
+    if "load generator late" in said:
+        pytest.skip("this machine is too busy: no level was trusted, and the search said so")
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert advisors(reports) == []
-    run = Finished(process.returncode, said, reports)
+    schedule = run.info["schedule"]
+    assert all(users != after for (_, _, users), (_, _, after) in itertools.pairwise(schedule))
+    assert all(0 <= after - end < 5 for (_, end, _), (after, _, _) in itertools.pairwise(schedule))
     assert run.info["ended_unix_s"] is not None
-    assert len(run.rows()) > 5
+    assert {row["outcome"] for row in run.rows()} <= {"ok", "cancelled"}
+    analysis = [sys.executable, "-m", "analysis.capacity", str(run.folder)]
+    subprocess.run(analysis, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    (model,) = json.loads((run.folder / "capacity.json").read_text())["models"]
+    analysed = {level["users"] for level in model["levels"]}
+    assert schedule[0][2] in analysed <= {users for _, _, users in schedule}
 
 
 def test_ctrl_c_while_the_last_streams_finish_completes_the_run(simulated: str, tmp_path: Path) -> None:
