@@ -19,17 +19,18 @@ def main(argv: Sequence[str]) -> int:
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
         look = msgspec.json.decode(line, type=Look)
-        advice = advise(judgement_of(folder), holding=look.holding, held_s=look.held_s, left_s=look.left_s)
+        judgement = judgement_of(folder, quick=look.left_s > 0)  # the last one is the answer
+        advice = advise(judgement, holding=look.holding, held_s=look.held_s, left_s=look.left_s)
         sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")
         sys.stdout.buffer.flush()
     return 0
 
 
-def judgement_of(folder: Path) -> Judgement:
+def judgement_of(folder: Path, *, quick: bool) -> Judgement:
     """Of the run as far as it went, by the objectives that it is made with. Raises InputError."""
     (found,) = find_runs(folder)
     run = read_run(found)
-    return judge([run], slo=stored_slo(run.info))
+    return judge([run], slo=stored_slo(run.info), quick=quick)
 
 
 if __name__ == "__main__":
