@@ -891,14 +891,15 @@ def _picked(found: Sequence[OneFound], wanted: Sequence[str]) -> list[OneFound]:
 
 def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
     """A flag, else what the run was made with, else the default."""
-    values = {}
-    for name in Slo.__struct_fields__:
-        flag, stored = getattr(options, f"slo_{name}"), info.settings.get(f"slo_{name}")
-        if flag is not None:
-            values[name] = flag
-        elif isinstance(stored, int | float):
-            values[name] = float(stored)
-    return Slo(**values)
+    flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    return msgspec.structs.replace(stored_slo(info), **given)
+
+
+def stored_slo(info: RunInfo) -> Slo:
+    """What the run was made with, else the default."""
+    stored = {name: info.settings.get(f"slo_{name}") for name in Slo.__struct_fields__}
+    return Slo(**{name: float(value) for name, value in stored.items() if isinstance(value, int | float)})
 
 
 def _bytes_from_config(path: Path | None) -> int | None:

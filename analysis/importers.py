@@ -143,7 +143,13 @@ def _run(stage: Stage, dump: Dump | None, *, root: Path, notes: dict[str, str]) 
         info=_info(stage, requests, dump.info() if dump else ServerInfo(), root=root),
         requests=requests,
         server=server_of(samples),
-        client=Client(unix_s=nothing, worker=nothing.astype(np.int64), loop_lag_s=nothing, cpu=nothing),
+        client=Client(
+            unix_s=nothing,
+            worker=nothing.astype(np.int64),
+            loop_lag_s=nothing,
+            cpu=nothing,
+            in_flight=nothing,
+        ),
         warnings=warnings,
     )
 

@@ -133,7 +133,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     ours = rows.with_outcome(Outcome.CANCELLED)
     seen = _Seen.of(rows, inside & ~ours, inside & ours, clock, context.slo)
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
-    in_flight = in_flight_of(rows, clock)
+    in_flight = in_flight_of(run, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
     seats = _seats(run.server, scrapes)
     gates = _Gates(
@@ -215,10 +215,15 @@ def _begin_unix_s(rows: Requests) -> Floats:
     return rows.start_unix_s + np.nan_to_num(rows.sent_s)
 
 
-def in_flight_of(rows: Requests, clock: Clock) -> float:
-    """Requests in flight, mean over the window."""
-    window = (clock.begin_unix_s, clock.end_unix_s)
-    return metrics.mean_in_flight(begin_unix_s=_begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window)
+def in_flight_of(run: Run, clock: Clock) -> float:
+    """Requests in flight, mean over the window. A run that goes on, or was killed, has no rows yet of what is
+    under way; there the load generator's own count, once a second, says more."""
+    rows, window = run.requests, (clock.begin_unix_s, clock.end_unix_s)
+    ended = metrics.mean_in_flight(
+        begin_unix_s=_begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window
+    )
+    counted = sum(_means_by_worker(run, run.client.in_flight, clock))
+    return ended if run.info.ended_unix_s is not None else max(ended, counted)
 
 
 def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
@@ -497,12 +502,17 @@ class _Gates:
 
 def worst_worker(run: Run, values: Floats, clock: Clock) -> float:
     """Mean over the window of the load generator's process that fares worst: others must not hide it."""
+    return max(_means_by_worker(run, values, clock), default=math.nan)
+
+
+def _means_by_worker(run: Run, values: Floats, clock: Clock) -> list[float]:
+    """Means over the window, of the load generator's processes that say something in it."""
     client = run.client
     means = [
         _window_mean(client.unix_s[client.worker == worker], values[client.worker == worker], clock)
         for worker in np.unique(client.worker)
     ]
-    return max((mean for mean in means if not math.isnan(mean)), default=math.nan)
+    return [mean for mean in means if not math.isnan(mean)]
 
 
 def client_doubts(run: Run, clock: Clock, *, tpot_s: float) -> list[str]:

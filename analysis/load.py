@@ -140,6 +140,8 @@ class Client:
     loop_lag_s: Floats
     """p99 within the second; the largest where p99 was not recorded."""
     cpu: Floats
+    in_flight: Floats
+    """At this instant."""
 
     def __len__(self) -> int:
         return len(self.unix_s)
@@ -504,4 +506,5 @@ def _read_client(paths: Sequence[Path], warnings: list[str]) -> Client:
         worker=np.array([worker for worker, _ in found], dtype=np.int64),
         loop_lag_s=np.array(lag, dtype=np.float64),
         cpu=np.array([row.cpu for row in rows], dtype=np.float64),
+        in_flight=np.array([row.in_flight for row in rows], dtype=np.float64),
     )

@@ -65,7 +65,7 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
         due=int(due.sum()),
         due_rps=int(due.sum()) / (to_s - from_s),
         ended_rps=int((ended & ~ours).sum()) / (to_s - from_s),
-        in_flight=in_flight_of(rows, clock),
+        in_flight=in_flight_of(run, clock),
         output_tok_s=float(rows.tokens[ended].sum()) / (to_s - from_s),
         due_to_sent_s=_percentiles(delays.due_to_sent_s),
         ttft_s=_percentiles(delays.ttft_s),

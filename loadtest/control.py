@@ -45,6 +45,9 @@ STOP_DRAIN_S = 10.0
 """How long streams may finish after a time limit or the web page's stop button."""
 FIRST_ARRIVALS_S = 0.5
 """Time for the workers to learn their shares before the first request is due."""
+ROWS_S = 1.0
+"""So long after its end a request's row is on the leader's disk: FLUSH_S, from another machine SHIP_S too."""
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn message
@@ -74,6 +77,8 @@ class Control:
         self._host = environment.host
         self._exit_code = 0
         self._complete = False
+        self._ending: Lead | None = None
+        self._surplus_of: int | None = None
         self._reports: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
         self._holders: tuple[str, ...] = ()
@@ -90,17 +95,19 @@ class Control:
 
     # ---- the leader ----
 
-    def begin(self, scenario: str) -> Lead | None:
-        """Reads the settings, asks the server and opens the run. On bad input says one sentence, notes the
-        exit code and returns None."""
+    def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Lead | None:
+        """Reads the settings, asks the server and opens the run. On bad input, which `check` may raise too,
+        says one sentence, notes the exit code and returns None."""
         self._complete = False
+        self._surplus_of = None
         self._reports.clear()
         self._heard.clear()
         self._shares.clear()
         try:
             self._hide_credentials()
             logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
-            settings = self._resolve()
+            settings = resolve(vars(self.options))
+            check(settings)
             self.lead = Lead(host=self._host, settings=settings, scenario=scenario, loop=self.loop)
             setattr(self.options, _PLAN, self.lead.plan.write())
             if isinstance(self.runner, LocalRunner):
@@ -108,17 +115,17 @@ class Control:
         except InputError as error:
             self._refuse(str(error))
             return None
-        if not self.environment.stop_timeout:
-            self.environment.stop_timeout = settings.request_timeout_s + 1
         return self.lead
 
-    def _resolve(self) -> Settings:
-        settings = resolve(vars(self.options))
-        if settings.levels and self.headless and self.users_given is not None:
-            raise InputError("--levels and -u exclude each other: both say how many users there are.")
-        if settings.open_loop and self.headless and self.users_given is not None:
-            raise InputError("-u is of users; --arrivals and --trace have none.")
-        return settings
+    def let_surplus_finish(self, seconds: float) -> None:
+        """How long streams of users that stop may go on, before they are cancelled; Locust's --stop-timeout
+        says it louder."""
+        if not self.environment.stop_timeout:
+            self.environment.stop_timeout = seconds
+
+    def given(self, setting: str) -> bool:
+        """Whether a flag or the web form says something of this setting."""
+        return getattr(self.options, setting) not in (None, "")
 
     def announce(self, plan: str) -> None:
         assert self.lead is not None
@@ -127,6 +134,7 @@ class Control:
 
     def begin_level(self, users: int) -> None:
         """All users of a level have started: it counts from now, and rows carry its number."""
+        self._surplus_of = None
         if self.lead is not None:
             self._holders = self._worker_names()
             self.lead.begin_level(users)
@@ -134,16 +142,28 @@ class Control:
 
     def leave_level(self) -> None:
         """Ends the level; until the next one begins, rows belong to none."""
+        self._surplus_of = None
         self.end_level()
         self.runner.send_message("seatcount_level", {"users": None})
 
     def keep_level(self) -> None:
         """Lets the level last until now, or until a worker was last heard of: of a lost one nobody knows when
         its users went."""
+        if self._surplus_of is not None and self.runner.user_count <= self._surplus_of:
+            self.begin_level(self._surplus_of)
         if self.lead is not None:
             heard = [self._heard.get(name, 0.0) for name in self._holders]
             silent = [at for at in heard if time.time() - at > SILENT_S]
             self.lead.keep_level(min(silent, default=time.time()))
+
+    def save_for_look(self) -> float:
+        """Writes down all that the rows so far are read with; returns the seconds until those are on the
+        disk."""
+        assert self.lead is not None
+        self.keep_level()
+        self.lead.info.workers = self._workers()
+        self.lead.save()
+        return ROWS_S
 
     def end_level(self) -> None:
         if self.lead is not None:
@@ -183,11 +203,12 @@ class Control:
 
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
-        completes the run folder."""
+        completes the run folder. What a Ctrl-C cuts short, the next call takes up."""
         self.end_level()
-        lead, self.lead = self.lead, None
+        lead, self.lead = self.lead or self._ending, None
         if lead is None:
             return
+        self._ending = lead
         self._receiver = lead.receiver  # rows keep coming until the next run
         self.line.clear()
         self.runner.send_message("seatcount_close", None)
@@ -202,17 +223,23 @@ class Control:
         for name, report in self._reports.items():
             if not report["stopped"]:
                 lead.warn(_undelivered(name, shares_disk=report["shares_disk"]))
+        if lead.advisor is not None:
+            if drain_s and (advice := lead.advisor.conclude()) is not None:
+                logger.info("The answer: %s.", advice.line)
+            lead.advisor.close()
         lead.finish(
-            workers=[
-                WorkerInfo(
-                    name=name, clock_offset_s=None if report["shares_disk"] else report["clock_offset_s"]
-                )
-                for name, report in sorted(self._reports.items())
-            ],
+            workers=self._workers(),
             clipped=sum(report["clipped"] for report in self._reports.values()),
         )
+        self._ending = None
         self._complete = True
         logger.info("The run is in %s; next: python -m analysis.capacity %s", lead.folder, lead.folder.parent)
+
+    def _workers(self) -> list[WorkerInfo]:
+        return [
+            WorkerInfo(name=name, clock_offset_s=None if report["shares_disk"] else report["clock_offset_s"])
+            for name, report in sorted(self._reports.items())
+        ]
 
     def _wait(self, seconds: float, ready: Callable[[dict[str, Any]], bool], what: str) -> None:
         """Until every worker that is still heard of is ready, or nothing was delivered for `seconds`."""
@@ -231,11 +258,15 @@ class Control:
     def _undelivered_bytes(self) -> int:
         return sum(report["undelivered_bytes"] for report in self._reports.values())
 
-    def _refuse(self, sentence: str) -> None:
+    def fail(self, sentence: str, *, code: int = EXIT_FAILED) -> None:
+        """Says why the test is not what was asked for, on the console and the web page."""
         logger.error(sentence)
+        self._exit_code = code
+        self.runner.log_exception("local", sentence, "")
+
+    def _refuse(self, sentence: str) -> None:
         logging.getLogger("locust.stats_logger").disabled = self.headless  # tables of nothing
-        self._exit_code = EXIT_BAD_INPUT
-        self.runner.log_exception("local", sentence, "")  # shown on the web page
+        self.fail(sentence, code=EXIT_BAD_INPUT)
 
     # ---- whoever runs users ----
 
@@ -375,6 +406,8 @@ class Control:
             return
         if self.lead.settings.open_loop:
             self._share_arrivals(self.lead)
+        elif self.runner.user_count > user_count:
+            self._surplus_of = user_count  # workers let the streams of users that stop go on to their end
         else:
             self.begin_level(user_count)
 
@@ -407,16 +440,32 @@ class Control:
 
     def _on_test_stopping(self, **_: object) -> None:
         """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
+        if self._shape_is_ending():
+            self._end_in_its_place()
         if self.lead is None:
             return
         if self.headless:
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
         self.end(drain_s=0 if self.headless else STOP_DRAIN_S)
 
+    def _shape_is_ending(self) -> bool:
+        """Another greenlet is in `end`, or was killed there."""
+        return self._ending is not None and self.runner.shape_greenlet is not gevent.getcurrent()
+
+    def _end_in_its_place(self) -> None:
+        """A plan that has come to its end waits for streams no longer."""
+        if self.headless:
+            self._exit_code = self._exit_code or EXIT_INTERRUPTED
+        if self.runner.shape_greenlet is not None:
+            self.runner.shape_greenlet.kill()
+        self.end(drain_s=0)
+
     def _on_quitting(self, **_: object) -> None:
         leads = not isinstance(self.runner, WorkerRunner)
         if self.lead is not None or (leads and self.headless and not self._complete):
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
+        if self._shape_is_ending():
+            self._end_in_its_place()
         self.end(drain_s=0)
         if self.meter is not None:
             self._leave(self.meter)

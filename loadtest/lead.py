@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 import uuid
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
+from loadtest.advisor import Advisor
 from loadtest.live import Level, LiveRow, clock, describe
 from loadtest.loop import LoopThread
 from loadtest.meter import Plan, planned_arrivals
@@ -39,6 +41,8 @@ class Lead:
         self.settings = settings
         self.target: Target = make_target(host, settings)
         self.level: Level | None = None
+        self.advisor: Advisor | None = None
+        """Of a search."""
         self._loop = loop
         self.arrivals_count, self.arrivals_s = _extent(settings)
         nonce = uuid.uuid4().hex[:8]
@@ -62,7 +66,7 @@ class Lead:
             nonce=nonce,
             settings=settings.shared(),
         )
-        self._save()
+        self.save()
         self.receiver = Receiver(self.folder)
         self._samples = RowFile(self.folder / SERVER_FILE)
         self._follower = loop.run(self._follow())
@@ -84,7 +88,7 @@ class Lead:
             users=users, start_unix_s=now, settle_s=self.settings.settle_s, slo=self.settings.slo
         )
         self.info.schedule.append((now, now, users))
-        self._save()
+        self.save()
 
     def begin_arrivals(self, start_unix_s: float) -> None:
         """Open loop: the first arrivals are due from now on."""
@@ -97,7 +101,7 @@ class Lead:
             start_unix_s=start_unix_s,
             end_unix_s=start_unix_s,
         )
-        self._save()
+        self.save()
 
     def end_level(self) -> None:
         if self.level is None:
@@ -110,7 +114,7 @@ class Lead:
         else:
             logger.info(describe(self.level))
         self.level = None
-        self._save()
+        self.save()
 
     def keep_level(self, until_unix_s: float) -> None:
         """The plateau has lasted until then."""
@@ -124,7 +128,7 @@ class Lead:
             start, _, users = self.info.schedule[-1]
             self.info.schedule[-1] = (start, self.level.end_unix_s, users)
         if time.monotonic() - self._saved > SAVE_S:
-            self._save()
+            self.save()
 
     def take_live(self, rows: list[LiveRow]) -> None:
         for row in rows:
@@ -149,7 +153,7 @@ class Lead:
             self.warn(f"{lost} samples of the server could not be written.")
         self.info.workers = workers
         self.info.ended_unix_s = time.time()
-        self._save()
+        self.save()
 
     async def _final_sample(self) -> list[ServerSample]:
         self._follower.cancel()
@@ -163,7 +167,8 @@ class Lead:
         if self.level is not None:
             self.level.add_sample(row)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes `run.json` as it stands now."""
         self._saved = time.monotonic()
         try:
             write_run_info(self.folder, self.info)
@@ -220,7 +225,8 @@ class LiveLine:
     def show(self, text: str) -> None:
         now = time.monotonic()
         if self._tty:
-            sys.stderr.write(f"\r\x1b[2K{text}")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten
+            sys.stderr.write(f"\r\x1b[2K{text[:width]}")
             sys.stderr.flush()
         elif now - self._shown >= self._every_s:
             self._shown = now
@@ -235,7 +241,7 @@ class LiveLine:
 def live_text(level: Level | None, *, level_s: float | None, left_s: float | None) -> str:
     """`8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
     if level is None:
-        return "starting users ..."
+        return "starting or stopping users ..."
     held = time.time() - level.start_unix_s
     of = f"/{level_s:.0f}" if level_s else ""
     left = f" | {clock(left_s)} left" if left_s is not None else ""

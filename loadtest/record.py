@@ -217,6 +217,30 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """What the load test noticed and the analysis must repeat: foreign load, clipped lengths, ..."""
 
 
+class Look(msgspec.Struct, kw_only=True, frozen=True):
+    """What a search asks its advisor, one JSON line: where it stands now. The rows are in the run folder."""
+
+    holding: int | None = None
+    """Users of the plateau under way; null before the first one and between two."""
+    held_s: float = 0.0
+    """For so long."""
+    left_s: float
+    """Of the budget."""
+
+
+class Advice(msgspec.Struct, kw_only=True, frozen=True):
+    """The advisor's answer to a `Look`, one JSON line."""
+
+    users: int | None
+    """To hold from now on; null: stop, nothing more can be learnt, or the question is answered."""
+    look_s: float
+    """From now until the next look is worth it."""
+    why: str
+    """A few words for when users change."""
+    line: str
+    """The answer as of now."""
+
+
 def encode_line(row: RequestRecord | ServerSample | ClientSample) -> bytes:
     """One JSON line. About 6 us for 200 chunks."""
     return _encoder.encode(row) + b"\n"

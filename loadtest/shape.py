@@ -2,6 +2,7 @@
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from locust.util.timespan import parse_timespan
 
 from loadtest.control import STOP_DRAIN_S, Control
 from loadtest.lead import Lead, live_text
+from loadtest.settings import InputError, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +19,14 @@ SWEEP_MAX_USERS = 256
 FAST_SPAWN_RATE = 100.0
 """Users a second; above this Locust warns."""
 
+Wanted = tuple[int, float] | None
+"""Users, and how many a second to start; None: the test ends."""
 
-class LevelShape(LoadTestShape):
-    """Holds each level for `level_s`, then goes on without a restart. Ends by draining: streams finish."""
 
+class Shape(LoadTestShape):
+    """Changes the number of users without a restart. Ends by draining: streams finish."""
+
+    abstract: ClassVar[bool] = True
     use_common_options: ClassVar[bool] = True
     control: Control
     scenario = ""
@@ -28,25 +34,27 @@ class LevelShape(LoadTestShape):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._lead: Lead | None = None
-        self._levels: Iterator[int] = iter(())
-        self._planned: list[int] = []
         self._users = 0
         self._spawn_rate = FAST_SPAWN_RATE
         self._fresh = False
-        self._held_until_told = False
-        self._sweeping = False
         self._until: float | None = None
+
+    def serve(self, control: Control, *, scenario: str) -> None:
+        """Called once, when Locust is ready."""
+        self.control = control
+        self.scenario = scenario
 
     def reset_time(self) -> None:
         """Called by Locust when a test is started, by the master a second time."""
         super().reset_time()  # type: ignore[no-untyped-call]
         self._fresh = self.control.lead is None
 
-    def tick(self) -> tuple[int, float] | None:
+    def tick(self) -> Wanted:
         """Called by Locust once a second, in the only process or the master."""
         if self._fresh:
             self._fresh = False
-            return self._begin()
+            self._lead = self.control.begin(self.scenario, check=self._check)
+            return self._begin(self._lead) if self._lead is not None else None
         lead = self._lead
         if lead is None or lead is not self.control.lead:
             return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
@@ -56,23 +64,76 @@ class LevelShape(LoadTestShape):
             logger.info("The time limit is reached.")
             self._end(drain_s=STOP_DRAIN_S)
             return None
+        return self._go_on(lead)
+
+    @abstractmethod
+    def _check(self, settings: Settings) -> None:
+        """Raises InputError for settings that this shape cannot follow."""
+
+    @abstractmethod
+    def _begin(self, lead: Lead) -> Wanted:
+        """The first users of a run that was opened."""
+
+    @abstractmethod
+    def _go_on(self, lead: Lead) -> Wanted:
+        """The users from now on."""
+
+    @abstractmethod
+    def _show(self, lead: Lead) -> None:
+        """The live line."""
+
+    def _run_time_s(self) -> float | None:
+        value = self.control.options.run_time
+        if not value:
+            return None
+        return float(parse_timespan(value) if isinstance(value, str) else value)
+
+    def _rate(self) -> float:
+        given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
+        return float(given or FAST_SPAWN_RATE)
+
+    def _end(self, *, drain_s: float) -> None:
+        self.control.end(drain_s=drain_s)
+        self._lead = None
+
+
+class LevelShape(Shape):
+    """Holds each level for `level_s`, or one until it is told otherwise, or an open loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._levels: Iterator[int] = iter(())
+        self._planned: list[int] = []
+        self._held_until_told = False
+        self._sweeping = False
+
+    def _check(self, settings: Settings) -> None:
+        users_given = self.control.headless and self.control.users_given is not None
+        if settings.levels and users_given:
+            raise InputError("--levels and -u exclude each other: both say how many users there are.")
+        if settings.open_loop and users_given:
+            raise InputError("-u is of users; --arrivals and --trace have none.")
+        if settings.settle_s >= settings.level_s:
+            raise InputError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
+        if self.control.given("budget_s"):
+            raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
+
+    def _begin(self, lead: Lead) -> Wanted:
+        self.control.let_surplus_finish(lead.settings.request_timeout_s + 1)
+        self._choose_levels(lead)
+        limit = self._run_time_s()
+        self._until = None if limit is None else time.monotonic() + limit
+        self.control.announce(self._plan_text(lead, limit))
+        self._users, self._spawn_rate = next(self._levels), self._rate()
+        return self._users, self._spawn_rate
+
+    def _go_on(self, lead: Lead) -> Wanted:
         if lead.settings.open_loop:
             return self._arrive(lead)
         self._follow_web_page()
         if not self._level_is_over(lead):
             return self._users, self._spawn_rate
         return self._next(lead)
-
-    def _begin(self) -> tuple[int, float] | None:
-        self._lead = self.control.begin(self.scenario)
-        if self._lead is None:
-            return None
-        self._choose_levels(self._lead)
-        limit = self._run_time_s()
-        self._until = None if limit is None else time.monotonic() + limit
-        self.control.announce(self._plan_text(self._lead, limit))
-        self._users, self._spawn_rate = next(self._levels), self._rate()
-        return self._users, self._spawn_rate
 
     def _choose_levels(self, lead: Lead) -> None:
         levels = list(lead.settings.levels)
@@ -88,12 +149,6 @@ class LevelShape(LoadTestShape):
         self._planned = levels
         self._levels = iter(levels)
 
-    def _run_time_s(self) -> float | None:
-        value = self.control.options.run_time
-        if not value:
-            return None
-        return float(parse_timespan(value) if isinstance(value, str) else value)
-
     def _plan_text(self, lead: Lead, limit: float | None) -> str:
         level_s = lead.settings.level_s
         if lead.settings.open_loop:
@@ -105,10 +160,6 @@ class LevelShape(LoadTestShape):
         minutes = len(self._planned) * (level_s + 2) / 60
         text = f"{listing} users, {level_s:g} s each: about {minutes:.1f} min{end}"
         return f"{text}, or until the first level past a wall" if self._sweeping else text
-
-    def _rate(self) -> float:
-        given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
-        return float(given or FAST_SPAWN_RATE)
 
     def _follow_web_page(self) -> None:
         """The page's edit form writes the new number into Locust's options."""
@@ -122,7 +173,7 @@ class LevelShape(LoadTestShape):
             return False
         return time.time() - lead.level.start_unix_s >= lead.settings.level_s
 
-    def _next(self, lead: Lead) -> tuple[int, float] | None:
+    def _next(self, lead: Lead) -> Wanted:
         level = lead.level
         assert level is not None
         wall = level.past_wall() if self._sweeping else None
@@ -140,16 +191,12 @@ class LevelShape(LoadTestShape):
         self._users = users
         return self._users, self._spawn_rate
 
-    def _arrive(self, lead: Lead) -> tuple[int, float] | None:
+    def _arrive(self, lead: Lead) -> Wanted:
         self._users = self.control.worker_count
         if self.control.arriving:
             return self._users, self._spawn_rate
         self._end(drain_s=lead.settings.request_timeout_s)
         return None
-
-    def _end(self, *, drain_s: float) -> None:
-        self.control.end(drain_s=drain_s)
-        self._lead = None
 
     def _show(self, lead: Lead) -> None:
         level_s = None if self._held_until_told else lead.settings.level_s

@@ -12,7 +12,7 @@ from locust.exception import StopUser
 
 from loadtest.control import Control
 from loadtest.meter import LOOKAHEAD_S, Meter
-from loadtest.shape import LevelShape
+from loadtest.shape import LevelShape, Shape
 from loadtest.workload import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
@@ -93,9 +93,8 @@ def _take_control(environment: Environment, **_: object) -> None:
     if environment.shape_class is None:
         environment.shape_class = LevelShape()
         environment.shape_class.runner = environment.runner
-    if isinstance(environment.shape_class, LevelShape):
-        environment.shape_class.control = control
-        environment.shape_class.scenario = _scenario_name(environment)
+    if isinstance(environment.shape_class, Shape):
+        environment.shape_class.serve(control, scenario=_scenario_name(environment))
     if environment.parsed_options is not None and not environment.parsed_options.print_stats:
         environment.parsed_options.only_summary = True  # the live line takes the place of Locust's table
 

@@ -5,8 +5,9 @@
     locust -f scenarios/chat.py --host http://127.0.0.1:8000 --web-host 127.0.0.1
 
 How long questions and answers are, how many turns a conversation has, how long people think and which levels
-are held are settings: `python -m loadtest.settings` lists them. For a workload that settings cannot say,
-subclass ChatUser in a file of your own, as here, and override `wait_time` or `ask`.
+are held are settings: `python -m loadtest.settings` lists them. scenarios/find_capacity.py chooses the levels
+itself. For a workload that settings cannot say, subclass ChatUser in a file of your own, as here, and
+override `wait_time` or `ask`.
 """
 
 from loadtest.user import ChatUser

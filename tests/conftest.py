@@ -68,17 +68,20 @@ class Finished:
         return [json.loads(line) for line in lines]
 
 
-QUICK = {"--prompt-tokens": "40", "--output-tokens": "8", "--level-s": "2", "--settle-s": "0.5"}
+QUICK = {"--prompt-tokens": "40", "--output-tokens": "8", "--settle-s": "0.5"}
 
 
-def locust_command(reports: Path, host: str | None, *flags: str, **changes: str) -> list[str]:
-    settings = {**QUICK, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
+def locust_command(
+    reports: Path, host: str | None, *flags: str, scenario: str = "chat", **changes: str
+) -> list[str]:
+    level = {"--level-s": "2"} if scenario == "chat" else {}
+    settings = {**QUICK, **level, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
     words = [word for pair in settings.items() for word in pair]
     target = ["--host", host] if host else []
     return [
         str(LOCUST),
         "-f",
-        "scenarios/chat.py",
+        f"scenarios/{scenario}.py",
         "--headless",
         *target,
         "--reports-dir",

@@ -35,8 +35,14 @@ FORBIDDEN = {
         ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
         LOCUST | SCIENCE | {"numpy"},
     ),
-    **dict.fromkeys(["loadtest.loop", "loadtest.meter", "loadtest.lead"], {"locust"} | SCIENCE | {"numpy"}),
-    **dict.fromkeys(["loadtest.user", "loadtest.shape", "scenarios.chat"], SCIENCE | {"numpy", "analysis"}),
+    **dict.fromkeys(
+        ["loadtest.loop", "loadtest.meter", "loadtest.lead", "loadtest.advisor"],
+        {"locust", "analysis"} | SCIENCE | {"numpy"},
+    ),
+    **dict.fromkeys(
+        ["loadtest.user", "loadtest.shape", "loadtest.search", "scenarios.chat", "scenarios.find_capacity"],
+        SCIENCE | {"numpy", "analysis"},
+    ),
     **dict.fromkeys(
         [
             "analysis.load",
@@ -56,7 +62,15 @@ FORBIDDEN = {
     ),
     **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),
     **dict.fromkeys(
-        ["analysis.capacity", "analysis.report", "analysis.plots", "analysis.sizing"], LOCUST | WEB
+        [
+            "analysis.capacity",
+            "analysis.report",
+            "analysis.plots",
+            "analysis.sizing",
+            "analysis.search",
+            "analysis.advisor",
+        ],
+        LOCUST | WEB,
     ),
 }
 

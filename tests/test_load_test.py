@@ -128,6 +128,19 @@ def test_two_processes_share_the_users_and_the_folder(run_locust: RunLocust, sim
     assert samples[-1]["generation_tokens_total"] - samples[0]["generation_tokens_total"] == counted
 
 
+def test_fewer_users_count_once_the_streams_of_the_others_have_ended(
+    run_locust: RunLocust, simulated: str
+) -> None:
+    run = run_locust(simulated, *two_processes(), levels="6,1", output_tokens="300")
+    assert run.code == 0, run.said
+    (_, left, _), (begin, end, users) = run.info["schedule"]
+    assert users == 1
+    assert begin - left > 1.5  # an answer of 300 tokens takes seconds
+    lives = [(row["start_unix_s"], row["start_unix_s"] + row["end_s"]) for row in run.rows()]
+    for at in (begin + 0.05, (begin + end) / 2, end - 0.05):
+        assert sum(start <= at < ended for start, ended in lives) <= 1
+
+
 def test_a_worker_that_cannot_take_part_ends_the_test(simulated: str, tmp_path: Path) -> None:
     """Here: it does not have the file of prompts."""
     (tmp_path / "elsewhere").mkdir()

@@ -95,7 +95,7 @@ def write_run(
             for sample in _samples(level, base):
                 if plan.metrics:
                     server.write(encode_line(sample))
-                client.write(encode_line(_health(sample.unix_s, plan.lag_s)))
+                client.write(encode_line(_health(level, sample.unix_s, plan.lag_s)))
     run = _info(folder.name, config, plan, played, info or {})
     (folder / RUN_FILE).write_bytes(msgspec.json.encode(run))
     return run
@@ -172,15 +172,18 @@ def _samples(level: _Played, base: dict[str, float]) -> Iterator[ServerSample]:
     base["tokens"] += float(tokens[-1])
 
 
-def _health(unix_s: float, lag_s: float) -> ClientSample:
+def _health(level: _Played, unix_s: float, lag_s: float) -> ClientSample:
+    at = unix_s - level.begin_unix_s
+    begun = sum(request.arrival_s <= at for request in level.trace.requests)
+    ended = sum(request.end_s <= at for request in level.trace.requests)
     return ClientSample(
         unix_s=unix_s,
         loop_lag_max_s=lag_s,
         loop_lag_p99_s=lag_s,
         cpu=0.2,
-        in_flight=0,
-        started_total=0,
-        ended_total=0,
+        in_flight=begun - ended,
+        started_total=begun,
+        ended_total=ended,
     )
 
 

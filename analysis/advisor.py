@@ -1,0 +1,37 @@
+"""Advises a search that is under way: `python -m analysis.advisor FOLDER` reads a `Look` a line from stdin,
+judges the run so far, and answers with an `Advice` a line on stdout, until stdin ends. The other end is
+`loadtest.advisor`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from analysis.capacity import Judgement, judge, stored_slo
+from analysis.load import find_runs, read_run
+from analysis.search import advise
+from loadtest.record import Look
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code. An error ends it with a traceback, whose last line the search shows."""
+    (folder,) = map(Path, argv)
+    for line in sys.stdin.buffer:
+        look = msgspec.json.decode(line, type=Look)
+        judgement = judgement_of(folder, quick=look.left_s > 0)  # the last one is the answer
+        advice = advise(judgement, holding=look.holding, held_s=look.held_s, left_s=look.left_s)
+        sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def judgement_of(folder: Path, *, quick: bool) -> Judgement:
+    """Of the run as far as it went, by the objectives that it is made with. Raises InputError."""
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    return judge([run], slo=stored_slo(run.info), quick=quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""Which number of users when, for a search: those that tell most about the answer, as the advisor says after
+each look at the rows so far. Knows no statistics."""
+
+import logging
+import time
+
+from loadtest.advisor import Advisor, AdvisorLostError
+from loadtest.control import STOP_DRAIN_S, Control
+from loadtest.lead import Lead, live_text
+from loadtest.live import Level
+from loadtest.record import Advice, Look
+from loadtest.settings import InputError, Settings
+from loadtest.shape import Shape, Wanted
+
+logger = logging.getLogger(__name__)
+
+
+class SearchShape(Shape):
+    """Goes where the advisor sends it, until that knows enough or the budget is used. The load goes on while
+    the advisor thinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._advice: Advice | None = None
+        self._advised_unix_s = 0.0
+        self._alarms: set[tuple[float, str]] = set()
+
+    def serve(self, control: Control, *, scenario: str) -> None:
+        super().serve(control, scenario=scenario)
+        type(self).use_common_options = False  # from now on: the web form needs no field for users
+
+    def _check(self, settings: Settings) -> None:
+        users_given = self.control.headless and self.control.users_given is not None
+        if settings.levels or users_given:
+            raise InputError(
+                "The search chooses the users itself: leave out --levels and -u, or run scenarios/chat.py."
+            )
+        if settings.open_loop:
+            raise InputError(
+                "The search is for users, and --arrivals and --trace have none: run scenarios/chat.py."
+            )
+        if self.control.given("level_s"):
+            raise InputError(
+                "The search decides how long it stays: leave out --level-s; --budget-s limits the whole."
+            )
+
+    def _begin(self, lead: Lead) -> Wanted:
+        self._advice = None
+        self._users, self._spawn_rate = 0, self._rate()
+        self._alarms.clear()
+        self.control.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
+        limits = [lead.settings.budget_s, self._run_time_s()]
+        seconds = min(limit for limit in limits if limit is not None)
+        self.control.announce(f"a search for the most users, at most {seconds:.0f} s")
+        lead.advisor = Advisor(lead.folder)
+        try:
+            advice = lead.advisor.ask(Look(left_s=seconds))
+        except AdvisorLostError as error:
+            self._give_up(error)
+            return None
+        self._until = time.monotonic() + seconds
+        return self._follow(advice)
+
+    def _go_on(self, lead: Lead) -> Wanted:
+        assert lead.advisor is not None
+        try:
+            advice = lead.advisor.take()
+        except AdvisorLostError as error:
+            self._give_up(error)
+            return None
+        if advice is not None:
+            return self._follow(advice)
+        if lead.level is not None and not lead.advisor.asking and self._look_is_due(lead.level):
+            self._look(lead.advisor, lead.level)
+        return self._users, self._spawn_rate
+
+    def _look_is_due(self, level: Level) -> bool:
+        """Also before its time, when the level turns out to be past a wall, or far past it."""
+        assert self._advice is not None
+        alarm = level.hopeless() or level.past_wall()
+        if alarm is not None and (level.start_unix_s, alarm) not in self._alarms:
+            self._alarms.add((level.start_unix_s, alarm))
+            return True
+        since = max(self._advised_unix_s, level.start_unix_s)
+        return time.time() - since >= self._advice.look_s
+
+    def _look(self, advisor: Advisor, level: Level) -> None:
+        after_s = self.control.save_for_look()
+        held_s = level.end_unix_s - level.start_unix_s
+        look = Look(holding=level.users, held_s=held_s, left_s=self._left_s())
+        advisor.begin_asking(look, after_s=after_s)
+
+    def _follow(self, advice: Advice) -> Wanted:
+        self._advice, self._advised_unix_s = advice, time.time()
+        if advice.users is None:
+            self.control.line.clear()
+            logger.info("The search ends: %s.", advice.why)
+            self._end(drain_s=STOP_DRAIN_S)
+            return None
+        if advice.users != self._users:
+            self.control.line.clear()
+            self.control.leave_level()
+            logger.info("Now %d users: %s.", advice.users, advice.why)
+            self._users = advice.users
+        return self._users, self._spawn_rate
+
+    def _give_up(self, error: AdvisorLostError) -> None:
+        self.control.line.clear()
+        self.control.fail(f"The search cannot go on, because its advisor is lost ({error}).")
+        self._end(drain_s=STOP_DRAIN_S)
+
+    def _left_s(self) -> float:
+        assert self._until is not None
+        return max(0.0, self._until - time.monotonic())
+
+    def _show(self, lead: Lead) -> None:
+        assert self._advice is not None
+        level = live_text(lead.level, level_s=None, left_s=self._left_s())
+        self.control.line.show(f"{self._advice.line} | {level}")
