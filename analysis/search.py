@@ -5,12 +5,12 @@ Knows no clock and no server: whoever drives the load asks again when `Advice.lo
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from analysis.answer import WALL_NAMES
 from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
 from analysis.levels import FEWEST_REQUESTS, Level
 from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+from loadtest.record import Advice
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
 CLIMB = 4.0  # the most that the next level has over the highest one that holds
@@ -28,20 +28,6 @@ NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its
 NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed, as a share of its users
 SIDE = 0.35  # levels this near the wall count as one of its sides
 HOPELESS = 0.5  # share of misses far past a wall
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Advice:
-    """What to do now."""
-
-    users: int | None
-    """To hold from now on; None when nothing more is worth its time."""
-    look_s: float
-    """Seconds until the next look is worth it."""
-    why: str
-    """Of a change, or of the end, in a few words."""
-    line: str
-    """The answer as of now."""
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> Advice:

@@ -1,0 +1,149 @@
+"""Ways to find the maximum number of users on a service in virtual time: ours, and those in common use."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.answer import ModelAnswer
+from analysis.capacity import Judgement, answer_of, head_of, judge
+from analysis.load import Run
+from analysis.metrics import tpot_s
+from analysis.search import advise
+from benchmarks.deployments import Deployment
+from benchmarks.virtual_load import VirtualLoad
+
+MOST_USERS = 1024
+CONFIDENCE = 0.9
+SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
+FULL = 0.8  # of the pool in use: a queue is then for blocks
+SWEEP_LEVELS = 4  # between the last level that held and the first that did not
+SWEEP_S = (30.0, 25.0)  # of a level: seconds, or response times where those are longer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What a method says after so much time on the GPU."""
+
+    gpu_s: float
+    x: float
+    """nan where it says nothing yet."""
+
+
+def life_s(one: Deployment) -> float:
+    """About how long an answer takes at the wall."""
+    return one.traits["output"] * one.traits["step_s"]
+
+
+def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
+    """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
+    load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
+    level_s = max(SWEEP_S[0], SWEEP_S[1] * life_s(one))
+    held, users = 0, 1
+    while users <= MOST_USERS:
+        load.hold(users, level_s)
+        if not _holds(load.run(), one, users=users):
+            break
+        held, users = users, 2 * users
+    for share in range(1, SWEEP_LEVELS + 1):
+        between = round(held + (users - held) * share / (SWEEP_LEVELS + 1))
+        if between not in (0, held, users):
+            load.hold(between, level_s)
+    return load, answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
+
+
+def search(one: Deployment, *, budget_s: float) -> Iterator[tuple[VirtualLoad, Judgement]]:
+    """Our search: the load and its judgement at each look, the last one when it is over."""
+    load = VirtualLoad(one.service, one.slo, seed=SEEDS["search"] + one.number)
+    seen = judge([load.run()], slo=one.slo, quick=True)
+    holding, since_s = None, 0.0
+    while True:
+        advice = advise(seen, holding=holding, held_s=load.now_s - since_s, left_s=budget_s - load.now_s)
+        if advice.users is None:
+            return
+        if advice.users != holding:
+            holding, since_s = advice.users, load.now_s
+        load.hold(holding, advice.look_s)
+        seen = judge([load.run()], slo=one.slo, quick=True)
+        yield load, seen
+
+
+def estimate(seen: Judgement) -> float:
+    """Of a judgement; the highest level that held where no wall was met, nan where it cannot say."""
+    if seen.reasons or not seen.evidence.trusted:
+        return math.nan
+    head = head_of(seen.evidence, seen.stands, confidence=CONFIDENCE)
+    return head.estimate_x if head.estimate_x is not None else float(seen.evidence.trusted[-1])
+
+
+def bisection(one: Deployment, *, requests: int, a_user: int = 0) -> Found:
+    """Doubling, then halving, to whole users. A probe begins with an idle server, is judged by its own
+    percentiles and counters, and counts `requests`, or `a_user` times its users, after one of each user."""
+    spent_s = 0.0
+
+    def holds(users: int) -> bool:
+        nonlocal spent_s
+        load = VirtualLoad(
+            one.service, one.slo, seed=SEEDS["probe"] + 1000 * one.number + users, settle_s=0.0
+        )
+        wanted = users + (a_user * users if a_user else requests)
+        step_s = max(life_s(one) / 2, 0.5)
+        while load.ended < wanted:
+            load.hold(users, step_s)
+        spent_s += load.now_s
+        return _holds(load.run(), one, users=users)
+
+    low, high = 0, 1
+    while high <= MOST_USERS and holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return Found(gpu_s=spent_s, x=low + 0.5)
+
+
+def fixed_sweep(one: Deployment, *, ratio: float, requests: int) -> Found:
+    """Levels a factor apart, from one user until the first that does not hold; the answer lies between the
+    last two."""
+    spent_s, held, users = 0.0, 0, 1
+    while users <= MOST_USERS:
+        load = VirtualLoad(
+            one.service, one.slo, seed=SEEDS["probe"] + 1000 * one.number + users, settle_s=0.0
+        )
+        while load.ended < users + requests:
+            load.hold(users, max(life_s(one) / 2, 0.5))
+        spent_s += load.now_s
+        if not _holds(load.run(), one, users=users):
+            break
+        held, users = users, max(round(users * ratio), users + 1)
+    return Found(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users))
+
+
+def _holds(run: Run, one: Deployment, *, users: int) -> bool:
+    """Whether the level of so many users keeps every objective, by its own percentiles and counters. As many
+    requests as there are users are left out first."""
+    begin, end, _ = next(level for level in run.info.schedule if level[2] == users)
+    rows, slo = run.requests, one.slo
+    inside = np.flatnonzero((rows.start_unix_s >= begin) & (rows.end_unix_s <= end))
+    kept = inside[np.argsort(rows.end_unix_s[inside], kind="stable")][users:]
+    if not len(kept):
+        return True
+    ttft = rows.first_chunk_s[kept]
+    tpot = tpot_s(
+        first_chunk_s=rows.first_chunk_s[kept],
+        last_chunk_s=rows.last_chunk_s[kept],
+        output_tokens=rows.output_tokens[kept],
+        first_chunk_tokens=rows.first_chunk_tokens[kept],
+    )
+    scrapes = (run.server.unix_s >= begin) & (run.server.unix_s <= end)
+    counter = run.server.preemptions_total[scrapes]
+    preempted = (counter[-1] - counter[0]) / len(inside) if len(counter) > 1 else 0.0
+    full = run.server.kv_cache_usage[scrapes] > FULL
+    blocked = float(np.mean((run.server.waiting[scrapes] > 0) & full)) if scrapes.any() else 0.0
+    return bool(
+        np.quantile(ttft, 0.95) <= slo.ttft_p95_s
+        and (np.isnan(tpot).all() or np.nanquantile(tpot, 0.95) <= slo.tpot_p95_s)
+        and preempted <= slo.preempted_fraction
+        and blocked <= slo.kv_blocked_fraction
+    )
