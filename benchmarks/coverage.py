@@ -1,6 +1,6 @@
 """How often the interval covers the true maximum, over random deployments in virtual time: on sweeps, and on
-the outputs of the search. What was measured is kept in benchmarks/data/coverage.jsonl, and what is missing there
-is measured: about two hours of one core for all of it."""
+the outputs of the search. What was measured is kept in benchmarks/data/coverage.jsonl, and what is missing
+there is measured: about two hours of one core for all of it."""
 
 import datetime
 import json
