@@ -153,12 +153,14 @@ class VirtualLoad:
         )
 
     def _client(self) -> Client:
-        unix_s = np.arange(SAMPLE_S / 2, self.now_s, SAMPLE_S)
+        samples = np.array(self._samples, dtype=np.float64).reshape(-1, 7)
+        count = len(samples)
         return Client(
-            unix_s=unix_s,
-            worker=np.zeros(len(unix_s), dtype=np.int64),
-            loop_lag_s=np.full(len(unix_s), LAG_S),
-            cpu=np.full(len(unix_s), 0.1),
+            unix_s=samples[:, 0],
+            worker=np.zeros(count, dtype=np.int64),
+            loop_lag_s=np.full(count, LAG_S),
+            cpu=np.full(count, 0.1),
+            in_flight=samples[:, 1] + samples[:, 2],
         )
 
     def _info(self) -> RunInfo:
