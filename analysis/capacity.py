@@ -49,6 +49,7 @@ from analysis.memory import (
     Occupancy,
     Pairs,
     always,
+    block_law,
     gauge_of,
     memory_wall,
     pairs_of,
@@ -72,6 +73,7 @@ OPEN_LOOP = (
     "what the server did with them; for a number of users, run levels."
 )
 VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
+CUT_SHARE = 0.05  # of the requests: those that a shorter max_model_len would cut
 TIE = 0.05  # walls less likely than this to bind do not widen the interval
 
 
@@ -672,6 +674,10 @@ def _levers(
     if head.binding == "kv_cache" and memory is not None:
         for change, factor in _bigger_pools(evidence, per_token):
             found.append(_lever(change, _wall_with(memory, evidence, factor), others, head.estimate, reach))
+        longest, moved = _wall_with_cut_lengths(memory, evidence)
+        if math.floor(moved) > head.estimate:
+            change = f"--max-model-len {longest} (1 in 20 requests seen was longer and would be cut)"
+            found.append(_lever(change, moved, others, head.estimate, reach))
     elif head.binding == "max_num_seqs" and others:
         found.append(_lever("raise --max-num-seqs", math.inf, others, head.estimate, reach))
     elif head.binding in ("ttft", "tpot", "throughput"):
@@ -718,6 +724,24 @@ def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
     bigger = Occupancy(memory.law, int(memory.blocks * factor), evidence.active)
     start = max(int(memory.x * factor / memory.pool.engines), 1)
     return wall(bigger, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
+
+
+def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int, float]:
+    """The length that one in twenty requests passes, and the wall when answers end there."""
+    pairs = evidence.pairs
+    assert pairs is not None
+    longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))
+    fits = pairs.prompt < longest
+    cut = replace(
+        pairs,
+        prompt=pairs.prompt[fits],
+        output=np.minimum(pairs.output, longest - pairs.prompt)[fits],
+        conversation=pairs.conversation[fits],
+    )
+    law = block_law(cut, block_tokens=memory.pool.block_tokens)
+    occupancy = Occupancy(law, memory.blocks, evidence.active)
+    start = max(int(memory.x / memory.pool.engines), 1)
+    return longest, wall(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
 def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int, reach: float) -> Lever:
