@@ -1,0 +1,85 @@
+"""Where a search probes, on engines in virtual time."""
+
+from dataclasses import replace
+
+import pytest
+
+from analysis import search
+from analysis.capacity import answer_of, judge
+from benchmarks.deployments import Deployment, deployment
+from benchmarks.methods import bisection, estimate
+from benchmarks.methods import search as searched
+from benchmarks.virtual_load import VirtualLoad
+from loadtest.record import Advice, Slo
+
+KV_BOUND, TPOT_BOUND = 10, 12
+"""Deployments, and where benchmarks/data/coverage.jsonl has their maximum."""
+TRUE_X = {KV_BOUND: 25.19, TPOT_BOUND: 12.58}
+
+
+@pytest.mark.parametrize("number", TRUE_X)
+def test_a_search_is_close_in_a_third_of_the_time_of_a_bisection(number: int) -> None:
+    one = deployment(number)
+    looks = list(searched(one, budget_s=900.0))
+    load, last = looks[-1]
+    assert estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
+    assert load.now_s < bisection(one, requests=2000).gpu_s / 3
+    answer = answer_of(judge([load.run()], slo=one.slo))
+    assert answer.interval_x is not None
+    assert answer.interval_x[0] <= TRUE_X[number] <= (answer.interval_x[1] or 0.0)
+
+
+def test_levels_follow_each_other_without_a_jump_beyond_four_times_what_has_held() -> None:
+    one = deployment(KV_BOUND)
+    (*_, (load, _)) = searched(one, budget_s=900.0)
+    users = [level[2] for level in load.run().info.schedule]
+    assert users[0] == search.FIRST_USERS
+    assert all(after <= search.CLIMB * max(users[: place + 1]) for place, after in enumerate(users[1:]))
+    assert max(users) < 1.3 * TRUE_X[KV_BOUND]
+
+
+def test_a_budget_is_kept() -> None:
+    (*_, (load, _)) = searched(deployment(TPOT_BOUND), budget_s=33.0)
+    assert load.now_s == pytest.approx(33.0)
+
+
+def with_objectives(one: Deployment, slo: Slo) -> Deployment:
+    return replace(one, slo=slo)
+
+
+def advised(one: Deployment, users: int, seconds: float) -> Advice:
+    """After so many users were held for so long."""
+    load = VirtualLoad(one.service, one.slo, seed=1)
+    load.hold(users, seconds)
+    seen = judge([load.run()], slo=one.slo, quick=True)
+    return search.advise(seen, holding=users, held_s=seconds, left_s=600.0)
+
+
+def test_where_one_user_breaks_an_objective_it_ends_and_says_so() -> None:
+    impossible = with_objectives(deployment(KV_BOUND), Slo(ttft_p95_s=1e-6))
+    assert advised(impossible, 4, 60.0).users == 2
+    last = advised(impossible, 1, 60.0)
+    assert last.users is None
+    assert "wall" in last.why
+
+
+def test_where_nothing_breaks_it_goes_on_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MOST_USERS", 8)
+    one = deployment(KV_BOUND)
+    assert advised(one, 4, 60.0).users == 8
+    last = advised(one, 8, 60.0)
+    assert last.users is None
+    assert "8" in last.line
+
+
+def test_a_level_far_past_a_wall_is_left_before_it_has_settled() -> None:
+    one = deployment(TPOT_BOUND)
+    hurried = advised(one, 60, 8.0)
+    assert hurried.users is not None
+    assert hurried.users < 60
+
+
+def test_a_young_level_is_held() -> None:
+    advice = advised(deployment(KV_BOUND), 4, 6.0)
+    assert advice.users == 4
+    assert advice.look_s >= search.LOOK_S
