@@ -103,6 +103,8 @@ class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     kv_cache_usage: float | None
     preempted_fraction: float | None
     kv_blocked_fraction: float | None
+    prefix_hit_rate: float | None = None
+    """Prompt tokens that the prefix cache held, of those looked up."""
     ttft_miss_fraction: float | None
     tpot_miss_fraction: float | None
     errors: int

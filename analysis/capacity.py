@@ -56,6 +56,7 @@ from analysis.memory import (
     wall,
 )
 from analysis.open_loop import open_loop_warnings, slices_of
+from analysis.prefix_cache import PrefixWall, prefix_wall
 from analysis.stats import Quantiles, finite_or_none
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
@@ -72,6 +73,11 @@ OPEN_LOOP = (
     "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
     "what the server did with them; for a number of users, run levels."
 )
+KEEPS_HISTORIES = (
+    "KV offloading to the host's memory (--kv-offloading-size): evicted histories are loaded, not computed",
+    "shorter histories: fewer turns sent back, or summaries of old ones",
+)
+STICKY = " and each conversation sent where its history is (a prefix-aware router)"
 VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 CUT_SHARE = 0.05  # of the requests: those that a shorter max_model_len would cut
 TIE = 0.05  # walls less likely than this to bind do not widen the interval
@@ -118,6 +124,7 @@ class Judgement:
 
     evidence: Evidence
     memory: MemoryWall | None
+    prefix: PrefixWall | None
     gauge: Gauge | None
     stands: Sequence[Stand]
     reasons: list[str]
@@ -139,9 +146,16 @@ def judge(
     rng = np.random.default_rng(seed)
     evidence = gather(runs, slo=slo)
     memory = _memory_wall(evidence, rng, on_step, replay=not quick)
-    stands = _stands(evidence, memory, rng)
-    reasons = _reasons_to_refuse(evidence, stands)
-    return Judgement(evidence=evidence, memory=memory, gauge=_gauge(evidence), stands=stands, reasons=reasons)
+    prefix = _prefix_wall(evidence, np.random.default_rng(seed + 1))
+    stands = _stands(evidence, memory, prefix, rng)
+    return Judgement(
+        evidence=evidence,
+        memory=memory,
+        prefix=prefix,
+        gauge=_gauge(evidence),
+        stands=stands,
+        reasons=_reasons_to_refuse(evidence, stands),
+    )
 
 
 def recommend(
@@ -188,7 +202,7 @@ def answer_of(
         latency=_latency_answer(evidence),
         levels=[_level_answer(level) for level in sorted(evidence.levels, key=lambda level: level.users)],
         open_loop=[one for run in runs for one in slices_of(run)],
-        levers=_levers(evidence, memory, stands, head, per_token),
+        levers=_levers(judgement, stands, head, per_token),
         refused=bool(reasons),
         reasons=reasons,
         warnings=warnings,
@@ -253,17 +267,34 @@ def _memory_wall(
     )
 
 
+def _prefix_wall(evidence: Evidence, rng: np.random.Generator) -> PrefixWall | None:
+    if evidence.pairs is None or evidence.pool is None:
+        return None
+    return prefix_wall(
+        evidence.runs,
+        evidence.levels,
+        evidence.pool,
+        shared_prefix=evidence.pairs.shared_prefix,
+        resamples=RESAMPLES,
+        rng=rng,
+    )
+
+
 def _gauge(evidence: Evidence) -> Gauge | None:
     if evidence.pool is None or evidence.pairs is None:
         return None
     return gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix)
 
 
-def _stands(evidence: Evidence, memory: MemoryWall | None, rng: np.random.Generator) -> list[Stand]:
+def _stands(
+    evidence: Evidence, memory: MemoryWall | None, prefix: PrefixWall | None, rng: np.random.Generator
+) -> list[Stand]:
     """Every wall that was met, or that a model places."""
     found = []
     if memory is not None:
-        found.append(_memory_stand(evidence, memory))
+        found.append(_drawn("kv_cache", evidence, memory.x, memory.draws, measured=memory.shift.levels > 0))
+    if prefix is not None:
+        found.append(_drawn("prefix_cache", evidence, prefix.x, prefix.draws, measured=prefix.measured))
     found += _crossing_stands(evidence, rng)
     fall = latency.throughput_fall(evidence.levels)
     if fall is not None:
@@ -277,16 +308,17 @@ def _stands(evidence: Evidence, memory: MemoryWall | None, rng: np.random.Genera
     return found
 
 
-def _memory_stand(evidence: Evidence, memory: MemoryWall) -> Stand:
-    basis = _basis(memory.x, evidence.trusted)
-    if basis != "extrapolated" and memory.shift.levels == 0:
+def _drawn(name: Wall, evidence: Evidence, x: float, draws: Floats, *, measured: bool) -> Stand:
+    """A wall that a model places. `measured`: levels near it moved the model."""
+    basis = _basis(x, evidence.trusted)
+    if basis != "extrapolated" and not measured:
         basis = "model"
 
     def bound(error: float) -> tuple[float, float]:
-        low, high = np.quantile(memory.draws, [error, 1.0 - error])
-        return min(float(low), memory.x), max(float(high), memory.x)
+        low, high = np.quantile(draws, [error, 1.0 - error])
+        return min(float(low), x), max(float(high), x)
 
-    return Stand(name="kv_cache", x=memory.x, bound=bound, draws=memory.draws, basis=basis)
+    return Stand(name=name, x=x, bound=bound, draws=draws, basis=basis)
 
 
 def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand]:
@@ -467,7 +499,9 @@ def _not_met(evidence: Evidence, stands: Sequence[Stand]) -> list[Untouched]:
     if not evidence.trusted:
         return []
     met = {stand.name for stand in stands}
-    walls: tuple[Wall, ...] = ("ttft", "tpot", "throughput", "errors", "max_num_seqs")
+    walls: list[Wall] = ["ttft", "tpot", "throughput", "errors", "max_num_seqs"]
+    if any((run.requests.turn > 0).any() for run in evidence.runs):
+        walls.append("prefix_cache")
     return [Untouched(name=name, up_to_users=evidence.trusted[-1]) for name in walls if name not in met]
 
 
@@ -534,6 +568,7 @@ def _level_answer(level: Level) -> LevelAnswer:
         kv_cache_usage=finite_or_none(level.kv_usage),
         preempted_fraction=finite_or_none(level.preempted_fraction),
         kv_blocked_fraction=finite_or_none(level.blocked.fraction) if level.blocked else None,
+        prefix_hit_rate=finite_or_none(level.prefix_hit_rate),
         ttft_miss_fraction=finite_or_none(level.ttft_miss.fraction),
         tpot_miss_fraction=finite_or_none(level.tpot_miss.fraction),
         errors=level.errors,
@@ -658,16 +693,11 @@ def _reach_warnings(evidence: Evidence, memory: MemoryWall | None, stands: Seque
     return found
 
 
-def _levers(
-    evidence: Evidence,
-    memory: MemoryWall | None,
-    stands: Sequence[Stand],
-    head: Head,
-    per_token: int | None,
-) -> list[Lever]:
+def _levers(judgement: Judgement, stands: Sequence[Stand], head: Head, per_token: int | None) -> list[Lever]:
     """What would raise the answer, and by how many users where a model can say."""
     if head.estimate is None or head.estimate_x is None:
         return []
+    evidence, memory, prefix = judgement.evidence, judgement.memory, judgement.prefix
     found = []
     others = [stand for stand in stands if stand.name != head.binding]
     reach = REACH * evidence.trusted[-1]
@@ -678,29 +708,29 @@ def _levers(
         if math.floor(moved) > head.estimate:
             change = f"--max-model-len {longest} (1 in 20 requests seen was longer and would be cut)"
             found.append(_lever(change, moved, others, head.estimate, reach))
+    elif head.binding == "prefix_cache" and prefix is not None:
+        for change, factor in _bigger_pools(evidence, per_token):
+            found.append(_lever(change, prefix.with_pool(factor), others, head.estimate, reach))
+        found += [_unknown_lever(change) for change in KEEPS_HISTORIES]
     elif head.binding == "max_num_seqs" and others:
         found.append(_lever("raise --max-num-seqs", math.inf, others, head.estimate, reach))
     elif head.binding in ("ttft", "tpot", "throughput"):
-        note = "no model here says by how many users"
-        found.append(
-            Lever(
-                change="shorter prompts, a faster GPU, or a looser objective",
-                users=None,
-                gain_users=None,
-                limited_by=None,
-                note=note,
-            )
-        )
+        found.append(_unknown_lever("shorter prompts, a faster GPU, or a looser objective"))
     twice = math.floor(2 * head.estimate_x)
     found.append(
         Lever(
-            change="a second replica, users spread evenly",
+            change=f"a second replica, users spread evenly{STICKY if head.binding == 'prefix_cache' else ''}",
             users=twice,
             gain_users=twice - head.estimate,
             limited_by=None,
         )
     )
     return found
+
+
+def _unknown_lever(change: str) -> Lever:
+    note = "no model here says by how many users"
+    return Lever(change=change, users=None, gain_users=None, limited_by=None, note=note)
 
 
 def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[str, float]]:

@@ -87,6 +87,8 @@ class Level:
     """Scrapes in which a request waited for KV blocks."""
     seats: int | None
     """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
+    prefix_hit_rate: float
+    """Prompt tokens that the prefix cache held, of those looked up."""
     vram_bytes: float
     lag_s: float
     why_not: tuple[str, ...]
@@ -174,6 +176,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         finished=int((inside & rows.ok).sum()),
         blocked=_blocked(run.server, scrapes, context, clock, seats),
         seats=seats,
+        prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
         vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
         lag_s=lag,
         why_not=tuple(gates.reasons(steady=steady)),
@@ -203,6 +206,16 @@ def _growth(unix_s: Floats, counter: Floats, clock: Clock) -> float:
         return math.nan
     ends = np.interp([clock.begin_unix_s, clock.end_unix_s], at, value)
     return float(ends[1] - ends[0])
+
+
+def _prefix_hit_rate(run: Run, ended: Bools, clock: Clock) -> float:
+    """By the server's counters, else by the usage of the requests that ended; nan where neither says."""
+    server, rows = run.server, run.requests
+    queries = _growth(server.unix_s, server.prefix_cache_queries_total, clock)
+    if queries > 0:
+        return _growth(server.unix_s, server.prefix_cache_hits_total, clock) / queries
+    told = ended & ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
+    return float(rows.cached_tokens[told].sum() / rows.prompt_tokens[told].sum()) if told.any() else math.nan
 
 
 def ended_inside(rows: Requests, clock: Clock) -> Bools:

@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.answer import Wall
 from analysis.latency import MISS_LIMIT
-from analysis.virtual import Seen, Service, half_full, play
+from analysis.prefix_cache import FOUND_LIMIT
+from analysis.virtual import WARM_UP, Seen, Service, half_full, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
@@ -38,12 +41,17 @@ class Limit:
         return math.floor(self.x)
 
 
-def margins(seen: Seen, slo: Slo) -> Margins:
-    """How far each wall is crossed: ln of rates, logit of shares, against their limits. Positive: broken."""
+def margins(seen: Seen, slo: Slo, *, alone: Seen | None = None) -> Margins:
+    """How far each wall is crossed: ln of rates, logit of shares, against their limits. Positive: broken.
+
+    `alone`: what one user sees, where histories are found in the prefix cache.
+    """
     n = max(seen.requests, 1)
     preempted = math.log(max(seen.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
+    found = seen.prefix_hit_rate / alone.prefix_hit_rate if alone and alone.prefix_hit_rate > 0 else 1.0
     return {
         "kv_cache": max(preempted, _over(seen.blocked_fraction, slo.kv_blocked_fraction)),
+        "prefix_cache": _over(1.0 - found, 1.0 - FOUND_LIMIT),
         "max_num_seqs": _over(seen.queue_fraction, QUEUE_LIMIT),
         "ttft": _over(seen.ttft_miss, MISS_LIMIT),
         "tpot": _over(seen.tpot_miss, MISS_LIMIT),
@@ -73,13 +81,17 @@ def limit(
     (common random numbers).
     """
     known: dict[int, Seen] = {}
+    turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
+    chats = turns > 1 and service.engine.enable_prefix_caching
+    # The cache fills, and first conversations end, before the window begins: no first look is short enough.
+    each = math.ceil(EACH + turns / WARM_UP) if chats else EACH
 
     def seen(users: int) -> Seen:
         if users not in known:
             on_probe(1)
-            wanted = max(requests, EACH * users)
-            quick = probe(users, max(wanted // FIRST_LOOK, EACH * users // 3))
-            clear = abs(max(margins(quick, slo).values())) > CLEAR
+            wanted = max(requests, each * users)
+            quick = probe(users, wanted if chats else max(wanted // FIRST_LOOK, each * users // 3))
+            clear = chats or abs(max(margins(quick, slo).values())) > CLEAR
             known[users] = quick if clear else probe(users, wanted)
         return known[users]
 
@@ -88,14 +100,15 @@ def limit(
         return play(service, users, requests=wanted, seed=seed, replicas=replicas, route=routed).seen(slo)
 
     def worst(users: int) -> float:
-        return max(margins(seen(users), slo).values())
+        return max(margins(seen(users), slo, alone=alone).values())
 
+    alone = probe(1, max(requests, each)) if chats else None
     low, high = _bracket(worst, max(start or replicas * half_full(service), 1))
     if low == 0:
         return None
     if high > MOST_USERS:
         return Limit(x=math.inf, wall="not_reached", below=seen(low))
-    here, above = margins(seen(low), slo), margins(seen(high), slo)
+    here, above = (margins(seen(users), slo, alone=alone) for users in (low, high))
     crossed = {
         wall: low + (high - low) * here[wall] / (here[wall] - above[wall])
         for wall in here

@@ -121,6 +121,8 @@ class Server:
     kv_cache_usage: Floats
     preemptions_total: Floats
     generation_tokens_total: Floats
+    prefix_cache_queries_total: Floats
+    """Prompt tokens that were looked up."""
     prefix_cache_hits_total: Floats
     vram_used_bytes: Floats
     simulated_lateness_s: Floats
@@ -451,6 +453,7 @@ _SERVER_SUMS = (
     "waiting_capacity",
     "preemptions_total",
     "generation_tokens_total",
+    "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "vram_used_bytes",
     "simulated_lateness_s",

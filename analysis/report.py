@@ -48,7 +48,8 @@ NONE = "–"
 WALL_WORDS: dict[Wall, str] = {
     "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted "
     "and computed again.",
-    "prefix_cache": "the prefix cache: with more users, conversations are evicted before they continue.",
+    "prefix_cache": "the prefix cache: with more users, the histories of those who think are evicted before "
+    "their next turn and computed again, although the KV cache in use looks small.",
     "ttft": "the time to first token: with more users, answers start too late.",
     "tpot": "the time per output token: with more users, answers come too slowly.",
     "throughput": "throughput: with more users, the server makes fewer tokens a second in all.",
@@ -278,9 +279,19 @@ def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
         ("one token", NONE if per is None else f"{per / 1024:,.0f} KiB"),
         ("GPU memory beside the KV cache", _gib(found.vram_base_bytes)),
     ]
+    rows.append(("prompt tokens found in the prefix cache", _hit_rates(model.levels)))
     if found.shared_prefix_tokens:
         rows.insert(3, ("prompt prefix that all share", _tokens(found.shared_prefix_tokens, per)))
     return [(label, value) for label, value in rows if value != NONE]
+
+
+def _hit_rates(levels: Sequence[LevelAnswer]) -> str:
+    """At the lowest and the highest load; a dash where nothing is ever found."""
+    known = [level for level in levels if level.trusted and level.prefix_hit_rate is not None]
+    if not any(level.prefix_hit_rate for level in known):
+        return NONE
+    ends = known[:1] if len(known) == 1 else [known[0], known[-1]]
+    return ", ".join(f"{_percent(level.prefix_hit_rate)} with {_users(level.users)}" for level in ends)
 
 
 def _tokens(count: float | None, per: int | None) -> str:

@@ -194,10 +194,7 @@ class Texts:
     def _hashes(self, prompt: int, output: int, chat: int, turn: int) -> Sequence[int]:
         own = (chat + 1) * CHAT_BLOCKS
         blocks = (prompt + output) // self._block
-        if self._answers or not turn:
-            text = range(own, own + blocks)
-        else:
-            text = range(own, own + prompt // self._block)
+        text = range(own, own + (blocks if self._answers else prompt // self._block))
         named = text if not self._shared else [*range(min(self._shared, blocks)), *text[self._shared :]]
         if len(named) == blocks:
             return named
@@ -313,7 +310,7 @@ def _seen(played: Played, slo: Slo) -> Seen:
         preempted_fraction=sum(one.preemptions for one in rows) / max(len(rows), 1),
         blocked_fraction=float(blocked),
         queue_fraction=float(queue),
-        prefix_hit_rate=_hit_rate(played.traces),
+        prefix_hit_rate=_hit_rate(played.service, rows),
         ttft_miss=_share(ttft > slo.ttft_p95_s),
         tpot_miss=_share(tpot > slo.tpot_p95_s),
     )
@@ -356,6 +353,7 @@ def _gaps(traces: Sequence[Trace], inside: Sequence[Sequence[Request]]) -> Float
     return np.concatenate(found) if found else np.empty(0)
 
 
-def _hit_rate(traces: Sequence[Trace]) -> float:
-    queries = sum(trace.counters.prefix_queries for trace in traces)
-    return sum(trace.counters.prefix_hits for trace in traces) / queries if queries else math.nan
+def _hit_rate(service: Service, rows: Sequence[Request]) -> float:
+    if not rows or not service.engine.enable_prefix_caching:
+        return math.nan
+    return sum(one.cached_tokens for one in rows) / sum(one.prompt_tokens for one in rows)

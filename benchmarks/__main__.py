@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import analysis, client, fidelity, gate, peers, simulator, sizing
+from benchmarks import analysis, client, fidelity, gate, peers, prefix_cache, simulator, sizing
 
 BENCHMARKS = {
     "client": client.run,
@@ -11,7 +11,7 @@ BENCHMARKS = {
     "sizing": sizing.run,
     "simulator": simulator.run,
 }
-ON_DEMAND = {"fidelity": fidelity.run, "gate": gate.run}
+ON_DEMAND = {"fidelity": fidelity.run, "gate": gate.run, "prefix_cache": prefix_cache.run}
 """Not part of `make bench`."""
 
 

@@ -101,6 +101,7 @@ class VirtualLoad:
                     trace.used_blocks[-1] / trace.pool_blocks if trace.used_blocks else 0.0,
                     counters.preemptions,
                     counters.generation_tokens,
+                    counters.prefix_queries,
                     counters.prefix_hits,
                 )
             )
@@ -134,8 +135,8 @@ class VirtualLoad:
             self._labels.append((CODE[Outcome.OK], request.user, turn))
 
     def _server(self) -> Server:
-        columns: Sequence[Floats] = np.array(self._samples, dtype=np.float64).reshape(-1, 7).T
-        unix_s, running, waiting, usage, preemptions, tokens, hits = columns
+        columns: Sequence[Floats] = np.array(self._samples, dtype=np.float64).reshape(-1, 8).T
+        unix_s, running, waiting, usage, preemptions, tokens, queries, hits = columns
         nothing = np.full(len(unix_s), NAN)
         return Server(
             unix_s=unix_s,
@@ -146,6 +147,7 @@ class VirtualLoad:
             kv_cache_usage=usage,
             preemptions_total=preemptions,
             generation_tokens_total=tokens,
+            prefix_cache_queries_total=queries,
             prefix_cache_hits_total=hits,
             vram_used_bytes=nothing,
             simulated_lateness_s=nothing,
@@ -153,7 +155,7 @@ class VirtualLoad:
         )
 
     def _client(self) -> Client:
-        samples = np.array(self._samples, dtype=np.float64).reshape(-1, 7)
+        samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
         count = len(samples)
         return Client(
             unix_s=samples[:, 0],

@@ -252,6 +252,7 @@ def level(users: int, **changes: object) -> Level:
         "finished": 100 * users,
         "blocked": None,
         "seats": None,
+        "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
         "lag_s": 0.0,
         "why_not": (),
