@@ -100,6 +100,8 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
     head = head_of(evidence, judgement.stands, confidence=CONFIDENCE)
     if head.estimate_x is None or head.interval_x is None or head.interval_x[1] is None:
         return _up(judgement)
+    if head.estimate_x < 1.0:
+        return None, f"one user is past the {WALL_NAMES[head.binding]} wall already"
     return _nearer(evidence, head.estimate_x, head.interval_x[1] - head.interval_x[0], holding, waited=waited)
 
 

