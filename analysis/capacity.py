@@ -48,6 +48,7 @@ from analysis.memory import (
     MemoryWall,
     Occupancy,
     Pairs,
+    Replay,
     always,
     block_law,
     gauge_of,
@@ -104,8 +105,25 @@ class Evidence:
     levels: Sequence[Level]
     pairs: Pairs | None
     pool: Pool | None
-    active: Active
+    thinking: latency.Thinking | None
     slo: Slo
+
+    @property
+    def active(self) -> Active:
+        """Share of the time in which one of so many users is in flight."""
+        return self.thinking.active if self.thinking else always
+
+    @property
+    def pace(self) -> latency.Pace | None:
+        """None where the levels do not tell."""
+        if self.pairs is None:
+            return None
+        return latency.pace_of(
+            self.runs,
+            self.levels,
+            uncached_prompt=float(self.pairs.prompt.mean()) - self.pairs.shared_prefix,
+            output=float(self.pairs.output.mean()),
+        )
 
     @property
     def open_loop(self) -> bool:
@@ -219,8 +237,7 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     """Lengths, pool, levels and think time of comparable runs."""
     pool = _pool(runs)
     pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else 16)
-    largest = -(-int(pairs.prompt.max(initial=0)) // pool.block_tokens) if pool else 0
-    context = Context(slo=slo, pool=pool, largest_prompt_blocks=largest, thinks=_thinks(runs))
+    context = _context(runs, pairs, pool, slo)
     levels = [level for run in runs for level in levels_of(run, context)]
     thinking = latency.thinking_of(levels) if context.thinks else None
     return Evidence(
@@ -228,8 +245,21 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
         levels=levels,
         pairs=pairs if len(pairs) >= FEWEST_PAIRS else None,
         pool=pool,
-        active=thinking.active if thinking else always,
+        thinking=thinking,
         slo=slo,
+    )
+
+
+def _context(runs: Sequence[Run], pairs: Pairs, pool: Pool | None, slo: Slo) -> Context:
+    block_tokens = pool.block_tokens if pool else VLLM_BLOCK_SIZE
+    ends = (pairs.prompt + pairs.output) / block_tokens + 0.5
+    return Context(
+        slo=slo,
+        pool=pool,
+        largest_prompt_blocks=-(-int(pairs.prompt.max(initial=0)) // block_tokens),
+        mean_output=float(pairs.output.mean()) if len(pairs) else math.inf,
+        mean_end_blocks=float(ends.mean()) if len(pairs) else 0.0,
+        thinks=_thinks(runs),
     )
 
 
@@ -260,7 +290,7 @@ def _memory_wall(
         evidence.levels,
         evidence.slo,
         active=evidence.active,
-        replay=replay,
+        replay=Replay(pace=evidence.pace, thinking=evidence.thinking) if replay else None,
         resamples=RESAMPLES,
         rng=rng,
         on_step=on_step,
@@ -530,19 +560,14 @@ def _memory_answer(
 
 
 def _latency_answer(evidence: Evidence) -> Latency:
-    step = latency.step_time(evidence.levels)
-    if step is None:
+    pace = evidence.pace
+    if pace is None:
         return Latency()
-    prefill = latency.prefill_per_token_s(evidence.runs, evidence.levels)
-    per_sequence = step.per_sequence_s
-    if prefill is not None and evidence.pairs is not None:
-        uncached = float(evidence.pairs.prompt.mean()) - evidence.pairs.shared_prefix
-        per_sequence = max(per_sequence - prefill * uncached / float(evidence.pairs.output.mean()), 0.0)
     return Latency(
-        step_base_s=step.base_s,
-        step_per_seq_s=per_sequence,
-        prefill_per_token_s=prefill,
-        knee_users=finite_or_none(step.knee),
+        step_base_s=pace.step_base_s,
+        step_per_seq_s=pace.step_per_seq_s,
+        prefill_per_token_s=pace.prefill_per_token_s,
+        knee_users=finite_or_none(pace.knee),
     )
 
 

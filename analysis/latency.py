@@ -38,6 +38,35 @@ class StepTime:
         return sequences / (self.base_s + self.per_sequence_s * sequences)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How long a step takes: base + per_sequence * n + prefill * prompt tokens that it computes."""
+
+    step_base_s: float
+    step_per_seq_s: float
+    prefill_per_token_s: float | None
+    """None where it is not sure; its share is then in `step_per_seq_s`."""
+    knee: float
+
+
+def pace_of(
+    runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
+) -> Pace | None:
+    """From X(N) and from TTFT against prompt lengths; means in tokens of a request. None where X(N) is not
+    known at two loads."""
+    step = step_time(levels)
+    if step is None:
+        return None
+    prefill = prefill_per_token_s(runs, levels)
+    riding = prefill * uncached_prompt / output if prefill is not None else 0.0
+    return Pace(
+        step_base_s=step.base_s,
+        step_per_seq_s=max(step.per_sequence_s - riding, 0.0),
+        prefill_per_token_s=prefill,
+        knee=step.knee,
+    )
+
+
 def step_time(levels: Sequence[Level]) -> StepTime | None:
     """Least squares of n/X on n over trusted levels in which hardly anybody waited; needs two loads."""
     free = [

@@ -44,11 +44,16 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a level is judged against. `largest_prompt_blocks` bounds what one arrival asks of the pool."""
+    """What a level is judged against."""
 
     slo: Slo
     pool: Pool | None
     largest_prompt_blocks: int
+    """Bounds what one arrival asks of the pool."""
+    mean_output: float
+    """Tokens, and so steps, of a request."""
+    mean_end_blocks: float
+    """What an ending gives back."""
     thinks: bool
 
 
@@ -308,7 +313,9 @@ def _blocked(
     known = ~(np.isnan(waiting) | np.isnan(usage))
     if not known.any():
         return None
-    room = 1.0 - context.largest_prompt_blocks / context.pool.blocks if context.pool else 0.9
+    room = (
+        1.0 - _unseen_blocks(context, server.running[scrapes]) / context.pool.blocks if context.pool else ROOM
+    )
     blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
     values = blocked.astype(np.float64)
     effect = max(
@@ -316,6 +323,13 @@ def _blocked(
         known.sum() * clock.lifetime_s / clock.window_s,
     )
     return Share(misses=int(blocked.sum()), n=int(known.sum()), effect=float(effect))
+
+
+def _unseen_blocks(context: Context, running: Floats) -> float:
+    """Free blocks that a scrape may show while a request waits for some: the largest prompt's, and those of a
+    step's endings, because the gauge is read after them and before the next admissions."""
+    endings = _mean(running) / context.mean_output
+    return context.largest_prompt_blocks + (endings + 2.0 * math.sqrt(endings)) * context.mean_end_blocks
 
 
 def _seats(server: Server, scrapes: Bools) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, special
 
+from analysis.latency import Pace, Thinking
 from analysis.levels import Level, Pool
 from analysis.load import Floats, Ints, Requests, Run
 from analysis.virtual import TURN_ROUND_S, Chatting, Service, play
@@ -23,6 +24,7 @@ BLOCKED_SD = 0.3  # the same for the logit of the blocked time
 REPLAY_TOKENS = 2e6  # output tokens of the engine's replay: about a second
 REPLAY_LIVES = 60  # of each user in it, at least
 REPLAY_USERS = 300  # above, the formula's error is below one in a hundred users
+REPLAY_ROUNDS, REPLAY_NEAR = 3, 0.02  # again where it moved the wall by more than a user, or than this share
 REPLAY_PAIRS = 20_000  # drawn from, at most
 BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 GiB
 REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in ln F and logit eps
@@ -299,20 +301,45 @@ def shift_of(
     )
 
 
-def replayed(pairs: Pairs, pool: Pool, occupancy: Occupancy, slo: Slo, *, active: Active, x: float) -> Shift:
-    """How far the engine moves the formula, run in steps on the measured pairs at the two whole numbers of
-    users around x. The prior is the formula's error over random workloads."""
-    if not 1.0 <= x <= REPLAY_USERS:
-        return Shift()
-    seen = [_replay(pairs, pool, users, active=active(users)) for users in (math.floor(x), math.floor(x) + 1)]
-    return shift_of(occupancy, seen, slo, near_users=x, prior=Shift()).at_least(REPLAY_SD)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """What the engine needs beside lengths and pool to play a level again."""
+
+    pace: Pace | None = None
+    """None: every step takes one second."""
+    thinking: Thinking | None = None
+
+    def pause_s(self, *, output: float, active: float) -> float:
+        """Mean pause between two requests of a user, in the pace's seconds."""
+        if self.pace is not None and self.thinking is not None:
+            return self.thinking.think_s
+        return output * (1.0 / active - 1.0)
 
 
-def _replay(pairs: Pairs, pool: Pool, users: int, *, active: float) -> Seen:
-    """Every step takes one second. Pauses are exponential; the law of their lengths does not matter."""
+def replayed(
+    pairs: Pairs, pool: Pool, occupancy: Occupancy, slo: Slo, replay: Replay, *, active: Active, x: float
+) -> Shift:
+    """How far the engine moves the formula, run on the measured pairs at the two whole numbers of users that
+    hold the wall between them: first by the formula, then, where that was far off, by the engine."""
+    for _ in range(REPLAY_ROUNDS):
+        if not 1.0 <= x <= REPLAY_USERS:
+            return Shift()
+        low = math.floor(x)
+        seen = [_replay(pairs, pool, users, replay, active=active(users)) for users in (low, low + 1)]
+        shift = shift_of(occupancy, seen, slo, near_users=x, prior=Shift(preempted_se=1.0, blocked_se=1.0))
+        moved = wall(occupancy, slo, shift=shift, start=low)
+        if abs(moved - x) <= max(1.0, REPLAY_NEAR * x):
+            break
+        x = moved
+    return shift.at_least(REPLAY_SD)
+
+
+def _replay(pairs: Pairs, pool: Pool, users: int, replay: Replay, *, active: float) -> Seen:
+    """Pauses are exponential: how their lengths are spread hardly matters."""
     output = float(pairs.output.mean())
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
-    think_s = output * (1.0 / active - 1.0)
+    pause_s = replay.pause_s(output=output, active=active)
+    pace = replay.pace
     longest = int((pairs.prompt + pairs.output).max())
     every = -(-len(pairs) // REPLAY_PAIRS)
     service = Service(
@@ -322,14 +349,16 @@ def _replay(pairs: Pairs, pool: Pool, users: int, *, active: float) -> Seen:
             max_model_len=longest,
             max_num_seqs=users,
             max_num_batched_tokens=max(BATCHED_TOKENS, users),
-            step_base_s=1.0,
+            step_base_s=pace.step_base_s if pace else 1.0,
+            step_per_seq_s=pace.step_per_seq_s if pace else 0.0,
+            prefill_per_token_s=(pace.prefill_per_token_s or 0.0) if pace else 0.0,
             enable_prefix_caching=pairs.shared_prefix > 0,
         ),
         chatting=Chatting(
             conversations=[
                 [(int(s), int(o))] for s, o in zip(pairs.prompt[::every], pairs.output[::every], strict=True)
             ],
-            pauses_s=TURN_ROUND_S + think_s * -np.log1p(-(np.arange(1000) + 0.5) / 1000),
+            pauses_s=TURN_ROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
             shared_prefix_tokens=pairs.shared_prefix,
         ),
     )
@@ -413,13 +442,13 @@ def memory_wall(
     slo: Slo,
     *,
     active: Active = always,
-    replay: bool = True,
+    replay: Replay | None = None,
     resamples: int = 300,
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> MemoryWall:
-    """Where the pool stops holding, drawn from resampled conversations and the formula's own error, which the
-    engine's `replay` makes smaller."""
+    """Where the pool stops holding, drawn from resampled conversations and the formula's own error, which a
+    replay in the engine makes smaller."""
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
@@ -427,7 +456,7 @@ def memory_wall(
     formula = Occupancy(law, blocks, active)
     start = max(int(blocks / max(law.mean, SMALLEST)), 1)
     rough = wall(formula, slo, shift=Shift(), start=start)
-    prior = replayed(pairs, pool, formula, slo, active=active, x=rough) if replay else Shift()
+    prior = replayed(pairs, pool, formula, slo, replay, active=active, x=rough) if replay else Shift()
 
     def one(weight: Floats | None, start: int) -> tuple[float, Shift, Occupancy]:
         law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)

@@ -73,7 +73,8 @@ def measured(number: int, truth: Truth | None = None) -> Row:
     if number < SEARCHED:
         curve = []
         for load, seen in search(one, budget_s=max(BUDGET_S, BUDGET_LIVES * life_s(one))):
-            curve.append((round(load.now_s, 1), round(estimate(seen), 3)))
+            x = estimate(seen)
+            curve.append((round(load.now_s, 1), None if math.isnan(x) else round(x, 3)))
         final = answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
         row["search"] = _said(final, gpu_s=load.now_s, requests=load.ended) | {"curve": curve}
     return row
