@@ -25,7 +25,7 @@ CUTS = (0.0, 0.25, 0.5)
 QUEUE_LIMIT = 0.1  # share of time with a queue for seats that is a wall
 FEWEST_QUEUES = 5  # scrapes
 ROOM = 0.9  # of the pool in use: below, a queue is not for blocks
-AT_TOP, NEAR_TOP = 0.3, 0.75  # shares of scrapes; over 60 random engines no queue of another kind had both
+AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/coverage.py names the walls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
     in_flight = in_flight_of(run, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
-    seats = _seats(run.server, scrapes)
+    seats = _seats(run.server, scrapes, context, users)
     gates = _Gates(
         run=run,
         context=context,
@@ -328,16 +328,15 @@ def _blocked(
 def _unseen_blocks(context: Context, running: Floats) -> float:
     """Free blocks that a scrape may show while a request waits for some: the largest prompt's, and those of a
     step's endings, because the gauge is read after them and before the next admissions."""
-    endings = _mean(running) / context.mean_output
-    return context.largest_prompt_blocks + (endings + 2.0 * math.sqrt(endings)) * context.mean_end_blocks
+    return context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
 
 
-def _seats(server: Server, scrapes: Bools) -> int | None:
-    """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running often stands
-    at a maximum and hardly ever far below.
+def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int | None:
+    """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
+    maximum or as far below as a step's endings explain, because the gauge is read after them.
 
-    The gauge is read after endings are freed and before admissions, so a seat or two may look empty. A queue
-    for blocks or for the step's token budget has no such edge.
+    A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
+    running, it looks as if it had: then the queue must hardly ever be empty.
     """
     running, waiting, usage = (
         column[scrapes] for column in (server.running, server.waiting, server.kv_cache_usage)
@@ -346,9 +345,18 @@ def _seats(server: Server, scrapes: Bools) -> int | None:
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
         return None
     top = float(np.nanmax(running[waiting > 0]))
+    if users - top <= 1.0 and queue.mean() < ALWAYS:
+        return None
     at_top = float(np.mean(running[queue] == top))
-    near = float(np.mean(running[queue] >= top - max(1.0, 0.02 * top)))
+    below = max(1.0, 0.02 * top, _endings(context, running[queue]))
+    near = float(np.mean(running[queue] >= top - below))
     return round(top) if at_top >= AT_TOP and near >= NEAR_TOP else None
+
+
+def _endings(context: Context, running: Floats) -> float:
+    """Requests that one step may end, with two standard deviations of a Poisson law."""
+    mean = _mean(running) / context.mean_output
+    return mean + 2.0 * math.sqrt(mean)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """Ways to find the maximum number of users on a service in virtual time: ours, and those in common use."""
 
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,14 +13,18 @@ from analysis.load import Run
 from analysis.metrics import tpot_s
 from analysis.search import advise
 from benchmarks.deployments import Deployment
-from benchmarks.virtual_load import VirtualLoad
+from benchmarks.virtual_load import SETTLE_S, VirtualLoad
 
 MOST_USERS = 1024
 CONFIDENCE = 0.9
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
+SHORTEST_S = 10.0  # ten scrapes of the server
 FULL = 0.8  # of the pool in use: a queue is then for blocks
 SWEEP_LEVELS = 4  # between the last level that held and the first that did not
-SWEEP_S = (30.0, 25.0)  # of a level: seconds, or response times where those are longer
+SWEEP_LIVES = (
+    15.0,
+    60.0,
+)  # response times that a sweep holds its levels, besides settling: 30 s to 2 min of 2 s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +44,8 @@ def life_s(one: Deployment) -> float:
 def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
     """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
-    level_s = max(SWEEP_S[0], SWEEP_S[1] * life_s(one))
+    lives = random.Random(f"sweep/{one.number}").uniform(*SWEEP_LIVES)
+    level_s = SETTLE_S + max(SHORTEST_S, lives * life_s(one))
     held, users = 0, 1
     while users <= MOST_USERS:
         load.hold(users, level_s)
