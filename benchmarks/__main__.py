@@ -2,7 +2,19 @@
 
 import sys
 
-from benchmarks import analysis, client, fidelity, gate, peers, prefix_cache, simulator, sizing
+from benchmarks import (
+    analysis,
+    client,
+    coverage,
+    fidelity,
+    gate,
+    held_out,
+    peers,
+    prefix_cache,
+    search_cost,
+    simulator,
+    sizing,
+)
 
 BENCHMARKS = {
     "client": client.run,
@@ -11,7 +23,14 @@ BENCHMARKS = {
     "sizing": sizing.run,
     "simulator": simulator.run,
 }
-ON_DEMAND = {"fidelity": fidelity.run, "gate": gate.run, "prefix_cache": prefix_cache.run}
+ON_DEMAND = {
+    "coverage": coverage.run,
+    "fidelity": fidelity.run,
+    "gate": gate.run,
+    "held_out": held_out.run,
+    "prefix_cache": prefix_cache.run,
+    "search_cost": search_cost.run,
+}
 """Not part of `make bench`."""
 
 

@@ -24,8 +24,18 @@ LAG_S = 0.0002
 class VirtualLoad:
     """One load test of a service. `hold` levels, and take the `run` at any time."""
 
-    def __init__(self, service: Service, slo: Slo, *, seed: int, settle_s: float = SETTLE_S) -> None:
+    def __init__(
+        self,
+        service: Service,
+        slo: Slo,
+        *,
+        seed: int,
+        settle_s: float = SETTLE_S,
+        with_gaps: bool = False,
+    ) -> None:
+        """`with_gaps` keeps the time of every token, which costs as much as the rest."""
         self.now_s = 0.0
+        self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
         self._simulation = Simulation([service.engine], route=only, on_end=self._again)
         self._texts = Texts(service)
@@ -57,13 +67,14 @@ class VirtualLoad:
         self._take_rows()
         table = np.array(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)
+        gaps = self._gaps
         return Run(
             info=self._info(),
             requests=requests_of(
                 dict(zip(COLUMNS, table.T, strict=True)),
                 labels=labels,
-                gap_s=np.empty(0, dtype=np.float32),
-                gaps=np.zeros(len(table), dtype=np.int64),
+                gap_s=np.concatenate(gaps).astype(np.float32) if gaps else np.empty(0, dtype=np.float32),
+                gaps=np.array([len(one) for one in gaps] if gaps else [0] * len(table), dtype=np.int64),
             ),
             server=self._server(),
             client=self._client(),
@@ -131,6 +142,8 @@ class VirtualLoad:
                 "http_status": 200,
             }
             self._rows.append(tuple(values.get(name, NAN) for name in COLUMNS))
+            if self._gaps is not None:
+                self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
             turn = self._people[request.user].sent.popleft()
             self._labels.append((CODE[Outcome.OK], request.user, turn))
 
