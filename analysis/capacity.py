@@ -28,7 +28,7 @@ from analysis.answer import (
 )
 from analysis.cli import add_slo_flags, count, share
 from analysis.importers import read_results
-from analysis.levels import Context, Level, Pool, levels_of, output_cv
+from analysis.levels import QUEUE_LIMIT, Context, Level, Pool, levels_of, output_cv
 from analysis.load import (
     Floats,
     Found,
@@ -48,7 +48,6 @@ from analysis.memory import (
     MemoryWall,
     Occupancy,
     Pairs,
-    Replay,
     always,
     block_law,
     gauge_of,
@@ -289,8 +288,9 @@ def _memory_wall(
         evidence.pool,
         evidence.levels,
         evidence.slo,
-        active=evidence.active,
-        replay=Replay(pace=evidence.pace, thinking=evidence.thinking) if replay else None,
+        thinking=evidence.thinking,
+        pace=evidence.pace,
+        replay=replay,
         resamples=RESAMPLES,
         rng=rng,
         on_step=on_step,
@@ -333,9 +333,31 @@ def _stands(
     seats = latency.seats_of(evidence.levels, stated=stated)
     if seats is not None:
         engines = evidence.pool.engines if evidence.pool else 1
-        at = latency.seats_wall(seats * (engines if stated else 1), active=evidence.active)
-        found.append(_exact("max_num_seqs", evidence, at))
+        found.append(_seats_stand(evidence, seats * (engines if stated else 1), rng))
     return found
+
+
+def _seats_stand(evidence: Evidence, seats: int, rng: np.random.Generator) -> Stand:
+    """Of people who think: where a queue is seen for 10 % of the time, else by the binomial law."""
+    crossing = None
+    if evidence.thinking is not None:
+        levels = [level for level in evidence.levels if level.users > seats]
+        crossing = latency.miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
+    if crossing is None or crossing.between[0] == 0:
+        return _exact("max_num_seqs", evidence, latency.seats_wall(seats, active=evidence.active))
+    return _crossing_stand("max_num_seqs", evidence, crossing, rng)
+
+
+def _crossing_stand(
+    name: Wall, evidence: Evidence, crossing: latency.Crossing, rng: np.random.Generator
+) -> Stand:
+    return Stand(
+        name=name,
+        x=crossing.x,
+        bound=crossing.bound,
+        draws=_draws(crossing.x, crossing.bound(0.05), rng),
+        basis=_basis(crossing.x, evidence.trusted),
+    )
 
 
 def _drawn(name: Wall, evidence: Evidence, x: float, draws: Floats, *, measured: bool) -> Stand:
@@ -363,13 +385,7 @@ def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand
         "errors": latency.miss_crossing(levels, lambda level: level.overload, limit=latency.OVERLOAD_LIMIT),
     }
     return [
-        Stand(
-            name=name,
-            x=crossing.x,
-            bound=crossing.bound,
-            draws=_draws(crossing.x, crossing.bound(0.05), rng),
-            basis=_basis(crossing.x, evidence.trusted),
-        )
+        _crossing_stand(name, evidence, crossing, rng)
         for name, crossing in crossings.items()
         if crossing is not None
     ]

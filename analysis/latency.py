@@ -17,6 +17,7 @@ MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
 OVERLOAD_LIMIT = 0.01
 STEEPEST = 300.0  # slope of attainment in ln users; a cliff between two levels has no finite one
 GRID = 401
+PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
 FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
 
 
@@ -292,6 +293,12 @@ class Thinking:
     think_s: float
     idle_s: float
     slope_s: float
+    think_error: float = 0.0
+    """Standard error of ln think_s."""
+
+    def drawn(self, rng: np.random.Generator) -> "Thinking":
+        """The same with a think time that the data would also allow."""
+        return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
 
     def active(self, users: int) -> float:
         """p = R/(R + Z), with R at p N in flight: the fixed point, by its quadratic. 0 to 1."""
@@ -322,5 +329,8 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     root = np.sqrt(weight)
     (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * life)
     return Thinking(
-        think_s=max(float(np.average(think, weights=weight)), 0.0), idle_s=float(idle), slope_s=float(slope)
+        think_s=max(float(np.average(think, weights=weight)), 0.0),
+        idle_s=float(idle),
+        slope_s=float(slope),
+        think_error=PAUSE_CV / math.sqrt(float(weight.sum())),
     )

@@ -22,6 +22,7 @@ OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 TREND_P = 0.001
 TREND_CHANGE = 0.25
 CUTS = (0.0, 0.25, 0.5)
+UNDER_WAY_LIVES = 4.0  # mean response times after which nearly every request has ended
 QUEUE_LIMIT = 0.1  # share of time with a queue for seats that is a wall
 FEWEST_QUEUES = 5  # scrapes
 ROOM = 0.9  # of the pool in use: below, a queue is not for blocks
@@ -90,6 +91,8 @@ class Level:
     finished: int
     blocked: Share | None
     """Scrapes in which a request waited for KV blocks."""
+    queue: Share
+    """Scrapes in which a request waited while the pool had room: for a seat, where there are `seats`."""
     seats: int | None
     """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
     prefix_hit_rate: float
@@ -180,6 +183,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         preemptions=_growth(run.server.unix_s, run.server.preemptions_total, clock),
         finished=int((inside & rows.ok).sum()),
         blocked=_blocked(run.server, scrapes, context, clock, seats),
+        queue=_queue(run.server, scrapes, clock),
         seats=seats,
         prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
         vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
@@ -240,8 +244,10 @@ def in_flight_of(run: Run, clock: Clock) -> float:
     ended = metrics.mean_in_flight(
         begin_unix_s=_begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window
     )
-    counted = sum(_means_by_worker(run, run.client.in_flight, clock))
-    return ended if run.info.ended_unix_s is not None else max(ended, counted)
+    known_until = float(rows.end_unix_s.max(initial=0.0)) - UNDER_WAY_LIVES * clock.lifetime_s
+    if run.info.ended_unix_s is not None or clock.end_unix_s < known_until:
+        return ended
+    return max(ended, sum(_means_by_worker(run, run.client.in_flight, clock)))
 
 
 def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
@@ -329,6 +335,19 @@ def _unseen_blocks(context: Context, running: Floats) -> float:
     """Free blocks that a scrape may show while a request waits for some: the largest prompt's, and those of a
     step's endings, because the gauge is read after them and before the next admissions."""
     return context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
+
+
+def _queue(server: Server, scrapes: Bools, clock: Clock) -> Share:
+    waiting, usage, at = (
+        column[scrapes] for column in (server.waiting, server.kv_cache_usage, server.unix_s)
+    )
+    known = ~np.isnan(waiting)
+    queue = (waiting[known] > 0) & ~(usage[known] >= ROOM)
+    effect = max(
+        design_effect(queue.astype(np.float64), at[known], clock),
+        known.sum() * clock.lifetime_s / clock.window_s,
+    )
+    return Share(misses=int(queue.sum()), n=int(known.sum()), effect=float(effect))
 
 
 def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int | None:

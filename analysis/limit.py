@@ -11,12 +11,12 @@ import numpy as np
 
 from analysis.answer import Wall
 from analysis.latency import MISS_LIMIT
+from analysis.levels import QUEUE_LIMIT
 from analysis.prefix_cache import FOUND_LIMIT
 from analysis.virtual import WARM_UP, Seen, Service, half_full, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
-QUEUE_LIMIT = 0.1  # share of time at the cap with a queue
 FEWEST_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
 EACH = 12  # requests of each user at least
 FIRST_LOOK = 6  # a probe begins with this fraction, and stops there where it is clear

@@ -301,23 +301,15 @@ def shift_of(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Replay:
-    """What the engine needs beside lengths and pool to play a level again."""
-
-    pace: Pace | None = None
-    """None: every step takes one second."""
-    thinking: Thinking | None = None
-
-    def pause_s(self, *, output: float, active: float) -> float:
-        """Mean pause between two requests of a user, in the pace's seconds."""
-        if self.pace is not None and self.thinking is not None:
-            return self.thinking.think_s
-        return output * (1.0 / active - 1.0)
-
-
 def replayed(
-    pairs: Pairs, pool: Pool, occupancy: Occupancy, slo: Slo, replay: Replay, *, active: Active, x: float
+    pairs: Pairs,
+    pool: Pool,
+    occupancy: Occupancy,
+    slo: Slo,
+    *,
+    pace: Pace | None = None,
+    thinking: Thinking | None = None,
+    x: float,
 ) -> Shift:
     """How far the engine moves the formula, run on the measured pairs at the two whole numbers of users that
     hold the wall between them: first by the formula, then, where that was far off, by the engine."""
@@ -325,7 +317,7 @@ def replayed(
         if not 1.0 <= x <= REPLAY_USERS:
             return Shift()
         low = math.floor(x)
-        seen = [_replay(pairs, pool, users, replay, active=active(users)) for users in (low, low + 1)]
+        seen = [_replay(pairs, pool, users, pace, thinking) for users in (low, low + 1)]
         shift = shift_of(occupancy, seen, slo, near_users=x, prior=Shift(preempted_se=1.0, blocked_se=1.0))
         moved = wall(occupancy, slo, shift=shift, start=low)
         if abs(moved - x) <= max(1.0, REPLAY_NEAR * x):
@@ -334,12 +326,14 @@ def replayed(
     return shift.at_least(REPLAY_SD)
 
 
-def _replay(pairs: Pairs, pool: Pool, users: int, replay: Replay, *, active: float) -> Seen:
-    """Pauses are exponential: how their lengths are spread hardly matters."""
+def _replay(pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: Thinking | None) -> Seen:
+    """Without a pace every step takes one second, and pauses are so much longer. They are exponential: how
+    their lengths are spread hardly matters."""
     output = float(pairs.output.mean())
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
-    pause_s = replay.pause_s(output=output, active=active)
-    pace = replay.pace
+    pause_s = thinking.think_s if thinking else 0.0
+    if thinking and pace is None:
+        pause_s = output * (1.0 / thinking.active(users) - 1.0)
     longest = int((pairs.prompt + pairs.output).max())
     every = -(-len(pairs) // REPLAY_PAIRS)
     service = Service(
@@ -441,39 +435,47 @@ def memory_wall(
     levels: Sequence[Level],
     slo: Slo,
     *,
-    active: Active = always,
-    replay: Replay | None = None,
+    thinking: Thinking | None = None,
+    pace: Pace | None = None,
+    replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> MemoryWall:
-    """Where the pool stops holding, drawn from resampled conversations and the formula's own error, which a
-    replay in the engine makes smaller."""
+    """Where the pool stops holding, drawn from resampled conversations, the error of the think time, and the
+    formula's own, which a replay in the engine, at the pace that was measured, makes smaller."""
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)
-    formula = Occupancy(law, blocks, active)
+    formula = Occupancy(law, blocks, _active(thinking))
     start = max(int(blocks / max(law.mean, SMALLEST)), 1)
     rough = wall(formula, slo, shift=Shift(), start=start)
-    prior = replayed(pairs, pool, formula, slo, replay, active=active, x=rough) if replay else Shift()
+    prior = Shift()
+    if replay:
+        prior = replayed(pairs, pool, formula, slo, pace=pace, thinking=thinking, x=rough)
 
-    def one(weight: Floats | None, start: int) -> tuple[float, Shift, Occupancy]:
+    def one(weight: Floats | None, thinking: Thinking | None, start: int) -> tuple[float, Shift, Occupancy]:
         law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
-        occupancy = Occupancy(law, blocks, active)
+        occupancy = Occupancy(law, blocks, _active(thinking))
         rough = wall(occupancy, slo, shift=prior, start=start)
         shift = shift_of(occupancy, seen, slo, near_users=rough, prior=prior)
         return wall(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
 
-    x, shift, _ = one(None, max(int(rough), 1))
+    x, shift, _ = one(None, thinking, max(int(rough), 1))
     draws = np.empty(resamples)
     for at in range(resamples):
-        _, drawn, occupancy = one(_resampled(pairs.conversation, rng), max(int(x), 1))
+        thought = thinking.drawn(rng) if thinking else None
+        _, drawn, occupancy = one(_resampled(pairs.conversation, rng), thought, max(int(x), 1))
         draws[at] = wall(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
         on_step(1)
     return MemoryWall(
         x=x * pool.engines, draws=draws * pool.engines, law=law, pool=pool, shift=shift, blocks=blocks
     )
+
+
+def _active(thinking: Thinking | None) -> Active:
+    return thinking.active if thinking else always
 
 
 def _for_one_engine(seen: Seen, engines: int) -> Seen:

@@ -75,6 +75,7 @@ def measured(number: int, truth: Truth | None = None) -> Row:
         for load, seen in search(one, budget_s=max(BUDGET_S, BUDGET_LIVES * life_s(one))):
             x = estimate(seen)
             curve.append((round(load.now_s, 1), None if math.isnan(x) else round(x, 3)))
+        load.finish()
         final = answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
         row["search"] = _said(final, gpu_s=load.now_s, requests=load.ended) | {"curve": curve}
     return row

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.latency import MISS_LIMIT
-from analysis.limit import QUEUE_LIMIT, limit
+from analysis.levels import QUEUE_LIMIT
+from analysis.limit import limit
 from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
 from loadtest.architectures import ModelShape, parse_config
 from loadtest.gpus import A10G, H100, L4, T4

@@ -56,6 +56,7 @@ def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
         between = round(held + (users - held) * share / (SWEEP_LEVELS + 1))
         if between not in (0, held, users):
             load.hold(between, level_s)
+    load.finish()
     return load, answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
 
 

@@ -35,6 +35,7 @@ class VirtualLoad:
     ) -> None:
         """`with_gaps` keeps the time of every token, which costs as much as the rest."""
         self.now_s = 0.0
+        self._finished = False
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
         self._simulation = Simulation([service.engine], route=only, on_end=self._again)
@@ -56,6 +57,13 @@ class VirtualLoad:
         self._advance(self.now_s + seconds)
         begin, _, _ = self._schedule[-1]
         self._schedule[-1] = (begin, self.now_s, users)
+
+    def finish(self) -> None:
+        """Lets everybody's last request end, as a load test does."""
+        self._users = 0
+        self._simulation.run()
+        self._sample(self._simulation.traces[0].step_end_s[-1])
+        self._finished = True
 
     @property
     def ended(self) -> int:
@@ -100,25 +108,28 @@ class VirtualLoad:
         return now_s + person.pause_s(), person.request(self._texts)
 
     def _advance(self, until_s: float) -> None:
-        (trace,) = self._simulation.traces
         while self._next_sample_s <= until_s:
             self._simulation.run(self._next_sample_s)
-            counters = trace.counters
-            self._samples.append(
-                (
-                    self._next_sample_s,
-                    trace.running[-1] if trace.running else 0,
-                    trace.waiting[-1] if trace.waiting else 0,
-                    trace.used_blocks[-1] / trace.pool_blocks if trace.used_blocks else 0.0,
-                    counters.preemptions,
-                    counters.generation_tokens,
-                    counters.prefix_queries,
-                    counters.prefix_hits,
-                )
-            )
+            self._sample(self._next_sample_s)
             self._next_sample_s += SAMPLE_S
         self._simulation.run(until_s)
         self.now_s = until_s
+
+    def _sample(self, at_s: float) -> None:
+        (trace,) = self._simulation.traces
+        counters = trace.counters
+        self._samples.append(
+            (
+                at_s,
+                trace.running[-1] if trace.running else 0,
+                trace.waiting[-1] if trace.waiting else 0,
+                trace.used_blocks[-1] / trace.pool_blocks if trace.used_blocks else 0.0,
+                counters.preemptions,
+                counters.generation_tokens,
+                counters.prefix_queries,
+                counters.prefix_hits,
+            )
+        )
 
     def _take_rows(self) -> None:
         (trace,) = self._simulation.traces
@@ -187,6 +198,7 @@ class VirtualLoad:
             scenario="virtual",
             host="http://127.0.0.1",
             started_unix_s=0.0,
+            ended_unix_s=self._simulation.traces[0].step_end_s[-1] if self._finished else None,
             settings={
                 "settle_s": self._settle_s,
                 "think_s": "measured" if thinks else "0",

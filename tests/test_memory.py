@@ -169,15 +169,11 @@ def test_the_interval_covers_the_wall_of_the_law_it_was_drawn_from():
     exact = Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127)
     pool, covered = Pool(blocks=127, block_tokens=32), 0
     rough = wall(exact, SLO, shift=Shift(), start=16)
-    engine = memory.replayed(
-        drawn_pairs(20000, seed=9), pool, exact, SLO, memory.Replay(), active=memory.always, x=rough
-    )
+    engine = memory.replayed(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
     truth = wall(exact, SLO, shift=engine, start=16)
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        found = memory.memory_wall(
-            drawn_pairs(600, seed=100 + seed), pool, [], SLO, replay=memory.Replay(), resamples=60, rng=rng
-        )
+        found = memory.memory_wall(drawn_pairs(600, seed=100 + seed), pool, [], SLO, resamples=60, rng=rng)
         low, high = np.quantile(found.draws, [0.05, 0.95])
         covered += low <= truth <= high
         assert high - low < 4.0

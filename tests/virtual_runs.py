@@ -251,6 +251,7 @@ def level(users: int, **changes: object) -> Level:
         "preemptions": 0.0,
         "finished": 100 * users,
         "blocked": None,
+        "queue": Share(misses=0, n=100),
         "seats": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
