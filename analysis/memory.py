@@ -30,6 +30,7 @@ BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 
 REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in ln F and logit eps
 CLUSTERING = 6.0  # variance over mean of preemption counts: 1.5 to 6 were seen
 DRIFT = 0.1  # how much the formula's error changes with each factor e of F away from the wall
+GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error, the larger: the curve between whole users, the replay
 NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
 
 
@@ -467,7 +468,8 @@ def memory_wall(
     for at in range(resamples):
         thought = thinking.drawn(rng) if thinking else None
         _, drawn, occupancy = one(_resampled(pairs.conversation, rng), thought, max(int(x), 1))
-        draws[at] = wall(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
+        moved = wall(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
+        draws[at] = max(moved + max(GRAIN_USERS, GRAIN_SHARE * moved) * rng.standard_normal(), 0.0)
         on_step(1)
     return MemoryWall(
         x=x * pool.engines, draws=draws * pool.engines, law=law, pool=pool, shift=shift, blocks=blocks
