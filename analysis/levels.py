@@ -301,7 +301,7 @@ def _drifts(run: Run, clock: Clock) -> bool:
         (run.server.kv_cache_usage[scrapes], run.server.unix_s[scrapes]),
     ]
     for values, at in series:
-        if len(values) >= 2 * clock.batches:
+        if len(values) >= clock.batches:
             change, p = trend(values, at, clock)
             if p < TREND_P and abs(change) > TREND_CHANGE:
                 return True

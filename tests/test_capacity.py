@@ -1,5 +1,6 @@
 """The answer, end to end, against deployments of the engine whose limits are known."""
 
+import itertools
 import json
 import math
 import re
@@ -148,6 +149,20 @@ def test_a_late_load_generator_is_refused(tmp_path):
     assert found.max_users is None
     assert found.bounds == []
     assert "event-loop lag 50 ms, limit 5 ms" in found.reasons[0]
+
+
+def test_a_level_that_still_drifts_at_its_end_is_refused(tmp_path):
+    drawn = itertools.count()
+
+    def growing(rng):
+        prompt, output = chat_lengths(rng)
+        return prompt + 2 * next(drawn), output
+
+    engine = small_engine(num_gpu_blocks=2048, max_model_len=8192)
+    write_run(tmp_path / "r", engine, Plan(levels=(4,), level_s=60.0, lengths=growing))
+    found = answer_for(tmp_path / "r")
+    assert found.refused
+    assert "not steady" in found.reasons[0]
 
 
 def test_equal_lengths_are_flagged_as_lockstep(tmp_path):
