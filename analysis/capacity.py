@@ -62,7 +62,7 @@ from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 
 CONFIDENCE = 0.9
-RESAMPLES = 300
+RESAMPLES, QUICK_RESAMPLES = 300, 100
 FEWEST_PAIRS = 100
 REACH = 1.25  # the memory law may speak this far beyond the highest trusted level, flagged
 DISAGREES = 0.05
@@ -158,11 +158,11 @@ def judge(
     """Places the walls of runs that may be pooled (see `load.comparable`). Deterministic for a given seed.
 
     `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick`, for a look while a test
-    runs: the memory wall without the engine's replay.
+    runs: the memory wall without the engine's replay, from fewer resamples.
     """
     rng = np.random.default_rng(seed)
     evidence = gather(runs, slo=slo)
-    memory = _memory_wall(evidence, rng, on_step, replay=not quick)
+    memory = _memory_wall(evidence, rng, on_step, quick=quick)
     prefix = _prefix_wall(evidence, np.random.default_rng(seed + 1))
     stands = _stands(evidence, memory, prefix, rng)
     return Judgement(
@@ -279,7 +279,7 @@ def _thinks(runs: Sequence[Run]) -> bool:
 
 
 def _memory_wall(
-    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None], *, replay: bool
+    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None], *, quick: bool
 ) -> MemoryWall | None:
     if evidence.pairs is None or evidence.pool is None:
         return None
@@ -290,8 +290,8 @@ def _memory_wall(
         evidence.slo,
         thinking=evidence.thinking,
         pace=evidence.pace,
-        replay=replay,
-        resamples=RESAMPLES,
+        replay=not quick,
+        resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,
         on_step=on_step,
     )
