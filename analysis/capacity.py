@@ -370,7 +370,7 @@ def _drawn(name: Wall, evidence: Evidence, x: float, draws: Floats, *, measured:
         low, high = np.quantile(draws, [error, 1.0 - error])
         return min(float(low), x), max(float(high), x)
 
-    return Stand(name=name, x=x, bound=bound, draws=draws, basis=basis)
+    return Stand(name=name, x=x, bound=bound, draws=np.resize(draws, RESAMPLES), basis=basis)
 
 
 def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand]:
