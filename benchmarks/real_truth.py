@@ -101,7 +101,6 @@ DEPLOYMENTS = (
         turns=2,
         think_s="exp:0.2",
     ),
-    Deployment(name="even lengths", blocks=64, prompt="30-60", output="lognormal:96,0.15"),
 )
 
 Json = dict[str, Any]
