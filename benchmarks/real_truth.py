@@ -518,13 +518,23 @@ def _print_table(kept: Json) -> None:
             f"{truth['x']:.2f} ± {truth['x_se']:.2f}",
             truth["binding"],
             f"{min(close):,}",
-            f"{ours['estimate']}{'' if _near(ours['estimate'], truth['users']) else ' (off)'}",
-            "{} to {}".format(*ours["interval"]),
+            _told(ours["estimate"], truth["users"]),
+            "-" if ours["interval_x"] is None else _range(*ours["interval_x"]),
             f"{ours['seconds']} s",
-            f"{theirs['users']}{'' if _near(theirs['users'], truth['users']) else ' (off)'}",
+            _told(theirs["users"], truth["users"]),
             f"{theirs['seconds']} s",
         ]
         print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _told(answer: int | None, users: int) -> str:
+    if answer is None:
+        return "no answer"
+    return f"{answer}{'' if _near(answer, users) else ' (off)'}"
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"at least {low:.0f}" if high is None else f"{low:.1f} to {high:.1f}"
 
 
 def _near(answer: int, users: int) -> bool:
