@@ -11,6 +11,7 @@ from benchmarks import (
     held_out,
     peers,
     prefix_cache,
+    real_truth,
     search_cost,
     simulator,
     sizing,
@@ -29,6 +30,7 @@ ON_DEMAND = {
     "gate": gate.run,
     "held_out": held_out.run,
     "prefix_cache": prefix_cache.run,
+    "real_truth": real_truth.run,
     "search_cost": search_cost.run,
 }
 """Not part of `make bench`."""

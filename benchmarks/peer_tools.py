@@ -83,7 +83,8 @@ def _make_vllm() -> None:
         raise UnavailableError(str(error)) from error
 
 
-def _make(tool: str) -> None:
+def make(tool: str) -> None:
+    """Makes the environment of one of `PINS`. Raises UnavailableError."""
     _make_vllm()
     folder = home() / tool
     marker, key = folder / "ready", f"{' '.join(PINS[tool])}, Python {platform.python_version()}"
@@ -105,7 +106,8 @@ def _run(command: list[str], log: Path) -> None:
         raise UnavailableError(f"Its environment could not be made; {log.name} in its folder says why.")
 
 
-def _program(tool: str) -> str:
+def program(tool: str) -> str:
+    """Its command."""
     return str(home() / tool / "env" / "bin" / tool)
 
 
@@ -212,7 +214,7 @@ def _guidellm(load: Load) -> list[str]:
         "--data": f"kind=synthetic_text,prompt_tokens=20,output_tokens={TOKENS}",
         "--output": f"kind=json,path={load.folder / 'result.json'}",
     }
-    return [_program("guidellm"), "run", *_words(flags), "--disable-console"]
+    return [program("guidellm"), "run", *_words(flags), "--disable-console"]
 
 
 def _guidellm_figures(folder: Path) -> Figures:
@@ -241,7 +243,7 @@ def _aiperf(load: Load) -> list[str]:
         "--artifact-dir": load.folder,
     }
     switches = ["--streaming", "--use-server-token-count", "--no-server-metrics", "--no-gpu-telemetry"]
-    return [_program("aiperf"), "profile", *_words(flags), *switches]
+    return [program("aiperf"), "profile", *_words(flags), *switches]
 
 
 def _aiperf_figures(folder: Path) -> Figures:
@@ -267,7 +269,7 @@ def _genai_bench(load: Load) -> list[str]:
         "--experiment-folder-name": "result",
         "--log-dir": load.folder,
     }
-    return [_program("genai-bench"), "benchmark", *_words(flags)]
+    return [program("genai-bench"), "benchmark", *_words(flags)]
 
 
 def _genai_bench_figures(folder: Path) -> Figures:
@@ -317,7 +319,7 @@ PEERS = (
         command=_guidellm,
         figures=_guidellm_figures,
         gap="p99 of each request's mean ITL",
-        prepare=lambda: _make("guidellm"),
+        prepare=lambda: make("guidellm"),
         environment=_offline,
     ),
     Tool(
@@ -325,7 +327,7 @@ PEERS = (
         command=_aiperf,
         figures=_aiperf_figures,
         gap="p99 inter-chunk latency, all gaps",
-        prepare=lambda: _make("aiperf"),
+        prepare=lambda: make("aiperf"),
         # Offline it looks only into its hub's cache; so it may look into a hub, and there is none.
         environment=lambda _: {"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
@@ -334,7 +336,7 @@ PEERS = (
         command=_genai_bench,
         figures=_genai_bench_figures,
         gap="p99 of each request's TPOT",
-        prepare=lambda: _make("genai-bench"),
+        prepare=lambda: make("genai-bench"),
         environment=_offline,
     ),
 )
