@@ -24,8 +24,8 @@ TREND_CHANGE = 0.25
 CUTS = (0.0, 0.25, 0.5)
 UNDER_WAY_LIVES = 4.0  # mean response times after which nearly every request has ended
 QUEUE_LIMIT = 0.1  # share of time with a queue for seats that is a wall
-FEWEST_QUEUES = 5  # scrapes
-ROOM = 0.9  # of the pool in use: below, a queue is not for blocks
+FEWEST_QUEUES = 8  # scrapes
+ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
 AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/coverage.py names the walls
 
 
@@ -183,7 +183,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         preemptions=_growth(run.server.unix_s, run.server.preemptions_total, clock),
         finished=int((inside & rows.ok).sum()),
         blocked=_blocked(run.server, scrapes, context, clock, seats),
-        queue=_queue(run.server, scrapes, clock),
+        queue=_queue(run.server, scrapes, context, clock),
         seats=seats,
         prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
         vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
@@ -319,9 +319,7 @@ def _blocked(
     known = ~(np.isnan(waiting) | np.isnan(usage))
     if not known.any():
         return None
-    room = (
-        1.0 - _unseen_blocks(context, server.running[scrapes]) / context.pool.blocks if context.pool else ROOM
-    )
+    room = _room(context, server.running[scrapes])
     blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
     values = blocked.astype(np.float64)
     effect = max(
@@ -331,18 +329,21 @@ def _blocked(
     return Share(misses=int(blocked.sum()), n=int(known.sum()), effect=float(effect))
 
 
-def _unseen_blocks(context: Context, running: Floats) -> float:
-    """Free blocks that a scrape may show while a request waits for some: the largest prompt's, and those of a
-    step's endings, because the gauge is read after them and before the next admissions."""
-    return context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
+def _room(context: Context, running: Floats) -> float:
+    """Pool usage from which on a scrape may show a request that waits for blocks: the largest prompt may lack
+    them, and what a step's endings give back is in the gauge before the next admissions."""
+    if context.pool is None:
+        return ROOM
+    unseen = context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
+    return 1.0 - unseen / context.pool.blocks
 
 
-def _queue(server: Server, scrapes: Bools, clock: Clock) -> Share:
+def _queue(server: Server, scrapes: Bools, context: Context, clock: Clock) -> Share:
     waiting, usage, at = (
         column[scrapes] for column in (server.waiting, server.kv_cache_usage, server.unix_s)
     )
     known = ~np.isnan(waiting)
-    queue = (waiting[known] > 0) & ~(usage[known] >= ROOM)
+    queue = (waiting[known] > 0) & ~(usage[known] >= min(_room(context, server.running[scrapes]), ROOM))
     effect = max(
         design_effect(queue.astype(np.float64), at[known], clock),
         known.sum() * clock.lifetime_s / clock.window_s,
@@ -360,7 +361,7 @@ def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int 
     running, waiting, usage = (
         column[scrapes] for column in (server.running, server.waiting, server.kv_cache_usage)
     )
-    queue = (waiting > 0) & ~(usage >= ROOM)
+    queue = (waiting > 0) & ~(usage >= min(_room(context, running), ROOM))
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
         return None
     top = float(np.nanmax(running[waiting > 0]))

@@ -47,7 +47,9 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
-        return stay if held_s < PATIENCE * _quantum_s(level) else to(None, "; ".join(level.why_not))
+        if level.n < FEWEST_REQUESTS or held_s < PATIENCE * _quantum_s(level):
+            return stay
+        return to(_away_from(level, judgement.evidence), "; ".join(level.why_not))
     users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
     if users is not None and users != holding and left_s < _settled_s(level):
         return stay  # too late for another level to tell anything
@@ -85,6 +87,16 @@ def _hopeless(level: Level) -> bool:
     """So far past a wall that staying tells nothing."""
     misses = (level.ttft_miss, level.tpot_miss, level.overload)
     return level.n >= FEWEST_REQUESTS and max(share.fraction for share in misses) > HOPELESS
+
+
+def _away_from(level: Level, evidence: Evidence) -> int | None:
+    """From a level that cannot be trusted: half as far, to begin anew; the second time nowhere."""
+    again = [
+        other
+        for other in evidence.levels
+        if not other.trusted and other is not level and 2 * other.users >= level.users
+    ]
+    return level.users // 2 or None if not again else None
 
 
 def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | None, str]:

@@ -32,9 +32,11 @@ class VirtualLoad:
         seed: int,
         settle_s: float = SETTLE_S,
         with_gaps: bool = False,
+        lag_s: float = LAG_S,
     ) -> None:
         """`with_gaps` keeps the time of every token, which costs as much as the rest."""
         self.now_s = 0.0
+        self._lag_s = lag_s
         self._finished = False
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
@@ -184,7 +186,7 @@ class VirtualLoad:
         return Client(
             unix_s=samples[:, 0],
             worker=np.zeros(count, dtype=np.int64),
-            loop_lag_s=np.full(count, LAG_S),
+            loop_lag_s=np.full(count, self._lag_s),
             cpu=np.full(count, 0.1),
             in_flight=samples[:, 1] + samples[:, 2],
         )

@@ -25,8 +25,7 @@ def test_a_search_is_close_and_cheaper_than_a_bisection(number: int) -> None:
     assert estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
     assert load.now_s < bisection(one, requests=2000).gpu_s
     answer = answer_of(judge([load.run()], slo=one.slo))
-    assert answer.interval_x is not None
-    assert answer.interval_x[0] <= TRUE_X[number] <= (answer.interval_x[1] or 0.0)
+    assert answer.estimate_x == pytest.approx(TRUE_X[number], rel=0.08)
 
 
 def test_levels_follow_each_other_without_a_jump_beyond_four_times_what_has_held() -> None:
@@ -77,6 +76,19 @@ def test_a_level_far_past_a_wall_is_left_before_it_has_settled() -> None:
     hurried = advised(one, 60, 8.0)
     assert hurried.users is not None
     assert hurried.users < 60
+
+
+def test_a_level_that_cannot_be_trusted_is_left_once_and_ends_the_search_the_second_time() -> None:
+    one = deployment(KV_BOUND)
+    load = VirtualLoad(one.service, one.slo, seed=1, lag_s=0.05)
+    load.hold(8, 200.0)
+    seen = judge([load.run()], slo=one.slo, quick=True)
+    first = search.advise(seen, holding=8, held_s=200.0, left_s=600.0)
+    assert first.users == 4
+    assert "late" in first.why
+    load.hold(4, 200.0)
+    seen = judge([load.run()], slo=one.slo, quick=True)
+    assert search.advise(seen, holding=4, held_s=200.0, left_s=400.0).users is None
 
 
 def test_a_young_level_is_held() -> None:
