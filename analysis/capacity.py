@@ -79,6 +79,7 @@ KEEPS_HISTORIES = (
 )
 STICKY = " and each conversation sent where its history is (a prefix-aware router)"
 VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
+BINOMIAL_SD = 0.05  # of the ln of users: people who think do not arrive as independently as the law says
 CUT_SHARE = 0.05  # of the requests: those that a shorter max_model_len would cut
 TIE = 0.05  # walls less likely than this to bind do not widen the interval
 
@@ -344,7 +345,12 @@ def _seats_stand(evidence: Evidence, seats: int, rng: np.random.Generator) -> St
         levels = [level for level in evidence.levels if level.users > seats]
         crossing = latency.miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
     if crossing is None or crossing.between[0] == 0:
-        return _exact("max_num_seqs", evidence, latency.seats_wall(seats, active=evidence.active))
+        at = latency.seats_wall(seats, active=evidence.active)
+        if evidence.thinking is None:
+            return _exact("max_num_seqs", evidence, at)
+        error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
+        draws = at * np.exp(error * rng.standard_normal(RESAMPLES))
+        return _drawn("max_num_seqs", evidence, at, draws, measured=False)
     return _crossing_stand("max_num_seqs", evidence, crossing, rng)
 
 
