@@ -508,7 +508,8 @@ def _print_table(kept: Json) -> None:
     print("| deployment | N* | x* | binds | requests a level | search | interval | in | guidellm | in |")
     print("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
     for name, found in kept.items():
-        truth, ours, theirs = (found[step] for step in STEPS)
+        truth, ours = found["truth"], found["ours"]
+        theirs = found.get("guidellm", {"users": None, "seconds": None})
         close = [
             one["requests"] for one in truth["levels"] if one["users"] in (truth["users"], truth["users"] + 1)
         ]
@@ -518,13 +519,20 @@ def _print_table(kept: Json) -> None:
             f"{truth['x']:.2f} ± {truth['x_se']:.2f}",
             truth["binding"],
             f"{min(close):,}",
-            _told(ours["estimate"], truth["users"]),
+            _ours_told(ours, truth["users"]),
             "-" if ours["interval_x"] is None else _range(*ours["interval_x"]),
             f"{ours['seconds']} s",
-            _told(theirs["users"], truth["users"]),
-            f"{theirs['seconds']} s",
+            _told(theirs["users"], truth["users"]) if theirs["seconds"] else "not run",
+            f"{theirs['seconds']} s" if theirs["seconds"] else "",
         ]
         print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _ours_told(ours: Json, users: int) -> str:
+    """A prefix cache that binds before memory is no matter of this truth."""
+    if ours["binding"] == "prefix_cache":
+        return f"{ours['estimate']}, prefix cache"
+    return _told(ours["estimate"], users)
 
 
 def _told(answer: int | None, users: int) -> str:
