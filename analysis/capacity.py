@@ -114,6 +114,12 @@ class Evidence:
         return self.thinking.active if self.thinking else always
 
     @property
+    def active_of_one(self) -> Active:
+        """The same for so many users of one engine."""
+        engines = self.pool.engines if self.pool else 1
+        return self.thinking.of_one(engines).active if self.thinking else always
+
+    @property
     def pace(self) -> latency.Pace | None:
         """None where the levels do not tell."""
         if self.pairs is None:
@@ -798,7 +804,7 @@ def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[str, 
 
 
 def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
-    bigger = Occupancy(memory.law, int(memory.blocks * factor), evidence.active)
+    bigger = Occupancy(memory.law, int(memory.blocks * factor), evidence.active_of_one)
     start = max(int(memory.x * factor / memory.pool.engines), 1)
     return wall(bigger, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
@@ -816,7 +822,7 @@ def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int,
         conversation=pairs.conversation[fits],
     )
     law = block_law(cut, block_tokens=memory.pool.block_tokens)
-    occupancy = Occupancy(law, memory.blocks, evidence.active)
+    occupancy = Occupancy(law, memory.blocks, evidence.active_of_one)
     start = max(int(memory.x / memory.pool.engines), 1)
     return longest, wall(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 

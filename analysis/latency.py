@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -48,6 +48,10 @@ class Pace:
     prefill_per_token_s: float | None
     """None where it is not sure; its share is then in `step_per_seq_s`."""
     knee: float
+
+    def of_one(self, engines: int) -> "Pace":
+        """The same for the sequences of one of so many equal engines."""
+        return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
 
 
 def pace_of(
@@ -240,20 +244,42 @@ def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
 
 
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
-    """The trusted level after which measured output throughput falls, and the next; None where it never does.
+    """The users after which measured output throughput falls, and the next level's; None where it never does.
 
-    A fall is one-sided significant at 1 % by batch errors, and at least 2 %.
+    Trusted levels of equal users are pooled. A fall is at least 2 %, one-sided significant at 1 % over all
+    neighbours together, by batch errors, and no higher level comes back.
     """
-    known = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
-    for here, after in pairwise(known):
-        if after.users == here.users:
-            continue
-        drop = here.output_tok_s - after.output_tok_s
-        error = math.hypot(here.output_tok_se, after.output_tok_se)
-        batches = min(here.clock.batches, after.clock.batches)
-        if drop > FALL * here.output_tok_s and drop > student(batches, one_sided=0.99) * error:
+    trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
+    known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]
+    for place, (here, after) in enumerate(pairwise(known)):
+        drop = here.tok_s - after.tok_s
+        error = math.hypot(here.se, after.se)
+        sure = student(min(here.batches, after.batches), one_sided=1.0 - 0.01 / (len(known) - 1))
+        falls = drop > FALL * here.tok_s and drop > sure * error
+        if falls and max(one.tok_s for one in known[place + 1 :]) < (1.0 - FALL) * here.tok_s:
             return here.users, after.users
     return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rate:
+    """Output throughput of so many users."""
+
+    users: int
+    tok_s: float
+    se: float
+    batches: int
+
+    @classmethod
+    def of(cls, levels: Sequence[Level]) -> "_Rate":
+        window = np.array([level.clock.window_s for level in levels])
+        share = window / window.sum()
+        return cls(
+            users=levels[0].users,
+            tok_s=float(share @ [level.output_tok_s for level in levels]),
+            se=math.sqrt(float(share**2 @ [level.output_tok_se**2 for level in levels])),
+            batches=min(level.clock.batches for level in levels),
+        )
 
 
 def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
@@ -295,6 +321,10 @@ class Thinking:
     slope_s: float
     think_error: float = 0.0
     """Standard error of ln think_s."""
+
+    def of_one(self, engines: int) -> "Thinking":
+        """The same for users of one of so many equal engines: response times grow with all of them."""
+        return replace(self, slope_s=self.slope_s * engines)
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
         """The same with a think time that the data would also allow."""

@@ -446,6 +446,8 @@ def memory_wall(
     """Where the pool stops holding, drawn from resampled conversations, the error of the think time, and the
     formula's own, which a replay in the engine, at the pace that was measured, makes smaller."""
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
+    thinking = thinking.of_one(pool.engines) if thinking else None
+    pace = pace.of_one(pool.engines) if pace else None
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)

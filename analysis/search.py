@@ -137,7 +137,8 @@ def _guesses(evidence: Evidence) -> list[float]:
         pairs = pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
         if len(pairs) >= FEWEST_LENGTHS:
             law = block_law(pairs, block_tokens=evidence.pool.block_tokens)
-            occupancy = Occupancy(law, evidence.pool.blocks, evidence.active)
+            shared = pairs.shared_prefix // evidence.pool.block_tokens
+            occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_of_one)
             found.append(evidence.pool.engines * wall(occupancy, slo, shift=Shift(), start=1))
     objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
         (slo.ttft_p95_s, lambda level: level.ttft.p95),

@@ -33,7 +33,9 @@ class Found:
 
     gpu_s: float
     x: float
-    """nan where it says nothing yet."""
+    """Real-valued users."""
+    users: int
+    """What it recommends: the highest level that held."""
 
 
 def life_s(one: Deployment) -> float:
@@ -107,7 +109,7 @@ def bisection(one: Deployment, *, requests: int, a_user: int = 0) -> Found:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return Found(gpu_s=spent_s, x=low + 0.5)
+    return Found(gpu_s=spent_s, x=low + 0.5, users=low)
 
 
 def fixed_sweep(one: Deployment, *, ratio: float, requests: int) -> Found:
@@ -124,7 +126,7 @@ def fixed_sweep(one: Deployment, *, ratio: float, requests: int) -> Found:
         if not _holds(load.run(), one, users=users):
             break
         held, users = users, max(round(users * ratio), users + 1)
-    return Found(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users))
+    return Found(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users), users=held)
 
 
 def _holds(run: Run, one: Deployment, *, users: int) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.search import FIRST_USERS
 from benchmarks.coverage import kept_rows
 from benchmarks.deployments import deployment
 from benchmarks.methods import Found, bisection, fixed_sweep
 
-DEPLOYMENTS = 100  # the first of those that were searched
+DEPLOYMENTS = 80  # the first of those that were searched
 KEPT = Path(__file__).parent / "data" / "search_cost.jsonl"
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of our search, in the time of a bisection with 300 requests a probe
 UNIT = "bisection, 300 a probe"
@@ -63,7 +64,7 @@ def measured(number: int) -> Row:
     found = {name: method(number) for name, method in METHODS.items()}
     return {
         "number": number,
-        "methods": {name: [round(one.gpu_s, 1), one.x] for name, one in found.items()},
+        "methods": {name: [round(one.gpu_s, 1), one.x, one.users] for name, one in found.items()},
     }
 
 
@@ -96,17 +97,17 @@ Point = tuple[float, float]
 
 
 def _of_method(row: Row, name: str) -> Point:
-    seconds, x = row["methods"][name]
+    seconds, x, _ = row["methods"][name]
     return seconds / row["methods"][UNIT][0], math.log(x / row["truth"]["x"])
 
 
 def _ours(row: Row, budget: float) -> Point:
     """What it said last within the budget, which it may not have used up."""
     unit_s = row["methods"][UNIT][0]
-    said = [(at, x) for at, x in row["search"]["curve"] if x is not None]
-    within = [point for point in said if point[0] <= budget * unit_s] or said[:1]
-    at, x = within[-1]
-    spent_s = min(max(at, budget * unit_s), row["search"]["curve"][-1][0])
+    curve = row["search"]["curve"]
+    within = [(at, x) for at, x in curve if x is not None and at <= budget * unit_s]
+    at, x = within[-1] if within else (curve[0][0], float(FIRST_USERS))
+    spent_s = min(max(at, budget * unit_s), curve[-1][0])
     return spent_s / unit_s, math.log(max(x, 0.5) / row["truth"]["x"])
 
 
