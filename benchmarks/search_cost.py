@@ -129,5 +129,5 @@ def _interpolated(curve: Sequence[Point], error: float) -> float:
 
 def _too_many(rows: Sequence[Row], name: str) -> str:
     """How often the whole number of users that it recommends is more than 5 % too many."""
-    over = sum(math.floor(row["methods"][name][1]) > 1.05 * math.floor(row["truth"]["x"]) for row in rows)
+    over = sum(row["methods"][name][2] > 1.05 * math.floor(row["truth"]["x"]) for row in rows)
     return f"more than 5 % too many: {100 * over / max(len(rows), 1):.0f} %"
