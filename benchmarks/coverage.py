@@ -118,14 +118,16 @@ def _table(rows: Sequence[Row], name: str) -> Iterator[str]:
     judged = [row for row in rows if not row[name]["refused"]]
     closed = [row for row in judged if not row[name]["at_least"]]
     sharp = [row for row in closed if _sharp(row, name)]
-    yield f"refused {_share(len(refused), len(rows))}; at least N {_share(len(judged) - len(closed), len(rows))}"
+    yield f"refused {_share(len(refused), len(rows))}"
+    yield f"no wall met, at least N: {_share(len(judged) - len(closed), len(rows))}"
     for what, some in (
         ("of all, the truth's own error included", closed),
         ("where that error is below a fifth of the interval's", sharp),
     ):
         sides = [_side(row, name) for row in some]
         yield f"the 90 % interval covers x*, {what}: {_share(sides.count(0), len(sides))}"
-        yield f"  x* below it {_share(sides.count(-1), len(sides))}, above {_share(sides.count(1), len(sides))}"
+        yield f"  x* is below it: {_share(sides.count(-1), len(sides))}"
+        yield f"  x* is above it: {_share(sides.count(1), len(sides))}"
     true = np.array([math.floor(row["truth"]["x"]) for row in judged])
     said = np.array([row[name]["max_users"] for row in judged])
     yield f"max_users above 1.05 N*: {_share(int(np.sum(said > OVER * true)), len(judged))}"
