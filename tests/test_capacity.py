@@ -354,8 +354,8 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
         msgspec.json.decode((path / "capacity.json").read_bytes(), type=Answer) for path in (folder, example)
     )
     (now,), (then,) = made.models, stands.models
-    assert (now.max_users, now.estimate, now.binding, now.reasons) == (17, 18, "kv_cache", [])
+    assert (now.max_users, now.estimate, now.binding, now.reasons) == (18, 18, "kv_cache", [])
     assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
     assert [level.n for level in now.levels] == [level.n for level in then.levels]
     assert now.warnings == then.warnings
-    assert "17 users" in capsys.readouterr().out
+    assert "18 users" in capsys.readouterr().out
