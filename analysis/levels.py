@@ -546,7 +546,10 @@ class _Gates:
         if window < 20 * life or self.in_flight <= 0 or self.seen.cancelled:
             return 0.0, 1.0
         off = self.seen.n / window * life / self.in_flight - 1.0
-        return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * life / window
+        edges = (
+            self.users / self.seen.n if self.context.thinks else 0.0
+        )  # all may have begun before the window
+        return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * life / window + edges
 
     def _foreign(self) -> float:
         """Requests on the server that are not ours, mean over the window; 0 where it cannot be told."""

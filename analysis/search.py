@@ -47,6 +47,8 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
+        if level.n < FEWEST_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
+            return to(int(CLIMB * holding), "too few requests a minute to judge by")
         if level.n < FEWEST_REQUESTS or held_s < PATIENCE * _quantum_s(level):
             return stay
         return to(_away_from(level, judgement.evidence), "; ".join(level.why_not))
