@@ -229,11 +229,18 @@ def test_thinking_is_counted_for_ttft_and_the_answer_is_later(run_locust: RunLoc
 
 def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path) -> None:
     reports = tmp_path / "reports"
-    command = locust_command(reports, simulated, levels="4", level_s="60", output_tokens="300")
+    command = locust_command(reports, simulated, levels="4", level_s="60", output_tokens="600")
+
+    def in_flight() -> list[int]:
+        lines = [
+            line for path in reports.glob("*/client-*.jsonl") for line in path.read_text().splitlines(True)
+        ]
+        return [json.loads(line)["in_flight"] for line in lines if line.endswith("\n")]
+
     with subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
-        time.sleep(6)
+        until(60, lambda: 4 in in_flight())
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         said = process.communicate(timeout=30)[1]
