@@ -19,10 +19,7 @@ MOST_USERS = 8192
 LOOK_S, LOOK_LIVES = 5.0, 5.0  # between two looks: the larger
 FEWEST_LENGTHS = 10  # for a first guess of where the memory wall stands
 SETTLED_LIVES = 4.0  # response times after which a level tells something
-QUANTUM_S, QUANTUM_LIVES = (
-    20.0,
-    12.0,
-)  # a level near the wall is held so long before it is the other side's turn
+QUANTUM_S, QUANTUM_LIVES = 20.0, 12.0  # a level near the wall is held so long before the other side's turn
 PATIENCE = 3  # quanta in which a level must become trustworthy
 NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
 NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed, as a share of its users
