@@ -91,7 +91,6 @@ def _said(answer: ModelAnswer, *, gpu_s: float, requests: int) -> Row:
         "high": high,
         "max_users": answer.max_users,
         "binding": answer.binding,
-        "p_binding": answer.p_binding,
         "bounds": {one.name: [one.users_x, *one.interval_x] for one in answer.bounds},
         "gpu_s": round(gpu_s, 1),
         "requests": requests,
