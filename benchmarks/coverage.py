@@ -3,24 +3,20 @@ the outputs of the search. What was measured is kept in benchmarks/data/coverage
 there is measured: about an hour and a half of one core for all of it."""
 
 import datetime
-import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from analysis.answer import ModelAnswer
-from analysis.capacity import answer_of, judge
-from benchmarks.deployments import Truth, deployment, truth_of
-from benchmarks.methods import CONFIDENCE, estimate, life_s, search, sweep
+from analysis.capacity import recommend
+from benchmarks.deployments import deployment, truth_of
+from benchmarks.kept import DATA, Row, completed
+from benchmarks.methods import estimate, life_s, search, sweep
 
-KEPT = Path(__file__).parent / "data" / "coverage.jsonl"
+KEPT = DATA / "coverage.jsonl"
 DEPLOYMENTS = 387
 SEARCHED = 240  # of them, the first
 BUDGET_S, BUDGET_LIVES = 900.0, 150.0  # of a search: the default, more where answers take long
@@ -28,37 +24,16 @@ TRUTH_SHARE = 0.2  # the truth's own error is at most this share of the interval
 ONE_SIDED = 1.645  # standard errors to the end of a 90 % interval
 OVER = 1.05
 
-Row = dict[str, Any]
-
 
 def run() -> None:
     """Measures what is missing and prints the table."""
-    rows = {row["number"]: row for row in kept_rows()}
-    missing = [number for number in range(DEPLOYMENTS) if number not in rows]
-    if missing:
-        KEPT.parent.mkdir(exist_ok=True)
-        with KEPT.open("a") as file, ProcessPoolExecutor() as pool:
-            futures = [pool.submit(measured, number) for number in missing]
-            for done, future in enumerate(as_completed(futures), start=1):
-                row = future.result()
-                rows[row["number"]] = row
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(f"\r{done} of {len(missing)}", end="", file=sys.stderr)
-        print("\r", end="", file=sys.stderr)
-    report(list(rows.values()))
+    report(list(completed(KEPT, range(DEPLOYMENTS), measured).values()))
 
 
-def kept_rows() -> Iterator[Row]:
-    if KEPT.exists():
-        with KEPT.open() as file:
-            yield from map(json.loads, file)
-
-
-def measured(number: int, truth: Truth | None = None) -> Row:
+def measured(number: int) -> Row:
     """One deployment: where its maximum truly lies, and what is said of it. Deterministic by number."""
     one = deployment(number)
-    truth = truth or truth_of(one)
+    truth = truth_of(one)
     row: Row = {
         "number": number,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -76,7 +51,7 @@ def measured(number: int, truth: Truth | None = None) -> Row:
             x = estimate(seen)
             curve.append((round(load.now_s, 1), None if math.isnan(x) else round(x, 3)))
         load.finish()
-        final = answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
+        final = recommend([load.run()], slo=one.slo)
         row["search"] = _said(final, gpu_s=load.now_s, requests=load.ended) | {"curve": curve}
     return row
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answer import ModelAnswer
-from analysis.capacity import Judgement, answer_of, head_of, judge
+from analysis.capacity import CONFIDENCE, Judgement, head_of, judge, recommend
 from analysis.load import Run
 from analysis.metrics import tpot_s
 from analysis.search import advise
@@ -16,7 +16,6 @@ from benchmarks.deployments import Deployment
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad
 
 MOST_USERS = 1024
-CONFIDENCE = 0.9
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
 SHORTEST_S = 10.0  # ten scrapes of the server
 FULL = 0.8  # of the pool in use: a queue is then for blocks
@@ -59,7 +58,7 @@ def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
         if between not in (0, held, users):
             load.hold(between, level_s)
     load.finish()
-    return load, answer_of(judge([load.run()], slo=one.slo), confidence=CONFIDENCE)
+    return load, recommend([load.run()], slo=one.slo)
 
 
 def search(one: Deployment, *, budget_s: float) -> Iterator[tuple[VirtualLoad, Judgement]]:

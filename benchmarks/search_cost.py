@@ -1,23 +1,19 @@
 """GPU time against error: our search, and the usual ways to find a maximum, on the same random deployments in
 virtual time. What was measured is kept in benchmarks/data/search_cost.jsonl; ours is in coverage.jsonl."""
 
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from analysis.search import FIRST_USERS
-from benchmarks.coverage import kept_rows
+from benchmarks import coverage
 from benchmarks.deployments import deployment
+from benchmarks.kept import DATA, Row, completed, kept
 from benchmarks.methods import Found, bisection, fixed_sweep
 
 DEPLOYMENTS = 80  # the first of those that were searched
-KEPT = Path(__file__).parent / "data" / "search_cost.jsonl"
+KEPT = DATA / "search_cost.jsonl"
 BUDGETS = (0.1, 0.2, 0.4, 0.8)  # of our search, in the time of a bisection with 300 requests a probe
 UNIT = "bisection, 300 a probe"
 METHODS: Mapping[str, Callable[[int], Found]] = {
@@ -31,34 +27,15 @@ METHODS: Mapping[str, Callable[[int], Found]] = {
     "sweep by 1.1, 300 a level": lambda number: fixed_sweep(deployment(number), ratio=1.1, requests=300),
 }
 
-Row = dict[str, Any]
-
 
 def run() -> None:
     """Measures what is missing and prints each method's cost and error."""
-    searched = [row for row in kept_rows() if row.get("search")]
-    ours = {row["number"]: row for row in sorted(searched, key=lambda row: row["number"])[:DEPLOYMENTS]}
-    rows = {row["number"]: row for row in _kept()}
-    missing = [number for number in ours if number not in rows]
-    if missing:
-        with KEPT.open("a") as file, ProcessPoolExecutor() as pool:
-            futures = [pool.submit(measured, number) for number in missing]
-            for done, future in enumerate(as_completed(futures), start=1):
-                row = future.result()
-                rows[row["number"]] = row
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(f"\r{done} of {len(missing)}", end="", file=sys.stderr)
-        print("\r", end="", file=sys.stderr)
+    searched = {number: row for number, row in kept(coverage.KEPT).items() if row.get("search")}
+    ours = dict(sorted(searched.items())[:DEPLOYMENTS])
+    rows = completed(KEPT, ours, measured)
     report(
         [ours[number] | rows[number] for number in ours if ours[number]["truth"]["wall"] != "max_num_seqs"]
     )
-
-
-def _kept() -> Iterator[Row]:
-    if KEPT.exists():
-        with KEPT.open() as file:
-            yield from map(json.loads, file)
 
 
 def measured(number: int) -> Row:
