@@ -44,11 +44,12 @@ from analysis.load import (
 )
 from analysis.memory import (
     Active,
+    BlockLaw,
     Gauge,
     MemoryWall,
     Occupancy,
     Pairs,
-    always,
+    active_of,
     block_law,
     gauge_of,
     memory_wall,
@@ -111,13 +112,13 @@ class Evidence:
     @property
     def active(self) -> Active:
         """Share of the time in which one of so many users is in flight."""
-        return self.thinking.active if self.thinking else always
+        return active_of(self.thinking)
 
     @property
     def active_of_one(self) -> Active:
         """The same for so many users of one engine."""
         engines = self.pool.engines if self.pool else 1
-        return self.thinking.of_one(engines).active if self.thinking else always
+        return active_of(self.thinking.of_one(engines) if self.thinking else None)
 
     @property
     def pace(self) -> latency.Pace | None:
@@ -242,7 +243,7 @@ def answer_of(
 def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     """Lengths, pool, levels and think time of comparable runs."""
     pool = _pool(runs)
-    pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else 16)
+    pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
     levels = [level for run in runs for level in levels_of(run, context)]
     thinking = latency.thinking_of(levels) if context.thinks else None
@@ -296,7 +297,7 @@ def _memory_wall(
         evidence.levels,
         evidence.slo,
         thinking=evidence.thinking,
-        pace=evidence.pace,
+        pace=None if quick else evidence.pace,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,
@@ -804,9 +805,14 @@ def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[str, 
 
 
 def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
-    bigger = Occupancy(memory.law, int(memory.blocks * factor), evidence.active_of_one)
-    start = max(int(memory.x * factor / memory.pool.engines), 1)
-    return wall(bigger, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
+    return _moved(memory, evidence, memory.law, int(memory.blocks * factor))
+
+
+def _moved(memory: MemoryWall, evidence: Evidence, law: BlockLaw, blocks: int) -> float:
+    """The wall with another law, or in another pool, moved as far by what was counted."""
+    occupancy = Occupancy(law, blocks, evidence.active_of_one)
+    start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
+    return wall(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
 def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int, float]:
@@ -822,9 +828,7 @@ def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int,
         conversation=pairs.conversation[fits],
     )
     law = block_law(cut, block_tokens=memory.pool.block_tokens)
-    occupancy = Occupancy(law, memory.blocks, evidence.active_of_one)
-    start = max(int(memory.x / memory.pool.engines), 1)
-    return longest, wall(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
+    return longest, _moved(memory, evidence, law, memory.blocks)
 
 
 def _lever(change: str, moved: float, others: Sequence[Stand], estimate: int, reach: float) -> Lever:

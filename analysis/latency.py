@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from scipy import optimize, special, stats
 
-from analysis.levels import Level
+from analysis.levels import QUEUE_LIMIT, Level
 from analysis.load import Floats, Run
 from analysis.metrics import ttft_s
 from analysis.stats import Share, student
@@ -290,7 +290,7 @@ def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     return min(seen) if seen else None
 
 
-def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = 0.1) -> float:
+def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:
     """Users at which somebody waits for a seat 10 % of the time: the seats themselves unless users think.
 
     With thinking users, P(Binomial(N, p) > seats), straight in the logit between whole users.

@@ -321,12 +321,16 @@ def _blocked(
         return None
     room = _room(context, server.running[scrapes])
     blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
-    values = blocked.astype(np.float64)
+    return _share_of_scrapes(blocked, server.unix_s[scrapes][known], clock)
+
+
+def _share_of_scrapes(events: Bools, at_unix_s: Floats, clock: Clock) -> Share:
+    """What is a response time apart is independent at best."""
     effect = max(
-        design_effect(values, server.unix_s[scrapes][known], clock),
-        known.sum() * clock.lifetime_s / clock.window_s,
+        design_effect(events.astype(np.float64), at_unix_s, clock),
+        len(events) * clock.lifetime_s / clock.window_s,
     )
-    return Share(misses=int(blocked.sum()), n=int(known.sum()), effect=float(effect))
+    return Share(misses=int(events.sum()), n=len(events), effect=float(effect))
 
 
 def _room(context: Context, running: Floats) -> float:
@@ -338,17 +342,16 @@ def _room(context: Context, running: Floats) -> float:
     return 1.0 - unseen / context.pool.blocks
 
 
+def _queues_with_room(server: Server, scrapes: Bools, context: Context) -> Bools:
+    """In which of these scrapes a request waited, and not for blocks."""
+    room = min(_room(context, server.running[scrapes]), ROOM)
+    return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
+
+
 def _queue(server: Server, scrapes: Bools, context: Context, clock: Clock) -> Share:
-    waiting, usage, at = (
-        column[scrapes] for column in (server.waiting, server.kv_cache_usage, server.unix_s)
-    )
-    known = ~np.isnan(waiting)
-    queue = (waiting[known] > 0) & ~(usage[known] >= min(_room(context, server.running[scrapes]), ROOM))
-    effect = max(
-        design_effect(queue.astype(np.float64), at[known], clock),
-        known.sum() * clock.lifetime_s / clock.window_s,
-    )
-    return Share(misses=int(queue.sum()), n=int(known.sum()), effect=float(effect))
+    known = ~np.isnan(server.waiting[scrapes])
+    queue = _queues_with_room(server, scrapes, context)
+    return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], clock)
 
 
 def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int | None:
@@ -358,10 +361,8 @@ def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int 
     A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
     running, it looks as if it had: then the queue must hardly ever be empty.
     """
-    running, waiting, usage = (
-        column[scrapes] for column in (server.running, server.waiting, server.kv_cache_usage)
-    )
-    queue = (waiting > 0) & ~(usage >= min(_room(context, running), ROOM))
+    running, waiting = server.running[scrapes], server.waiting[scrapes]
+    queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
         return None
     top = float(np.nanmax(running[waiting > 0]))
@@ -546,9 +547,8 @@ class _Gates:
         if window < 20 * life or self.in_flight <= 0 or self.seen.cancelled:
             return 0.0, 1.0
         off = self.seen.n / window * life / self.in_flight - 1.0
-        edges = (
-            self.users / self.seen.n if self.context.thinks else 0.0
-        )  # all may have begun before the window
+        # Of people who think, all may have begun before the window.
+        edges = self.users / self.seen.n if self.context.thinks else 0.0
         return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * life / window + edges
 
     def _foreign(self) -> float:

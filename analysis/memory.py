@@ -189,8 +189,8 @@ class Shift:
     blocked_se: float = BLOCKED_SD
     levels: int = 0
 
-    def at_least(self, sd: float) -> "Shift":
-        """The same, with more of an error."""
+    def widened(self, sd: float) -> "Shift":
+        """The same as a prior, with more of an error."""
         return replace(
             self,
             preempted_se=math.hypot(self.preempted_se, sd),
@@ -324,7 +324,7 @@ def replayed(
         if abs(moved - x) <= max(1.0, REPLAY_NEAR * x):
             break
         x = moved
-    return shift.at_least(REPLAY_SD)
+    return shift.widened(REPLAY_SD)
 
 
 def _replay(pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: Thinking | None) -> Seen:
@@ -451,7 +451,7 @@ def memory_wall(
     seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)
-    formula = Occupancy(law, blocks, _active(thinking))
+    formula = Occupancy(law, blocks, active_of(thinking))
     start = max(int(blocks / max(law.mean, SMALLEST)), 1)
     rough = wall(formula, slo, shift=Shift(), start=start)
     prior = Shift()
@@ -460,7 +460,7 @@ def memory_wall(
 
     def one(weight: Floats | None, thinking: Thinking | None, start: int) -> tuple[float, Shift, Occupancy]:
         law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
-        occupancy = Occupancy(law, blocks, _active(thinking))
+        occupancy = Occupancy(law, blocks, active_of(thinking))
         rough = wall(occupancy, slo, shift=prior, start=start)
         shift = shift_of(occupancy, seen, slo, near_users=rough, prior=prior)
         return wall(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
@@ -478,7 +478,8 @@ def memory_wall(
     )
 
 
-def _active(thinking: Thinking | None) -> Active:
+def active_of(thinking: Thinking | None) -> Active:
+    """Without a think time, each user is in flight all the time."""
     return thinking.active if thinking else always
 
 

@@ -10,6 +10,7 @@ from analysis.answer import WALL_NAMES
 from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
 from analysis.levels import FEWEST_REQUESTS, Level
 from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+from loadtest.live import HOPELESS_SHARE
 from loadtest.record import Advice
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
@@ -24,7 +25,6 @@ PATIENCE = 3  # quanta in which a level must become trustworthy
 NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
 NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed, as a share of its users
 SIDE = 0.35  # levels this near the wall count as one of its sides
-HOPELESS = 0.5  # share of misses far past a wall
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> Advice:
@@ -85,7 +85,7 @@ def _quantum_s(level: Level) -> float:
 def _hopeless(level: Level) -> bool:
     """So far past a wall that staying tells nothing."""
     misses = (level.ttft_miss, level.tpot_miss, level.overload)
-    return level.n >= FEWEST_REQUESTS and max(share.fraction for share in misses) > HOPELESS
+    return level.n >= FEWEST_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
