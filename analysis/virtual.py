@@ -202,27 +202,49 @@ class Texts:
         return [*named, *range(once, once + blocks - len(named))]
 
 
+class Person:
+    """Asks, reads, thinks, asks again; the same for the same seed and number."""
+
+    def __init__(self, chatting: Chatting, texts: Texts, *, seed: int, number: int) -> None:
+        self.random = random.Random(f"{seed}/{number}")
+        self.turn = -1
+        """Of the last request, within its conversation."""
+        self._chatting, self._texts, self._number = chatting, texts, number
+        self._chats = 0  # conversations begun
+        self._turns: Sequence[Turn] = ()
+
+    def pause_s(self) -> float:
+        """From an answer's end to the next request."""
+        return float(self.random.choice(self._chatting.pauses_s))
+
+    def request(self) -> Request:
+        """The next turn, of a new conversation where the last one is over."""
+        self.turn += 1
+        if self.turn >= len(self._turns):
+            self._turns, self.turn = self.random.choice(self._chatting.conversations), 0
+            self._chats += 1
+        request = self._texts.request(self._turns, self.turn, self._number * 2**24 + self._chats)
+        request.user = self._number
+        return request
+
+
 class _Crowd:
     """People who chat until so many requests were sent in all."""
 
     def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
-        self._chatting = service.chatting
-        self._texts = Texts(service)
+        texts = Texts(service)
+        self._people = [Person(service.chatting, texts, seed=seed, number=user) for user in range(users)]
         self._overhead_s = service.overhead_at(users / replicas)
-        self._random = [random.Random(f"{seed}/{user}") for user in range(users)]
-        self._chats = [0] * users  # conversations begun
-        self._turns: list[Sequence[Turn]] = [()] * users
-        self._turn = [0] * users
         self._sent = 0
         self._ended = 0
         self._wanted = wanted
         self.window = (0.0, 0.0)
-        spread_s = float(np.mean(self._chatting.pauses_s)) + _life_s(service, users / replicas)
-        self._starts = sorted(rng.uniform(0.0, spread_s) for rng in self._random)
+        spread_s = float(np.mean(service.chatting.pauses_s)) + _life_s(service, users / replicas)
+        self._starts = sorted(person.random.uniform(0.0, spread_s) for person in self._people)
 
     def first(self) -> Iterator[Arrival]:
-        for user, at_s in enumerate(self._starts):
-            yield at_s, self._next(user)
+        for person, at_s in zip(self._people, self._starts, strict=True):
+            yield at_s, self._next(person)
 
     def again(self, ended: Request, now_s: float) -> Arrival | None:
         self._ended += 1
@@ -230,22 +252,14 @@ class _Crowd:
             self.window = (now_s, now_s)
         if self._sent >= self._wanted:
             return None
-        user = ended.user
-        pause_s = self._overhead_s + self._random[user].choice(self._chatting.pauses_s)
+        person = self._people[ended.user]
+        pause_s = self._overhead_s + person.pause_s()
         self.window = (self.window[0], now_s)
-        return now_s + float(pause_s), self._next(user)
+        return now_s + pause_s, self._next(person)
 
-    def _next(self, user: int) -> Request:
-        if self._turn[user] >= len(self._turns[user]):
-            self._turns[user] = self._random[user].choice(self._chatting.conversations)
-            self._turn[user] = 0
-            self._chats[user] += 1
-        chat = user * 2**24 + self._chats[user]
-        request = self._texts.request(self._turns[user], self._turn[user], chat)
-        request.user = user
-        self._turn[user] += 1
+    def _next(self, person: Person) -> Request:
         self._sent += 1
-        return request
+        return person.request()
 
 
 def _life_s(service: Service, users: float) -> float:

@@ -1,13 +1,12 @@
 """A load test in virtual time: users come and go without a restart, and what it would have recorded."""
 
-import random
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.load import CODE, COLUMNS, NAN, Client, Floats, Run, Server, requests_of
-from analysis.virtual import Service, Texts, Turn
+from analysis.virtual import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.engine import Request
 from loadtest.simulator.virtual import Arrival, Simulation, only
@@ -42,7 +41,8 @@ class VirtualLoad:
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
         self._simulation = Simulation([service.engine], route=only, on_end=self._again)
         self._texts = Texts(service)
-        self._people: list[_Person] = []
+        self._people: list[Person] = []
+        self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
         self._users = 0
         self._idle: set[int] = set()
         self._schedule: list[tuple[float, float, int]] = []
@@ -93,21 +93,27 @@ class VirtualLoad:
     def _change(self, users: int) -> None:
         while len(self._people) < users:
             place = len(self._people)
-            self._people.append(_Person(self._service, random.Random(f"{self._seed}/{place}"), place))
+            self._people.append(Person(self._service.chatting, self._texts, seed=self._seed, number=place))
+            self._sent.append(deque())
             self._idle.add(place)
         self._users = users
         for place in [place for place in self._idle if place < users]:
             self._idle.discard(place)
             person = self._people[place]
             start_s = self.now_s + person.random.uniform(0.0, self._settle_s)
-            self._simulation.push(start_s, person.request(self._texts))
+            self._simulation.push(start_s, self._next(person))
 
     def _again(self, ended: Request, now_s: float) -> Arrival | None:
         person = self._people[ended.user]
         if ended.user >= self._users:
             self._idle.add(ended.user)
             return None
-        return now_s + person.pause_s(), person.request(self._texts)
+        return now_s + (self._service.overhead_s + person.pause_s()), self._next(person)
+
+    def _next(self, person: Person) -> Request:
+        request = person.request()
+        self._sent[request.user].append(person.turn)
+        return request
 
     def _advance(self, until_s: float) -> None:
         while self._next_sample_s <= until_s:
@@ -157,7 +163,7 @@ class VirtualLoad:
             self._rows.append(tuple(values.get(name, NAN) for name in COLUMNS))
             if self._gaps is not None:
                 self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
-            turn = self._people[request.user].sent.popleft()
+            turn = self._sent[request.user].popleft()
             self._labels.append((CODE[Outcome.OK], request.user, turn))
 
     def _server(self) -> Server:
@@ -216,32 +222,3 @@ class VirtualLoad:
             ),
             schedule=list(self._schedule),
         )
-
-
-class _Person:
-    """Asks, reads, thinks, asks again; the same for the same random numbers."""
-
-    def __init__(self, service: Service, rng: random.Random, number: int) -> None:
-        self.random = rng
-        self.sent: deque[int] = deque()
-        """Turns of requests whose rows were not taken yet."""
-        self._service = service
-        self._number = number
-        self._chats = 0
-        self._turns: Sequence[Turn] = ()
-        self._turn = 0
-
-    def pause_s(self) -> float:
-        """From an answer to the next request."""
-        return self._service.overhead_s + float(self.random.choice(self._service.chatting.pauses_s))
-
-    def request(self, texts: Texts) -> Request:
-        """The next turn, of a new conversation where the last one is over."""
-        if self._turn >= len(self._turns):
-            self._turns, self._turn = self.random.choice(self._service.chatting.conversations), 0
-            self._chats += 1
-        request = texts.request(self._turns, self._turn, self._number * 2**24 + self._chats)
-        request.user = self._number
-        self.sent.append(self._turn)
-        self._turn += 1
-        return request
