@@ -13,7 +13,7 @@ import numpy as np
 from analysis.load import Floats
 from loadtest.arrivals import TRACE_BLOCK_TOKENS
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig, Request
+from loadtest.simulator.engine import EngineConfig, Lack, Request
 from loadtest.simulator.virtual import Arrival, Route, Trace, only, simulate_replicas
 
 WARM_UP = 0.2  # of the requests: left out of the window
@@ -303,7 +303,7 @@ def _seen(played: Played, slo: Slo) -> Seen:
     ttft = first - arrival + overhead_s
     many = output > 1
     tpot = (last - first)[many] / (output[many] - 1)
-    gauges = [_gauges(trace, played.service.engine.max_num_seqs, begin_s, end_s) for trace in played.traces]
+    gauges = [_gauges(trace, begin_s, end_s) for trace in played.traces]
     usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
     itl = _gaps(played.traces, inside)
     window_s = max(end_s - begin_s, 1e-9)
@@ -338,21 +338,20 @@ def _share(events: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> float:
     return float(events.mean()) if len(events) else math.nan
 
 
-def _gauges(trace: Trace, seats: int, begin_s: float, end_s: float) -> tuple[float, ...]:
+def _gauges(trace: Trace, begin_s: float, end_s: float) -> tuple[float, ...]:
     """Usage, running, waiting, blocked and queue: each step's gauges stand until the next one's."""
     at = np.asarray(trace.step_end_s)
     stands_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
     weight = np.maximum(stands_s, 0.0)
     if not weight.sum() > 0:
         return (0.0,) * 5
-    running, waiting = np.asarray(trace.running), np.asarray(trace.waiting)
-    full = running >= seats
+    lacks = np.asarray(trace.lacks)
     columns = (
         np.asarray(trace.used_blocks) / trace.pool_blocks,
-        running,
-        waiting,
-        np.asarray(trace.lacks_blocks),
-        (waiting > 0) & full,
+        np.asarray(trace.running),
+        np.asarray(trace.waiting),
+        lacks == Lack.BLOCKS,
+        lacks == Lack.SEATS,
     )
     return tuple(float(np.average(column, weights=weight)) for column in columns)
 

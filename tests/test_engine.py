@@ -432,7 +432,7 @@ def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Reques
             continue
         engine.end()
         gauges = engine.gauges
-        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks_blocks)
+        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks)
         now_s = end_s
 
 
@@ -466,7 +466,7 @@ def test_leaps_change_nothing(
     trace, expected = simulate(jittery, leapt), step_by_step(jittery, stepped)
     assert trace.step_end_s == expected.step_end_s
     assert (trace.running, trace.waiting) == (expected.running, expected.waiting)
-    assert (trace.used_blocks, trace.lacks_blocks) == (expected.used_blocks, expected.lacks_blocks)
+    assert (trace.used_blocks, trace.lacks) == (expected.used_blocks, expected.lacks)
     assert trace.counters == expected.counters
     for (_, one), (_, other) in zip(leapt, stepped, strict=True):
         assert (one.step_runs, one.preemptions, one.cached_tokens) == (

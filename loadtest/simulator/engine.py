@@ -8,7 +8,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from itertools import islice
 
 
@@ -62,7 +62,7 @@ class EngineConfig:
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
-OnStep = Callable[[float, int, int, int, bool], None]
+OnStep = Callable[[float, int, int, int, "Lack"], None]
 """Is told of a step's end: the instant, and the gauges in their order."""
 
 
@@ -169,6 +169,14 @@ class Counters:
     steps: int = 0
 
 
+class Lack(IntEnum):
+    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
+
+    NOTHING = 0
+    BLOCKS = 1
+    SEATS = 2
+
+
 @dataclass(slots=True)
 class Gauges:
     """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
@@ -178,8 +186,8 @@ class Gauges:
     """All for capacity: nothing here is ever deferred."""
     used_blocks: int = 0
     """Blocks that live requests hold, shared ones once."""
-    lacks_blocks: bool = False
-    """The step began with a request waiting for blocks. vLLM does not show this."""
+    lacks: Lack = Lack.NOTHING
+    """vLLM does not show this."""
 
 
 class Step:
@@ -285,7 +293,7 @@ class Engine:
         self.pool = BlockPool(config.num_gpu_blocks - 1)
         self.counters = Counters()
         self.gauges = Gauges()
-        self._lacks_blocks = False
+        self._lacks = Lack.NOTHING
         self._arrived: list[Request] = []  # the scheduler, and so the gauges, see them at the next step
         self._waiting: deque[Request] = deque()
         # Dicts are ordered sets here: admission order, removal anywhere, popitem() for the last admitted.
@@ -409,7 +417,7 @@ class Engine:
             return now_s
         batch, first, kv_tokens = len(self._decoding), self._step_number + 1, self._decode_kv_tokens
         running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
-        lacks = self._lacks_blocks
+        lacks = self._lacks
         growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
         ahead_s = math.nan if ahead is None else ahead.duration_s
         number = first
@@ -446,7 +454,7 @@ class Engine:
         self.gauges.running = len(self._running)
         self.gauges.waiting = len(self._waiting)
         self.gauges.used_blocks = self.pool.blocks - self.pool.free
-        self.gauges.lacks_blocks = self._lacks_blocks
+        self.gauges.lacks = self._lacks
 
     def _report_prefill(self, request: Request, now_s: float) -> None:
         if request.first_token_s is None:
@@ -477,7 +485,7 @@ class Engine:
         prefill = _Prefill()
         if self._prefilling is not None:
             preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
-        self._lacks_blocks = preempted
+        self._lacks = Lack.BLOCKS if preempted else Lack.NOTHING
         if not preempted:
             self._admit(now_s, budget - prefill.tokens, prefill, completed)
         if not self._decoding and not prefill.tokens:
@@ -568,7 +576,7 @@ class Engine:
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
-                self._settled = self._lacks_blocks = True
+                self._settled, self._lacks = True, Lack.BLOCKS
                 return
             self._waiting.popleft()
             self.pool.share(shared)
@@ -581,6 +589,8 @@ class Engine:
             budget -= chunk
             self._compute(request, chunk, prefill, completed)
         self._settled = budget > 0 or not self._waiting
+        if self._waiting and len(self._running) >= self.config.max_num_seqs:
+            self._lacks = Lack.SEATS
 
     def _cached_blocks(self, request: Request, target: int) -> int:
         # The last token is always computed, for its logits.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from loadtest.simulator.engine import Counters, Engine, EngineConfig, Request, Step
+from loadtest.simulator.engine import Counters, Engine, EngineConfig, Lack, Request, Step
 
 Arrival = tuple[float, Request]
 """An instant and the request that arrives then."""
@@ -29,7 +29,8 @@ class Trace:
     running: "array[int]" = field(default_factory=lambda: array("q"))
     waiting: "array[int]" = field(default_factory=lambda: array("q"))
     used_blocks: "array[int]" = field(default_factory=lambda: array("q"))
-    lacks_blocks: "array[int]" = field(default_factory=lambda: array("b"))
+    lacks: "array[int]" = field(default_factory=lambda: array("b"))
+    """`Lack` of each step."""
 
     def token_times_s(self, request: Request) -> "array[float]":
         """When each output token was made, ascending."""
@@ -38,13 +39,13 @@ class Trace:
             times_s.extend(self.step_end_s[first:stop])
         return times_s
 
-    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, lacks_blocks: bool) -> None:
+    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, lacks: Lack) -> None:
         """One step's end."""
         self.step_end_s.append(end_s)
         self.running.append(running)
         self.waiting.append(waiting)
         self.used_blocks.append(used_blocks)
-        self.lacks_blocks.append(lacks_blocks)
+        self.lacks.append(lacks)
 
 
 class Simulation:
@@ -228,7 +229,7 @@ class _Replica:
         self._stepping = False
         step: Step = self.engine.end()
         gauges = self.engine.gauges
-        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks_blocks)
+        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks)
         self.trace.requests.extend(step.finished)
         if on_end is None:
             return
