@@ -259,11 +259,12 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
 
 def _context(runs: Sequence[Run], pairs: Pairs, pool: Pool | None, slo: Slo) -> Context:
     block_tokens = pool.block_tokens if pool else VLLM_BLOCK_SIZE
-    ends = (pairs.prompt + pairs.output) / block_tokens + 0.5
+    own = pairs.prompt - pairs.shared_prefix
+    ends = (own + pairs.output) / block_tokens + 0.5
     return Context(
         slo=slo,
         pool=pool,
-        largest_prompt_blocks=-(-int(pairs.prompt.max(initial=0)) // block_tokens),
+        largest_prompt_blocks=-(-int(own.max(initial=0)) // block_tokens),
         mean_output=float(pairs.output.mean()) if len(pairs) else math.inf,
         mean_end_blocks=float(ends.mean()) if len(pairs) else 0.0,
         thinks=_thinks(runs),
@@ -500,9 +501,9 @@ def head_of(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -
         return _at_least(top)
     error = (1.0 - confidence) / 2
     p_binding = _p_binding(stands)
-    rivals = max(sum(p > TIE for p in p_binding.values()), 1)
+    rivals = [stand for stand in stands if stand is first or p_binding.get(stand.name, 0.0) > TIE]
     low = min([stand.bound(error)[0] for stand in stands] + ([float(top)] if first.x > top else []))
-    high = min(stand.bound(error / rivals)[1] for stand in stands)
+    high = min(stand.bound(error / len(rivals))[1] for stand in rivals)
     return Head(
         max_users=math.floor(low),
         estimate=math.floor(first.x),
@@ -940,12 +941,12 @@ def _with_stated_pool(run: Run, options: argparse.Namespace) -> Run:
     """What the user says of the KV cache counts before what /metrics said."""
     if options.kv_cache_tokens is None:
         return run
-    blocks = options.kv_cache_tokens // options.block_size
+    block_size = options.block_size or run.info.server.block_size or VLLM_BLOCK_SIZE
     server = msgspec.structs.replace(
         run.info.server,
         kv_cache_tokens=options.kv_cache_tokens,
-        block_size=options.block_size,
-        num_gpu_blocks=blocks,
+        block_size=block_size,
+        num_gpu_blocks=options.kv_cache_tokens // block_size,
     )
     return replace(run, info=msgspec.structs.replace(run.info, server=server))
 
@@ -1061,9 +1062,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--block-size",
         type=count,
-        default=VLLM_BLOCK_SIZE,
         metavar="B",
-        help="tokens a block, with --kv-cache-tokens (default %(default)s)",
+        help=f"tokens a block, with --kv-cache-tokens (default: what /metrics said, else {VLLM_BLOCK_SIZE})",
     )
     add(
         "--confidence",

@@ -17,6 +17,7 @@ MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
 OVERLOAD_LIMIT = 0.01
 STEEPEST = 300.0  # slope of attainment in ln users; a cliff between two levels has no finite one
 GRID = 401
+ALIKE = 3  # numbers of users whose queues left equally many running: that is a cap
 PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
 FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
 
@@ -63,25 +64,27 @@ def pace_of(
     if step is None:
         return None
     prefill = prefill_per_token_s(runs, levels)
+    if prefill is not None:
+        # What waits for other prompts looks like prefill of its own; all prefill is in beta.
+        prefill = min(prefill, step.per_sequence_s * output / max(uncached_prompt, 1.0))
     riding = prefill * uncached_prompt / output if prefill is not None else 0.0
     return Pace(
         step_base_s=step.base_s,
-        step_per_seq_s=max(step.per_sequence_s - riding, 0.0),
+        step_per_seq_s=step.per_sequence_s - riding,
         prefill_per_token_s=prefill,
         knee=step.knee,
     )
 
 
+def _is_free(level: Level) -> bool:
+    """A trusted level in which hardly anybody waited for seats or blocks; where that is not known, at all."""
+    waited = level.blocked.fraction if level.blocked else level.waiting_fraction
+    return level.trusted and level.seats is None and not waited > 0.1
+
+
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Least squares of n/X on n over trusted levels in which hardly anybody waited; needs two loads."""
-    free = [
-        level
-        for level in levels
-        if level.trusted
-        and level.output_tok_s > 0
-        and not level.waiting_fraction > 0.1
-        and level.seats is None
-    ]
+    """Least squares of n/X on n over trusted levels with free seats and blocks; needs two loads."""
+    free = [level for level in levels if _is_free(level) and level.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
     n = np.array([level.in_flight for level in free])
@@ -93,16 +96,17 @@ def step_time(levels: Sequence[Level]) -> StepTime | None:
 
 
 def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
-    """Slope of TTFT on uncached prompt tokens at the lowest trusted load; None where it is not sure."""
-    calm = [level for level in levels if level.trusted and not level.waiting_fraction > 0]
-    if not calm:
-        return None
-    lowest = min(level.users for level in calm)
-    prompt, ttft = _first_tokens(runs, [level for level in calm if level.users == lowest])
-    if len(prompt) < 30 or np.ptp(prompt) == 0:
-        return None
-    fit = stats.linregress(prompt, ttft)
-    return float(fit.slope) if fit.slope > 0 and fit.slope > 4.0 * fit.stderr else None
+    """Slope of TTFT on uncached prompt tokens, of as few of the lowest loads as make it sure; None where none
+    do."""
+    free = [level for level in levels if _is_free(level)]
+    for most in sorted({level.users for level in free}):
+        prompt, ttft = _first_tokens(runs, [level for level in free if level.users <= most])
+        if len(prompt) < 30 or np.ptp(prompt) == 0:
+            continue
+        fit = stats.linregress(prompt, ttft)
+        if fit.slope > 4.0 * fit.stderr:
+            return float(fit.slope)
+    return None
 
 
 def _first_tokens(runs: Sequence[Run], levels: Sequence[Level]) -> tuple[Floats, Floats]:
@@ -136,22 +140,26 @@ def miss_crossing(
     """Crossing of an overdispersed logistic of the misses in ln users; None when no trusted level broke.
 
     The fit is local: levels within about a factor two of the bracket that isotonic regression finds. The
-    bounds are those of the profile likelihood in x, on effective sample sizes, widened by lack of fit.
+    bounds are those of the profile likelihood in x, on effective sample sizes, widened by lack of fit and by
+    Student's t for the design effect, which is estimated.
     """
     known = [level for level in levels if level.trusted and share_of(level).n > 0]
     if not known:
         return None
+    known.sort(key=lambda level: level.users)
     users = np.array([level.users for level in known], dtype=np.float64)
     fraction = np.array([share_of(level).fraction for level in known])
-    effective = np.array([share_of(level).effective for level in known])
-    order = np.argsort(users, kind="stable")
-    users, fraction, effective = users[order], fraction[order], effective[order]
-    bracket = _bracket(users, fraction, effective, limit)
+    requests = np.array([share_of(level).n for level in known], dtype=np.float64)
+    bracket = _bracket(users, fraction, requests, limit)
     if bracket is None:
         return None
-    last, first = bracket
-    near = (users >= last / 2.1) & (users <= first * 1.6)
-    return _fit(users[near], fraction[near], effective[near], limit, bracket)
+    near = (users >= bracket[0] / 2.1) & (users <= bracket[1] * 1.6)
+    # One design effect for all of them: a level of its own seems the surer the fewer misses it happens to
+    # have, and weights by that would pull the crossing up.
+    effect = np.array([share_of(level).effect for level in known])[near]
+    freedom = np.array([level.clock.batches for level in known], dtype=np.float64)[near] - 1.0
+    effective = requests[near] / float(np.average(effect, weights=freedom))
+    return _fit(users[near], fraction[near], effective, float(freedom.sum()), limit, bracket)
 
 
 def p95_crossing(
@@ -172,9 +180,14 @@ def p95_crossing(
     if last is None or first is None or not last <= objective_s < first:
         return crossing
     part = math.log(objective_s / last) / math.log(first / last)
-    x = crossing.between[0] * (crossing.between[1] / crossing.between[0]) ** part
     low, high = crossing.bound(0.05)
-    return replace(crossing, x=min(max(x, low), high))
+    x = min(max(crossing.between[0] * (crossing.between[1] / crossing.between[0]) ** part, low), high)
+
+    def bound(error: float) -> tuple[float, float]:
+        low, high = crossing.bound(error)
+        return min(low, x), max(high, x)
+
+    return replace(crossing, x=x, bound=bound)
 
 
 def _p95_at(levels: Sequence[Level], users: int, p95_of: Callable[[Level], float | None]) -> float | None:
@@ -184,9 +197,9 @@ def _p95_at(levels: Sequence[Level], users: int, p95_of: Callable[[Level], float
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
-def _bracket(users: Floats, fraction: Floats, effective: Floats, limit: float) -> tuple[int, int] | None:
+def _bracket(users: Floats, fraction: Floats, requests: Floats, limit: float) -> tuple[int, int] | None:
     """Last level that held and first that broke, by isotonic regression; None when none broke."""
-    smooth = optimize.isotonic_regression(fraction, weights=effective).x
+    smooth = optimize.isotonic_regression(fraction, weights=requests).x
     broke = np.flatnonzero(smooth > limit)
     if not len(broke):
         return None
@@ -195,7 +208,12 @@ def _bracket(users: Floats, fraction: Floats, effective: Floats, limit: float) -
 
 
 def _fit(
-    users: Floats, fraction: Floats, effective: Floats, limit: float, bracket: tuple[int, int]
+    users: Floats,
+    fraction: Floats,
+    effective: Floats,
+    freedom: float,
+    limit: float,
+    bracket: tuple[int, int],
 ) -> Crossing:
     low, high = math.log(max(bracket[0], 0.5) / 2.0), math.log(bracket[1] * 2.0)
     grid = np.linspace(low, high, GRID)
@@ -207,7 +225,7 @@ def _fit(
     excess = (profile - profile.min()) / spread
 
     def bound(error: float) -> tuple[float, float]:
-        ends = _ends(grid, excess, float(stats.norm.ppf(error)) ** 2)
+        ends = _ends(grid, excess, float(stats.t.ppf(error, freedom)) ** 2)
         return math.exp(ends[0]), math.exp(ends[1])
 
     # A cliff leaves the profile flat between two levels: take the middle of what is equally likely.
@@ -283,11 +301,17 @@ class _Rate:
 
 
 def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue."""
+    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where levels of
+    three numbers of users never had more running, queues and room or not."""
     if stated is not None:
         return stated
-    seen = [level.seats for level in levels if level.trusted and level.seats is not None]
-    return min(seen) if seen else None
+    trusted = [level for level in levels if level.trusted]
+    seen = [level.seats for level in trusted if level.seats is not None]
+    if seen:
+        return min(seen)
+    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
+    tops = set(alike.values())
+    return tops.pop() if len(alike) >= ALIKE and len(tops) == 1 else None
 
 
 def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:
@@ -341,26 +365,23 @@ class Thinking:
 
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
-    """Z by Little's law, R against requests in flight, from trusted levels in which hardly anybody waited."""
-    free = [
-        level
-        for level in levels
-        if level.trusted
-        and level.in_flight > 0
-        and not level.waiting_fraction > 0.1
-        and level.n > level.errors
-    ]
-    if not free:
+    """Z by Little's law, which holds at any load, and R against requests in flight, from trusted levels with
+    free seats and blocks where there are any."""
+    known = [level for level in levels if level.trusted and level.in_flight > 0 and level.n > level.errors]
+    if not known:
         return None
-    n = np.array([level.in_flight for level in free])
-    life = np.array([level.e2e_mean_s for level in free])
-    think = np.array([level.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in free])
-    weight = np.array([level.n for level in free], dtype=np.float64)
+    free = [level for level in known if _is_free(level)] or known
+    n, life, weight = (
+        np.array([getattr(level, name) for level in free], dtype=np.float64)
+        for name in ("in_flight", "e2e_mean_s", "n")
+    )
     root = np.sqrt(weight)
     (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * life)
+    requests = np.array([level.n for level in known], dtype=np.float64)
+    think = [level.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in known]
     return Thinking(
-        think_s=max(float(np.average(think, weights=weight)), 0.0),
+        think_s=max(float(np.average(think, weights=requests)), 0.0),
         idle_s=float(idle),
         slope_s=float(slope),
-        think_error=PAUSE_CV / math.sqrt(float(weight.sum())),
+        think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
     )

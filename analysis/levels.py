@@ -95,6 +95,8 @@ class Level:
     """Scrapes in which a request waited while the pool had room: for a seat, where there are `seats`."""
     seats: int | None
     """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
+    most_running: int | None
+    """Of requests, where the pool had room and others waited."""
     prefix_hit_rate: float
     """Prompt tokens that the prefix cache held, of those looked up."""
     vram_bytes: float
@@ -145,6 +147,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
     in_flight = in_flight_of(run, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
+    most_running = _most_running(run.server, scrapes, context)
     seats = _seats(run.server, scrapes, context, users)
     gates = _Gates(
         run=run,
@@ -185,6 +188,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         blocked=_blocked(run.server, scrapes, context, clock, seats),
         queue=_queue(run.server, scrapes, context, clock),
         seats=seats,
+        most_running=most_running,
         prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
         vram_bytes=_mean(run.server.vram_used_bytes[scrapes]),
         lag_s=lag,
@@ -361,17 +365,23 @@ def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int 
     A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
     running, it looks as if it had: then the queue must hardly ever be empty.
     """
+    top = _most_running(server, scrapes, context)
+    queue = _queues_with_room(server, scrapes, context)
+    if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
+        return None
+    running = server.running[scrapes][queue]
+    below = max(1.0, 0.02 * top, _endings(context, running))
+    return top if float(np.mean(running >= top - below)) >= NEAR_TOP else None
+
+
+def _most_running(server: Server, scrapes: Bools, context: Context) -> int | None:
+    """Of requests, where one in ten scrapes of a queue with room shows so many."""
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
         return None
     top = float(np.nanmax(running[waiting > 0]))
-    if users - top <= 1.0 and queue.mean() < ALWAYS:
-        return None
-    at_top = float(np.mean(running[queue] == top))
-    below = max(1.0, 0.02 * top, _endings(context, running[queue]))
-    near = float(np.mean(running[queue] >= top - below))
-    return round(top) if at_top >= AT_TOP and near >= NEAR_TOP else None
+    return round(top) if float(np.mean(running[queue] == top)) >= AT_TOP else None
 
 
 def _endings(context: Context, running: Floats) -> float:

@@ -72,7 +72,7 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, clock: Clock) -> float:
 
 def design_effect(values: Floats, at_unix_s: Floats, clock: Clock) -> float:
     """How many dependent samples are worth one independent one, at least 1. values: shape (n,)."""
-    if len(values) < 2 * clock.batches:
+    if len(values) < 2:
         return 1.0
     independent = float(np.var(values)) / len(values)
     if independent <= 0.0:

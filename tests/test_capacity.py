@@ -108,6 +108,13 @@ def test_without_metrics_memory_is_missing_and_latency_still_answers(tmp_path):
     assert any(warning.startswith("The memory wall is missing") for warning in found.warnings)
 
 
+def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=12.0))
+    assert main([str(tmp_path), "--kv-cache-tokens", "3200"]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["memory"]["pool_tokens"] == 3200 - 32  # the null block, of 32 tokens
+
+
 def test_where_nothing_broke_the_answer_is_at_least_the_highest_level(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=20.0))
     found = answer_for(tmp_path / "r")

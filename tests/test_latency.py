@@ -7,7 +7,10 @@ import pytest
 from virtual_runs import level
 
 from analysis import latency
+from analysis.capacity import gather
 from analysis.stats import Quantiles, Share
+from benchmarks.deployments import deployment
+from benchmarks.methods import sweep
 
 
 def test_step_time_recovers_base_and_slope():
@@ -69,6 +72,21 @@ def test_dependent_requests_widen_the_bounds():
     assert widened.bound(0.05)[0] < narrow.bound(0.05)[0]
 
 
+def test_a_level_that_was_lucky_counts_no_more_than_its_neighbours():
+    def crossing(effects):
+        shares = ((12, 0.0), (16, 0.02), (16, 0.06), (20, 0.2))
+        return ttft_crossing(
+            [
+                level(users, ttft_miss=Share(misses=round(part * 1000), n=1000, effect=effect))
+                for (users, part), effect in zip(shares, effects, strict=True)
+            ]
+        )
+
+    own, pooled = crossing((1.0, 2.0, 12.0, 25.0)), crossing((10.0,) * 4)
+    assert own.x == pytest.approx(pooled.x)
+    assert own.bound(0.05) == pytest.approx(pooled.bound(0.05))
+
+
 def test_a_cliff_between_two_levels_is_known_no_better_than_the_levels():
     levels = [
         level(users, ttft_miss=Share(misses=missed, n=500)) for users, missed in ((8, 0), (16, 0), (32, 500))
@@ -91,6 +109,19 @@ def test_a_p95_places_the_crossing_inside_a_cliff():
     )
     assert found is not None
     assert found.x == pytest.approx(20.0)
+
+
+def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
+    shares = ((8, 0, 0.2), (16, 40, 0.97), (32, 900, 9.0))
+    levels = [
+        level(users, ttft_miss=Share(misses=missed, n=1000), ttft=Quantiles(p95=p95))
+        for users, missed, p95 in shares
+    ]
+    found = latency.p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=1.0)
+    assert found is not None
+    for error in (0.05, 0.3, 0.49):
+        low, high = found.bound(error)
+        assert low <= found.x <= high
 
 
 def test_levels_that_hold_make_no_wall_and_one_chance_miss_makes_none_either():
@@ -132,6 +163,17 @@ def test_seats_are_as_stated_or_as_seen():
     assert latency.seats_of([level(16, seats=8), level(20, seats=8)], stated=None) == 8
 
 
+def test_seats_are_seen_where_three_numbers_of_users_leave_equally_many_running():
+    def seen(*most_running):
+        levels = zip((19, 22, 26, 29), most_running, strict=False)
+        return latency.seats_of([level(users, most_running=most) for users, most in levels], stated=None)
+
+    assert seen(17, 17, 17) == 17
+    assert seen(17, 17) is None
+    assert seen(17, 18, 17, 17) is None
+    assert seen(None, 17, 17, 17) == 17
+
+
 def test_the_share_of_users_in_flight_solves_littles_law():
     thinking = latency.Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)
     for users in (1, 10, 50):
@@ -150,3 +192,24 @@ def test_think_time_is_read_off_the_levels():
     assert found is not None
     assert found.think_s == pytest.approx(2.0)
     assert found.slope_s == pytest.approx(0.05, rel=0.01)
+
+
+def test_think_time_is_also_read_off_levels_whose_requests_wait():
+    waiting = {"blocked": Share(misses=30, n=100), "waiting_fraction": 0.9}
+    levels = [
+        level(4, in_flight=1.0, e2e_mean_s=1.0, n=20),
+        level(40, in_flight=30.0, e2e_mean_s=9.0, n=2000, **waiting),
+    ]
+    found = latency.thinking_of(levels)
+    assert found is not None
+    assert found.think_s == pytest.approx(3.0)
+    assert found.idle_s + found.slope_s == pytest.approx(1.0)  # of the free level alone
+    assert found.think_error == pytest.approx(1 / math.sqrt(2020))
+
+
+def test_the_pace_of_prefill_is_found_where_people_think_and_their_prompts_meet():
+    one = deployment(176)  # long prompts, long thoughts: 29 requests at the lowest level
+    load, _ = sweep(one)
+    pace = gather([load.run()], slo=one.slo).pace
+    assert pace is not None
+    assert pace.prefill_per_token_s == pytest.approx(one.service.engine.prefill_per_token_s, rel=0.15)

@@ -253,6 +253,7 @@ def level(users: int, **changes: object) -> Level:
         "blocked": None,
         "queue": Share(misses=0, n=100),
         "seats": None,
+        "most_running": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
         "lag_s": 0.0,
