@@ -500,8 +500,7 @@ class Control:
 
 def _interrupt() -> None:
     """SIGTERM as Ctrl-C: Locust would handle it only after the shape's end."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
-    os.kill(os.getpid(), signal.SIGINT)
+    gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
 
 
 def _undelivered(worker: str, *, shares_disk: bool) -> str:

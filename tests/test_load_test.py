@@ -227,7 +227,8 @@ def test_thinking_is_counted_for_ttft_and_the_answer_is_later(run_locust: RunLoc
     assert row["first_answer_s"] is None or row["first_answer_s"] > row["chunk_s"][0]
 
 
-def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path, sent: signal.Signals) -> None:
     reports = tmp_path / "reports"
     command = locust_command(reports, simulated, levels="4", level_s="60", output_tokens="600")
 
@@ -241,7 +242,7 @@ def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path) -> N
         command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
         until(60, lambda: 4 in in_flight())
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         began = time.monotonic()
         said = process.communicate(timeout=30)[1]
         assert time.monotonic() - began < 12
