@@ -865,7 +865,6 @@ def _workload(evidence: Evidence) -> dict[str, str]:
         "turns",
         "thinking",
         "seed",
-        "level_s",
     )
     found = {name: str(settings[name]) for name in wanted if settings.get(name) not in (None, "")}
     if evidence.pairs is not None:
