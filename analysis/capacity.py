@@ -133,6 +133,13 @@ class Evidence:
         )
 
     @property
+    def seats(self) -> int | None:
+        """max_num_seqs of all engines together, as stated or as seen."""
+        stated = self.runs[-1].info.server.max_num_seqs
+        engines = self.pool.engines if self.pool else 1
+        return latency.seats_of(self.levels, stated=stated * engines if stated else None)
+
+    @property
     def open_loop(self) -> bool:
         """Requests came when they were due, in one of the runs at least."""
         return any(run.info.arrivals for run in self.runs)
@@ -299,6 +306,7 @@ def _memory_wall(
         evidence.slo,
         thinking=evidence.thinking,
         pace=None if quick else evidence.pace,
+        seats=evidence.seats,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,
@@ -338,11 +346,8 @@ def _stands(
     fall = latency.throughput_fall(evidence.levels)
     if fall is not None:
         found.append(_between("throughput", evidence, fall, rng))
-    stated = evidence.runs[-1].info.server.max_num_seqs
-    seats = latency.seats_of(evidence.levels, stated=stated)
-    if seats is not None:
-        engines = evidence.pool.engines if evidence.pool else 1
-        found.append(_seats_stand(evidence, seats * (engines if stated else 1), rng))
+    if evidence.seats is not None:
+        found.append(_seats_stand(evidence, evidence.seats, rng))
     return found
 
 
@@ -497,9 +502,9 @@ def head_of(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -
     """
     top = evidence.trusted[-1]
     first = min(stands, key=lambda stand: stand.x, default=None)
-    if first is None or first.x > REACH * top:
-        return _at_least(top)
     error = (1.0 - confidence) / 2
+    if first is None or first.x > REACH * top:
+        return _at_least(min([float(top)] + [stand.bound(error)[0] for stand in stands]))
     p_binding = _p_binding(stands)
     rivals = [stand for stand in stands if stand is first or p_binding.get(stand.name, 0.0) > TIE]
     low = min([stand.bound(error)[0] for stand in stands] + ([float(top)] if first.x > top else []))
@@ -516,13 +521,13 @@ def head_of(evidence: Evidence, stands: Sequence[Stand], *, confidence: float) -
     )
 
 
-def _at_least(top: int) -> Head:
+def _at_least(users: float) -> Head:
     return Head(
-        max_users=top,
+        max_users=math.floor(users),
         estimate=None,
-        interval=(top, None),
+        interval=(math.floor(users), None),
         estimate_x=None,
-        interval_x=(float(top), None),
+        interval_x=(users, None),
         at_least=True,
         binding="not_reached",
         p_binding={},

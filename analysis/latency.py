@@ -77,9 +77,10 @@ def pace_of(
 
 
 def _is_free(level: Level) -> bool:
-    """A trusted level in which hardly anybody waited for seats or blocks; where that is not known, at all."""
+    """A trusted level in which hardly anybody waited for blocks (where that is not known, for anything), nor,
+    as far as running shows, for seats."""
     waited = level.blocked.fraction if level.blocked else level.waiting_fraction
-    return level.trusted and level.seats is None and not waited > 0.1
+    return level.trusted and level.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
@@ -157,9 +158,10 @@ def miss_crossing(
     # One design effect for all of them: a level of its own seems the surer the fewer misses it happens to
     # have, and weights by that would pull the crossing up.
     effect = np.array([share_of(level).effect for level in known])[near]
-    freedom = np.array([level.clock.batches for level in known], dtype=np.float64)[near] - 1.0
-    effective = requests[near] / float(np.average(effect, weights=freedom))
-    return _fit(users[near], fraction[near], effective, float(freedom.sum()), limit, bracket)
+    weight = np.array([level.clock.batches for level in known], dtype=np.float64)[near] - 1.0
+    freedom = float(weight @ effect) ** 2 / float(weight @ effect**2)  # Satterthwaite
+    effective = requests[near] / float(np.average(effect, weights=weight))
+    return _fit(users[near], fraction[near], effective, freedom, limit, bracket)
 
 
 def p95_crossing(

@@ -262,8 +262,8 @@ class Seen:
     """Effective number of scrapes behind `blocked`."""
 
 
-def pressure_seen(levels: Sequence[Level]) -> list[Seen]:
-    """Of trusted levels whose queue, if any, was not for seats."""
+def pressure_seen(levels: Sequence[Level], *, seats: int | None = None) -> list[Seen]:
+    """Of trusted levels whose queue, if any, was not for seats: where these are known, for so many."""
     return [
         Seen(
             users=level.users,
@@ -273,7 +273,7 @@ def pressure_seen(levels: Sequence[Level]) -> list[Seen]:
             scrapes=level.blocked.effective if level.blocked else 0.0,
         )
         for level in levels
-        if level.trusted and level.seats is None
+        if level.trusted and level.seats is None and (seats is None or level.most_running != seats)
     ]
 
 
@@ -438,6 +438,7 @@ def memory_wall(
     *,
     thinking: Thinking | None = None,
     pace: Pace | None = None,
+    seats: int | None = None,
     replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
@@ -448,7 +449,7 @@ def memory_wall(
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.of_one(pool.engines) if thinking else None
     pace = pace.of_one(pool.engines) if pace else None
-    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels)]
+    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels, seats=seats)]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)
     formula = Occupancy(law, blocks, active_of(thinking))
