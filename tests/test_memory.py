@@ -156,6 +156,9 @@ def test_levels_that_queue_for_seats_do_not_move_the_formula():
     found = memory.pressure_seen([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
+    capped = level(22, most_running=8)
+    assert memory.pressure_seen([capped], seats=8) == []
+    assert [one.users for one in memory.pressure_seen([capped], seats=9)] == [22]
 
 
 def test_conversations_are_resampled_whole():
