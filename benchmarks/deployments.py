@@ -21,8 +21,10 @@ from loadtest.simulator.presets import Preset
 BLOCK_TOKENS = 16
 PAIRS = 20_000  # that people draw their lengths from
 LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
-PLAYS, PLAY_REQUESTS = (6, 64), 3000  # of each of the two levels around the wall
+PLAY_REQUESTS = 3000
+PLAYS = (6, 40, 100)  # of each of the two levels around the wall: at least; for SE_ROOT; at most
 SE_USERS, SE_SHARE = 0.1, 0.005  # the truth's own error is at most the larger of the two
+SE_ROOT = 0.018  # and sought until this times the root of the users: a fifth of the error of most intervals
 WIDE = 0.01  # above a hundred users two levels may be so far apart
 SHIFTS = 12  # how often the bracket may move
 
@@ -159,7 +161,11 @@ class Truth:
     @property
     def resolved(self) -> bool:
         """Known well enough to judge an answer by."""
-        return self.se <= max(SE_USERS, SE_SHARE * self.x)
+        return self.se <= _allowed_se(self.x)
+
+
+def _allowed_se(x: float) -> float:
+    return max(SE_USERS, SE_SHARE * x)
 
 
 def truth_of(one: Deployment) -> Truth | None:
@@ -168,15 +174,17 @@ def truth_of(one: Deployment) -> Truth | None:
     if rough is None or not math.isfinite(rough.x):
         return None
     plays = _Plays(one)
-    low, found = rough.users, None
-    for count in range(PLAYS[0], PLAYS[1] + 1, 2):
+    low, count = rough.users, PLAYS[0]
+    while True:
         bracket = _bracket(plays, low, count)
         if bracket is None:
             return None
         low, found = bracket
-        if found.resolved:
-            break
-    return found
+        sought = SE_ROOT * math.sqrt(found.x) if count < PLAYS[1] else _allowed_se(found.x)
+        if found.se <= sought or count >= PLAYS[2]:
+            return found
+        more = math.ceil(count * min(1.1 * (found.se / sought) ** 2, 2.0))
+        count = min(more, PLAYS[1] if count < PLAYS[1] else PLAYS[2])
 
 
 def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:

@@ -106,6 +106,7 @@ def run_of(service: Service, levels: Sequence[int], *, seed: int, cycles: float 
     load = VirtualLoad(service, SLO, seed=seed, settle_s=SETTLE_CYCLES * cycle_s)
     for users in levels:
         load.hold(users, (SETTLE_CYCLES + cycles) * cycle_s)
+    load.finish()
     return load.run()
 
 

@@ -1,5 +1,5 @@
 """GPU time against error: our search, and the usual ways to find a maximum, on the same random deployments in
-virtual time. What was measured is kept in benchmarks/data/search_cost.jsonl; ours is in coverage.jsonl."""
+virtual time. What was measured is kept in benchmarks/data/search_cost.jsonl; ours is from `coverage`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from analysis.search import FIRST_USERS
 from benchmarks import coverage
 from benchmarks.deployments import deployment
-from benchmarks.kept import DATA, Row, completed, kept
+from benchmarks.kept import DATA, Row, completed
 from benchmarks.methods import Found, bisection, fixed_sweep
 
 DEPLOYMENTS = 80  # the first of those that were searched
@@ -30,8 +30,8 @@ METHODS: Mapping[str, Callable[[int], Found]] = {
 
 def run() -> None:
     """Measures what is missing and prints each method's cost and error."""
-    searched = {number: row for number, row in kept(coverage.KEPT).items() if row.get("search")}
-    ours = dict(sorted(searched.items())[:DEPLOYMENTS])
+    searched = [row for row in coverage.known_rows() if row["resolved"] and row.get("search")]
+    ours = {row["number"]: row for row in searched[:DEPLOYMENTS]}
     rows = completed(KEPT, ours, measured)
     report(
         [ours[number] | rows[number] for number in ours if ours[number]["truth"]["wall"] != "max_num_seqs"]
@@ -82,9 +82,11 @@ def _of_method(row: Row, name: str) -> Point:
 
 
 def _ours(row: Row, budget: float) -> Point:
-    """What it said last within the budget, which it may not have used up."""
-    unit_s = row["methods"][UNIT][0]
-    curve = row["search"]["curve"]
+    """What it said last within the budget, which it may not have used up; in the end its answer."""
+    unit_s, search = row["methods"][UNIT][0], row["search"]
+    curve = search["curve"]
+    if math.isinf(budget):
+        return search["gpu_s"] / unit_s, math.log((search["x"] or search["max_users"]) / row["truth"]["x"])
     within = [(at, x) for at, x in curve if x is not None and at <= budget * unit_s]
     at, x = within[-1] if within else (curve[0][0], float(FIRST_USERS))
     spent_s = min(max(at, budget * unit_s), curve[-1][0])
