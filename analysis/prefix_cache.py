@@ -400,17 +400,19 @@ def _shift(eviction: Eviction, pool: Pool, found: Sequence[Found], *, sd: float)
     """
     shift = np.linspace(-FARTHEST, FARTHEST, GRID)
     log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)
-    if found:
-        lowest = found[0]
-
-        def expected(users: float) -> Floats:
-            return eviction.found(users / pool.engines * np.exp(-shift), pool.blocks)
-
-        alone = expected(lowest.users)
-        for one in found[1:]:
-            relative = one.share / lowest.share
-            se = math.hypot(one.se, relative * lowest.se) / lowest.share
-            se = math.hypot(se, SHAPE_SE, DRIFT * (relative - FOUND_LIMIT))
-            log_weight -= 0.5 * ((relative - expected(one.users) / alone) / se) ** 2
+    if len(found) > 1:
+        lowest, rest = found[0], found[1:]
+        relative = np.array([one.share for one in rest]) / lowest.share
+        variance = (np.array([one.se for one in rest]) / lowest.share) ** 2
+        variance += SHAPE_SE**2 + (DRIFT * (relative - FOUND_LIMIT)) ** 2
+        common = relative * lowest.se / lowest.share  # the lowest level's error is in all of them
+        expected = [
+            eviction.found(one.users / pool.engines * np.exp(-shift), pool.blocks) for one in (lowest, *rest)
+        ]
+        off = relative[:, None] - np.stack(expected[1:]) / expected[0]
+        weighed = off / variance[:, None]
+        # The quadratic form of diag(variance) + common common^T, by Sherman and Morrison.
+        log_weight -= 0.5 * np.sum(off * weighed, axis=0)
+        log_weight += 0.5 * (common @ weighed) ** 2 / (1.0 + float(np.sum(common**2 / variance)))
     weight = np.exp(log_weight - log_weight.max())
     return shift, weight / weight.sum()

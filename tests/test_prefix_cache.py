@@ -9,9 +9,10 @@ import pytest
 
 from analysis import prefix_cache
 from analysis.capacity import gather, recommend
+from analysis.levels import Pool
 from analysis.limit import limit
 from analysis.load import Run
-from analysis.prefix_cache import Eviction, Turns, found_in, turns_of
+from analysis.prefix_cache import Eviction, Found, Turns, found_in, turns_of
 from analysis.virtual import Chatting, Service, play
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo
@@ -222,3 +223,17 @@ def test_plays_of_conversations_tell_the_hit_rate_of_their_window():
     inside = [one for one in played.traces[0].requests if begin_s <= (one.end_s or 0.0) <= end_s]
     hits = sum(one.cached_tokens for one in inside) / sum(one.prompt_tokens for one in inside)
     assert played.seen(SLO).prefix_hit_rate == pytest.approx(hits)
+
+
+def test_one_noisy_lowest_level_is_not_averaged_away_by_many_others():
+    eviction = Eviction(chats([4] * 50), response_s=2.0, rng=np.random.default_rng(0), resample=False)
+    pool = Pool(blocks=1000, block_tokens=8)
+    users = round(eviction.wall(1000))
+
+    def spread(levels: int) -> float:
+        lowest = Found(users=1, share=0.9, se=0.05)
+        others = [Found(users=users, share=0.81, se=0.002)] * levels
+        shift, weight = prefix_cache._shift(eviction, pool, [lowest, *others], sd=1.0)
+        return math.sqrt(weight @ shift**2 - (weight @ shift) ** 2)
+
+    assert spread(9) > 0.9 * spread(1)
