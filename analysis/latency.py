@@ -17,7 +17,7 @@ MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
 OVERLOAD_LIMIT = 0.01
 STEEPEST = 300.0  # slope of attainment in ln users; a cliff between two levels has no finite one
 GRID = 401
-ALIKE = 3  # numbers of users whose queues left equally many running: that is a cap
+ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
 PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
 FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
 
@@ -303,8 +303,8 @@ class _Rate:
 
 
 def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where levels of
-    three numbers of users never had more running, queues and room or not."""
+    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
+    numbers of users, a third apart, left equally many running, with queues and room."""
     if stated is not None:
         return stated
     trusted = [level for level in levels if level.trusted]
@@ -312,8 +312,9 @@ def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     if seen:
         return min(seen)
     alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
-    tops = set(alike.values())
-    return tops.pop() if len(alike) >= ALIKE and len(tops) == 1 else None
+    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
+        return None
+    return next(iter(alike.values()))
 
 
 def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:

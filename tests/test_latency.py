@@ -166,13 +166,15 @@ def test_seats_are_as_stated_or_as_seen():
 
 def test_seats_are_seen_where_three_numbers_of_users_leave_equally_many_running():
     def seen(*most_running):
-        levels = zip((19, 22, 26, 29), most_running, strict=False)
+        levels = zip((19, 22, 26, 32), most_running, strict=False)
         return latency.seats_of([level(users, most_running=most) for users, most in levels], stated=None)
 
     assert seen(17, 17, 17) == 17
     assert seen(17, 17) is None
     assert seen(17, 18, 17, 17) is None
     assert seen(None, 17, 17, 17) == 17
+    near = [level(users, most_running=42) for users in (45, 48, 52)]  # prefill keeps the others waiting
+    assert latency.seats_of(near, stated=None) is None
 
 
 def test_queues_for_seats_do_not_slow_the_steps_that_are_fitted():
