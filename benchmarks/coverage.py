@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.answer import ModelAnswer
 from analysis.capacity import recommend
-from benchmarks.deployments import SE_ROOT, deployment, truth_of
+from benchmarks.deployments import SE_ROOT, Truth, deployment, truth_of
 from benchmarks.kept import DATA, Row, completed, kept
 from benchmarks.methods import estimate, life_s, search, sweep
 
@@ -45,11 +45,21 @@ def true(number: int) -> Row:
     truth = truth_of(one)
     return {
         "number": number,
+        "date": _today(),
         "traits": {name: round(value, 4) for name, value in one.traits.items()},
         "life_s": round(life_s(one), 3),
-        "truth": asdict(truth) if truth is not None else None,
+        "truth": _rounded(truth) if truth is not None else None,
         "resolved": truth is not None and truth.resolved,
     }
+
+
+def _rounded(truth: Truth) -> Row:
+    crossings = {wall: round(x, 3) for wall, x in truth.crossings.items()}
+    return asdict(truth) | {"x": round(truth.x, 4), "se": round(truth.se, 5), "crossings": crossings}
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def measured(number: int) -> Row:
@@ -58,7 +68,7 @@ def measured(number: int) -> Row:
     load, answer = sweep(one)
     row: Row = {
         "number": number,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": _today(),
         "sweep": _said(answer, gpu_s=load.now_s, requests=load.ended),
     }
     if number in SEARCHED:
