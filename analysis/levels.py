@@ -148,7 +148,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
     in_flight = in_flight_of(run, clock)
     lag = worst_worker(run, run.client.loop_lag_s, clock)
     most_running = _most_running(run.server, scrapes, context)
-    seats = _seats(run.server, scrapes, context, users)
+    seats = _seats(run.server, scrapes, context, users, most_running)
     gates = _Gates(
         run=run,
         context=context,
@@ -358,14 +358,13 @@ def _queue(server: Server, scrapes: Bools, context: Context, clock: Clock) -> Sh
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], clock)
 
 
-def _seats(server: Server, scrapes: Bools, context: Context, users: int) -> int | None:
+def _seats(server: Server, scrapes: Bools, context: Context, users: int, top: int | None) -> int | None:
     """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
     maximum or as far below as a step's endings explain, because the gauge is read after them.
 
     A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
     running, it looks as if it had: then the queue must hardly ever be empty.
     """
-    top = _most_running(server, scrapes, context)
     queue = _queues_with_room(server, scrapes, context)
     if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
         return None

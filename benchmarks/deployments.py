@@ -164,6 +164,11 @@ class Truth:
         return self.se <= _allowed_se(self.x)
 
 
+def sought_se(x: float) -> float:
+    """Of a truth at x users: as small as this where `PLAYS` allow it."""
+    return SE_ROOT * math.sqrt(x)
+
+
 def _allowed_se(x: float) -> float:
     return max(SE_USERS, SE_SHARE * x)
 
@@ -180,7 +185,7 @@ def truth_of(one: Deployment) -> Truth | None:
         if bracket is None:
             return None
         low, found = bracket
-        sought = SE_ROOT * math.sqrt(found.x) if count < PLAYS[1] else _allowed_se(found.x)
+        sought = sought_se(found.x) if count < PLAYS[1] else _allowed_se(found.x)
         if found.se <= sought or count >= PLAYS[2]:
             return found
         more = math.ceil(count * min(1.1 * (found.se / sought) ** 2, 2.0))
