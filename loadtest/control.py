@@ -18,6 +18,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.arrivals import Share
+from loadtest.client.target import split_credentials
 from loadtest.lead import Lead, LiveLine, opening
 from loadtest.live import LiveRow
 from loadtest.loop import LoopThread
@@ -25,7 +26,6 @@ from loadtest.meter import LOOKAHEAD_S, Meter, Plan
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.settings import InputError, Settings, add_flags, resolve
 from loadtest.ship import Receiver
-from loadtest.target import split_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from loadtest.advisor import Advisor
+from loadtest.client.target import Target, make_target
 from loadtest.live import Level, LiveRow, clock, describe
 from loadtest.loop import LoopThread
 from loadtest.meter import Plan, planned_arrivals
@@ -24,7 +25,6 @@ from loadtest.scrape import NvmlGpus
 from loadtest.settings import InputError, Settings
 from loadtest.ship import Receiver
 from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
-from loadtest.target import Target, make_target
 
 logger = logging.getLogger(__name__)
 

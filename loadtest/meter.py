@@ -17,6 +17,9 @@ import aiohttp
 import msgspec
 
 from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
+from loadtest.client.stream import StreamRequest, stream_chat
+from loadtest.client.target import Target, make_target
+from loadtest.client.transport import open_session
 from loadtest.live import LiveRow, live_row
 from loadtest.loop import LoopThread
 from loadtest.preflight import chat_body
@@ -24,8 +27,6 @@ from loadtest.record import RUN_FILE, ClientSample, RequestRecord
 from loadtest.settings import InputError, Settings, from_shared
 from loadtest.ship import Batch, Receipt, Shipper
 from loadtest.sink import FLUSH_S, RowFile
-from loadtest.stream import StreamRequest, open_session, stream_chat
-from loadtest.target import Target, make_target
 from loadtest.workload import ChatRequest, Conversation, Distribution, PromptScale, Workload, read_prompts
 
 logger = logging.getLogger(__name__)

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from loadtest.client.stream import StreamRequest, stream_chat
+from loadtest.client.target import Target
+from loadtest.client.transport import open_session
 from loadtest.exposition import read_samples, read_server_info
 from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
 from loadtest.scrape import Scraper, choose_gpus
 from loadtest.settings import InputError, Settings
-from loadtest.stream import StreamRequest, open_session, stream_chat
-from loadtest.target import Target
 from loadtest.workload import Distribution, Message, PromptScale, probe_text, read_prompts
 
 ANSWER_TIMEOUT_S = 30.0

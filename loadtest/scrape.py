@@ -12,10 +12,10 @@ import msgspec
 import pynvml
 from prometheus_client.samples import Sample
 
+from loadtest.client.target import Target, split_credentials
 from loadtest.exposition import parse, read_samples
 from loadtest.record import GpuInfo, ServerSample
 from loadtest.settings import InputError
-from loadtest.target import Target, split_credentials
 
 logger = logging.getLogger(__name__)
 

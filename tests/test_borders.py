@@ -15,7 +15,7 @@ FORBIDDEN = {
     **dict.fromkeys(
         [
             "loadtest.record",
-            "loadtest.sse",
+            "loadtest.client.sse",
             "loadtest.arrivals",
             "loadtest.workload",
             "loadtest.modelmath",
@@ -32,7 +32,7 @@ FORBIDDEN = {
     **dict.fromkeys(["loadtest.simulator.engine", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB),
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
-        ["loadtest.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
+        ["loadtest.client.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
         LOCUST | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(

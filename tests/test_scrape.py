@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
+from loadtest.client.target import Target
 from loadtest.exposition import read_samples, read_server_info
 from loadtest.record import ServerSample
 from loadtest.scrape import DcgmGpus, Scraper, choose_gpus
 from loadtest.settings import InputError
-from loadtest.target import Target
 
 INFO = (
     'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",'

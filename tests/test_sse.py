@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.sse import SseDecoder
+from loadtest.client.sse import SseDecoder
 
 STREAM = (
     b": keep-alive\r\n\r\n"

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.client.stream import StreamRequest, stream_chat
+from loadtest.client.transcript import Transcript
+from loadtest.client.transport import ByteTimes, open_session
 from loadtest.record import Outcome, RequestRecord
-from loadtest.stream import ByteTimes, StreamRequest, _Transcript, open_session, stream_chat
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -243,7 +245,7 @@ def test_events_that_look_alike_say_what_their_json_says(
     deltas: list[dict[str, Any]], separators: tuple[str, str], ascii_only: bool, in_front: bool
 ) -> None:
     """Most events are read off the pattern of the one before; this must never show."""
-    transcript = _Transcript(ByteTimes(), keep_text=True)
+    transcript = Transcript(ByteTimes(), keep_text=True)
     transcript._byte_times.times, transcript._byte_times.ends = [1.0], [1 << 30]
     for delta in deltas:
         choice = {"delta": delta, "index": 0} if in_front else {"index": 0, "delta": delta, "logprobs": None}

@@ -1,0 +1,3 @@
+"""One streamed chat request: sent, timed byte by byte, and turned into one row.
+
+Knows no Locust, no other request and no statistics."""

@@ -1,0 +1,236 @@
+"""stream_chat: one streamed chat completion -> one RequestRecord. A failure becomes an Outcome, never an
+exception. Knows no Locust and no statistics."""
+
+import asyncio
+import json
+import time
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
+
+from loadtest.client.transcript import ServerUsage, Transcript
+from loadtest.client.transport import ByteTimes, ParsingTurns, StampingConnector, current_byte_times
+from loadtest.record import Outcome, RequestRecord
+
+ERROR_CHARS = 300
+
+
+async def stamp_sent(_session: object, context: Any, _params: object) -> None:
+    # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
+    clock = context.trace_request_ctx
+    if isinstance(clock, RequestClock):
+        asyncio.get_running_loop().call_soon(clock.stamp_sent)
+
+
+class RequestClock:
+    """Seconds since the start of one request."""
+
+    def __init__(self) -> None:
+        self.start_unix_s = time.time()
+        self.zero = time.perf_counter()
+        self.sent_s: float | None = None
+        self.headers_s: float | None = None
+        self.end_s: float | None = None
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero
+
+    def stamp_sent(self) -> None:
+        if self.sent_s is None:
+            self.sent_s = self.now()
+
+    def end(self, byte_times: ByteTimes) -> None:
+        """The stream is over since its last byte came, however long its parsing waited."""
+        self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None
+
+
+class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """One request, ready to send: the body is serialised before the clock starts."""
+
+    url: str
+    body: bytes
+    request_id: str
+    model: str
+    scenario: str
+    worker: str
+    user: int
+    turn: int
+    level_users: int | None
+    max_tokens: int
+    timeout_s: float
+    scheduled_unix_s: float | None = None
+    keep_text: bool = False
+
+
+async def stream_chat(
+    session: aiohttp.ClientSession, request: StreamRequest
+) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
+    """Sends one streamed chat completion, over a session of `open_session`, and follows it to its end.
+
+    Returns the row, the answer's text (empty unless `keep_text`) and, when the task was cancelled, the
+    cancellation to re-raise once the row is safe.
+    """
+    byte_times = ByteTimes()
+    current_byte_times.set(byte_times)
+    transcript = Transcript(byte_times, keep_text=request.keep_text)
+    clock = RequestClock()
+    status: int | None = None
+    error: str | None = None
+    cancelled: asyncio.CancelledError | None = None
+    outcome = Outcome.OK
+    try:
+        async with asyncio.timeout(request.timeout_s):
+            async with session.post(
+                request.url,
+                data=request.body,
+                headers={"X-Request-Id": request.request_id},
+                allow_redirects=False,
+                trace_request_ctx=clock,
+            ) as response:
+                clock.headers_s = clock.now()
+                status = response.status
+                if status == 200:
+                    await _follow(response, transcript, cast("StampingConnector", session.connector).turns)
+                    clock.end(byte_times)
+                    outcome, error = _judge(transcript, response.content_type)
+                else:
+                    outcome, error = Outcome.HTTP_ERROR, await _read_error(response)
+    except TimeoutError:
+        outcome, error = Outcome.TIMEOUT, f"not finished after {request.timeout_s:g} s"
+    except asyncio.CancelledError as cancellation:
+        outcome, cancelled = Outcome.CANCELLED, cancellation
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as failure:
+        outcome, error = _fail(failure, status, transcript)
+    record = _record(request, clock, transcript, outcome=outcome, status=status, error=error)
+    return record, transcript.text, cancelled
+
+
+async def _follow(response: aiohttp.ClientResponse, transcript: Transcript, turns: ParsingTurns) -> None:
+    content = response.content
+    try:
+        while not content.is_eof():
+            await content.wait_eof()
+            await turns.mine()
+            if not content.is_eof():
+                transcript.feed(content.read_nowait())
+    finally:
+        # After a failure the reader refuses to hand out what had come before it.
+        transcript.feed(b"".join(content._buffer))
+        content._buffer.clear()
+        content._size = 0
+        transcript.finish()
+
+
+def _judge(transcript: Transcript, content_type: str) -> tuple[Outcome, str | None]:
+    if transcript.error is not None:
+        return Outcome.STREAM_ERROR, transcript.error
+    if not (transcript.done or transcript.finish_reason or transcript.chunk_at):
+        if content_type != "text/event-stream":
+            return Outcome.STREAM_ERROR, f"answered {content_type}, not an event stream"
+        return Outcome.TRUNCATED, "the stream ended before any event"
+    if not (transcript.done or transcript.finish_reason):
+        return Outcome.TRUNCATED, "the stream ended without [DONE] and without a finish reason"
+    if not transcript.chunk_at:
+        return Outcome.EMPTY, None
+    return Outcome.OK, None
+
+
+def _fail(failure: Exception, status: int | None, transcript: Transcript) -> tuple[Outcome, str | None]:
+    text = _describe(failure)
+    if status is None:
+        refused = isinstance(failure, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        return (Outcome.CONNECT_ERROR if refused else Outcome.DISCONNECTED), text
+    if status != 200:
+        return Outcome.HTTP_ERROR, text
+    if transcript.error is not None:
+        return Outcome.STREAM_ERROR, transcript.error
+    if transcript.done or transcript.finish_reason:
+        return _judge(transcript, "text/event-stream")
+    ended_early = isinstance(failure, aiohttp.ClientPayloadError) and not _was_reset(failure)
+    return (Outcome.TRUNCATED if ended_early else Outcome.STREAM_ERROR), text
+
+
+def _was_reset(failure: BaseException) -> bool:
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, ConnectionError) or "Connection reset" in str(cause):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _describe(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"[:ERROR_CHARS]
+
+
+async def _read_error(response: aiohttp.ClientResponse) -> str | None:
+    body = await response.content.read(16 * 1024)
+    retry = response.headers.get("Retry-After")
+    place = response.headers.get("Location")
+    notes = [
+        f"redirects to {place}" if place else "",
+        f"Retry-After: {retry}" if retry else "",
+        excerpt(body),
+    ]
+    return "; ".join(note for note in notes if note)[:ERROR_CHARS] or None
+
+
+def excerpt(body: bytes) -> str:
+    """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return " ".join(body.decode("utf-8", "replace").split())[:ERROR_CHARS]
+    return message_of(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
+
+
+def message_of(inner: object) -> str:
+    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return str(message)[:ERROR_CHARS]
+
+
+def _record(
+    request: StreamRequest,
+    clock: RequestClock,
+    transcript: Transcript,
+    *,
+    outcome: Outcome,
+    status: int | None,
+    error: str | None,
+) -> RequestRecord:
+    written_at = transcript.written_at
+    chunk_s = [round(at - clock.zero, 7) for at in transcript.chunk_at]
+    kinds = "".join(transcript.kinds)
+    answer = next((i for i, kind in enumerate(kinds) if kind != "r"), None)
+    usage = transcript.usage or ServerUsage()
+    return RequestRecord(
+        request_id=request.request_id,
+        model=request.model,
+        scenario=request.scenario,
+        worker=request.worker,
+        user=request.user,
+        turn=request.turn,
+        level_users=request.level_users,
+        scheduled_unix_s=request.scheduled_unix_s,
+        start_unix_s=clock.start_unix_s,
+        sent_s=clock.sent_s if written_at is None else written_at - clock.zero,
+        headers_s=clock.headers_s,
+        chunk_s=chunk_s,
+        first_answer_s=None if answer is None else chunk_s[answer],
+        end_s=clock.now() if clock.end_s is None else clock.end_s,
+        chunk_kinds=kinds,
+        chunk_tokens=transcript.chunk_tokens(),
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.completion_tokens_details.reasoning_tokens
+        if usage.completion_tokens_details
+        else None,
+        cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None,
+        max_tokens=request.max_tokens,
+        finish_reason=transcript.finish_reason,
+        outcome=outcome,
+        http_status=status,
+        error=error,
+    )

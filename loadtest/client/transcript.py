@@ -1,0 +1,167 @@
+"""TODO."""
+
+import re
+
+import msgspec
+
+from loadtest.client.sse import SseDecoder, SseEvent
+from loadtest.client.stream import message_of
+from loadtest.client.transport import ByteTimes
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[object] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _OutputDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class ServerUsage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: ServerUsage | None = None
+    error: object = None
+
+
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_TEXT_KEY = rb'("(?:content|reasoning|reasoning_content)"\s*:\s*)'
+
+
+class _Pattern(msgspec.Struct, frozen=True):
+    """What the events of one stream are but for their text. Servers repeat everything else with each token,
+    so most events can be understood without being decoded as JSON, at a fraction of the cost."""
+
+    kind: str
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
+        """From one event that was decoded; None where its text does not stand in it in one place, as such."""
+        found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
+        if len(found) != 1:
+            return None
+        return cls(kind, data[: found[0].end(1) + 1], data[found[0].end() - 1 :])
+
+    def text(self, data: bytes) -> bytes:
+        """The text of an event that differs in nothing else, as JSON without its quotes; empty where that is
+        not certain. Without a quote inside and a backslash at its end, it ends where `after` begins."""
+        before, after = self.before, self.after
+        if not (data.startswith(before) and data.endswith(after)):
+            return b""
+        text = data[len(before) : -len(after)]
+        return b"" if b'"' in text or text.endswith(b"\\") else text
+
+
+class Transcript:
+    """What the events of one stream say, with the time of each."""
+
+    def __init__(self, byte_times: ByteTimes, *, keep_text: bool) -> None:
+        self._decoder = SseDecoder()
+        self._byte_times = byte_times
+        self._at = 0
+        self._text: list[str] | None = [] if keep_text else None
+        self.chunk_at: list[float] = []
+        self.kinds: list[str] = []
+        self.running_tokens: list[int | None] = []
+        self.usage: ServerUsage | None = None
+        self.finish_reason: str | None = None
+        self.done = False
+        self.error: str | None = None
+        self._pattern: _Pattern | None = None
+        self._patterns_tried = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text or ())
+
+    def feed(self, piece: bytes) -> None:
+        for event in self._decoder.feed(piece):
+            self._event(event)
+
+    def finish(self) -> None:
+        for event in self._decoder.flush():
+            self._event(event)
+
+    def _event(self, event: SseEvent) -> None:
+        pattern = self._pattern
+        if pattern is not None and (text := pattern.text(event.data)):
+            self._chunk(pattern.kind, None, event.end)
+            if self._text is not None and pattern.kind == "c":
+                self._text.append(_decode_text(b'"' + text + b'"'))
+            return
+        if event.data == b"[DONE]":
+            self.done = True
+            return
+        self._decode(event)
+
+    def _decode(self, event: SseEvent) -> None:
+        try:
+            chunk = _decode_chunk(event.data)
+        except msgspec.MsgspecError as error:
+            self.error = self.error or f"an event could not be read: {error}"
+            return
+        if chunk.error is not None:
+            self.error = self.error or message_of(chunk.error)
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices[:1]:
+            self._choice(choice, chunk.usage, event)
+
+    def _choice(self, choice: _Choice, usage: ServerUsage | None, event: SseEvent) -> None:
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        delta = choice.delta
+        if delta is None:
+            return
+        text = delta.content or delta.reasoning or delta.reasoning_content
+        kind = "c" if delta.content else "r" if text else "t" if delta.tool_calls else ""
+        if not kind:
+            return
+        self._chunk(kind, usage.completion_tokens if usage else None, event.end)
+        if self._text is not None and delta.content:
+            self._text.append(delta.content)
+        if text and not (delta.tool_calls or usage or choice.finish_reason) and self._patterns_tried < 8:
+            self._patterns_tried += 1
+            self._pattern = _Pattern.of(event.data, kind, text)
+
+    def _chunk(self, kind: str, tokens: int | None, end: int) -> None:
+        self.kinds.append(kind)
+        self.chunk_at.append(self._arrival(end))
+        self.running_tokens.append(tokens)
+
+    @property
+    def written_at(self) -> float | None:
+        return self._byte_times.written_at
+
+    def _arrival(self, end: int) -> float:
+        ends = self._byte_times.ends
+        while self._at < len(ends) - 1 and ends[self._at] < end:
+            self._at += 1
+        return self._byte_times.times[self._at]
+
+    def chunk_tokens(self) -> list[int] | None:
+        """Tokens of each chunk, where every one came with running usage."""
+        running = [n for n in self.running_tokens if n is not None]
+        if not running or len(running) != len(self.running_tokens):
+            return None
+        return [now - before for before, now in zip([0, *running], running, strict=False)]

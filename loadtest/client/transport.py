@@ -1,0 +1,164 @@
+"""TODO."""
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import functools
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from loadtest.client.stream import stamp_sent
+
+SLICE_BYTES = 32 * 1024
+"""Unparsed bytes of one stream at which it is parsed without waiting for its end."""
+
+
+class ByteTimes:
+    """When the bytes of one exchange went and came (perf_counter): at `times[i]` the body was `ends[i]` bytes
+    long."""
+
+    __slots__ = ("ends", "times", "written_at")
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.ends: list[int] = []
+        self.written_at: float | None = None
+        """The kernel took the last byte of the request; None where only the transport knows."""
+
+
+current_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar(
+    "byte_times", default=None
+)
+
+
+perf_now = time.perf_counter
+_parse = ResponseHandler.data_received
+
+
+class StampingHandler(ResponseHandler):
+    """aiohttp's client protocol, which also notes when bytes go and come: when the kernel has taken them, and
+    in the read callback, before they are parsed and before any task wakes. Its reader is woken at the end of
+    the body only, or when a slice is full. Uses aiohttp's internals (`_payload`, `_eof_waiter`): the version
+    is pinned, a test guards it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._log: ByteTimes | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.transport is not None and self.transport.get_extra_info("sslcontext") is None:
+            self.transport = cast("asyncio.Transport", _PromptTransport(self.transport, self._note_written))
+
+    def _note_written(self) -> None:
+        if self._log is not None:
+            self._log.written_at = perf_now()
+
+    def set_response_params(self, **params: Any) -> None:
+        # Runs in the requesting task, before the response can come.
+        self._log = current_byte_times.get()
+        self._payload = None
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        now = perf_now()
+        _parse(self, data)
+        payload, log = self._payload, self._log
+        if payload is None or log is None:
+            return
+        log.times.append(now)
+        log.ends.append(payload.total_bytes)
+        if payload._size > SLICE_BYTES:
+            waiter = payload._eof_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+
+class _PromptTransport:
+    """A TCP transport that hands writes to the kernel at once: uvloop would do it at the end of the loop's
+    turn, after whatever else that turn has to do, and nobody would know when."""
+
+    __slots__ = ("_descriptor", "_note_written", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, note_written: Callable[[], None]) -> None:
+        self._transport = transport
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
+        self._note_written = note_written
+
+    def write(self, data: bytes) -> None:
+        """aiohttp has made sure that the transport is open. What does not fit goes the usual way, and so does
+        what fails: the transport finds out why."""
+        sent = 0
+        if self._transport.get_write_buffer_size() == 0:
+            with contextlib.suppress(OSError):
+                sent = os.write(self._descriptor, data)
+        if sent == len(data):
+            self._note_written()
+        else:
+            self._transport.write(data[sent:])
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class ParsingTurns:
+    """Parsing in turns: one slice in each turn of the loop, first come, first served. Many streams that end
+    together would otherwise keep the loop from stamping the others until all of them are parsed."""
+
+    def __init__(self) -> None:
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._taken = False
+
+    async def mine(self) -> None:
+        """Returns when it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        if not self._taken:
+            self._taken = True
+            loop.call_soon(self._give, loop)
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _give(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                loop.call_soon(self._give, loop)
+                return
+        self._taken = False
+
+
+class StampingConnector(aiohttp.TCPConnector):
+    """aiohttp's connector, without its default limit of 100 connections, making `StampingHandler`s."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(limit=0, **params)
+        self.turns = ParsingTurns()
+        self._factory = functools.partial(StampingHandler, self._loop)  # type: ignore[assignment]
+
+
+def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """The one session of a process. Must be called on the loop that uses it. Limits in time are the
+    caller's: `stream_chat` has one for the whole request."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_chunk_sent.append(stamp_sent)
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        connector=StampingConnector(ssl=tls if tls is not None else True),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        trace_configs=[trace],
+        read_bufsize=2 * SLICE_BYTES,
+    )
