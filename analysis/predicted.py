@@ -29,7 +29,7 @@ from loadtest.modelmath import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.engine import Request
 from loadtest.simulator.virtual import Trace, closed_loop
-from loadtest.workload import Distribution
+from loadtest.workload.distributions import Distribution
 
 PAIRS = 2000
 LENGTHS_KNOWN = 1.1

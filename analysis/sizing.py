@@ -39,7 +39,7 @@ from loadtest.gpus import GIB, Gpu, find_gpu
 from loadtest.modelmath import KV_DTYPES, kinds_of, kv_bytes_per_token, parameters
 from loadtest.record import Slo
 from loadtest.startup import CURRENT, default_batch, default_utilization, parse_version
-from loadtest.workload import Distribution
+from loadtest.workload.distributions import Distribution
 
 # The answer.
 

@@ -38,11 +38,11 @@ from analysis.twin_answer import (
 )
 from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
 from analysis.what_if import Memory, changes_of
-from loadtest.arrivals import ArrivalLaw, read_trace
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset
 from loadtest.simulator.virtual import ROUTERS
+from loadtest.workload.arrivals import ArrivalLaw, read_trace
 
 DRAWS_PLAYED = 8  # of the calibration, for the intervals: each is a simulation, or a search, of its own
 PRESET_DRAWS = 16

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.load import Floats
-from loadtest.arrivals import TRACE_BLOCK_TOKENS
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig, Lack, Request
 from loadtest.simulator.virtual import Arrival, Route, Trace, only, simulate_replicas
+from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
 
 WARM_UP = 0.2  # of the requests: left out of the window
 LIVES = 60  # requests of each user, where nothing else says how long to play

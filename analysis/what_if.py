@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.load import InputError
 from analysis.virtual import Service, Turn
-from loadtest.workload import Distribution
+from loadtest.workload.distributions import Distribution
 
 LENGTH_DRAWS = 2000  # of a stated law
 Change = Callable[[Service], Service]

@@ -32,7 +32,8 @@ from analysis.load import Floats, Run, find_runs, read_run
 from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
 from benchmarks import peer_tools
 from loadtest.record import Slo
-from loadtest.workload import Distribution, sentence
+from loadtest.workload.distributions import Distribution
+from loadtest.workload.prompts import sentence
 from tests.real import vllm_env
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,6 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest.arrivals import Share
 from loadtest.client.target import split_credentials
 from loadtest.lead import Lead, LiveLine, opening
 from loadtest.live import LiveRow
@@ -26,6 +25,7 @@ from loadtest.meter import LOOKAHEAD_S, Meter, Plan
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.settings import InputError, Settings, add_flags, resolve
 from loadtest.ship import Receiver
+from loadtest.workload.arrivals import Share
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target, make_target
 from loadtest.client.transport import open_session
@@ -27,7 +26,10 @@ from loadtest.record import RUN_FILE, ClientSample, RequestRecord
 from loadtest.settings import InputError, Settings, from_shared
 from loadtest.ship import Batch, Receipt, Shipper
 from loadtest.sink import FLUSH_S, RowFile
-from loadtest.workload import ChatRequest, Conversation, Distribution, PromptScale, Workload, read_prompts
+from loadtest.workload.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
+from loadtest.workload.conversations import ChatRequest, Conversation, Workload
+from loadtest.workload.distributions import Distribution
+from loadtest.workload.prompts import PromptScale, read_prompts
 
 logger = logging.getLogger(__name__)
 

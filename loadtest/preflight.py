@@ -20,7 +20,8 @@ from loadtest.modelmath import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
 from loadtest.scrape import Scraper, choose_gpus
 from loadtest.settings import InputError, Settings
-from loadtest.workload import Distribution, Message, PromptScale, probe_text, read_prompts
+from loadtest.workload.distributions import Distribution
+from loadtest.workload.prompts import Message, PromptScale, probe_text, read_prompts
 
 ANSWER_TIMEOUT_S = 30.0
 """For questions that every server answers at once."""

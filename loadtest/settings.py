@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from loadtest.arrivals import ArrivalLaw
 from loadtest.record import Slo
-from loadtest.workload import Distribution
+from loadtest.workload.arrivals import ArrivalLaw
+from loadtest.workload.distributions import Distribution
 
 PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"

@@ -13,7 +13,7 @@ from locust.exception import StopUser
 from loadtest.control import Control
 from loadtest.meter import LOOKAHEAD_S, Meter
 from loadtest.shape import LevelShape, Shape
-from loadtest.workload import ChatRequest, Conversation
+from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
 """User numbers of different workers differ: worker index * this + a count."""

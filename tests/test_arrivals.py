@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
-from loadtest.workload import Distribution
+from loadtest.workload.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
+from loadtest.workload.distributions import Distribution
 from tests.conftest import Finished, RunLocust, two_processes
 from tests.test_workload import workload
 

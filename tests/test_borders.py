@@ -16,8 +16,8 @@ FORBIDDEN = {
         [
             "loadtest.record",
             "loadtest.client.sse",
-            "loadtest.arrivals",
-            "loadtest.workload",
+            "loadtest.workload.arrivals",
+            "loadtest.workload.conversations",
             "loadtest.modelmath",
             "loadtest.architectures",
             "loadtest.layers",

@@ -23,7 +23,7 @@ from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.simulator.engine import EngineConfig, Request
 from loadtest.simulator.virtual import closed_loop
 from loadtest.sink import write_run_info
-from loadtest.workload import Distribution
+from loadtest.workload.distributions import Distribution
 from tests.conftest import ROOT, clean_environment
 from tests.test_modelmath import GEMMA2_27B, LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B, QWEN3_NEXT
 

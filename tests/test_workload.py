@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.workload import Distribution, PromptScale, Workload, probe_text, read_prompts
+from loadtest.workload.conversations import Workload
+from loadtest.workload.distributions import Distribution
+from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
 
 
 def workload(**changes: object) -> Workload:

@@ -1,0 +1,64 @@
+"""TODO."""
+
+import math
+import random
+import re
+from typing import Literal
+
+import msgspec
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_FORMS = (
+    ("fixed", re.compile(rf"{_NUMBER}")),
+    ("uniform", re.compile(rf"{_NUMBER}-{_NUMBER}")),
+    ("lognormal", re.compile(rf"lognormal:{_NUMBER},{_NUMBER}")),
+    ("exp", re.compile(rf"exp:{_NUMBER}")),
+)
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """A law of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV`, `exp:MEAN`."""
+
+    kind: Literal["fixed", "uniform", "lognormal", "exp"]
+    a: float
+    b: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Distribution":
+        """Raises ValueError with a sentence that names the accepted forms."""
+        for kind, form in _FORMS:
+            if match := form.fullmatch(text.strip()):
+                a, b = ([float(group) for group in match.groups()] + [0.0])[:2]
+                if kind == "uniform" and b < a:
+                    break
+                if kind in ("lognormal", "exp") and a == 0:
+                    break
+                return cls(kind, a, b)  # type: ignore[arg-type]
+        raise ValueError(
+            f"'{text}' is not a distribution: write N, LO-HI, lognormal:MEAN,CV or exp:MEAN, for example "
+            "512, 100-900 or lognormal:512,0.6."
+        )
+
+    @property
+    def mean(self) -> float:
+        return (self.a + self.b) / 2 if self.kind == "uniform" else self.a
+
+    def draw(self, rng: random.Random) -> float:
+        """One draw, not rounded. A lognormal of mean m and coefficient of variation c has
+        sigma^2 = ln(1 + c^2) and mu = ln m - sigma^2 / 2."""
+        match self.kind:
+            case "fixed":
+                return self.a
+            case "uniform":
+                return rng.uniform(self.a, self.b)
+            case "exp":
+                return rng.expovariate(1 / self.a)
+            case "lognormal":
+                variance = math.log1p(self.b**2)
+                return rng.lognormvariate(math.log(self.a) - variance / 2, math.sqrt(variance))
+
+    def draw_count(self, rng: random.Random) -> int:
+        """One draw as a whole number, at least 1."""
+        if self.kind == "uniform":
+            return max(1, rng.randint(math.ceil(self.a), math.floor(self.b)))
+        return max(1, round(self.draw(rng)))

@@ -1,0 +1,74 @@
+"""TODO."""
+
+import random
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import msgspec
+
+
+class Message(TypedDict):
+    """One message of a conversation; `content` is text, or the parts of a multimodal message."""
+
+    role: str
+    content: object
+
+
+class PromptScale(msgspec.Struct, frozen=True):
+    """How the server counts our words, from two probe requests: tokens = overhead + per_word * words."""
+
+    overhead_tokens: float
+    tokens_per_word: float
+
+    def words(self, tokens: int) -> int:
+        """Words of a prompt of so many tokens; at least one."""
+        return max(1, round((tokens - self.overhead_tokens) / self.tokens_per_word))
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """One line of the person's own traffic."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Annotated[int, msgspec.Meta(gt=0)] | None = None
+
+
+def sentence(rng: random.Random, *, title: str, words: int) -> str:
+    """`words` words of text behind a title that occurs nowhere else; at least the title."""
+    return " ".join([title, *rng.choices(VOCABULARY, k=max(0, words - 1))])
+
+
+def probe_text(*, nonce: str, words: int) -> str:
+    """Text of the same make as the workload's, to learn how the server counts it."""
+    return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The person's own traffic, one JSON object a line. Raises ValueError, naming the line."""
+    prompts: list[Prompt] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(msgspec.json.decode(line, type=Prompt))
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"{path}, line {number}: not an object with messages ({error}).") from error
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts.")
+    return prompts
+
+
+# Short, frequent English words: one token each, with their space, in the vocabularies of most models.
+VOCABULARY = (
+    "time year people way day man thing woman life child world school state family student group country "
+    "problem hand part place case week company system program question work government number night point "
+    "home water room mother area money story fact month lot right study book eye job word business issue "
+    "side kind head house service friend father power hour game line end member law car city name team "
+    "minute idea body back parent face level office door health person art war history party result change "
+    "morning reason research girl moment air teacher force order plan paper music value model space ground "
+    "form event matter center table town image voice field road letter river market summer window garden "
+    "about after again also always another because before between both bring call come could down each even "
+    "every find first from give good great have help here into just keep know large last leave like little "
+    "long look made make many mean more most much must need never next only open other over place public "
+    "read same seem show small some still such take tell than that their them then there these they think "
+    "this through turn under until very want well what when where which while with without would write young"
+).split()
