@@ -15,10 +15,10 @@ import msgspec
 
 from analysis.deployment import Deployment, PoolBand, pool_band, pool_tokens
 from analysis.load import InputError
-from loadtest.architectures import parse_config
-from loadtest.gpus import GIB, find_gpu
-from loadtest.modelmath import step_bytes
-from loadtest.startup import CURRENT, default_batch, default_utilization, parse_version
+from loadtest.model.architectures import parse_config
+from loadtest.model.cards import GIB, find_gpu
+from loadtest.model.memory import step_bytes
+from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
 
 GB = 1e9
 ROUNDING = 0.02

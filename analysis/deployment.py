@@ -7,17 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loadtest.architectures import ModelShape
-from loadtest.gpus import GIB, Gpu
-from loadtest.modelmath import (
-    KvLayout,
-    Pool,
-    divide_budget,
-    kv_layout,
-    rotary_bytes,
-    weights_bytes,
-)
-from loadtest.startup import GRAPHS_COUNTED_FROM, Overheads, Version, overheads
+from loadtest.model.architectures import ModelShape
+from loadtest.model.cards import GIB, Gpu
+from loadtest.model.memory import KvLayout, Pool, divide_budget, kv_layout, rotary_bytes, weights_bytes
+from loadtest.model.startup import GRAPHS_COUNTED_FROM, Overheads, Version, overheads
 
 QUANTILE = 1.645  # bands cover 90 %
 ASYNC_FROM: Version = (0, 20, 0)  # two steps under way (max_concurrent_batches), so twice the tokens

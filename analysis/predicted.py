@@ -25,7 +25,7 @@ from analysis.memory import (
     wall,
 )
 from analysis.step_model import SPEED_BAND, StepModel, step_model
-from loadtest.modelmath import KvLayout
+from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.engine import Request
 from loadtest.simulator.virtual import Trace, closed_loop

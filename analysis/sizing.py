@@ -34,11 +34,11 @@ from analysis.predicted import LENGTHS_KNOWN, PAIRS, Placed, Sized, Workload, dr
 from analysis.sizing_answer import Effect, OverheadBand, OverheadBytes, Sizing
 from analysis.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
 from analysis.step_model import SPEED_BAND, StepModel
-from loadtest.architectures import ModelShape, parse_config
-from loadtest.gpus import GIB, Gpu, find_gpu
-from loadtest.modelmath import KV_DTYPES, kinds_of, kv_bytes_per_token, parameters
+from loadtest.model.architectures import ModelShape, parse_config
+from loadtest.model.cards import GIB, Gpu, find_gpu
+from loadtest.model.memory import KV_DTYPES, kinds_of, kv_bytes_per_token, parameters
+from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
 from loadtest.record import Slo
-from loadtest.startup import CURRENT, default_batch, default_utilization, parse_version
 from loadtest.workload.distributions import Distribution
 
 # The answer.

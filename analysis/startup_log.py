@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from analysis.deployment import Calibration, Deployment
 from analysis.load import InputError, find_runs
-from loadtest.architectures import ModelShape
-from loadtest.gpus import GIB
-from loadtest.startup import Version, parse_version
+from loadtest.model.architectures import ModelShape
+from loadtest.model.cards import GIB
+from loadtest.model.startup import Version, parse_version
 
 T = TypeVar("T")
 

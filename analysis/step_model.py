@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from analysis.deployment import Deployment
-from loadtest.modelmath import step_bytes
+from loadtest.model.memory import step_bytes
 from loadtest.simulator.engine import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 

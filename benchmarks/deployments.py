@@ -12,8 +12,8 @@ from analysis.latency import MISS_LIMIT
 from analysis.levels import QUEUE_LIMIT
 from analysis.limit import limit
 from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
-from loadtest.architectures import ModelShape, parse_config
-from loadtest.gpus import A10G, H100, L4, T4
+from loadtest.model.architectures import ModelShape, parse_config
+from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo
 from loadtest.simulator.engine import EngineConfig
 from loadtest.simulator.presets import Preset

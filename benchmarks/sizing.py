@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.deployment import Calibration, Deployment, PoolBand, log_tokens, max_concurrency, pool_band
-from loadtest.gpus import GIB, H100, find_gpu
-from loadtest.modelmath import UnsupportedModelError, kv_bytes_per_token, parse_config
-from loadtest.startup import CURRENT, default_batch, default_utilization, parse_version
+from loadtest.model.cards import GIB, H100, find_gpu
+from loadtest.model.memory import UnsupportedModelError, kv_bytes_per_token, parse_config
+from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
 
 STARTUPS = "SEATCOUNT_STARTUPS"
 FITTED = "Llama-3"

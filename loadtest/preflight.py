@@ -16,7 +16,7 @@ from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.client.transport import open_session
 from loadtest.exposition import read_samples, read_server_info
-from loadtest.modelmath import kv_bytes_per_token, parse_config
+from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
 from loadtest.scrape import Scraper, choose_gpus
 from loadtest.settings import InputError, Settings

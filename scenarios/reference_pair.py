@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.modelmath import GIB, step_bytes, weights_bytes
+from loadtest.model.memory import GIB, step_bytes, weights_bytes
 from loadtest.simulator.presets import Preset, find_preset
 from scenarios import embedded
 

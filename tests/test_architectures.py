@@ -3,8 +3,8 @@ published config.json files, without what memory does not depend on."""
 
 import pytest
 
-from loadtest.architectures import parse_config
-from loadtest.modelmath import parameters
+from loadtest.model.architectures import parse_config
+from loadtest.model.memory import parameters
 
 Config = dict[str, object]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from loadtest.architectures import parse_config
-from loadtest.gpus import GIB, T4
-from loadtest.modelmath import (
+from loadtest.model.architectures import parse_config
+from loadtest.model.cards import GIB, T4
+from loadtest.model.memory import (
     Group,
     Pool,
     UnsupportedModelError,
@@ -17,7 +17,7 @@ from loadtest.modelmath import (
     step_bytes,
     weights_bytes,
 )
-from loadtest.startup import CURRENT, Version, activation_bytes, overheads
+from loadtest.model.startup import CURRENT, Version, activation_bytes, overheads
 
 QWEN3_1_7B: dict[str, object] = {
     "model_type": "qwen3",

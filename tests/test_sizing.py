@@ -16,9 +16,9 @@ from analysis.memory import Pairs, block_law
 from analysis.predicted import Curve, Workload, draw_workload, law_of, size
 from analysis.sizing import answer, main
 from analysis.startup_log import as_started, calibration_of, read_log, read_run
-from loadtest.architectures import parse_config
-from loadtest.gpus import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, find_gpu
-from loadtest.modelmath import kv_layout
+from loadtest.model.architectures import parse_config
+from loadtest.model.cards import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, find_gpu
+from loadtest.model.memory import kv_layout
 from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.simulator.engine import EngineConfig, Request
 from loadtest.simulator.virtual import closed_loop

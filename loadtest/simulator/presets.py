@@ -5,9 +5,9 @@ The derivation is a roofline with stated fractions; nothing here was measured on
 
 from dataclasses import dataclass
 
-from loadtest.architectures import ModelShape, parse_config
-from loadtest.gpus import A10G, H100, L4, T4, Gpu
-from loadtest.modelmath import (
+from loadtest.model.architectures import ModelShape, parse_config
+from loadtest.model.cards import A10G, H100, L4, T4, Gpu
+from loadtest.model.memory import (
     Pool,
     divide_budget,
     kv_layout,
@@ -16,8 +16,8 @@ from loadtest.modelmath import (
     step_bytes,
     weights_bytes,
 )
+from loadtest.model.startup import CURRENT, overheads
 from loadtest.simulator.engine import EngineConfig
-from loadtest.startup import CURRENT, overheads
 
 BANDWIDTH_FRACTION = 0.75
 """Of the data sheet's bandwidth, what a decode step reaches. Assumed, between the 0.62 of a published

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from loadtest.architectures import ModelShape
-from loadtest.gpus import GIB, Gpu
-from loadtest.quantisation import dtype_bytes
+from loadtest.model.architectures import ModelShape
+from loadtest.model.cards import GIB, Gpu
+from loadtest.model.quantisation import dtype_bytes
 
 Version = tuple[int, int, int]
 CURRENT: Version = (0, 32, 0)

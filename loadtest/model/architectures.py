@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from loadtest.layers import (
+from loadtest.model.layers import (
     FREELY,
     Family,
     Keys,
@@ -15,25 +15,27 @@ from loadtest.layers import (
     Tensor,
     all_but_each,
     bamba_mixer,
-    deepseek_experts,
     even_layers,
     every_layer,
     falcon_mixer,
-    gpt_oss_experts,
-    granite_experts,
     granite_hybrid,
-    jamba_experts,
     jamba_mixer,
     last_layers,
     latent_attention,
     linear,
-    llama4_experts,
-    mixtral_experts,
     norms,
-    qwen_experts,
     qwen_hybrid,
 )
-from loadtest.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
+from loadtest.model.mlps import (
+    deepseek_experts,
+    gpt_oss_experts,
+    granite_experts,
+    jamba_experts,
+    llama4_experts,
+    mixtral_experts,
+    qwen_experts,
+)
+from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loadtest.quantisation import UnsupportedModelError
+from loadtest.model.mlps import Mlp, dense_mlp
+from loadtest.model.quantisation import UnsupportedModelError
 
 FREELY = 1 << 30
 """Shards of a tensor that tensor parallelism can split over any number of GPUs; 1 is one copy on each."""
@@ -147,7 +148,7 @@ def linear(
     return found
 
 
-def _row_linear(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+def row_linear(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
     found = [
         Tensor(
             name=name, rows=rows, columns=columns, count=count, shards=FREELY, split="columns", linear=True
@@ -160,29 +161,7 @@ def norms(name: str, size: int, count: int, *, bias: bool = False) -> list[Tenso
     return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []
 
 
-def _gated(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
-    return [
-        *linear(f"{name}.gate_proj", width, hidden, bias=bias, count=count),
-        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
-        *_row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
-    ]
-
-
-def _plain(name: str, hidden: int, width: int, *, bias: bool, count: int = 1) -> list[Tensor]:
-    return [
-        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
-        *_row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
-    ]
-
-
-def _router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
-    """Never split, never quantised."""
-    found = [Tensor(name=name, rows=experts, columns=hidden)]
-    return [*found, Tensor(name=f"{name}.bias", rows=experts)] if bias else found
-
-
 Mixer = Callable[[Keys, "Family", int], tuple[list[Tensor], list[Cache]]]
-Mlp = Callable[[Keys, "Family", int], list[Tensor]]
 
 
 def grouped_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
@@ -194,14 +173,14 @@ def grouped_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Te
         *linear("self_attn.q_proj", query, hidden, bias=bias),
         *linear("self_attn.k_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
         *linear("self_attn.v_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
-        *_row_linear("self_attn.o_proj", hidden, heads * dim, bias=keys.bias(family.o_bias)),
+        *row_linear("self_attn.o_proj", hidden, heads * dim, bias=keys.bias(family.o_bias)),
     ]
     if family.qk_norm and (not family.qk_norm_key or keys.flag(family.qk_norm_key)):
         size = 2 * dim if family.qk_norm == "head" else (heads + kv_heads) * dim
         tensors += norms("self_attn.qk_norm", size, 1)
     if family.sinks:
         tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=FREELY))
-    kind, span = _reach(keys, family, place)
+    kind, span = reach(keys, family, place)
     return tensors, [AttentionCache(kind=kind, heads=kv_heads, width=2 * dim, span=span)]
 
 
@@ -224,12 +203,12 @@ def latent_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Ten
         *linear("self_attn.kv_a_proj_with_mqa", rank + rope, hidden, shards=1),
         *norms("self_attn.kv_a_layernorm", rank, 1),
         *linear("self_attn.kv_b_proj", heads * (nope + value), rank),
-        *_row_linear("self_attn.o_proj", hidden, heads * value, bias=keys.flag("attention_bias")),
+        *row_linear("self_attn.o_proj", hidden, heads * value, bias=keys.flag("attention_bias")),
     ]
     return tensors, [AttentionCache(kind="mla", heads=1, width=rank + rope)]
 
 
-def _reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "window", "chunk"], int]:
+def reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "window", "chunk"], int]:
     """How far layer `place` looks back, and the window's or chunk's tokens."""
     kinds = keys.items("layer_types")
     if kinds:
@@ -237,7 +216,7 @@ def _reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "w
     elif family.slides and keys.get("sliding_window") and keys.flag("use_sliding_window", default=True):
         kind = "sliding_attention" if family.slides(keys, place) else "full_attention"
     elif keys.get("attention_chunk_size") is not None:
-        kind = "chunked_attention" if _ropes(keys, place) else "full_attention"
+        kind = "chunked_attention" if ropes(keys, place) else "full_attention"
     else:
         kind = "full_attention"
     match kind:
@@ -252,7 +231,7 @@ def _reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "w
     raise UnsupportedModelError(f"This config.json has layers of the kind {kind!r}, which is not supported.")
 
 
-def _ropes(keys: Keys, place: int) -> bool:
+def ropes(keys: Keys, place: int) -> bool:
     """Llama 4: layers with rotary positions look at a chunk, the others at everything."""
     listed = keys.items("no_rope_layers")
     return (
@@ -296,7 +275,7 @@ def _delta_net(keys: Keys) -> tuple[list[Tensor], list[Cache]]:
         Tensor(name="linear_attn.conv1d", rows=mixed, columns=kernel, shards=FREELY),
         Tensor(name="linear_attn.dt_bias", rows=2 * value_heads, shards=FREELY),
         *norms("linear_attn.norm", value_dim, 1),
-        *_row_linear("linear_attn.out_proj", hidden, value),
+        *row_linear("linear_attn.out_proj", hidden, value),
     ]
     dtype = str(keys.get("mamba_ssm_dtype") or "auto")
     recurrent = value_heads * value_dim * key_dim
@@ -323,7 +302,7 @@ def _mamba2(
         *([Tensor(name="mamba.conv1d.bias", rows=mixed, shards=FREELY)] if _conv_bias(keys) else []),
         Tensor(name="mamba.A_D_dt_bias", rows=3 * heads, shards=FREELY),
         *([Tensor(name="mamba.norm", rows=width, shards=FREELY)] if norm else []),
-        *_row_linear("mamba.out_proj", hidden, width, bias=bias),
+        *row_linear("mamba.out_proj", hidden, width, bias=bias),
     ]
     recurrent = heads * head_dim * state
     return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
@@ -397,98 +376,9 @@ def jamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor],
         *linear("mamba.dt_proj", width, rank, bias=True),
         Tensor(name="mamba.A_log", rows=width, columns=state + 1, shards=FREELY),
         *norms("mamba.norms", rank + 2 * state, 1),
-        *_row_linear("mamba.out_proj", hidden, width, bias=bias),
+        *row_linear("mamba.out_proj", hidden, width, bias=bias),
     ]
     return tensors, [StateCache(convolution=width * (kernel - 1), recurrent=width * state, dtype="auto")]
-
-
-def dense_mlp(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
-    return (_gated if family.gated else _plain)("mlp", keys.hidden, width, bias=bias)
-
-
-def mixtral_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    """Every layer has experts and nothing else."""
-    experts, hidden = keys.integer("num_local_experts", "num_experts"), keys.hidden
-    width = keys.integer("moe_intermediate_size", "intermediate_size")
-    bias = keys.flag("use_routing_bias")
-    return _router("mlp.gate", experts, hidden, bias=bias) + _gated(
-        "mlp.experts", hidden, width, count=experts
-    )
-
-
-def qwen_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    """Experts in every decoder_sparse_step-th layer that is not listed as dense; perhaps a shared one."""
-    if place in keys.items("mlp_only_layers") or (place + 1) % keys.integer("decoder_sparse_step", default=1):
-        return dense_mlp(keys, family, place)
-    experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
-    tensors = _router("mlp.gate", experts, hidden)
-    tensors += _gated("mlp.experts", hidden, keys.integer("moe_intermediate_size"), count=experts)
-    shared = keys.integer("shared_expert_intermediate_size", default=0)
-    if shared:
-        tensors += _gated("mlp.shared_expert", hidden, shared)
-        tensors += _router("mlp.shared_expert_gate", 1, hidden)
-    return tensors
-
-
-def deepseek_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    """The first layers dense, then routed and shared experts; V3's router carries a correction."""
-    every = keys.integer("moe_layer_freq", default=1)
-    if place < keys.integer("first_k_dense_replace", default=0) or place % every:
-        return dense_mlp(keys, family, place)
-    experts, hidden = keys.integer("n_routed_experts"), keys.hidden
-    width = keys.integer("moe_intermediate_size")
-    corrected = keys.get("topk_method") == "noaux_tc" or keys.model_type in _CORRECTED_ROUTERS
-    tensors = _router("mlp.gate", experts, hidden, bias=corrected)
-    tensors += _gated("mlp.experts", hidden, width, count=experts)
-    shared = keys.integer("n_shared_experts", default=0)
-    return tensors + (_gated("mlp.shared_experts", hidden, width * shared) if shared else [])
-
-
-_CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
-
-
-def llama4_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
-    hidden, width = keys.hidden, keys.integer("intermediate_size")
-    if place not in listed if listed else (place + 1) % step:
-        return _gated("feed_forward", hidden, keys.integer("intermediate_size_mlp"))
-    experts = keys.integer("num_local_experts")
-    return [
-        *_router("feed_forward.router", experts, hidden),
-        *_gated("feed_forward.experts", hidden, width, count=experts),
-        *_gated("feed_forward.shared_expert", hidden, width),
-    ]
-
-
-def gpt_oss_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    experts, hidden, width = keys.integer("num_local_experts"), keys.hidden, keys.integer("intermediate_size")
-    return _router("mlp.router", experts, hidden, bias=True) + _gated(
-        "mlp.experts", hidden, width, bias=True, count=experts
-    )
-
-
-def jamba_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    period = keys.integer("expert_layer_period", default=2)
-    offset = keys.integer("expert_layer_offset", default=0)
-    experts = keys.integer("num_experts", default=16)
-    if place % period != offset or experts == 1:
-        return _gated("feed_forward", keys.hidden, keys.integer("intermediate_size"))
-    return _router("feed_forward.router", experts, keys.hidden) + _gated(
-        "feed_forward.experts", keys.hidden, keys.integer("intermediate_size"), count=experts
-    )
-
-
-def granite_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
-    """Experts where there are any, and a shared MLP where there is one."""
-    experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
-    tensors = []
-    if experts:
-        tensors += _router("block_sparse_moe.router", experts, hidden)
-        width = keys.integer("intermediate_size")
-        tensors += _gated("block_sparse_moe.experts", hidden, width, count=experts)
-    shared = keys.integer("shared_intermediate_size", default=0)
-    return tensors + (_gated("shared_mlp", hidden, shared) if shared else [])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
