@@ -11,8 +11,8 @@ import msgspec
 from prometheus_client.samples import Sample
 
 from analysis.load import InputError
-from loadtest.exposition import WANTED, parse, samples_of, server_info_of
 from loadtest.record import ServerInfo, ServerSample
+from loadtest.server.vllm import WANTED, parse, samples_of, server_info_of
 
 # A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
 # `date -Is` write between two scrapes. A sample ends in a number too, hence words in a comment only.

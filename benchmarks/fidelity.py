@@ -32,8 +32,8 @@ from analysis.load import Ints, Requests, Run, find_runs, read_run
 from analysis.memory import pairs_of
 from analysis.twin import measured
 from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
-from loadtest.exposition import read_samples
 from loadtest.record import ServerSample, Slo
+from loadtest.server.vllm import read_samples
 from loadtest.simulator.virtual import round_robin
 from loadtest.workload.arrivals import read_trace
 from tests.real.vllm_env import BLOCK_SIZE, MODEL, start_vllm

@@ -19,9 +19,9 @@ from loadtest.client.target import Target, make_target
 from loadtest.live import Level, LiveRow, clock, describe
 from loadtest.loop import LoopThread
 from loadtest.meter import Plan, planned_arrivals
-from loadtest.preflight import Preflight, inspect_server, summary
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
-from loadtest.scrape import NvmlGpus
+from loadtest.server.gpus import NvmlGpus
+from loadtest.server.preflight import Preflight, inspect_server, summary
 from loadtest.settings import InputError, Settings
 from loadtest.ship import Receiver
 from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info

@@ -16,12 +16,12 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from loadtest.client.body import chat_body
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target, make_target
 from loadtest.client.transport import open_session
 from loadtest.live import LiveRow, live_row
 from loadtest.loop import LoopThread
-from loadtest.preflight import chat_body
 from loadtest.record import RUN_FILE, ClientSample, RequestRecord
 from loadtest.settings import InputError, Settings, from_shared
 from loadtest.ship import Batch, Receipt, Shipper

@@ -25,14 +25,20 @@ FORBIDDEN = {
             "loadtest.model.cards",
             "loadtest.model.startup",
             "loadtest.live",
-            "loadtest.exposition",
+            "loadtest.server.vllm",
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
     **dict.fromkeys(["loadtest.simulator.engine", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB),
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
-        ["loadtest.client.stream", "loadtest.scrape", "loadtest.sink", "loadtest.ship", "loadtest.preflight"],
+        [
+            "loadtest.client.stream",
+            "loadtest.server.scrape",
+            "loadtest.sink",
+            "loadtest.ship",
+            "loadtest.server.preflight",
+        ],
         LOCUST | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(

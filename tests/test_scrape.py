@@ -7,9 +7,10 @@ import pytest
 from aiohttp import web
 
 from loadtest.client.target import Target
-from loadtest.exposition import read_samples, read_server_info
 from loadtest.record import ServerSample
-from loadtest.scrape import DcgmGpus, Scraper, choose_gpus
+from loadtest.server.gpus import DcgmGpus, choose_gpus
+from loadtest.server.scrape import Scraper
+from loadtest.server.vllm import read_samples, read_server_info
 from loadtest.settings import InputError
 
 INFO = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.exposition import read_samples, read_server_info
+from loadtest.server.vllm import read_samples, read_server_info
 from tests.real.client import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
 from tests.real.law import Law
 from tests.real.vllm_env import BLOCK_SIZE, Vllm

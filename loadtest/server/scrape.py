@@ -2,104 +2,20 @@
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 import aiohttp
 import msgspec
-import pynvml
-from prometheus_client.samples import Sample
 
-from loadtest.client.target import Target, split_credentials
-from loadtest.exposition import parse, read_samples
+from loadtest.client.target import Target
 from loadtest.record import GpuInfo, ServerSample
-from loadtest.settings import InputError
+from loadtest.server.gpus import DcgmGpus, NvmlGpus
+from loadtest.server.vllm import read_samples
 
 logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 5.0
-
-_DCGM_WANTED = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
-_MIB = 1024**2
-
-
-class NvmlGpus:
-    """This machine's GPUs, through NVIDIA's management library. Raises pynvml.NVMLError without one."""
-
-    def __init__(self) -> None:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        if count == 0:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-        total = sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in self._handles)
-        name = pynvml.nvmlDeviceGetName(self._handles[0])
-        name = name if isinstance(name, str) else name.decode()
-        self.info = GpuInfo(name=name, count=count, vram_bytes=total)
-        self.used_bytes_each: list[int] | None = None
-        self.util: float | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        try:
-            used = [int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]
-            rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
-        except pynvml.NVMLError:
-            self.used_bytes_each = self.util = None
-            return
-        self.used_bytes_each, self.util = used, sum(rates) / len(rates)
-
-
-class DcgmGpus:
-    """A remote machine's GPUs, through the address of its DCGM exporter."""
-
-    def __init__(self, url: str) -> None:
-        page = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/metrics"
-        self.url, authorization = split_credentials(page)
-        self.headers = {"Authorization": authorization} if authorization else {}
-        self.info = GpuInfo(name=None, count=0, vram_bytes=None)
-        self.used_bytes_each: list[int] | None = None
-        self.util: float | None = None
-
-    def refresh(self) -> None:
-        """Nothing blocks here: `take` is given what the scraper fetched."""
-
-    def take(self, text: str) -> None:
-        """Reads the exporter's page. Raises ValueError on text that is not Prometheus' format."""
-        samples = parse(text, wanted=_DCGM_WANTED)
-        used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
-        free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
-        rates = list(_by_gpu(samples, "DCGM_FI_DEV_GPU_UTIL").values())
-        self.used_bytes_each = [round(value * _MIB) for value in used.values()] or None
-        self.util = sum(rates) / len(rates) / 100 if rates else None
-        names = [s.labels["modelName"] for s in samples if "modelName" in s.labels]
-        self.info = GpuInfo(
-            name=names[0] if names else None,
-            count=len(used),
-            vram_bytes=round((sum(used.values()) + sum(free.values())) * _MIB) if used and free else None,
-        )
-
-
-def _by_gpu(samples: Iterable[Sample], name: str) -> dict[str, float]:
-    return {s.labels.get("gpu", "0"): s.value for s in samples if s.name == name}
-
-
-def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus | None:
-    """`auto`, `nvml`, `off` or the address of a DCGM exporter. Raises InputError."""
-    if setting == "off" or (setting == "auto" and not server_is_local):
-        return None
-    if setting in ("auto", "nvml"):
-        try:
-            return NvmlGpus()
-        except pynvml.NVMLError as error:
-            if setting == "nvml":
-                raise InputError(f"--gpu-metrics nvml: NVML does not work here ({error}).") from error
-            return None
-    if urlsplit(setting).scheme not in ("http", "https"):
-        raise InputError("--gpu-metrics must be auto, nvml, off or the address of a DCGM exporter.")
-    return DcgmGpus(setting)
 
 
 class Scraper:

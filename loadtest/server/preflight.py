@@ -12,16 +12,18 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from loadtest.client.body import chat_body
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.client.transport import open_session
-from loadtest.exposition import read_samples, read_server_info
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
-from loadtest.scrape import Scraper, choose_gpus
+from loadtest.server.gpus import choose_gpus
+from loadtest.server.scrape import Scraper
+from loadtest.server.vllm import read_samples, read_server_info
 from loadtest.settings import InputError, Settings
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import Message, PromptScale, probe_text, read_prompts
+from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
 
 ANSWER_TIMEOUT_S = 30.0
 """For questions that every server answers at once."""
@@ -258,23 +260,6 @@ def _check_prompts(settings: Settings) -> None:
             read_prompts(settings.prompts)
         except (ValueError, OSError) as error:
             raise InputError(f"--prompts: {error}") from None
-
-
-def chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
-    """The JSON of one streamed chat completion."""
-    body: dict[str, object] = {
-        "model": model,
-        "messages": messages,
-        "max_tokens": max_tokens,
-        "temperature": settings.temperature,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if settings.ignore_eos:
-        body["ignore_eos"] = True
-    if settings.thinking is not None:
-        body["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
-    return msgspec.json.encode({**body, **settings.extra_body})
 
 
 async def _ask(

@@ -1,0 +1,23 @@
+"""TODO."""
+
+import msgspec
+
+from loadtest.settings import Settings
+from loadtest.workload.prompts import Message
+
+
+def chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
+    """The JSON of one streamed chat completion."""
+    body: dict[str, object] = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": settings.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if settings.ignore_eos:
+        body["ignore_eos"] = True
+    if settings.thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    return msgspec.json.encode({**body, **settings.extra_body})
