@@ -10,8 +10,8 @@ from analysis.answer import WALL_NAMES
 from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
 from analysis.levels import FEWEST_REQUESTS, Level
 from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
-from loadtest.live import HOPELESS_SHARE
 from loadtest.record import Advice
+from loadtest.run.live import HOPELESS_SHARE
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
 CLIMB = 4.0  # the most that the next level has over the highest one that holds

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerInfo, ServerSample, encode_line
-from loadtest.sink import write_run_info
+from loadtest.run.sink import write_run_info
 
 CHUNKS = 200
 LEVELS, LEVEL_S = (100, 200, 300, 400), 300.0

@@ -18,13 +18,15 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.client.target import split_credentials
-from loadtest.lead import Lead, LiveLine, opening
-from loadtest.live import LiveRow
-from loadtest.loop import LoopThread
-from loadtest.meter import LOOKAHEAD_S, Meter, Plan
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
+from loadtest.run.coordinator import Lead, opening
+from loadtest.run.generator import LOOKAHEAD_S, Meter
+from loadtest.run.live import LiveRow
+from loadtest.run.live_line import LiveLine
+from loadtest.run.loop import LoopThread
+from loadtest.run.plan import Plan
+from loadtest.run.shipping import Receiver
 from loadtest.settings import InputError, Settings, add_flags, resolve
-from loadtest.ship import Receiver
 from loadtest.workload.arrivals import Share
 
 logger = logging.getLogger(__name__)

@@ -4,11 +4,12 @@ each look at the rows so far. Knows no statistics."""
 import logging
 import time
 
-from loadtest.advisor import Advisor, AdvisorLostError
 from loadtest.control import STOP_DRAIN_S, Control
-from loadtest.lead import Lead, live_text
-from loadtest.live import Level
 from loadtest.record import Advice, Look
+from loadtest.run.advisor import Advisor, AdvisorLostError
+from loadtest.run.coordinator import Lead
+from loadtest.run.live import Level
+from loadtest.run.live_line import live_text
 from loadtest.settings import InputError, Settings
 from loadtest.shape import Shape, Wanted
 

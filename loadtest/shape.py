@@ -10,7 +10,8 @@ from locust import LoadTestShape
 from locust.util.timespan import parse_timespan
 
 from loadtest.control import STOP_DRAIN_S, Control
-from loadtest.lead import Lead, live_text
+from loadtest.run.coordinator import Lead
+from loadtest.run.live_line import live_text
 from loadtest.settings import InputError, Settings
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from loadtest.control import Control
-from loadtest.meter import LOOKAHEAD_S, Meter
+from loadtest.run.generator import LOOKAHEAD_S, Meter
 from loadtest.shape import LevelShape, Shape
 from loadtest.workload.conversations import ChatRequest, Conversation
 

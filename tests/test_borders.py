@@ -24,7 +24,7 @@ FORBIDDEN = {
             "loadtest.model.quantisation",
             "loadtest.model.cards",
             "loadtest.model.startup",
-            "loadtest.live",
+            "loadtest.run.live",
             "loadtest.server.vllm",
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
@@ -35,14 +35,14 @@ FORBIDDEN = {
         [
             "loadtest.client.stream",
             "loadtest.server.scrape",
-            "loadtest.sink",
-            "loadtest.ship",
+            "loadtest.run.sink",
+            "loadtest.run.shipping",
             "loadtest.server.preflight",
         ],
         LOCUST | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(
-        ["loadtest.loop", "loadtest.meter", "loadtest.lead", "loadtest.advisor"],
+        ["loadtest.run.loop", "loadtest.run.generator", "loadtest.run.coordinator", "loadtest.run.advisor"],
         {"locust", "analysis"} | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(

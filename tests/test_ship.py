@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import ship
-from loadtest.ship import Batch, Receiver, Shipper
+from loadtest.run import shipping as ship
+from loadtest.run.shipping import Batch, Receiver, Shipper
 
 
 @pytest.fixture

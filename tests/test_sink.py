@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loadtest.record import ClientSample, RunInfo
-from loadtest.sink import RowFile, create_run_folder, new_run_id, write_run_info
+from loadtest.run.sink import RowFile, create_run_folder, new_run_id, write_run_info
 
 
 def row(number: int) -> ClientSample:

@@ -6,25 +6,23 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shutil
-import sys
 import time
 import uuid
 from pathlib import Path
 
 import aiohttp
 
-from loadtest.advisor import Advisor
 from loadtest.client.target import Target, make_target
-from loadtest.live import Level, LiveRow, clock, describe
-from loadtest.loop import LoopThread
-from loadtest.meter import Plan, planned_arrivals
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
+from loadtest.run.advisor import Advisor
+from loadtest.run.live import Level, LiveRow, describe
+from loadtest.run.loop import LoopThread
+from loadtest.run.plan import Plan, planned_arrivals
+from loadtest.run.shipping import Receiver
+from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.server.gpus import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, summary
 from loadtest.settings import InputError, Settings
-from loadtest.ship import Receiver
-from loadtest.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 
 logger = logging.getLogger(__name__)
 
@@ -212,40 +210,6 @@ def _run_info(
         ),
         warnings=list(found.warnings),
     )
-
-
-class LiveLine:
-    """One line on a terminal, rewritten every second; elsewhere a log line now and then."""
-
-    def __init__(self, *, every_s: float = 10.0) -> None:
-        self._tty = sys.stderr.isatty()
-        self._every_s = every_s
-        self._shown = 0.0
-
-    def show(self, text: str) -> None:
-        now = time.monotonic()
-        if self._tty:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten
-            sys.stderr.write(f"\r\x1b[2K{text[:width]}")
-            sys.stderr.flush()
-        elif now - self._shown >= self._every_s:
-            self._shown = now
-            logger.info(text)
-
-    def clear(self) -> None:
-        if self._tty:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-
-
-def live_text(level: Level | None, *, level_s: float | None, left_s: float | None) -> str:
-    """`8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
-    if level is None:
-        return "starting or stopping users ..."
-    held = time.time() - level.start_unix_s
-    of = f"/{level_s:.0f}" if level_s else ""
-    left = f" | {clock(left_s)} left" if left_s is not None else ""
-    return f"{describe(level)} | {held:.0f}{of} s{left}"
 
 
 def opening(lead: Lead, *, plan: str) -> list[str]:

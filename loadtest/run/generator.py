@@ -7,61 +7,37 @@ import itertools
 import logging
 import math
 import resource
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
-import msgspec
 
 from loadtest.client.body import chat_body
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target, make_target
 from loadtest.client.transport import open_session
-from loadtest.live import LiveRow, live_row
-from loadtest.loop import LoopThread
-from loadtest.record import RUN_FILE, ClientSample, RequestRecord
-from loadtest.settings import InputError, Settings, from_shared
-from loadtest.ship import Batch, Receipt, Shipper
-from loadtest.sink import FLUSH_S, RowFile
-from loadtest.workload.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
+from loadtest.record import RUN_FILE, RequestRecord
+from loadtest.run.health import HealthWatch
+from loadtest.run.live import LiveRow, live_row
+from loadtest.run.loop import LoopThread
+from loadtest.run.plan import Plan, planned_arrivals
+from loadtest.run.shipping import Batch, Receipt, Shipper
+from loadtest.run.sink import FLUSH_S, RowFile
+from loadtest.settings import Settings, from_shared
+from loadtest.workload.arrivals import Share, is_mine
 from loadtest.workload.conversations import ChatRequest, Conversation, Workload
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import PromptScale, read_prompts
+from loadtest.workload.prompts import read_prompts
 
 logger = logging.getLogger(__name__)
-
-LAG_PROBE_S = 0.02
-"""A timer this often on the measuring loop shows how late the loop is."""
 
 
 LOOKAHEAD_S = 2.0
 """Open loop: a request's body is made and handed to the loop this long before it is due."""
 UVLOOP_TICK_S = 0.001
 """uvloop's timers round to milliseconds; one more keeps requests from being early."""
-
-
-class Plan(msgspec.Struct, kw_only=True, frozen=True):
-    """What the leader tells every process that measures. Holds no secrets."""
-
-    run_id: str
-    folder: str
-    host: str
-    model: str
-    scenario: str
-    max_model_len: int | None
-    scale: PromptScale
-    nonce: str
-    settings: dict[str, object]
-
-    @classmethod
-    def read(cls, text: str) -> "Plan":
-        return msgspec.json.decode(text, type=cls)
-
-    def write(self) -> str:
-        return msgspec.json.encode(self).decode()
 
 
 class Meter:
@@ -87,7 +63,7 @@ class Meter:
         self.folder, self.shares_disk = _folder(plan, self.settings)
         self.clock_offset_s: float | None = 0.0 if self.shares_disk else None
         self._rows = RowFile(self.folder / f"requests-{worker}.jsonl")
-        self._health = _Health(RowFile(self.folder / f"client-{worker}.jsonl"))
+        self._health = HealthWatch(RowFile(self.folder / f"client-{worker}.jsonl"))
         self._tasks: set[asyncio.Task[object]] = set()
         self._live: list[LiveRow] = []
         self._ended: list[RequestRecord] = []
@@ -282,19 +258,6 @@ class Meter:
         self._health.rows.flush()
 
 
-def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
-    """The arrivals of an open loop, the same in every process; none in a closed one. Raises InputError."""
-    if settings.trace is not None:
-        try:
-            return iter(read_trace(settings.trace, speed=settings.trace_speed))
-        except (ValueError, OSError) as error:
-            raise InputError(f"--trace: {error}") from None
-    if settings.arrivals is not None:
-        law = ArrivalLaw.parse(settings.arrivals)
-        return law.arrivals(seed=settings.seed, duration_s=settings.level_s)
-    return iter(())
-
-
 def _workload(plan: Plan, settings: Settings) -> Workload:
     return Workload(
         prompt_tokens=Distribution.parse(settings.prompt_tokens),
@@ -321,71 +284,8 @@ def _folder(plan: Plan, settings: Settings) -> tuple[Path, bool]:
     return own, False
 
 
-class _Health:
-    """The load generator's own condition, a row a second, measured on the measuring loop."""
-
-    def __init__(self, rows: RowFile) -> None:
-        self.rows = rows
-        self.started = 0
-        self.ended = 0
-        self._task: asyncio.Task[None] | None = None
-        self._delay_s: float | None = None
-
-    @property
-    def in_flight(self) -> int:
-        return self.started - self.ended
-
-    def note_delay(self, record: RequestRecord) -> None:
-        if record.scheduled_unix_s is not None and record.sent_s is not None:
-            delay_s = record.start_unix_s + record.sent_s - record.scheduled_unix_s
-            self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)
-
-    def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-
-    def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _watch(self) -> None:
-        while True:
-            began, cpu_began = time.perf_counter(), time.process_time()
-            lags = await _probe_lag(until=began + 1.0)
-            took = time.perf_counter() - began
-            self.rows.append(self._sample(lags, cpu=(time.process_time() - cpu_began) / took))
-
-    def _sample(self, lags: list[float], *, cpu: float) -> ClientSample:
-        lags.sort()
-        delay_s, self._delay_s = self._delay_s, None
-        return ClientSample(
-            unix_s=time.time(),
-            loop_lag_max_s=round(lags[-1], 6),
-            loop_lag_p99_s=round(lags[int(0.99 * (len(lags) - 1))], 6),
-            cpu=round(cpu, 4),
-            in_flight=self.in_flight,
-            started_total=self.started,
-            ended_total=self.ended,
-            due_to_sent_max_s=None if delay_s is None else round(delay_s, 6),
-            rss_peak_bytes=_rss_peak_bytes(),
-        )
-
-
-async def _probe_lag(*, until: float, now: Callable[[], float] = time.perf_counter) -> list[float]:
-    lags: list[float] = []
-    while not lags or now() < until:
-        due = now() + LAG_PROBE_S
-        await asyncio.sleep(LAG_PROBE_S)
-        lags.append(max(0.0, now() - due))
-    return lags
-
-
 def _allow_many_connections() -> None:
     """One open file a stream: as many as the system allows this process (Locust asks for 10,000)."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited number
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _rss_peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
