@@ -10,9 +10,10 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest.control import Control
+from loadtest.locust_plugin.control import Control
+from loadtest.locust_plugin.levels import LevelShape
+from loadtest.locust_plugin.shape import Shape
 from loadtest.run.generator import LOOKAHEAD_S, Meter
-from loadtest.shape import LevelShape, Shape
 from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000

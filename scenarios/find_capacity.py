@@ -8,7 +8,7 @@ For a workload of your own, import SearchShape into the file of your ChatUser: L
 finds in a locustfile.
 """
 
-from loadtest.search import SearchShape
+from loadtest.locust_plugin.search import SearchShape
 from scenarios.chat import Chat
 
 __all__ = ["Chat", "SearchShape"]

@@ -46,7 +46,13 @@ FORBIDDEN = {
         {"locust", "analysis"} | SCIENCE | {"numpy"},
     ),
     **dict.fromkeys(
-        ["loadtest.user", "loadtest.shape", "loadtest.search", "scenarios.chat", "scenarios.find_capacity"],
+        [
+            "loadtest.user",
+            "loadtest.locust_plugin.shape",
+            "loadtest.locust_plugin.search",
+            "scenarios.chat",
+            "scenarios.find_capacity",
+        ],
         SCIENCE | {"numpy", "analysis"},
     ),
     **dict.fromkeys(

@@ -4,14 +4,14 @@ each look at the rows so far. Knows no statistics."""
 import logging
 import time
 
-from loadtest.control import STOP_DRAIN_S, Control
+from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
+from loadtest.locust_plugin.shape import Shape, Wanted
 from loadtest.record import Advice, Look
 from loadtest.run.advisor import Advisor, AdvisorLostError
 from loadtest.run.coordinator import Lead
 from loadtest.run.live import Level
 from loadtest.run.live_line import live_text
 from loadtest.settings import InputError, Settings
-from loadtest.shape import Shape, Wanted
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,94 @@
+"""Which number of users when: levels one after the other, a doubling sweep, or `-u`. Knows no requests."""
+
+import logging
+import time
+from abc import abstractmethod
+from typing import ClassVar
+
+from locust import LoadTestShape
+from locust.util.timespan import parse_timespan
+
+from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
+from loadtest.run.coordinator import Lead
+from loadtest.settings import Settings
+
+logger = logging.getLogger(__name__)
+FAST_SPAWN_RATE = 100.0
+"""Users a second; above this Locust warns."""
+
+Wanted = tuple[int, float] | None
+"""Users, and how many a second to start; None: the test ends."""
+
+
+class Shape(LoadTestShape):
+    """Changes the number of users without a restart. Ends by draining: streams finish."""
+
+    abstract: ClassVar[bool] = True
+    use_common_options: ClassVar[bool] = True
+    control: Control
+    scenario = ""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._lead: Lead | None = None
+        self._users = 0
+        self._spawn_rate = FAST_SPAWN_RATE
+        self._fresh = False
+        self._until: float | None = None
+
+    def serve(self, control: Control, *, scenario: str) -> None:
+        """Called once, when Locust is ready."""
+        self.control = control
+        self.scenario = scenario
+
+    def reset_time(self) -> None:
+        """Called by Locust when a test is started, by the master a second time."""
+        super().reset_time()  # type: ignore[no-untyped-call]
+        self._fresh = self.control.lead is None
+
+    def tick(self) -> Wanted:
+        """Called by Locust once a second, in the only process or the master."""
+        if self._fresh:
+            self._fresh = False
+            self._lead = self.control.begin(self.scenario, check=self._check)
+            return self._begin(self._lead) if self._lead is not None else None
+        lead = self._lead
+        if lead is None or lead is not self.control.lead:
+            return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
+        self.control.keep_level()
+        self._show(lead)
+        if self._until is not None and time.monotonic() >= self._until:
+            logger.info("The time limit is reached.")
+            self._end(drain_s=STOP_DRAIN_S)
+            return None
+        return self._go_on(lead)
+
+    @abstractmethod
+    def _check(self, settings: Settings) -> None:
+        """Raises InputError for settings that this shape cannot follow."""
+
+    @abstractmethod
+    def _begin(self, lead: Lead) -> Wanted:
+        """The first users of a run that was opened."""
+
+    @abstractmethod
+    def _go_on(self, lead: Lead) -> Wanted:
+        """The users from now on."""
+
+    @abstractmethod
+    def _show(self, lead: Lead) -> None:
+        """The live line."""
+
+    def _run_time_s(self) -> float | None:
+        value = self.control.options.run_time
+        if not value:
+            return None
+        return float(parse_timespan(value) if isinstance(value, str) else value)
+
+    def _rate(self) -> float:
+        given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
+        return float(given or FAST_SPAWN_RATE)
+
+    def _end(self, *, drain_s: float) -> None:
+        self.control.end(drain_s=drain_s)
+        self._lead = None
