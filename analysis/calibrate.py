@@ -15,7 +15,7 @@ from analysis.levels import Level, ended_inside
 from analysis.load import Floats, Ints, Requests
 from analysis.memory import conversation_ids
 from analysis.virtual import Chatting, Service, Turn, play
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 
 SEGMENT_TOKENS = 8  # a client's stamps jitter by a step's fraction: over eight steps it averages out

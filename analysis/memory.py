@@ -16,7 +16,7 @@ from analysis.levels import Level, Pool
 from analysis.load import Floats, Ints, Requests, Run
 from analysis.virtual import TURN_ROUND_S, Chatting, Service, play
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 
 SMALLEST = 1e-9
 FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 random workloads, engine

@@ -27,7 +27,7 @@ from analysis.memory import (
 from analysis.step_model import SPEED_BAND, StepModel, step_model
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
-from loadtest.simulator.engine import Request
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Trace, closed_loop
 from loadtest.workload.distributions import Distribution
 

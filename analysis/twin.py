@@ -39,7 +39,7 @@ from analysis.twin_answer import (
 from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
 from analysis.what_if import Memory, changes_of
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset
 from loadtest.simulator.virtual import ROUTERS
 from loadtest.workload.arrivals import ArrivalLaw, read_trace

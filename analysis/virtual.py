@@ -12,7 +12,8 @@ import numpy as np
 
 from analysis.load import Floats
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig, Lack, Request
+from loadtest.simulator.figures import EngineConfig, Lack
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival, Route, Trace, only, simulate_replicas
 from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
 

@@ -15,7 +15,7 @@ from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.presets import Preset
 
 BLOCK_TOKENS = 16

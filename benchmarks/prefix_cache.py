@@ -18,7 +18,7 @@ from analysis.prefix_cache import FOUND_LIMIT, PrefixWall, prefix_wall, reusable
 from analysis.virtual import Chatting, Service
 from benchmarks.virtual_load import VirtualLoad
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 
 SERVICES = 36
 TRUE_TURNS = 8000  # of a plateau

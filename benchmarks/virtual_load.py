@@ -8,7 +8,7 @@ import numpy as np
 from analysis.load import CODE, COLUMNS, NAN, Client, Floats, Run, Server, requests_of
 from analysis.virtual import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
-from loadtest.simulator.engine import Request
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival, Simulation, only
 
 SAMPLE_S = 1.0

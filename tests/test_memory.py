@@ -16,7 +16,7 @@ from analysis.load import find_runs, read_run
 from analysis.memory import Occupancy, Pairs, Seen, Shift, block_law, wall
 from analysis.stats import Share
 from loadtest.record import Slo
-from loadtest.simulator.engine import Request
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop
 
 SLO = Slo()

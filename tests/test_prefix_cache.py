@@ -16,7 +16,7 @@ from analysis.prefix_cache import Eviction, Found, Turns, found_in, turns_of
 from analysis.virtual import Chatting, Service, play
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig
+from loadtest.simulator.figures import EngineConfig
 
 LEVELS = (4, 8, 16, 24, 32)
 

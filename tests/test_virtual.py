@@ -8,7 +8,8 @@ import pytest
 
 from analysis.virtual import Chatting, Service, play
 from loadtest.record import Slo
-from loadtest.simulator.engine import EngineConfig, Request
+from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import (
     ROUTERS,
     Arrival,

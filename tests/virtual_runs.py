@@ -21,7 +21,8 @@ from loadtest.record import (
     ServerSample,
     encode_line,
 )
-from loadtest.simulator.engine import EngineConfig, Request
+from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival, Trace, simulate
 
 BEGIN_UNIX_S = 1.8e9

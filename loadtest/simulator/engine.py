@@ -5,279 +5,11 @@ Knows no I/O, no clock and no text: time is passed in, prompts are lengths and o
 
 import math
 import random
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum, IntEnum
-from itertools import islice
+from collections import deque
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
-    """What decides capacity, under vLLM's own names. A step lasts
-    `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read
-    + prefill_per_token_s * prefill tokens`, times a lognormal factor of mean 1 where `jitter_cv` is set.
-
-    Raises ValueError where vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
-    cannot hold one request of `max_model_len`.
-    """
-
-    num_gpu_blocks: int
-    """With the null block, as vLLM counts: requests share one less."""
-    max_model_len: int
-    step_base_s: float
-    step_per_seq_s: float = 0.0
-    step_per_kv_token_s: float = 0.0
-    prefill_per_token_s: float = 0.0
-    block_size: int = 16
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    enable_prefix_caching: bool = True
-    async_scheduling: bool = False
-    """The next step is scheduled when one starts: an ended request holds its blocks one step more."""
-    max_num_queued_reqs: int | None = None
-    """vLLM's name; it limits all unfinished requests, running ones too."""
-    max_num_queued_tokens: int | None = None
-    """No request is accepted while prompts without a first token have so many tokens together."""
-    jitter_cv: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}), or running requests would not all get a token each step."
-            )
-        if self.max_model_len > self.pool_tokens:
-            raise ValueError(
-                f"The pool holds {self.pool_tokens} tokens, less than one request of max_model_len "
-                f"({self.max_model_len}): lower max_model_len or raise num_gpu_blocks."
-            )
-        if not self.step_base_s > 0:
-            raise ValueError("step_base_s must be above 0: a step takes time.")
-
-    @property
-    def pool_tokens(self) -> int:
-        """Tokens that requests can hold: all blocks but the null block."""
-        return (self.num_gpu_blocks - 1) * self.block_size
-
-
-OnStep = Callable[[float, int, int, int, "Lack"], None]
-"""Is told of a step's end: the instant, and the gauges in their order."""
-
-
-class State(Enum):
-    """Where a request stands."""
-
-    WAITING = "waiting"
-    PREFILL = "prefill"
-    DECODE = "decode"
-    ENDING = "ending"
-    """Its last token is being computed."""
-    FINISHED = "finished"
-    ABORTED = "aborted"
-
-
-class Request:
-    """One request and what became of it. Instants are in the driver's clock; None until they happen.
-
-    `block_hashes` name the full blocks of prompt *and* output (the output is known beforehand here), each
-    hash standing for everything up to its block's end; None for text that nobody shares. Without hashes a
-    preempted request does not find its own blocks again.
-    """
-
-    __slots__ = (
-        "_admission",
-        "_computed",
-        "_duplicates",
-        "_made",
-        "_registered",
-        "_run_start",
-        "_target",
-        "_unreported",
-        "admitted_s",
-        "arrival_s",
-        "block_hashes",
-        "cached_tokens",
-        "end_s",
-        "first_token_s",
-        "output_tokens",
-        "preemptions",
-        "prompt_tokens",
-        "state",
-        "step_runs",
-        "user",
-    )
-
-    def __init__(
-        self,
-        *,
-        prompt_tokens: int,
-        output_tokens: int,
-        block_hashes: Sequence[int] | None = None,
-        user: int = 0,
-    ) -> None:
-        if prompt_tokens < 1 or output_tokens < 1:
-            raise ValueError(
-                f"A request needs at least one token each way, not {prompt_tokens} and {output_tokens}."
-            )
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
-        self.user = user
-        """Free for the driver."""
-        self.state = State.WAITING
-        self.arrival_s = 0.0
-        self.admitted_s: float | None = None
-        """First admission; preemptions leave it."""
-        self.first_token_s: float | None = None
-        self.end_s: float | None = None
-        """Last token, or abort."""
-        self.preemptions = 0
-        self.cached_tokens = 0
-        """Prompt tokens found in the prefix cache at the first admission."""
-        self.step_runs: list[tuple[int, int]] = []
-        """Half-open ranges of step numbers; each step of them made one token."""
-        self._made = 0
-        self._target = prompt_tokens
-        self._computed = 0
-        self._run_start = 0
-        self._admission = 0
-        self._unreported = 0
-        self._registered = 0
-        self._duplicates: set[int] = set()
-
-
-@dataclass(slots=True)
-class Counters:
-    """Running totals, incremented when vLLM's are."""
-
-    preemptions: int = 0
-    """Counted with the victim's next token, as vLLM's front end does."""
-    prompt_tokens: int = 0
-    """Counted with the first token; cached ones included."""
-    generation_tokens: int = 0
-    prefix_queries: int = 0
-    """Tokens looked up, at a first admission."""
-    prefix_hits: int = 0
-    finished: int = 0
-    aborted: int = 0
-    rejected: int = 0
-    """For `max_num_queued_reqs`."""
-    rejected_for_tokens: int = 0
-    """For `max_num_queued_tokens`."""
-    steps: int = 0
-
-
-class Lack(IntEnum):
-    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
-
-    NOTHING = 0
-    BLOCKS = 1
-    SEATS = 2
-
-
-@dataclass(slots=True)
-class Gauges:
-    """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
-
-    running: int = 0
-    waiting: int = 0
-    """All for capacity: nothing here is ever deferred."""
-    used_blocks: int = 0
-    """Blocks that live requests hold, shared ones once."""
-    lacks: Lack = Lack.NOTHING
-    """vLLM does not show this."""
-
-
-class Step:
-    """One step: what was scheduled, and what its end brought."""
-
-    __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
-
-    def __init__(self, *, number: int, duration_s: float, prefill_tokens: int, tokens: list[Request]) -> None:
-        self.number = number
-        self.duration_s = duration_s
-        self.end_s = math.nan
-        self.prefill_tokens = prefill_tokens
-        self.tokens = tokens
-        """Requests that get one token each, in order of admission."""
-        self.first: list[Request] = []
-        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
-        self.finished: list[Request] = []
-        """Those of `tokens` that get their last one."""
-
-    def drop(self, request: Request) -> None:
-        for requests in (self.tokens, self.first, self.finished):
-            if request in requests:
-                requests.remove(request)
-
-
-class BlockPool:
-    """The blocks that requests share. Blocks have no numbers: uncached free ones are a count and always
-    go first; cached idle ones go in order of last use. A hash that two requests computed at the same time
-    is cached once; the second's block counts as uncached (vLLM keeps both)."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-        self._plain = blocks
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self._references: dict[int, int] = {}
-
-    @property
-    def free(self) -> int:
-        return self._plain + len(self._idle)
-
-    @property
-    def cached(self) -> int:
-        """Blocks with a hash, used and idle."""
-        return len(self._idle) + len(self._references)
-
-    def take(self, count: int) -> None:
-        """Raises KeyError when more are taken than are free: callers check first."""
-        from_plain = min(count, self._plain)
-        self._plain -= from_plain
-        for _ in range(count - from_plain):
-            self._idle.popitem(last=False)
-
-    def give_back(self, count: int) -> None:
-        """Frees blocks without a hash."""
-        self._plain += count
-
-    def hits(self, hashes: Sequence[int], limit: int) -> int:
-        """Length of the longest cached prefix, in blocks, at most `limit`."""
-        for index, block_hash in enumerate(islice(hashes, limit)):
-            if block_hash not in self._references and block_hash not in self._idle:
-                return index
-        return min(len(hashes), limit)
-
-    def idle_among(self, hashes: Iterable[int]) -> int:
-        return sum(block_hash in self._idle for block_hash in hashes)
-
-    def share(self, hashes: Iterable[int]) -> None:
-        """One more reference to cached blocks."""
-        for block_hash in hashes:
-            if block_hash in self._references:
-                self._references[block_hash] += 1
-            else:
-                del self._idle[block_hash]
-                self._references[block_hash] = 1
-
-    def register(self, block_hash: int) -> bool:
-        """Gives a held block its hash. False when that hash is cached already."""
-        if block_hash in self._references or block_hash in self._idle:
-            return False
-        self._references[block_hash] = 1
-        return True
-
-    def unshare(self, block_hash: int) -> None:
-        """One reference less; the last one makes the block the youngest of the idle."""
-        references = self._references[block_hash] - 1
-        if references:
-            self._references[block_hash] = references
-        else:
-            del self._references[block_hash]
-            self._idle[block_hash] = None
+from loadtest.simulator.block_pool import BlockPool
+from loadtest.simulator.figures import Counters, EngineConfig, Gauges, Lack, Step
+from loadtest.simulator.requests import OnStep, Request, State
 
 
 class Engine:
@@ -482,7 +214,7 @@ class Engine:
         preempted = self._grow()
         budget = self.config.max_num_batched_tokens - len(self._decoding)
         completed: list[Request] = []
-        prefill = _Prefill()
+        prefill = Prefill()
         if self._prefilling is not None:
             preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
         self._lacks = Lack.BLOCKS if preempted else Lack.NOTHING
@@ -528,7 +260,7 @@ class Engine:
             self.pool.take(len(growers))
             return False
         preempted = False
-        for request in sorted(growers, key=_admission_order):
+        for request in sorted(growers, key=admission_order):
             if request not in growers:
                 continue  # a victim of one before it
             while not self.pool.free:
@@ -553,7 +285,7 @@ class Engine:
         return victim
 
     def _continue_prefill(
-        self, request: Request, budget: int, prefill: "_Prefill", completed: list[Request]
+        self, request: Request, budget: int, prefill: "Prefill", completed: list[Request]
     ) -> bool:
         """The next chunk of a prompt. False when it found no blocks and preempted itself."""
         if budget <= 0:
@@ -568,7 +300,7 @@ class Engine:
         self._compute(request, chunk, prefill, completed)
         return True
 
-    def _admit(self, now_s: float, budget: int, prefill: "_Prefill", completed: list[Request]) -> None:
+    def _admit(self, now_s: float, budget: int, prefill: "Prefill", completed: list[Request]) -> None:
         """First come first served. The whole sequence must fit now, but only the chunk's blocks are taken."""
         while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
@@ -610,7 +342,7 @@ class Engine:
             self.counters.prefix_queries += request.prompt_tokens
             self.counters.prefix_hits += request.cached_tokens
 
-    def _compute(self, request: Request, chunk: int, prefill: "_Prefill", completed: list[Request]) -> None:
+    def _compute(self, request: Request, chunk: int, prefill: "Prefill", completed: list[Request]) -> None:
         request._computed += chunk
         prefill.sequences += 1
         prefill.tokens += chunk
@@ -681,7 +413,7 @@ class Engine:
         return -(-tokens // self.config.block_size)
 
 
-class _Prefill:
+class Prefill:
     """Sums over the prefill chunks of one step."""
 
     __slots__ = ("kv_tokens", "sequences", "tokens")
@@ -692,5 +424,5 @@ class _Prefill:
         self.kv_tokens = 0
 
 
-def _admission_order(request: Request) -> int:
+def admission_order(request: Request) -> int:
     return request._admission

@@ -3,8 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
-from loadtest.simulator.engine import Engine, Request
+from loadtest.simulator.engine import Engine
 from loadtest.simulator.presets import Preset
+from loadtest.simulator.requests import Request
 
 Labels = Mapping[str, str]
 

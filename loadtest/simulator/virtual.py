@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from loadtest.simulator.engine import Counters, Engine, EngineConfig, Lack, Request, Step
+from loadtest.simulator.engine import Engine
+from loadtest.simulator.figures import Counters, EngineConfig, Lack, Step
+from loadtest.simulator.requests import Request
 
 Arrival = tuple[float, Request]
 """An instant and the request that arrives then."""

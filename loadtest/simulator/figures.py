@@ -1,0 +1,122 @@
+"""TODO."""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+from loadtest.simulator.requests import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What decides capacity, under vLLM's own names. A step lasts
+    `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read
+    + prefill_per_token_s * prefill tokens`, times a lognormal factor of mean 1 where `jitter_cv` is set.
+
+    Raises ValueError where vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
+    cannot hold one request of `max_model_len`.
+    """
+
+    num_gpu_blocks: int
+    """With the null block, as vLLM counts: requests share one less."""
+    max_model_len: int
+    step_base_s: float
+    step_per_seq_s: float = 0.0
+    step_per_kv_token_s: float = 0.0
+    prefill_per_token_s: float = 0.0
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = False
+    """The next step is scheduled when one starts: an ended request holds its blocks one step more."""
+    max_num_queued_reqs: int | None = None
+    """vLLM's name; it limits all unfinished requests, running ones too."""
+    max_num_queued_tokens: int | None = None
+    """No request is accepted while prompts without a first token have so many tokens together."""
+    jitter_cv: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), or running requests would not all get a token each step."
+            )
+        if self.max_model_len > self.pool_tokens:
+            raise ValueError(
+                f"The pool holds {self.pool_tokens} tokens, less than one request of max_model_len "
+                f"({self.max_model_len}): lower max_model_len or raise num_gpu_blocks."
+            )
+        if not self.step_base_s > 0:
+            raise ValueError("step_base_s must be above 0: a step takes time.")
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that requests can hold: all blocks but the null block."""
+        return (self.num_gpu_blocks - 1) * self.block_size
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals, incremented when vLLM's are."""
+
+    preemptions: int = 0
+    """Counted with the victim's next token, as vLLM's front end does."""
+    prompt_tokens: int = 0
+    """Counted with the first token; cached ones included."""
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    """Tokens looked up, at a first admission."""
+    prefix_hits: int = 0
+    finished: int = 0
+    aborted: int = 0
+    rejected: int = 0
+    """For `max_num_queued_reqs`."""
+    rejected_for_tokens: int = 0
+    """For `max_num_queued_tokens`."""
+    steps: int = 0
+
+
+class Lack(IntEnum):
+    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
+
+    NOTHING = 0
+    BLOCKS = 1
+    SEATS = 2
+
+
+@dataclass(slots=True)
+class Gauges:
+    """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
+
+    running: int = 0
+    waiting: int = 0
+    """All for capacity: nothing here is ever deferred."""
+    used_blocks: int = 0
+    """Blocks that live requests hold, shared ones once."""
+    lacks: Lack = Lack.NOTHING
+    """vLLM does not show this."""
+
+
+class Step:
+    """One step: what was scheduled, and what its end brought."""
+
+    __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
+
+    def __init__(self, *, number: int, duration_s: float, prefill_tokens: int, tokens: list[Request]) -> None:
+        self.number = number
+        self.duration_s = duration_s
+        self.end_s = math.nan
+        self.prefill_tokens = prefill_tokens
+        self.tokens = tokens
+        """Requests that get one token each, in order of admission."""
+        self.first: list[Request] = []
+        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
+        self.finished: list[Request] = []
+        """Those of `tokens` that get their last one."""
+
+    def drop(self, request: Request) -> None:
+        for requests in (self.tokens, self.first, self.finished):
+            if request in requests:
+                requests.remove(request)
