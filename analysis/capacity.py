@@ -58,7 +58,7 @@ from analysis.memory import (
 )
 from analysis.open_loop import open_loop_warnings, slices_of
 from analysis.prefix_cache import PrefixWall, prefix_wall
-from analysis.stats import Quantiles, finite_or_none
+from analysis.statistics.samples import Quantiles, finite_or_none
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 

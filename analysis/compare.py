@@ -19,7 +19,6 @@ from analysis.capacity import (
 )
 from analysis.cli import add_slo_flags
 from analysis.comparison import Comparison, Difference, Different, FigureName, Row, Side
-from analysis.contrast import Quantity, ratio_bounds
 from analysis.gate import TOLERANCE, gate_of
 from analysis.load import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
 from analysis.side import (
@@ -36,7 +35,8 @@ from analysis.side import (
     scaled,
     vram_of,
 )
-from analysis.stats import finite_or_none
+from analysis.statistics.ratios import Quantity, ratio_bounds
+from analysis.statistics.samples import finite_or_none
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from analysis.comparison import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
-from analysis.contrast import Bounds, Quantity, fact, ratio_bounds
 from analysis.side import Contrast, Deployment, at_level, capacity_of, common_levels
-from analysis.stats import finite_or_none
+from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
+from analysis.statistics.samples import finite_or_none
 
 FALSE_ALARMS = 0.05
 TOLERANCE = 0.05

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis import metrics
 from analysis.load import Bools, Floats, Ints, Requests, Run, Server
-from analysis.stats import Clock, Quantiles, Share, design_effect, quantiles, share, trend
+from analysis.statistics.samples import Clock, Quantiles, Share, design_effect, quantiles, share, trend
 from loadtest.record import Outcome, Slo
 
 FEWEST_REQUESTS = 20

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.answer import Percentiles, SliceAnswer
 from analysis.levels import client_doubts, ended_inside, in_flight_of, tpot_of
 from analysis.load import Bools, Floats, Requests, Run
-from analysis.stats import Clock, finite_or_none
+from analysis.statistics.samples import Clock, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 
 SLICES = 8

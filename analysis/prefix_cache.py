@@ -14,7 +14,7 @@ from analysis.latency import Thinking, thinking_of
 from analysis.levels import Level, Pool
 from analysis.load import Bools, Floats, Ints, Requests, Run
 from analysis.memory import conversation_ids
-from analysis.stats import student
+from analysis.statistics.samples import student
 
 FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users
 FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: benchmarks/prefix_cache.py

@@ -10,7 +10,10 @@ from analysis import metrics
 from analysis.answer import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
 from analysis.comparison import FigureName
-from analysis.contrast import (
+from analysis.levels import Level, ended_inside, tpot_of
+from analysis.load import Floats, Ints, Requests, Run
+from analysis.memory import Pairs
+from analysis.statistics.ratios import (
     Bounds,
     Quantity,
     Sample,
@@ -21,9 +24,6 @@ from analysis.contrast import (
     quantile_ratio_bounds,
     ratio_bounds,
 )
-from analysis.levels import Level, ended_inside, tpot_of
-from analysis.load import Floats, Ints, Requests, Run
-from analysis.memory import Pairs
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS, Preset
 

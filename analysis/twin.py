@@ -27,7 +27,7 @@ from analysis.levels import Level
 from analysis.limit import Limit, limit
 from analysis.load import InputError, find_runs
 from analysis.report import Bar, complain, progress
-from analysis.stats import student
+from analysis.statistics.samples import student
 from analysis.twin_answer import (
     FleetAnswer,
     Interval,

@@ -69,7 +69,7 @@ FORBIDDEN = {
         LOCUST | WEB | {"matplotlib"},
     ),
     **dict.fromkeys(
-        ["analysis.contrast", "analysis.side", "analysis.gate", "analysis.compare", "analysis.twin"],
+        ["analysis.statistics.ratios", "analysis.side", "analysis.gate", "analysis.compare", "analysis.twin"],
         LOCUST | WEB | {"matplotlib"},
     ),
     **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),

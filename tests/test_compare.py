@@ -20,12 +20,20 @@ from virtual_runs import Plan, small_engine, write_run
 
 from analysis.compare import main, mismatches
 from analysis.comparison import Comparison, Row
-from analysis.contrast import Quantity, Sample, Series, estimate, fact, quantile_ratio_bounds, ratio_bounds
 from analysis.gate import gate_of
 from analysis.load import find_runs, read_run
 from analysis.memory import Pairs, block_law
 from analysis.side import Deployment, deployment_of, held_tokens
-from analysis.stats import Clock
+from analysis.statistics.ratios import (
+    Quantity,
+    Sample,
+    Series,
+    estimate,
+    fact,
+    quantile_ratio_bounds,
+    ratio_bounds,
+)
+from analysis.statistics.samples import Clock
 from benchmarks.gate import CHANGES, pair_of
 from loadtest.record import ArrivalsInfo, GpuInfo, RunInfo, ServerInfo, Slo
 from scenarios import reference_pair

@@ -8,7 +8,7 @@ from virtual_runs import level
 
 from analysis import latency
 from analysis.capacity import gather
-from analysis.stats import Quantiles, Share
+from analysis.statistics.samples import Quantiles, Share
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep
 

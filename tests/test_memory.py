@@ -14,7 +14,7 @@ from analysis.capacity import gather
 from analysis.levels import Pool
 from analysis.load import find_runs, read_run
 from analysis.memory import Occupancy, Pairs, Seen, Shift, block_law, wall
-from analysis.stats import Share
+from analysis.statistics.samples import Share
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop

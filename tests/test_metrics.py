@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis import metrics, stats
-from analysis.stats import Clock
+from analysis import metrics
+from analysis.statistics import samples as stats
+from analysis.statistics.samples import Clock
 
 
 def test_ttft_counts_from_the_bytes_sent_to_the_first_chunk():

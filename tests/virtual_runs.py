@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from analysis.levels import Level
-from analysis.stats import Clock, Quantiles, Share
+from analysis.statistics.samples import Clock, Quantiles, Share
 from loadtest.record import (
     RUN_FILE,
     SERVER_FILE,

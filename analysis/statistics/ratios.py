@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.stats import EFFECTIVE_FOR_P95, Clock, Floats, design_effect
+from analysis.statistics.samples import EFFECTIVE_FOR_P95, Clock, Floats, design_effect
 
 Bounds = Callable[[float], tuple[float, float]]
 """One-sided error -> lower and upper bound."""
