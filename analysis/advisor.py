@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from analysis.capacity import Judgement, judge, stored_slo
-from analysis.load import find_runs, read_run
+from analysis.reading.runs import find_runs, read_run
 from analysis.search import advise
 from loadtest.record import Look
 

@@ -12,8 +12,8 @@ from scipy import optimize
 from analysis.capacity import Evidence
 from analysis.latency import seats_of
 from analysis.levels import Level, ended_inside
-from analysis.load import Floats, Ints, Requests
 from analysis.memory import conversation_ids
+from analysis.reading.rows import Floats, Ints, Requests
 from analysis.virtual import Chatting, Service, Turn, play
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.virtual import ROUTERS

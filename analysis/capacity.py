@@ -27,21 +27,7 @@ from analysis.answer import (
     Wall,
 )
 from analysis.cli import add_slo_flags, count, share
-from analysis.importers import read_results
 from analysis.levels import QUEUE_LIMIT, Context, Level, Pool, levels_of, output_cv
-from analysis.load import (
-    Floats,
-    Found,
-    InputError,
-    OneFound,
-    Run,
-    differences,
-    find_runs,
-    group_runs,
-    has_runs,
-    read_run,
-    run_bytes,
-)
 from analysis.memory import (
     Active,
     BlockLaw,
@@ -58,6 +44,20 @@ from analysis.memory import (
 )
 from analysis.open_loop import open_loop_warnings, slices_of
 from analysis.prefix_cache import PrefixWall, prefix_wall
+from analysis.reading.other_tools import read_results
+from analysis.reading.rows import Floats
+from analysis.reading.runs import (
+    Found,
+    InputError,
+    OneFound,
+    Run,
+    differences,
+    find_runs,
+    group_runs,
+    has_runs,
+    read_run,
+    run_bytes,
+)
 from analysis.statistics.samples import Quantiles, finite_or_none
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo

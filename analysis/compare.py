@@ -20,7 +20,7 @@ from analysis.capacity import (
 from analysis.cli import add_slo_flags
 from analysis.comparison import Comparison, Difference, Different, FigureName, Row, Side
 from analysis.gate import TOLERANCE, gate_of
-from analysis.load import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
+from analysis.reading.runs import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
 from analysis.side import (
     Contrast,
     Deployment,

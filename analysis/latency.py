@@ -9,8 +9,9 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from analysis.levels import QUEUE_LIMIT, Level
-from analysis.load import Floats, Run
 from analysis.metrics import ttft_s
+from analysis.reading.rows import Floats
+from analysis.reading.runs import Run
 from analysis.statistics.samples import Share, student
 
 MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import metrics
-from analysis.load import Bools, Floats, Ints, Requests, Run, Server
+from analysis.reading.rows import Bools, Floats, Ints, Requests, Server
+from analysis.reading.runs import Run
 from analysis.statistics.samples import Clock, Quantiles, Share, design_effect, quantiles, share, trend
 from loadtest.record import Outcome, Slo
 

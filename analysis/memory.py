@@ -13,7 +13,8 @@ from scipy import fft, special
 
 from analysis.latency import Pace, Thinking
 from analysis.levels import Level, Pool
-from analysis.load import Floats, Ints, Requests, Run
+from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.runs import Run
 from analysis.virtual import TURN_ROUND_S, Chatting, Service, play
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig

@@ -9,7 +9,8 @@ import numpy as np
 
 from analysis.answer import Percentiles, SliceAnswer
 from analysis.levels import client_doubts, ended_inside, in_flight_of, tpot_of
-from analysis.load import Bools, Floats, Requests, Run
+from analysis.reading.rows import Bools, Floats, Requests
+from analysis.reading.runs import Run
 from analysis.statistics.samples import Clock, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 

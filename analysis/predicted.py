@@ -12,7 +12,6 @@ import numpy as np
 from analysis.answer import Wall
 from analysis.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.latency import Thinking, seats_wall
-from analysis.load import Floats, Ints
 from analysis.memory import (
     BLOCKED_SD,
     FORMULA_BIAS,
@@ -24,6 +23,7 @@ from analysis.memory import (
     always,
     wall,
 )
+from analysis.reading.rows import Floats, Ints
 from analysis.step_model import SPEED_BAND, StepModel, step_model
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo

@@ -12,8 +12,9 @@ from scipy import special
 
 from analysis.latency import Thinking, thinking_of
 from analysis.levels import Level, Pool
-from analysis.load import Bools, Floats, Ints, Requests, Run
 from analysis.memory import conversation_ids
+from analysis.reading.rows import Bools, Floats, Ints, Requests
+from analysis.reading.runs import Run
 from analysis.statistics.samples import student
 
 FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users

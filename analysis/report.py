@@ -32,7 +32,7 @@ from analysis.answer import (
     SliceAnswer,
     Wall,
 )
-from analysis.load import InputError
+from analysis.reading.runs import InputError
 from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"

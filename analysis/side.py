@@ -11,8 +11,9 @@ from analysis.answer import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
 from analysis.comparison import FigureName
 from analysis.levels import Level, ended_inside, tpot_of
-from analysis.load import Floats, Ints, Requests, Run
 from analysis.memory import Pairs
+from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.runs import Run
 from analysis.statistics.ratios import (
     Bounds,
     Quantity,

@@ -29,8 +29,8 @@ from analysis.deployment import (
     pool_tokens,
     serve_flags,
 )
-from analysis.load import InputError
 from analysis.predicted import LENGTHS_KNOWN, PAIRS, Placed, Sized, Workload, draw_workload, simulated, size
+from analysis.reading.runs import InputError
 from analysis.sizing_answer import Effect, OverheadBand, OverheadBytes, Sizing
 from analysis.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
 from analysis.step_model import SPEED_BAND, StepModel

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis.deployment import Calibration, Deployment
-from analysis.load import InputError, find_runs
+from analysis.reading.runs import InputError, find_runs
 from loadtest.model.architectures import ModelShape
 from loadtest.model.cards import GIB
 from loadtest.model.startup import Version, parse_version

@@ -25,7 +25,7 @@ from analysis.cli import add_slo_flags, count
 from analysis.fleet import Fleet, fleet
 from analysis.levels import Level
 from analysis.limit import Limit, limit
-from analysis.load import InputError, find_runs
+from analysis.reading.runs import InputError, find_runs
 from analysis.report import Bar, complain, progress
 from analysis.statistics.samples import student
 from analysis.twin_answer import (

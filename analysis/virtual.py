@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.load import Floats
+from analysis.reading.rows import Floats
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig, Lack
 from loadtest.simulator.requests import Request

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.load import InputError
+from analysis.reading.runs import InputError
 from analysis.virtual import Service, Turn
 from loadtest.workload.distributions import Distribution
 

@@ -28,8 +28,9 @@ import numpy as np
 from analysis.calibrate import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
 from analysis.capacity import Evidence, gather
 from analysis.levels import Level, ended_inside, tpot_of
-from analysis.load import Ints, Requests, Run, find_runs, read_run
 from analysis.memory import pairs_of
+from analysis.reading.rows import Ints, Requests
+from analysis.reading.runs import Run, find_runs, read_run
 from analysis.twin import measured
 from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
 from loadtest.record import ServerSample, Slo

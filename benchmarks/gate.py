@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.comparison import Gate
 from analysis.gate import TOLERANCE, gate_of
-from analysis.load import find_runs, read_run
+from analysis.reading.runs import find_runs, read_run
 from analysis.side import Deployment, deployment_of
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run

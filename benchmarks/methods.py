@@ -9,8 +9,8 @@ import numpy as np
 
 from analysis.answer import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, head_of, judge, recommend
-from analysis.load import Run
 from analysis.metrics import tpot_s
+from analysis.reading.runs import Run
 from analysis.search import advise
 from benchmarks.deployments import Deployment
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.capacity import gather
-from analysis.load import Run
 from analysis.prefix_cache import FOUND_LIMIT, PrefixWall, prefix_wall, reusable_tokens
+from analysis.reading.runs import Run
 from analysis.virtual import Chatting, Service
 from benchmarks.virtual_load import VirtualLoad
 from loadtest.record import Slo

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.load import Floats, Run, find_runs, read_run
 from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+from analysis.reading.rows import Floats
+from analysis.reading.runs import Run, find_runs, read_run
 from benchmarks import peer_tools
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution

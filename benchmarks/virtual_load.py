@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.load import CODE, COLUMNS, NAN, Client, Floats, Run, Server, requests_of
+from analysis.reading.rows import CODE, COLUMNS, NAN, Client, Floats, Server, requests_of
+from analysis.reading.runs import Run
 from analysis.virtual import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request

@@ -57,14 +57,14 @@ FORBIDDEN = {
     ),
     **dict.fromkeys(
         [
-            "analysis.load",
+            "analysis.reading.runs",
             "analysis.metrics",
             "analysis.memory",
             "analysis.latency",
             "analysis.levels",
-            "analysis.result_files",
-            "analysis.server_metrics",
-            "analysis.importers",
+            "analysis.reading.result_files",
+            "analysis.reading.server_metrics",
+            "analysis.reading.other_tools",
         ],
         LOCUST | WEB | {"matplotlib"},
     ),

@@ -15,7 +15,7 @@ from virtual_runs import Plan, chat_lengths, small_engine, write_run
 
 from analysis.answer import Answer, ModelAnswer
 from analysis.capacity import main, recommend
-from analysis.load import find_runs, read_run
+from analysis.reading.runs import find_runs, read_run
 from loadtest.record import GpuInfo, ServerInfo, Slo
 from tests.conftest import ROOT
 

@@ -21,8 +21,8 @@ from virtual_runs import Plan, small_engine, write_run
 from analysis.compare import main, mismatches
 from analysis.comparison import Comparison, Row
 from analysis.gate import gate_of
-from analysis.load import find_runs, read_run
 from analysis.memory import Pairs, block_law
+from analysis.reading.runs import find_runs, read_run
 from analysis.side import Deployment, deployment_of, held_tokens
 from analysis.statistics.ratios import (
     Quantity,

@@ -13,9 +13,9 @@ from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answer import Answer, ModelAnswer
 from analysis.capacity import main, recommend
-from analysis.importers import read_results
-from analysis.load import InputError, Run, find_runs, read_run
-from analysis.server_metrics import read_dump
+from analysis.reading.other_tools import read_results
+from analysis.reading.runs import InputError, Run, find_runs, read_run
+from analysis.reading.server_metrics import read_dump
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
 
 DATA = Path(__file__).parent / "data"

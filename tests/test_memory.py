@@ -12,8 +12,8 @@ from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 from analysis import memory
 from analysis.capacity import gather
 from analysis.levels import Pool
-from analysis.load import find_runs, read_run
 from analysis.memory import Occupancy, Pairs, Seen, Shift, block_law, wall
+from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request

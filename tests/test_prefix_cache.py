@@ -11,8 +11,8 @@ from analysis import prefix_cache
 from analysis.capacity import gather, recommend
 from analysis.levels import Pool
 from analysis.limit import limit
-from analysis.load import Run
 from analysis.prefix_cache import Eviction, Found, Turns, found_in, turns_of
+from analysis.reading.runs import Run
 from analysis.virtual import Chatting, Service, play
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo

@@ -12,7 +12,7 @@ from virtual_runs import Plan, small_engine, write_run
 from analysis import plots, report
 from analysis.answer import Answer, ModelAnswer
 from analysis.capacity import recommend
-from analysis.load import InputError, find_runs, read_run
+from analysis.reading.runs import InputError, find_runs, read_run
 from loadtest.record import Slo
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from analysis.claims import check_claims, read_claims
 from analysis.deployment import Calibration, Deployment, max_concurrency, pool_band
-from analysis.load import InputError
 from analysis.memory import Pairs, block_law
 from analysis.predicted import Curve, Workload, draw_workload, law_of, size
+from analysis.reading.runs import InputError
 from analysis.sizing import answer, main
 from analysis.startup_log import as_started, calibration_of, read_log, read_run
 from loadtest.model.architectures import parse_config

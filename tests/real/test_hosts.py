@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from analysis.load import find_runs, read_run
+from analysis.reading.runs import find_runs, read_run
 from tests.conftest import until
 from tests.real.hosts import HUB, Host, HostsUnavailableError, locust, network, server_command
 

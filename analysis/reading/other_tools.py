@@ -10,9 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.load import CODE, COLUMNS, Client, Floats, InputError, Requests, Run, requests_of, server_of
-from analysis.result_files import KINDS, Row, Stage, read_file
-from analysis.server_metrics import Dump, read_dump
+from analysis.reading.result_files import KINDS, read_file
+from analysis.reading.result_rows import Row, Stage
+from analysis.reading.rows import CODE, COLUMNS, Client, Floats, Requests, requests_of, server_of
+from analysis.reading.runs import InputError, Run
+from analysis.reading.server_metrics import Dump, read_dump
 from loadtest.record import ArrivalsInfo, Outcome, RunInfo, ServerInfo, ServerSample
 
 NEIGHBOURS = (

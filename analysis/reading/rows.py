@@ -1,8 +1,8 @@
-"""reports/ -> Run: rows become columns. Reads what a killed run left; knows no statistics."""
+"""TODO."""
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,16 +10,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.reading.runs import InputError
 from loadtest.record import (
-    CLIENT_GLOB,
-    REQUESTS_GLOB,
-    RUN_FILE,
     SCHEMA,
-    SERVER_FILE,
     ClientSample,
     Outcome,
     RequestRecord,
-    RunInfo,
     ServerSample,
 )
 
@@ -33,25 +29,6 @@ CODE = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 NAN = float("nan")
 TOLD_BYTES = 2**20  # how often a progress bar hears of it
 GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink to float32 gaps
-
-WORKLOAD_SETTINGS = (
-    "prompt_tokens",
-    "output_tokens",
-    "think_s",
-    "turns",
-    "thinking",
-    "prompts",
-    "ignore_eos",
-    "temperature",
-    "extra_body",
-    "arrivals",
-    "trace",
-    "trace_speed",
-)
-
-
-class InputError(Exception):
-    """The input cannot be read: one sentence that says what to do. Exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,134 +126,23 @@ class Client:
         return len(self.unix_s)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFolder:
-    """A run that was found, its rows not read yet."""
-
-    path: Path
-    info: RunInfo
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Run:
-    """One run folder in memory."""
-
-    info: RunInfo
-    requests: Requests
-    server: Server
-    client: Client
-    warnings: list[str] = field(default_factory=list)
-
-
-Found = RunFolder | Run
-OneFound = TypeVar("OneFound", bound=Found)
-"""A run: one to be read, or one that another tool's file already gave."""
-
-
-def has_runs(folder: Path) -> bool:
-    """Whether this is a run folder, or holds some."""
-    return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{RUN_FILE}"))
-
-
-def find_runs(folder: Path) -> list[RunFolder]:
-    """The run in this folder, or the runs in its subfolders, oldest first.
-
-    Raises InputError when there is none, or when one is of another schema.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
-    if (folder / RUN_FILE).is_file():
-        return [RunFolder(path=folder, info=_read_info(folder / RUN_FILE))]
-    found = [
-        RunFolder(path=path.parent, info=_read_info(path)) for path in sorted(folder.glob(f"*/{RUN_FILE}"))
-    ]
-    if not found:
-        raise InputError(
-            f"{folder} holds no run (no {RUN_FILE}): run a load test first, or name another folder."
-        )
-    return sorted(found, key=lambda run: run.info.started_unix_s)
-
-
-def comparable(info: RunInfo) -> dict[str, str]:
-    """What must be equal in two runs before they are pooled, by name."""
-    workload = {name: _plain(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
-    server = {f"server {name}": _plain(value) for name, value in msgspec.structs.asdict(info.server).items()}
-    names = {"model": info.model, "host": info.host, "scenario": info.scenario}
-    return {**names, "gpu": _plain(info.gpu), **server, **workload}
-
-
-def differences(one: RunInfo, other: RunInfo) -> list[str]:
-    """Names of what keeps two runs from being pooled; empty when they may be."""
-    ours, theirs = comparable(one), comparable(other)
-    return [name for name in ours if ours[name] != theirs[name]]
-
-
-def group_runs(runs: Sequence[OneFound]) -> list[list[OneFound]]:
-    """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[str, list[OneFound]] = {}
-    for run in runs:
-        groups.setdefault(_plain(comparable(run.info)), []).append(run)
-    return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
-
-
-def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
-    """Rows of one run as columns. `on_bytes` is told how many bytes were read, for a progress bar.
-
-    Raises InputError when a row does not fit the contract.
-    """
-    warnings = list(folder.info.warnings)
-    offsets = {worker.name: worker.clock_offset_s or 0.0 for worker in folder.info.workers}
-    requests = _read_requests(sorted(folder.path.glob(REQUESTS_GLOB)), offsets, warnings, on_bytes)
-    if folder.info.ended_unix_s is None:
-        warnings.append(f"{folder.info.run_id} has no end: it is still running, or it was killed.")
-    server = _read_server(folder.path / SERVER_FILE, warnings)
-    return Run(
-        info=folder.info,
-        requests=requests,
-        server=server,
-        client=_read_client(sorted(folder.path.glob(CLIENT_GLOB)), warnings),
-        warnings=warnings,
-    )
-
-
-def run_bytes(folder: RunFolder) -> int:
-    """Size of its request files, for a progress bar."""
-    return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
-
-
 class _Schema(msgspec.Struct):
     schema: int
 
 
-_schema_decoder = msgspec.json.Decoder(_Schema)
+schema_decoder = msgspec.json.Decoder(_Schema)
 
 
-def _plain(value: object) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()
-
-
-def _read_info(path: Path) -> RunInfo:
-    data = path.read_bytes()
-    try:
-        schema = _schema_decoder.decode(data).schema
-        info = msgspec.json.decode(data, type=RunInfo) if schema == SCHEMA else None
-    except msgspec.DecodeError as problem:
-        raise InputError(
-            f"{path} cannot be read ({problem}): remove that folder or restore the file."
-        ) from None
-    if info is None:
-        raise InputError(_other_schema(path, schema))
-    return info
-
-
-def _other_schema(path: Path, schema: int) -> str:
+def other_schema(path: Path, schema: int) -> str:
     return (
         f"{path} is of schema {schema} and this version reads schema {SCHEMA}: "
         "analyse it with the version that wrote it."
     )
 
 
-def _rows(path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[int], None]) -> Iterator[T]:
+def decoded_lines(
+    path: Path, kind: type[T], warnings: list[str], on_bytes: Callable[[int], None]
+) -> Iterator[T]:
     """Rows of a JSON Lines file. Lines that are not JSON are left out and warned about."""
     decode = msgspec.json.Decoder(kind).decode
     bad: list[int] = []
@@ -311,11 +177,11 @@ def _left_out(path: Path, numbers: Sequence[int], *, torn: bool) -> str:
 
 def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) -> str:
     try:
-        schema = _schema_decoder.decode(line).schema
+        schema = schema_decoder.decode(line).schema
     except msgspec.DecodeError:
         schema = SCHEMA
     if schema != SCHEMA:
-        return _other_schema(path, schema)
+        return other_schema(path, schema)
     return f"{path}, line {number}, is not a row of this tool ({problem}): remove the line or the folder."
 
 
@@ -388,7 +254,7 @@ class _Gaps:
         return np.concatenate(self._done)
 
 
-def _read_requests(
+def read_requests(
     paths: Sequence[Path], offsets: dict[str, float], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Requests:
     scalars: list[tuple[float, ...]] = []
@@ -396,7 +262,7 @@ def _read_requests(
     users: dict[tuple[str, int], int] = {}
     gaps = _Gaps()
     for path in paths:
-        for row in _rows(path, RequestRecord, warnings, on_bytes):
+        for row in decoded_lines(path, RequestRecord, warnings, on_bytes):
             scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
             user = users.setdefault((row.worker, row.user), len(users))
             labels.append((CODE[row.outcome], user, row.turn))
@@ -460,8 +326,8 @@ _SERVER_SUMS = (
 )
 
 
-def _read_server(path: Path, warnings: list[str]) -> Server:
-    samples = list(_rows(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
+def read_server(path: Path, warnings: list[str]) -> Server:
+    samples = list(decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
         why = "every scrape failed" if samples else "there is none"
@@ -496,11 +362,11 @@ def _sum(values: list[float | None]) -> float:
     return float(sum(known)) if known else NAN
 
 
-def _read_client(paths: Sequence[Path], warnings: list[str]) -> Client:
+def read_client(paths: Sequence[Path], warnings: list[str]) -> Client:
     found = [
         (worker, row)
         for worker, path in enumerate(paths)
-        for row in _rows(path, ClientSample, warnings, lambda _: None)
+        for row in decoded_lines(path, ClientSample, warnings, lambda _: None)
     ]
     rows = [row for _, row in found]
     lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]

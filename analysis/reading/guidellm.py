@@ -1,0 +1,161 @@
+"""TODO."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from analysis.reading.result_rows import (
+    Row,
+    Source,
+    Stage,
+    failure_of,
+    number_or_nan,
+    status_in,
+    url_without_credentials,
+)
+from analysis.reading.rows import NAN
+from analysis.reading.runs import InputError
+from loadtest.record import Outcome
+
+# guidellm
+
+
+class _Strategy(msgspec.Struct):
+    type_: str
+    streams: int | None = None
+    rate: float | None = None
+
+    @property
+    def users(self) -> int | None:
+        return {"concurrent": self.streams, "synchronous": 1}.get(self.type_)
+
+    @property
+    def name(self) -> str:
+        size = self.streams or self.rate
+        return f"{self.type_}@{size:g}" if size else self.type_
+
+
+class _Backend(msgspec.Struct):
+    target: str = "unknown"
+    model: str | None = None
+
+
+class _GuidellmConfig(msgspec.Struct):
+    strategy: _Strategy
+    backend: _Backend
+
+
+class _Timings(msgspec.Struct):
+    """Unix seconds. The chat's role chunk is no token iteration; reasoning is."""
+
+    request_start: float | None = None
+    resolve_end: float | None = None
+    request_end: float | None = None
+    targeted_start: float | None = None
+    first_token_iteration: float | None = None
+    first_output_token_iteration: float | None = None
+    last_token_iteration: float | None = None
+    token_iterations: int = 0
+
+
+class _GuidellmInfo(msgspec.Struct):
+    timings: _Timings
+    conversation_id: str | None = None
+    turn_index: int = 0
+    error: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class _GuidellmRequest(msgspec.Struct):
+    info: _GuidellmInfo
+    input_metrics: _Usage
+    output_metrics: _Usage
+
+    def row(self, outcome: Outcome) -> Row | None:
+        """None for a request that was still queued."""
+        times = self.info.timings
+        start, end = times.request_start, times.request_end or times.resolve_end
+        if start is None or end is None:
+            return None
+        status = status_in(self.info.error)
+        return Row(
+            start_unix_s=start,
+            end_s=end - start,
+            outcome=failure_of(self.info.error or "", status) if outcome is Outcome.STREAM_ERROR else outcome,
+            scheduled_unix_s=number_or_nan(times.targeted_start),
+            first_chunk_s=number_or_nan(times.first_token_iteration) - start,
+            first_answer_s=number_or_nan(times.first_output_token_iteration) - start,
+            last_chunk_s=number_or_nan(times.last_token_iteration) - start,
+            chunks=times.token_iterations,
+            prompt_tokens=number_or_nan(self.input_metrics.total_tokens),
+            output_tokens=number_or_nan(self.output_metrics.total_tokens) if outcome is Outcome.OK else NAN,
+            cached_tokens=number_or_nan(self.input_metrics.cached_tokens),
+            http_status=200.0 if outcome is Outcome.OK else status,
+            conversation=self.info.conversation_id,
+            turn=self.info.turn_index,
+        )
+
+
+class _GuidellmRequests(msgspec.Struct):
+    successful: list[_GuidellmRequest]
+    incomplete: list[_GuidellmRequest]
+    errored: list[_GuidellmRequest]
+
+    def rows(self) -> list[Row]:
+        kinds = (
+            (self.successful, Outcome.OK),
+            (self.incomplete, Outcome.CANCELLED),
+            (self.errored, Outcome.STREAM_ERROR),
+        )
+        found = [request.row(outcome) for requests, outcome in kinds for request in requests]
+        return [row for row in found if row is not None]
+
+
+class _Totals(msgspec.Struct):
+    successful: int
+
+
+class _GuidellmMetrics(msgspec.Struct):
+    request_totals: _Totals
+
+
+class _GuidellmBenchmark(msgspec.Struct):
+    config: _GuidellmConfig
+    metrics: _GuidellmMetrics
+    requests: _GuidellmRequests
+
+
+class GuidellmReport(msgspec.Struct):
+    benchmarks: list[_GuidellmBenchmark]
+
+
+def read_guidellm(file: Path, data: bytes) -> Iterator[Stage]:
+    benchmarks = msgspec.json.decode(data, type=GuidellmReport).benchmarks
+    if not benchmarks:
+        raise InputError(f"{file} holds no benchmark: guidellm ended before the first one did.")
+    for benchmark in benchmarks:
+        kept, made = len(benchmark.requests.successful), benchmark.metrics.request_totals.successful
+        if kept < made:
+            raise InputError(
+                f"{file} keeps {kept} of {made} requests: the load cannot be told from a sample. Run "
+                "guidellm without a sample size."
+            )
+    backend = benchmarks[0].config.backend
+    source = Source(
+        path=file,
+        tool="guidellm",
+        model=backend.model or "unknown",
+        host=url_without_credentials(backend.target),
+        lacks=[
+            "guidellm keeps the times of the first and the last token only: chunk gaps (ITL) are missing, "
+            "TPOT is not."
+        ],
+    )
+    for benchmark in benchmarks:
+        strategy = benchmark.config.strategy
+        yield Stage(source=source, name=strategy.name, users=strategy.users, rows=benchmark.requests.rows())

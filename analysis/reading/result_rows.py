@@ -1,0 +1,97 @@
+"""TODO."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+
+from analysis.reading.rows import NAN
+from loadtest.record import Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One request; names and units are those of `load.Requests`."""
+
+    start_unix_s: float
+    end_s: float
+    outcome: Outcome
+    sent_s: float = 0.0
+    scheduled_unix_s: float = NAN
+    first_chunk_s: float = NAN
+    first_answer_s: float = NAN
+    last_chunk_s: float = NAN
+    chunks: int = 0
+    first_chunk_tokens: float = 1.0
+    prompt_tokens: float = NAN
+    output_tokens: float = NAN
+    cached_tokens: float = NAN
+    http_status: float = NAN
+    conversation: str | None = None
+    turn: int = 0
+    gap_s: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Source:
+    """A file, and what it says of all its requests."""
+
+    path: Path
+    tool: str
+    model: str
+    host: str
+    lacks: list[str]
+    """Full sentences: what this tool's files do not tell."""
+    whole_seconds: bool = False
+    """The clock is known to about a second only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Stage:
+    """Requests of one concurrency, or of one law of arrivals (`users` is None)."""
+
+    source: Source
+    name: str
+    users: int | None
+    rows: list[Row]
+
+    @property
+    def label(self) -> str:
+        return f"{self.source.path.name} ({self.name})"
+
+
+# What the three share.
+
+
+def number_or_nan(value: float | None) -> float:
+    return NAN if value is None else value
+
+
+def url_without_credentials(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def status_in(text: str | None) -> float:
+    """httpx writes "Server error '503 Service Unavailable' for url ..."."""
+    found = re.search(r"'([345]\d\d) ", text or "")
+    return float(found[1]) if found else NAN
+
+
+def status_of(reason: str) -> float:
+    """vllm bench serve keeps the reason phrase only."""
+    return next((float(status) for status in HTTPStatus if status.phrase == reason), NAN)
+
+
+def failure_of(text: str, status: float) -> Outcome:
+    """What an exception's name and words say; an error inside a stream where they say nothing."""
+    if not np.isnan(status):
+        return Outcome.HTTP_ERROR
+    words = text.lower()
+    if "timeout" in words or "timed out" in words:
+        return Outcome.TIMEOUT
+    if "disconnect" in words:
+        return Outcome.DISCONNECTED
+    return Outcome.CONNECT_ERROR if "connect" in words else Outcome.STREAM_ERROR

@@ -1,0 +1,159 @@
+"""reports/ -> Run: rows become columns. Reads what a killed run left; knows no statistics."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from analysis.reading.rows import (
+    Client,
+    Requests,
+    Server,
+    other_schema,
+    read_client,
+    read_requests,
+    read_server,
+    schema_decoder,
+)
+from loadtest.record import (
+    CLIENT_GLOB,
+    REQUESTS_GLOB,
+    RUN_FILE,
+    SCHEMA,
+    SERVER_FILE,
+    RunInfo,
+)
+
+WORKLOAD_SETTINGS = (
+    "prompt_tokens",
+    "output_tokens",
+    "think_s",
+    "turns",
+    "thinking",
+    "prompts",
+    "ignore_eos",
+    "temperature",
+    "extra_body",
+    "arrivals",
+    "trace",
+    "trace_speed",
+)
+
+
+class InputError(Exception):
+    """The input cannot be read: one sentence that says what to do. Exit code 2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """A run that was found, its rows not read yet."""
+
+    path: Path
+    info: RunInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """One run folder in memory."""
+
+    info: RunInfo
+    requests: Requests
+    server: Server
+    client: Client
+    warnings: list[str] = field(default_factory=list)
+
+
+Found = RunFolder | Run
+OneFound = TypeVar("OneFound", bound=Found)
+"""A run: one to be read, or one that another tool's file already gave."""
+
+
+def has_runs(folder: Path) -> bool:
+    """Whether this is a run folder, or holds some."""
+    return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{RUN_FILE}"))
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The run in this folder, or the runs in its subfolders, oldest first.
+
+    Raises InputError when there is none, or when one is of another schema.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
+    if (folder / RUN_FILE).is_file():
+        return [RunFolder(path=folder, info=_read_info(folder / RUN_FILE))]
+    found = [
+        RunFolder(path=path.parent, info=_read_info(path)) for path in sorted(folder.glob(f"*/{RUN_FILE}"))
+    ]
+    if not found:
+        raise InputError(
+            f"{folder} holds no run (no {RUN_FILE}): run a load test first, or name another folder."
+        )
+    return sorted(found, key=lambda run: run.info.started_unix_s)
+
+
+def comparable(info: RunInfo) -> dict[str, str]:
+    """What must be equal in two runs before they are pooled, by name."""
+    workload = {name: _plain(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
+    server = {f"server {name}": _plain(value) for name, value in msgspec.structs.asdict(info.server).items()}
+    names = {"model": info.model, "host": info.host, "scenario": info.scenario}
+    return {**names, "gpu": _plain(info.gpu), **server, **workload}
+
+
+def differences(one: RunInfo, other: RunInfo) -> list[str]:
+    """Names of what keeps two runs from being pooled; empty when they may be."""
+    ours, theirs = comparable(one), comparable(other)
+    return [name for name in ours if ours[name] != theirs[name]]
+
+
+def group_runs(runs: Sequence[OneFound]) -> list[list[OneFound]]:
+    """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
+    groups: dict[str, list[OneFound]] = {}
+    for run in runs:
+        groups.setdefault(_plain(comparable(run.info)), []).append(run)
+    return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
+
+
+def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
+    """Rows of one run as columns. `on_bytes` is told how many bytes were read, for a progress bar.
+
+    Raises InputError when a row does not fit the contract.
+    """
+    warnings = list(folder.info.warnings)
+    offsets = {worker.name: worker.clock_offset_s or 0.0 for worker in folder.info.workers}
+    requests = read_requests(sorted(folder.path.glob(REQUESTS_GLOB)), offsets, warnings, on_bytes)
+    if folder.info.ended_unix_s is None:
+        warnings.append(f"{folder.info.run_id} has no end: it is still running, or it was killed.")
+    server = read_server(folder.path / SERVER_FILE, warnings)
+    return Run(
+        info=folder.info,
+        requests=requests,
+        server=server,
+        client=read_client(sorted(folder.path.glob(CLIENT_GLOB)), warnings),
+        warnings=warnings,
+    )
+
+
+def run_bytes(folder: RunFolder) -> int:
+    """Size of its request files, for a progress bar."""
+    return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
+
+
+def _plain(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _read_info(path: Path) -> RunInfo:
+    data = path.read_bytes()
+    try:
+        schema = schema_decoder.decode(data).schema
+        info = msgspec.json.decode(data, type=RunInfo) if schema == SCHEMA else None
+    except msgspec.DecodeError as problem:
+        raise InputError(
+            f"{path} cannot be read ({problem}): remove that folder or restore the file."
+        ) from None
+    if info is None:
+        raise InputError(other_schema(path, schema))
+    return info

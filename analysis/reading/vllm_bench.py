@@ -1,0 +1,143 @@
+"""TODO."""
+
+import heapq
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from analysis.reading.result_rows import Row, Source, Stage, failure_of, status_of
+from analysis.reading.rows import NAN
+from analysis.reading.runs import InputError
+from loadtest.record import Outcome
+
+# vllm bench serve
+
+
+class VllmBenchResult(msgspec.Struct):
+    """Lists in the order of the requests, seconds. `start_times` by a clock that counts from the machine's
+    start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
+
+    date: str
+    model_id: str
+    request_rate: float | str
+    input_lens: list[int]
+    output_lens: list[int]
+    ttfts: list[float]
+    itls: list[list[float]]
+    errors: list[str]
+    start_times: list[float] | None = None
+    queue_times: list[float] | None = None
+    max_concurrency: int | None = None
+    endpoint_type: str = ""
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        lists = (
+            self.input_lens,
+            self.output_lens,
+            self.itls,
+            self.errors,
+            self.start_times,
+            self.queue_times,
+        )
+        if any(one is not None and len(one) != len(self.ttfts) for one in lists):
+            raise ValueError("its lists are of several lengths")
+
+    @property
+    def places(self) -> int | None:
+        """Users: requests wait for one of these places and for nothing else."""
+        return self.max_concurrency if self.request_rate == "inf" else None
+
+    @property
+    def role_chunks(self) -> bool:
+        """Its first event is a chat's role chunk, sent with the first token: the first gap is no token's."""
+        plain = [
+            len(gaps) == tokens - 1
+            for gaps, tokens in zip(self.itls, self.output_lens, strict=True)
+            if tokens
+        ]
+        return "chat" in self.endpoint_type + self.backend and sum(plain) <= len(plain) / 2
+
+    def row(self, number: int, *, start_unix_s: float, role_chunk: bool) -> Row:
+        ttft, gaps, error = self.ttfts[number], self.itls[number], self.errors[number]
+        status = status_of(error)
+        skipped = 1 if gaps and role_chunk else 0
+        ok = not error and self.output_lens[number] > 0
+        last_s = ttft + sum(gaps)
+        return Row(
+            start_unix_s=start_unix_s,
+            end_s=last_s,
+            outcome=Outcome.OK if ok else failure_of(error, status) if error else Outcome.EMPTY,
+            scheduled_unix_s=start_unix_s - self.queue_times[number] if self.queue_times else NAN,
+            first_chunk_s=ttft + sum(gaps[:skipped]) if ok else NAN,
+            last_chunk_s=last_s if ok else NAN,
+            chunks=1 + len(gaps) - skipped if ok else 0,
+            prompt_tokens=float(self.input_lens[number]),
+            output_tokens=float(self.output_lens[number]) if ok else NAN,
+            http_status=200.0 if ok else status,
+            gap_s=gaps[skipped:] if ok else (),
+        )
+
+    def lives_s(self) -> list[float]:
+        return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
+
+
+def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> Stage:
+    if "ttfts" not in keys:
+        raise InputError(
+            f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
+        )
+    found = msgspec.json.decode(data, type=VllmBenchResult)
+    if not found.ttfts:
+        raise InputError(f"{file} holds no request.")
+    starts = found.start_times or queued_of(file, found)
+    ended = max(start + life for start, life in zip(starts, found.lives_s(), strict=True))
+    zero_unix_s = local_unix_s(file, found.date) - ended
+    role = found.role_chunks
+    rows = [
+        found.row(number, start_unix_s=zero_unix_s + start, role_chunk=role)
+        for number, start in enumerate(starts)
+    ]
+    source = Source(
+        path=file,
+        tool="vllm bench serve",
+        model=found.model_id,
+        host="unknown",
+        lacks=_vllm_lacks(found, rows),
+        whole_seconds=True,
+    )
+    name = f"concurrency@{found.places}" if found.places else f"rate@{found.request_rate}"
+    return Stage(source=source, name=name, users=found.places, rows=rows)
+
+
+def _vllm_lacks(found: VllmBenchResult, rows: Sequence[Row]) -> list[str]:
+    lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
+    if found.start_times is None:
+        lacks.append(
+            "The files are of a vLLM that kept no start times (before 2026): they are rebuilt from the queue "
+            "for --max-concurrency places."
+        )
+    if any(row.outcome is not Outcome.OK for row in rows):
+        lacks.append("vllm bench serve does not say when a failed request ended: it counts as ended at once.")
+    return lacks
+
+
+def queued_of(file: Path, found: VllmBenchResult) -> list[float]:
+    """When each request got one of the places, which are taken in the order of the requests."""
+    if found.places is None:
+        raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
+    free, starts = [0.0] * found.places, list[float]()
+    for life_s in found.lives_s():
+        starts.append(free[0])
+        heapq.heapreplace(free, free[0] + life_s)
+    return starts
+
+
+def local_unix_s(file: Path, date: str) -> float:
+    """The middle of the whole second that the file was written in, by this machine's time zone."""
+    try:
+        return datetime.strptime(date, "%Y%m%d-%H%M%S").timestamp() + 0.5
+    except ValueError:
+        raise InputError(f"{file} has the date {date}, which is not one of vllm bench serve.") from None
