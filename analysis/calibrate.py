@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from analysis.capacity import Evidence
-from analysis.latency import seats_of
-from analysis.levels import Level, ended_inside
-from analysis.memory import conversation_ids
+from analysis.levels.lengths import conversation_ids
+from analysis.levels.level import Level
+from analysis.levels.window import ended_inside
 from analysis.reading.rows import Floats, Ints, Requests
 from analysis.virtual import Chatting, Service, Turn, play
+from analysis.walls.max_num_seqs import seats_of
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis import latency, report
+from analysis import report
 from analysis.answer import (
     WALL_NAMES,
     Answer,
@@ -27,22 +27,13 @@ from analysis.answer import (
     Wall,
 )
 from analysis.cli import add_slo_flags, count, share
-from analysis.levels import QUEUE_LIMIT, Context, Level, Pool, levels_of, output_cv
-from analysis.memory import (
-    Active,
-    BlockLaw,
-    Gauge,
-    MemoryWall,
-    Occupancy,
-    Pairs,
-    active_of,
-    block_law,
-    gauge_of,
-    memory_wall,
-    pairs_of,
-    wall,
-)
-from analysis.open_loop import open_loop_warnings, slices_of
+from analysis.levels.gauge import Gauge, gauge_of
+from analysis.levels.lengths import Pairs, pairs_of
+from analysis.levels.level import QUEUE_LIMIT, Context, Level, Pool
+from analysis.levels.measure import levels_of, output_cv
+from analysis.levels.open_loop import open_loop_warnings, slices_of
+from analysis.levels.step_time import Pace, pace_of
+from analysis.levels.think_time import Thinking, thinking_of
 from analysis.prefix_cache import PrefixWall, prefix_wall
 from analysis.reading.other_tools import read_results
 from analysis.reading.rows import Floats
@@ -58,7 +49,14 @@ from analysis.reading.runs import (
     read_run,
     run_bytes,
 )
+from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, finite_or_none
+from analysis.walls.block_law import Active, BlockLaw, Occupancy, active_of, block_law
+from analysis.walls.errors import OVERLOAD_LIMIT
+from analysis.walls.kv_cache import MemoryWall, memory_wall
+from analysis.walls.kv_shift import wall
+from analysis.walls.max_num_seqs import seats_of, seats_wall
+from analysis.walls.throughput import throughput_fall
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 
@@ -106,7 +104,7 @@ class Evidence:
     levels: Sequence[Level]
     pairs: Pairs | None
     pool: Pool | None
-    thinking: latency.Thinking | None
+    thinking: Thinking | None
     slo: Slo
 
     @property
@@ -121,11 +119,11 @@ class Evidence:
         return active_of(self.thinking.of_one(engines) if self.thinking else None)
 
     @property
-    def pace(self) -> latency.Pace | None:
+    def pace(self) -> Pace | None:
         """None where the levels do not tell."""
         if self.pairs is None:
             return None
-        return latency.pace_of(
+        return pace_of(
             self.runs,
             self.levels,
             uncached_prompt=float(self.pairs.prompt.mean()) - self.pairs.shared_prefix,
@@ -137,7 +135,7 @@ class Evidence:
         """max_num_seqs of all engines together, as stated or as seen."""
         stated = self.runs[-1].info.server.max_num_seqs
         engines = self.pool.engines if self.pool else 1
-        return latency.seats_of(self.levels, stated=stated * engines if stated else None)
+        return seats_of(self.levels, stated=stated * engines if stated else None)
 
     @property
     def open_loop(self) -> bool:
@@ -253,7 +251,7 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
     levels = [level for run in runs for level in levels_of(run, context)]
-    thinking = latency.thinking_of(levels) if context.thinks else None
+    thinking = thinking_of(levels) if context.thinks else None
     return Evidence(
         runs=runs,
         levels=levels,
@@ -343,7 +341,7 @@ def _stands(
     if prefix is not None:
         found.append(_drawn("prefix_cache", evidence, prefix.x, prefix.draws, measured=prefix.measured))
     found += _crossing_stands(evidence, rng)
-    fall = latency.throughput_fall(evidence.levels)
+    fall = throughput_fall(evidence.levels)
     if fall is not None:
         found.append(_between("throughput", evidence, fall, rng))
     if evidence.seats is not None:
@@ -356,9 +354,9 @@ def _seats_stand(evidence: Evidence, seats: int, rng: np.random.Generator) -> St
     crossing = None
     if evidence.thinking is not None:
         levels = [level for level in evidence.levels if level.users > seats]
-        crossing = latency.miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
+        crossing = miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
     if crossing is None or crossing.between[0] == 0:
-        at = latency.seats_wall(seats, active=evidence.active)
+        at = seats_wall(seats, active=evidence.active)
         if evidence.thinking is None:
             return _exact("max_num_seqs", evidence, at)
         error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
@@ -367,9 +365,7 @@ def _seats_stand(evidence: Evidence, seats: int, rng: np.random.Generator) -> St
     return _crossing_stand("max_num_seqs", evidence, crossing, rng)
 
 
-def _crossing_stand(
-    name: Wall, evidence: Evidence, crossing: latency.Crossing, rng: np.random.Generator
-) -> Stand:
+def _crossing_stand(name: Wall, evidence: Evidence, crossing: Crossing, rng: np.random.Generator) -> Stand:
     return Stand(
         name=name,
         x=crossing.x,
@@ -394,14 +390,14 @@ def _drawn(name: Wall, evidence: Evidence, x: float, draws: Floats, *, measured:
 
 def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Stand]:
     slo, levels = evidence.slo, evidence.levels
-    crossings: dict[Wall, latency.Crossing | None] = {
-        "ttft": latency.p95_crossing(
+    crossings: dict[Wall, Crossing | None] = {
+        "ttft": p95_crossing(
             levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95, objective_s=slo.ttft_p95_s
         ),
-        "tpot": latency.p95_crossing(
+        "tpot": p95_crossing(
             levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95, objective_s=slo.tpot_p95_s
         ),
-        "errors": latency.miss_crossing(levels, lambda level: level.overload, limit=latency.OVERLOAD_LIMIT),
+        "errors": miss_crossing(levels, lambda level: level.overload, limit=OVERLOAD_LIMIT),
     }
     return [
         _crossing_stand(name, evidence, crossing, rng)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answer import Wall
-from analysis.latency import MISS_LIMIT
-from analysis.levels import QUEUE_LIMIT
+from analysis.levels.level import QUEUE_LIMIT
 from analysis.prefix_cache import FOUND_LIMIT
+from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual import WARM_UP, Seen, Service, half_full, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route

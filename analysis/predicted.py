@@ -11,20 +11,12 @@ import numpy as np
 
 from analysis.answer import Wall
 from analysis.deployment import QUANTILE, Deployment, PoolBand, pool_band
-from analysis.latency import Thinking, seats_wall
-from analysis.memory import (
-    BLOCKED_SD,
-    FORMULA_BIAS,
-    FORMULA_SD,
-    Active,
-    BlockLaw,
-    Occupancy,
-    Shift,
-    always,
-    wall,
-)
+from analysis.levels.think_time import Thinking
 from analysis.reading.rows import Floats, Ints
 from analysis.step_model import SPEED_BAND, StepModel, step_model
+from analysis.walls.block_law import Active, BlockLaw, Occupancy, always
+from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
+from analysis.walls.max_num_seqs import seats_wall
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request

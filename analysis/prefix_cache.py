@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from analysis.latency import Thinking, thinking_of
-from analysis.levels import Level, Pool
-from analysis.memory import conversation_ids
+from analysis.levels.lengths import conversation_ids
+from analysis.levels.level import Level, Pool
+from analysis.levels.think_time import Thinking, thinking_of
 from analysis.reading.rows import Bools, Floats, Ints, Requests
 from analysis.reading.runs import Run
 from analysis.statistics.samples import student

@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 from analysis.answer import WALL_NAMES
 from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
-from analysis.levels import FEWEST_REQUESTS, Level
-from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+from analysis.levels.lengths import pairs_of
+from analysis.levels.level import Level
+from analysis.levels.trust import FEWEST_REQUESTS
+from analysis.walls.block_law import Occupancy, block_law
+from analysis.walls.kv_shift import Shift, wall
 from loadtest.record import Advice
 from loadtest.run.live import HOPELESS_SHARE
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis import metrics
 from analysis.answer import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
 from analysis.comparison import FigureName
-from analysis.levels import Level, ended_inside, tpot_of
-from analysis.memory import Pairs
+from analysis.levels import definitions as metrics
+from analysis.levels.lengths import Pairs
+from analysis.levels.level import Level, tpot_of
+from analysis.levels.window import ended_inside
 from analysis.reading.rows import Floats, Ints, Requests
 from analysis.reading.runs import Run
 from analysis.statistics.ratios import (

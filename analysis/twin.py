@@ -23,7 +23,7 @@ from analysis.capacity import (
 )
 from analysis.cli import add_slo_flags, count
 from analysis.fleet import Fleet, fleet
-from analysis.levels import Level
+from analysis.levels.level import Level
 from analysis.limit import Limit, limit
 from analysis.reading.runs import InputError, find_runs
 from analysis.report import Bar, complain, progress

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.latency import MISS_LIMIT
-from analysis.levels import QUEUE_LIMIT
+from analysis.levels.level import QUEUE_LIMIT
 from analysis.limit import limit
+from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4

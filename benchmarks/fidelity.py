@@ -27,8 +27,9 @@ import numpy as np
 
 from analysis.calibrate import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
 from analysis.capacity import Evidence, gather
-from analysis.levels import Level, ended_inside, tpot_of
-from analysis.memory import pairs_of
+from analysis.levels.lengths import pairs_of
+from analysis.levels.level import Level, tpot_of
+from analysis.levels.window import ended_inside
 from analysis.reading.rows import Ints, Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.twin import measured

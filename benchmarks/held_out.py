@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.calibrate import CalibrationError, ServerFlags, calibrate
 from analysis.capacity import Evidence, gather
-from analysis.levels import Level
+from analysis.levels.level import Level
 from analysis.virtual import half_full, play
 from benchmarks.deployments import deployment
 from benchmarks.methods import life_s

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.answer import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, head_of, judge, recommend
-from analysis.metrics import tpot_s
+from analysis.levels.definitions import tpot_s
 from analysis.reading.runs import Run
 from analysis.search import advise
 from benchmarks.deployments import Deployment

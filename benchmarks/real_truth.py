@@ -28,9 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.memory import Occupancy, Shift, block_law, pairs_of, wall
+from analysis.levels.lengths import pairs_of
 from analysis.reading.rows import Floats
 from analysis.reading.runs import Run, find_runs, read_run
+from analysis.walls.block_law import Occupancy, block_law
+from analysis.walls.kv_shift import Shift, wall
 from benchmarks import peer_tools
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution

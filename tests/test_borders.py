@@ -58,10 +58,10 @@ FORBIDDEN = {
     **dict.fromkeys(
         [
             "analysis.reading.runs",
-            "analysis.metrics",
-            "analysis.memory",
-            "analysis.latency",
-            "analysis.levels",
+            "analysis.levels.definitions",
+            "analysis.levels.lengths",
+            "analysis.levels.step_time",
+            "analysis.levels.measure",
             "analysis.reading.result_files",
             "analysis.reading.server_metrics",
             "analysis.reading.other_tools",

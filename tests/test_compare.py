@@ -21,7 +21,7 @@ from virtual_runs import Plan, small_engine, write_run
 from analysis.compare import main, mismatches
 from analysis.comparison import Comparison, Row
 from analysis.gate import gate_of
-from analysis.memory import Pairs, block_law
+from analysis.levels.lengths import Pairs
 from analysis.reading.runs import find_runs, read_run
 from analysis.side import Deployment, deployment_of, held_tokens
 from analysis.statistics.ratios import (
@@ -34,6 +34,7 @@ from analysis.statistics.ratios import (
     ratio_bounds,
 )
 from analysis.statistics.samples import Clock
+from analysis.walls.block_law import block_law
 from benchmarks.gate import CHANGES, pair_of
 from loadtest.record import ArrivalsInfo, GpuInfo, RunInfo, ServerInfo, Slo
 from scenarios import reference_pair

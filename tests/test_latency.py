@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from virtual_runs import level
 
-from analysis import latency
 from analysis.capacity import gather
+from analysis.levels import step_time as latency
 from analysis.statistics.samples import Quantiles, Share
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 
-from analysis import memory
 from analysis.capacity import gather
-from analysis.levels import Pool
-from analysis.memory import Occupancy, Pairs, Seen, Shift, block_law, wall
+from analysis.levels import lengths as memory
+from analysis.levels.lengths import Pairs
+from analysis.levels.level import Pool
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
+from analysis.walls.block_law import Occupancy, block_law
+from analysis.walls.kv_shift import Seen, Shift, wall
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop

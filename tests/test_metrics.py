@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis import metrics
+from analysis.levels import definitions as metrics
 from analysis.statistics import samples as stats
 from analysis.statistics.samples import Clock
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.capacity import recommend
-from analysis.open_loop import slices_of
+from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import ArrivalsInfo, ClientSample, Outcome, RequestRecord, Slo, encode_line
 from tests.test_load import make_folder, row

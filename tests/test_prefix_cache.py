@@ -9,7 +9,7 @@ import pytest
 
 from analysis import prefix_cache
 from analysis.capacity import gather, recommend
-from analysis.levels import Pool
+from analysis.levels.level import Pool
 from analysis.limit import limit
 from analysis.prefix_cache import Eviction, Found, Turns, found_in, turns_of
 from analysis.reading.runs import Run

@@ -11,11 +11,12 @@ import pytest
 
 from analysis.claims import check_claims, read_claims
 from analysis.deployment import Calibration, Deployment, max_concurrency, pool_band
-from analysis.memory import Pairs, block_law
+from analysis.levels.lengths import Pairs
 from analysis.predicted import Curve, Workload, draw_workload, law_of, size
 from analysis.reading.runs import InputError
 from analysis.sizing import answer, main
 from analysis.startup_log import as_started, calibration_of, read_log, read_run
+from analysis.walls.block_law import block_law
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, find_gpu
 from loadtest.model.memory import kv_layout

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.levels import Level
+from analysis.levels.level import Level
 from analysis.statistics.samples import Clock, Quantiles, Share
 from loadtest.record import (
     RUN_FILE,

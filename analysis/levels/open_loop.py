@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answer import Percentiles, SliceAnswer
-from analysis.levels import client_doubts, ended_inside, in_flight_of, tpot_of
+from analysis.levels.level import tpot_of
+from analysis.levels.measure import in_flight_of
+from analysis.levels.trust import client_doubts
+from analysis.levels.window import ended_inside
 from analysis.reading.rows import Bools, Floats, Requests
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Clock, finite_or_none

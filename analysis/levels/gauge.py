@@ -1,0 +1,101 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.levels.level import Level, Pool
+from analysis.reading.rows import Floats, Requests
+from analysis.reading.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gauge:
+    """The second look: usage on running of the same scrape, in trusted levels in which nobody waited."""
+
+    tokens_per_request: float
+    r2: float
+    off: float
+    """Gauge over what our own rows explain at the same scrapes, minus 1."""
+    off_se: float
+
+
+def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
+    """None where fewer than five scrapes had requests running."""
+    free = [level for level in levels if level.trusted and not level.waiting_fraction > 0]
+    scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
+    running = np.concatenate([one.running for one in scrapes])
+    held = np.concatenate([one.held for one in scrapes])
+    if len(running) < 5:
+        return None
+    own = held - shared_prefix
+    slope = float(own.sum() / running.sum())
+    spread = float(np.sum((own - own.mean()) ** 2))
+    r2 = 1.0 - float(np.sum((own - slope * running) ** 2)) / spread if spread > 0 else math.nan
+    rebuilt = np.concatenate([one.rebuilt for one in scrapes])
+    active = np.concatenate([one.active for one in scrapes])
+    off, off_se = _disagreement(own / running, rebuilt, active)
+    return Gauge(tokens_per_request=slope + shared_prefix, r2=r2, off=off, off_se=off_se)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Scrapes:
+    running: Floats
+    held: Floats
+    """Tokens by the gauge."""
+    rebuilt: Floats
+    """Tokens by our own rows, whole blocks, shared ones taken off."""
+    active: Floats
+
+
+def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> _Scrapes:
+    unix = run.server.unix_s
+    inside = np.zeros(len(unix), dtype=np.bool_)
+    for level in levels:
+        if level.run_id == run.info.run_id:
+            inside |= (unix >= level.clock.begin_unix_s) & (unix <= level.clock.end_unix_s)
+    inside &= (run.server.running > 0) & ~np.isnan(run.server.kv_cache_usage)
+    shared = shared_prefix // pool.block_tokens * pool.block_tokens
+    rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens, shared=shared)
+    return _Scrapes(
+        running=run.server.running[inside],
+        held=run.server.kv_cache_usage[inside] * pool.tokens,
+        rebuilt=rebuilt,
+        active=active,
+    )
+
+
+def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
+    """KV tokens (whole blocks, without shared ones) and requests in flight at each instant, from our own
+    rows. Shapes as given."""
+    begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
+    longest = float((ends - begins).max(initial=0.0))
+    held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
+    for place, at in enumerate(at_unix_s):
+        near = np.searchsorted(ends, [at, at + longest])  # rows stand in the order of their ends
+        index = np.arange(near[0], min(near[1] + 1, len(rows)))
+        index = index[(begins[index] <= at) & (rows.prompt_tokens[index] >= 1)]
+        first_s, last_s = rows.first_chunk_s[index], rows.last_chunk_s[index]
+        since = at - rows.start_unix_s[index]
+        decoded = np.clip((since - first_s) / np.maximum(last_s - first_s, 1e-9), 0.0, 1.0)
+        tokens = np.maximum(rows.prompt_tokens[index] - shared, 1) + decoded * np.maximum(
+            rows.output_tokens[index] - 1, 0
+        )
+        held[place] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
+        active[place] = len(index)
+    return held, active
+
+
+def _disagreement(per_running: Floats, rebuilt: Floats, active: Floats) -> tuple[float, float]:
+    """Relative paired difference of tokens a request, gauge against rows, and its standard error."""
+    some = active > 0
+    if some.sum() < 5:
+        return 0.0, math.inf
+    ours = rebuilt[some] / active[some]
+    weight = active[some]
+    ratio = float(np.sum(per_running[some] * weight) / np.sum(ours * weight))
+    rest = weight * (per_running[some] - ratio * ours)
+    error = math.sqrt(float(np.sum(rest**2)) * len(rest) / (len(rest) - 1)) / float(np.sum(ours * weight))
+    return ratio - 1.0, error

@@ -1,0 +1,66 @@
+"""The memory wall: the exact law of KV blocks from (prompt, output) pairs, and what the server measured.
+
+Formulas: docs/method.md. All lengths are in engine steps, so that the GPU and its speed cancel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pairs:
+    """Lengths of finished requests, shape (n,). They do not depend on load, so every level is pooled."""
+
+    prompt: Ints
+    output: Ints
+    conversation: Ints
+    """Requests of one conversation are resampled together."""
+    shared_prefix: int = 0
+    """Tokens that every prompt begins with and that the cache holds once."""
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
+    """(prompt, output) of every finished request of these runs whose usage the server sent."""
+    prompt, output, conversation, cached = [], [], [], []
+    before = 0
+    for run in runs:
+        rows = run.requests
+        chats = conversation_ids(rows)
+        known = rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
+        prompt.append(rows.prompt_tokens[known].astype(np.int64))
+        output.append(rows.output_tokens[known].astype(np.int64))
+        conversation.append(chats[known] + before)
+        cached.append(rows.cached_tokens[known & (rows.turn == 0)])
+        before += int(chats.max(initial=-1)) + 1
+    _, chat = np.unique(np.concatenate(conversation), return_inverse=True)
+    return Pairs(
+        prompt=np.concatenate(prompt),
+        output=np.concatenate(output),
+        conversation=chat.astype(np.int64),
+        shared_prefix=_shared_prefix(np.concatenate(cached), block_tokens),
+    )
+
+
+def conversation_ids(rows: Requests) -> Ints:
+    """Which conversation each request belongs to, 0, 1, ...: a user's turns from one turn 0 to the next."""
+    order = np.lexsort((rows.start_unix_s, rows.user))
+    begins = (rows.turn[order] == 0) | (np.diff(rows.user[order], prepend=-1) != 0)
+    chat = np.empty(len(rows), dtype=np.int64)
+    chat[order] = np.cumsum(begins) - 1
+    return chat
+
+
+def _shared_prefix(cached: Floats, block_tokens: int) -> int:
+    """Whole blocks that nine in ten first turns found cached: the cache fills in the first few."""
+    known = cached[~np.isnan(cached)]
+    if len(known) < 20:
+        return 0
+    return int(np.quantile(known, 0.1)) // block_tokens * block_tokens

@@ -1,0 +1,224 @@
+"""TODO."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.levels import definitions as metrics
+from analysis.reading.rows import Bools, Floats, Ints, Requests
+from analysis.statistics.samples import Clock, Quantiles, Share, quantiles, share
+from loadtest.record import Outcome, Slo
+
+OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
+QUEUE_LIMIT = 0.1  # share of time with a queue for seats that is a wall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """KV blocks that requests can hold (the null block taken off), in tokens each, all engines alike."""
+
+    blocks: int
+    block_tokens: int
+    engines: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Of all engines together."""
+        return self.blocks * self.block_tokens * self.engines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a level is judged against."""
+
+    slo: Slo
+    pool: Pool | None
+    largest_prompt_blocks: int
+    """Bounds what one arrival asks of the pool."""
+    mean_output: float
+    """Tokens, and so steps, of a request."""
+    mean_end_blocks: float
+    """What an ending gives back."""
+    thinks: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Level:
+    """A plateau of constant users. Server figures are nan where /metrics did not give them."""
+
+    users: int
+    run_id: str
+    clock: Clock
+    n: int
+    """Requests that ended in the window, whatever their outcome, ours-cancelled left out."""
+    cancelled: int
+    errors: int
+    in_flight: float
+    e2e_mean_s: float
+    e2e: Quantiles
+    ttft: Quantiles
+    tpot: Quantiles
+    decode: Quantiles
+    gap: Quantiles
+    gap_is_itl: bool
+    ttft_miss: Share
+    tpot_miss: Share
+    overload: Share
+    output_tok_s: float
+    output_tok_se: float
+    goodput_rps: float
+    running: float
+    kv_usage: float
+    waiting_fraction: float
+    """Share of scrapes in which somebody waited, for whatever reason."""
+    preemptions: float
+    finished: int
+    blocked: Share | None
+    """Scrapes in which a request waited for KV blocks."""
+    queue: Share
+    """Scrapes in which a request waited while the pool had room: for a seat, where there are `seats`."""
+    seats: int | None
+    """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
+    most_running: int | None
+    """Of requests, where the pool had room and others waited."""
+    prefix_hit_rate: float
+    """Prompt tokens that the prefix cache held, of those looked up."""
+    vram_bytes: float
+    lag_s: float
+    why_not: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        return not self.why_not
+
+    @property
+    def preempted_fraction(self) -> float:
+        return self.preemptions / self.finished if self.finished else math.nan
+
+
+def known_mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def known_fraction(events: Bools, values: Floats) -> float:
+    known = ~np.isnan(values)
+    return float(events[known].mean()) if known.any() else math.nan
+
+
+def window_mean(unix_s: Floats, values: Floats, clock: Clock) -> float:
+    return known_mean(values[(unix_s >= clock.begin_unix_s) & (unix_s <= clock.end_unix_s)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RowFigures:
+    """What the rows of a level say."""
+
+    n: int
+    cancelled: int
+    errors: int
+    client_errors: int
+    e2e_mean_s: float
+    e2e: Quantiles
+    ttft: Quantiles
+    tpot: Quantiles
+    decode: Quantiles
+    gap: Quantiles
+    gap_is_itl: bool
+    ttft_miss: Share
+    tpot_miss: Share
+    overload: Share
+    good: int
+    output_cv: float
+
+    @classmethod
+    def of(cls, rows: Requests, ended: Bools, ours: Bools, clock: Clock, slo: Slo) -> "RowFigures":
+        """ended: not cancelled by us; ours: cancelled by us. Both ended in the window, shape (n,)."""
+        times = _Times.of(rows)
+        index = np.flatnonzero(ended)
+        at, ok = rows.end_unix_s[index], rows.ok[index]
+        ttft, tpot, e2e = times.ttft_s[index], times.tpot_s[index], times.e2e_s[index]
+        late, slow = ~ok | (ttft > slo.ttft_p95_s), ~ok | (tpot > slo.tpot_p95_s)
+        overload = np.isin(rows.http_status[index], OVERLOAD_STATUS)
+        counted = ~ok | ~np.isnan(tpot)
+        gap = _rows_gaps(rows, index[ok])
+        return cls(
+            n=len(index),
+            cancelled=int(ours.sum()),
+            errors=int((~ok).sum()),
+            client_errors=int((ended & rows.with_outcome(Outcome.CONNECT_ERROR, Outcome.TIMEOUT)).sum()),
+            e2e_mean_s=known_mean(e2e[ok]),
+            e2e=quantiles(e2e[ok], at[ok], clock),
+            ttft=quantiles(ttft[ok], at[ok], clock),
+            tpot=quantiles(tpot[ok], at[ok], clock),
+            decode=quantiles(metrics.decode_tok_s(tpot[ok]), at[ok], clock),
+            gap=_gap_quantiles(gap),
+            gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
+            ttft_miss=_ttft_share(late, ttft, at, times.ttft_so_far_s[ours], slo, clock),
+            tpot_miss=share(slow[counted], tpot[counted], at[counted], clock),
+            overload=share(overload, e2e, at, clock),
+            good=int((ok & ~late & ~slow).sum()),
+            output_cv=variation(rows.output_tokens[index[ok]]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Times:
+    """The metrics of every row, shape (n,) each."""
+
+    ttft_s: Floats
+    ttft_so_far_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    chunks_are_tokens: Bools
+
+    @classmethod
+    def of(cls, rows: Requests) -> "_Times":
+        ttft = metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
+        e2e = metrics.e2e_s(sent_s=rows.sent_s, end_s=rows.end_s)
+        return cls(
+            ttft_s=ttft,
+            ttft_so_far_s=np.where(np.isnan(ttft), e2e, ttft),
+            e2e_s=e2e,
+            tpot_s=tpot_of(rows),
+            chunks_are_tokens=metrics.chunks_are_tokens(chunks=rows.chunks, output_tokens=rows.output_tokens),
+        )
+
+
+def tpot_of(rows: Requests) -> Floats:
+    """Time per output token of every request, shape (n,)."""
+    return metrics.tpot_s(
+        first_chunk_s=rows.first_chunk_s,
+        last_chunk_s=rows.last_chunk_s,
+        output_tokens=rows.output_tokens,
+        first_chunk_tokens=rows.first_chunk_tokens,
+    )
+
+
+def _ttft_share(
+    late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, clock: Clock
+) -> Share:
+    """Misses of the TTFT objective; one that we cancelled is a miss if it was late already, else censored."""
+    base = share(late, ttft, at, clock)
+    also = int((cancelled_after_s > slo.ttft_p95_s).sum())
+    return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)
+
+
+def _rows_gaps(rows: Requests, index: Ints) -> Floats:
+    """Chunk gaps of these requests, one after the other."""
+    parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
+    return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
+
+
+def _gap_quantiles(gap: Floats) -> Quantiles:
+    """Gaps of one request are far from independent: no interval is given."""
+    if len(gap) < 100 * 3:
+        return Quantiles()
+    p50, p95, p99 = (float(q) for q in np.quantile(gap, [0.5, 0.95, 0.99]))
+    return Quantiles(p50=p50, p95=p95, p99=p99)
+
+
+def variation(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan

@@ -1,0 +1,161 @@
+"""Run -> Level: the steady window of every plateau, what was seen in it, and whether it can be trusted."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.levels import definitions as metrics
+from analysis.levels.level import Context, Level, RowFigures, known_fraction, known_mean, variation
+from analysis.levels.queues import blocked_share, most_running_seen, queue_share, seats_seen
+from analysis.levels.trust import TrustGates
+from analysis.levels.window import begin_unix_s, ended_inside, means_by_worker, steady_window, worst_worker
+from analysis.reading.rows import Bools, Floats, Requests
+from analysis.reading.runs import Run
+from analysis.statistics.samples import Clock
+from loadtest.record import Outcome
+
+LOCKSTEP_CV = 0.1
+FEWEST_TOKENS = 1000
+UNDER_WAY_LIVES = 4.0  # mean response times after which nearly every request has ended
+
+
+def levels_of(run: Run, context: Context) -> list[Level]:
+    """Every plateau of the run that has a window left after its settling time, in order of time."""
+    settle_s = _number(run.info.settings.get("settle_s"), 0.0)
+    miscount = token_miscount(run)
+    return [
+        _level(run, context, users=users, plateau=(begin + settle_s, end), miscount=miscount)
+        for begin, end, users in run.info.schedule
+        if end - begin - settle_s > 0.0
+    ]
+
+
+def token_miscount(run: Run) -> float:
+    """Growth of the server's token counter over the drained run against the tokens in our rows, less 1; nan
+    where it cannot be told. Of requests without usage, such as unfinished ones, the chunks are counted."""
+    rows, counter = run.requests, run.server.generation_tokens_total
+    known = counter[~np.isnan(counter)]
+    if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
+        return math.nan
+    ours = float(rows.tokens.sum())
+    return float(known[-1] - known[0]) / ours - 1.0 if ours >= FEWEST_TOKENS else math.nan
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float | str) and value != "" else default
+
+
+def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float], miscount: float) -> Level:
+    clock, steady = steady_window(run, plateau)
+    rows = run.requests
+    inside = ended_inside(rows, clock)
+    ours = rows.with_outcome(Outcome.CANCELLED)
+    seen = RowFigures.of(rows, inside & ~ours, inside & ours, clock, context.slo)
+    scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
+    in_flight = in_flight_of(run, clock)
+    lag = worst_worker(run, run.client.loop_lag_s, clock)
+    most_running = most_running_seen(run.server, scrapes, context)
+    seats = seats_seen(run.server, scrapes, context, users, most_running)
+    gates = TrustGates(
+        run=run,
+        context=context,
+        users=users,
+        clock=clock,
+        seen=seen,
+        in_flight=in_flight,
+        miscount=miscount,
+    )
+    tokens, tokens_se = _output_rate(rows, clock)
+    return Level(
+        users=users,
+        run_id=run.info.run_id,
+        clock=clock,
+        n=seen.n,
+        cancelled=seen.cancelled,
+        errors=seen.errors,
+        in_flight=in_flight,
+        e2e_mean_s=seen.e2e_mean_s,
+        e2e=seen.e2e,
+        ttft=seen.ttft,
+        tpot=seen.tpot,
+        decode=seen.decode,
+        gap=seen.gap,
+        gap_is_itl=seen.gap_is_itl,
+        ttft_miss=seen.ttft_miss,
+        tpot_miss=seen.tpot_miss,
+        overload=seen.overload,
+        output_tok_s=tokens,
+        output_tok_se=tokens_se,
+        goodput_rps=seen.good / clock.window_s,
+        running=known_mean(run.server.running[scrapes]),
+        kv_usage=known_mean(run.server.kv_cache_usage[scrapes]),
+        waiting_fraction=known_fraction(run.server.waiting[scrapes] > 0, run.server.waiting[scrapes]),
+        preemptions=_growth(run.server.unix_s, run.server.preemptions_total, clock),
+        finished=int((inside & rows.ok).sum()),
+        blocked=blocked_share(run.server, scrapes, context, clock, seats),
+        queue=queue_share(run.server, scrapes, context, clock),
+        seats=seats,
+        most_running=most_running,
+        prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
+        vram_bytes=known_mean(run.server.vram_used_bytes[scrapes]),
+        lag_s=lag,
+        why_not=tuple(gates.reasons(steady=steady)),
+    )
+
+
+def _growth(unix_s: Floats, counter: Floats, clock: Clock) -> float:
+    """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
+    known = ~np.isnan(counter)
+    at, value = unix_s[known], counter[known]
+    gap = 0.2 * clock.window_s
+    if len(at) < 2 or at[0] > clock.begin_unix_s + gap or at[-1] < clock.end_unix_s - gap:
+        return math.nan
+    ends = np.interp([clock.begin_unix_s, clock.end_unix_s], at, value)
+    return float(ends[1] - ends[0])
+
+
+def _prefix_hit_rate(run: Run, ended: Bools, clock: Clock) -> float:
+    """By the server's counters, else by the usage of the requests that ended; nan where neither says."""
+    server, rows = run.server, run.requests
+    queries = _growth(server.unix_s, server.prefix_cache_queries_total, clock)
+    if queries > 0:
+        return _growth(server.unix_s, server.prefix_cache_hits_total, clock) / queries
+    told = ended & ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
+    return float(rows.cached_tokens[told].sum() / rows.prompt_tokens[told].sum()) if told.any() else math.nan
+
+
+def in_flight_of(run: Run, clock: Clock) -> float:
+    """Requests in flight, mean over the window. A run that goes on, or was killed, has no rows yet of what is
+    under way; there the load generator's own count, once a second, says more."""
+    rows, window = run.requests, (clock.begin_unix_s, clock.end_unix_s)
+    ended = metrics.mean_in_flight(begin_unix_s=begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window)
+    known_until = float(rows.end_unix_s.max(initial=0.0)) - UNDER_WAY_LIVES * clock.lifetime_s
+    if run.info.ended_unix_s is not None or clock.end_unix_s < known_until:
+        return ended
+    return max(ended, sum(means_by_worker(run, run.client.in_flight, clock)))
+
+
+def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
+    """Output tokens a second inside the window, and its standard error by batches."""
+    tokens = rows.tokens
+    some = rows.chunks > 0
+    first, last = (
+        (rows.start_unix_s + rows.first_chunk_s)[some],
+        (rows.start_unix_s + rows.last_chunk_s)[some],
+    )
+    edges = np.linspace(clock.begin_unix_s, clock.end_unix_s, clock.batches + 1)
+    near = (last >= edges[0]) & (first <= edges[-1])
+    by = [
+        metrics.tokens_by(
+            edge, first_unix_s=first[near], last_unix_s=last[near], tokens=tokens[some][near]
+        ).sum()
+        for edge in edges
+    ]
+    rates = np.diff(by) * clock.batches / clock.window_s
+    return float(rates.mean()), float(rates.std(ddof=1) * math.sqrt(clock.short_batches / clock.batches))
+
+
+def output_cv(runs: Sequence[Run]) -> float:
+    """Coefficient of variation of the output lengths; below 0.1 requests march in lockstep."""
+    return variation(np.concatenate([run.requests.output_tokens[run.requests.ok] for run in runs]))

@@ -1,0 +1,90 @@
+"""TODO."""
+
+import math
+
+import numpy as np
+
+from analysis.levels.level import QUEUE_LIMIT, Context, known_mean
+from analysis.reading.rows import Bools, Floats, Server
+from analysis.statistics.samples import Clock, Share, design_effect
+
+FEWEST_QUEUES = 8  # scrapes
+ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
+AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/coverage.py names the walls
+
+
+def blocked_share(
+    server: Server, scrapes: Bools, context: Context, clock: Clock, seats: int | None
+) -> Share | None:
+    """Scrapes in which a request waited for blocks; a queue while any prompt would fit is not that."""
+    usage = server.kv_cache_usage[scrapes]
+    waiting = server.waiting_capacity[scrapes]
+    if np.isnan(waiting).all():
+        waiting = server.waiting[scrapes]
+    known = ~(np.isnan(waiting) | np.isnan(usage))
+    if not known.any():
+        return None
+    room = _room(context, server.running[scrapes])
+    blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
+    return _share_of_scrapes(blocked, server.unix_s[scrapes][known], clock)
+
+
+def _share_of_scrapes(events: Bools, at_unix_s: Floats, clock: Clock) -> Share:
+    """What is a response time apart is independent at best."""
+    effect = max(
+        design_effect(events.astype(np.float64), at_unix_s, clock),
+        len(events) * clock.lifetime_s / clock.window_s,
+    )
+    return Share(misses=int(events.sum()), n=len(events), effect=float(effect))
+
+
+def _room(context: Context, running: Floats) -> float:
+    """Pool usage from which on a scrape may show a request that waits for blocks: the largest prompt may lack
+    them, and what a step's endings give back is in the gauge before the next admissions."""
+    if context.pool is None:
+        return ROOM
+    unseen = context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
+    return 1.0 - unseen / context.pool.blocks
+
+
+def _queues_with_room(server: Server, scrapes: Bools, context: Context) -> Bools:
+    """In which of these scrapes a request waited, and not for blocks."""
+    room = min(_room(context, server.running[scrapes]), ROOM)
+    return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
+
+
+def queue_share(server: Server, scrapes: Bools, context: Context, clock: Clock) -> Share:
+    known = ~np.isnan(server.waiting[scrapes])
+    queue = _queues_with_room(server, scrapes, context)
+    return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], clock)
+
+
+def seats_seen(server: Server, scrapes: Bools, context: Context, users: int, top: int | None) -> int | None:
+    """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
+    maximum or as far below as a step's endings explain, because the gauge is read after them.
+
+    A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
+    running, it looks as if it had: then the queue must hardly ever be empty.
+    """
+    queue = _queues_with_room(server, scrapes, context)
+    if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
+        return None
+    running = server.running[scrapes][queue]
+    below = max(1.0, 0.02 * top, _endings(context, running))
+    return top if float(np.mean(running >= top - below)) >= NEAR_TOP else None
+
+
+def most_running_seen(server: Server, scrapes: Bools, context: Context) -> int | None:
+    """Of requests, where one in ten scrapes of a queue with room shows so many."""
+    running, waiting = server.running[scrapes], server.waiting[scrapes]
+    queue = _queues_with_room(server, scrapes, context)
+    if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
+        return None
+    top = float(np.nanmax(running[waiting > 0]))
+    return round(top) if float(np.mean(running[queue] == top)) >= AT_TOP else None
+
+
+def _endings(context: Context, running: Floats) -> float:
+    """Requests that one step may end, with two standard deviations of a Poisson law."""
+    mean = known_mean(running) / context.mean_output
+    return mean + 2.0 * math.sqrt(mean)

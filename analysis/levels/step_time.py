@@ -1,0 +1,115 @@
+"""Step time, knee, and the walls that latency, throughput, seats and errors make."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, stats
+
+from analysis.levels.definitions import ttft_s
+from analysis.levels.level import Level
+from analysis.reading.rows import Floats
+from analysis.reading.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """tau = base + per_sequence * n: a step of n sequences, prefill riding along; X = N/(a + beta N)."""
+
+    base_s: float
+    per_sequence_s: float
+    """beta = b + c mu + d E[uncached prompt]/E[o]: one length mix tells only their sum."""
+
+    @property
+    def knee(self) -> float:
+        """Sequences at which X reaches 90 % of its limit 1/beta."""
+        return 9.0 * self.base_s / self.per_sequence_s if self.per_sequence_s > 0 else math.inf
+
+    def output_tok_s(self, sequences: float) -> float:
+        """X(N)."""
+        return sequences / (self.base_s + self.per_sequence_s * sequences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How long a step takes: base + per_sequence * n + prefill * prompt tokens that it computes."""
+
+    step_base_s: float
+    step_per_seq_s: float
+    prefill_per_token_s: float | None
+    """None where it is not sure; its share is then in `step_per_seq_s`."""
+    knee: float
+
+    def of_one(self, engines: int) -> "Pace":
+        """The same for the sequences of one of so many equal engines."""
+        return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
+
+
+def pace_of(
+    runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
+) -> Pace | None:
+    """From X(N) and from TTFT against prompt lengths; means in tokens of a request. None where X(N) is not
+    known at two loads."""
+    step = step_time(levels)
+    if step is None:
+        return None
+    prefill = prefill_per_token_s(runs, levels)
+    if prefill is not None:
+        # What waits for other prompts looks like prefill of its own; all prefill is in beta.
+        prefill = min(prefill, step.per_sequence_s * output / max(uncached_prompt, 1.0))
+    riding = prefill * uncached_prompt / output if prefill is not None else 0.0
+    return Pace(
+        step_base_s=step.base_s,
+        step_per_seq_s=step.per_sequence_s - riding,
+        prefill_per_token_s=prefill,
+        knee=step.knee,
+    )
+
+
+def is_free(level: Level) -> bool:
+    """A trusted level in which hardly anybody waited for blocks (where that is not known, for anything), nor,
+    as far as running shows, for seats."""
+    waited = level.blocked.fraction if level.blocked else level.waiting_fraction
+    return level.trusted and level.most_running is None and not waited > 0.1
+
+
+def step_time(levels: Sequence[Level]) -> StepTime | None:
+    """Least squares of n/X on n over trusted levels with free seats and blocks; needs two loads."""
+    free = [level for level in levels if is_free(level) and level.output_tok_s > 0]
+    if len({level.users for level in free}) < 2:
+        return None
+    n = np.array([level.in_flight for level in free])
+    x = np.array([level.output_tok_s for level in free])
+    error = np.array([max(level.output_tok_se / level.output_tok_s, 0.01) for level in free]) * n / x
+    design = np.column_stack([np.ones(len(n)), n]) / error[:, None]
+    (base, slope), _ = optimize.nnls(design, n / x / error)
+    return StepTime(base_s=float(base), per_sequence_s=float(slope)) if base > 0 else None
+
+
+def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
+    """Slope of TTFT on uncached prompt tokens, of as few of the lowest loads as make it sure; None where none
+    do."""
+    free = [level for level in levels if is_free(level)]
+    for most in sorted({level.users for level in free}):
+        prompt, ttft = _first_tokens(runs, [level for level in free if level.users <= most])
+        if len(prompt) < 30 or np.ptp(prompt) == 0:
+            continue
+        fit = stats.linregress(prompt, ttft)
+        if fit.slope > 4.0 * fit.stderr:
+            return float(fit.slope)
+    return None
+
+
+def _first_tokens(runs: Sequence[Run], levels: Sequence[Level]) -> tuple[Floats, Floats]:
+    prompt, ttft = [], []
+    for run in runs:
+        rows = run.requests
+        known = rows.ok & (rows.prompt_tokens >= 1)
+        for level in levels:
+            if level.run_id == run.info.run_id:
+                inside = known & (rows.end_unix_s >= level.clock.begin_unix_s)
+                inside &= rows.end_unix_s < level.clock.end_unix_s
+                prompt.append((rows.prompt_tokens - np.nan_to_num(rows.cached_tokens))[inside])
+                ttft.append(ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)[inside])
+    return np.concatenate(prompt), np.concatenate(ttft)

@@ -1,0 +1,64 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize
+
+from analysis.levels.level import Level
+from analysis.levels.step_time import is_free
+
+PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thinking:
+    """Users who think Z between requests that take R(n) = idle + slope * n with n in flight."""
+
+    think_s: float
+    idle_s: float
+    slope_s: float
+    think_error: float = 0.0
+    """Standard error of ln think_s."""
+
+    def of_one(self, engines: int) -> "Thinking":
+        """The same for users of one of so many equal engines: response times grow with all of them."""
+        return replace(self, slope_s=self.slope_s * engines)
+
+    def drawn(self, rng: np.random.Generator) -> "Thinking":
+        """The same with a think time that the data would also allow."""
+        return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
+
+    def active(self, users: int) -> float:
+        """p = R/(R + Z), with R at p N in flight: the fixed point, by its quadratic. 0 to 1."""
+        # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
+        linear = self.idle_s + self.think_s - users * self.slope_s
+        if self.slope_s <= 0:
+            return self.idle_s / (self.idle_s + self.think_s)
+        root = math.sqrt(linear**2 + 4.0 * self.slope_s * users * self.idle_s)
+        return (root - linear) / (2.0 * self.slope_s) / users
+
+
+def thinking_of(levels: Sequence[Level]) -> Thinking | None:
+    """Z by Little's law, which holds at any load, and R against requests in flight, from trusted levels with
+    free seats and blocks where there are any."""
+    known = [level for level in levels if level.trusted and level.in_flight > 0 and level.n > level.errors]
+    if not known:
+        return None
+    free = [level for level in known if is_free(level)] or known
+    n, life, weight = (
+        np.array([getattr(level, name) for level in free], dtype=np.float64)
+        for name in ("in_flight", "e2e_mean_s", "n")
+    )
+    root = np.sqrt(weight)
+    (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * life)
+    requests = np.array([level.n for level in known], dtype=np.float64)
+    think = [level.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in known]
+    return Thinking(
+        think_s=max(float(np.average(think, weights=requests)), 0.0),
+        idle_s=float(idle),
+        slope_s=float(slope),
+        think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
+    )

@@ -1,0 +1,150 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from analysis.levels.lengths import Pairs
+from analysis.levels.think_time import Thinking
+from analysis.reading.rows import Floats
+
+SMALLEST = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockLaw:
+    """Index k = 0..K: blocks."""
+
+    held: Floats
+    """pi: share of its steps in which a request holds k blocks."""
+    growth: Floats
+    """G: mean number of growths k -> k + 1 in a life."""
+    entry: Floats
+    """kappa: law of the prompt's blocks."""
+    steps: float
+    """E[o]: steps of a life."""
+
+    @property
+    def mean(self) -> float:
+        """Blocks of one request, over its steps."""
+        return float(self.held @ np.arange(len(self.held)))
+
+    @property
+    def sd(self) -> float:
+        """Blocks."""
+        place = np.arange(len(self.held))
+        return math.sqrt(max(float(self.held @ place**2) - self.mean**2, 0.0))
+
+    @property
+    def q(self) -> float:
+        """Decode growth over prompt, G / E[kappa]. Below 0.01 nobody is ever preempted."""
+        return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
+
+
+def block_law(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) -> BlockLaw:
+    """The law of ceil((s + j) / b) over steps j = 0..o-1. weight: shape (n,), how often each pair counts.
+
+    Shared whole blocks are taken off every prompt.
+    """
+    shared = pairs.shared_prefix // block_tokens * block_tokens
+    prompt = np.maximum(pairs.prompt - shared, 1)
+    top = int((prompt + pairs.output).max()) // block_tokens + 2
+    steps = np.bincount(prompt, weight, top * block_tokens + 1) - np.bincount(
+        prompt + pairs.output, weight, top * block_tokens + 1
+    )
+    at_length = np.cumsum(steps)[1:]  # how many steps have exactly x = 1, 2, ... tokens
+    held = np.concatenate([[0.0], at_length.reshape(top, block_tokens).sum(axis=1)])
+    first = -(-prompt // block_tokens)
+    last = -(-(prompt + pairs.output - 1) // block_tokens)
+    lives = float(len(pairs) if weight is None else weight.sum())
+    starts = np.bincount(first, weight, top + 1)
+    growth = np.cumsum(starts - np.bincount(last, weight, top + 1))
+    return BlockLaw(
+        held=held / held.sum(),
+        growth=np.maximum(growth, 0.0) / lives,
+        entry=starts / lives,
+        steps=float(held.sum()) / lives,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pressure:
+    """What N users do to the pool."""
+
+    preempted: float
+    """F(N): preemptions per finished request."""
+    blocked: float
+    """eps(N): share of time in which a request waits for blocks."""
+
+
+Active = Callable[[int], float]
+
+
+def always(_: int) -> float:
+    """Users who never think: each is in flight all the time."""
+    return 1.0
+
+
+class Occupancy:
+    """F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N), eps(N) = P(B_N > C); p_n: the n-fold convolution of pi.
+
+    `active(N)` is the share of time in which a user is in flight. Of that the user holds blocks in o of o + 1
+    steps: when the step begins that is without its last request, its next one is not there yet. The rest is
+    an atom at no blocks.
+    """
+
+    def __init__(self, law: BlockLaw, blocks: int, active: Active = always) -> None:
+        self._law, self._blocks, self._active = law, blocks, active
+        size = fft.next_fast_len(3 * (blocks + 1), real=True)  # twice the wall must not wrap round
+        self._size = size
+        self._held = fft.rfft(_folded(law.held, size), size)
+        top = min(len(law.held), blocks + 1)
+        self._held_now, self._growth, self._entry = law.held[:top], law.growth[:top], law.entry[:top]
+        self._half_q = law.q / 2
+        self._known: dict[int, Pressure] = {}
+
+    def at(self, users: int) -> Pressure:
+        """Pressure of so many users, 1 or more."""
+        if users not in self._known:
+            self._known[users] = self._pressure(users)
+        return self._known[users]
+
+    def _pressure(self, users: int) -> Pressure:
+        p = self._active(users) * self._law.steps / (self._law.steps + 1.0)
+        others = fft.irfft(self._power(p, users - 1), self._size)[: self._blocks + 1]
+        fits = np.cumsum(others)[::-1][: len(self._entry)]  # P(B_{N-1} <= C - k)
+        full = others[::-1][: len(self._growth)]  # p_{N-1}(C - k)
+        waits = 1.0 - float(self._entry @ fits)
+        mine = (1.0 - p) * float(fits[0]) + p * float(self._held_now @ fits)
+        return Pressure(
+            preempted=max(float(self._growth @ full) + self._half_q * waits, 0.0),
+            blocked=min(max(1.0 - mine, 0.0), 1.0),
+        )
+
+    def _power(self, p: float, times: int) -> NDArray[np.complex128]:
+        """Transform of the law of so many users, by squaring: several times faster than `**`."""
+        square = 1.0 - p + p * self._held
+        power = np.ones_like(square)
+        while times:
+            if times & 1:
+                power = power * square
+            times >>= 1
+            if times:
+                square = square * square
+        return power
+
+
+def _folded(held: Floats, size: int) -> Floats:
+    """A law longer than the transform ends in its last cell: such a request never fits anyway."""
+    if len(held) <= size:
+        return held
+    return np.append(held[: size - 1], held[size - 1 :].sum())
+
+
+def active_of(thinking: Thinking | None) -> Active:
+    """Without a think time, each user is in flight all the time."""
+    return thinking.active if thinking else always

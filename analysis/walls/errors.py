@@ -1,0 +1,3 @@
+"""TODO."""
+
+OVERLOAD_LIMIT = 0.01

@@ -1,0 +1,189 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from analysis.levels.level import Level
+from analysis.walls.block_law import SMALLEST, Occupancy, Pressure
+from loadtest.record import Slo
+
+FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 random workloads, engine
+BLOCKED_SD = 0.3  # the same for the logit of the blocked time
+CLUSTERING = 6.0  # variance over mean of preemption counts: 1.5 to 6 were seen
+DRIFT = 0.1  # how much the formula's error changes with each factor e of F away from the wall
+NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shift:
+    """How far measured levels move the formula: ln of F, logit of eps, each with its standard error."""
+
+    preempted: float = FORMULA_BIAS
+    preempted_se: float = FORMULA_SD
+    blocked: float = 0.0
+    blocked_se: float = BLOCKED_SD
+    levels: int = 0
+
+    def widened(self, sd: float) -> "Shift":
+        """The same as a prior, with more of an error."""
+        return replace(
+            self,
+            preempted_se=math.hypot(self.preempted_se, sd),
+            blocked_se=math.hypot(self.blocked_se, sd),
+            levels=0,
+        )
+
+
+def margins(pressure: Pressure, slo: Slo, *, shift: Shift) -> tuple[float, float]:
+    """Positive: broken. ln(F / limit) and logit(eps) - logit(limit), moved by the shift."""
+    preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
+    blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
+    return preempted, logit(blocked) - logit(slo.kv_blocked_fraction) + shift.blocked
+
+
+def logit(share: float) -> float:
+    return math.log(share / (1.0 - share))
+
+
+def wall(occupancy: Occupancy, slo: Slo, *, shift: Shift, start: int) -> float:
+    """Real-valued users x at which the first of the two limits is crossed; 0 when one user does not fit.
+
+    x lies between the last N that holds and N + 1, straight in ln F and logit eps. `start` only saves time.
+    """
+
+    def margin(users: int) -> float:
+        return max(margins(occupancy.at(users), slo, shift=shift))
+
+    last = _last_that_holds(margin, start)
+    if last == 0:
+        return 0.0
+    here = margins(occupancy.at(last), slo, shift=shift)
+    above = margins(occupancy.at(last + 1), slo, shift=shift)
+    crossed = [low / (low - high) for low, high in zip(here, above, strict=True) if high > 0.0]
+    return last + min(crossed)
+
+
+def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
+    """Largest N whose margin is not positive, 0 when already one user is too many. margin: rising in N."""
+    low, high, step = 0, max(start, 1), 1
+    while margin(high) <= 0.0:
+        low, high, step = high, high + step, 2 * step
+    step = 1
+    while low == 0 and high > 1:
+        probe = max(high - step, 1)
+        if margin(probe) > 0.0:
+            high, step = probe, 2 * step
+        else:
+            low = probe
+    straight = True
+    while low and high - low > 1:
+        below, above = margin(low), margin(high)
+        share = below / (below - above) if straight else 0.5  # margins are nearly, not always, straight in N
+        straight = not straight
+        probe = min(max(round(low + (high - low) * share), low + 1), high - 1)
+        low, high = (low, probe) if margin(probe) > 0.0 else (probe, high)
+    return low
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What one trusted level measured of the pool's pressure. nan where unknown."""
+
+    users: int
+    preemptions: float
+    finished: int
+    blocked: float
+    scrapes: float
+    """Effective number of scrapes behind `blocked`."""
+
+
+def pressure_seen(levels: Sequence[Level], *, seats: int | None = None) -> list[Seen]:
+    """Of trusted levels whose queue, if any, was not for seats: where these are known, for so many."""
+    return [
+        Seen(
+            users=level.users,
+            preemptions=level.preemptions,
+            finished=level.finished,
+            blocked=level.blocked.fraction if level.blocked else math.nan,
+            scrapes=level.blocked.effective if level.blocked else 0.0,
+        )
+        for level in levels
+        if level.trusted and level.seats is None and (seats is None or level.most_running != seats)
+    ]
+
+
+def shift_of(
+    occupancy: Occupancy, seen: Sequence[Seen], slo: Slo, *, near_users: float, prior: Shift
+) -> Shift:
+    """The prior, moved by what was counted at levels near the wall, as far as the counts carry.
+
+    Counts have variance D mu + (drift mu)^2, D for clustering and the drift for the formula's shape.
+    """
+    near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
+    counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
+    timed = [one for one in near if one.scrapes > 0]
+    preempted = posterior(
+        _preemption_score(occupancy, counted, slo), prior=prior.preempted, prior_sd=prior.preempted_se
+    )
+    blocked = posterior(_blocked_score(occupancy, timed, slo), prior=prior.blocked, prior_sd=prior.blocked_se)
+    return Shift(
+        preempted=preempted[0],
+        preempted_se=preempted[1],
+        blocked=blocked[0],
+        blocked_se=blocked[1],
+        levels=len({one.users for one in counted + timed}),
+    )
+
+
+Score = Callable[[float], tuple[float, float]]
+
+
+def _preemption_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+    formula = np.array([max(occupancy.at(one.users).preempted, SMALLEST) for one in seen])
+    drift = DRIFT * np.abs(np.log(formula / slo.preempted_fraction))
+    expected = formula * np.array([one.finished for one in seen])
+    counted = np.array([one.preemptions for one in seen])
+
+    def score(shift: float) -> tuple[float, float]:
+        mean = expected * math.exp(shift)
+        scale = CLUSTERING + drift**2 * mean
+        return float(np.sum((counted - mean) / scale)), float(np.sum(mean / scale))
+
+    return score
+
+
+def _blocked_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+    formula = special.logit(
+        np.clip([occupancy.at(one.users).blocked for one in seen], SMALLEST, 1.0 - SMALLEST)
+    )
+    drift = DRIFT * np.abs(formula - logit(slo.kv_blocked_fraction))
+    share = np.array([one.blocked for one in seen])
+    scrapes = np.array([one.scrapes for one in seen])
+
+    def score(shift: float) -> tuple[float, float]:
+        mean = special.expit(formula + shift)
+        spread = scrapes * mean * (1.0 - mean)
+        scale = 1.0 + drift**2 * spread
+        return float(np.sum(scrapes * (share - mean) / scale)), float(np.sum(spread / scale))
+
+    return score
+
+
+def posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
+    """Mode and standard error of a shift: Fisher scoring, kept inside the ends between which the score, which
+    falls in the shift, has its root."""
+    low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
+    for _ in range(40):
+        slope, information = score(at)
+        slope -= (at - prior) / prior_sd**2
+        information += prior_sd**-2
+        low, high = (at, high) if slope > 0.0 else (low, at)
+        step = slope / information
+        if abs(step) < 1e-4 * prior_sd:
+            break
+        at = at + step if low < at + step < high else (low + high) / 2
+    return at, 1.0 / math.sqrt(information)

@@ -1,0 +1,52 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from analysis.levels.level import Level
+from analysis.statistics.samples import student
+
+FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
+
+
+def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
+    """The users after which measured output throughput falls, and the next level's; None where it never does.
+
+    Trusted levels of equal users are pooled. A fall is at least 2 %, one-sided significant at 1 % over all
+    neighbours together, by batch errors, and no higher level comes back.
+    """
+    trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
+    known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]
+    for place, (here, after) in enumerate(pairwise(known)):
+        drop = here.tok_s - after.tok_s
+        error = math.hypot(here.se, after.se)
+        sure = student(min(here.batches, after.batches), one_sided=1.0 - 0.01 / (len(known) - 1))
+        falls = drop > FALL * here.tok_s and drop > sure * error
+        if falls and max(one.tok_s for one in known[place + 1 :]) < (1.0 - FALL) * here.tok_s:
+            return here.users, after.users
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rate:
+    """Output throughput of so many users."""
+
+    users: int
+    tok_s: float
+    se: float
+    batches: int
+
+    @classmethod
+    def of(cls, levels: Sequence[Level]) -> "_Rate":
+        window = np.array([level.clock.window_s for level in levels])
+        share = window / window.sum()
+        return cls(
+            users=levels[0].users,
+            tok_s=float(share @ [level.output_tok_s for level in levels]),
+            se=math.sqrt(float(share**2 @ [level.output_tok_se**2 for level in levels])),
+            batches=min(level.clock.batches for level in levels),
+        )
