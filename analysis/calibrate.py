@@ -14,7 +14,8 @@ from analysis.levels.lengths import conversation_ids
 from analysis.levels.level import Level
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Floats, Ints, Requests
-from analysis.virtual import Chatting, Service, Turn, play
+from analysis.virtual.crowd import Chatting, Service, Turn
+from analysis.virtual.service import play
 from analysis.walls.max_num_seqs import seats_of
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.virtual import ROUTERS

@@ -34,7 +34,6 @@ from analysis.levels.measure import levels_of, output_cv
 from analysis.levels.open_loop import open_loop_warnings, slices_of
 from analysis.levels.step_time import Pace, pace_of
 from analysis.levels.think_time import Thinking, thinking_of
-from analysis.prefix_cache import PrefixWall, prefix_wall
 from analysis.reading.other_tools import read_results
 from analysis.reading.rows import Floats
 from analysis.reading.runs import (
@@ -56,6 +55,7 @@ from analysis.walls.errors import OVERLOAD_LIMIT
 from analysis.walls.kv_cache import MemoryWall, memory_wall
 from analysis.walls.kv_shift import wall
 from analysis.walls.max_num_seqs import seats_of, seats_wall
+from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from analysis.walls.throughput import throughput_fall
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo

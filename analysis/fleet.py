@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from analysis.answer import Wall
 from analysis.limit import EACH, FEWEST_REQUESTS, Limit, limit
-from analysis.virtual import Seen, Service, play
+from analysis.virtual.crowd import Service
+from analysis.virtual.service import Seen, play
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from analysis.answer import Wall
 from analysis.levels.level import QUEUE_LIMIT
-from analysis.prefix_cache import FOUND_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.virtual import WARM_UP, Seen, Service, half_full, play
+from analysis.virtual.crowd import Service, half_full
+from analysis.virtual.service import WARM_UP, Seen, play
+from analysis.walls.prefix_cache import FOUND_LIMIT
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 

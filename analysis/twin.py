@@ -36,7 +36,8 @@ from analysis.twin_answer import (
     Term,
     TwinAnswer,
 )
-from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
 from analysis.what_if import Memory, changes_of
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig

@@ -11,7 +11,8 @@ import numpy as np
 from analysis.levels.level import QUEUE_LIMIT
 from analysis.limit import limit
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.virtual import TURN_ROUND_S, Chatting, Seen, Service, play
+from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
+from analysis.virtual.service import Seen, play
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo

@@ -33,7 +33,8 @@ from analysis.levels.window import ended_inside
 from analysis.reading.rows import Ints, Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.twin import measured
-from analysis.virtual import Chatting, Due, Played, Seen, Service, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_samples
 from loadtest.simulator.virtual import round_robin

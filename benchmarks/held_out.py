@@ -12,7 +12,8 @@ import numpy as np
 from analysis.calibrate import CalibrationError, ServerFlags, calibrate
 from analysis.capacity import Evidence, gather
 from analysis.levels.level import Level
-from analysis.virtual import half_full, play
+from analysis.virtual.crowd import half_full
+from analysis.virtual.service import play
 from benchmarks.deployments import deployment
 from benchmarks.methods import life_s
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad

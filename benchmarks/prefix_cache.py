@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.capacity import gather
-from analysis.prefix_cache import FOUND_LIMIT, PrefixWall, prefix_wall, reusable_tokens
+from analysis.levels.turns import reusable_tokens
 from analysis.reading.runs import Run
-from analysis.virtual import Chatting, Service
+from analysis.virtual.crowd import Chatting, Service
+from analysis.walls.prefix_cache import FOUND_LIMIT, PrefixWall, prefix_wall
 from benchmarks.virtual_load import VirtualLoad
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig

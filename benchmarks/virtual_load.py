@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.reading.rows import CODE, COLUMNS, NAN, Client, Floats, Server, requests_of
 from analysis.reading.runs import Run
-from analysis.virtual import Person, Service, Texts
+from analysis.virtual.crowd import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival, Simulation, only

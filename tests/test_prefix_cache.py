@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis import prefix_cache
 from analysis.capacity import gather, recommend
 from analysis.levels.level import Pool
+from analysis.levels.turns import Turns, turns_of
 from analysis.limit import limit
-from analysis.prefix_cache import Eviction, Found, Turns, found_in, turns_of
 from analysis.reading.runs import Run
-from analysis.virtual import Chatting, Service, play
+from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import play
+from analysis.walls import prefix_cache
+from analysis.walls.eviction import Eviction
+from analysis.walls.prefix_cache import Found, found_in
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig

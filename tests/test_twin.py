@@ -20,7 +20,8 @@ from analysis.capacity import Evidence, gather
 from analysis.fleet import fleet
 from analysis.limit import limit
 from analysis.reading.runs import find_runs, read_run
-from analysis.virtual import Chatting, Due, Service, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import Due, play, play_arrivals
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.virtual import Chatting, Service, play
+from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import play
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.requests import Request

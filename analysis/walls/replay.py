@@ -8,7 +8,8 @@ from analysis.levels.lengths import Pairs
 from analysis.levels.level import Pool
 from analysis.levels.step_time import Pace
 from analysis.levels.think_time import Thinking
-from analysis.virtual import TURN_ROUND_S, Chatting, Service, play
+from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
+from analysis.virtual.service import play
 from analysis.walls.block_law import Occupancy
 from analysis.walls.kv_shift import Seen, Shift, shift_of, wall
 from loadtest.record import Slo

@@ -1,0 +1,151 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.levels.lengths import conversation_ids
+from analysis.reading.rows import Bools, Floats, Ints, Requests
+from analysis.reading.runs import Run
+
+ANSWERS_SEEN = 0.05  # of turns found more cached than the prompt before: never so where answers are not kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Turns:
+    """Finished requests of known lengths, conversation after conversation, in their order. Shape (n,)."""
+
+    prompt: Ints
+    """Tokens, the history included."""
+    output: Ints
+    first: Ints
+    """Where each conversation begins, shape (c,)."""
+    length: Ints
+    """Its turns, shape (c,)."""
+    weight: Floats
+    """What each conversation counts, shape (c,): those that the run's end cut stand for longer ones."""
+    reusable: Floats
+    """Prompt tokens that a cache without bounds holds; nan where the turn before is not known."""
+    pauses_s: Floats
+    """From an answer's end to the same user's next request, shape (m,)."""
+    pause_weight: Floats
+    """Shape (m,): pauses that the run's end cut stand for longer ones."""
+    block_tokens: int
+    shared_prefix: int
+    answers_cached: bool
+    """The next turn finds the answer before it too, as the same tokens."""
+
+
+def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> Turns | None:
+    """Of all requests whose usage the server sent; None where no conversation has a second turn."""
+    if not any((run.requests.turn > 0).any() for run in runs):
+        return None
+    kept = _answers_cached(runs)
+    parts = [_of_run(run.requests, kept, block_tokens, shared_prefix) for run in runs]
+    prompt, output, reusable = np.concatenate([part for part, _, _ in parts], axis=1)
+    length = np.concatenate([length for _, length, _ in parts])
+    whole = np.concatenate([whole for _, _, whole in parts])
+    pauses_s, seen = np.concatenate([pauses_seen(run) for run in runs], axis=1)
+    if not seen.any() or not np.nanmax(reusable, initial=0.0) > shared_prefix:
+        return None
+    return Turns(
+        prompt=prompt.astype(np.int64),
+        output=output.astype(np.int64),
+        first=np.cumsum(length) - length,
+        length=length,
+        weight=uncut_weights(length.astype(np.float64), whole),
+        reusable=reusable,
+        pauses_s=pauses_s,
+        pause_weight=uncut_weights(pauses_s, seen > 0),
+        block_tokens=block_tokens,
+        shared_prefix=shared_prefix,
+        answers_cached=kept,
+    )
+
+
+def known_lengths(rows: Requests) -> Bools:
+    return rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
+
+
+def turn_before(rows: Requests) -> Ints:
+    """Row of the same conversation's turn before, -1 where there is none. Shape (n,)."""
+    order = np.lexsort((rows.start_unix_s, rows.user))
+    follows = np.diff(rows.user[order]) == 0
+    follows &= rows.turn[order][1:] == rows.turn[order][:-1] + 1
+    before = np.full(len(rows), -1, dtype=np.int64)
+    before[order[1:][follows]] = order[:-1][follows]
+    return before
+
+
+def _of_run(
+    rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
+) -> tuple[Floats, Ints, Bools]:
+    """Prompt, output and reusable tokens, shape (3, n); of each conversation its turns, and whether it ended
+    before the run did."""
+    reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
+    chat = conversation_ids(rows)
+    newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(newest, rows.user, chat)
+    known = np.flatnonzero(known_lengths(rows))
+    order = known[np.lexsort((rows.start_unix_s[known], chat[known]))]
+    _, begins, length = np.unique(chat[order], return_index=True, return_counts=True)
+    last = order[begins]
+    table = np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order]
+    return table, length.astype(np.int64), chat[last] < newest[rows.user[last]]
+
+
+def pauses_seen(run: Run) -> Floats:
+    """Seconds, and 1 where the pause ended or 0 where the user's last level did. Shape (2, m)."""
+    rows = run.requests
+    order = np.lexsort((rows.start_unix_s, rows.user))
+    ended = rows.end_unix_s[order]
+    begun = np.append((rows.start_unix_s + np.nan_to_num(rows.sent_s))[order][1:], np.nan)
+    same = np.append(np.diff(rows.user[order]) == 0, False)
+    plateaus = np.array([plateau[:2] for plateau in run.info.schedule] + [(math.inf, math.inf)])
+    begin, stop = plateaus[np.searchsorted(plateaus[:-1, 1], ended)].T
+    pause = np.where(same, begun, stop) - ended
+    kept = same | ((begin <= ended) & (pause < math.inf))
+    return np.stack([np.maximum(pause, 0.0), same])[:, kept]
+
+
+def uncut_weights(values: Floats, seen: Bools) -> Floats:
+    """Weights, of sum 1, by which values that were seen whole stand for all: those of Kaplan and Meier.
+
+    What was cut at a value weighs nothing and its part goes to all larger ones, or stays where it is when
+    there are none. values, seen: shape (n,).
+    """
+    order = np.lexsort((~seen, values))
+    weight = np.zeros(len(values))
+    at_risk = len(values) - np.arange(len(values))
+    share = np.cumprod(np.where(seen[order], 1.0 - 1.0 / at_risk, 1.0))
+    weight[order] = np.where(seen[order], np.append(1.0, share[:-1]) / at_risk, 0.0)
+    weight[order[-1]] += 1.0 - weight.sum()
+    return weight
+
+
+def _answers_cached(runs: Sequence[Run]) -> bool:
+    """From what turns found; where the server did not say, from prompts that hold all that came before."""
+    found, whole = [], []
+    for run in runs:
+        rows, before = run.requests, turn_before(run.requests)
+        now = np.flatnonzero((before >= 0) & known_lengths(rows) & known_lengths(rows)[before])
+        prompt, output = rows.prompt_tokens[before[now]], rows.output_tokens[before[now]]
+        told = rows.cached_tokens[now] > 0
+        found.append((rows.cached_tokens[now] > prompt + output / 2)[told])
+        whole.append(rows.prompt_tokens[now] >= prompt + output)
+    seen = np.concatenate(found)
+    if len(seen):
+        return bool(seen.mean() > ANSWERS_SEEN)
+    return bool(np.mean(np.concatenate(whole) if any(map(len, whole)) else [True]) > 0.5)
+
+
+def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
+    """Whole blocks, in tokens. The last token of an answer is never stored, that of a prompt never reused."""
+    before = turn_before(rows)
+    kept = rows.prompt_tokens + (rows.output_tokens - 1.0 if answers_cached else 0.0)
+    history = np.where(before >= 0, np.where(known_lengths(rows), kept, np.nan)[before], 0.0)
+    history[(rows.turn > 0) & (before < 0)] = np.nan
+    most = np.minimum(np.maximum(history, shared_prefix), rows.prompt_tokens - 1.0)
+    return np.asarray(np.where(known_lengths(rows), most // block_tokens * block_tokens, np.nan))

@@ -1,0 +1,115 @@
+"""TODO."""
+
+import math
+
+import numpy as np
+from scipy import special
+
+from analysis.levels.turns import Turns
+from analysis.reading.rows import Floats, Ints
+from analysis.walls.prefix_cache import FOUND_LIMIT
+
+PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws
+INSTANTS, FEWEST_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off
+
+
+class Eviction:
+    """What N users find in a cache of so many blocks, as a share of what one without bounds would hold.
+
+    A block goes when the blocks touched after it no longer fit: least recently used goes first. Whoever
+    pauses for z finds of h history blocks min(max(C - D, 0), h), the first ones, where D is what the other
+    N - 1 users touched in that z: in each a draw of W(z), in the sum normal.
+    """
+
+    def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:
+        shared = turns.shared_prefix // turns.block_tokens
+        line = _TimeLine(turns, response_s, rng, resample=resample)
+        self._shared = shared
+        self._pause_s = np.quantile(line.pause_s, (np.arange(PAUSES) + 0.5) / PAUSES)
+        touched = line.touched(self._pause_s)
+        self._mean, self._variance = touched.mean(axis=0), touched.var(axis=0)
+        blocks = turns.reusable[line.row] / turns.block_tokens - shared
+        history = blocks[line.again & ~np.isnan(blocks)]
+        self._history = np.quantile(history, (np.arange(HISTORIES) + 0.5) / HISTORIES)
+        self._again = float(line.again.mean())
+
+    def found(self, users: Floats, blocks: float) -> Floats:
+        """users: any shape, real-valued. Share of reusable tokens, the same shape; falls in users."""
+        others = np.maximum(np.asarray(users, dtype=np.float64) - 1.0, 0.0)[..., None, None]
+        mean, sd = others * self._mean[:, None], np.sqrt(others * self._variance[:, None]) + 1e-9
+        room = blocks - self._shared
+        hit = np.mean(_fits(room - mean, sd) - _fits(room - mean - self._history, sd), axis=(-2, -1))
+        return np.asarray(
+            (self._shared + self._again * hit) / (self._shared + self._again * self._history.mean())
+        )
+
+    def wall(self, blocks: float) -> float:
+        """Users at which `found` falls below FOUND_LIMIT; 1 where two are too many."""
+        low, high = 1.0, 2.0
+        while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
+            low, high = high, 2.0 * high
+        for _ in range(30):
+            middle = (low + high) / 2
+            if float(self.found(np.array(middle), blocks)) > FOUND_LIMIT:
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def _fits(room: Floats, sd: Floats) -> Floats:
+    """E[max(room - X, 0)] of a normal X of mean 0."""
+    z = room / sd
+    return np.asarray(room * special.ndtr(z) + sd * np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
+
+
+class _TimeLine:
+    """One user's life: conversations one after the other, in which answers take time and people pause."""
+
+    def __init__(self, turns: Turns, response_s: float, rng: np.random.Generator, *, resample: bool) -> None:
+        wanted = min(max(len(turns.prompt), FEWEST_TURNS), MOST_TURNS)
+        chosen = _chosen(turns.weight, math.ceil(wanted / turns.length.mean()), rng, resample=resample)
+        size = turns.length[chosen]
+        ends = np.cumsum(size)
+        place = np.arange(int(ends[-1])) - np.repeat(ends - size, size)
+        self.row = np.repeat(turns.first[chosen], size) + place
+        self.again = place > 0
+        prompt, output = turns.prompt[self.row], turns.output[self.row]
+        self._prompt, self._output = prompt, output
+        self._block, self._shared = turns.block_tokens, turns.shared_prefix // turns.block_tokens
+        self.pause_s = turns.pauses_s[_chosen(turns.pause_weight, len(self.row), rng, resample=resample)]
+        self._response_s = response_s * output / output.mean()
+        self._end_s = np.cumsum(self._response_s + self.pause_s) - self.pause_s
+        self._start_s = self._end_s - self._response_s
+        last = np.append(~self.again[1:], True)
+        held = np.maximum((prompt + output - 1) // self._block - self._shared, 0)
+        answers = held - np.maximum(prompt // self._block - self._shared, 0)
+        # What the next turn does not take up again lies there until it is evicted.
+        left = np.where(last, held, 0 if turns.answers_cached else answers)
+        self._left = np.concatenate([[0], np.cumsum(left)])
+        self._kept = held - left
+
+    def touched(self, within_s: Floats) -> Floats:
+        """Blocks that the user holds, or freed within so long before, at INSTANTS. Shape (INSTANTS, k)."""
+        total_s = float(self._end_s[-1])
+        now_s = np.linspace(min(float(within_s.max()), total_s / 2), total_s, INSTANTS, endpoint=False)
+        turn = np.maximum(np.searchsorted(self._start_s, now_s, side="right") - 1, 0)
+        done = np.clip((now_s - self._start_s[turn]) / np.maximum(self._response_s[turn], 1e-12), 0.0, 1.0)
+        active = self._end_s[turn] > now_s
+        tokens = self._prompt[turn] + done * (self._output[turn] - 1)
+        holds = np.where(active, np.maximum(np.ceil(tokens / self._block) - self._shared, 0), 0)
+        ended = turn + ~active
+        older = np.searchsorted(self._end_s, (now_s[:, None] - within_s).ravel()).reshape(-1, len(within_s))
+        freed = np.maximum(self._left[ended][:, None] - self._left[older], 0)
+        idle = np.where(~active[:, None] & (older <= turn[:, None]), self._kept[turn][:, None], 0)
+        return np.asarray(holds[:, None] + freed + idle, dtype=np.float64)
+
+
+def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: bool) -> Ints:
+    """So many indices in random order, each as often as its weight says (systematic sampling); of a
+    resample of the weights' owners where asked. Shape (count,)."""
+    if resample:
+        weight = weight * np.bincount(rng.integers(0, len(weight), len(weight)), minlength=len(weight))
+    cumulative = np.cumsum(weight)
+    places = (np.arange(count) + 0.5) / count * cumulative[-1]
+    return rng.permutation(np.minimum(np.searchsorted(cumulative, places), len(weight) - 1))

@@ -1,0 +1,176 @@
+"""The prefix-cache wall: histories of thinking users are evicted before their next turn finds them.
+
+Formulas: docs/method.md. Blocks, and shares of what a cache without bounds would have found.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.levels.level import Level, Pool
+from analysis.levels.think_time import Thinking, thinking_of
+from analysis.levels.turns import Turns, reusable_tokens, turns_of
+from analysis.reading.rows import Floats
+from analysis.reading.runs import Run
+from analysis.statistics.samples import student
+from analysis.walls.eviction import Eviction
+
+FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users
+FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: benchmarks/prefix_cache.py
+FREEDOM = 4.0  # Student's t, not normal: levels that contradict the formula win over it
+SHAPE_SE, DRIFT = 0.01, 0.1  # how far its curve is off at the wall, and more with each share away from there
+FARTHEST = math.log(20.0)  # that measured levels can move the formula
+LEAST_FOUND = 0.05  # below this at the lowest load nothing is reused: no caching, or texts that do not match
+BATCHES = 8  # of a level's window, for the error of what was found
+RESAMPLES = 60
+ROUNDS = 4  # until response times and wall agree
+GRID = 1001
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What a trusted level found of the reusable tokens, and its standard error."""
+
+    users: int
+    share: float
+    se: float
+
+
+def found_in(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[Found]:
+    """By the requests' cached tokens; where the server did not send them, by its counter."""
+    found = []
+    for run in runs:
+        reusable = reusable_tokens(
+            run.requests, turns.answers_cached, turns.block_tokens, turns.shared_prefix
+        )
+        for level in levels:
+            if level.trusted and level.run_id == run.info.run_id:
+                edges = np.linspace(level.clock.begin_unix_s, level.clock.end_unix_s, BATCHES + 1)
+                share = _found(*_batches(run, reusable, edges))
+                if share is not None:
+                    found.append(Found(users=level.users, share=share[0], se=share[1]))
+    return sorted(found, key=lambda one: one.users)
+
+
+def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]:
+    """Tokens found and reusable tokens in each batch of a window, shape (BATCHES,) each."""
+    rows = run.requests
+    inside = (rows.end_unix_s >= edges[0]) & (rows.end_unix_s < edges[-1]) & ~np.isnan(reusable)
+    if inside.any() and not np.isnan(rows.cached_tokens[inside]).any():
+        at, hits = rows.end_unix_s[inside], rows.cached_tokens[inside]
+        return np.histogram(at, edges, weights=hits)[0], np.histogram(at, edges, weights=reusable[inside])[0]
+    counter = run.server.prefix_cache_hits_total
+    told = ~np.isnan(counter)
+    begun = rows.start_unix_s + np.nan_to_num(rows.sent_s)
+    asked = (begun >= edges[0]) & (begun < edges[-1]) & ~np.isnan(reusable)
+    if told.sum() < 2:
+        return np.full(BATCHES, np.nan), np.full(BATCHES, np.nan)
+    hits = np.diff(np.interp(edges, run.server.unix_s[told], counter[told]))
+    return hits, np.histogram(begun[asked], edges, weights=reusable[asked])[0]
+
+
+def _found(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
+    """The ratio and its standard error, by batches and widened for their number; None where there is none."""
+    total = float(reusable.sum())
+    if not total > 0:
+        return None
+    share = float(hits.sum()) / total
+    spread = float(np.sum((hits - share * reusable) ** 2)) * BATCHES / (BATCHES - 1)
+    return share, math.sqrt(spread) / total * student(BATCHES) / 1.645
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PrefixWall:
+    """The wall and draws of it, shape (draws,), in users of all engines together."""
+
+    x: float
+    draws: Floats
+    measured: bool
+    """Hit rates of several levels moved the formula."""
+    with_pool: Callable[[float], float]
+    """Factor on the pool -> where the wall would stand."""
+
+
+def prefix_wall(
+    runs: Sequence[Run],
+    levels: Sequence[Level],
+    pool: Pool,
+    *,
+    shared_prefix: int,
+    resamples: int,
+    rng: np.random.Generator,
+) -> PrefixWall | None:
+    """Where thinking users outgrow the cache: the formula, moved by what trusted levels found.
+
+    None where nothing is reused: conversations of one turn, or no prefix caching.
+    """
+    thinking = thinking_of(levels)
+    turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
+    if turns is None or thinking is None:
+        return None
+    found = found_in(runs, levels, turns)
+    caching = runs[-1].info.server.enable_prefix_caching
+    if caching is False or (found[0].share < LEAST_FOUND if found else caching is None):
+        return None
+    eviction, formula = _settled(turns, thinking, pool, pool.blocks)
+    response_s = _response_s(thinking, formula * pool.engines)
+    drawn = [
+        math.log(Eviction(turns, response_s=response_s, rng=rng, resample=True).wall(pool.blocks))
+        for _ in range(RESAMPLES)
+    ]
+    sd = math.hypot(FORMULA_SD, float(np.std(drawn)))
+    shift, weight = _shift(eviction, pool, found, sd=sd)
+    middle, *draws = np.interp(np.append(0.5, rng.uniform(size=resamples)), np.cumsum(weight), shift)
+    scale = pool.engines * math.exp(middle)
+
+    def with_pool(factor: float) -> float:
+        return scale * _settled(turns, thinking, pool, pool.blocks * factor)[1]
+
+    return PrefixWall(
+        x=scale * formula,
+        draws=pool.engines * formula * np.exp(draws),
+        measured=len(found) > 1,
+        with_pool=with_pool,
+    )
+
+
+def _response_s(thinking: Thinking, users: float) -> float:
+    whole = max(round(users), 1)
+    return thinking.idle_s + thinking.slope_s * whole * thinking.active(whole)
+
+
+def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
+    """The formula and its wall, in users of one engine, at the response times that so many users cause."""
+    users = 1.0
+    for _ in range(ROUNDS):
+        response_s = _response_s(thinking, users * pool.engines)
+        eviction = Eviction(turns, response_s=response_s, rng=np.random.default_rng(0), resample=False)
+        users = eviction.wall(blocks)
+    return eviction, users
+
+
+def _shift(eviction: Eviction, pool: Pool, found: Sequence[Found], *, sd: float) -> tuple[Floats, Floats]:
+    """Posterior of ln(wall / formula): a grid and its weights, shape (GRID,) each.
+
+    All that was found is taken relative to the lowest load, in the measurement and in the formula alike.
+    """
+    shift = np.linspace(-FARTHEST, FARTHEST, GRID)
+    log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)
+    if len(found) > 1:
+        lowest, rest = found[0], found[1:]
+        relative = np.array([one.share for one in rest]) / lowest.share
+        variance = (np.array([one.se for one in rest]) / lowest.share) ** 2
+        variance += SHAPE_SE**2 + (DRIFT * (relative - FOUND_LIMIT)) ** 2
+        common = relative * lowest.se / lowest.share  # the lowest level's error is in all of them
+        expected = [
+            eviction.found(one.users / pool.engines * np.exp(-shift), pool.blocks) for one in (lowest, *rest)
+        ]
+        off = relative[:, None] - np.stack(expected[1:]) / expected[0]
+        weighed = off / variance[:, None]
+        # The quadratic form of diag(variance) + common common^T, by Sherman and Morrison.
+        log_weight -= 0.5 * np.sum(off * weighed, axis=0)
+        log_weight += 0.5 * (common @ weighed) ** 2 / (1.0 + float(np.sum(common**2 / variance)))
+    weight = np.exp(log_weight - log_weight.max())
+    return shift, weight / weight.sum()
