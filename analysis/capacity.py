@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis import report
-from analysis.answer import (
+from analysis.answers.capacity import (
     WALL_NAMES,
     Answer,
     Basis,
@@ -48,6 +47,7 @@ from analysis.reading.runs import (
     read_run,
     run_bytes,
 )
+from analysis.reporting import capacity as report
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, finite_or_none
 from analysis.walls.block_law import Active, BlockLaw, Occupancy, active_of, block_law

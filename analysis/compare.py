@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import compare_report, report
+from analysis.answers.compare import Comparison, Difference, Different, FigureName, Row, Side
 from analysis.capacity import (
     CONFIDENCE,
     RESAMPLES,
@@ -18,9 +18,10 @@ from analysis.capacity import (
     slo_of,
 )
 from analysis.cli import add_slo_flags
-from analysis.comparison import Comparison, Difference, Different, FigureName, Row, Side
 from analysis.gate import TOLERANCE, gate_of
 from analysis.reading.runs import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
+from analysis.reporting import capacity as report
+from analysis.reporting import compare as compare_report
 from analysis.side import (
     Contrast,
     Deployment,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.answer import Wall
+from analysis.answers.capacity import Wall
 from analysis.limit import EACH, FEWEST_REQUESTS, Limit, limit
 from analysis.virtual.crowd import Service
 from analysis.virtual.service import Seen, play

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.answer import Wall
+from analysis.answers.capacity import Wall
 from analysis.levels.level import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import Service, half_full

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.answer import Wall
+from analysis.answers.capacity import Wall
 from analysis.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.levels.think_time import Thinking
 from analysis.reading.rows import Floats, Ints

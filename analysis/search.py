@@ -6,7 +6,7 @@ Knows no clock and no server: whoever drives the load asks again when `Advice.lo
 import math
 from collections.abc import Callable
 
-from analysis.answer import WALL_NAMES
+from analysis.answers.capacity import WALL_NAMES
 from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.answer import ModelAnswer
+from analysis.answers.capacity import ModelAnswer
+from analysis.answers.compare import FigureName
 from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
-from analysis.comparison import FigureName
 from analysis.levels import definitions as metrics
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Level, tpot_of

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis import report, sizing_report
-from analysis.answer import Bound
+from analysis.answers.capacity import Bound
+from analysis.answers.sizing import Effect, OverheadBand, OverheadBytes, Sizing
 from analysis.claims import check_claims, read_claims
 from analysis.cli import add_slo_flags, count, positive, share
 from analysis.deployment import (
@@ -31,7 +31,8 @@ from analysis.deployment import (
 )
 from analysis.predicted import LENGTHS_KNOWN, PAIRS, Placed, Sized, Workload, draw_workload, simulated, size
 from analysis.reading.runs import InputError
-from analysis.sizing_answer import Effect, OverheadBand, OverheadBytes, Sizing
+from analysis.reporting import capacity as report
+from analysis.reporting import sizing as sizing_report
 from analysis.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
 from analysis.step_model import SPEED_BAND, StepModel
 from loadtest.model.architectures import ModelShape, parse_config
@@ -278,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _figure(found: Sizing, path: Path) -> int:
-    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+    from analysis.reporting import figures as plots
 
     try:
         path.write_text(plots.svg(lambda axes: plots.vram_parts(axes, found), (7.2, 2.6)), encoding="utf-8")

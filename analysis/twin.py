@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis import twin_report
+from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction, Term, TwinAnswer
 from analysis.calibrate import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
 from analysis.capacity import (
     Evidence,
@@ -26,16 +26,9 @@ from analysis.fleet import Fleet, fleet
 from analysis.levels.level import Level
 from analysis.limit import Limit, limit
 from analysis.reading.runs import InputError, find_runs
-from analysis.report import Bar, complain, progress
+from analysis.reporting import twin as twin_report
+from analysis.reporting.capacity import Bar, complain, progress
 from analysis.statistics.samples import student
-from analysis.twin_answer import (
-    FleetAnswer,
-    Interval,
-    LimitAnswer,
-    Prediction,
-    Term,
-    TwinAnswer,
-)
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
 from analysis.what_if import Memory, changes_of

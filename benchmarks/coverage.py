@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from analysis.answer import ModelAnswer
+from analysis.answers.capacity import ModelAnswer
 from analysis.capacity import recommend
 from benchmarks.deployments import Truth, deployment, sought_se, truth_of
 from benchmarks.kept import DATA, Row, completed, kept

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.comparison import Gate
+from analysis.answers.compare import Gate
 from analysis.gate import TOLERANCE, gate_of
 from analysis.reading.runs import find_runs, read_run
 from analysis.side import Deployment, deployment_of

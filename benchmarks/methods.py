@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.answer import ModelAnswer
+from analysis.answers.capacity import ModelAnswer
 from analysis.capacity import CONFIDENCE, Judgement, head_of, judge, recommend
 from analysis.levels.definitions import tpot_s
 from analysis.reading.runs import Run

@@ -76,8 +76,8 @@ FORBIDDEN = {
     **dict.fromkeys(
         [
             "analysis.capacity",
-            "analysis.report",
-            "analysis.plots",
+            "analysis.reporting.capacity",
+            "analysis.reporting.figures",
             "analysis.sizing",
             "analysis.search",
             "analysis.advisor",

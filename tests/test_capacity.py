@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from virtual_runs import Plan, chat_lengths, small_engine, write_run
 
-from analysis.answer import Answer, ModelAnswer
+from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity import main, recommend
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import GpuInfo, ServerInfo, Slo

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from virtual_runs import Plan, small_engine, write_run
 
+from analysis.answers.compare import Comparison, Row
 from analysis.compare import main, mismatches
-from analysis.comparison import Comparison, Row
 from analysis.gate import gate_of
 from analysis.levels.lengths import Pairs
 from analysis.reading.runs import find_runs, read_run

@@ -11,7 +11,7 @@ import other_tools as tools
 import pytest
 from virtual_runs import Plan, small_engine, write_run
 
-from analysis.answer import Answer, ModelAnswer
+from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity import main, recommend
 from analysis.reading.other_tools import read_results
 from analysis.reading.runs import InputError, Run, find_runs, read_run

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 from virtual_runs import Plan, small_engine, write_run
 
-from analysis import plots, report
-from analysis.answer import Answer, ModelAnswer
+from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity import recommend
 from analysis.reading.runs import InputError, find_runs, read_run
+from analysis.reporting import capacity as report
+from analysis.reporting import figures as plots
 from loadtest.record import Slo
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.answer import Percentiles, SliceAnswer
+from analysis.answers.capacity import Percentiles, SliceAnswer
 from analysis.levels.level import tpot_of
 from analysis.levels.measure import in_flight_of
 from analysis.levels.trust import client_doubts

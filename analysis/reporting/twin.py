@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis.report import NONE, Output, json_text, put, say, show_list, table, write_files
-from analysis.twin_answer import FleetAnswer, Prediction, TwinAnswer
+from analysis.answers.twin import FleetAnswer, Prediction, TwinAnswer
+from analysis.reporting.capacity import NONE, Output, json_text, put, say, show_list, table, write_files
 
 JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -59,7 +59,7 @@ def show(answer: TwinAnswer, *, as_json: bool) -> None:
 
 def write(answer: TwinAnswer, *, folder: Path) -> None:
     """twin.json and twin.svg. Raises InputError where it may not write."""
-    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+    from analysis.reporting import figures as plots
 
     files = {JSON_FILE: json_text(answer)}
     if len(answer.predictions) > 1:

@@ -8,9 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis import report
-from analysis.answer import WALL_NAMES, ModelAnswer
-from analysis.comparison import (
+from analysis.answers.capacity import WALL_NAMES, ModelAnswer
+from analysis.answers.compare import (
     FIGURE_NAMES,
     MORE_IS_BETTER,
     Check,
@@ -24,6 +23,7 @@ from analysis.comparison import (
     Verdict,
     name_of,
 )
+from analysis.reporting import capacity as report
 
 FORMS = ("text", "markdown", "json")
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
@@ -321,7 +321,7 @@ def _head(found: Comparison) -> list[str]:
 
 def html(found: Comparison) -> str:
     """One self-contained page."""
-    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+    from analysis.reporting import figures as plots
 
     return report.page(
         "compare.html.j2",

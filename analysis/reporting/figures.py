@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answer import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
-from analysis.comparison import Comparison, Row, name_of
-from analysis.sizing_answer import Sizing
-from analysis.twin_answer import TwinAnswer
+from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
+from analysis.answers.compare import Comparison, Row, name_of
+from analysis.answers.sizing import Sizing
+from analysis.answers.twin import TwinAnswer
 from loadtest.record import Slo
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"

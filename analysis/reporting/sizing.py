@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from analysis.answer import WALL_NAMES, Bound
+from analysis.answers.capacity import WALL_NAMES, Bound
+from analysis.answers.sizing import Sizing
 from analysis.claims import Checked
-from analysis.sizing_answer import Sizing
 
 GIB = 2**30
 WIDTH = 92

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from analysis.answer import Bound, Wall
+from analysis.answers.capacity import Bound, Wall
 
 SCHEMA = 1
 

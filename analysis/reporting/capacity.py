@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answer import (
+from analysis.answers.capacity import (
     WALL_NAMES,
     Answer,
     Bound,
@@ -345,7 +345,7 @@ def _fine_ms(value: float | None) -> str:
 
 def write(answer: Answer, *, folder: Path) -> None:
     """capacity.json, report.html, report.md and figures. Raises InputError where it may not write."""
-    from analysis import plots  # matplotlib is slow to import and only drawing needs it
+    from analysis.reporting import figures as plots
 
     drawn = [plots.figures(model, answer.slo) for model in answer.models]
     files = {

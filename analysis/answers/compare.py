@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from analysis.answer import ModelAnswer
+from analysis.answers.capacity import ModelAnswer
 from loadtest.record import Slo
 
 SCHEMA = 1
