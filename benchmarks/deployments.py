@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.levels.level import QUEUE_LIMIT
-from analysis.limit import limit
 from analysis.statistics.crossings import MISS_LIMIT
+from analysis.twin.maximum import limit
 from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
 from analysis.virtual.service import Seen, play
 from loadtest.model.architectures import ModelShape, parse_config

@@ -25,14 +25,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.calibrate import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
-from analysis.capacity import Evidence, gather
+from analysis.capacity.__main__ import Evidence, gather
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level, tpot_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Ints, Requests
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.twin import measured
+from analysis.twin.__main__ import measured
+from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
 from loadtest.record import ServerSample, Slo

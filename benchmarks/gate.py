@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis.answers.compare import Gate
-from analysis.gate import TOLERANCE, gate_of
+from analysis.compare.gate import TOLERANCE, gate_of
+from analysis.compare.sides import Deployment, deployment_of
 from analysis.reading.runs import find_runs, read_run
-from analysis.side import Deployment, deployment_of
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 

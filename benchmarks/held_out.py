@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.calibrate import CalibrationError, ServerFlags, calibrate
-from analysis.capacity import Evidence, gather
+from analysis.capacity.__main__ import Evidence, gather
 from analysis.levels.level import Level
+from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
 from analysis.virtual.crowd import half_full
 from analysis.virtual.service import play
 from benchmarks.deployments import deployment

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
-from analysis.capacity import CONFIDENCE, Judgement, head_of, judge, recommend
+from analysis.capacity.__main__ import CONFIDENCE, Judgement, head_of, judge, recommend
 from analysis.levels.definitions import tpot_s
 from analysis.reading.runs import Run
-from analysis.search import advise
+from analysis.search.advice import advise
 from benchmarks.deployments import Deployment
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad
 

@@ -381,7 +381,10 @@ def _ours(deployment: Deployment, url: str, folder: Path, _: Json) -> Json:
     started = time.monotonic()
     _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{BUDGET_S:g}")
     took_s = time.monotonic() - started
-    _run([sys.executable, "-m", "analysis.capacity", str(folder), *_objectives()], accepted=(0, REFUSED))
+    _run(
+        [sys.executable, "-m", "analysis.capacity.__main__", str(folder), *_objectives()],
+        accepted=(0, REFUSED),
+    )
     (answer,) = json.loads((folder / "capacity.json").read_text())["models"]
     names = ("estimate", "estimate_x", "interval", "interval_x", "max_users", "binding", "reasons")
     return {name: answer[name] for name in names} | {"seconds": round(took_s)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from analysis.search import FIRST_USERS
+from analysis.search.advice import FIRST_USERS
 from benchmarks import coverage
 from benchmarks.deployments import deployment
 from benchmarks.kept import DATA, Row, completed

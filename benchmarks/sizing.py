@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.deployment import Calibration, Deployment, PoolBand, log_tokens, max_concurrency, pool_band
+from analysis.sizing.deployment import (
+    Calibration,
+    Deployment,
+    PoolBand,
+    log_tokens,
+    max_concurrency,
+    pool_band,
+)
 from loadtest.model.cards import GIB, H100, find_gpu
 from loadtest.model.memory import UnsupportedModelError, kv_bytes_per_token, parse_config
 from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version

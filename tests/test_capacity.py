@@ -14,7 +14,7 @@ import pytest
 from virtual_runs import Plan, chat_lengths, small_engine, write_run
 
 from analysis.answers.capacity import Answer, ModelAnswer
-from analysis.capacity import main, recommend
+from analysis.capacity.__main__ import main, recommend
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import GpuInfo, ServerInfo, Slo
 from tests.conftest import ROOT
@@ -323,13 +323,16 @@ def test_a_config_json_turns_tokens_into_bytes(tmp_path, capsys):
 
 def test_the_module_runs_as_a_command_and_its_help_teaches():
     done = subprocess.run(
-        [sys.executable, "-m", "analysis.capacity", "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "analysis.capacity.__main__", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0
     assert "How many users can this deployment hold?" in done.stdout
     assert "--slo-kv-blocked-fraction" in done.stdout
     wrong = subprocess.run(
-        [sys.executable, "-m", "analysis.capacity"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "analysis.capacity.__main__"], capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr

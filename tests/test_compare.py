@@ -19,11 +19,11 @@ import pytest
 from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answers.compare import Comparison, Row
-from analysis.compare import main, mismatches
-from analysis.gate import gate_of
+from analysis.compare.__main__ import main, mismatches
+from analysis.compare.gate import gate_of
+from analysis.compare.sides import Deployment, deployment_of, held_tokens
 from analysis.levels.lengths import Pairs
 from analysis.reading.runs import find_runs, read_run
-from analysis.side import Deployment, deployment_of, held_tokens
 from analysis.statistics.ratios import (
     Quantity,
     Sample,

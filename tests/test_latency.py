@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from virtual_runs import level
 
-from analysis.capacity import gather
+from analysis.capacity.__main__ import gather
 from analysis.levels import step_time as latency
 from analysis.statistics.samples import Quantiles, Share
 from benchmarks.deployments import deployment

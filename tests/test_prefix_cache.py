@@ -7,11 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis.capacity import gather, recommend
+from analysis.capacity.__main__ import gather, recommend
 from analysis.levels.level import Pool
 from analysis.levels.turns import Turns, turns_of
-from analysis.limit import limit
 from analysis.reading.runs import Run
+from analysis.twin.maximum import limit
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import play
 from analysis.walls import prefix_cache

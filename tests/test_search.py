@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import search
-from analysis.capacity import answer_of, judge
+from analysis.capacity.__main__ import answer_of, judge
+from analysis.search import advice as search
 from benchmarks.deployments import Deployment, deployment
 from benchmarks.methods import bisection, estimate
 from benchmarks.methods import search as searched

@@ -8,18 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import twin
-from analysis.calibrate import (
-    STEP_TERMS,
-    Calibration,
-    CalibrationError,
-    ServerFlags,
-    calibrate,
-)
-from analysis.capacity import Evidence, gather
-from analysis.fleet import fleet
-from analysis.limit import limit
+from analysis.capacity.__main__ import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
+from analysis.twin import __main__ as twin
+from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
+from analysis.twin.fleet import fleet
+from analysis.twin.maximum import limit
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import Due, play, play_arrivals
 from loadtest.record import Slo

@@ -6,7 +6,7 @@ import msgspec
 
 from analysis.answers.capacity import WALL_NAMES, Bound
 from analysis.answers.sizing import Sizing
-from analysis.claims import Checked
+from analysis.sizing.claims import Checked
 
 GIB = 2**30
 WIDTH = 92

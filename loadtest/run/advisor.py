@@ -40,7 +40,7 @@ class Advisor:
         self._asker: gevent.Greenlet[..., None] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
-            ["nice", "-n", NICENESS, sys.executable, "-m", "analysis.advisor", str(folder.resolve())],
+            ["nice", "-n", NICENESS, sys.executable, "-m", "analysis.search.__main__", str(folder.resolve())],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # one core at most
             stdin=subprocess.PIPE,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.capacity import Judgement, judge, stored_slo
+from analysis.capacity.__main__ import Judgement, judge, stored_slo
 from analysis.reading.runs import find_runs, read_run
-from analysis.search import advise
+from analysis.search.advice import advise
 from loadtest.record import Look
 
 

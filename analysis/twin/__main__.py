@@ -12,26 +12,19 @@ import msgspec
 import numpy as np
 
 from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction, Term, TwinAnswer
-from analysis.calibrate import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
-from analysis.capacity import (
-    Evidence,
-    RefusedError,
-    chosen_of,
-    gather,
-    read_group,
-    slo_of,
-)
+from analysis.capacity.__main__ import Evidence, RefusedError, chosen_of, gather, read_group, slo_of
 from analysis.cli import add_slo_flags, count
-from analysis.fleet import Fleet, fleet
 from analysis.levels.level import Level
-from analysis.limit import Limit, limit
 from analysis.reading.runs import InputError, find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.capacity import Bar, complain, progress
 from analysis.statistics.samples import student
+from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
+from analysis.twin.fleet import Fleet, fleet
+from analysis.twin.maximum import Limit, limit
+from analysis.twin.what_if import Memory, changes_of
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
-from analysis.what_if import Memory, changes_of
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset

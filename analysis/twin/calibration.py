@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from analysis.capacity import Evidence
+from analysis.capacity.__main__ import Evidence
 from analysis.levels.lengths import conversation_ids
 from analysis.levels.level import Level
 from analysis.levels.window import ended_inside

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.answers.compare import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
-from analysis.side import Contrast, Deployment, at_level, capacity_of, common_levels
+from analysis.compare.sides import Contrast, Deployment, at_level, capacity_of, common_levels
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 

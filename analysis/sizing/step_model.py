@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from analysis.deployment import Deployment
+from analysis.sizing.deployment import Deployment
 from loadtest.model.memory import step_bytes
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES

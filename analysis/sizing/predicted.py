@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.answers.capacity import Wall
-from analysis.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.levels.think_time import Thinking
 from analysis.reading.rows import Floats, Ints
-from analysis.step_model import SPEED_BAND, StepModel, step_model
+from analysis.sizing.deployment import QUANTILE, Deployment, PoolBand, pool_band
+from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
 from analysis.walls.block_law import Active, BlockLaw, Occupancy, always
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
 from analysis.walls.max_num_seqs import seats_wall

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from analysis.answers.capacity import WALL_NAMES
-from analysis.capacity import CONFIDENCE, Evidence, Judgement, head_of
+from analysis.capacity.__main__ import CONFIDENCE, Evidence, Judgement, head_of
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import FEWEST_REQUESTS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.answers.capacity import Wall
-from analysis.limit import EACH, FEWEST_REQUESTS, Limit, limit
+from analysis.twin.maximum import EACH, FEWEST_REQUESTS, Limit, limit
 from analysis.virtual.crowd import Service
 from analysis.virtual.service import Seen, play
 from loadtest.record import Slo

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
 from analysis.answers.compare import FigureName
-from analysis.capacity import CONFIDENCE, Judgement, answer_of, head_of, judge
+from analysis.capacity.__main__ import CONFIDENCE, Judgement, answer_of, head_of, judge
 from analysis.levels import definitions as metrics
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Level, tpot_of

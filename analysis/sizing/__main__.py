@@ -15,9 +15,12 @@ import msgspec
 
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import Effect, OverheadBand, OverheadBytes, Sizing
-from analysis.claims import check_claims, read_claims
 from analysis.cli import add_slo_flags, count, positive, share
-from analysis.deployment import (
+from analysis.reading.runs import InputError
+from analysis.reporting import capacity as report
+from analysis.reporting import sizing as sizing_report
+from analysis.sizing.claims import check_claims, read_claims
+from analysis.sizing.deployment import (
     QUANTILE,
     Band,
     Deployment,
@@ -29,12 +32,18 @@ from analysis.deployment import (
     pool_tokens,
     serve_flags,
 )
-from analysis.predicted import LENGTHS_KNOWN, PAIRS, Placed, Sized, Workload, draw_workload, simulated, size
-from analysis.reading.runs import InputError
-from analysis.reporting import capacity as report
-from analysis.reporting import sizing as sizing_report
-from analysis.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
-from analysis.step_model import SPEED_BAND, StepModel
+from analysis.sizing.predicted import (
+    LENGTHS_KNOWN,
+    PAIRS,
+    Placed,
+    Sized,
+    Workload,
+    draw_workload,
+    simulated,
+    size,
+)
+from analysis.sizing.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
+from analysis.sizing.step_model import SPEED_BAND, StepModel
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import GIB, Gpu, find_gpu
 from loadtest.model.memory import KV_DTYPES, kinds_of, kv_bytes_per_token, parameters

@@ -9,20 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.answers.compare import Comparison, Difference, Different, FigureName, Row, Side
-from analysis.capacity import (
-    CONFIDENCE,
-    RESAMPLES,
-    RefusedError,
-    chosen_of,
-    read_group,
-    slo_of,
-)
+from analysis.capacity.__main__ import CONFIDENCE, RESAMPLES, RefusedError, chosen_of, read_group, slo_of
 from analysis.cli import add_slo_flags
-from analysis.gate import TOLERANCE, gate_of
-from analysis.reading.runs import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
-from analysis.reporting import capacity as report
-from analysis.reporting import compare as compare_report
-from analysis.side import (
+from analysis.compare.gate import TOLERANCE, gate_of
+from analysis.compare.sides import (
     Contrast,
     Deployment,
     at_level,
@@ -36,6 +26,9 @@ from analysis.side import (
     scaled,
     vram_of,
 )
+from analysis.reading.runs import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
+from analysis.reporting import capacity as report
+from analysis.reporting import compare as compare_report
 from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 from loadtest.record import RunInfo, Slo
