@@ -24,7 +24,7 @@ def run() -> None:
         count = _write(Path(folder))
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "analysis.capacity.__main__", folder],
+            [sys.executable, "-m", "analysis.capacity", folder],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

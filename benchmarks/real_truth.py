@@ -382,7 +382,7 @@ def _ours(deployment: Deployment, url: str, folder: Path, _: Json) -> Json:
     _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{BUDGET_S:g}")
     took_s = time.monotonic() - started
     _run(
-        [sys.executable, "-m", "analysis.capacity.__main__", str(folder), *_objectives()],
+        [sys.executable, "-m", "analysis.capacity", str(folder), *_objectives()],
         accepted=(0, REFUSED),
     )
     (answer,) = json.loads((folder / "capacity.json").read_text())["models"]

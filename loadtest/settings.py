@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.workload.arrivals import ArrivalLaw
 from loadtest.workload.distributions import Distribution
@@ -22,10 +23,6 @@ NO_KEY = "EMPTY"
 MAX_USERS = 100_000
 """A guard against slips of the keyboard, far above what one server holds."""
 _SLO = Slo()
-
-
-class InputError(Exception):
-    """The person's input cannot be used; the message is one sentence that says what to do."""
 
 
 def _levels(value: object) -> object:

@@ -28,7 +28,7 @@ def demo() -> None:
             "the answer below is for that pool, not for a whole T4."
         )
         embedded.load_test(host, FLAGS)
-        embedded.run([sys.executable, "-m", "analysis.capacity.__main__", str(REPORTS)])
+        embedded.run([sys.executable, "-m", "analysis.capacity", str(REPORTS)])
 
 
 if __name__ == "__main__":

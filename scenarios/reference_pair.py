@@ -37,9 +37,7 @@ def compare() -> None:
         f"about {minutes:.0f} minutes."
     )
     runs = [_measured(preset) for preset in presets]
-    embedded.run(
-        [sys.executable, "-m", "analysis.compare.__main__", *map(str, runs), "--output", str(REPORTS)]
-    )
+    embedded.run([sys.executable, "-m", "analysis.compare", *map(str, runs), "--output", str(REPORTS)])
     found = json.loads((REPORTS / "compare.json").read_text(encoding="utf-8"))
     sys.stdout.write(beside_claims(found, claims) + "\n" + physics(presets, claims["models"]))
 

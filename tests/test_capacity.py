@@ -323,7 +323,7 @@ def test_a_config_json_turns_tokens_into_bytes(tmp_path, capsys):
 
 def test_the_module_runs_as_a_command_and_its_help_teaches():
     done = subprocess.run(
-        [sys.executable, "-m", "analysis.capacity.__main__", "--help"],
+        [sys.executable, "-m", "analysis.capacity", "--help"],
         capture_output=True,
         text=True,
         check=False,
@@ -332,7 +332,7 @@ def test_the_module_runs_as_a_command_and_its_help_teaches():
     assert "How many users can this deployment hold?" in done.stdout
     assert "--slo-kv-blocked-fraction" in done.stdout
     wrong = subprocess.run(
-        [sys.executable, "-m", "analysis.capacity.__main__"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "analysis.capacity"], capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr

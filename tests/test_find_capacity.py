@@ -46,7 +46,7 @@ def advisors(reports: Path) -> list[int]:
     return [
         int(line.split()[0])
         for line in listing.stdout.splitlines()
-        if "analysis.search.__main__" in line and str(reports) in line
+        if "analysis.search" in line and str(reports) in line
     ]
 
 
@@ -93,7 +93,7 @@ def test_a_search_moves_on_without_a_restart_until_ctrl_c(small: str, tmp_path: 
     assert all(0 <= after - end < 5 for (_, end, _), (after, _, _) in itertools.pairwise(schedule))
     assert run.info["ended_unix_s"] is not None
     assert {row["outcome"] for row in run.rows()} <= {"ok", "cancelled"}
-    analysis = [sys.executable, "-m", "analysis.capacity.__main__", str(run.folder)]
+    analysis = [sys.executable, "-m", "analysis.capacity", str(run.folder)]
     subprocess.run(analysis, cwd=ROOT, capture_output=True, timeout=60, check=False)
     (model,) = json.loads((run.folder / "capacity.json").read_text())["models"]
     analysed = {level["users"] for level in model["levels"]}
@@ -185,7 +185,7 @@ def test_what_does_not_go_with_a_search_gets_one_sentence_and_exit_2(
 def test_the_advisor_answers_each_line_until_its_input_ends(tmp_path: Path) -> None:
     write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=12.0))
     looks = b'{"left_s": 100}\n{"holding": 4, "held_s": 10, "left_s": 50}\n{"left_s": 0}\n'
-    command = [sys.executable, "-m", "analysis.search.__main__", str(tmp_path / "r")]
+    command = [sys.executable, "-m", "analysis.search", str(tmp_path / "r")]
     done = subprocess.run(command, cwd=ROOT, input=looks, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -14,8 +14,9 @@ from virtual_runs import Plan, small_engine, write_run
 from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity.__main__ import main, recommend
 from analysis.reading.other_tools import read_results
-from analysis.reading.runs import InputError, Run, find_runs, read_run
+from analysis.reading.runs import Run, find_runs, read_run
 from analysis.reading.server_metrics import read_dump
+from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
 
 DATA = Path(__file__).parent / "data"

@@ -333,7 +333,7 @@ def test_a_hogged_load_generator_is_not_trusted_and_the_analysis_refuses(
     command[command.index("scenarios/chat.py")] = str(scenario)
     environment = clean_environment(PYTHONPATH=str(ROOT))
     subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, timeout=60, check=True)
-    analysis = [sys.executable, "-m", "analysis.capacity.__main__", str(reports)]
+    analysis = [sys.executable, "-m", "analysis.capacity", str(reports)]
     done = subprocess.run(analysis, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3, done.stdout
     assert re.search(r"No level can be trusted: .*load generator (busy|late)", done.stdout)

@@ -11,9 +11,10 @@ from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity.__main__ import recommend
-from analysis.reading.runs import InputError, find_runs, read_run
+from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
 from analysis.reporting import figures as plots
+from loadtest.errors import InputError
 from loadtest.record import Slo
 
 

@@ -7,11 +7,11 @@ import pytest
 from aiohttp import web
 
 from loadtest.client.target import Target
+from loadtest.errors import InputError
 from loadtest.record import ServerSample
 from loadtest.server.gpus import DcgmGpus, choose_gpus
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_samples, read_server_info
-from loadtest.settings import InputError
 
 INFO = (
     'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",'

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from analysis.levels.lengths import Pairs
-from analysis.reading.runs import InputError
 from analysis.sizing.__main__ import answer, main
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.deployment import Calibration, Deployment, max_concurrency, pool_band
 from analysis.sizing.predicted import Curve, Workload, draw_workload, law_of, size
 from analysis.sizing.startup_log import as_started, calibration_of, read_log, read_run
 from analysis.walls.block_law import block_law
+from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, find_gpu
 from loadtest.model.memory import kv_layout
@@ -343,7 +343,7 @@ def config_file(folder: Path, config: dict[str, object]) -> str:
 
 def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "analysis.sizing.__main__", *flags],
+        [sys.executable, "-m", "analysis.sizing", *flags],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,

@@ -37,7 +37,6 @@ from analysis.reading.other_tools import read_results
 from analysis.reading.rows import Floats
 from analysis.reading.runs import (
     Found,
-    InputError,
     OneFound,
     Run,
     differences,
@@ -57,6 +56,7 @@ from analysis.walls.kv_shift import wall
 from analysis.walls.max_num_seqs import seats_of, seats_wall
 from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from analysis.walls.throughput import throughput_fall
+from loadtest.errors import InputError
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import RunInfo, Slo
 

@@ -26,11 +26,12 @@ from analysis.compare.sides import (
     scaled,
     vram_of,
 )
-from analysis.reading.runs import WORKLOAD_SETTINGS, InputError, RunFolder, comparable, find_runs, run_bytes
+from analysis.reading.runs import WORKLOAD_SETTINGS, RunFolder, comparable, find_runs, run_bytes
 from analysis.reporting import capacity as report
 from analysis.reporting import compare as compare_report
 from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
+from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS
 

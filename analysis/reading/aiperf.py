@@ -6,7 +6,7 @@ import msgspec
 
 from analysis.reading.result_rows import Row, Source, Stage, failure_of, url_without_credentials
 from analysis.reading.rows import NAN
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import Outcome
 
 # aiperf

@@ -15,7 +15,7 @@ from analysis.reading.result_rows import (
     url_without_credentials,
 )
 from analysis.reading.rows import NAN
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import Outcome
 
 # guidellm

@@ -13,8 +13,9 @@ import numpy as np
 from analysis.reading.result_files import KINDS, read_file
 from analysis.reading.result_rows import Row, Stage
 from analysis.reading.rows import CODE, COLUMNS, Client, Floats, Requests, requests_of, server_of
-from analysis.reading.runs import InputError, Run
+from analysis.reading.runs import Run
 from analysis.reading.server_metrics import Dump, read_dump
+from loadtest.errors import InputError
 from loadtest.record import ArrivalsInfo, Outcome, RunInfo, ServerInfo, ServerSample
 
 NEIGHBOURS = (

@@ -8,8 +8,8 @@ import msgspec
 from analysis.reading.aiperf import read_aiperf
 from analysis.reading.guidellm import read_guidellm
 from analysis.reading.result_rows import Stage
-from analysis.reading.runs import InputError
 from analysis.reading.vllm_bench import read_vllm_bench
+from loadtest.errors import InputError
 
 KINDS = "guidellm's JSON, aiperf's profile_export.jsonl, or `vllm bench serve --save-result --save-detailed`"
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import (
     SCHEMA,
     ClientSample,

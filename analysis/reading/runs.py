@@ -17,6 +17,7 @@ from analysis.reading.rows import (
     read_server,
     schema_decoder,
 )
+from loadtest.errors import InputError
 from loadtest.record import (
     CLIENT_GLOB,
     REQUESTS_GLOB,
@@ -40,10 +41,6 @@ WORKLOAD_SETTINGS = (
     "trace",
     "trace_speed",
 )
-
-
-class InputError(Exception):
-    """The input cannot be read: one sentence that says what to do. Exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

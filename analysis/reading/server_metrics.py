@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client.samples import Sample
 
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.vllm import WANTED, parse, samples_of, server_info_of
 

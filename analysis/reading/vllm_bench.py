@@ -9,7 +9,7 @@ import msgspec
 
 from analysis.reading.result_rows import Row, Source, Stage, failure_of, status_of
 from analysis.reading.rows import NAN
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import Outcome
 
 # vllm bench serve

@@ -32,7 +32,7 @@ from analysis.answers.capacity import (
     SliceAnswer,
     Wall,
 )
-from analysis.reading.runs import InputError
+from loadtest.errors import InputError
 from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"

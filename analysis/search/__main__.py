@@ -1,4 +1,4 @@
-"""Advises a search that is under way: `python -m analysis.advisor FOLDER` reads a `Look` a line from stdin,
+"""Advises a search that is under way: `python -m analysis.search FOLDER` reads a `Look` a line from stdin,
 judges the run so far, and answers with an `Advice` a line on stdout, until stdin ends. The other end is
 `loadtest.advisor`."""
 

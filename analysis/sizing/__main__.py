@@ -16,7 +16,6 @@ import msgspec
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import Effect, OverheadBand, OverheadBytes, Sizing
 from analysis.cli import add_slo_flags, count, positive, share
-from analysis.reading.runs import InputError
 from analysis.reporting import capacity as report
 from analysis.reporting import sizing as sizing_report
 from analysis.sizing.claims import check_claims, read_claims
@@ -44,6 +43,7 @@ from analysis.sizing.predicted import (
 )
 from analysis.sizing.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
 from analysis.sizing.step_model import SPEED_BAND, StepModel
+from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import GIB, Gpu, find_gpu
 from loadtest.model.memory import KV_DTYPES, kinds_of, kv_bytes_per_token, parameters

@@ -13,8 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from analysis.reading.runs import InputError
 from analysis.sizing.deployment import Deployment, PoolBand, pool_band, pool_tokens
+from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import GIB, find_gpu
 from loadtest.model.memory import step_bytes

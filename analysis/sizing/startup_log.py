@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.reading.runs import InputError, find_runs
+from analysis.reading.runs import find_runs
 from analysis.sizing.deployment import Calibration, Deployment
+from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape
 from loadtest.model.cards import GIB
 from loadtest.model.startup import Version, parse_version

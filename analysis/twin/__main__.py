@@ -15,7 +15,7 @@ from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction
 from analysis.capacity.__main__ import Evidence, RefusedError, chosen_of, gather, read_group, slo_of
 from analysis.cli import add_slo_flags, count
 from analysis.levels.level import Level
-from analysis.reading.runs import InputError, find_runs
+from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.capacity import Bar, complain, progress
 from analysis.statistics.samples import student
@@ -25,6 +25,7 @@ from analysis.twin.maximum import Limit, limit
 from analysis.twin.what_if import Memory, changes_of
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
+from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.reading.runs import InputError
 from analysis.virtual.crowd import Service, Turn
+from loadtest.errors import InputError
 from loadtest.workload.distributions import Distribution
 
 LENGTH_DRAWS = 2000  # of a stated law

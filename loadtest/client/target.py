@@ -7,7 +7,8 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import msgspec
 
-from loadtest.settings import NO_KEY, InputError, Settings
+from loadtest.errors import InputError
+from loadtest.settings import NO_KEY, Settings
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):

@@ -18,6 +18,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.client.target import split_credentials
+from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.run.coordinator import Lead, opening
 from loadtest.run.generator import LOOKAHEAD_S, Meter
@@ -26,7 +27,7 @@ from loadtest.run.live_line import LiveLine
 from loadtest.run.loop import LoopThread
 from loadtest.run.plan import Plan
 from loadtest.run.shipping import Receiver
-from loadtest.settings import InputError, Settings, add_flags, resolve
+from loadtest.settings import Settings, add_flags, resolve
 from loadtest.workload.arrivals import Share
 
 logger = logging.getLogger(__name__)

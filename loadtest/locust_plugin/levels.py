@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator
 
+from loadtest.errors import InputError
 from loadtest.locust_plugin.shape import Shape, Wanted, logger
 from loadtest.run.coordinator import Lead
 from loadtest.run.live_line import live_text
-from loadtest.settings import InputError, Settings
+from loadtest.settings import Settings
 
 SWEEP_MAX_USERS = 256
 

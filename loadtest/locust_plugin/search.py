@@ -4,6 +4,7 @@ each look at the rows so far. Knows no statistics."""
 import logging
 import time
 
+from loadtest.errors import InputError
 from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
 from loadtest.locust_plugin.shape import Shape, Wanted
 from loadtest.record import Advice, Look
@@ -11,7 +12,7 @@ from loadtest.run.advisor import Advisor, AdvisorLostError
 from loadtest.run.coordinator import Lead
 from loadtest.run.live import Level
 from loadtest.run.live_line import live_text
-from loadtest.settings import InputError, Settings
+from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
 

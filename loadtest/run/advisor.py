@@ -1,4 +1,4 @@
-"""The other end of the search: `python -m analysis.advisor` as a process of its own, asked by JSON lines over
+"""The other end of the search: `python -m analysis.search` as a process of its own, asked by JSON lines over
 its pipes. Statistics in this process would cost the measurement CPU and the GIL; so they are computed there,
 at low priority. Knows no Locust."""
 
@@ -40,7 +40,7 @@ class Advisor:
         self._asker: gevent.Greenlet[..., None] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
-            ["nice", "-n", NICENESS, sys.executable, "-m", "analysis.search.__main__", str(folder.resolve())],
+            ["nice", "-n", NICENESS, sys.executable, "-m", "analysis.search", str(folder.resolve())],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # one core at most
             stdin=subprocess.PIPE,

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from loadtest.client.target import Target, make_target
+from loadtest.errors import InputError
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.run.advisor import Advisor
 from loadtest.run.live import Level, LiveRow, describe
@@ -22,7 +23,7 @@ from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.server.gpus import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, summary
-from loadtest.settings import InputError, Settings
+from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from loadtest.settings import InputError, Settings
+from loadtest.errors import InputError
+from loadtest.settings import Settings
 from loadtest.workload.arrivals import Arrival, ArrivalLaw, read_trace
 from loadtest.workload.prompts import PromptScale
 

@@ -8,9 +8,9 @@ import pynvml
 from prometheus_client.samples import Sample
 
 from loadtest.client.target import split_credentials
+from loadtest.errors import InputError
 from loadtest.record import GpuInfo
 from loadtest.server.vllm import parse
-from loadtest.settings import InputError
 
 DCGM_WANTED = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
 MIB = 1024**2

@@ -16,12 +16,13 @@ from loadtest.client.body import chat_body
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.client.transport import open_session
+from loadtest.errors import InputError
 from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
 from loadtest.server.gpus import choose_gpus
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_samples, read_server_info
-from loadtest.settings import InputError, Settings
+from loadtest.settings import Settings
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
 

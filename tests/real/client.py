@@ -95,7 +95,7 @@ def load_test(server: Vllm, reports: Path, *flags: str) -> Measured:
 
 def capacity(reports: Path) -> dict[str, Any]:
     """`python -m analysis.capacity REPORTS` -> the only model of capacity.json."""
-    _command(sys.executable, "-m", "analysis.capacity.__main__", str(reports))
+    _command(sys.executable, "-m", "analysis.capacity", str(reports))
     (model,) = json.loads((reports / "capacity.json").read_text())["models"]
     print(json.dumps({key: value for key, value in model.items() if key != "levels"}))
     return dict(model)

@@ -43,7 +43,7 @@ def test_what_fits_on_a_full_disk_is_readable_and_the_rest_is_counted(tmp_path: 
     health = (folder / "client-0.jsonl").read_bytes().count(b"\n")
     assert len(rows) + int(lost[0]) >= int(ended)
     assert len(rows) + int(lost[0]) <= int(ended) + 30 + health
-    analysis = [sys.executable, "-m", "analysis.capacity.__main__", str(kept)]
+    analysis = [sys.executable, "-m", "analysis.capacity", str(kept)]
     said = subprocess.run(analysis, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode in (0, 3), said.stderr
     assert said.stderr == ""
