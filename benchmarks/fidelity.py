@@ -33,8 +33,8 @@ from analysis.reading.rows import Ints, Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.twin.__main__ import measured
 from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
-from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Due, Service
+from analysis.virtual.service import Played, Seen, play, play_arrivals
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_samples
 from loadtest.simulator.virtual import round_robin

@@ -16,10 +16,11 @@ from analysis.capacity.__main__ import gather
 from analysis.levels.turns import reusable_tokens
 from analysis.reading.runs import Run
 from analysis.virtual.crowd import Chatting, Service
-from analysis.walls.prefix_cache import FOUND_LIMIT, PrefixWall, prefix_wall
+from analysis.walls.eviction import FOUND_LIMIT
+from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from benchmarks.virtual_load import VirtualLoad
 from loadtest.record import Slo
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 
 SERVICES = 36
 TRUE_TURNS = 8000  # of a plateau

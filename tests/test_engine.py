@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.figures import EngineConfig
 from loadtest.simulator.requests import Request, State
 from loadtest.simulator.virtual import Trace, closed_loop, simulate
 

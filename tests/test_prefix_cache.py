@@ -19,7 +19,7 @@ from analysis.walls.eviction import Eviction
 from analysis.walls.prefix_cache import Found, found_in
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 
 LEVELS = (4, 8, 16, 24, 32)
 

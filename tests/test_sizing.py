@@ -22,7 +22,7 @@ from loadtest.model.cards import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, 
 from loadtest.model.memory import kv_layout
 from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.run.sink import write_run_info
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop
 from loadtest.workload.distributions import Distribution

@@ -14,8 +14,8 @@ from analysis.twin import __main__ as twin
 from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
 from analysis.twin.fleet import fleet
 from analysis.twin.maximum import limit
-from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import Due, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Due, Service
+from analysis.virtual.service import play, play_arrivals
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 

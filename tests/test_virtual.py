@@ -9,7 +9,7 @@ import pytest
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import play
 from loadtest.record import Slo
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import (
     ROUTERS,

@@ -21,7 +21,7 @@ from loadtest.record import (
     ServerSample,
     encode_line,
 )
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival, Trace, simulate
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from analysis.sizing.deployment import Deployment
 from loadtest.model.memory import step_bytes
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 
 HOST_S = 1e-3

@@ -23,11 +23,11 @@ from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError,
 from analysis.twin.fleet import Fleet, fleet
 from analysis.twin.maximum import Limit, limit
 from analysis.twin.what_if import Memory, changes_of
-from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import Due, Played, Seen, play, play_arrivals
+from analysis.virtual.crowd import Chatting, Due, Service
+from analysis.virtual.service import Played, Seen, play, play_arrivals
 from loadtest.errors import InputError
 from loadtest.record import Slo
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import PRESETS, find_preset
 from loadtest.simulator.virtual import ROUTERS
 from loadtest.workload.arrivals import ArrivalLaw, read_trace

@@ -17,7 +17,7 @@ from analysis.reading.rows import Floats, Ints, Requests
 from analysis.virtual.crowd import Chatting, Service, Turn
 from analysis.virtual.service import play
 from analysis.walls.max_num_seqs import seats_of
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 
 SEGMENT_TOKENS = 8  # a client's stamps jitter by a step's fraction: over eight steps it averages out

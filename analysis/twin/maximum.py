@@ -12,9 +12,9 @@ import numpy as np
 from analysis.answers.capacity import Wall
 from analysis.levels.level import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.virtual.crowd import Service, half_full
-from analysis.virtual.service import WARM_UP, Seen, play
-from analysis.walls.prefix_cache import FOUND_LIMIT
+from analysis.virtual.crowd import WARM_UP, Service, half_full
+from analysis.virtual.service import Seen, play
+from analysis.walls.eviction import FOUND_LIMIT
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 

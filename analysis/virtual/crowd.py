@@ -7,11 +7,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.reading.rows import Floats
-from analysis.virtual.service import WARM_UP, Due
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival
 from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
+
+WARM_UP = 0.2  # of the requests: left out of the window
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    """One request of an open loop."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+    prefix_blocks: Sequence[int] = ()
+    """Of TRACE_BLOCK_TOKENS tokens each; requests with the same first ones have the same first text."""
+
 
 TURN_ROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
 CHAT_BLOCKS = 2**20  # block hashes of one conversation: more than any context has blocks

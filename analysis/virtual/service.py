@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.reading.rows import Floats
-from analysis.virtual.crowd import Crowd, Service, Texts, replicas_of
+from analysis.virtual.crowd import Crowd, Due, Service, Texts, replicas_of
 from loadtest.record import Slo
-from loadtest.simulator.figures import Lack
-from loadtest.simulator.requests import Request
+from loadtest.simulator.requests import Lack, Request
 from loadtest.simulator.virtual import Route, Trace, only, simulate_replicas
 
-WARM_UP = 0.2  # of the requests: left out of the window
 LIVES = 60  # requests of each user, where nothing else says how long to play
 ITL_REQUESTS = 2000  # whose every token is looked at
 
@@ -85,17 +83,6 @@ def play(
         replicas_of(service.engine, replicas, seed), crowd.first(), route=route or only, on_end=crowd.again
     )
     return Played(service=service, users=users, traces=traces, window=crowd.window)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Due:
-    """One request of an open loop."""
-
-    at_s: float
-    prompt_tokens: int
-    output_tokens: int
-    prefix_blocks: Sequence[int] = ()
-    """Of TRACE_BLOCK_TOKENS tokens each; requests with the same first ones have the same first text."""
 
 
 def play_arrivals(

@@ -7,7 +7,6 @@ from scipy import special
 
 from analysis.levels.turns import Turns
 from analysis.reading.rows import Floats, Ints
-from analysis.walls.prefix_cache import FOUND_LIMIT
 
 PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws
 INSTANTS, FEWEST_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off
@@ -113,3 +112,6 @@ def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: b
     cumulative = np.cumsum(weight)
     places = (np.arange(count) + 0.5) / count * cumulative[-1]
     return rng.permutation(np.minimum(np.searchsorted(cumulative, places), len(weight) - 1))
+
+
+FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users

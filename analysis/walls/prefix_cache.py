@@ -15,9 +15,8 @@ from analysis.levels.turns import Turns, reusable_tokens, turns_of
 from analysis.reading.rows import Floats
 from analysis.reading.runs import Run
 from analysis.statistics.samples import student
-from analysis.walls.eviction import Eviction
+from analysis.walls.eviction import FOUND_LIMIT, Eviction
 
-FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users
 FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: benchmarks/prefix_cache.py
 FREEDOM = 4.0  # Student's t, not normal: levels that contradict the formula win over it
 SHAPE_SE, DRIFT = 0.01, 0.1  # how far its curve is off at the wall, and more with each share away from there

@@ -2,48 +2,21 @@
 exception. Knows no Locust and no statistics."""
 
 import asyncio
-import json
-import time
-from typing import Any, cast
+from typing import cast
 
 import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
-from loadtest.client.transcript import ServerUsage, Transcript
-from loadtest.client.transport import ByteTimes, ParsingTurns, StampingConnector, current_byte_times
+from loadtest.client.transcript import ERROR_CHARS, ServerUsage, Transcript, excerpt
+from loadtest.client.transport import (
+    ByteTimes,
+    ParsingTurns,
+    RequestClock,
+    StampingConnector,
+    current_byte_times,
+)
 from loadtest.record import Outcome, RequestRecord
-
-ERROR_CHARS = 300
-
-
-async def stamp_sent(_session: object, context: Any, _params: object) -> None:
-    # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
-    clock = context.trace_request_ctx
-    if isinstance(clock, RequestClock):
-        asyncio.get_running_loop().call_soon(clock.stamp_sent)
-
-
-class RequestClock:
-    """Seconds since the start of one request."""
-
-    def __init__(self) -> None:
-        self.start_unix_s = time.time()
-        self.zero = time.perf_counter()
-        self.sent_s: float | None = None
-        self.headers_s: float | None = None
-        self.end_s: float | None = None
-
-    def now(self) -> float:
-        return time.perf_counter() - self.zero
-
-    def stamp_sent(self) -> None:
-        if self.sent_s is None:
-            self.sent_s = self.now()
-
-    def end(self, byte_times: ByteTimes) -> None:
-        """The stream is over since its last byte came, however long its parsing waited."""
-        self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None
 
 
 class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -175,20 +148,6 @@ async def _read_error(response: aiohttp.ClientResponse) -> str | None:
         excerpt(body),
     ]
     return "; ".join(note for note in notes if note)[:ERROR_CHARS] or None
-
-
-def excerpt(body: bytes) -> str:
-    """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return " ".join(body.decode("utf-8", "replace").split())[:ERROR_CHARS]
-    return message_of(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
-
-
-def message_of(inner: object) -> str:
-    message = inner.get("message", inner) if isinstance(inner, dict) else inner
-    return str(message)[:ERROR_CHARS]
 
 
 def _record(

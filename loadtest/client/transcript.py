@@ -1,11 +1,11 @@
 """TODO."""
 
+import json
 import re
 
 import msgspec
 
 from loadtest.client.sse import SseDecoder, SseEvent
-from loadtest.client.stream import message_of
 from loadtest.client.transport import ByteTimes
 
 
@@ -165,3 +165,20 @@ class Transcript:
         if not running or len(running) != len(self.running_tokens):
             return None
         return [now - before for before, now in zip([0, *running], running, strict=False)]
+
+
+ERROR_CHARS = 300
+
+
+def excerpt(body: bytes) -> str:
+    """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return " ".join(body.decode("utf-8", "replace").split())[:ERROR_CHARS]
+    return message_of(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
+
+
+def message_of(inner: object) -> str:
+    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return str(message)[:ERROR_CHARS]

@@ -14,8 +14,6 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from loadtest.client.stream import stamp_sent
-
 SLICE_BYTES = 32 * 1024
 """Unparsed bytes of one stream at which it is parsed without waiting for its end."""
 
@@ -162,3 +160,32 @@ def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> a
         trace_configs=[trace],
         read_bufsize=2 * SLICE_BYTES,
     )
+
+
+async def stamp_sent(_session: object, context: Any, _params: object) -> None:
+    # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
+    clock = context.trace_request_ctx
+    if isinstance(clock, RequestClock):
+        asyncio.get_running_loop().call_soon(clock.stamp_sent)
+
+
+class RequestClock:
+    """Seconds since the start of one request."""
+
+    def __init__(self) -> None:
+        self.start_unix_s = time.time()
+        self.zero = time.perf_counter()
+        self.sent_s: float | None = None
+        self.headers_s: float | None = None
+        self.end_s: float | None = None
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero
+
+    def stamp_sent(self) -> None:
+        if self.sent_s is None:
+            self.sent_s = self.now()
+
+    def end(self, byte_times: ByteTimes) -> None:
+        """The stream is over since its last byte came, however long its parsing waited."""
+        self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None

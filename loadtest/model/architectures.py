@@ -3,31 +3,27 @@
 Counts what vLLM loads, exactly. A layout that is not in the tables below is refused by name, never guessed.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from loadtest.model.layers import (
-    FREELY,
-    Family,
-    Keys,
-    Layer,
-    Tensor,
     all_but_each,
     bamba_mixer,
     even_layers,
     every_layer,
     falcon_mixer,
     granite_hybrid,
+    grouped_attention,
     jamba_mixer,
     last_layers,
     latent_attention,
-    linear,
-    norms,
     qwen_hybrid,
 )
 from loadtest.model.mlps import (
     deepseek_experts,
+    dense_mlp,
     gpt_oss_experts,
     granite_experts,
     jamba_experts,
@@ -36,6 +32,7 @@ from loadtest.model.mlps import (
     qwen_experts,
 )
 from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
+from loadtest.model.tensors import FREELY, Family, Keys, Layer, Tensor, linear, norms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,17 +125,18 @@ _GEMMA3_DEFAULTS: dict[str, object] = {
     "sliding_window": 4096,
     "max_position_embeddings": 131072,
 }
-_LLAMA = Family(mlp_bias="mlp_bias", defaults=_LLAMA_DEFAULTS)
-_MISTRAL = Family(
+_family = functools.partial(Family, mixer=grouped_attention, mlp=dense_mlp)
+_LLAMA = _family(mlp_bias="mlp_bias", defaults=_LLAMA_DEFAULTS)
+_MISTRAL = _family(
     slides=every_layer,
     defaults=_LLAMA_DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8},
 )
-_QWEN2 = Family(qkv_bias=True, o_bias=False, slides=last_layers)
-_QWEN3 = Family(qk_norm="head", slides=last_layers)
-_QWEN3_MOE = Family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
-_DEEPSEEK = Family(mixer=latent_attention, mlp=deepseek_experts)
-_QWEN3_NEXT = Family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
-_QWEN35 = Family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
+_QWEN2 = _family(qkv_bias=True, o_bias=False, slides=last_layers)
+_QWEN3 = _family(qk_norm="head", slides=last_layers)
+_QWEN3_MOE = _family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
+_DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts)
+_QWEN3_NEXT = _family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
+_QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -147,25 +145,25 @@ FAMILIES: dict[str, Family] = {
     "ministral3": _MISTRAL,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
-    "gemma": Family(tied=True, defaults={"head_dim": 256}),
-    "gemma2": Family(
+    "gemma": _family(tied=True, defaults={"head_dim": 256}),
+    "gemma2": _family(
         norms=4, tied=True, slides=even_layers, defaults={"head_dim": 256, "sliding_window": 4096}
     ),
-    "gemma3_text": Family(
+    "gemma3_text": _family(
         norms=4, qk_norm="head", tied=True, slides=all_but_each(6), defaults=_GEMMA3_DEFAULTS
     ),
-    "phi": Family(
+    "phi": _family(
         qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True, gated=False, norms=1, norm_bias=True
     ),
-    "phi3": Family(slides=every_layer),
+    "phi3": _family(slides=every_layer),
     "granite": _LLAMA,
-    "smollm3": Family(mlp_bias="mlp_bias", tied=True, slides=None),
-    "seed_oss": Family(qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias"),
-    "ernie4_5": Family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
-    "olmo": Family(norm_weight=False, norms=0),
-    "olmo2": Family(qk_norm="full"),
-    "olmo3": Family(qk_norm="full", slides=all_but_each(4)),
-    "starcoder2": Family(
+    "smollm3": _family(mlp_bias="mlp_bias", tied=True, slides=None),
+    "seed_oss": _family(qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    "ernie4_5": _family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
+    "olmo": _family(norm_weight=False, norms=0),
+    "olmo2": _family(qk_norm="full"),
+    "olmo3": _family(qk_norm="full", slides=all_but_each(4)),
+    "starcoder2": _family(
         qkv_bias="use_bias",
         o_bias="use_bias",
         mlp_bias="use_bias",
@@ -175,49 +173,49 @@ FAMILIES: dict[str, Family] = {
         tied=True,
         defaults={"use_bias": True},
     ),
-    "stablelm": Family(qkv_bias="use_qkv_bias", o_bias=False, norm_bias=True),
-    "nemotron": Family(mlp_bias="mlp_bias", gated=False, norm_bias=True),
-    "cohere": Family(norms=1, qk_norm="full", qk_norm_key="use_qk_norm", tied=True),
-    "cohere2": Family(norms=1, slides=all_but_each(4), tied=True),
-    "glm": Family(o_bias=False, defaults={"attention_bias": True}),
-    "glm4": Family(o_bias=False, norms=4, defaults={"attention_bias": True}),
-    "exaone4": Family(qk_norm="head", slides=all_but_each(4)),
-    "mixtral": Family(
+    "stablelm": _family(qkv_bias="use_qkv_bias", o_bias=False, norm_bias=True),
+    "nemotron": _family(mlp_bias="mlp_bias", gated=False, norm_bias=True),
+    "cohere": _family(norms=1, qk_norm="full", qk_norm_key="use_qk_norm", tied=True),
+    "cohere2": _family(norms=1, slides=all_but_each(4), tied=True),
+    "glm": _family(o_bias=False, defaults={"attention_bias": True}),
+    "glm4": _family(o_bias=False, norms=4, defaults={"attention_bias": True}),
+    "exaone4": _family(qk_norm="head", slides=all_but_each(4)),
+    "mixtral": _family(
         mlp=mixtral_experts,
         slides=every_layer,
         defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
     ),
-    "qwen2_moe": Family(
+    "qwen2_moe": _family(
         qkv_bias="qkv_bias", o_bias=False, mlp=qwen_experts, slides=last_layers, defaults={"qkv_bias": True}
     ),
     "qwen3_moe": _QWEN3_MOE,
-    "olmoe": Family(mlp=mixtral_experts, qk_norm="full"),
-    "minimax_m2": Family(
+    "olmoe": _family(mlp=mixtral_experts, qk_norm="full"),
+    "minimax_m2": _family(
         mlp=mixtral_experts,
         qk_norm="full",
         qk_norm_key="use_qk_norm",
         defaults={"use_routing_bias": True, "use_qk_norm": True},
     ),
-    "granitemoe": Family(mlp=granite_experts),
-    "phimoe": Family(
+    "granitemoe": _family(mlp=granite_experts),
+    "phimoe": _family(
         mlp=mixtral_experts,
         norm_bias=True,
         head_bias="lm_head_bias",
         slides=every_layer,
     ),
-    "gpt_oss": Family(qkv_bias=True, o_bias=True, mlp=gpt_oss_experts, sinks=True, slides=even_layers),
+    "gpt_oss": _family(qkv_bias=True, o_bias=True, mlp=gpt_oss_experts, sinks=True, slides=even_layers),
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
-    "glm4_moe": Family(o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm"),
-    "llama4_text": Family(mlp=llama4_experts),
+    "glm4_moe": _family(o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm"),
+    "llama4_text": _family(mlp=llama4_experts),
     "qwen3_next": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN35,
     "qwen3_5_moe_text": _QWEN3_NEXT,
-    "falcon_h1": Family(mixer=falcon_mixer, mlp_bias="mlp_bias"),
-    "jamba": Family(mixer=jamba_mixer, mlp=jamba_experts),
-    "bamba": Family(mixer=bamba_mixer, mlp_bias="mlp_bias"),
-    "granitemoehybrid": Family(mixer=granite_hybrid, mlp=granite_experts),
+    "falcon_h1": _family(mixer=falcon_mixer, mlp_bias="mlp_bias"),
+    "jamba": _family(mixer=jamba_mixer, mlp=jamba_experts),
+    "bamba": _family(mixer=bamba_mixer, mlp_bias="mlp_bias"),
+    "granitemoehybrid": _family(mixer=granite_hybrid, mlp=granite_experts),
 }
 
 # Multimodal models: what the text part is when it does not say so itself.

@@ -13,9 +13,9 @@ from typing import Literal
 from loadtest.model.architectures import ModelShape
 from loadtest.model.architectures import parse_config as parse_config
 from loadtest.model.cards import GIB as GIB
-from loadtest.model.layers import AttentionCache, StateCache, Tensor
 from loadtest.model.quantisation import UnsupportedModelError as UnsupportedModelError
 from loadtest.model.quantisation import dtype_bytes as dtype_bytes
+from loadtest.model.tensors import AttentionCache, StateCache, Tensor
 
 KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")
 

@@ -1,8 +1,6 @@
 """TODO."""
 
-from collections.abc import Callable
-
-from loadtest.model.layers import Family, Keys, Tensor, linear, row_linear
+from loadtest.model.tensors import Family, Keys, Tensor, linear, row_linear
 
 
 def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
@@ -24,9 +22,6 @@ def router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[
     """Never split, never quantised."""
     found = [Tensor(name=name, rows=experts, columns=hidden)]
     return [*found, Tensor(name=f"{name}.bias", rows=experts)] if bias else found
-
-
-Mlp = Callable[[Keys, "Family", int], list[Tensor]]
 
 
 def dense_mlp(keys: Keys, family: "Family", place: int) -> list[Tensor]:

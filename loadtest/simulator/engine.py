@@ -8,8 +8,8 @@ import random
 from collections import deque
 
 from loadtest.simulator.block_pool import BlockPool
-from loadtest.simulator.figures import Counters, EngineConfig, Gauges, Lack, Step
-from loadtest.simulator.requests import OnStep, Request, State
+from loadtest.simulator.config import Counters, EngineConfig, Gauges
+from loadtest.simulator.requests import Lack, OnStep, Request, State, Step
 
 
 class Engine:

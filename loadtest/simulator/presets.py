@@ -17,7 +17,7 @@ from loadtest.model.memory import (
     weights_bytes,
 )
 from loadtest.model.startup import CURRENT, overheads
-from loadtest.simulator.figures import EngineConfig
+from loadtest.simulator.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75
 """Of the data sheet's bandwidth, what a decode step reaches. Assumed, between the 0.62 of a published

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from loadtest.simulator.chat import VLLM_VERSION, Completion, RefusalError, parse_chat
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.figures import EngineConfig, Step
 from loadtest.simulator.metrics import Histograms, render_metrics
 from loadtest.simulator.presets import Preset
-from loadtest.simulator.requests import Request
+from loadtest.simulator.requests import Request, Step
 from loadtest.simulator.text import block_hashes, write_answer
 
 OWNER = "seatcount-simulator"

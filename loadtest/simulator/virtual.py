@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
+from loadtest.simulator.config import Counters, EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.figures import Counters, EngineConfig, Lack, Step
-from loadtest.simulator.requests import Request
+from loadtest.simulator.requests import Lack, Request, Step
 
 Arrival = tuple[float, Request]
 """An instant and the request that arrives then."""

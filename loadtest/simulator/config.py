@@ -1,10 +1,8 @@
 """TODO."""
 
-import math
 from dataclasses import dataclass
-from enum import IntEnum
 
-from loadtest.simulator.requests import Request
+from loadtest.simulator.requests import Lack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +76,6 @@ class Counters:
     steps: int = 0
 
 
-class Lack(IntEnum):
-    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
-
-    NOTHING = 0
-    BLOCKS = 1
-    SEATS = 2
-
-
 @dataclass(slots=True)
 class Gauges:
     """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
@@ -97,26 +87,3 @@ class Gauges:
     """Blocks that live requests hold, shared ones once."""
     lacks: Lack = Lack.NOTHING
     """vLLM does not show this."""
-
-
-class Step:
-    """One step: what was scheduled, and what its end brought."""
-
-    __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
-
-    def __init__(self, *, number: int, duration_s: float, prefill_tokens: int, tokens: list[Request]) -> None:
-        self.number = number
-        self.duration_s = duration_s
-        self.end_s = math.nan
-        self.prefill_tokens = prefill_tokens
-        self.tokens = tokens
-        """Requests that get one token each, in order of admission."""
-        self.first: list[Request] = []
-        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
-        self.finished: list[Request] = []
-        """Those of `tokens` that get their last one."""
-
-    def drop(self, request: Request) -> None:
-        for requests in (self.tokens, self.first, self.finished):
-            if request in requests:
-                requests.remove(request)
