@@ -3,7 +3,9 @@
 import argparse
 import math
 
-from loadtest.record import Slo
+import msgspec
+
+from loadtest.record import RunInfo, Slo
 
 
 def positive(text: str) -> float:
@@ -58,3 +60,20 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
         help="share of time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",
     )
+
+
+class RefusedError(Exception):
+    """The data cannot support an answer. Exit code 3."""
+
+
+def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
+    """A flag, else what the run was made with, else the default."""
+    flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    return msgspec.structs.replace(stored_slo(info), **given)
+
+
+def stored_slo(info: RunInfo) -> Slo:
+    """What the run was made with, else the default."""
+    stored = {name: info.settings.get(f"slo_{name}") for name in Slo.__struct_fields__}
+    return Slo(**{name: float(value) for name, value in stored.items() if isinstance(value, int | float)})

@@ -11,7 +11,7 @@ from dataclasses import asdict
 import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
-from analysis.capacity.__main__ import recommend
+from analysis.capacity.answer import recommend
 from benchmarks.deployments import Truth, deployment, sought_se, truth_of
 from benchmarks.kept import DATA, Row, completed, kept
 from benchmarks.methods import estimate, life_s, search, sweep

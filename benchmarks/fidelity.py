@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.capacity.__main__ import Evidence, gather
+from analysis.levels.evidence import Evidence, gather
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level, tpot_of
 from analysis.levels.window import ended_inside

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
-from analysis.capacity.__main__ import CONFIDENCE, Judgement, head_of, judge, recommend
+from analysis.capacity.answer import recommend
+from analysis.capacity.headline import CONFIDENCE, headline_of
+from analysis.capacity.judgement import Judgement, judge
 from analysis.levels.definitions import tpot_s
 from analysis.reading.runs import Run
 from analysis.search.advice import advise
@@ -81,7 +83,7 @@ def estimate(seen: Judgement) -> float:
     """Of a judgement; the highest level that held where no wall was met, nan where it cannot say."""
     if seen.reasons or not seen.evidence.trusted:
         return math.nan
-    head = head_of(seen.evidence, seen.stands, confidence=CONFIDENCE)
+    head = headline_of(seen.evidence, seen.stands, confidence=CONFIDENCE)
     return head.estimate_x if head.estimate_x is not None else float(seen.evidence.trusted[-1])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.capacity.__main__ import gather
+from analysis.levels.evidence import gather
 from analysis.levels.turns import reusable_tokens
 from analysis.reading.runs import Run
 from analysis.virtual.crowd import Chatting, Service

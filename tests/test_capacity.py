@@ -14,7 +14,8 @@ import pytest
 from virtual_runs import Plan, chat_lengths, small_engine, write_run
 
 from analysis.answers.capacity import Answer, ModelAnswer
-from analysis.capacity.__main__ import main, recommend
+from analysis.capacity.__main__ import main
+from analysis.capacity.answer import recommend
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import GpuInfo, ServerInfo, Slo
 from tests.conftest import ROOT

@@ -12,7 +12,8 @@ import pytest
 from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answers.capacity import Answer, ModelAnswer
-from analysis.capacity.__main__ import main, recommend
+from analysis.capacity.__main__ import main
+from analysis.capacity.answer import recommend
 from analysis.reading.other_tools import read_results
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.reading.server_metrics import read_dump

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from virtual_runs import level
 
-from analysis.capacity.__main__ import gather
 from analysis.levels import step_time as latency
+from analysis.levels.evidence import gather
 from analysis.statistics.samples import Quantiles, Share
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep

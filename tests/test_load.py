@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from virtual_runs import Plan, small_engine, write_run
 
-from analysis.reading.runs import find_runs, group_runs, read_run
+from analysis.reading.pooling import group_runs
+from analysis.reading.runs import find_runs, read_run
 from loadtest.errors import InputError
 from loadtest.record import (
     Outcome,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 
-from analysis.capacity.__main__ import gather
 from analysis.levels import lengths as memory
+from analysis.levels.evidence import gather
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Pool
 from analysis.reading.runs import find_runs, read_run

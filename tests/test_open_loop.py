@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.capacity.__main__ import recommend
+from analysis.capacity.answer import recommend
 from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import ArrivalsInfo, ClientSample, Outcome, RequestRecord, Slo, encode_line

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis.capacity.__main__ import gather, recommend
+from analysis.capacity.answer import recommend
+from analysis.levels.evidence import gather
 from analysis.levels.level import Pool
 from analysis.levels.turns import Turns, turns_of
 from analysis.reading.runs import Run

@@ -10,7 +10,7 @@ from rich.console import Console
 from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answers.capacity import Answer, ModelAnswer
-from analysis.capacity.__main__ import recommend
+from analysis.capacity.answer import recommend
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
 from analysis.reporting import figures as plots

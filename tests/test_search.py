@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.capacity.__main__ import answer_of, judge
+from analysis.capacity.answer import answer_of
+from analysis.capacity.judgement import judge
 from analysis.search import advice as search
 from benchmarks.deployments import Deployment, deployment
 from benchmarks.methods import bisection, estimate

@@ -1,18 +1,12 @@
 """capacity.json as types: what is recommended, and the evidence. Knows no maths."""
 
-from typing import Literal
-
 import msgspec
 
+from analysis.walls.placed import Basis, WallName
 from loadtest.record import Slo
 
 SCHEMA = 1
-
-Wall = Literal[
-    "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
-]
-Basis = Literal["measured", "interpolated", "extrapolated", "model"]
-WALL_NAMES: dict[Wall, str] = {
+WALL_NAMES: dict[WallName, str] = {
     "kv_cache": "KV cache",
     "prefix_cache": "prefix cache",
     "ttft": "time to first token",
@@ -27,7 +21,7 @@ WALL_NAMES: dict[Wall, str] = {
 class Bound(msgspec.Struct, kw_only=True, frozen=True):
     """One wall: the users at which it stands. `users` and `interval` are whole users, `*_x` real-valued."""
 
-    name: Wall
+    name: WallName
     users: int
     interval: tuple[int, int]
     basis: Basis
@@ -38,7 +32,7 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
 class Untouched(msgspec.Struct, kw_only=True, frozen=True):
     """A wall that was not met up to so many users."""
 
-    name: Wall
+    name: WallName
     up_to_users: int
 
 
@@ -142,7 +136,7 @@ class Lever(msgspec.Struct, kw_only=True, frozen=True):
     change: str
     users: int | None
     gain_users: int | None
-    limited_by: Wall | None
+    limited_by: WallName | None
     beyond: bool = False
     """More users than a quarter above the highest trusted level: the model reaches far."""
     note: str = ""
@@ -160,7 +154,7 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     interval_x: tuple[float, float | None] | None
     max_in_flight: int | None
     at_least: bool
-    binding: Wall
+    binding: WallName
     p_binding: dict[str, float]
     bounds: list[Bound]
     not_met: list[Untouched]

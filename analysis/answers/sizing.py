@@ -2,7 +2,8 @@
 
 import msgspec
 
-from analysis.answers.capacity import Bound, Wall
+from analysis.answers.capacity import Bound
+from analysis.walls.placed import WallName
 
 SCHEMA = 1
 
@@ -76,9 +77,9 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     in_flight_at_estimate: float | None = None
     users: tuple[int, int, int] | None = None
     users_x: tuple[float, float, float] | None = None
-    binding: Wall = "not_reached"
+    binding: WallName = "not_reached"
     bounds: list[Bound] = []
-    not_met: list[Wall] = []
+    not_met: list[WallName] = []
     """Walls that stand beyond twice the first one."""
     decode_tok_s_alone: tuple[float, float, float] | None = None
     """Of one request with nobody else."""

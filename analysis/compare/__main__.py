@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.answers.compare import Comparison, Difference, Different, FigureName, Row, Side
-from analysis.capacity.__main__ import CONFIDENCE, RESAMPLES, RefusedError, chosen_of, read_group, slo_of
-from analysis.cli import add_slo_flags
+from analysis.capacity.headline import CONFIDENCE
+from analysis.cli import RefusedError, add_slo_flags, slo_of
 from analysis.compare.gate import TOLERANCE, gate_of
 from analysis.compare.sides import (
     Contrast,
@@ -26,11 +26,13 @@ from analysis.compare.sides import (
     scaled,
     vram_of,
 )
-from analysis.reading.runs import WORKLOAD_SETTINGS, RunFolder, comparable, find_runs, run_bytes
+from analysis.reading.pooling import WORKLOAD_SETTINGS, chosen_of, comparable, read_group
+from analysis.reading.runs import RunFolder, find_runs, run_bytes
 from analysis.reporting import capacity as report
 from analysis.reporting import compare as compare_report
 from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
+from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS

@@ -8,7 +8,9 @@ import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
 from analysis.answers.compare import FigureName
-from analysis.capacity.__main__ import CONFIDENCE, Judgement, answer_of, head_of, judge
+from analysis.capacity.answer import answer_of
+from analysis.capacity.headline import CONFIDENCE, headline_of
+from analysis.capacity.judgement import Judgement, judge
 from analysis.levels import definitions as metrics
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Level, tpot_of
@@ -129,13 +131,13 @@ def capacity_of(side: Deployment) -> Quantity | None:
     if side.refused:
         return None
     evidence, stands = side.judgement.evidence, side.judgement.stands
-    head = head_of(evidence, stands, confidence=CONFIDENCE)
+    head = headline_of(evidence, stands, confidence=CONFIDENCE)
     value = head.interval_x[0] if head.estimate_x is None and head.interval_x else head.estimate_x
     if not value:
         return None
 
     def bounds(error: float) -> tuple[float, float]:
-        interval = head_of(evidence, stands, confidence=1.0 - 2.0 * error).interval_x
+        interval = headline_of(evidence, stands, confidence=1.0 - 2.0 * error).interval_x
         assert interval is not None
         return interval[0], math.inf if interval[1] is None else interval[1]
 

@@ -1,10 +1,11 @@
 """TODO."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.levels.level import QUEUE_LIMIT, Context, known_mean
+from analysis.levels.level import QUEUE_LIMIT, Context, Level, known_mean
 from analysis.reading.rows import Bools, Floats, Server
 from analysis.statistics.samples import Clock, Share, design_effect
 
@@ -88,3 +89,21 @@ def _endings(context: Context, running: Floats) -> float:
     """Requests that one step may end, with two standard deviations of a Poisson law."""
     mean = known_mean(running) / context.mean_output
     return mean + 2.0 * math.sqrt(mean)
+
+
+ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
+
+
+def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
+    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
+    numbers of users, a third apart, left equally many running, with queues and room."""
+    if stated is not None:
+        return stated
+    trusted = [level for level in levels if level.trusted]
+    seen = [level.seats for level in trusted if level.seats is not None]
+    if seen:
+        return min(seen)
+    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
+    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
+        return None
+    return next(iter(alike.values()))

@@ -1,7 +1,7 @@
 """TODO."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,3 +62,16 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
         slope_s=float(slope),
         think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
     )
+
+
+Active = Callable[[int], float]
+
+
+def always(_: int) -> float:
+    """Users who never think: each is in flight all the time."""
+    return 1.0
+
+
+def active_of(thinking: Thinking | None) -> Active:
+    """Without a think time, each user is in flight all the time."""
+    return thinking.active if thinking else always

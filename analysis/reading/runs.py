@@ -1,6 +1,6 @@
 """reports/ -> Run: rows become columns. Reads what a killed run left; knows no statistics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -25,21 +25,6 @@ from loadtest.record import (
     SCHEMA,
     SERVER_FILE,
     RunInfo,
-)
-
-WORKLOAD_SETTINGS = (
-    "prompt_tokens",
-    "output_tokens",
-    "think_s",
-    "turns",
-    "thinking",
-    "prompts",
-    "ignore_eos",
-    "temperature",
-    "extra_body",
-    "arrivals",
-    "trace",
-    "trace_speed",
 )
 
 
@@ -91,28 +76,6 @@ def find_runs(folder: Path) -> list[RunFolder]:
     return sorted(found, key=lambda run: run.info.started_unix_s)
 
 
-def comparable(info: RunInfo) -> dict[str, str]:
-    """What must be equal in two runs before they are pooled, by name."""
-    workload = {name: _plain(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
-    server = {f"server {name}": _plain(value) for name, value in msgspec.structs.asdict(info.server).items()}
-    names = {"model": info.model, "host": info.host, "scenario": info.scenario}
-    return {**names, "gpu": _plain(info.gpu), **server, **workload}
-
-
-def differences(one: RunInfo, other: RunInfo) -> list[str]:
-    """Names of what keeps two runs from being pooled; empty when they may be."""
-    ours, theirs = comparable(one), comparable(other)
-    return [name for name in ours if ours[name] != theirs[name]]
-
-
-def group_runs(runs: Sequence[OneFound]) -> list[list[OneFound]]:
-    """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[str, list[OneFound]] = {}
-    for run in runs:
-        groups.setdefault(_plain(comparable(run.info)), []).append(run)
-    return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))
-
-
 def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
     """Rows of one run as columns. `on_bytes` is told how many bytes were read, for a progress bar.
 
@@ -138,7 +101,7 @@ def run_bytes(folder: RunFolder) -> int:
     return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
 
 
-def _plain(value: object) -> str:
+def is_plain(value: object) -> str:
     return msgspec.json.encode(value, order="sorted").decode()
 
 

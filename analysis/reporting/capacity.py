@@ -30,8 +30,8 @@ from analysis.answers.capacity import (
     ModelAnswer,
     Percentiles,
     SliceAnswer,
-    Wall,
 )
+from analysis.walls.placed import WallName
 from loadtest.errors import InputError
 from loadtest.record import Slo
 
@@ -45,7 +45,7 @@ DASH_NOTE = (
 )
 NONE = "–"
 
-WALL_WORDS: dict[Wall, str] = {
+WALL_WORDS: dict[WallName, str] = {
     "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted "
     "and computed again.",
     "prefix_cache": "the prefix cache: with more users, the histories of those who think are evicted before "
@@ -150,8 +150,8 @@ def limit(model: ModelAnswer) -> str:
     return text
 
 
-def _wall(name: str) -> Wall:
-    wall: Wall = msgspec.convert(name, Wall)
+def _wall(name: str) -> WallName:
+    wall: WallName = msgspec.convert(name, WallName)
     return wall
 
 

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer, Percentiles, Wall
+from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer, Percentiles
 from analysis.answers.compare import Comparison, Row, name_of
 from analysis.answers.sizing import Sizing
 from analysis.answers.twin import TwinAnswer
+from analysis.walls.placed import WallName
 from loadtest.record import Slo
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
@@ -30,7 +31,7 @@ VARIABLES = {
     GREEN: "--green",
     BAND: "--band",
 }
-WALLS: dict[Wall, str] = {
+WALLS: dict[WallName, str] = {
     "kv_cache": "KV cache full",
     "prefix_cache": "Prefix cache full",
     "ttft": "First token too late",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.capacity.__main__ import Judgement, judge, stored_slo
+from analysis.capacity.judgement import Judgement, judge
+from analysis.cli import stored_slo
 from analysis.reading.runs import find_runs, read_run
 from analysis.search.advice import advise
 from loadtest.record import Look

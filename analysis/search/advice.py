@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 
 from analysis.answers.capacity import WALL_NAMES
-from analysis.capacity.__main__ import CONFIDENCE, Evidence, Judgement, head_of
+from analysis.capacity.headline import CONFIDENCE, headline_of
+from analysis.capacity.judgement import Judgement
+from analysis.levels.evidence import Evidence
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import FEWEST_REQUESTS
@@ -65,7 +67,7 @@ def answer_line(judgement: Judgement) -> str:
         return "no level to judge by yet"
     if judgement.reasons:
         return f"fewer than {evidence.trusted[0]} users"
-    head = head_of(evidence, judgement.stands, confidence=CONFIDENCE)
+    head = headline_of(evidence, judgement.stands, confidence=CONFIDENCE)
     if head.interval is None or head.interval[1] is None:
         return f"no wall met up to {evidence.trusted[-1]} users"
     low, high = head.interval
@@ -111,7 +113,7 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
     if judgement.reasons:
         lower = min(lowest, holding) // 2
         return (lower, "past a wall already") if lower else (None, judgement.reasons[0])
-    head = head_of(evidence, judgement.stands, confidence=CONFIDENCE)
+    head = headline_of(evidence, judgement.stands, confidence=CONFIDENCE)
     if head.estimate_x is None or head.interval_x is None or head.interval_x[1] is None:
         return _up(judgement)
     if head.estimate_x < 1.0:

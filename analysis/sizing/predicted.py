@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.answers.capacity import Wall
-from analysis.levels.think_time import Thinking
+from analysis.levels.think_time import Active, Thinking, always
 from analysis.reading.rows import Floats, Ints
 from analysis.sizing.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
-from analysis.walls.block_law import Active, BlockLaw, Occupancy, always
+from analysis.walls.block_law import BlockLaw, Occupancy
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
 from analysis.walls.max_num_seqs import seats_wall
+from analysis.walls.placed import WallName
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
@@ -105,7 +105,7 @@ def _at(places: Ints, size: int) -> Floats:
 class Placed:
     """One wall, in users of one engine."""
 
-    name: Wall
+    name: WallName
     low: float
     x: float
     high: float
@@ -126,7 +126,7 @@ class Curve:
 
         All times scale with the step times, so a band of speed is a band of the objective.
         """
-        crossed: list[tuple[Wall, tuple[float, float, float]]] = [
+        crossed: list[tuple[WallName, tuple[float, float, float]]] = [
             ("ttft", self._crossings(self.ttft_s, slo.ttft_p95_s / ttft_scale)),
             ("tpot", self._crossings(self.tpot_s, slo.tpot_p95_s / tpot_scale)),
         ]

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction, Term, TwinAnswer
-from analysis.capacity.__main__ import Evidence, RefusedError, chosen_of, gather, read_group, slo_of
-from analysis.cli import add_slo_flags, count
+from analysis.cli import RefusedError, add_slo_flags, count, slo_of
+from analysis.levels.evidence import Evidence, gather
 from analysis.levels.level import Level
+from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.capacity import Bar, complain, progress

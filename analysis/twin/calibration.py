@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from analysis.capacity.__main__ import Evidence
+from analysis.levels.evidence import Evidence
 from analysis.levels.lengths import conversation_ids
 from analysis.levels.level import Level
+from analysis.levels.queues import seats_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Floats, Ints, Requests
 from analysis.virtual.crowd import Chatting, Service, Turn
 from analysis.virtual.service import play
-from analysis.walls.max_num_seqs import seats_of
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 

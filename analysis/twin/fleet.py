@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.answers.capacity import Wall
 from analysis.twin.maximum import EACH, FEWEST_REQUESTS, Limit, limit
 from analysis.virtual.crowd import Service
 from analysis.virtual.service import Seen, play
+from analysis.walls.placed import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 
@@ -25,7 +25,7 @@ class Fleet:
     interval: tuple[int, int]
     spare: int
     per_replica_x: float
-    binding: Wall
+    binding: WallName
     usual: Seen
     """With all replicas; users are those of ALIKE replicas, or of all where there are fewer."""
     after_loss: Seen

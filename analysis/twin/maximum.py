@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.answers.capacity import Wall
 from analysis.levels.level import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP, Service, half_full
 from analysis.virtual.service import Seen, play
 from analysis.walls.eviction import FOUND_LIMIT
+from analysis.walls.placed import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
@@ -25,7 +25,7 @@ CLEAR = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
 BRACKET = 0.01  # above a hundred users, how far apart two probes may be that a crossing is read between
 MOST_USERS = 100_000
 
-Margins = dict[Wall, float]
+Margins = dict[WallName, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Limit:
     """x users fit, real-valued; infinite where nothing broke up to `MOST_USERS`."""
 
     x: float
-    wall: Wall
+    wall: WallName
     below: Seen
     """What the last plateau that holds sees."""
 

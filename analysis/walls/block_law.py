@@ -1,7 +1,6 @@
 """TODO."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from analysis.levels.lengths import Pairs
-from analysis.levels.think_time import Thinking
+from analysis.levels.think_time import Active, always
 from analysis.reading.rows import Floats
 
 SMALLEST = 1e-9
@@ -81,14 +80,6 @@ class Pressure:
     """eps(N): share of time in which a request waits for blocks."""
 
 
-Active = Callable[[int], float]
-
-
-def always(_: int) -> float:
-    """Users who never think: each is in flight all the time."""
-    return 1.0
-
-
 class Occupancy:
     """F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N), eps(N) = P(B_N > C); p_n: the n-fold convolution of pi.
 
@@ -143,8 +134,3 @@ def _folded(held: Floats, size: int) -> Floats:
     if len(held) <= size:
         return held
     return np.append(held[: size - 1], held[size - 1 :].sum())
-
-
-def active_of(thinking: Thinking | None) -> Active:
-    """Without a think time, each user is in flight all the time."""
-    return thinking.active if thinking else always

@@ -1,28 +1,21 @@
 """TODO."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
+import numpy as np
 from scipy import stats
 
-from analysis.levels.level import QUEUE_LIMIT, Level
-from analysis.statistics.crossings import logit
-
-ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
-
-
-def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
-    numbers of users, a third apart, left equally many running, with queues and room."""
-    if stated is not None:
-        return stated
-    trusted = [level for level in levels if level.trusted]
-    seen = [level.seats for level in trusted if level.seats is not None]
-    if seen:
-        return min(seen)
-    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
-    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
-        return None
-    return next(iter(alike.values()))
+from analysis.levels.evidence import Evidence
+from analysis.levels.level import QUEUE_LIMIT
+from analysis.statistics.crossings import logit, miss_crossing
+from analysis.walls.placed import (
+    RESAMPLES,
+    PlacedWall,
+    placed_at_crossing,
+    placed_by_draws,
+    placed_exactly,
+)
 
 
 def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:
@@ -41,3 +34,22 @@ def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float
 
 def binomial_queue(seats: int, users: int, active: Callable[[int], float]) -> float:
     return float(stats.binom.sf(seats, users, active(users)))
+
+
+BINOMIAL_SD = 0.05  # of the ln of users: people who think do not arrive as independently as the law says
+
+
+def seats_placed(evidence: Evidence, seats: int, rng: np.random.Generator) -> PlacedWall:
+    """Of people who think: where a queue is seen for 10 % of the time, else by the binomial law."""
+    crossing = None
+    if evidence.thinking is not None:
+        levels = [level for level in evidence.levels if level.users > seats]
+        crossing = miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
+    if crossing is None or crossing.between[0] == 0:
+        at = seats_wall(seats, active=evidence.active)
+        if evidence.thinking is None:
+            return placed_exactly("max_num_seqs", evidence, at)
+        error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
+        draws = at * np.exp(error * rng.standard_normal(RESAMPLES))
+        return placed_by_draws("max_num_seqs", evidence, at, draws, measured=False)
+    return placed_at_crossing("max_num_seqs", evidence, crossing, rng)

@@ -1,0 +1,173 @@
+"""TODO."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.answers.capacity import WALL_NAMES
+from analysis.levels.evidence import Evidence, gather
+from analysis.levels.gauge import Gauge, gauge_of
+from analysis.reading.runs import Run
+from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
+from analysis.walls.errors import OVERLOAD_LIMIT
+from analysis.walls.kv_cache import MemoryWall, memory_wall
+from analysis.walls.max_num_seqs import seats_placed
+from analysis.walls.placed import (
+    QUICK_RESAMPLES,
+    RESAMPLES,
+    PlacedWall,
+    WallName,
+    placed_at_crossing,
+    placed_between,
+    placed_by_draws,
+)
+from analysis.walls.prefix_cache import PrefixWall, prefix_wall
+from analysis.walls.throughput import throughput_fall
+from loadtest.record import Slo
+
+OPEN_LOOP = (
+    "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
+    "what the server did with them; for a number of users, run levels."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Judgement:
+    """The evidence and where the walls stand in it: what an answer at any confidence is made of."""
+
+    evidence: Evidence
+    memory: MemoryWall | None
+    prefix: PrefixWall | None
+    gauge: Gauge | None
+    stands: Sequence[PlacedWall]
+    reasons: list[str]
+
+
+def judge(
+    runs: Sequence[Run],
+    *,
+    slo: Slo,
+    seed: int = 0,
+    quick: bool = False,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Judgement:
+    """Places the walls of runs that may be pooled (see `load.comparable`). Deterministic for a given seed.
+
+    `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick`, for a look while a test
+    runs: the memory wall without the engine's replay, from fewer resamples.
+    """
+    rng = np.random.default_rng(seed)
+    evidence = gather(runs, slo=slo)
+    memory = _memory_wall(evidence, rng, on_step, quick=quick)
+    prefix = _prefix_wall(evidence, np.random.default_rng(seed + 1))
+    stands = _stands(evidence, memory, prefix, rng)
+    return Judgement(
+        evidence=evidence,
+        memory=memory,
+        prefix=prefix,
+        gauge=_gauge(evidence),
+        stands=stands,
+        reasons=_reasons_to_refuse(evidence, stands),
+    )
+
+
+def _memory_wall(
+    evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None], *, quick: bool
+) -> MemoryWall | None:
+    if evidence.pairs is None or evidence.pool is None:
+        return None
+    return memory_wall(
+        evidence.pairs,
+        evidence.pool,
+        evidence.levels,
+        evidence.slo,
+        thinking=evidence.thinking,
+        pace=None if quick else evidence.pace,
+        seats=evidence.seats,
+        replay=not quick,
+        resamples=QUICK_RESAMPLES if quick else RESAMPLES,
+        rng=rng,
+        on_step=on_step,
+    )
+
+
+def _prefix_wall(evidence: Evidence, rng: np.random.Generator) -> PrefixWall | None:
+    if evidence.pairs is None or evidence.pool is None:
+        return None
+    return prefix_wall(
+        evidence.runs,
+        evidence.levels,
+        evidence.pool,
+        shared_prefix=evidence.pairs.shared_prefix,
+        resamples=RESAMPLES,
+        rng=rng,
+    )
+
+
+def _gauge(evidence: Evidence) -> Gauge | None:
+    if evidence.pool is None or evidence.pairs is None:
+        return None
+    return gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix)
+
+
+def _stands(
+    evidence: Evidence, memory: MemoryWall | None, prefix: PrefixWall | None, rng: np.random.Generator
+) -> list[PlacedWall]:
+    """Every wall that was met, or that a model places."""
+    found = []
+    if memory is not None:
+        found.append(
+            placed_by_draws("kv_cache", evidence, memory.x, memory.draws, measured=memory.shift.levels > 0)
+        )
+    if prefix is not None:
+        found.append(
+            placed_by_draws("prefix_cache", evidence, prefix.x, prefix.draws, measured=prefix.measured)
+        )
+    found += _crossing_stands(evidence, rng)
+    fall = throughput_fall(evidence.levels)
+    if fall is not None:
+        found.append(placed_between("throughput", evidence, fall, rng))
+    if evidence.seats is not None:
+        found.append(seats_placed(evidence, evidence.seats, rng))
+    return found
+
+
+def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[PlacedWall]:
+    slo, levels = evidence.slo, evidence.levels
+    crossings: dict[WallName, Crossing | None] = {
+        "ttft": p95_crossing(
+            levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95, objective_s=slo.ttft_p95_s
+        ),
+        "tpot": p95_crossing(
+            levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95, objective_s=slo.tpot_p95_s
+        ),
+        "errors": miss_crossing(levels, lambda level: level.overload, limit=OVERLOAD_LIMIT),
+    }
+    return [
+        placed_at_crossing(name, evidence, crossing, rng)
+        for name, crossing in crossings.items()
+        if crossing is not None
+    ]
+
+
+def _reasons_to_refuse(evidence: Evidence, stands: Sequence[PlacedWall]) -> list[str]:
+    """Full sentences; empty when the data can carry an answer."""
+    if not any(len(run.requests) for run in evidence.runs):
+        return ["The run holds no request: let a level finish, then analyse again."]
+    if not any(run.requests.ok.any() for run in evidence.runs):
+        return ["No request succeeded: the errors in the rows say why."]
+    if evidence.open_loop:
+        return [OPEN_LOOP]
+    if not evidence.levels:
+        return ["No level ran longer than its settling time: use longer levels (--level-s)."]
+    trusted = evidence.trusted
+    if not trusted:
+        why = sorted({reason for level in evidence.levels for reason in level.why_not})
+        return ["No level can be trusted: " + "; ".join(why) + "."]
+    return [
+        f"Already the lowest trusted level, {trusted[0]} users, is past the {WALL_NAMES[stand.name]} wall: "
+        "measure at fewer users."
+        for stand in stands
+        if stand.name in ("ttft", "tpot", "errors") and stand.x < trusted[0] and trusted[0] > 1
+    ]

@@ -1,0 +1,116 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.levels.lengths import Pairs, pairs_of
+from analysis.levels.level import Context, Level, Pool
+from analysis.levels.measure import levels_of
+from analysis.levels.queues import seats_of
+from analysis.levels.step_time import Pace, pace_of
+from analysis.levels.think_time import Active, Thinking, active_of, thinking_of
+from analysis.reading.runs import Run
+from loadtest.record import Slo
+
+FEWEST_PAIRS = 100
+VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evidence:
+    """Everything that the walls are judged from."""
+
+    runs: Sequence[Run]
+    levels: Sequence[Level]
+    pairs: Pairs | None
+    pool: Pool | None
+    thinking: Thinking | None
+    slo: Slo
+
+    @property
+    def active(self) -> Active:
+        """Share of the time in which one of so many users is in flight."""
+        return active_of(self.thinking)
+
+    @property
+    def active_of_one(self) -> Active:
+        """The same for so many users of one engine."""
+        engines = self.pool.engines if self.pool else 1
+        return active_of(self.thinking.of_one(engines) if self.thinking else None)
+
+    @property
+    def pace(self) -> Pace | None:
+        """None where the levels do not tell."""
+        if self.pairs is None:
+            return None
+        return pace_of(
+            self.runs,
+            self.levels,
+            uncached_prompt=float(self.pairs.prompt.mean()) - self.pairs.shared_prefix,
+            output=float(self.pairs.output.mean()),
+        )
+
+    @property
+    def seats(self) -> int | None:
+        """max_num_seqs of all engines together, as stated or as seen."""
+        stated = self.runs[-1].info.server.max_num_seqs
+        engines = self.pool.engines if self.pool else 1
+        return seats_of(self.levels, stated=stated * engines if stated else None)
+
+    @property
+    def open_loop(self) -> bool:
+        """Requests came when they were due, in one of the runs at least."""
+        return any(run.info.arrivals for run in self.runs)
+
+    @property
+    def trusted(self) -> list[int]:
+        """Users of the trusted levels, rising."""
+        return sorted({level.users for level in self.levels if level.trusted})
+
+
+def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
+    """Lengths, pool, levels and think time of comparable runs."""
+    pool = _pool(runs)
+    pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
+    context = _context(runs, pairs, pool, slo)
+    levels = [level for run in runs for level in levels_of(run, context)]
+    thinking = thinking_of(levels) if context.thinks else None
+    return Evidence(
+        runs=runs,
+        levels=levels,
+        pairs=pairs if len(pairs) >= FEWEST_PAIRS else None,
+        pool=pool,
+        thinking=thinking,
+        slo=slo,
+    )
+
+
+def _context(runs: Sequence[Run], pairs: Pairs, pool: Pool | None, slo: Slo) -> Context:
+    block_tokens = pool.block_tokens if pool else VLLM_BLOCK_SIZE
+    own = pairs.prompt - pairs.shared_prefix
+    ends = (own + pairs.output) / block_tokens + 0.5
+    return Context(
+        slo=slo,
+        pool=pool,
+        largest_prompt_blocks=-(-int(own.max(initial=0)) // block_tokens),
+        mean_output=float(pairs.output.mean()) if len(pairs) else math.inf,
+        mean_end_blocks=float(ends.mean()) if len(pairs) else 0.0,
+        thinks=users_think(runs),
+    )
+
+
+def _pool(runs: Sequence[Run]) -> Pool | None:
+    """(num_gpu_blocks - 1) whole blocks for each engine; None where the server did not say."""
+    server = runs[-1].info.server
+    engines = max(run.server.engines for run in runs)
+    if server.block_size is None:
+        return None
+    blocks = server.num_gpu_blocks
+    if blocks is None and server.kv_cache_tokens is not None:
+        blocks = server.kv_cache_tokens // server.block_size
+    return Pool(blocks=blocks - 1, block_tokens=server.block_size, engines=engines) if blocks else None
+
+
+def users_think(runs: Sequence[Run]) -> bool:
+    return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)

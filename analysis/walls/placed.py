@@ -1,0 +1,96 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis.levels.evidence import Evidence
+from analysis.reading.rows import Floats
+from analysis.statistics.crossings import Crossing
+
+WallName = Literal[
+    "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
+]
+Basis = Literal["measured", "interpolated", "extrapolated", "model"]
+RESAMPLES, QUICK_RESAMPLES = 300, 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlacedWall:
+    """Where one wall stands, in real-valued users."""
+
+    name: WallName
+    x: float
+    bound: Callable[[float], tuple[float, float]]
+    """One-sided error -> lower and upper bound."""
+    draws: Floats
+    """For p_binding, shape (RESAMPLES,)."""
+    basis: Basis
+
+
+def placed_at_crossing(
+    name: WallName, evidence: Evidence, crossing: Crossing, rng: np.random.Generator
+) -> PlacedWall:
+    return PlacedWall(
+        name=name,
+        x=crossing.x,
+        bound=crossing.bound,
+        draws=_draws(crossing.x, crossing.bound(0.05), rng),
+        basis=_basis(crossing.x, evidence.trusted),
+    )
+
+
+def placed_by_draws(
+    name: WallName, evidence: Evidence, x: float, draws: Floats, *, measured: bool
+) -> PlacedWall:
+    """A wall that a model places. `measured`: levels near it moved the model."""
+    basis = _basis(x, evidence.trusted)
+    if basis != "extrapolated" and not measured:
+        basis = "model"
+
+    def bound(error: float) -> tuple[float, float]:
+        low, high = np.quantile(draws, [error, 1.0 - error])
+        return min(float(low), x), max(float(high), x)
+
+    return PlacedWall(name=name, x=x, bound=bound, draws=np.resize(draws, RESAMPLES), basis=basis)
+
+
+def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
+    """Log-normal on each side of x, with the 5 % bounds as its quantiles."""
+    z = rng.standard_normal(RESAMPLES)
+    below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
+    return x * np.exp(z * np.where(z < 0, below, above))
+
+
+def placed_between(
+    name: WallName, evidence: Evidence, ends: tuple[int, int], rng: np.random.Generator
+) -> PlacedWall:
+    """A wall that is only known to stand from one level on and before the next."""
+    low, high = float(ends[0]), float(ends[1])
+    return PlacedWall(
+        name=name,
+        x=low,
+        bound=lambda _: (low, high),
+        draws=rng.uniform(low, high, RESAMPLES),
+        basis=_basis(low, evidence.trusted),
+    )
+
+
+def placed_exactly(name: WallName, evidence: Evidence, at: float) -> PlacedWall:
+    return PlacedWall(
+        name=name,
+        x=at,
+        bound=lambda _: (at, at),
+        draws=np.full(RESAMPLES, at),
+        basis=_basis(at, evidence.trusted),
+    )
+
+
+def _basis(x: float, trusted: Sequence[int]) -> Basis:
+    if not trusted or x > trusted[-1] or math.ceil(x) < trusted[0]:
+        return "extrapolated"
+    near = max(1.0, 0.05 * x)
+    return "measured" if any(abs(users - x) <= near for users in trusted) else "interpolated"
