@@ -31,8 +31,8 @@ from analysis.levels.level import Level, tpot_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Ints, Requests
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.twin.__main__ import measured
 from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
+from analysis.twin.predictions import measured
 from analysis.virtual.crowd import Chatting, Due, Service
 from analysis.virtual.service import Played, Seen, play, play_arrivals
 from loadtest.record import ServerSample, Slo

@@ -19,7 +19,8 @@ import pytest
 from virtual_runs import Plan, small_engine, write_run
 
 from analysis.answers.compare import Comparison, Row
-from analysis.compare.__main__ import main, mismatches
+from analysis.compare.__main__ import main
+from analysis.compare.comparison import mismatches
 from analysis.compare.gate import gate_of
 from analysis.compare.sides import Deployment, deployment_of, held_tokens
 from analysis.levels.lengths import Pairs

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analysis.levels.lengths import Pairs
-from analysis.sizing.__main__ import answer, main
+from analysis.sizing.__main__ import main
+from analysis.sizing.answer import answer
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.deployment import Calibration, Deployment, max_concurrency, pool_band
 from analysis.sizing.predicted import Curve, Workload, draw_workload, law_of, size

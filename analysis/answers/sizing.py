@@ -1,5 +1,8 @@
 """The sizing JSON as types. Bands are [lower end, estimate, upper end] and cover 90 %. Knows no maths."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import msgspec
 
 from analysis.answers.capacity import Bound
@@ -88,3 +91,17 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     calibrated_by: str | None
     assumptions: list[str] = []
     warnings: list[str] = []
+
+
+Verdict = Literal["consistent", "impossible", "cannot be told"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """One figure's verdict, with the arithmetic in words."""
+
+    model: str
+    figure: str
+    claimed: str
+    verdict: Verdict
+    why: str

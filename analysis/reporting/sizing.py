@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from analysis.answers.capacity import WALL_NAMES, Bound
-from analysis.answers.sizing import Sizing
-from analysis.sizing.claims import Checked
+from analysis.answers.sizing import Checked, Sizing
 
 GIB = 2**30
 WIDTH = 92

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
+from analysis.answers.sizing import Checked, Verdict
 from analysis.sizing.deployment import Deployment, PoolBand, pool_band, pool_tokens
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -23,8 +23,6 @@ from loadtest.model.startup import CURRENT, default_batch, default_utilization, 
 GB = 1e9
 ROUNDING = 0.02
 """Published figures are rounded: this much is forgiven."""
-
-Verdict = Literal["consistent", "impossible", "cannot be told"]
 
 
 class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -54,17 +52,6 @@ class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
 class ClaimFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     claim: list[Claim]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """One figure's verdict, with the arithmetic in words."""
-
-    model: str
-    figure: str
-    claimed: str
-    verdict: Verdict
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
