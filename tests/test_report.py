@@ -14,6 +14,7 @@ from analysis.capacity.answer import recommend
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
 from analysis.reporting import figures as plots
+from analysis.reporting.console import PLAIN_WIDTH
 from loadtest.errors import InputError
 from loadtest.record import Slo
 
@@ -29,7 +30,7 @@ def answer_of(*models: ModelAnswer) -> Answer:
     return Answer(generated_unix_s=1.8e9, confidence=0.9, slo=Slo(), models=list(models))
 
 
-def shown(answer: Answer, *, width: int = report.PLAIN_WIDTH, terminal: bool = False) -> str:
+def shown(answer: Answer, *, width: int = PLAIN_WIDTH, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
     report.show(answer, folder=Path("reports"), console=console)

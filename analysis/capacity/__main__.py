@@ -20,6 +20,7 @@ from analysis.reading.other_tools import read_results
 from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import Found, Run, find_runs, has_runs
 from analysis.reporting import capacity as report
+from analysis.reporting.console import complain, progress
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.model.memory import kv_bytes_per_token, parse_config
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = analyse(options)
     except InputError as problem:
-        report.complain(str(problem))
+        complain(str(problem))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -45,7 +46,7 @@ def analyse(options: argparse.Namespace) -> Answer:
     groups, notes = chosen_of(_found(options), options.run)
     models = []
     slo = slo_of(options, groups[-1][-1].info)
-    with report.progress() as bar:
+    with progress() as bar:
         for group in groups:
             runs = [_with_stated_pool(run, options) for run in read_group(group, bar)]
             model = recommend(

@@ -19,8 +19,8 @@ from analysis.compare.sides import (
 )
 from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import RunFolder, find_runs, run_bytes
-from analysis.reporting import capacity as report
 from analysis.reporting import compare as compare_report
+from analysis.reporting.console import complain, progress
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.output is not None:
             compare_report.write(found, folder=options.output)
     except InputError as problem:
-        report.complain(str(problem))
+        complain(str(problem))
         return 2
     except RefusedError as refusal:
-        report.complain(str(refusal))
+        complain(str(refusal))
         return 3
     except KeyboardInterrupt:
         return 130
@@ -58,7 +58,7 @@ def compared(options: argparse.Namespace) -> Comparison:
     a, b = (group[-1].info for group in groups)
     _refuse(groups, a, b)
     slo = _common_slo(options, a, b)
-    with report.progress() as bar:
+    with progress() as bar:
         sides = [
             deployment_of(
                 read_group(group, bar),

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import msgspec
 
 from analysis.reading.runs import Found, OneFound, Run, is_plain, read_run, run_bytes
-from analysis.reporting import capacity as report
+from analysis.reporting.console import Bar
 from loadtest.errors import InputError
 from loadtest.record import (
     RunInfo,
 )
 
 
-def read_group(group: Sequence[Found], bar: "report.Bar") -> list[Run]:
+def read_group(group: Sequence[Found], bar: Bar) -> list[Run]:
     """Rows of runs that are pooled. Raises InputError."""
     sizes = [0 if isinstance(found, Run) else run_bytes(found) for found in group]
     advance = bar.task("reading", total=sum(sizes))

@@ -1,23 +1,10 @@
 """Answer -> text, Markdown, JSON, HTML. The only place of analysis that prints. Knows no maths."""
 
-import io
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import msgspec
-from markupsafe import Markup
-from rich import box
-from rich.console import Console, JustifyMethod
-from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,22 +15,28 @@ from analysis.answers.capacity import (
     LevelAnswer,
     Lever,
     ModelAnswer,
-    Percentiles,
     SliceAnswer,
 )
+from analysis.reporting.console import PLAIN_WIDTH, Output, grid, say, show_list, table
+from analysis.reporting.files import day, figure_file, json_text, page, render_page, write_files
+from analysis.reporting.numbers import (
+    NONE,
+    fine_milliseconds,
+    gib,
+    milliseconds,
+    percent,
+    tokens_text,
+    users_text,
+)
 from analysis.walls.placed import WallName
-from loadtest.errors import InputError
 from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
-GIB = 2**30
-PLAIN_WIDTH = 130
 NARROW_LEAVES_OUT = ("TTFT p50 ms", "goodput req/s", "blocked", "errors")
 DASH_NOTE = (
     "A dash: too few independent requests for that percentile (59 for a p95): those that share a batch and a "
     "queue count as fewer."
 )
-NONE = "–"
 
 WALL_WORDS: dict[WallName, str] = {
     "kv_cache": "GPU memory for the KV cache: with more users, requests wait for memory, or are preempted "
@@ -65,38 +58,6 @@ BASIS_WORDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """Progress on stderr, where that is a terminal."""
-
-    task: Callable[..., Callable[[int], None]]
-    """task(name, total=...) -> advance(by)."""
-
-
-@contextmanager
-def progress() -> Iterator[Bar]:
-    """A bar that vanishes when done."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def task(name: str, *, total: int) -> Callable[[int], None]:
-            identity = bar.add_task(name, total=total)
-            return lambda by: bar.advance(identity, by)
-
-        yield Bar(task=task)
-
-
-def complain(sentence: str) -> None:
-    """One sentence on stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
-
-
-def put(text: str) -> None:
-    """On stdout, as it is."""
-    sys.stdout.write(f"{text}\n")
-
-
 # Words that every form of the report shares.
 
 
@@ -106,12 +67,8 @@ def headline(model: ModelAnswer) -> str:
         return "Open loop, no number of users"
     if model.max_users is None:
         return "No answer: the data cannot support one"
-    users = _users(model.max_users)
+    users = users_text(model.max_users)
     return f"At least {users}" if model.at_least else users
-
-
-def _users(count: int) -> str:
-    return "1 user" if count == 1 else f"{count} users"
 
 
 def certainty(model: ModelAnswer, *, confidence: float) -> str:
@@ -123,7 +80,7 @@ def certainty(model: ModelAnswer, *, confidence: float) -> str:
     low, high = model.interval
     sure = f"{100 * confidence:.0f} %"
     if low == high:
-        return f"Best estimate {model.estimate}: {sure} sure that the limit is {_users(low)}."
+        return f"Best estimate {model.estimate}: {sure} sure that the limit is {users_text(low)}."
     return f"Best estimate {model.estimate}: {sure} sure that the limit lies between {low} and {high} users."
 
 
@@ -135,9 +92,9 @@ def limit(model: ModelAnswer) -> str:
         return "Nothing can be said about what limits this server."
     text = f"Limited by {WALL_WORDS[model.binding]}"
     if model.at_least and model.bounds:
-        next_wall = model.bounds[0]
+        nearest = model.bounds[0]
         return (
-            f"{text} The {WALL_NAMES[next_wall.name]} wall is predicted at about {_users(next_wall.users)}."
+            f"{text} The {WALL_NAMES[nearest.name]} wall is predicted at about {users_text(nearest.users)}."
         )
     others = [
         f"{WALL_NAMES[_wall(name)]} {100 * p:.0f} %"
@@ -160,7 +117,7 @@ def lever_text(lever: Lever) -> str:
     change = lever.change[0].upper() + lever.change[1:]
     if lever.users is None or lever.gain_users is None:
         return f"{change} ({lever.note})." if lever.note else f"{change}."
-    text = f"{change}: about {_users(lever.users)} ({lever.gain_users:+d})"
+    text = f"{change}: about {users_text(lever.users)} ({lever.gain_users:+d})"
     if lever.beyond:
         text += ", far beyond what was measured"
     if lever.limited_by is not None:
@@ -173,8 +130,8 @@ def objectives(slo: Slo) -> list[str]:
     return [
         f"95 of 100 requests see their first token within {slo.ttft_p95_s:g} s",
         f"95 of 100 requests get a token at least every {1e3 * slo.tpot_p95_s:g} ms",
-        f"at most {_percent(slo.preempted_fraction)} preemptions for each finished request",
-        f"a request waits for memory at most {_percent(slo.kv_blocked_fraction)} of the time",
+        f"at most {percent(slo.preempted_fraction)} preemptions for each finished request",
+        f"a request waits for memory at most {percent(slo.kv_blocked_fraction)} of the time",
     ]
 
 
@@ -199,14 +156,14 @@ def level_cells(level: LevelAnswer) -> list[str]:
     return [
         str(level.users),
         f"{level.n:,}",
-        _ms(level.ttft_s.p50),
-        _ms(level.ttft_s.p95),
-        _ms(level.tpot_s.p95),
+        milliseconds(level.ttft_s.p50),
+        milliseconds(level.ttft_s.p95),
+        milliseconds(level.tpot_s.p95),
         f"{level.output_tok_s:,.0f}",
         f"{level.goodput_rps:.1f}",
-        _percent(level.kv_cache_usage),
-        _percent(level.preempted_fraction),
-        _percent(level.kv_blocked_fraction),
+        percent(level.kv_cache_usage),
+        percent(level.preempted_fraction),
+        percent(level.kv_blocked_fraction),
         str(level.errors) if level.errors else "0",
         "yes" if level.trusted else "no",
     ]
@@ -236,27 +193,14 @@ def slice_cells(one: SliceAnswer) -> list[str]:
         f"{one.ended_rps:.1f}",
         f"{one.in_flight:.1f}",
         f"{one.output_tok_s:,.0f}",
-        _ms(one.due_to_sent_s.p99),
-        _ms(one.ttft_s.p50),
-        _ms(one.ttft_s.p95),
-        _ms(one.due_ttft_s.p50),
-        _ms(one.due_ttft_s.p95),
+        milliseconds(one.due_to_sent_s.p99),
+        milliseconds(one.ttft_s.p50),
+        milliseconds(one.ttft_s.p95),
+        milliseconds(one.due_ttft_s.p50),
+        milliseconds(one.due_ttft_s.p95),
         str(one.errors),
         "no" if one.why_not else "yes",
     ]
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{1e3 * value:,.0f}" if value >= 0.0995 else f"{1e3 * value:.1f}"
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return NONE
-    percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
 
 
 def wall_cells(bound: Bound) -> list[str]:
@@ -271,17 +215,17 @@ def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
     found = model.memory
     per = found.bytes_per_token
     rows = [
-        ("KV pool", _tokens(found.pool_tokens, per)),
-        ("a request in flight holds (mean)", _tokens(found.tokens_per_user, per)),
-        ("its spread (standard deviation)", _tokens(found.tokens_per_user_sd, per)),
-        ("the server's gauge says", _tokens(found.gauge_tokens_per_user, per)),
+        ("KV pool", tokens_text(found.pool_tokens, per)),
+        ("a request in flight holds (mean)", tokens_text(found.tokens_per_user, per)),
+        ("its spread (standard deviation)", tokens_text(found.tokens_per_user_sd, per)),
+        ("the server's gauge says", tokens_text(found.gauge_tokens_per_user, per)),
         ("gauge against requests running, R²", NONE if found.r2 is None else f"{found.r2:.3f}"),
         ("one token", NONE if per is None else f"{per / 1024:,.0f} KiB"),
-        ("GPU memory beside the KV cache", _gib(found.vram_base_bytes)),
+        ("GPU memory beside the KV cache", gib(found.vram_base_bytes)),
     ]
     rows.append(("prompt tokens found in the prefix cache", _hit_rates(model.levels)))
     if found.shared_prefix_tokens:
-        rows.insert(3, ("prompt prefix that all share", _tokens(found.shared_prefix_tokens, per)))
+        rows.insert(3, ("prompt prefix that all share", tokens_text(found.shared_prefix_tokens, per)))
     return [(label, value) for label, value in rows if value != NONE]
 
 
@@ -291,33 +235,16 @@ def _hit_rates(levels: Sequence[LevelAnswer]) -> str:
     if not any(level.prefix_hit_rate for level in known):
         return NONE
     ends = known[:1] if len(known) == 1 else [known[0], known[-1]]
-    return ", ".join(f"{_percent(level.prefix_hit_rate)} with {_users(level.users)}" for level in ends)
-
-
-def _tokens(count: float | None, per: int | None) -> str:
-    if count is None:
-        return NONE
-    text = f"{count:,.0f} tokens"
-    return f"{text} = {_size(count * per)}" if per else text
-
-
-def _size(count: float) -> str:
-    if count >= GIB / 10:
-        return f"{count / GIB:.2f} GiB"
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 1024:.0f} KiB"
-
-
-def _gib(count: int | None) -> str:
-    return NONE if count is None else f"{count / GIB:.2f} GiB"
+    return ", ".join(f"{percent(level.prefix_hit_rate)} with {users_text(level.users)}" for level in ends)
 
 
 def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
     """The step-time model, label and value."""
     found = model.latency
     rows = [
-        ("a decode step takes at least", _fine_ms(found.step_base_s)),
-        ("each sequence adds", _fine_ms(found.step_per_seq_s)),
-        ("each prompt token adds", _fine_ms(found.prefill_per_token_s)),
+        ("a decode step takes at least", fine_milliseconds(found.step_base_s)),
+        ("each sequence adds", fine_milliseconds(found.step_per_seq_s)),
+        ("each prompt token adds", fine_milliseconds(found.prefill_per_token_s)),
         ("90 % of the most throughput at", _knee(model)),
         (
             "timings are good to",
@@ -336,10 +263,6 @@ def _knee(model: ModelAnswer) -> str:
     return f"{knee:,.0f} requests in flight" if knee <= 2 * seen else f"more than {2 * seen:.0f} in flight"
 
 
-def _fine_ms(value: float | None) -> str:
-    return NONE if value is None else f"{1e3 * value:.3g} ms"
-
-
 # Files.
 
 
@@ -354,50 +277,8 @@ def write(answer: Answer, *, folder: Path) -> None:
         MARKDOWN_FILE: markdown(answer, drawn),
     }
     for model, figures in zip(answer.models, drawn, strict=True):
-        files |= {_figure_file(answer, model, name): text for name, text in figures.items()}
+        files |= {figure_file(answer, model, name): text for name, text in figures.items()}
     write_files(folder, files, make_folder=False, otherwise="copy the runs elsewhere")
-
-
-def json_text(answer: msgspec.Struct) -> str:
-    """As files and `--format json` have it."""
-    return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
-
-
-def write_files(
-    folder: Path,
-    files: Mapping[str, str],
-    *,
-    make_folder: bool = True,
-    otherwise: str = "name another --output",
-) -> None:
-    """Name -> text, into a folder. Raises InputError, which says what to do, where it may not."""
-    try:
-        if make_folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            replace_file(folder / name, text)
-    except OSError as problem:
-        raise InputError(f"{folder} cannot be written to ({problem.strerror}): {otherwise}.") from None
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one, whole."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    temporary = Path(file.name)
-    temporary.chmod(0o644)
-    temporary.replace(path)
-
-
-def _figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
-    if len(answer.models) == 1:
-        return f"{name}.svg"
-    return f"{slug(model.model)}-{name}.svg"
-
-
-def slug(name: str) -> str:
-    """A model's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"
 
 
 def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
@@ -405,7 +286,9 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     return page(
         "report.html.j2",
         answer=answer,
-        models=[_page(model, figures, answer) for model, figures in zip(answer.models, drawn, strict=True)],
+        models=[
+            render_page(model, figures, answer) for model, figures in zip(answer.models, drawn, strict=True)
+        ],
         generated=day(answer.generated_unix_s),
         objectives=objectives(answer.slo),
         level_columns=LEVEL_COLUMNS,
@@ -413,60 +296,12 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
     )
 
 
-def page(template: str, **values: object) -> str:
-    """A template of this folder, filled. What values hold is escaped; a missing name is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template(template).render(values)
-
-
-def day(unix_s: float) -> str:
-    """For a person."""
-    return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")
-
-
-def _page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
-    """What the template shows of one model, all of it text."""
-    return {
-        "answer": model,
-        "headline": headline(model),
-        "certainty": certainty(model, confidence=answer.confidence),
-        "limit": limit(model),
-        "levers": [lever_text(lever) for lever in model.levers],
-        "levels": [(level, level_cells(level)) for level in model.levels],
-        "walls": [(bound, wall_cells(bound)) for bound in model.bounds],
-        "not_met": not_met_text(model),
-        "memory": memory_rows(model),
-        "latency": latency_rows(model),
-        "slices": [slice_cells(one) for one in model.open_loop],
-        "percentiles": [percentile_cells(level) for level in model.levels],
-        "figures": {name: Markup(text) for name, text in figures.items()},
-        "slug": slug(model.model),
-    }
-
-
 def not_met_text(model: ModelAnswer) -> str:
     """Walls that were not met; empty when all were."""
     if not model.not_met:
         return ""
     names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
-    return f"No wall up to {_users(model.not_met[0].up_to_users)} from: {names}."
-
-
-def percentile_cells(level: LevelAnswer) -> list[str]:
-    """Users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and E2E, in ms."""
-    return [str(level.users)] + [
-        _three(found) for found in (level.ttft_s, level.tpot_s, level.chunk_gap_s, level.e2e_s)
-    ]
-
-
-def _three(found: Percentiles) -> str:
-    return " / ".join(_ms(value) for value in (found.p50, found.p95, found.p99))
+    return f"No wall up to {users_text(model.not_met[0].up_to_users)} from: {names}."
 
 
 def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
@@ -489,7 +324,7 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
             *[f"- {lever_text(lever)}" for lever in model.levers],
             "",
         ]
-    parts += [f"![{name}]({_figure_file(answer, model, name)})\n" for name in figures]
+    parts += [f"![{name}]({figure_file(answer, model, name)})\n" for name in figures]
     if model.bounds:
         parts += ["### Walls", ""]
         parts += grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
@@ -506,30 +341,6 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     if model.warnings:
         parts += ["", "### Warnings", "", *[f"- {warning}" for warning in model.warnings]]
     return [*parts, ""]
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, as lines."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
-    return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
-
-
-# The terminal.
-
-
-class Output(Console):
-    """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
-    ends the printing and nothing else; what the encoding lacks becomes a question mark."""
-
-    def __init__(self) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
-        super().__init__(highlight=False)
-        if not self.is_terminal:
-            self.width = max(self.width, PLAIN_WIDTH)
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
@@ -569,36 +380,8 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
 
 
-def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
-    """A title and its points; nothing where there are none."""
-    if not lines:
-        return
-    out.print()
-    say(out, title, style="bold")
-    for line in lines:
-        say(out, f"- {line}")
-
-
-def say(out: Console, text: str, *, style: str = "") -> None:
-    """Indented; long lines are wrapped for a person and left whole for a program."""
-    if out.is_terminal:
-        out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
-    else:
-        out.print(f"  {text}", soft_wrap=True, markup=False)
-
-
 def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
     names = [name for name, _ in LEVEL_COLUMNS]
     kept = [place for place, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
     rows = [level_cells(level) for level in model.levels]
     return table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, name in enumerate(head):
-        side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
-        table.add_column(name, justify=side, min_width=max((len(word) for word in name.split()), default=0))
-    for row in rows:
-        table.add_row(*row)
-    return table

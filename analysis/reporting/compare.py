@@ -24,6 +24,8 @@ from analysis.answers.compare import (
     name_of,
 )
 from analysis.reporting import capacity as report
+from analysis.reporting.console import Output, grid, say, show_list
+from analysis.reporting.files import day, json_text, page, write_files
 
 FORMS = ("text", "markdown", "json")
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
@@ -56,9 +58,9 @@ MEMORY = (
 
 def show(found: Comparison, *, form: str, folder: Path | None, console: Console | None = None) -> None:
     """Prints it. folder: where the reports went, if anywhere."""
-    out = console or report.Output()
+    out = console or Output()
     if form == "json":
-        out.print(report.json_text(found), soft_wrap=True, markup=False, end="")
+        out.print(json_text(found), soft_wrap=True, markup=False, end="")
     elif form == "markdown":
         out.print(markdown(found), soft_wrap=True, markup=False, end="")
     else:
@@ -70,11 +72,11 @@ def show(found: Comparison, *, form: str, folder: Path | None, console: Console 
 def write(found: Comparison, *, folder: Path) -> None:
     """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
     files = {
-        JSON_FILE: report.json_text(found),
+        JSON_FILE: json_text(found),
         MARKDOWN_FILE: markdown(found),
         HTML_FILE: html(found),
     }
-    report.write_files(folder, files)
+    write_files(folder, files)
 
 
 # Words that every form shares.
@@ -303,16 +305,16 @@ def markdown(found: Comparison) -> str:
         parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
         parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
     parts += [" ".join(filter(None, [*summary(found), simulated(found)])), ""]
-    parts += report.grid(_head(found), [row_cells(found, row) for row in found.rows])
+    parts += grid(_head(found), [row_cells(found, row) for row in found.rows])
     parts += [f"{note}\n" for note in notes(found)]
     if found.common_levels:
-        parts += ["## Every common level", "", *report.grid(level_head(found), level_rows(found))]
+        parts += ["## Every common level", "", *grid(level_head(found), level_rows(found))]
     if found.differs:
         rows = [(one.name, one.a, one.b) for one in found.differs]
-        parts += ["## What differs between the runs", "", *report.grid(("", *found.names), rows)]
+        parts += ["## What differs between the runs", "", *grid(("", *found.names), rows)]
     if found.warnings:
         parts += ["## Warnings", "", *[f"- {warning}" for warning in found.warnings], ""]
-    return "\n".join([*parts, f"Made {report.day(found.generated_unix_s)}."]) + "\n"
+    return "\n".join([*parts, f"Made {day(found.generated_unix_s)}."]) + "\n"
 
 
 def _head(found: Comparison) -> list[str]:
@@ -321,12 +323,12 @@ def _head(found: Comparison) -> list[str]:
 
 def html(found: Comparison) -> str:
     """One self-contained page."""
-    from analysis.reporting import figures as plots
+    from analysis.reporting.compare_figures import comparison_figures
 
-    return report.page(
+    return page(
         "compare.html.j2",
         found=found,
-        generated=report.day(found.generated_unix_s),
+        generated=day(found.generated_unix_s),
         headlines=[report.headline(answer) for answer in found.answers],
         certainties=[report.certainty(answer, confidence=found.confidence) for answer in found.answers],
         summary=summary(found),
@@ -343,7 +345,7 @@ def html(found: Comparison) -> str:
         level_head=level_head(found),
         levels=level_rows(found),
         objectives=report.objectives(found.slo),
-        figures={name: Markup(text) for name, text in plots.comparison_figures(found).items()},
+        figures={name: Markup(text) for name, text in comparison_figures(found).items()},
     )
 
 
@@ -353,15 +355,15 @@ def _show_text(out: Console, found: Comparison) -> None:
             out.print(criterion_line(one), soft_wrap=True, markup=False)
         out.print(f"{VERDICTS[found.gate.verdict]} {gate_rule(found.gate)}", soft_wrap=True, markup=False)
         if found.gate.verdict == "unclear":
-            report.show_list(out, "Warnings", found.warnings)
+            show_list(out, "Warnings", found.warnings)
         return
     out.print()
     out.print(headline(found), style="bold", soft_wrap=True, markup=False)
-    report.say(out, " ".join(filter(None, [*summary(found), simulated(found)])))
+    say(out, " ".join(filter(None, [*summary(found), simulated(found)])))
     out.print(_table(_head(found), [row_cells(found, row) for row in found.rows]))
     for note in notes(found):
-        report.say(out, note, style="dim")
-    report.show_list(out, "Warnings", found.warnings)
+        say(out, note, style="dim")
+    show_list(out, "Warnings", found.warnings)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -1,76 +1,32 @@
 """The figures: one function each, all take an Axes. The only matplotlib import."""
 
-import io
-import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer, Percentiles
-from analysis.answers.compare import Comparison, Row, name_of
 from analysis.answers.sizing import Sizing
 from analysis.answers.twin import TwinAnswer
-from analysis.walls.placed import WallName
+from analysis.reporting.figure_style import (
+    BAND,
+    BLUE,
+    GIB,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    WALLS,
+    beyond_text,
+    connect,
+    in_milliseconds,
+    svg,
+    thousands,
+)
 from loadtest.record import Slo
-
-INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
-BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
-"""Colour-blind people tell them apart. In SVG each becomes a CSS variable with itself as fallback."""
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    PAPER: "--paper",
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    GREEN: "--green",
-    BAND: "--band",
-}
-WALLS: dict[WallName, str] = {
-    "kv_cache": "KV cache full",
-    "prefix_cache": "Prefix cache full",
-    "ttft": "First token too late",
-    "tpot": "Tokens too slow",
-    "throughput": "Throughput falls",
-    "max_num_seqs": "No free seat",
-    "errors": "Server errors",
-    "not_reached": "Not reached",
-}
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "seatcount",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 1.0,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "ytick.left": False,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-GIB = 2**30
 
 
 def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
@@ -92,39 +48,6 @@ def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
     return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
 
 
-def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    """One figure as SVG text, colours as CSS variables. size: inches."""
-    with mpl.rc_context(STYLE):
-        figure = _figure(draw, size)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return _themed(out.getvalue())
-
-
-def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """The same for the eye of whoever changes a figure."""
-    with mpl.rc_context(STYLE):
-        figure = _figure(draw, size)
-        figure.set_facecolor(PAPER)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=130, facecolor=PAPER)
-    return out.getvalue()
-
-
-def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
-    return figure
-
-
-def _themed(text: str) -> str:
-    text = text[text.index("<svg") :]
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable}, {colour})")
-    text = text.replace("'DejaVu Sans'", "var(--font, system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif)")
-    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', ' width="100%"', text, count=1)
-
-
 def memory(axes: Axes, answer: ModelAnswer) -> None:
     """KV tokens held against requests in flight: measured, the law's line and band, the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
@@ -134,7 +57,7 @@ def memory(axes: Axes, answer: ModelAnswer) -> None:
         _law(axes, answer, pool, reach)
     axes.axhline(pool, color=ORANGE, linewidth=1.6)
     axes.annotate(
-        f"pool {_thousands(pool)} tokens", (0, pool), (6, 5), textcoords="offset points", color=ORANGE
+        f"pool {thousands(pool)} tokens", (0, pool), (6, 5), textcoords="offset points", color=ORANGE
     )
     in_flight = [level.in_flight for level in seen]
     held = [(level.kv_cache_usage or 0.0) * pool for level in seen]
@@ -142,7 +65,7 @@ def memory(axes: Axes, answer: ModelAnswer) -> None:
     _answer_line(axes, answer, at=answer.max_in_flight)
     axes.set(xlim=(0, reach), ylim=(0, 1.25 * pool), xlabel="requests in flight")
     axes.set_title("KV cache in use, tokens")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
     if found.bytes_per_token:
         scale, unit = (GIB, "GiB") if pool * found.bytes_per_token >= GIB / 2 else (2**20, "MiB")
         size = axes.twinx()
@@ -247,7 +170,7 @@ def _latency(
     known = [(level, found, 1e3 * p95) for level, found, p95 in seen if p95 is not None]
     levels, users = [level for level, _, _ in known], [level.users for level, _, _ in known]
     p95 = [value for _, _, value in known]
-    _connect(axes, levels, users, p95)
+    connect(axes, levels, users, p95)
     for level, found, _ in known:
         if found.p95_interval is not None:
             ends = [1e3 * end for end in found.p95_interval]
@@ -264,14 +187,16 @@ def _latency(
         )
     limit = 1e3 * limit_s
     axes.axhline(limit, color=ORANGE, linewidth=1.6)
-    axes.annotate(f"objective {_ms(limit)}", (0, limit), (4, 4), textcoords="offset points", color=ORANGE)
+    axes.annotate(
+        f"objective {in_milliseconds(limit)}", (0, limit), (4, 4), textcoords="offset points", color=ORANGE
+    )
     _answer_line(axes, answer)
     axes.set_yscale("log")
     low, high = min([*p95, limit]), max([*p95, limit])
     room = (high / low) ** 0.25  # for the words above the objective
     axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.5, high * max(room, 1.7)), xlabel="users")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_milliseconds(value)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.tick_params(axis="y", which="minor", length=0)
     axes.set_title(title)
@@ -283,7 +208,7 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     users = [level.users for level in seen]
     rate = [level.output_tok_s for level in seen]
     reach = _reach(answer, users)
-    _connect(axes, seen, users, rate)
+    connect(axes, seen, users, rate)
     _points(axes, seen, users, rate, BLUE)
     _answer_line(axes, answer)
     axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate) or 1.0), xlabel="users")
@@ -311,9 +236,13 @@ def twin(axes: Axes, answer: TwinAnswer) -> None:
     axes.set_yscale("log")
     axes.set(xlabel="users", xlim=(0, None), ylim=(min([*line, limit_ms]) / 1.5, 2 * max([*line, limit_ms])))
     axes.annotate(
-        f"objective {_ms(limit_ms)}", (0, limit_ms), (4, 4), textcoords="offset points", color=ORANGE
+        f"objective {in_milliseconds(limit_ms)}",
+        (0, limit_ms),
+        (4, 4),
+        textcoords="offset points",
+        color=ORANGE,
     )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_milliseconds(value)))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
     axes.set_title("Time to first token, p95, as the twin predicts it (hollow: held out)")
 
@@ -342,7 +271,7 @@ def walls(axes: Axes, answer: ModelAnswer) -> None:
     for place, bound in enumerate(answer.bounds):
         _wall(axes, bound, place, binds=bound.name == answer.binding)
     for place, wall in enumerate(answer.not_met, start=len(answer.bounds)):
-        _beyond(axes, wall.up_to_users, place, right)
+        beyond_text(axes, wall.up_to_users, place, right)
     axes.set_yticks(range(len(names)), [WALLS[name] for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(INK if name == answer.binding else MUTED)
@@ -360,24 +289,6 @@ def _wall(axes: Axes, bound: Bound, place: int, *, binds: bool) -> None:
     axes.plot(bound.users_x, place, "o", color=colour, markersize=7)
     end = (max(high, bound.users_x), place)
     axes.annotate(f"{bound.users_x:.1f}", end, (8, 0), textcoords="offset points", va="center", color=INK)
-
-
-def _beyond(axes: Axes, users: int, place: int, right: float) -> None:
-    """An arrow to the right, its words on the side that has room for them."""
-    arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    roomy = users < 0.5 * right
-    tip = users + 0.12 * right if roomy else 0.985 * right
-    axes.annotate("", (tip, place), (users, place), arrowprops=arrow)
-    axes.plot(users, place, "|", color=MUTED, markersize=8)
-    axes.annotate(
-        f"no wall up to {users}",
-        (tip if roomy else users, place),
-        (8 if roomy else -8, 0),
-        textcoords="offset points",
-        va="center",
-        ha="left" if roomy else "right",
-        color=MUTED,
-    )
 
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
@@ -411,12 +322,6 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
     )
 
 
-def _connect(axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float]) -> None:
-    trusted = [(a, b) for level, a, b in zip(levels, x, y, strict=True) if level.trusted]
-    if trusted:
-        axes.plot(*zip(*trusted, strict=True), color=BLUE, linewidth=1.6)
-
-
 def _points(
     axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float], colour: str
 ) -> None:
@@ -424,128 +329,3 @@ def _points(
     for level, a, b in zip(levels, x, y, strict=True):
         face = colour if level.trusted else PAPER
         axes.plot(a, b, "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=5)
-
-
-def _thousands(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if value >= 1e3 else f"{value:.0f}"
-
-
-def _ms(value: float) -> str:
-    return f"{value / 1e3:g} s" if value >= 1e3 else f"{value:g} ms"
-
-
-# Two runs side by side: the first is blue, the second orange.
-
-
-def comparison_figures(found: Comparison) -> dict[str, str]:
-    """Name -> SVG text of every figure that the comparison has data for. Deterministic."""
-    ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
-    wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
-    if any(answer.interval_x is not None for answer in found.answers):
-        wanted["capacity"] = (7.2, 1.7), lambda axes: two_capacities(axes, found)
-    if ratios:
-        wanted["ratios"] = (7.2, 0.9 + 0.27 * len(ratios)), lambda axes: ratio_forest(axes, found, ratios)
-    if found.common_levels:
-        wanted["ttft"] = (3.55, 2.7), lambda axes: two_ttfts(axes, found)
-        wanted["tpot"] = (3.55, 2.7), lambda axes: two_tpots(axes, found)
-        wanted["throughput"] = (7.2, 2.8), lambda axes: two_throughputs(axes, found)
-    return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
-
-
-def two_capacities(axes: Axes, found: Comparison) -> None:
-    """Where the limit of each lies; an arrow where none was met."""
-    sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
-    known = [(name, answer, answer.interval_x, colour) for name, answer, colour in sides if answer.interval_x]
-    right = 1.2 * max(high or 1.3 * low for _, _, (low, high), _ in known)
-    for place, (_, answer, (low, high), colour) in enumerate(known):
-        if answer.estimate_x is None or high is None:
-            _beyond(axes, round(low), place, right)
-            continue
-        axes.plot([low, high], [place, place], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
-        axes.plot(answer.estimate_x, place, "o", color=colour, markersize=7)
-        words, end = f"{answer.estimate_x:.1f}", (high, place)
-        axes.annotate(words, end, (8, 0), textcoords="offset points", va="center", color=INK)
-    axes.set_yticks(range(len(known)), [name for name, *_ in known])
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x")
-    axes.set(xlim=(0, right), ylim=(len(known) - 0.4, -0.6), xlabel="users")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axes.set_title("Where each reaches its limit")
-
-
-def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[Row]) -> None:
-    """Second over first for every figure that has an interval; filled where the difference is real."""
-    known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
-    ends = [end for _, _, interval in known for end in interval if end is not None]
-    low, high = min([0.8, *ends]), max([1.25, *ends])
-    for place, (row, ratio, (left, right)) in enumerate(known):
-        colour, face = (ORANGE, ORANGE) if row.different == "yes" else (MUTED, PAPER)
-        bar = [left or low / 2, right or high * 2]
-        axes.plot(bar, [place, place], color=colour, linewidth=3.5, alpha=0.4, solid_capstyle="butt")
-        axes.plot(ratio, place, "o", color=colour, markersize=6, markerfacecolor=face)
-    axes.set_yticks(range(len(known)), [name_of(row) for row, _, _ in known])
-    axes.axvline(1.0, color=INK, linewidth=1.2)
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x")
-    axes.set_xscale("log")
-    axes.set(xlim=(low / 1.05, high * 1.05), ylim=(len(known) - 0.4, -0.6))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {value:g}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
-    axes.tick_params(axis="x", which="minor", length=0)
-    axes.set_title(f"{found.names[1]} against {found.names[0]} (filled: real)")
-
-
-def two_ttfts(axes: Axes, found: Comparison) -> None:
-    """p95 of the time to first token of both against users, with intervals and the objective."""
-    _two(axes, found, lambda level: level.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
-
-
-def two_tpots(axes: Axes, found: Comparison) -> None:
-    """The same for the time per output token."""
-    _two(axes, found, lambda level: level.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
-
-
-def _two(
-    axes: Axes, found: Comparison, of: Callable[[LevelAnswer], Percentiles], limit_s: float, title: str
-) -> None:
-    seen = [1e3 * limit_s]
-    for answer, colour in zip(found.answers, (BLUE, ORANGE), strict=True):
-        known = [(level, of(level)) for level in answer.levels if level.trusted and of(level).p95 is not None]
-        users, p95 = [level.users for level, _ in known], [1e3 * (q.p95 or 0.0) for _, q in known]
-        seen += p95
-        axes.plot(users, p95, "o-", color=colour, linewidth=1.6, markersize=5)
-        for level, q in known:
-            if q.p95_interval is not None:
-                ends = [1e3 * end for end in q.p95_interval]
-                axes.plot([level.users] * 2, ends, color=colour, linewidth=3.5, alpha=0.35)
-    axes.axhline(1e3 * limit_s, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"objective {_ms(1e3 * limit_s)}", (0, 1e3 * limit_s), (4, 4), textcoords="offset points", color=MUTED
-    )
-    low, high = min(seen), max(seen)
-    axes.set_yscale("log")
-    axes.set(xlim=(0, None), ylim=(low / 1.5, high * max((high / low) ** 0.25, 1.7)), xlabel="users")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _ms(value)))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
-    axes.tick_params(axis="y", which="minor", length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.set_title(title)
-
-
-def two_throughputs(axes: Axes, found: Comparison) -> None:
-    """Output tokens a second of all users of both, against users; trusted levels only."""
-    top = 1.0
-    for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
-        known = [level for level in answer.levels if level.trusted]
-        rates = [level.output_tok_s for level in known]
-        axes.plot([level.users for level in known], rates, "o-", color=colour, linewidth=1.6, label=name)
-        top = max([top, *rates])
-    axes.set(xlim=(0, None), ylim=(0, 1.2 * top), xlabel="users")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.legend(loc="lower right", handlelength=1.4)
-    axes.set_title("Output throughput, tokens a second")

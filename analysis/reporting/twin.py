@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.answers.twin import FleetAnswer, Prediction, TwinAnswer
-from analysis.reporting.capacity import NONE, Output, json_text, put, say, show_list, table, write_files
+from analysis.reporting.console import Output, put, say, show_list, table
+from analysis.reporting.files import json_text, write_files
+from analysis.reporting.numbers import NONE
 
 JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -60,10 +62,11 @@ def show(answer: TwinAnswer, *, as_json: bool) -> None:
 def write(answer: TwinAnswer, *, folder: Path) -> None:
     """twin.json and twin.svg. Raises InputError where it may not write."""
     from analysis.reporting import figures as plots
+    from analysis.reporting.figure_style import svg
 
     files = {JSON_FILE: json_text(answer)}
     if len(answer.predictions) > 1:
-        files[FIGURE_FILE] = plots.svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
+        files[FIGURE_FILE] = svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
     write_files(folder, files)
 
 

@@ -14,8 +14,8 @@ import msgspec
 
 from analysis.answers.sizing import Sizing
 from analysis.cli import add_slo_flags, count, positive, share
-from analysis.reporting import capacity as report
 from analysis.reporting import sizing as sizing_report
+from analysis.reporting.console import complain, put
 from analysis.sizing.answer import answer, refusal
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.deployment import (
@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.claim is not None:
             claims = read_claims(options.claim)
-            report.put(sizing_report.claims_text(check_claims(claims), form=options.format))
+            put(sizing_report.claims_text(check_claims(claims), form=options.format))
             return 0
         found = run(options)
     except InputError as problem:
-        report.complain(str(problem))
+        complain(str(problem))
         return 2
     except KeyboardInterrupt:
         return 130
-    report.put(sizing_report.written(found, form=options.format))
+    put(sizing_report.written(found, form=options.format))
     if options.figure is not None and not found.refused:
         return _figure(found, options.figure)
     return 3 if found.refused else 0
@@ -60,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _figure(found: Sizing, path: Path) -> int:
     from analysis.reporting import figures as plots
+    from analysis.reporting.figure_style import svg
 
     try:
-        path.write_text(plots.svg(lambda axes: plots.vram_parts(axes, found), (7.2, 2.6)), encoding="utf-8")
+        path.write_text(svg(lambda axes: plots.vram_parts(axes, found), (7.2, 2.6)), encoding="utf-8")
     except OSError as problem:
-        report.complain(f"--figure {path} cannot be written ({problem.strerror}).")
+        complain(f"--figure {path} cannot be written ({problem.strerror}).")
         return 2
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.cli import RefusedError, add_slo_flags, count
 from analysis.reporting import twin as twin_report
-from analysis.reporting.capacity import complain
+from analysis.reporting.console import complain
 from analysis.twin.calibration import CalibrationError
 from analysis.twin.predictions import ask, users_named
 from loadtest.errors import InputError

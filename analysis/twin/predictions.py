@@ -16,7 +16,7 @@ from analysis.levels.level import Level
 from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
-from analysis.reporting.capacity import Bar, progress
+from analysis.reporting.console import Bar, progress
 from analysis.statistics.samples import student
 from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate
 from analysis.twin.fleet import Fleet, fleet

@@ -1,0 +1,101 @@
+"""TODO."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Progress on stderr, where that is a terminal."""
+
+    task: Callable[..., Callable[[int], None]]
+    """task(name, total=...) -> advance(by)."""
+
+
+@contextmanager
+def progress() -> Iterator[Bar]:
+    """A bar that vanishes when done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def task(name: str, *, total: int) -> Callable[[int], None]:
+            identity = bar.add_task(name, total=total)
+            return lambda by: bar.advance(identity, by)
+
+        yield Bar(task=task)
+
+
+def complain(sentence: str) -> None:
+    """One sentence on stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
+
+
+def put(text: str) -> None:
+    """On stdout, as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, as lines."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
+    return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
+
+
+# The terminal.
+
+
+class Output(Console):
+    """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
+    ends the printing and nothing else; what the encoding lacks becomes a question mark."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        super().__init__(highlight=False)
+        if not self.is_terminal:
+            self.width = max(self.width, PLAIN_WIDTH)
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
+    """A title and its points; nothing where there are none."""
+    if not lines:
+        return
+    out.print()
+    say(out, title, style="bold")
+    for line in lines:
+        say(out, f"- {line}")
+
+
+def say(out: Console, text: str, *, style: str = "") -> None:
+    """Indented; long lines are wrapped for a person and left whole for a program."""
+    if out.is_terminal:
+        out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
+    else:
+        out.print(f"  {text}", soft_wrap=True, markup=False)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for place, name in enumerate(head):
+        side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
+        table.add_column(name, justify=side, min_width=max((len(word) for word in name.split()), default=0))
+    for row in rows:
+        table.add_row(*row)
+    return table
