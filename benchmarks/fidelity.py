@@ -29,8 +29,9 @@ from analysis.levels.evidence import Evidence, gather
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level, tpot_of
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Ints, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run, find_runs, read_run
+from analysis.statistics.arrays import Ints
 from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
 from analysis.twin.predictions import measured
 from analysis.virtual.crowd import Chatting, Due, Service

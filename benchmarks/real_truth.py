@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from analysis.levels.lengths import pairs_of
-from analysis.reading.rows import Floats
 from analysis.reading.runs import Run, find_runs, read_run
+from analysis.statistics.arrays import Floats
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_shift import Shift, wall
 from benchmarks import peer_tools

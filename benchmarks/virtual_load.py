@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.reading.rows import CODE, COLUMNS, NAN, Client, Floats, Server, requests_of
+from analysis.reading.rows import CODE, COLUMNS, NAN, Client, Server, requests_of
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from analysis.walls.placed import Basis, WallName
+from analysis.walls.names import Basis, WallName
 from loadtest.record import Slo
 
 SCHEMA = 1

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 
 SCHEMA = 1
 

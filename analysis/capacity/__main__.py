@@ -48,7 +48,7 @@ def analyse(options: argparse.Namespace) -> Answer:
     slo = slo_of(options, groups[-1][-1].info)
     with progress() as bar:
         for group in groups:
-            runs = [_with_stated_pool(run, options) for run in read_group(group, bar)]
+            runs = [_with_stated_pool(run, options) for run in read_group(group, bar.task)]
             model = recommend(
                 runs,
                 slo=slo,

@@ -16,7 +16,8 @@ from analysis.levels.think_time import Active
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Quantiles, finite_or_none
 from analysis.walls.kv_cache import MemoryWall
-from analysis.walls.placed import PlacedWall, WallName
+from analysis.walls.names import WallName
+from analysis.walls.placed import PlacedWall
 from loadtest.record import Slo
 
 

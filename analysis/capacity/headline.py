@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.evidence import Evidence
-from analysis.walls.placed import PlacedWall, WallName
+from analysis.walls.names import WallName
+from analysis.walls.placed import PlacedWall
 
 CONFIDENCE = 0.9
 REACH = 1.25  # the memory law may speak this far beyond the highest trusted level, flagged

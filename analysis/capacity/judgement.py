@@ -13,11 +13,11 @@ from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.walls.errors import OVERLOAD_LIMIT
 from analysis.walls.kv_cache import MemoryWall, memory_wall
 from analysis.walls.max_num_seqs import seats_placed
+from analysis.walls.names import WallName
 from analysis.walls.placed import (
     QUICK_RESAMPLES,
     RESAMPLES,
     PlacedWall,
-    WallName,
     placed_at_crossing,
     placed_between,
     placed_by_draws,

@@ -61,7 +61,7 @@ def compared(options: argparse.Namespace) -> Comparison:
     with progress() as bar:
         sides = [
             deployment_of(
-                read_group(group, bar),
+                read_group(group, bar.task),
                 name=name,
                 slo=slo,
                 on_step=bar.task("placing the walls", total=RESAMPLES),

@@ -15,8 +15,9 @@ from analysis.levels import definitions as metrics
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Level, tpot_of
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.ratios import (
     Bounds,
     Quantity,

@@ -1,10 +1,8 @@
 """The definitions of TTFT, ITL, TPOT, goodput and the rest, as pure functions on arrays. Knows no files."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from analysis.statistics.arrays import Bools, Floats
 
 
 def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.level import Level, Pool
-from analysis.reading.rows import Floats, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

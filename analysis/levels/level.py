@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels import definitions as metrics
-from analysis.reading.rows import Bools, Floats, Ints, Requests
+from analysis.reading.rows import Requests
+from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Clock, Quantiles, Share, quantiles, share
 from loadtest.record import Outcome, Slo
 

@@ -10,8 +10,9 @@ from analysis.levels.level import Context, Level, RowFigures, known_fraction, kn
 from analysis.levels.queues import blocked_share, most_running_seen, queue_share, seats_seen
 from analysis.levels.trust import TrustGates
 from analysis.levels.window import begin_unix_s, ended_inside, means_by_worker, steady_window, worst_worker
-from analysis.reading.rows import Bools, Floats, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Clock
 from loadtest.record import Outcome
 

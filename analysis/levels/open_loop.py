@@ -12,8 +12,9 @@ from analysis.levels.level import tpot_of
 from analysis.levels.measure import in_flight_of
 from analysis.levels.trust import client_doubts
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Bools, Floats, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Clock, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 

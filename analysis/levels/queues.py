@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.levels.level import QUEUE_LIMIT, Context, Level, known_mean
-from analysis.reading.rows import Bools, Floats, Server
+from analysis.reading.rows import Server
+from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Clock, Share, design_effect
 
 FEWEST_QUEUES = 8  # scrapes

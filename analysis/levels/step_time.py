@@ -9,8 +9,8 @@ from scipy import optimize, stats
 
 from analysis.levels.definitions import ttft_s
 from analysis.levels.level import Level
-from analysis.reading.rows import Floats
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.lengths import conversation_ids
-from analysis.reading.rows import Bools, Floats, Ints, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Bools, Floats, Ints
 
 ANSWERS_SEEN = 0.05  # of turns found more cached than the prompt before: never so where answers are not kept
 

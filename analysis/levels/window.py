@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from analysis.levels.level import window_mean
-from analysis.reading.rows import Bools, Floats, Requests
+from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Clock, trend
 
 TREND_P = 0.001

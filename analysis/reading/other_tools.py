@@ -12,9 +12,10 @@ import numpy as np
 
 from analysis.reading.result_files import KINDS, read_file
 from analysis.reading.result_rows import Row, Stage
-from analysis.reading.rows import CODE, COLUMNS, Client, Floats, Requests, requests_of, server_of
+from analysis.reading.rows import CODE, COLUMNS, Client, Requests, requests_of, server_of
 from analysis.reading.runs import Run
 from analysis.reading.server_metrics import Dump, read_dump
+from analysis.statistics.arrays import Floats
 from loadtest.errors import InputError
 from loadtest.record import ArrivalsInfo, Outcome, RunInfo, ServerInfo, ServerSample
 

@@ -1,21 +1,28 @@
 """TODO."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from analysis.reading.runs import Found, OneFound, Run, is_plain, read_run, run_bytes
-from analysis.reporting.console import Bar
 from loadtest.errors import InputError
 from loadtest.record import (
     RunInfo,
 )
 
 
-def read_group(group: Sequence[Found], bar: Bar) -> list[Run]:
+class ProgressTask(Protocol):
+    """Begins a task of a progress bar."""
+
+    def __call__(self, name: str, *, total: int) -> Callable[[int], None]:
+        """Returns what to call with each step's size."""
+
+
+def read_group(group: Sequence[Found], task: ProgressTask) -> list[Run]:
     """Rows of runs that are pooled. Raises InputError."""
     sizes = [0 if isinstance(found, Run) else run_bytes(found) for found in group]
-    advance = bar.task("reading", total=sum(sizes))
+    advance = task("reading", total=sum(sizes))
     return [found if isinstance(found, Run) else read_run(found, on_bytes=advance) for found in group]
 
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.statistics.arrays import Bools, Floats, Ints
 from loadtest.errors import InputError
 from loadtest.record import (
     SCHEMA,
@@ -19,9 +20,6 @@ from loadtest.record import (
     ServerSample,
 )
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 T = TypeVar("T", RequestRecord, ServerSample, ClientSample)
 
 OUTCOMES = tuple(Outcome)

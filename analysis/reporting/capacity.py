@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,17 +19,18 @@ from analysis.answers.capacity import (
     SliceAnswer,
 )
 from analysis.reporting.console import PLAIN_WIDTH, Output, grid, say, show_list, table
-from analysis.reporting.files import day, figure_file, json_text, page, render_page, write_files
+from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.numbers import (
     NONE,
     fine_milliseconds,
     gib,
     milliseconds,
     percent,
+    percentile_cells,
     tokens_text,
     users_text,
 )
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 from loadtest.record import Slo
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
@@ -385,3 +387,29 @@ def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
     kept = [place for place, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
     rows = [level_cells(level) for level in model.levels]
     return table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
+    if len(answer.models) == 1:
+        return f"{name}.svg"
+    return f"{slug(model.model)}-{name}.svg"
+
+
+def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
+    """What the template shows of one model, all of it text."""
+    return {
+        "answer": model,
+        "headline": headline(model),
+        "certainty": certainty(model, confidence=answer.confidence),
+        "limit": limit(model),
+        "levers": [lever_text(lever) for lever in model.levers],
+        "levels": [(level, level_cells(level)) for level in model.levels],
+        "walls": [(bound, wall_cells(bound)) for bound in model.bounds],
+        "not_met": not_met_text(model),
+        "memory": memory_rows(model),
+        "latency": latency_rows(model),
+        "slices": [slice_cells(one) for one in model.open_loop],
+        "percentiles": [percentile_cells(level) for level in model.levels],
+        "figures": {name: Markup(text) for name, text in figures.items()},
+        "slug": slug(model.model),
+    }

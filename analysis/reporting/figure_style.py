@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.answers.capacity import LevelAnswer
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"

@@ -8,25 +8,7 @@ from pathlib import Path
 
 import jinja2
 import msgspec
-from markupsafe import Markup
 
-from analysis.answers.capacity import (
-    Answer,
-    ModelAnswer,
-)
-from analysis.reporting.capacity import (
-    certainty,
-    headline,
-    latency_rows,
-    level_cells,
-    lever_text,
-    limit,
-    memory_rows,
-    not_met_text,
-    slice_cells,
-    wall_cells,
-)
-from analysis.reporting.numbers import percentile_cells
 from loadtest.errors import InputError
 
 
@@ -61,12 +43,6 @@ def replace_file(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
-    if len(answer.models) == 1:
-        return f"{name}.svg"
-    return f"{slug(model.model)}-{name}.svg"
-
-
 def slug(name: str) -> str:
     """A model's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"
@@ -87,23 +63,3 @@ def page(template: str, **values: object) -> str:
 def day(unix_s: float) -> str:
     """For a person."""
     return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")
-
-
-def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
-    """What the template shows of one model, all of it text."""
-    return {
-        "answer": model,
-        "headline": headline(model),
-        "certainty": certainty(model, confidence=answer.confidence),
-        "limit": limit(model),
-        "levers": [lever_text(lever) for lever in model.levers],
-        "levels": [(level, level_cells(level)) for level in model.levels],
-        "walls": [(bound, wall_cells(bound)) for bound in model.bounds],
-        "not_met": not_met_text(model),
-        "memory": memory_rows(model),
-        "latency": latency_rows(model),
-        "slices": [slice_cells(one) for one in model.open_loop],
-        "percentiles": [percentile_cells(level) for level in model.levels],
-        "figures": {name: Markup(text) for name, text in figures.items()},
-        "slug": slug(model.model),
-    }

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.levels.think_time import Active, Thinking, always
-from analysis.reading.rows import Floats, Ints
 from analysis.sizing.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
+from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import BlockLaw, Occupancy
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
 from analysis.walls.max_num_seqs import seats_wall
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request

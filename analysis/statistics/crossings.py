@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from analysis.levels.level import Level
-from analysis.reading.rows import Floats
+from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import Share
 
 MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it

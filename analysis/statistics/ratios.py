@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.statistics.samples import EFFECTIVE_FOR_P95, Clock, Floats, design_effect
+from analysis.statistics.arrays import Floats
+from analysis.statistics.samples import EFFECTIVE_FOR_P95, Clock, design_effect
 
 Bounds = Callable[[float], tuple[float, float]]
 """One-sided error -> lower and upper bound."""

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from analysis.statistics.arrays import Bools, Floats
 
 BATCHES = (8, 20)
 BATCH_LIFETIMES = 5.0

@@ -14,7 +14,8 @@ from analysis.levels.lengths import conversation_ids
 from analysis.levels.level import Level
 from analysis.levels.queues import seats_of
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Floats, Ints, Requests
+from analysis.reading.rows import Requests
+from analysis.statistics.arrays import Floats, Ints
 from analysis.virtual.crowd import Chatting, Service, Turn
 from analysis.virtual.service import play
 from loadtest.simulator.config import EngineConfig

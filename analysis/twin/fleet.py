@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from analysis.twin.maximum import EACH, FEWEST_REQUESTS, Limit, limit
 from analysis.virtual.crowd import Service
 from analysis.virtual.service import Seen, play
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 

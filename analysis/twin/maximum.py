@@ -14,7 +14,7 @@ from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP, Service, half_full
 from analysis.virtual.service import Seen, play
 from analysis.walls.eviction import FOUND_LIMIT
-from analysis.walls.placed import WallName
+from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 

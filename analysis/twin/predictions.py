@@ -97,7 +97,7 @@ def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
         models = ", ".join(group[0].info.model for group in groups)
         raise InputError(f"{options.run} holds runs of several models ({models}): name one run folder.")
     slo = slo_of(options, groups[0][-1].info)
-    runs = read_group(groups[0], bar)
+    runs = read_group(groups[0], bar.task)
     evidence = gather(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.reading.rows import Floats
+from analysis.statistics.arrays import Floats
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Arrival

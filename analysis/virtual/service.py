@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.reading.rows import Floats
+from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Crowd, Due, Service, Texts, replicas_of
 from loadtest.record import Slo
 from loadtest.simulator.requests import Lack, Request

@@ -9,7 +9,7 @@ from scipy import fft
 
 from analysis.levels.lengths import Pairs
 from analysis.levels.think_time import Active, always
-from analysis.reading.rows import Floats
+from analysis.statistics.arrays import Floats
 
 SMALLEST = 1e-9
 

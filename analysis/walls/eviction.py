@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special
 
 from analysis.levels.turns import Turns
-from analysis.reading.rows import Floats, Ints
+from analysis.statistics.arrays import Floats, Ints
 
 PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws
 INSTANTS, FEWEST_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off

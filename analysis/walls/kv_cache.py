@@ -10,7 +10,7 @@ from analysis.levels.lengths import Pairs
 from analysis.levels.level import Level, Pool
 from analysis.levels.step_time import Pace
 from analysis.levels.think_time import Thinking, active_of
-from analysis.reading.rows import Floats, Ints
+from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import SMALLEST, BlockLaw, Occupancy, block_law
 from analysis.walls.kv_shift import Seen, Shift, pressure_seen, shift_of, wall
 from analysis.walls.replay import replayed

@@ -3,18 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from analysis.levels.evidence import Evidence
-from analysis.reading.rows import Floats
+from analysis.statistics.arrays import Floats
 from analysis.statistics.crossings import Crossing
+from analysis.walls.names import Basis, WallName
 
-WallName = Literal[
-    "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
-]
-Basis = Literal["measured", "interpolated", "extrapolated", "model"]
 RESAMPLES, QUICK_RESAMPLES = 300, 100
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from analysis.levels.level import Level, Pool
 from analysis.levels.think_time import Thinking, thinking_of
 from analysis.levels.turns import Turns, reusable_tokens, turns_of
-from analysis.reading.rows import Floats
 from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
 from analysis.walls.eviction import FOUND_LIMIT, Eviction
 
