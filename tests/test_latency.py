@@ -8,7 +8,12 @@ from virtual_runs import level
 
 from analysis.levels import step_time as latency
 from analysis.levels.evidence import gather
+from analysis.levels.queues import seats_of
+from analysis.levels.think_time import Thinking, thinking_of
+from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
+from analysis.walls.max_num_seqs import seats_wall
+from analysis.walls.throughput import throughput_fall
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep
 
@@ -38,7 +43,7 @@ def miss_levels(rng, *, at, slope, users=(4, 8, 12, 16, 20, 24), n=400):
 
 
 def ttft_crossing(levels):
-    return latency.miss_crossing(levels, lambda one: one.ttft_miss, limit=0.05)
+    return miss_crossing(levels, lambda one: one.ttft_miss, limit=0.05)
 
 
 def test_the_crossing_of_misses_is_recovered():
@@ -105,9 +110,7 @@ def test_a_p95_places_the_crossing_inside_a_cliff():
         level(users, ttft_miss=Share(misses=missed, n=500), ttft=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
-    found = latency.p95_crossing(
-        levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=0.625
-    )
+    found = p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=0.625)
     assert found is not None
     assert found.x == pytest.approx(20.0)
 
@@ -118,7 +121,7 @@ def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
         level(users, ttft_miss=Share(misses=missed, n=1000), ttft=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
-    found = latency.p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=1.0)
+    found = p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=1.0)
     assert found is not None
     for error in (0.05, 0.3, 0.49):
         low, high = found.bound(error)
@@ -143,38 +146,38 @@ def test_untrusted_levels_are_never_fitted():
 def test_throughput_falls_only_when_it_is_sure():
     rates = ((8, 800.0), (16, 1500.0), (24, 1300.0))
     sure = [level(users, output_tok_s=rate, output_tok_se=10.0) for users, rate in rates]
-    assert latency.throughput_fall(sure) == (16, 24)
+    assert throughput_fall(sure) == (16, 24)
     unsure = [level(users, output_tok_s=rate, output_tok_se=150.0) for users, rate in rates]
-    assert latency.throughput_fall(unsure) is None
+    assert throughput_fall(unsure) is None
 
 
 def test_seats_are_the_wall_themselves_without_think_time():
-    assert latency.seats_wall(8, active=lambda _: 1.0) == 8.0
+    assert seats_wall(8, active=lambda _: 1.0) == 8.0
 
 
 def test_thinking_users_may_outnumber_the_seats():
-    found = latency.seats_wall(8, active=lambda _: 0.5)
+    found = seats_wall(8, active=lambda _: 0.5)
     queue = [latency._queue(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
     assert queue[0] <= 0.1 < queue[1]
 
 
 def test_seats_are_as_stated_or_as_seen():
-    assert latency.seats_of([level(4)], stated=None) is None
-    assert latency.seats_of([level(4)], stated=64) == 64
-    assert latency.seats_of([level(16, seats=8), level(20, seats=8)], stated=None) == 8
+    assert seats_of([level(4)], stated=None) is None
+    assert seats_of([level(4)], stated=64) == 64
+    assert seats_of([level(16, seats=8), level(20, seats=8)], stated=None) == 8
 
 
 def test_seats_are_seen_where_three_numbers_of_users_leave_equally_many_running():
     def seen(*most_running):
         levels = zip((19, 22, 26, 32), most_running, strict=False)
-        return latency.seats_of([level(users, most_running=most) for users, most in levels], stated=None)
+        return seats_of([level(users, most_running=most) for users, most in levels], stated=None)
 
     assert seen(17, 17, 17) == 17
     assert seen(17, 17) is None
     assert seen(17, 18, 17, 17) is None
     assert seen(None, 17, 17, 17) == 17
     near = [level(users, most_running=42) for users in (45, 48, 52)]  # prefill keeps the others waiting
-    assert latency.seats_of(near, stated=None) is None
+    assert seats_of(near, stated=None) is None
 
 
 def test_queues_for_seats_do_not_slow_the_steps_that_are_fitted():
@@ -187,20 +190,20 @@ def test_queues_for_seats_do_not_slow_the_steps_that_are_fitted():
 
 
 def test_the_share_of_users_in_flight_solves_littles_law():
-    thinking = latency.Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)
+    thinking = Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)
     for users in (1, 10, 50):
         p = thinking.active(users)
         response = 1.0 + 0.05 * p * users
         assert p == pytest.approx(response / (response + 2.0))
-    assert latency.Thinking(think_s=2.0, idle_s=1.0, slope_s=0.0).active(9) == pytest.approx(1 / 3)
+    assert Thinking(think_s=2.0, idle_s=1.0, slope_s=0.0).active(9) == pytest.approx(1 / 3)
 
 
 def test_think_time_is_read_off_the_levels():
     levels = []
     for users in (4, 8, 16):
-        p = latency.Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05).active(users)
+        p = Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05).active(users)
         levels.append(level(users, in_flight=users * p, e2e_mean_s=1.0 + 0.05 * users * p))
-    found = latency.thinking_of(levels)
+    found = thinking_of(levels)
     assert found is not None
     assert found.think_s == pytest.approx(2.0)
     assert found.slope_s == pytest.approx(0.05, rel=0.01)
@@ -212,7 +215,7 @@ def test_think_time_is_also_read_off_levels_whose_requests_wait():
         level(4, in_flight=1.0, e2e_mean_s=1.0, n=20),
         level(40, in_flight=30.0, e2e_mean_s=9.0, n=2000, **waiting),
     ]
-    found = latency.thinking_of(levels)
+    found = thinking_of(levels)
     assert found is not None
     assert found.think_s == pytest.approx(3.0)
     assert found.idle_s + found.slope_s == pytest.approx(1.0)  # of the free level alone

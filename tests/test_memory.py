@@ -11,12 +11,15 @@ from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 
 from analysis.levels import lengths as memory
 from analysis.levels.evidence import gather
+from analysis.levels.gauge import gauge_of
 from analysis.levels.lengths import Pairs
 from analysis.levels.level import Pool
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from analysis.walls.block_law import Occupancy, block_law
-from analysis.walls.kv_shift import Seen, Shift, wall
+from analysis.walls.kv_cache import _resampled, memory_wall
+from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, pressure_seen, shift_of, wall
+from analysis.walls.replay import replayed
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop
@@ -142,11 +145,11 @@ def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
     few = [Seen(users=18, preemptions=2 * formula * 100, finished=100, blocked=math.nan, scrapes=0.0)]
     none: list[Seen] = []
     sure, unsure, prior = (
-        memory.shift_of(occupancy, seen, SLO, near_users=17.0, prior=Shift()) for seen in (many, few, none)
+        shift_of(occupancy, seen, SLO, near_users=17.0, prior=Shift()) for seen in (many, few, none)
     )
     assert sure.preempted == pytest.approx(math.log(2), abs=0.15)
     assert prior.preempted < unsure.preempted < sure.preempted
-    assert prior.preempted == pytest.approx(memory.FORMULA_BIAS, abs=1e-6)
+    assert prior.preempted == pytest.approx(FORMULA_BIAS, abs=1e-6)
     assert sure.preempted_se < unsure.preempted_se < prior.preempted_se + 1e-9
     assert prior.levels == 0
 
@@ -155,17 +158,17 @@ def test_levels_that_queue_for_seats_do_not_move_the_formula():
     seated = level(20, seats=8)
     doubted = level(18, why_not=("late",))
     plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
-    found = memory.pressure_seen([seated, doubted, plain])
+    found = pressure_seen([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
     capped = level(22, most_running=8)
-    assert memory.pressure_seen([capped], seats=8) == []
-    assert [one.users for one in memory.pressure_seen([capped], seats=9)] == [22]
+    assert pressure_seen([capped], seats=8) == []
+    assert [one.users for one in pressure_seen([capped], seats=9)] == [22]
 
 
 def test_conversations_are_resampled_whole():
     rng = np.random.default_rng(0)
-    weight = memory._resampled(np.array([0, 0, 1, 1, 1, 2]), rng)
+    weight = _resampled(np.array([0, 0, 1, 1, 1, 2]), rng)
     assert weight[0] == weight[1]
     assert len(set(weight[2:5])) == 1
 
@@ -174,11 +177,11 @@ def test_the_interval_covers_the_wall_of_the_law_it_was_drawn_from():
     exact = Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127)
     pool, covered = Pool(blocks=127, block_tokens=32), 0
     rough = wall(exact, SLO, shift=Shift(), start=16)
-    engine = memory.replayed(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
+    engine = replayed(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
     truth = wall(exact, SLO, shift=engine, start=16)
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        found = memory.memory_wall(drawn_pairs(600, seed=100 + seed), pool, [], SLO, resamples=60, rng=rng)
+        found = memory_wall(drawn_pairs(600, seed=100 + seed), pool, [], SLO, resamples=60, rng=rng)
         low, high = np.quantile(found.draws, [0.05, 0.95])
         covered += low <= truth <= high
         assert high - low < 4.0
@@ -190,7 +193,7 @@ def test_the_servers_gauge_agrees_with_the_length_law(tmp_path):
     evidence = gather([read_run(find_runs(tmp_path / "r")[0])], slo=SLO)
     assert evidence.pairs is not None
     assert evidence.pool is not None
-    found = memory.gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=0)
+    found = gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=0)
     assert found is not None
     law = block_law(evidence.pairs, block_tokens=32)
     assert found.tokens_per_request == pytest.approx(law.mean * 32, rel=0.05)

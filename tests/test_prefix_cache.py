@@ -16,7 +16,7 @@ from analysis.twin.maximum import limit
 from analysis.virtual.crowd import Chatting, Service
 from analysis.virtual.service import play
 from analysis.walls import prefix_cache
-from analysis.walls.eviction import Eviction
+from analysis.walls.eviction import INSTANTS, Eviction, _TimeLine
 from analysis.walls.prefix_cache import Found, found_in
 from benchmarks.prefix_cache import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from loadtest.record import Slo
@@ -172,10 +172,10 @@ def chats(lengths, *, outputs=40, block_tokens=8, answers_cached=True, pauses_s=
 @pytest.mark.parametrize("answers_cached", [True, False])
 def test_blocks_touched_are_those_that_counting_finds(answers_cached):
     turns = chats([1, 2, 3, 5], answers_cached=answers_cached)
-    line = prefix_cache._TimeLine(turns, 2.0, np.random.default_rng(1), resample=False)
+    line = _TimeLine(turns, 2.0, np.random.default_rng(1), resample=False)
     within = np.array([0.0, 1.0, 4.0, 12.0, 40.0])
     total_s = float(line._end_s[-1])
-    now = np.linspace(40.0, total_s, prefix_cache.INSTANTS, endpoint=False)
+    now = np.linspace(40.0, total_s, INSTANTS, endpoint=False)
     counted = [_counted(line, turns, at, within) for at in now[::40]]
     assert line.touched(within)[::40] == pytest.approx(np.array(counted))
 

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from analysis.levels.open_loop import Slice
+from analysis.statistics.samples import Quantiles
 from analysis.walls.names import Basis, WallName
 from loadtest.record import Slo
 
@@ -69,15 +71,6 @@ class Latency(msgspec.Struct, kw_only=True, frozen=True):
     """Where output throughput reaches 90 % of its limit. Advisory."""
 
 
-class Percentiles(msgspec.Struct, kw_only=True, frozen=True):
-    """Null: too few effective samples to say."""
-
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
-    p95_interval: tuple[float, float] | None = None
-
-
 class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """What was seen at one number of users. Counts: n (ended), errors, cancelled."""
 
@@ -86,12 +79,12 @@ class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     in_flight: float
     n: int
     window_s: float
-    ttft_s: Percentiles
-    tpot_s: Percentiles
-    decode_tok_s: Percentiles
-    chunk_gap_s: Percentiles
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    decode_tok_s: Quantiles
+    chunk_gap_s: Quantiles
     gap_is_itl: bool
-    e2e_s: Percentiles
+    e2e_s: Quantiles
     output_tok_s: float
     goodput_rps: float
     kv_cache_usage: float | None
@@ -105,29 +98,6 @@ class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     cancelled: int
     trusted: bool
     why_not: list[str]
-
-
-class SliceAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """A slice of an open loop, `from_s` to `to_s` after its start. Percentiles are of the requests that were
-    due in it; null where they never had a first token."""
-
-    run_id: str
-    from_s: float
-    to_s: float
-    due: int
-    due_rps: float
-    ended_rps: float
-    in_flight: float
-    output_tok_s: float
-    due_to_sent_s: Percentiles
-    ttft_s: Percentiles
-    """From sent."""
-    due_ttft_s: Percentiles
-    """From due: scheduled TTFT."""
-    errors: int
-    cancelled: int
-    why_not: list[str]
-    """Why the load generator's times are not trusted; empty when they are."""
 
 
 class Lever(msgspec.Struct, kw_only=True, frozen=True):
@@ -161,7 +131,7 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     memory: Memory
     latency: Latency
     levels: list[LevelAnswer]
-    open_loop: list[SliceAnswer]
+    open_loop: list[Slice]
     """Empty unless requests came when they were due (`--arrivals`, `--trace`)."""
     levers: list[Lever]
     refused: bool

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from analysis.answers.capacity import Bound, Latency, LevelAnswer, Memory, ModelAnswer, Percentiles, Untouched
+from analysis.answers.capacity import Bound, Latency, LevelAnswer, Memory, ModelAnswer, Untouched
 from analysis.capacity.headline import CONFIDENCE, headline_of, refused_headline
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.options import options_of
@@ -14,7 +14,7 @@ from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
 from analysis.levels.think_time import Active
 from analysis.reading.runs import Run
-from analysis.statistics.samples import Quantiles, finite_or_none
+from analysis.statistics.samples import finite_or_none
 from analysis.walls.kv_cache import MemoryWall
 from analysis.walls.names import WallName
 from analysis.walls.placed import PlacedWall
@@ -142,10 +142,6 @@ def _latency_answer(evidence: Evidence) -> Latency:
     )
 
 
-def _percentiles(found: Quantiles) -> Percentiles:
-    return Percentiles(p50=found.p50, p95=found.p95, p99=found.p99, p95_interval=found.p95_interval)
-
-
 def _level_answer(level: Level) -> LevelAnswer:
     return LevelAnswer(
         users=level.users,
@@ -153,12 +149,12 @@ def _level_answer(level: Level) -> LevelAnswer:
         in_flight=level.in_flight,
         n=level.n,
         window_s=level.clock.window_s,
-        ttft_s=_percentiles(level.ttft),
-        tpot_s=_percentiles(level.tpot),
-        decode_tok_s=_percentiles(level.decode),
-        chunk_gap_s=_percentiles(level.gap),
+        ttft_s=level.ttft,
+        tpot_s=level.tpot,
+        decode_tok_s=level.decode,
+        chunk_gap_s=level.gap,
         gap_is_itl=level.gap_is_itl,
-        e2e_s=_percentiles(level.e2e),
+        e2e_s=level.e2e,
         output_tok_s=level.output_tok_s,
         goodput_rps=level.goodput_rps,
         kv_cache_usage=finite_or_none(level.kv_usage),

@@ -8,6 +8,7 @@ import numpy as np
 from analysis.answers.capacity import WALL_NAMES
 from analysis.levels.evidence import Evidence, gather
 from analysis.levels.gauge import Gauge, gauge_of
+from analysis.levels.level import load_points
 from analysis.reading.runs import Run
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.walls.errors import OVERLOAD_LIMIT
@@ -137,12 +138,14 @@ def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Place
     slo, levels = evidence.slo, evidence.levels
     crossings: dict[WallName, Crossing | None] = {
         "ttft": p95_crossing(
-            levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95, objective_s=slo.ttft_p95_s
+            load_points(levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95),
+            objective=slo.ttft_p95_s,
         ),
         "tpot": p95_crossing(
-            levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95, objective_s=slo.tpot_p95_s
+            load_points(levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95),
+            objective=slo.tpot_p95_s,
         ),
-        "errors": miss_crossing(levels, lambda level: level.overload, limit=OVERLOAD_LIMIT),
+        "errors": miss_crossing(load_points(levels, lambda level: level.overload), limit=OVERLOAD_LIMIT),
     }
     return [
         placed_at_crossing(name, evidence, crossing, rng)

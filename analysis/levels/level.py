@@ -1,6 +1,7 @@
 """TODO."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from analysis.levels import definitions as metrics
 from analysis.reading.rows import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
+from analysis.statistics.crossings import LoadPoint
 from analysis.statistics.samples import Clock, Quantiles, Share, quantiles, share
 from loadtest.record import Outcome, Slo
 
@@ -223,3 +225,16 @@ def _gap_quantiles(gap: Floats) -> Quantiles:
 def variation(values: Floats) -> float:
     known = values[~np.isnan(values)]
     return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan
+
+
+def load_points(
+    levels: Sequence[Level],
+    misses: Callable[[Level], Share],
+    p95: Callable[[Level], float | None] = lambda _: None,
+) -> list[LoadPoint]:
+    """The trusted levels, as what crosses a limit."""
+    return [
+        LoadPoint(users=level.users, misses=misses(level), batches=level.clock.batches, p95=p95(level))
+        for level in levels
+        if level.trusted
+    ]

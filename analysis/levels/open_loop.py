@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from analysis.answers.capacity import Percentiles, SliceAnswer
 from analysis.levels.level import tpot_of
 from analysis.levels.measure import in_flight_of
 from analysis.levels.trust import client_doubts
@@ -15,7 +15,7 @@ from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Clock, finite_or_none
+from analysis.statistics.samples import Clock, Quantiles, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 
 SLICES = 8
@@ -45,7 +45,30 @@ class Delays:
         return cls(due_to_sent_s=sent - due, ttft_s=first - sent, due_ttft_s=first - due)
 
 
-def slices_of(run: Run) -> list[SliceAnswer]:
+class Slice(msgspec.Struct, kw_only=True, frozen=True):
+    """A slice of an open loop, `from_s` to `to_s` after its start. Percentiles are of the requests that were
+    due in it; null where they never had a first token."""
+
+    run_id: str
+    from_s: float
+    to_s: float
+    due: int
+    due_rps: float
+    ended_rps: float
+    in_flight: float
+    output_tok_s: float
+    due_to_sent_s: Quantiles
+    ttft_s: Quantiles
+    """From sent."""
+    due_ttft_s: Quantiles
+    """From due: scheduled TTFT."""
+    errors: int
+    cancelled: int
+    why_not: list[str]
+    """Why the load generator's times are not trusted; empty when they are."""
+
+
+def slices_of(run: Run) -> list[Slice]:
     """Equal slices of the arrivals' time, at most SLICES, of at least SHORTEST_S. Empty in a closed loop."""
     arrivals = run.info.arrivals
     if arrivals is None or arrivals.end_unix_s <= arrivals.start_unix_s:
@@ -55,7 +78,7 @@ def slices_of(run: Run) -> list[SliceAnswer]:
     return [_slice(run, arrivals, float(a), float(b)) for a, b in itertools.pairwise(edges)]
 
 
-def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> SliceAnswer:
+def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slice:
     rows = run.requests
     begin, end = arrivals.start_unix_s + from_s, arrivals.start_unix_s + to_s
     due = (rows.scheduled_unix_s >= begin) & (rows.scheduled_unix_s < end)
@@ -63,7 +86,7 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
     ended = ended_inside(rows, clock)
     ours = rows.with_outcome(Outcome.CANCELLED)
     delays = Delays.of(rows, due)
-    return SliceAnswer(
+    return Slice(
         run_id=run.info.run_id,
         from_s=from_s,
         to_s=to_s,
@@ -81,13 +104,13 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
     )
 
 
-def _percentiles(values: Floats) -> Percentiles:
+def _percentiles(values: Floats) -> Quantiles:
     """Null where there is nothing, or where the percentile is of requests that never had a first token."""
     known = values[~np.isnan(values)]
     if not len(known):
-        return Percentiles()
+        return Quantiles()
     p50, p95, p99 = (float(q) for q in np.quantile(known, [0.5, 0.95, 0.99], method="inverted_cdf"))
-    return Percentiles(p50=finite_or_none(p50), p95=finite_or_none(p95), p99=finite_or_none(p99))
+    return Quantiles(p50=finite_or_none(p50), p95=finite_or_none(p95), p99=finite_or_none(p99))
 
 
 def _median_tpot(rows: Requests, chosen: Bools) -> float:

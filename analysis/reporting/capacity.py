@@ -9,15 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answers.capacity import (
-    WALL_NAMES,
-    Answer,
-    Bound,
-    LevelAnswer,
-    Lever,
-    ModelAnswer,
-    SliceAnswer,
-)
+from analysis.answers.capacity import WALL_NAMES, Answer, Bound, LevelAnswer, Lever, ModelAnswer
+from analysis.levels.open_loop import Slice
 from analysis.reporting.console import PLAIN_WIDTH, Output, grid, say, show_list, table
 from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.numbers import (
@@ -187,7 +180,7 @@ SLICE_COLUMNS = (
 )
 
 
-def slice_cells(one: SliceAnswer) -> list[str]:
+def slice_cells(one: Slice) -> list[str]:
     """In the order of SLICE_COLUMNS."""
     return [
         f"{one.from_s:.0f}–{one.to_s:.0f}",

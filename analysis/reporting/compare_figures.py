@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answers.capacity import LevelAnswer, Percentiles
+from analysis.answers.capacity import LevelAnswer
 from analysis.answers.compare import Comparison, Row, name_of
 from analysis.reporting.figure_style import BLUE, INK, MUTED, ORANGE, PAPER, beyond_text, in_milliseconds, svg
+from analysis.statistics.samples import Quantiles
 
 # Two runs side by side: the first is blue, the second orange.
 
@@ -82,7 +83,7 @@ def two_tpots(axes: Axes, found: Comparison) -> None:
 
 
 def _two(
-    axes: Axes, found: Comparison, of: Callable[[LevelAnswer], Percentiles], limit_s: float, title: str
+    axes: Axes, found: Comparison, of: Callable[[LevelAnswer], Quantiles], limit_s: float, title: str
 ) -> None:
     seen = [1e3 * limit_s]
     for answer, colour in zip(found.answers, (BLUE, ORANGE), strict=True):

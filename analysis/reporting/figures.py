@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer, Percentiles
+from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer
 from analysis.answers.sizing import Sizing
 from analysis.answers.twin import TwinAnswer
 from analysis.reporting.figure_style import (
@@ -26,6 +26,7 @@ from analysis.reporting.figure_style import (
     svg,
     thousands,
 )
+from analysis.statistics.samples import Quantiles
 from loadtest.record import Slo
 
 
@@ -164,7 +165,7 @@ def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
 
 
 def _latency(
-    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], Percentiles], limit_s: float, title: str
+    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], Quantiles], limit_s: float, title: str
 ) -> None:
     seen = [(level, of(level), of(level).p95) for level in answer.levels]
     known = [(level, found, 1e3 * p95) for level, found, p95 in seen if p95 is not None]

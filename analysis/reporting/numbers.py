@@ -1,9 +1,7 @@
 """TODO."""
 
-from analysis.answers.capacity import (
-    LevelAnswer,
-    Percentiles,
-)
+from analysis.answers.capacity import LevelAnswer
+from analysis.statistics.samples import Quantiles
 
 GIB = 2**30
 NONE = "–"
@@ -54,5 +52,5 @@ def percentile_cells(level: LevelAnswer) -> list[str]:
     ]
 
 
-def three_digits(found: Percentiles) -> str:
+def three_digits(found: Quantiles) -> str:
     return " / ".join(milliseconds(value) for value in (found.p50, found.p95, found.p99))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a share of misses, or a p95, crosses its limit as users grow, with bounds. Knows no server."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, special, stats
 
-from analysis.levels.level import Level
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import Share
 
@@ -24,56 +23,61 @@ class Crossing:
     bound: Callable[[float], tuple[float, float]]
     """One-sided error -> (lower, upper) bound on x."""
     between: tuple[int, int]
-    """The last level that held and the first that broke; (0, first) when none held."""
+    """The last users that held and the first that broke; (0, first) when none held."""
 
 
-def miss_crossing(
-    levels: Sequence[Level], share_of: Callable[[Level], Share], *, limit: float
-) -> Crossing | None:
-    """Crossing of an overdispersed logistic of the misses in ln users; None when no trusted level broke.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadPoint:
+    """What was seen at one number of users."""
 
-    The fit is local: levels within about a factor two of the bracket that isotonic regression finds. The
+    users: int
+    misses: Share
+    batches: int
+    """Independent batches that the misses' design effect was estimated from."""
+    p95: float | None = None
+    """None: too few effective samples to say, or not what the limit is about."""
+
+
+def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | None:
+    """Crossing of an overdispersed logistic of the misses in ln users; None when no point is past the limit.
+
+    The fit is local: points within about a factor two of the bracket that isotonic regression finds. The
     bounds are those of the profile likelihood in x, on effective sample sizes, widened by lack of fit and by
     Student's t for the design effect, which is estimated.
     """
-    known = [level for level in levels if level.trusted and share_of(level).n > 0]
+    known = sorted((point for point in points if point.misses.n > 0), key=lambda point: point.users)
     if not known:
         return None
-    known.sort(key=lambda level: level.users)
-    users = np.array([level.users for level in known], dtype=np.float64)
-    fraction = np.array([share_of(level).fraction for level in known])
-    requests = np.array([share_of(level).n for level in known], dtype=np.float64)
+    users = np.array([point.users for point in known], dtype=np.float64)
+    fraction = np.array([point.misses.fraction for point in known])
+    requests = np.array([point.misses.n for point in known], dtype=np.float64)
     bracket = _bracket(users, fraction, requests, limit)
     if bracket is None:
         return None
     near = (users >= bracket[0] / 2.1) & (users <= bracket[1] * 1.6)
-    # One design effect for all of them: a level of its own seems the surer the fewer misses it happens to
+    # One design effect for all of them: a point of its own seems the surer the fewer misses it happens to
     # have, and weights by that would pull the crossing up.
-    effect = np.array([share_of(level).effect for level in known])[near]
-    weight = np.array([level.clock.batches for level in known], dtype=np.float64)[near] - 1.0
+    effect = np.array([point.misses.effect for point in known])[near]
+    weight = np.array([point.batches for point in known], dtype=np.float64)[near] - 1.0
     freedom = float(weight @ effect) ** 2 / float(weight @ effect**2)  # Satterthwaite
     effective = requests[near] / float(np.average(effect, weights=weight))
     return _fit(users[near], fraction[near], effective, freedom, limit, bracket)
 
 
-def p95_crossing(
-    levels: Sequence[Level],
-    share_of: Callable[[Level], Share],
-    p95_of: Callable[[Level], float | None],
-    *,
-    objective_s: float,
-) -> Crossing | None:
-    """The same for a p95 objective, the point taken from the p95 itself: straight in ln users and ln seconds
-    between the last level that held and the first that broke. Shares of 0 and 1 say nothing of where between
-    two levels the crossing lies; the p95 does. The bounds stay those of the shares.
+def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:
+    """Where the p95 passes its objective, which is where more than one request in twenty misses it.
+
+    The point is taken from the p95 itself: straight in ln users and ln p95 between the last users that held
+    and the first that broke. Shares of 0 and 1 say nothing of where between two loads the crossing lies; the
+    p95 does. The bounds are those of `miss_crossing`.
     """
-    crossing = miss_crossing(levels, share_of, limit=MISS_LIMIT)
+    crossing = miss_crossing(points, limit=MISS_LIMIT)
     if crossing is None:
         return None
-    last, first = (_p95_at(levels, users, p95_of) for users in crossing.between)
-    if last is None or first is None or not last <= objective_s < first:
+    last, first = (_p95_at(points, users) for users in crossing.between)
+    if last is None or first is None or not last <= objective < first:
         return crossing
-    part = math.log(objective_s / last) / math.log(first / last)
+    part = math.log(objective / last) / math.log(first / last)
     low, high = crossing.bound(0.05)
     x = min(max(crossing.between[0] * (crossing.between[1] / crossing.between[0]) ** part, low), high)
 
@@ -84,9 +88,9 @@ def p95_crossing(
     return replace(crossing, x=x, bound=bound)
 
 
-def _p95_at(levels: Sequence[Level], users: int, p95_of: Callable[[Level], float | None]) -> float | None:
-    """Mean p95 of the trusted levels of so many users; None where one has too few requests to say."""
-    found = [p95_of(level) for level in levels if level.trusted and level.users == users]
+def _p95_at(points: Sequence[LoadPoint], users: int) -> float | None:
+    """Mean p95 of the points at so many users; None where one has too few requests to say."""
+    found = [point.p95 for point in points if point.users == users]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None
 

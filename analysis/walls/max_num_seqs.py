@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.levels.evidence import Evidence
-from analysis.levels.level import QUEUE_LIMIT
+from analysis.levels.level import QUEUE_LIMIT, load_points
 from analysis.statistics.crossings import logit, miss_crossing
 from analysis.walls.placed import (
     RESAMPLES,
@@ -44,7 +44,7 @@ def seats_placed(evidence: Evidence, seats: int, rng: np.random.Generator) -> Pl
     crossing = None
     if evidence.thinking is not None:
         levels = [level for level in evidence.levels if level.users > seats]
-        crossing = miss_crossing(levels, lambda level: level.queue, limit=QUEUE_LIMIT)
+        crossing = miss_crossing(load_points(levels, lambda level: level.queue), limit=QUEUE_LIMIT)
     if crossing is None or crossing.between[0] == 0:
         at = seats_wall(seats, active=evidence.active)
         if evidence.thinking is None:
