@@ -8,11 +8,12 @@ from virtual_runs import level
 
 from analysis.levels import step_time as latency
 from analysis.levels.evidence import gather
+from analysis.levels.level import load_points
 from analysis.levels.queues import seats_of
 from analysis.levels.think_time import Thinking, thinking_of
 from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
-from analysis.walls.max_num_seqs import seats_wall
+from analysis.walls.max_num_seqs import binomial_queue, seats_wall
 from analysis.walls.throughput import throughput_fall
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep
@@ -43,7 +44,7 @@ def miss_levels(rng, *, at, slope, users=(4, 8, 12, 16, 20, 24), n=400):
 
 
 def ttft_crossing(levels):
-    return miss_crossing(levels, lambda one: one.ttft_miss, limit=0.05)
+    return miss_crossing(load_points(levels, lambda one: one.ttft_miss), limit=0.05)
 
 
 def test_the_crossing_of_misses_is_recovered():
@@ -110,7 +111,9 @@ def test_a_p95_places_the_crossing_inside_a_cliff():
         level(users, ttft_miss=Share(misses=missed, n=500), ttft=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
-    found = p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=0.625)
+    found = p95_crossing(
+        load_points(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95), objective=0.625
+    )
     assert found is not None
     assert found.x == pytest.approx(20.0)
 
@@ -121,7 +124,9 @@ def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
         level(users, ttft_miss=Share(misses=missed, n=1000), ttft=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
-    found = p95_crossing(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95, objective_s=1.0)
+    found = p95_crossing(
+        load_points(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95), objective=1.0
+    )
     assert found is not None
     for error in (0.05, 0.3, 0.49):
         low, high = found.bound(error)
@@ -157,7 +162,7 @@ def test_seats_are_the_wall_themselves_without_think_time():
 
 def test_thinking_users_may_outnumber_the_seats():
     found = seats_wall(8, active=lambda _: 0.5)
-    queue = [latency._queue(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
+    queue = [binomial_queue(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
     assert queue[0] <= 0.1 < queue[1]
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 
-from analysis.levels import lengths as memory
 from analysis.levels.evidence import gather
 from analysis.levels.gauge import gauge_of
 from analysis.levels.lengths import Pairs
@@ -18,7 +17,7 @@ from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_cache import _resampled, memory_wall
-from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, pressure_seen, shift_of, wall
+from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, margins, pressure_seen, shift_of, wall
 from analysis.walls.replay import replayed
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
@@ -99,8 +98,8 @@ def test_the_wall_does_not_depend_on_where_the_search_starts(start):
     occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
     found = wall(occupancy, SLO, shift=NO_SHIFT, start=start)
     last = math.floor(found)
-    assert max(memory.margins(occupancy.at(last), SLO, shift=NO_SHIFT)) <= 0
-    assert max(memory.margins(occupancy.at(last + 1), SLO, shift=NO_SHIFT)) > 0
+    assert max(margins(occupancy.at(last), SLO, shift=NO_SHIFT)) <= 0
+    assert max(margins(occupancy.at(last + 1), SLO, shift=NO_SHIFT)) > 0
 
 
 def test_the_wall_is_where_the_engine_preempts_one_request_in_a_hundred():

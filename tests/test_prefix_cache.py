@@ -10,7 +10,7 @@ import pytest
 from analysis.capacity.answer import recommend
 from analysis.levels.evidence import gather
 from analysis.levels.level import Pool
-from analysis.levels.turns import Turns, turns_of
+from analysis.levels.turns import Turns, turns_of, uncut_weights
 from analysis.reading.runs import Run
 from analysis.twin.maximum import limit
 from analysis.virtual.crowd import Chatting, Service
@@ -212,10 +212,10 @@ def test_what_is_found_falls_from_all_to_nothing():
 def test_what_the_end_of_a_run_cut_stands_for_longer_ones():
     rng = np.random.default_rng(0)
     true, cut = rng.geometric(0.2, 20_000), rng.geometric(0.15, 20_000)
-    weight = prefix_cache._uncut(np.minimum(true, cut).astype(float), true <= cut)
+    weight = uncut_weights(np.minimum(true, cut).astype(float), true <= cut)
     assert weight.sum() == pytest.approx(1.0)
     assert float(weight @ np.minimum(true, cut)) == pytest.approx(5.0, rel=0.03)
-    assert prefix_cache._uncut(np.array([1.0, 2.0, 3.0]), np.array([True, False, True])) == pytest.approx(
+    assert uncut_weights(np.array([1.0, 2.0, 3.0]), np.array([True, False, True])) == pytest.approx(
         [1 / 3, 0.0, 2 / 3]
     )
 

@@ -15,6 +15,7 @@ from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
 from analysis.reporting import figures as plots
 from analysis.reporting.console import PLAIN_WIDTH
+from analysis.reporting.numbers import milliseconds, percent
 from loadtest.errors import InputError
 from loadtest.record import Slo
 
@@ -123,9 +124,9 @@ def test_gpu_memory_is_drawn_only_where_it_is_known(model):
 
 
 def test_missing_values_are_a_dash_and_small_ones_keep_their_digits():
-    assert report._ms(None) == "–"
-    assert report._ms(0.00123) == "1.2"
-    assert report._ms(1.5) == "1,500"
-    assert report._percent(None) == "–"
-    assert report._percent(0.0064) == "0.64 %"
-    assert report._percent(0.0) == "0 %"
+    assert milliseconds(None) == "–"
+    assert milliseconds(0.00123) == "1.2"
+    assert milliseconds(1.5) == "1,500"
+    assert percent(None) == "–"
+    assert percent(0.0064) == "0.64 %"
+    assert percent(0.0) == "0 %"

@@ -11,6 +11,7 @@ import pytest
 from analysis.levels.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
+from analysis.twin import predictions
 from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
 from analysis.twin.fleet import fleet
 from analysis.twin.maximum import limit
@@ -226,7 +227,7 @@ def test_the_command_fits_checks_and_predicts(folder: Path, capsys: pytest.Captu
 def test_what_if_moves_the_limit(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin, "DRAWS_PLAYED", 2)
+    monkeypatch.setattr(predictions, "DRAWS_PLAYED", 2)
     found = {}
     for name, flags in {
         "as it is": [],
@@ -248,7 +249,7 @@ def test_what_if_moves_the_limit(
 def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin, "DRAWS_PLAYED", 2)
+    monkeypatch.setattr(predictions, "DRAWS_PLAYED", 2)
     code, said, err = ask(
         *("--preset", "qwen3-1.7b-t4", "--prompt-tokens", "lognormal:400,0.6", "--output-tokens", "20-60"),
         *("--max-num-seqs", "16", "--users", "8", "--fleet-users", "5000", "--price-per-gpu-hour", "1.5"),

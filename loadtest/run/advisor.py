@@ -21,7 +21,7 @@ CONCLUDE_S = 15.0
 """How long the last answer may take, after the run."""
 END_S = 5.0
 """How long an advisor that fails may take to say why."""
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """Where `analysis` lies beside this package."""
 
 
