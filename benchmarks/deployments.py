@@ -46,7 +46,7 @@ class Deployment:
 def deployment(number: int) -> Deployment:
     """The same for the same number: a random model on a random GPU, with its pool cut to what a number of
     users between 7 and 60 needs, so that its wall can be known; lengths from narrow to heavy-tailed; some
-    with think times, a shared prefix, few seats; objectives from strict to loose."""
+    with think times, a shared prefix, few slots; objectives from strict to loose."""
     rng = random.Random(f"deployment/{number}")
     speed = _speed(rng)
     prompt, prompt_cv = _log_uniform(rng, 40, 800), rng.uniform(0.1, 1.0)
@@ -59,12 +59,12 @@ def deployment(number: int) -> Deployment:
     fit = _log_uniform(rng, 7, 60)
     shared = int(rng.uniform(0.3, 1.5) * prompt) // BLOCK_TOKENS * BLOCK_TOKENS if rng.random() < 0.2 else 0
     longest = int(pairs.sum(axis=1).max())
-    seats = max(round(fit * rng.uniform(0.5, 1.5)), 2) if rng.random() < 0.2 else 256
+    slots = max(round(fit * rng.uniform(0.5, 1.5)), 2) if rng.random() < 0.2 else 256
     engine = replace(
         speed,
         num_gpu_blocks=1 + -(-(shared + max(math.ceil(fit * held), longest)) // BLOCK_TOKENS),
         max_model_len=shared + longest,
-        max_num_seqs=seats,
+        max_num_seqs=slots,
         enable_prefix_caching=shared > 0,
     )
     step_s = engine.step_base_s + fit * (
@@ -100,7 +100,7 @@ def deployment(number: int) -> Deployment:
             "think_s": think_s,
             "step_s": step_s,
             "fit": fit,
-            "seats": seats,
+            "slots": slots,
         },
     )
 
@@ -261,9 +261,9 @@ class _Plays:
                 x = low + (high - low) * here[name] / (here[name] - there[name])
                 wall = name.partition(" ")[0]
                 found[wall] = min(found.get(wall, math.inf), x)
-        seats = self._one.service.engine.max_num_seqs
+        slots = self._one.service.engine.max_num_seqs
         if "max_num_seqs" in found and not self._one.traits["think_s"]:
-            found["max_num_seqs"] = float(seats)  # by definition: no queue by choice
+            found["max_num_seqs"] = float(slots)  # by definition: no queue by choice
         return found
 
 

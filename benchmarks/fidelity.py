@@ -44,7 +44,7 @@ from tests.real.vllm_env import BLOCK_SIZE, MODEL, start_vllm
 
 ROOT = Path(__file__).parents[1]
 SLO = Slo()
-BLOCKS, SEATS, BUDGET = 128, 64, 2048
+BLOCKS, SLOTS, BUDGET = 128, 64, 2048
 LEVEL_S, OPEN_S = 24.0, 30.0
 FOLDER = Path("build/fidelity")
 LENGTHS = ("--prompt-tokens", "lognormal:124,0.6", "--output-tokens", "lognormal:96,0.6")
@@ -86,7 +86,7 @@ class Server:
     """Flags of vLLM that the conditions differ in."""
 
     blocks: int = BLOCKS
-    seats: int = SEATS
+    slots: int = SLOTS
     budget: int = BUDGET
 
 
@@ -142,7 +142,7 @@ CONDITIONS = (
     Condition(name="knee", fitted=True, users=12),
     Condition(name="long prompts", fitted=True, users=4, load=LONG),
     Condition(name="light, open loop", fitted=False, trace=_csv(4.0, (124, 0.6), (96, 0.6))),
-    Condition(name="small max_num_seqs", fitted=False, server=Server(seats=8), users=16),
+    Condition(name="small max_num_seqs", fitted=False, server=Server(slots=8), users=16),
     Condition(name="knee, open loop", fitted=False, trace=_csv(9.0, (124, 0.6), (96, 0.6))),
     Condition(name="past the pool", fitted=False, users=22),
     Condition(name="heavy tails, open loop", fitted=False, trace=_csv(5.0, (124, 1.2), (96, 1.5))),
@@ -159,7 +159,7 @@ REPLICA_USERS = 36
 WHAT_IFS = (
     ("twice the pool", Server(blocks=2 * BLOCKS - 1), LENGTHS, 32),
     ("half the lengths", Server(), SHORT, 32),
-    ("max_num_seqs 8", Server(seats=8), LENGTHS, 24),
+    ("max_num_seqs 8", Server(slots=8), LENGTHS, 24),
 )
 
 
@@ -229,7 +229,7 @@ class Lab:
         self._started += 1
         with start_vllm(
             num_gpu_blocks_override=server.blocks,
-            max_num_seqs=server.seats,
+            max_num_seqs=server.slots,
             extra=[
                 *("--max-num-batched-tokens", str(server.budget), "--enable-prompt-tokens-details"),
                 # Without it vLLM refuses a token budget below the context.
@@ -266,7 +266,7 @@ def _calibrated(repeated: Sequence[Sequence[Run]]) -> Calibration:
     levels = [level for part in parts for level in part.levels]
     pairs = pairs_of(runs, block_tokens=BLOCK_SIZE)
     evidence = replace(parts[0], runs=runs, levels=levels, pairs=pairs)
-    flags = ServerFlags(max_num_seqs=SEATS, max_num_batched_tokens=BUDGET)
+    flags = ServerFlags(max_num_seqs=SLOTS, max_num_batched_tokens=BUDGET)
     return calibrate(evidence, levels, flags)
 
 
@@ -286,7 +286,7 @@ def _at(service: Service, server: Server) -> Service:
     longest = min(service.engine.max_model_len, (server.blocks - 1) * service.engine.block_size)
     return service.with_engine(
         num_gpu_blocks=server.blocks,
-        max_num_seqs=server.seats,
+        max_num_seqs=server.slots,
         max_num_batched_tokens=server.budget,
         max_model_len=longest,
     )

@@ -43,8 +43,8 @@ ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_name("data") / "real_truth.json"
 FOLDER = Path("build/real_truth").resolve()
 
-SEATS, CONTEXT = 64, 1024
-"""More seats than users, so that a queue is for blocks; a context that the smallest pool holds."""
+SLOTS, CONTEXT = 64, 1024
+"""More slots than users, so that a queue is for blocks; a context that the smallest pool holds."""
 STREAM_INTERVAL = 10
 """Tokens a chunk: with one the server's front end, in Python on one of two cores, is what holds up users, and
 those in it hold no blocks."""
@@ -156,7 +156,7 @@ def _server(deployment: Deployment, folder: Path) -> Iterator[str]:
         extra += ["--chat-template", str(template)]
     with vllm_env.start_vllm(
         num_gpu_blocks_override=deployment.blocks,
-        max_num_seqs=SEATS,
+        max_num_seqs=SLOTS,
         extra=extra,
         log=folder / "vllm.log",
     ) as server:
@@ -444,7 +444,7 @@ def _guidellm(deployment: Deployment, url: str, folder: Path, found: Json) -> Js
     backend = {"kind": "openai_http", "target": url, "model": vllm_env.MODEL, "extras": thinking_off}
     flags = {
         "--backend": json.dumps(backend),
-        "--profile": f"kind=goodput,max_streams={SEATS}",
+        "--profile": f"kind=goodput,max_streams={SLOTS}",
         "--metrics": json.dumps({"kind": "generative", "slo": {"ttft_ms": ttft_ms}}),
         "--constraint": f"kind=max_duration,seconds={PROBE_S}",
         "--tokenizer": f"kind=hf_auto,model={vllm_env.home() / 'model'}",

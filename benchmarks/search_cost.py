@@ -49,7 +49,7 @@ def measured(number: int) -> Row:
 
 def report(rows: Sequence[Row]) -> None:
     """Prints mean GPU time, in the time of UNIT on the same deployment, and error of ln x; and what bisection
-    would cost at our errors. Without deployments whose wall is the seats, which the usual methods do not see.
+    would cost at our errors. Without deployments whose wall is the slots, which the usual methods do not see.
     """
     print(f"search_cost: {len(rows)} deployments; GPU time in that of a {UNIT}; error: rms of ln(x / true x)")
     curve = []

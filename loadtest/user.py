@@ -18,7 +18,7 @@ from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
 """User numbers of different workers differ: worker index * this + a count."""
-FEWEST_STAGGER_S = 1.0
+MIN_STAGGER_S = 1.0
 
 
 class ChatUser(User):
@@ -48,7 +48,7 @@ class ChatUser(User):
             return LOOKAHEAD_S / 4
         if self._waits is None:
             self._waits = random.Random(f"waits/{meter.settings.seed}/{self.number}")
-            return self._waits.uniform(0, max(FEWEST_STAGGER_S, meter.settings.settle_s))
+            return self._waits.uniform(0, max(MIN_STAGGER_S, meter.settings.settle_s))
         return meter.think.draw(self._waits)
 
     @task

@@ -76,7 +76,7 @@ def test_the_same_rows_give_the_same_answer(memory_run, memory_answer):
     assert msgspec.json.encode(again) == msgspec.json.encode(memory_answer)
 
 
-def test_seats_bind_and_memory_is_left_to_the_formula(tmp_path):
+def test_slots_bind_and_memory_is_left_to_the_formula(tmp_path):
     write_run(tmp_path / "r", small_engine(max_num_seqs=8), Plan(levels=SWEEP))
     found = answer_for(tmp_path / "r")
     assert found.binding == "max_num_seqs"

@@ -34,7 +34,7 @@ from analysis.statistics.ratios import (
     quantile_ratio_bounds,
     ratio_bounds,
 )
-from analysis.statistics.samples import Clock
+from analysis.statistics.samples import Window
 from analysis.walls.block_law import block_law
 from benchmarks.gate import CHANGES, pair_of
 from loadtest.record import ArrivalsInfo, GpuInfo, RunInfo, ServerInfo, Slo
@@ -112,9 +112,9 @@ def test_open_ends_stay_open():
 
 
 def sample(values: np.ndarray) -> Sample:
-    clock = Clock(begin_unix_s=0.0, end_unix_s=100.0, lifetime_s=1.0)
+    window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
     at = np.linspace(0, 99.9, len(values))
-    return Sample(series=[Series(values=values, at_unix_s=at, clock=clock)])
+    return Sample(series=[Series(values=values, at_unix_s=at, window=window)])
 
 
 def test_bounds_on_a_ratio_of_p95s_cover_as_often_as_they_claim():

@@ -404,13 +404,13 @@ LENGTHS = st.tuples(st.integers(1, 40), st.integers(1, 24), st.integers(0, 40))
 @st.composite
 def deployments(draw: st.DrawFn) -> EngineConfig:
     block_size = draw(st.integers(1, 6))
-    seats = draw(st.integers(1, 6))
+    slots = draw(st.integers(1, 6))
     return config(
         block_size=block_size,
         max_model_len=64,
         num_gpu_blocks=1 + math.ceil(64 / block_size) + draw(st.integers(0, 40)),
-        max_num_seqs=seats,
-        max_num_batched_tokens=seats + draw(st.integers(0, 40)),
+        max_num_seqs=slots,
+        max_num_batched_tokens=slots + draw(st.integers(0, 40)),
         async_scheduling=draw(st.booleans()),
         enable_prefix_caching=draw(st.booleans()),
     )

@@ -9,11 +9,11 @@ from virtual_runs import level
 from analysis.levels import step_time as latency
 from analysis.levels.evidence import gather
 from analysis.levels.level import load_points
-from analysis.levels.queues import seats_of
+from analysis.levels.queues import slots_of
 from analysis.levels.think_time import Thinking, thinking_of
 from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
-from analysis.walls.max_num_seqs import binomial_queue, seats_wall
+from analysis.walls.max_num_seqs import binomial_queue, slots_wall
 from analysis.walls.throughput import throughput_fall
 from benchmarks.deployments import deployment
 from benchmarks.methods import sweep
@@ -156,36 +156,36 @@ def test_throughput_falls_only_when_it_is_sure():
     assert throughput_fall(unsure) is None
 
 
-def test_seats_are_the_wall_themselves_without_think_time():
-    assert seats_wall(8, active=lambda _: 1.0) == 8.0
+def test_slots_are_the_wall_themselves_without_think_time():
+    assert slots_wall(8, active=lambda _: 1.0) == 8.0
 
 
-def test_thinking_users_may_outnumber_the_seats():
-    found = seats_wall(8, active=lambda _: 0.5)
+def test_thinking_users_may_outnumber_the_slots():
+    found = slots_wall(8, active=lambda _: 0.5)
     queue = [binomial_queue(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
     assert queue[0] <= 0.1 < queue[1]
 
 
-def test_seats_are_as_stated_or_as_seen():
-    assert seats_of([level(4)], stated=None) is None
-    assert seats_of([level(4)], stated=64) == 64
-    assert seats_of([level(16, seats=8), level(20, seats=8)], stated=None) == 8
+def test_slots_are_as_stated_or_as_seen():
+    assert slots_of([level(4)], stated=None) is None
+    assert slots_of([level(4)], stated=64) == 64
+    assert slots_of([level(16, slots=8), level(20, slots=8)], stated=None) == 8
 
 
-def test_seats_are_seen_where_three_numbers_of_users_leave_equally_many_running():
+def test_slots_are_seen_where_three_numbers_of_users_leave_equally_many_running():
     def seen(*most_running):
         levels = zip((19, 22, 26, 32), most_running, strict=False)
-        return seats_of([level(users, most_running=most) for users, most in levels], stated=None)
+        return slots_of([level(users, most_running=most) for users, most in levels], stated=None)
 
     assert seen(17, 17, 17) == 17
     assert seen(17, 17) is None
     assert seen(17, 18, 17, 17) is None
     assert seen(None, 17, 17, 17) == 17
     near = [level(users, most_running=42) for users in (45, 48, 52)]  # prefill keeps the others waiting
-    assert seats_of(near, stated=None) is None
+    assert slots_of(near, stated=None) is None
 
 
-def test_queues_for_seats_do_not_slow_the_steps_that_are_fitted():
+def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():
     free = [level(n, output_tok_s=n / (0.01 + 0.001 * n)) for n in (4, 8)]
     queued = [
         level(n, in_flight=n, output_tok_s=400.0, most_running=17, blocked=Share(misses=0, n=50))

@@ -153,16 +153,16 @@ def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
     assert prior.levels == 0
 
 
-def test_levels_that_queue_for_seats_do_not_move_the_formula():
-    seated = level(20, seats=8)
+def test_levels_that_queue_for_slots_do_not_move_the_formula():
+    seated = level(20, slots=8)
     doubted = level(18, why_not=("late",))
     plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
     found = pressure_seen([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
     capped = level(22, most_running=8)
-    assert pressure_seen([capped], seats=8) == []
-    assert [one.users for one in pressure_seen([capped], seats=9)] == [22]
+    assert pressure_seen([capped], slots=8) == []
+    assert [one.users for one in pressure_seen([capped], slots=9)] == [22]
 
 
 def test_conversations_are_resampled_whole():

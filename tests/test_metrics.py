@@ -5,7 +5,7 @@ import pytest
 
 from analysis.levels import definitions as metrics
 from analysis.statistics import samples as stats
-from analysis.statistics.samples import Clock
+from analysis.statistics.samples import Window
 
 
 def test_ttft_counts_from_the_bytes_sent_to_the_first_chunk():
@@ -57,7 +57,7 @@ def test_tokens_arrive_evenly_between_first_and_last():
     assert metrics.tokens_by(99.0, **times) == pytest.approx([11.0])
 
 
-CLOCK = Clock(begin_unix_s=0.0, end_unix_s=200.0, lifetime_s=1.0)
+CLOCK = Window(begin_unix_s=0.0, end_unix_s=200.0, request_duration_s=1.0)
 
 
 def dependent(rng, *, n=2000, correlation=0.9):

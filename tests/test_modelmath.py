@@ -259,7 +259,7 @@ def test_the_sampling_peak_follows_the_sampler_of_the_version(
     assert peak / GIB == pytest.approx(logged_gib, abs=0.02)
 
 
-def test_with_few_seats_the_forward_is_the_activation_peak() -> None:
+def test_with_few_slots_the_forward_is_the_activation_peak() -> None:
     shape = parse_config(LLAMA31_8B)
     assert activation_bytes(shape, max_num_seqs=8, max_num_batched_tokens=8192) == 8192 * 59392 * 2
     # Of Mixtral on two H100 vLLM 0.19 logs 1.21 GiB, most of it the experts' workspace.

@@ -433,7 +433,7 @@ def test_clients_that_reset_in_the_middle_do_not_stop_the_engine(server: Server)
     assert server.answer(body())["choices"]
 
 
-def test_a_client_that_leaves_frees_its_seat(server: Server) -> None:
+def test_a_client_that_leaves_frees_its_slot(server: Server) -> None:
     connection = server.connect()
     connection.request("POST", "/v1/chat/completions", json.dumps(body(max_tokens=20000, stream=True)))
     response = connection.getresponse()

@@ -233,14 +233,14 @@ def test_what_if_moves_the_limit(
         "as it is": [],
         "twice the pool": ["--num-gpu-blocks", "319"],
         "fp8": ["--kv-cache-dtype", "fp8"],
-        "six seats": ["--max-num-seqs", "6"],
+        "six slots": ["--max-num-seqs", "6"],
         "half the lengths": ["--prompt-tokens", "lognormal:62,0.1", "--output-tokens", "lognormal:48,0.6"],
     }.items():
         words = [str(folder), "--no-async-scheduling", "--users", "2", "--format", "json", *flags]
         code, said, err = ask(*words, capsys=capsys)
         assert code == 0, err
         found[name] = json.loads(said)["limit"]["x"]
-    assert found["six seats"] == pytest.approx(6, abs=0.99)
+    assert found["six slots"] == pytest.approx(6, abs=0.99)
     assert found["twice the pool"] > 1.9 * found["as it is"]
     assert found["fp8"] > 1.9 * found["as it is"]
     assert found["half the lengths"] > 1.6 * found["as it is"]

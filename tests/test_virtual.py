@@ -133,8 +133,8 @@ def test_goes_on_where_it_stopped() -> None:
     assert len(pieces.traces[0].requests) == 200
 
 
-def test_who_waits_for_a_seat_is_counted_as_a_step_begins() -> None:
-    """After a step's endings all seats are hardly ever taken: one in two ends at each of these steps."""
+def test_who_waits_for_a_slot_is_counted_as_a_step_begins() -> None:
+    """After a step's endings all slots are hardly ever taken: one in two ends at each of these steps."""
     engine = replace(CONFIG, max_num_seqs=4)
     chatting = Chatting(conversations=[[(4, 2)]], pauses_s=np.array([0.001]))
     seen = [

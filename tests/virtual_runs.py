@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from analysis.levels.level import Level
-from analysis.statistics.samples import Clock, Quantiles, Share
+from analysis.statistics.samples import Quantiles, Share, Window
 from loadtest.record import (
     RUN_FILE,
     SERVER_FILE,
@@ -224,11 +224,11 @@ def _info(
 
 def level(users: int, **changes: object) -> Level:
     """A trusted level whose requests take a second; `changes` set its fields."""
-    clock = Clock(begin_unix_s=0.0, end_unix_s=100.0, lifetime_s=1.0)
+    window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
     values: dict[str, object] = {
         "users": users,
         "run_id": "run",
-        "clock": clock,
+        "window": window,
         "n": 100 * users,
         "cancelled": 0,
         "errors": 0,
@@ -253,7 +253,7 @@ def level(users: int, **changes: object) -> Level:
         "finished": 100 * users,
         "blocked": None,
         "queue": Share(misses=0, n=100),
-        "seats": None,
+        "slots": None,
         "most_running": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),

@@ -148,7 +148,7 @@ def _level_answer(level: Level) -> LevelAnswer:
         run_id=level.run_id,
         in_flight=level.in_flight,
         n=level.n,
-        window_s=level.clock.window_s,
+        window_s=level.window.length_s,
         ttft_s=level.ttft,
         tpot_s=level.tpot,
         decode_tok_s=level.decode,

@@ -13,7 +13,7 @@ from analysis.reading.runs import Run
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.walls.errors import OVERLOAD_LIMIT
 from analysis.walls.kv_cache import MemoryWall, memory_wall
-from analysis.walls.max_num_seqs import seats_placed
+from analysis.walls.max_num_seqs import slots_placed
 from analysis.walls.names import WallName
 from analysis.walls.placed import (
     QUICK_RESAMPLES,
@@ -85,7 +85,7 @@ def _memory_wall(
         evidence.slo,
         thinking=evidence.thinking,
         pace=None if quick else evidence.pace,
-        seats=evidence.seats,
+        slots=evidence.slots,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,
@@ -129,8 +129,8 @@ def _stands(
     fall = throughput_fall(evidence.levels)
     if fall is not None:
         found.append(placed_between("throughput", evidence, fall, rng))
-    if evidence.seats is not None:
-        found.append(seats_placed(evidence, evidence.seats, rng))
+    if evidence.slots is not None:
+        found.append(slots_placed(evidence, evidence.slots, rng))
     return found
 
 

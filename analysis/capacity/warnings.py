@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.answers.capacity import WALL_NAMES
 from analysis.capacity.headline import REACH
-from analysis.levels.evidence import FEWEST_PAIRS, Evidence
+from analysis.levels.evidence import MIN_PAIRS, Evidence
 from analysis.levels.gauge import Gauge
 from analysis.levels.level import Level
 from analysis.levels.measure import output_cv
@@ -60,7 +60,7 @@ def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[str]:
         )
     elif evidence.pairs is None:
         found.append(
-            f"The memory wall is missing: fewer than {FEWEST_PAIRS} finished requests carried token counts."
+            f"The memory wall is missing: fewer than {MIN_PAIRS} finished requests carried token counts."
         )
     elif evidence.pool.engines > 1:
         found.append(

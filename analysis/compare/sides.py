@@ -98,9 +98,9 @@ def _latencies(side: Deployment, users: int, of: Callable[[Requests], Floats]) -
     for level in side.at(users):
         rows = by_run[level.run_id]
         values = of(rows)
-        kept = rows.ok & ended_inside(rows, level.clock) & ~np.isnan(values)
+        kept = rows.ok & ended_inside(rows, level.window) & ~np.isnan(values)
         if kept.sum() >= 2:
-            found.append(Series(values=values[kept], at_unix_s=rows.end_unix_s[kept], clock=level.clock))
+            found.append(Series(values=values[kept], at_unix_s=rows.end_unix_s[kept], window=level.window))
     return Sample(series=found) if found else None
 
 
@@ -115,15 +115,15 @@ def _decode(rows: Requests) -> Floats:
 def throughput(side: Deployment, users: int) -> Quantity | None:
     """Mean over the levels of so many users, weighted by their windows."""
     levels = side.at(users)
-    window_s = sum(level.clock.window_s for level in levels)
+    window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.output_tok_s > 0 for level in levels):
         return None
-    weights = [level.clock.window_s / window_s for level in levels]
+    weights = [level.window.length_s / window_s for level in levels]
     pairs = list(zip(weights, levels, strict=True))
     return estimate(
         sum(weight * level.output_tok_s for weight, level in pairs),
         se=math.hypot(*(weight * level.output_tok_se for weight, level in pairs)),
-        freedom=sum(level.clock.batches - 1 for level in levels),
+        freedom=sum(level.window.batches - 1 for level in levels),
     )
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from analysis.levels.lengths import Pairs, pairs_of
 from analysis.levels.level import Context, Level, Pool
 from analysis.levels.measure import levels_of
-from analysis.levels.queues import seats_of
+from analysis.levels.queues import slots_of
 from analysis.levels.step_time import Pace, pace_of
 from analysis.levels.think_time import Active, Thinking, active_of, thinking_of
 from analysis.reading.runs import Run
 from loadtest.record import Slo
 
-FEWEST_PAIRS = 100
+MIN_PAIRS = 100
 VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 
 
@@ -52,11 +52,11 @@ class Evidence:
         )
 
     @property
-    def seats(self) -> int | None:
+    def slots(self) -> int | None:
         """max_num_seqs of all engines together, as stated or as seen."""
         stated = self.runs[-1].info.server.max_num_seqs
         engines = self.pool.engines if self.pool else 1
-        return seats_of(self.levels, stated=stated * engines if stated else None)
+        return slots_of(self.levels, stated=stated * engines if stated else None)
 
     @property
     def open_loop(self) -> bool:
@@ -79,7 +79,7 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     return Evidence(
         runs=runs,
         levels=levels,
-        pairs=pairs if len(pairs) >= FEWEST_PAIRS else None,
+        pairs=pairs if len(pairs) >= MIN_PAIRS else None,
         pool=pool,
         thinking=thinking,
         slo=slo,

@@ -56,7 +56,7 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: in
     inside = np.zeros(len(unix), dtype=np.bool_)
     for level in levels:
         if level.run_id == run.info.run_id:
-            inside |= (unix >= level.clock.begin_unix_s) & (unix <= level.clock.end_unix_s)
+            inside |= (unix >= level.window.begin_unix_s) & (unix <= level.window.end_unix_s)
     inside &= (run.server.running > 0) & ~np.isnan(run.server.kv_cache_usage)
     shared = shared_prefix // pool.block_tokens * pool.block_tokens
     rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens, shared=shared)

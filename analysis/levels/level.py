@@ -10,11 +10,11 @@ from analysis.levels import definitions as metrics
 from analysis.reading.rows import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.crossings import LoadPoint
-from analysis.statistics.samples import Clock, Quantiles, Share, quantiles, share
+from analysis.statistics.samples import Quantiles, Share, Window, quantiles, share
 from loadtest.record import Outcome, Slo
 
 OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
-QUEUE_LIMIT = 0.1  # share of time with a queue for seats that is a wall
+QUEUE_LIMIT = 0.1  # share of time with a queue for slots that is a wall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Level:
 
     users: int
     run_id: str
-    clock: Clock
+    window: Window
     n: int
     """Requests that ended in the window, whatever their outcome, ours-cancelled left out."""
     cancelled: int
@@ -80,8 +80,8 @@ class Level:
     blocked: Share | None
     """Scrapes in which a request waited for KV blocks."""
     queue: Share
-    """Scrapes in which a request waited while the pool had room: for a seat, where there are `seats`."""
-    seats: int | None
+    """Scrapes in which a request waited while the pool had room: for a slot, where there are `slots`."""
+    slots: int | None
     """`max_num_seqs`, where running stood flat at it with a queue and room in the pool."""
     most_running: int | None
     """Of requests, where the pool had room and others waited."""
@@ -110,8 +110,8 @@ def known_fraction(events: Bools, values: Floats) -> float:
     return float(events[known].mean()) if known.any() else math.nan
 
 
-def window_mean(unix_s: Floats, values: Floats, clock: Clock) -> float:
-    return known_mean(values[(unix_s >= clock.begin_unix_s) & (unix_s <= clock.end_unix_s)])
+def window_mean(unix_s: Floats, values: Floats, window: Window) -> float:
+    return known_mean(values[(unix_s >= window.begin_unix_s) & (unix_s <= window.end_unix_s)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -136,7 +136,7 @@ class RowFigures:
     output_cv: float
 
     @classmethod
-    def of(cls, rows: Requests, ended: Bools, ours: Bools, clock: Clock, slo: Slo) -> "RowFigures":
+    def of(cls, rows: Requests, ended: Bools, ours: Bools, window: Window, slo: Slo) -> "RowFigures":
         """ended: not cancelled by us; ours: cancelled by us. Both ended in the window, shape (n,)."""
         times = _Times.of(rows)
         index = np.flatnonzero(ended)
@@ -152,15 +152,15 @@ class RowFigures:
             errors=int((~ok).sum()),
             client_errors=int((ended & rows.with_outcome(Outcome.CONNECT_ERROR, Outcome.TIMEOUT)).sum()),
             e2e_mean_s=known_mean(e2e[ok]),
-            e2e=quantiles(e2e[ok], at[ok], clock),
-            ttft=quantiles(ttft[ok], at[ok], clock),
-            tpot=quantiles(tpot[ok], at[ok], clock),
-            decode=quantiles(metrics.decode_tok_s(tpot[ok]), at[ok], clock),
+            e2e=quantiles(e2e[ok], at[ok], window),
+            ttft=quantiles(ttft[ok], at[ok], window),
+            tpot=quantiles(tpot[ok], at[ok], window),
+            decode=quantiles(metrics.decode_tok_s(tpot[ok]), at[ok], window),
             gap=_gap_quantiles(gap),
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
-            ttft_miss=_ttft_share(late, ttft, at, times.ttft_so_far_s[ours], slo, clock),
-            tpot_miss=share(slow[counted], tpot[counted], at[counted], clock),
-            overload=share(overload, e2e, at, clock),
+            ttft_miss=_ttft_share(late, ttft, at, times.ttft_so_far_s[ours], slo, window),
+            tpot_miss=share(slow[counted], tpot[counted], at[counted], window),
+            overload=share(overload, e2e, at, window),
             good=int((ok & ~late & ~slow).sum()),
             output_cv=variation(rows.output_tokens[index[ok]]),
         )
@@ -200,10 +200,10 @@ def tpot_of(rows: Requests) -> Floats:
 
 
 def _ttft_share(
-    late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, clock: Clock
+    late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
 ) -> Share:
     """Misses of the TTFT objective; one that we cancelled is a miss if it was late already, else censored."""
-    base = share(late, ttft, at, clock)
+    base = share(late, ttft, at, window)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
     return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)
 
@@ -234,7 +234,7 @@ def load_points(
 ) -> list[LoadPoint]:
     """The trusted levels, as what crosses a limit."""
     return [
-        LoadPoint(users=level.users, misses=misses(level), batches=level.clock.batches, p95=p95(level))
+        LoadPoint(users=level.users, misses=misses(level), batches=level.window.batches, p95=p95(level))
         for level in levels
         if level.trusted
     ]

@@ -7,17 +7,17 @@ import numpy as np
 
 from analysis.levels import definitions as metrics
 from analysis.levels.level import Context, Level, RowFigures, known_fraction, known_mean, variation
-from analysis.levels.queues import blocked_share, most_running_seen, queue_share, seats_seen
+from analysis.levels.queues import blocked_share, most_running_seen, queue_share, slots_seen
 from analysis.levels.trust import TrustGates
 from analysis.levels.window import begin_unix_s, ended_inside, means_by_worker, steady_window, worst_worker
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Clock
+from analysis.statistics.samples import Window
 from loadtest.record import Outcome
 
 LOCKSTEP_CV = 0.1
-FEWEST_TOKENS = 1000
+MIN_TOKENS = 1000
 UNDER_WAY_LIVES = 4.0  # mean response times after which nearly every request has ended
 
 
@@ -40,7 +40,7 @@ def token_miscount(run: Run) -> float:
     if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
         return math.nan
     ours = float(rows.tokens.sum())
-    return float(known[-1] - known[0]) / ours - 1.0 if ours >= FEWEST_TOKENS else math.nan
+    return float(known[-1] - known[0]) / ours - 1.0 if ours >= MIN_TOKENS else math.nan
 
 
 def _number(value: object, default: float) -> float:
@@ -48,30 +48,30 @@ def _number(value: object, default: float) -> float:
 
 
 def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, float], miscount: float) -> Level:
-    clock, steady = steady_window(run, plateau)
+    window, steady = steady_window(run, plateau)
     rows = run.requests
-    inside = ended_inside(rows, clock)
+    inside = ended_inside(rows, window)
     ours = rows.with_outcome(Outcome.CANCELLED)
-    seen = RowFigures.of(rows, inside & ~ours, inside & ours, clock, context.slo)
-    scrapes = (run.server.unix_s >= clock.begin_unix_s) & (run.server.unix_s <= clock.end_unix_s)
-    in_flight = in_flight_of(run, clock)
-    lag = worst_worker(run, run.client.loop_lag_s, clock)
+    seen = RowFigures.of(rows, inside & ~ours, inside & ours, window, context.slo)
+    scrapes = (run.server.unix_s >= window.begin_unix_s) & (run.server.unix_s <= window.end_unix_s)
+    in_flight = in_flight_of(run, window)
+    lag = worst_worker(run, run.client.loop_lag_s, window)
     most_running = most_running_seen(run.server, scrapes, context)
-    seats = seats_seen(run.server, scrapes, context, users, most_running)
+    slots = slots_seen(run.server, scrapes, context, users, most_running)
     gates = TrustGates(
         run=run,
         context=context,
         users=users,
-        clock=clock,
+        window=window,
         seen=seen,
         in_flight=in_flight,
         miscount=miscount,
     )
-    tokens, tokens_se = _output_rate(rows, clock)
+    tokens, tokens_se = _output_rate(rows, window)
     return Level(
         users=users,
         run_id=run.info.run_id,
-        clock=clock,
+        window=window,
         n=seen.n,
         cancelled=seen.cancelled,
         errors=seen.errors,
@@ -88,56 +88,56 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         overload=seen.overload,
         output_tok_s=tokens,
         output_tok_se=tokens_se,
-        goodput_rps=seen.good / clock.window_s,
+        goodput_rps=seen.good / window.length_s,
         running=known_mean(run.server.running[scrapes]),
         kv_usage=known_mean(run.server.kv_cache_usage[scrapes]),
         waiting_fraction=known_fraction(run.server.waiting[scrapes] > 0, run.server.waiting[scrapes]),
-        preemptions=_growth(run.server.unix_s, run.server.preemptions_total, clock),
+        preemptions=_growth(run.server.unix_s, run.server.preemptions_total, window),
         finished=int((inside & rows.ok).sum()),
-        blocked=blocked_share(run.server, scrapes, context, clock, seats),
-        queue=queue_share(run.server, scrapes, context, clock),
-        seats=seats,
+        blocked=blocked_share(run.server, scrapes, context, window, slots),
+        queue=queue_share(run.server, scrapes, context, window),
+        slots=slots,
         most_running=most_running,
-        prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, clock),
+        prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, window),
         vram_bytes=known_mean(run.server.vram_used_bytes[scrapes]),
         lag_s=lag,
         why_not=tuple(gates.reasons(steady=steady)),
     )
 
 
-def _growth(unix_s: Floats, counter: Floats, clock: Clock) -> float:
+def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
     """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
     known = ~np.isnan(counter)
     at, value = unix_s[known], counter[known]
-    gap = 0.2 * clock.window_s
-    if len(at) < 2 or at[0] > clock.begin_unix_s + gap or at[-1] < clock.end_unix_s - gap:
+    gap = 0.2 * window.length_s
+    if len(at) < 2 or at[0] > window.begin_unix_s + gap or at[-1] < window.end_unix_s - gap:
         return math.nan
-    ends = np.interp([clock.begin_unix_s, clock.end_unix_s], at, value)
+    ends = np.interp([window.begin_unix_s, window.end_unix_s], at, value)
     return float(ends[1] - ends[0])
 
 
-def _prefix_hit_rate(run: Run, ended: Bools, clock: Clock) -> float:
+def _prefix_hit_rate(run: Run, ended: Bools, window: Window) -> float:
     """By the server's counters, else by the usage of the requests that ended; nan where neither says."""
     server, rows = run.server, run.requests
-    queries = _growth(server.unix_s, server.prefix_cache_queries_total, clock)
+    queries = _growth(server.unix_s, server.prefix_cache_queries_total, window)
     if queries > 0:
-        return _growth(server.unix_s, server.prefix_cache_hits_total, clock) / queries
+        return _growth(server.unix_s, server.prefix_cache_hits_total, window) / queries
     told = ended & ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
     return float(rows.cached_tokens[told].sum() / rows.prompt_tokens[told].sum()) if told.any() else math.nan
 
 
-def in_flight_of(run: Run, clock: Clock) -> float:
+def in_flight_of(run: Run, window: Window) -> float:
     """Requests in flight, mean over the window. A run that goes on, or was killed, has no rows yet of what is
     under way; there the load generator's own count, once a second, says more."""
-    rows, window = run.requests, (clock.begin_unix_s, clock.end_unix_s)
-    ended = metrics.mean_in_flight(begin_unix_s=begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=window)
-    known_until = float(rows.end_unix_s.max(initial=0.0)) - UNDER_WAY_LIVES * clock.lifetime_s
-    if run.info.ended_unix_s is not None or clock.end_unix_s < known_until:
+    rows, span = run.requests, (window.begin_unix_s, window.end_unix_s)
+    ended = metrics.mean_in_flight(begin_unix_s=begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=span)
+    known_until = float(rows.end_unix_s.max(initial=0.0)) - UNDER_WAY_LIVES * window.request_duration_s
+    if run.info.ended_unix_s is not None or window.end_unix_s < known_until:
         return ended
-    return max(ended, sum(means_by_worker(run, run.client.in_flight, clock)))
+    return max(ended, sum(means_by_worker(run, run.client.in_flight, window)))
 
 
-def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
+def _output_rate(rows: Requests, window: Window) -> tuple[float, float]:
     """Output tokens a second inside the window, and its standard error by batches."""
     tokens = rows.tokens
     some = rows.chunks > 0
@@ -145,7 +145,7 @@ def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
         (rows.start_unix_s + rows.first_chunk_s)[some],
         (rows.start_unix_s + rows.last_chunk_s)[some],
     )
-    edges = np.linspace(clock.begin_unix_s, clock.end_unix_s, clock.batches + 1)
+    edges = np.linspace(window.begin_unix_s, window.end_unix_s, window.batches + 1)
     near = (last >= edges[0]) & (first <= edges[-1])
     by = [
         metrics.tokens_by(
@@ -153,8 +153,8 @@ def _output_rate(rows: Requests, clock: Clock) -> tuple[float, float]:
         ).sum()
         for edge in edges
     ]
-    rates = np.diff(by) * clock.batches / clock.window_s
-    return float(rates.mean()), float(rates.std(ddof=1) * math.sqrt(clock.short_batches / clock.batches))
+    rates = np.diff(by) * window.batches / window.length_s
+    return float(rates.mean()), float(rates.std(ddof=1) * math.sqrt(window.short_batches / window.batches))
 
 
 def output_cv(runs: Sequence[Run]) -> float:

@@ -15,7 +15,7 @@ from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Clock, Quantiles, finite_or_none
+from analysis.statistics.samples import Quantiles, Window, finite_or_none
 from loadtest.record import ArrivalsInfo, Outcome
 
 SLICES = 8
@@ -82,8 +82,8 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
     rows = run.requests
     begin, end = arrivals.start_unix_s + from_s, arrivals.start_unix_s + to_s
     due = (rows.scheduled_unix_s >= begin) & (rows.scheduled_unix_s < end)
-    clock = Clock(begin_unix_s=begin, end_unix_s=end, lifetime_s=1.0)
-    ended = ended_inside(rows, clock)
+    window = Window(begin_unix_s=begin, end_unix_s=end, request_duration_s=1.0)
+    ended = ended_inside(rows, window)
     ours = rows.with_outcome(Outcome.CANCELLED)
     delays = Delays.of(rows, due)
     return Slice(
@@ -93,14 +93,14 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
         due=int(due.sum()),
         due_rps=int(due.sum()) / (to_s - from_s),
         ended_rps=int((ended & ~ours).sum()) / (to_s - from_s),
-        in_flight=in_flight_of(run, clock),
+        in_flight=in_flight_of(run, window),
         output_tok_s=float(rows.tokens[ended].sum()) / (to_s - from_s),
         due_to_sent_s=_percentiles(delays.due_to_sent_s),
         ttft_s=_percentiles(delays.ttft_s),
         due_ttft_s=_percentiles(delays.due_ttft_s),
         errors=int((due & ~rows.ok & ~ours).sum()),
         cancelled=int((due & ours).sum()),
-        why_not=client_doubts(run, clock, tpot_s=_median_tpot(rows, due)),
+        why_not=client_doubts(run, window, tpot_s=_median_tpot(rows, due)),
     )
 
 

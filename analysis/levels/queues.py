@@ -8,15 +8,15 @@ import numpy as np
 from analysis.levels.level import QUEUE_LIMIT, Context, Level, known_mean
 from analysis.reading.rows import Server
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Clock, Share, design_effect
+from analysis.statistics.samples import Share, Window, design_effect
 
-FEWEST_QUEUES = 8  # scrapes
+MIN_QUEUES = 8  # scrapes
 ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
 AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/coverage.py names the walls
 
 
 def blocked_share(
-    server: Server, scrapes: Bools, context: Context, clock: Clock, seats: int | None
+    server: Server, scrapes: Bools, context: Context, window: Window, slots: int | None
 ) -> Share | None:
     """Scrapes in which a request waited for blocks; a queue while any prompt would fit is not that."""
     usage = server.kv_cache_usage[scrapes]
@@ -27,15 +27,15 @@ def blocked_share(
     if not known.any():
         return None
     room = _room(context, server.running[scrapes])
-    blocked = (waiting[known] > 0) & (usage[known] >= room) & (seats is None)
-    return _share_of_scrapes(blocked, server.unix_s[scrapes][known], clock)
+    blocked = (waiting[known] > 0) & (usage[known] >= room) & (slots is None)
+    return _share_of_scrapes(blocked, server.unix_s[scrapes][known], window)
 
 
-def _share_of_scrapes(events: Bools, at_unix_s: Floats, clock: Clock) -> Share:
+def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> Share:
     """What is a response time apart is independent at best."""
     effect = max(
-        design_effect(events.astype(np.float64), at_unix_s, clock),
-        len(events) * clock.lifetime_s / clock.window_s,
+        design_effect(events.astype(np.float64), at_unix_s, window),
+        len(events) * window.request_duration_s / window.length_s,
     )
     return Share(misses=int(events.sum()), n=len(events), effect=float(effect))
 
@@ -55,13 +55,13 @@ def _queues_with_room(server: Server, scrapes: Bools, context: Context) -> Bools
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
-def queue_share(server: Server, scrapes: Bools, context: Context, clock: Clock) -> Share:
+def queue_share(server: Server, scrapes: Bools, context: Context, window: Window) -> Share:
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)
-    return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], clock)
+    return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
 
 
-def seats_seen(server: Server, scrapes: Bools, context: Context, users: int, top: int | None) -> int | None:
+def slots_seen(server: Server, scrapes: Bools, context: Context, users: int, top: int | None) -> int | None:
     """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
     maximum or as far below as a step's endings explain, because the gauge is read after them.
 
@@ -80,7 +80,7 @@ def most_running_seen(server: Server, scrapes: Bools, context: Context) -> int |
     """Of requests, where one in ten scrapes of a queue with room shows so many."""
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
-    if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < FEWEST_QUEUES:
+    if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < MIN_QUEUES:
         return None
     top = float(np.nanmax(running[waiting > 0]))
     return round(top) if float(np.mean(running[queue] == top)) >= AT_TOP else None
@@ -95,13 +95,13 @@ def _endings(context: Context, running: Floats) -> float:
 ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
 
 
-def seats_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
+def slots_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
     numbers of users, a third apart, left equally many running, with queues and room."""
     if stated is not None:
         return stated
     trusted = [level for level in levels if level.trusted]
-    seen = [level.seats for level in trusted if level.seats is not None]
+    seen = [level.slots for level in trusted if level.slots is not None]
     if seen:
         return min(seen)
     alike = {level.users: level.most_running for level in trusted if level.most_running is not None}

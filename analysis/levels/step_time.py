@@ -1,4 +1,4 @@
-"""Step time, knee, and the walls that latency, throughput, seats and errors make."""
+"""Step time, knee, and the walls that latency, throughput, slots and errors make."""
 
 import math
 from collections.abc import Sequence
@@ -69,13 +69,13 @@ def pace_of(
 
 def is_free(level: Level) -> bool:
     """A trusted level in which hardly anybody waited for blocks (where that is not known, for anything), nor,
-    as far as running shows, for seats."""
+    as far as running shows, for slots."""
     waited = level.blocked.fraction if level.blocked else level.waiting_fraction
     return level.trusted and level.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Least squares of n/X on n over trusted levels with free seats and blocks; needs two loads."""
+    """Least squares of n/X on n over trusted levels with free slots and blocks; needs two loads."""
     free = [level for level in levels if is_free(level) and level.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
@@ -108,8 +108,8 @@ def _first_tokens(runs: Sequence[Run], levels: Sequence[Level]) -> tuple[Floats,
         known = rows.ok & (rows.prompt_tokens >= 1)
         for level in levels:
             if level.run_id == run.info.run_id:
-                inside = known & (rows.end_unix_s >= level.clock.begin_unix_s)
-                inside &= rows.end_unix_s < level.clock.end_unix_s
+                inside = known & (rows.end_unix_s >= level.window.begin_unix_s)
+                inside &= rows.end_unix_s < level.window.end_unix_s
                 prompt.append((rows.prompt_tokens - np.nan_to_num(rows.cached_tokens))[inside])
                 ttft.append(ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)[inside])
     return np.concatenate(prompt), np.concatenate(ttft)

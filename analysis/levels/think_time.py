@@ -43,7 +43,7 @@ class Thinking:
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     """Z by Little's law, which holds at any load, and R against requests in flight, from trusted levels with
-    free seats and blocks where there are any."""
+    free slots and blocks where there are any."""
     known = [level for level in levels if level.trusted and level.in_flight > 0 and level.n > level.errors]
     if not known:
         return None

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from analysis.levels.level import Context, RowFigures, window_mean
 from analysis.levels.window import worst_worker
 from analysis.reading.runs import Run
-from analysis.statistics.samples import Clock
+from analysis.statistics.samples import Window
 
-FEWEST_REQUESTS = 20
+MIN_REQUESTS = 20
 LAG_FLOOR_S = 0.005
 CPU_LIMIT = 0.85
 CLIENT_ERROR_LIMIT = 0.01
@@ -22,7 +22,7 @@ class TrustGates:
     run: Run
     context: Context
     users: int
-    clock: Clock
+    window: Window
     seen: RowFigures
     in_flight: float
     miscount: float
@@ -30,12 +30,12 @@ class TrustGates:
     def reasons(self, *, steady: bool) -> list[str]:
         """Why the level is not trusted; empty when it is."""
         found = [] if steady else ["not steady: response times or KV usage still drift at the end"]
-        if self.seen.n < FEWEST_REQUESTS:
-            found.append(f"too few: {self.seen.n} requests ended in the window, {FEWEST_REQUESTS} are needed")
+        if self.seen.n < MIN_REQUESTS:
+            found.append(f"too few: {self.seen.n} requests ended in the window, {MIN_REQUESTS} are needed")
         return found + self._client() + self._load()
 
     def _client(self) -> list[str]:
-        found = client_doubts(self.run, self.clock, tpot_s=self.seen.tpot.p50 or 0.0)
+        found = client_doubts(self.run, self.window, tpot_s=self.seen.tpot.p50 or 0.0)
         if self.seen.client_errors > CLIENT_ERROR_LIMIT * max(self.seen.n, 1):
             found.append(f"{self.seen.client_errors} of {self.seen.n} requests failed on the client's side")
         return found
@@ -65,7 +65,7 @@ class TrustGates:
 
     def _littles_law(self) -> tuple[float, float]:
         """Rate times response time against requests in flight, and what the window's edges allow."""
-        life, window = self.clock.lifetime_s, self.clock.window_s
+        life, window = self.window.request_duration_s, self.window.length_s
         if window < 20 * life or self.in_flight <= 0 or self.seen.cancelled:
             return 0.0, 1.0
         off = self.seen.n / window * life / self.in_flight - 1.0
@@ -76,19 +76,19 @@ class TrustGates:
     def _foreign(self) -> float:
         """Requests on the server that are not ours, mean over the window; 0 where it cannot be told."""
         server = self.run.server
-        held = window_mean(server.unix_s, server.running + server.waiting, self.clock)
+        held = window_mean(server.unix_s, server.running + server.waiting, self.window)
         return 0.0 if math.isnan(held) else held - self.in_flight
 
 
-def client_doubts(run: Run, clock: Clock, *, tpot_s: float) -> list[str]:
+def client_doubts(run: Run, window: Window, *, tpot_s: float) -> list[str]:
     """Why the load generator's own times are not good enough in this window; empty when they are."""
     found = []
-    lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, clock), max(LAG_FLOOR_S, 0.1 * tpot_s)
+    lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, window), max(LAG_FLOOR_S, 0.1 * tpot_s)
     if lag_s > limit_s:
         found.append(
             f"load generator late: event-loop lag {1e3 * lag_s:.0f} ms, limit {1e3 * limit_s:.0f} ms"
         )
-    cpu = worst_worker(run, run.client.cpu, clock)
+    cpu = worst_worker(run, run.client.cpu, window)
     if cpu > CPU_LIMIT:
         found.append(f"load generator busy: {100 * cpu:.0f} % of a core, limit {100 * CPU_LIMIT:.0f} %")
     return found

@@ -15,7 +15,7 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "sec": 1.0, "s": 1.0}
 
 
 class _AiperfMetadata(msgspec.Struct):
-    """Wall-clock nanoseconds."""
+    """Wall-window nanoseconds."""
 
     request_start_ns: int
     request_end_ns: int

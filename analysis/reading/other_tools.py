@@ -28,7 +28,7 @@ NEIGHBOURS = (
 SETTLE_LIVES = 2.0  # of a request, dropped once all are in flight: most tools start them at once
 NEAR_S = 5.0  # a counter read this near both ends of a stage holds the tokens of no other
 SEEK_S = (
-    15.0  # how far a clock that is known to whole seconds may be off, the time to write the file included
+    15.0  # how far a window that is known to whole seconds may be off, the time to write the file included
 )
 ONE_WORKLOAD, FOUR_SIGMA = 0.25, 4.0  # mean lengths of stages of one workload differ by less than both
 LATENESS = "{} does not say how late it was itself (event-loop lag, CPU): its times are taken on trust."

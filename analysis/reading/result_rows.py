@@ -46,7 +46,7 @@ class Source:
     lacks: list[str]
     """Full sentences: what this tool's files do not tell."""
     whole_seconds: bool = False
-    """The clock is known to about a second only."""
+    """The window is known to about a second only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -33,13 +33,13 @@ GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink
 class Requests:
     """One entry a request, shape (n,), in the order of their ends; missing is nan.
 
-    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is on the master's clock.
+    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is on the master's window.
     """
 
     start_unix_s: Floats
     sent_s: Floats
     scheduled_unix_s: Floats
-    """Open loop: when it was due, on the master's clock."""
+    """Open loop: when it was due, on the master's window."""
     first_chunk_s: Floats
     first_answer_s: Floats
     last_chunk_s: Floats
@@ -66,7 +66,7 @@ class Requests:
 
     @property
     def end_unix_s(self) -> Floats:
-        """Shape (n,), master's clock."""
+        """Shape (n,), master's window."""
         return self.start_unix_s + self.end_s
 
     @property

@@ -16,7 +16,7 @@ from loadtest.record import Outcome
 
 
 class VllmBenchResult(msgspec.Struct):
-    """Lists in the order of the requests, seconds. `start_times` by a clock that counts from the machine's
+    """Lists in the order of the requests, seconds. `start_times` by a window that counts from the machine's
     start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
 
     date: str

@@ -41,7 +41,7 @@ WALL_WORDS: dict[WallName, str] = {
     "ttft": "the time to first token: with more users, answers start too late.",
     "tpot": "the time per output token: with more users, answers come too slowly.",
     "throughput": "throughput: with more users, the server makes fewer tokens a second in all.",
-    "max_num_seqs": "the server's max_num_seqs: every further request waits for a seat while memory is free.",
+    "max_num_seqs": "the server's max_num_seqs: every further request waits for a slot while memory is free.",
     "errors": "errors: with more users, the server turns requests away.",
     "not_reached": "nothing yet: no wall was reached.",
 }

@@ -31,7 +31,7 @@ WALLS: dict[WallName, str] = {
     "ttft": "First token too late",
     "tpot": "Tokens too slow",
     "throughput": "Throughput falls",
-    "max_num_seqs": "No free seat",
+    "max_num_seqs": "No free slot",
     "errors": "Server errors",
     "not_reached": "Not reached",
 }

@@ -1,6 +1,6 @@
 """Where to probe next: what a judgement of the levels so far says about the next number of users to hold.
 
-Knows no clock and no server: whoever drives the load asks again when `Advice.look_s` has passed.
+Knows no window and no server: whoever drives the load asks again when `Advice.look_s` has passed.
 """
 
 import math
@@ -12,7 +12,7 @@ from analysis.capacity.judgement import Judgement
 from analysis.levels.evidence import Evidence
 from analysis.levels.lengths import pairs_of
 from analysis.levels.level import Level
-from analysis.levels.trust import FEWEST_REQUESTS
+from analysis.levels.trust import MIN_REQUESTS
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_shift import Shift, wall
 from loadtest.record import Advice
@@ -23,7 +23,7 @@ CLIMB = 4.0  # the most that the next level has over the highest one that holds
 BEYOND = 1.15  # the next level, where all walls that the models place have held
 MOST_USERS = 8192
 LOOK_S, LOOK_LIVES = 5.0, 5.0  # between two looks: the larger
-FEWEST_LENGTHS = 10  # for a first guess of where the memory wall stands
+MIN_LENGTHS = 10  # for a first guess of where the memory wall stands
 SETTLED_LIVES = 4.0  # response times after which a level tells something
 QUANTUM_S, QUANTUM_LIVES = 20.0, 12.0  # a level near the wall is held so long before the other side's turn
 PATIENCE = 3  # quanta in which a level must become trustworthy
@@ -44,14 +44,14 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if left_s <= 0.0:
         return to(None, "the budget is used")
     level = _under_way(judgement.evidence, holding)
-    look_s = LOOK_S if level is None else max(LOOK_S, LOOK_LIVES * level.clock.lifetime_s)
+    look_s = LOOK_S if level is None else max(LOOK_S, LOOK_LIVES * level.window.request_duration_s)
     stay = Advice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
-        if level.n < FEWEST_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
+        if level.n < MIN_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
             return to(int(CLIMB * holding), "too few requests a minute to judge by")
-        if level.n < FEWEST_REQUESTS or held_s < PATIENCE * _quantum_s(level):
+        if level.n < MIN_REQUESTS or held_s < PATIENCE * _quantum_s(level):
             return stay
         return to(_away_from(level, judgement.evidence), "; ".join(level.why_not))
     users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
@@ -75,22 +75,22 @@ def answer_line(judgement: Judgement) -> str:
 
 
 def _under_way(evidence: Evidence, holding: int) -> Level | None:
-    level = max(evidence.levels, key=lambda level: level.clock.end_unix_s, default=None)
+    level = max(evidence.levels, key=lambda level: level.window.end_unix_s, default=None)
     return level if level is not None and level.users == holding and level.n else None
 
 
 def _settled_s(level: Level) -> float:
-    return 2 * LOOK_S + SETTLED_LIVES * level.clock.lifetime_s
+    return 2 * LOOK_S + SETTLED_LIVES * level.window.request_duration_s
 
 
 def _quantum_s(level: Level) -> float:
-    return max(QUANTUM_S, QUANTUM_LIVES * level.clock.lifetime_s)
+    return max(QUANTUM_S, QUANTUM_LIVES * level.window.request_duration_s)
 
 
 def _hopeless(level: Level) -> bool:
     """So far past a wall that staying tells nothing."""
     misses = (level.ttft_miss, level.tpot_miss, level.overload)
-    return level.n >= FEWEST_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
+    return level.n >= MIN_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
@@ -139,7 +139,7 @@ def _guesses(evidence: Evidence) -> list[float]:
     found = []
     if evidence.pool is not None and evidence.pairs is None:
         pairs = pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
-        if len(pairs) >= FEWEST_LENGTHS:
+        if len(pairs) >= MIN_LENGTHS:
             law = block_law(pairs, block_tokens=evidence.pool.block_tokens)
             shared = pairs.shared_prefix // evidence.pool.block_tokens
             occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_of_one)
@@ -165,7 +165,8 @@ def _nearer(
     """By turns below and above the wall, the closer the better it is known."""
     around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < SIDE]
     seconds = [
-        sum(level.clock.window_s for level in around if (level.users > x) == above) for above in (False, True)
+        sum(level.window.length_s for level in around if (level.users > x) == above)
+        for above in (False, True)
     ]
     if width <= max(NARROW_USERS, NARROW_SHARE * x) and all(seconds):
         return None, "the interval is narrow enough"

@@ -15,7 +15,7 @@ from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
 from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import BlockLaw, Occupancy
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
-from analysis.walls.max_num_seqs import seats_wall
+from analysis.walls.max_num_seqs import slots_wall
 from analysis.walls.names import WallName
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
@@ -174,8 +174,8 @@ def size(deployment: Deployment, workload: Workload, *, latency: bool = True) ->
     steps = step_model(deployment, kv_bytes_per_token=_read_per_token(band, law, workload))
     active = _active(steps, workload, deployment)
     walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
-    seats = seats_wall(deployment.max_num_seqs, active=active)
-    walls.append(Placed(name="max_num_seqs", low=seats, x=seats, high=seats))
+    slots = slots_wall(deployment.max_num_seqs, active=active)
+    walls.append(Placed(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
     if latency:
         reach = BEYOND * min(placed.x for placed in walls)

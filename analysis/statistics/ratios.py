@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.statistics.arrays import Floats
-from analysis.statistics.samples import EFFECTIVE_FOR_P95, Clock, design_effect
+from analysis.statistics.samples import EFFECTIVE_FOR_P95, Window, design_effect
 
 Bounds = Callable[[float], tuple[float, float]]
 """One-sided error -> lower and upper bound."""
@@ -69,7 +69,7 @@ class Series:
 
     values: Floats
     at_unix_s: Floats
-    clock: Clock
+    window: Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,13 +86,13 @@ class Sample:
     @property
     def freedom(self) -> int:
         """Degrees of freedom of a variance from batch means."""
-        return sum(one.clock.batches - 1 for one in self.series)
+        return sum(one.window.batches - 1 for one in self.series)
 
     def effective(self, threshold: float) -> float:
         """How many independent requests the share above a threshold is worth."""
         return sum(
             len(one.values)
-            / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.clock)
+            / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
             for one in self.series
         )
 

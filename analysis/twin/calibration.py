@@ -12,7 +12,7 @@ from scipy import optimize
 from analysis.levels.evidence import Evidence
 from analysis.levels.lengths import conversation_ids
 from analysis.levels.level import Level
-from analysis.levels.queues import seats_of
+from analysis.levels.queues import slots_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.statistics.arrays import Floats, Ints
@@ -28,7 +28,7 @@ DRAWS = 24
 STEP_TERMS = ("step_base_s", "step_per_seq_s", "step_per_kv_token_s", "prefill_per_token_s")
 PREEMPTED_MOST, WAITING_MOST = 0.02, 0.1  # gaps of preempted requests are no steps
 OVERHEAD_REQUESTS = 1500
-DEFAULT_SEATS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
+DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
 
 
 class CalibrationError(Exception):
@@ -49,7 +49,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerFlags:
-    """What vLLM does not export, as it was started. None: its default, or what a level's seats showed."""
+    """What vLLM does not export, as it was started. None: its default, or what a level's slots showed."""
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -147,7 +147,7 @@ def _solve(sums: NDArray[np.float64]) -> Floats:
 def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
     """(row, first gap) of segments, of requests with a token a chunk that ended in the window. (m, 2)."""
     single = rows.ok & (rows.chunks == rows.output_tokens) & (rows.first_chunk_tokens == 1)
-    index = np.flatnonzero(single & ended_inside(rows, level.clock) & (rows.chunks > SEGMENT_TOKENS))
+    index = np.flatnonzero(single & ended_inside(rows, level.window) & (rows.chunks > SEGMENT_TOKENS))
     counts = ((rows.chunks[index] - 1) // SEGMENT_TOKENS).astype(np.int64)
     row = np.repeat(index, counts)
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -224,7 +224,7 @@ def _cumulated(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _gap_cv(rows: Requests, level: Level) -> float:
     """Spread of single gaps around their neighbours', robust: what is left when the load does not change."""
-    index = np.flatnonzero(rows.ok & ended_inside(rows, level.clock) & (rows.chunks > 2))
+    index = np.flatnonzero(rows.ok & ended_inside(rows, level.window) & (rows.chunks > 2))
     found = [np.diff(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]
     middle = [np.median(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]
     if not found:
@@ -245,14 +245,14 @@ def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: fl
     pool = evidence.pool
     assert pool is not None
     stated = flags.max_num_seqs or info.server.max_num_seqs
-    seats = seats_of(evidence.levels, stated=stated) or DEFAULT_SEATS
+    slots = slots_of(evidence.levels, stated=stated) or DEFAULT_SLOTS
     asynchronous = info.gpu is not None and info.server.simulated is None
     engine = EngineConfig(
         num_gpu_blocks=pool.blocks + 1,
         block_size=pool.block_tokens,
         max_model_len=min(info.server.max_model_len or pool.tokens, pool.tokens),
-        max_num_seqs=seats,
-        max_num_batched_tokens=max(flags.max_num_batched_tokens or DEFAULT_BUDGET, seats),
+        max_num_seqs=slots,
+        max_num_batched_tokens=max(flags.max_num_batched_tokens or DEFAULT_BUDGET, slots),
         enable_prefix_caching=info.server.enable_prefix_caching is not False,
         # vLLM 0.32 turns it on by default on GPUs and off on CPUs.
         async_scheduling=asynchronous if flags.async_scheduling is None else flags.async_scheduling,
@@ -319,7 +319,7 @@ def _pauses(rows: Requests, level: Level) -> Floats:
     same = np.diff(rows.user[order]) == 0
     ended = rows.end_unix_s[order][:-1]
     begun = (rows.start_unix_s + np.nan_to_num(rows.sent_s))[order][1:]
-    inside = same & (ended >= level.clock.begin_unix_s) & (ended < level.clock.end_unix_s)
+    inside = same & (ended >= level.window.begin_unix_s) & (ended < level.window.end_unix_s)
     return np.asarray(np.maximum((begun - ended)[inside], 0.0))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.twin.maximum import EACH, FEWEST_REQUESTS, Limit, limit
+from analysis.twin.maximum import EACH, MIN_REQUESTS, Limit, limit
 from analysis.virtual.crowd import Service
 from analysis.virtual.service import Seen, play
 from analysis.walls.names import WallName
@@ -79,5 +79,5 @@ def _of_alike(
 def _at(service: Service, users: int, replicas: int, slo: Slo, router: str) -> Seen:
     played = min(replicas, ALIKE)
     share = max(round(users * played / replicas), 1)
-    requests = max(FEWEST_REQUESTS, EACH * share)
+    requests = max(MIN_REQUESTS, EACH * share)
     return play(service, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)

@@ -18,7 +18,7 @@ from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
-FEWEST_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
+MIN_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
 EACH = 12  # requests of each user at least
 FIRST_LOOK = 6  # a probe begins with this fraction, and stops there where it is clear
 CLEAR = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
@@ -72,7 +72,7 @@ def limit(
     start: int | None = None,
     replicas: int = 1,
     route: Callable[[], Route] | None = None,
-    requests: int = FEWEST_REQUESTS,
+    requests: int = MIN_REQUESTS,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Limit | None:
     """The first wall, between the last plateau of users that holds and the next; None where one user breaks

@@ -51,7 +51,7 @@ class Chatting:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Service:
-    """What answers, and to whom. `overhead_s` lies between the engine's tokens and the client's clock; it
+    """What answers, and to whom. `overhead_s` lies between the engine's tokens and the client's window; it
     grows by `overhead_per_user_s` with each user of a replica."""
 
     engine: EngineConfig
@@ -191,7 +191,7 @@ def mean_life_s(service: Service, users: float) -> float:
 
 
 def half_full(service: Service) -> int:
-    """About how many users' requests fill half of the pool, or of the seats: where a search may begin."""
+    """About how many users' requests fill half of the pool, or of the slots: where a search may begin."""
     turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
     engine, shared = service.engine, service.chatting.shared_prefix_tokens

@@ -42,7 +42,7 @@ class Seen:
     blocked_fraction: float
     """Share of time in which a request waits because the pool has no blocks for it."""
     queue_fraction: float
-    """Share of time in which a request waits for a seat."""
+    """Share of time in which a request waits for a slot."""
     prefix_hit_rate: float
     ttft_miss: float
     tpot_miss: float
@@ -164,7 +164,7 @@ def _gauges(trace: Trace, begin_s: float, end_s: float) -> tuple[float, ...]:
         np.asarray(trace.running),
         np.asarray(trace.waiting),
         lacks == Lack.BLOCKS,
-        lacks == Lack.SEATS,
+        lacks == Lack.SLOTS,
     )
     return tuple(float(np.average(column, weights=weight)) for column in columns)
 

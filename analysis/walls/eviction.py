@@ -9,7 +9,7 @@ from analysis.levels.turns import Turns
 from analysis.statistics.arrays import Floats, Ints
 
 PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws
-INSTANTS, FEWEST_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off
+INSTANTS, MIN_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off
 
 
 class Eviction:
@@ -66,7 +66,7 @@ class _TimeLine:
     """One user's life: conversations one after the other, in which answers take time and people pause."""
 
     def __init__(self, turns: Turns, response_s: float, rng: np.random.Generator, *, resample: bool) -> None:
-        wanted = min(max(len(turns.prompt), FEWEST_TURNS), MOST_TURNS)
+        wanted = min(max(len(turns.prompt), MIN_TURNS), MOST_TURNS)
         chosen = _chosen(turns.weight, math.ceil(wanted / turns.length.mean()), rng, resample=resample)
         size = turns.length[chosen]
         ends = np.cumsum(size)

@@ -40,7 +40,7 @@ def memory_wall(
     *,
     thinking: Thinking | None = None,
     pace: Pace | None = None,
-    seats: int | None = None,
+    slots: int | None = None,
     replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
@@ -51,7 +51,7 @@ def memory_wall(
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.of_one(pool.engines) if thinking else None
     pace = pace.of_one(pool.engines) if pace else None
-    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels, seats=seats)]
+    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels, slots=slots)]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)
     formula = Occupancy(law, blocks, active_of(thinking))

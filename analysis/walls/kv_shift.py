@@ -101,8 +101,8 @@ class Seen:
     """Effective number of scrapes behind `blocked`."""
 
 
-def pressure_seen(levels: Sequence[Level], *, seats: int | None = None) -> list[Seen]:
-    """Of trusted levels whose queue, if any, was not for seats: where these are known, for so many."""
+def pressure_seen(levels: Sequence[Level], *, slots: int | None = None) -> list[Seen]:
+    """Of trusted levels whose queue, if any, was not for slots: where these are known, for so many."""
     return [
         Seen(
             users=level.users,
@@ -112,7 +112,7 @@ def pressure_seen(levels: Sequence[Level], *, seats: int | None = None) -> list[
             scrapes=level.blocked.effective if level.blocked else 0.0,
         )
         for level in levels
-        if level.trusted and level.seats is None and (seats is None or level.most_running != seats)
+        if level.trusted and level.slots is None and (slots is None or level.most_running != slots)
     ]
 
 

@@ -18,35 +18,35 @@ from analysis.walls.placed import (
 )
 
 
-def seats_wall(seats: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:
-    """Users at which somebody waits for a seat 10 % of the time: the seats themselves unless users think.
+def slots_wall(slots: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT) -> float:
+    """Users at which somebody waits for a slot 10 % of the time: the slots themselves unless users think.
 
-    With thinking users, P(Binomial(N, p) > seats), straight in the logit between whole users.
+    With thinking users, P(Binomial(N, p) > slots), straight in the logit between whole users.
     """
-    if active(seats + 1) >= 1.0:
-        return float(seats)
-    users = seats
-    while binomial_queue(seats, users + 1, active) <= queue_limit:
+    if active(slots + 1) >= 1.0:
+        return float(slots)
+    users = slots
+    while binomial_queue(slots, users + 1, active) <= queue_limit:
         users += 1
-    low, high = (logit(binomial_queue(seats, n, active)) - logit(queue_limit) for n in (users, users + 1))
+    low, high = (logit(binomial_queue(slots, n, active)) - logit(queue_limit) for n in (users, users + 1))
     return users + low / (low - high)
 
 
-def binomial_queue(seats: int, users: int, active: Callable[[int], float]) -> float:
-    return float(stats.binom.sf(seats, users, active(users)))
+def binomial_queue(slots: int, users: int, active: Callable[[int], float]) -> float:
+    return float(stats.binom.sf(slots, users, active(users)))
 
 
 BINOMIAL_SD = 0.05  # of the ln of users: people who think do not arrive as independently as the law says
 
 
-def seats_placed(evidence: Evidence, seats: int, rng: np.random.Generator) -> PlacedWall:
+def slots_placed(evidence: Evidence, slots: int, rng: np.random.Generator) -> PlacedWall:
     """Of people who think: where a queue is seen for 10 % of the time, else by the binomial law."""
     crossing = None
     if evidence.thinking is not None:
-        levels = [level for level in evidence.levels if level.users > seats]
+        levels = [level for level in evidence.levels if level.users > slots]
         crossing = miss_crossing(load_points(levels, lambda level: level.queue), limit=QUEUE_LIMIT)
     if crossing is None or crossing.between[0] == 0:
-        at = seats_wall(seats, active=evidence.active)
+        at = slots_wall(slots, active=evidence.active)
         if evidence.thinking is None:
             return placed_exactly("max_num_seqs", evidence, at)
         error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)

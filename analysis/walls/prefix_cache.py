@@ -46,7 +46,7 @@ def found_in(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list
         )
         for level in levels:
             if level.trusted and level.run_id == run.info.run_id:
-                edges = np.linspace(level.clock.begin_unix_s, level.clock.end_unix_s, BATCHES + 1)
+                edges = np.linspace(level.window.begin_unix_s, level.window.end_unix_s, BATCHES + 1)
                 share = _found(*_batches(run, reusable, edges))
                 if share is not None:
                     found.append(Found(users=level.users, share=share[0], se=share[1]))

@@ -42,11 +42,11 @@ class _Rate:
 
     @classmethod
     def of(cls, levels: Sequence[Level]) -> "_Rate":
-        window = np.array([level.clock.window_s for level in levels])
+        window = np.array([level.window.length_s for level in levels])
         share = window / window.sum()
         return cls(
             users=levels[0].users,
             tok_s=float(share @ [level.output_tok_s for level in levels]),
             se=math.sqrt(float(share**2 @ [level.output_tok_se**2 for level in levels])),
-            batches=min(level.clock.batches for level in levels),
+            batches=min(level.window.batches for level in levels),
         )

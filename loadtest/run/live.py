@@ -14,7 +14,7 @@ HOPELESS_SHARE = 0.5
 BIN_WIDTH = 0.02
 """In ln seconds: what is shown while the test runs is right to 2 %."""
 SMALLEST_S = 1e-6
-FEWEST_REQUESTS = 20
+MIN_REQUESTS = 20
 """Below this, one slow request is 5 % of the level: no verdict on a p95."""
 
 
@@ -53,7 +53,7 @@ class _Tally:
 
     @property
     def miss_share(self) -> float:
-        return self.misses / self.count if self.count >= FEWEST_REQUESTS else 0.0
+        return self.misses / self.count if self.count >= MIN_REQUESTS else 0.0
 
     def p95_s(self) -> float | None:
         below = 0

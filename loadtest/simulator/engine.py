@@ -322,7 +322,7 @@ class Engine:
             self._compute(request, chunk, prefill, completed)
         self._settled = budget > 0 or not self._waiting
         if self._waiting and len(self._running) >= self.config.max_num_seqs:
-            self._lacks = Lack.SEATS
+            self._lacks = Lack.SLOTS
 
     def _cached_blocks(self, request: Request, target: int) -> int:
         # The last token is always computed, for its logits.

@@ -95,7 +95,7 @@ class Lack(IntEnum):
 
     NOTHING = 0
     BLOCKS = 1
-    SEATS = 2
+    SLOTS = 2
 
 
 class Step:

@@ -1,4 +1,4 @@
-"""512 blocks and 256 seats: four times the memory holds more than four times the users."""
+"""512 blocks and 256 slots: four times the memory holds more than four times the users."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""8 seats and a pool given in bytes: the seats bind, and the bytes are known."""
+"""8 slots and a pool given in bytes: the slots bind, and the bytes are known."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from tests.real.vllm_env import BLOCK_SIZE, KV_BYTES_PER_TOKEN, Vllm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
-SEATS = 8
+SLOTS = 8
 POOL_BYTES = 16 * 1024**2
-SERVER = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": POOL_BYTES, "max_num_seqs": SEATS}
+SERVER = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": POOL_BYTES, "max_num_seqs": SLOTS}
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_blocks_follow_from_bytes(vllm: Vllm) -> None:
     assert int(told["num_gpu_blocks"]) * BLOCK_SIZE * KV_BYTES_PER_TOKEN == POOL_BYTES
 
 
-def test_seats_bind(answer: dict[str, Any]) -> None:
+def test_slots_bind(answer: dict[str, Any]) -> None:
     assert answer["binding"] == "max_num_seqs"
-    assert answer["estimate"] == SEATS
-    assert answer["max_users"] <= SEATS
+    assert answer["estimate"] == SLOTS
+    assert answer["max_users"] <= SLOTS
 
 
 def test_bytes_per_token_are_those_of_the_model(answer: dict[str, Any]) -> None:
