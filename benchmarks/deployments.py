@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.levels.level import QUEUE_LIMIT
+from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.twin.maximum import limit
 from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service

@@ -25,9 +25,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.levels.evidence import Evidence, gather
-from analysis.levels.lengths import pairs_of
-from analysis.levels.level import Level, tpot_of
+from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.lengths import pairs_of
+from analysis.levels.level import Level
+from analysis.levels.requests import tpot_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run, find_runs, read_run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather
 from analysis.levels.level import Level
 from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
 from analysis.virtual.crowd import half_full

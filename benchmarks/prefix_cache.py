@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.evidence import gather
-from analysis.levels.turns import reusable_tokens
+from analysis.evidence.evidence import gather
+from analysis.evidence.turns import reusable_tokens
 from analysis.reading.runs import Run
 from analysis.virtual.crowd import Chatting, Service
 from analysis.walls.eviction import FOUND_LIMIT

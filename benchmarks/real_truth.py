@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.levels.lengths import pairs_of
+from analysis.evidence.lengths import pairs_of
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.statistics.arrays import Floats
 from analysis.walls.block_law import Occupancy, block_law

@@ -59,8 +59,8 @@ FORBIDDEN = {
         [
             "analysis.reading.runs",
             "analysis.levels.definitions",
-            "analysis.levels.lengths",
-            "analysis.levels.step_time",
+            "analysis.evidence.lengths",
+            "analysis.evidence.step_time",
             "analysis.levels.measure",
             "analysis.reading.result_files",
             "analysis.reading.server_metrics",

@@ -23,7 +23,7 @@ from analysis.compare.__main__ import main
 from analysis.compare.comparison import mismatches
 from analysis.compare.gate import gate_of
 from analysis.compare.sides import Deployment, deployment_of, held_tokens
-from analysis.levels.lengths import Pairs
+from analysis.evidence.lengths import Pairs
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.ratios import (
     Quantity,

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from virtual_runs import level
 
-from analysis.levels import step_time as latency
-from analysis.levels.evidence import gather
+from analysis.evidence import step_time as latency
+from analysis.evidence.evidence import gather, slots_of
+from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.levels.level import load_points
-from analysis.levels.queues import slots_of
-from analysis.levels.think_time import Thinking, thinking_of
 from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
 from analysis.walls.max_num_seqs import binomial_queue, slots_wall

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 
-from analysis.levels.evidence import gather
-from analysis.levels.gauge import gauge_of
-from analysis.levels.lengths import Pairs
-from analysis.levels.level import Pool
+from analysis.evidence.evidence import gather
+from analysis.evidence.gauge import gauge_of
+from analysis.evidence.lengths import Pairs
+from analysis.levels.context import Pool
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from analysis.walls.block_law import Occupancy, block_law

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from analysis.capacity.answer import recommend
-from analysis.levels.evidence import gather
-from analysis.levels.level import Pool
-from analysis.levels.turns import Turns, turns_of, uncut_weights
+from analysis.evidence.evidence import gather
+from analysis.evidence.turns import Turns, turns_of, uncut_weights
+from analysis.levels.context import Pool
 from analysis.reading.runs import Run
 from analysis.twin.maximum import limit
 from analysis.virtual.crowd import Chatting, Service

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.levels.lengths import Pairs
+from analysis.evidence.lengths import Pairs
 from analysis.sizing.__main__ import main
 from analysis.sizing.answer import answer
 from analysis.sizing.claims import check_claims, read_claims

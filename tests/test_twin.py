@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.levels.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
 from analysis.twin import predictions

@@ -15,7 +15,7 @@ from analysis.answers.capacity import (
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
 from analysis.cli import add_slo_flags, count, share, slo_of
-from analysis.levels.evidence import VLLM_BLOCK_SIZE
+from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools import read_results
 from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import Found, Run, find_runs, has_runs

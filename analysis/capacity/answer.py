@@ -8,11 +8,11 @@ from analysis.capacity.headline import CONFIDENCE, headline_of, refused_headline
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.options import options_of
 from analysis.capacity.warnings import warnings_of
-from analysis.levels.evidence import Evidence
-from analysis.levels.gauge import Gauge
+from analysis.evidence.evidence import Evidence
+from analysis.evidence.gauge import Gauge
+from analysis.evidence.think_time import Active
 from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
-from analysis.levels.think_time import Active
 from analysis.reading.runs import Run
 from analysis.statistics.samples import finite_or_none
 from analysis.walls.kv_cache import MemoryWall

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.evidence import Evidence
+from analysis.evidence.evidence import Evidence
 from analysis.walls.names import WallName
 from analysis.walls.placed import PlacedWall
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.answers.capacity import WALL_NAMES
-from analysis.levels.evidence import Evidence, gather
-from analysis.levels.gauge import Gauge, gauge_of
+from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.gauge import Gauge, gauge_of
 from analysis.levels.level import load_points
 from analysis.reading.runs import Run
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing

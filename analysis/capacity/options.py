@@ -9,7 +9,7 @@ import numpy as np
 from analysis.answers.capacity import Lever
 from analysis.capacity.headline import REACH, Headline
 from analysis.capacity.judgement import Judgement
-from analysis.levels.evidence import Evidence
+from analysis.evidence.evidence import Evidence
 from analysis.walls.block_law import BlockLaw, Occupancy, block_law
 from analysis.walls.kv_cache import MemoryWall
 from analysis.walls.kv_shift import wall

@@ -7,8 +7,8 @@ import numpy as np
 
 from analysis.answers.capacity import WALL_NAMES
 from analysis.capacity.headline import REACH
-from analysis.levels.evidence import MIN_PAIRS, Evidence
-from analysis.levels.gauge import Gauge
+from analysis.evidence.evidence import MIN_PAIRS, Evidence
+from analysis.evidence.gauge import Gauge
 from analysis.levels.level import Level
 from analysis.levels.measure import output_cv
 from analysis.levels.open_loop import open_loop_warnings

@@ -11,9 +11,10 @@ from analysis.answers.compare import FigureName
 from analysis.capacity.answer import answer_of
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
+from analysis.evidence.lengths import Pairs
 from analysis.levels import definitions as metrics
-from analysis.levels.lengths import Pairs
-from analysis.levels.level import Level, tpot_of
+from analysis.levels.level import Level
+from analysis.levels.requests import tpot_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run

@@ -6,13 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.levels import definitions as metrics
-from analysis.levels.level import Context, Level, RowFigures, known_fraction, known_mean, variation
+from analysis.levels.context import Context
+from analysis.levels.level import Level
 from analysis.levels.queues import blocked_share, most_running_seen, queue_share, slots_seen
+from analysis.levels.requests import RowFigures, output_rate, variation
+from analysis.levels.server import growth, prefix_hit_rate
 from analysis.levels.trust import TrustGates
-from analysis.levels.window import begin_unix_s, ended_inside, means_by_worker, steady_window, worst_worker
-from analysis.reading.rows import Requests
+from analysis.levels.window import (
+    begin_unix_s,
+    ended_inside,
+    known_fraction,
+    known_mean,
+    means_by_worker,
+    steady_window,
+    worst_worker,
+)
 from analysis.reading.runs import Run
-from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Window
 from loadtest.record import Outcome
 
@@ -67,7 +76,7 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         in_flight=in_flight,
         miscount=miscount,
     )
-    tokens, tokens_se = _output_rate(rows, window)
+    tokens, tokens_se = output_rate(rows, window)
     return Level(
         users=users,
         run_id=run.info.run_id,
@@ -92,38 +101,17 @@ def _level(run: Run, context: Context, *, users: int, plateau: tuple[float, floa
         running=known_mean(run.server.running[scrapes]),
         kv_usage=known_mean(run.server.kv_cache_usage[scrapes]),
         waiting_fraction=known_fraction(run.server.waiting[scrapes] > 0, run.server.waiting[scrapes]),
-        preemptions=_growth(run.server.unix_s, run.server.preemptions_total, window),
+        preemptions=growth(run.server.unix_s, run.server.preemptions_total, window),
         finished=int((inside & rows.ok).sum()),
         blocked=blocked_share(run.server, scrapes, context, window, slots),
         queue=queue_share(run.server, scrapes, context, window),
         slots=slots,
         most_running=most_running,
-        prefix_hit_rate=_prefix_hit_rate(run, inside & rows.ok, window),
+        prefix_hit_rate=prefix_hit_rate(run, inside & rows.ok, window),
         vram_bytes=known_mean(run.server.vram_used_bytes[scrapes]),
         lag_s=lag,
         why_not=tuple(gates.reasons(steady=steady)),
     )
-
-
-def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
-    """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
-    known = ~np.isnan(counter)
-    at, value = unix_s[known], counter[known]
-    gap = 0.2 * window.length_s
-    if len(at) < 2 or at[0] > window.begin_unix_s + gap or at[-1] < window.end_unix_s - gap:
-        return math.nan
-    ends = np.interp([window.begin_unix_s, window.end_unix_s], at, value)
-    return float(ends[1] - ends[0])
-
-
-def _prefix_hit_rate(run: Run, ended: Bools, window: Window) -> float:
-    """By the server's counters, else by the usage of the requests that ended; nan where neither says."""
-    server, rows = run.server, run.requests
-    queries = _growth(server.unix_s, server.prefix_cache_queries_total, window)
-    if queries > 0:
-        return _growth(server.unix_s, server.prefix_cache_hits_total, window) / queries
-    told = ended & ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
-    return float(rows.cached_tokens[told].sum() / rows.prompt_tokens[told].sum()) if told.any() else math.nan
 
 
 def in_flight_of(run: Run, window: Window) -> float:
@@ -135,26 +123,6 @@ def in_flight_of(run: Run, window: Window) -> float:
     if run.info.ended_unix_s is not None or window.end_unix_s < known_until:
         return ended
     return max(ended, sum(means_by_worker(run, run.client.in_flight, window)))
-
-
-def _output_rate(rows: Requests, window: Window) -> tuple[float, float]:
-    """Output tokens a second inside the window, and its standard error by batches."""
-    tokens = rows.tokens
-    some = rows.chunks > 0
-    first, last = (
-        (rows.start_unix_s + rows.first_chunk_s)[some],
-        (rows.start_unix_s + rows.last_chunk_s)[some],
-    )
-    edges = np.linspace(window.begin_unix_s, window.end_unix_s, window.batches + 1)
-    near = (last >= edges[0]) & (first <= edges[-1])
-    by = [
-        metrics.tokens_by(
-            edge, first_unix_s=first[near], last_unix_s=last[near], tokens=tokens[some][near]
-        ).sum()
-        for edge in edges
-    ]
-    rates = np.diff(by) * window.batches / window.length_s
-    return float(rates.mean()), float(rates.std(ddof=1) * math.sqrt(window.short_batches / window.batches))
 
 
 def output_cv(runs: Sequence[Run]) -> float:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from analysis.levels.level import tpot_of
 from analysis.levels.measure import in_flight_of
+from analysis.levels.requests import tpot_of
 from analysis.levels.trust import client_doubts
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests

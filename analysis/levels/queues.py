@@ -1,11 +1,11 @@
 """TODO."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.levels.level import QUEUE_LIMIT, Context, Level, known_mean
+from analysis.levels.context import Context
+from analysis.levels.window import known_mean
 from analysis.reading.rows import Server
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Share, Window, design_effect
@@ -92,19 +92,4 @@ def _endings(context: Context, running: Floats) -> float:
     return mean + 2.0 * math.sqrt(mean)
 
 
-ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
-
-
-def slots_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
-    numbers of users, a third apart, left equally many running, with queues and room."""
-    if stated is not None:
-        return stated
-    trusted = [level for level in levels if level.trusted]
-    seen = [level.slots for level in trusted if level.slots is not None]
-    if seen:
-        return min(seen)
-    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
-    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
-        return None
-    return next(iter(alike.values()))
+QUEUE_LIMIT = 0.1  # share of time with a queue for slots that is a wall

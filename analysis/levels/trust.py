@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from analysis.levels.level import Context, RowFigures, window_mean
-from analysis.levels.window import worst_worker
+from analysis.levels.context import Context
+from analysis.levels.requests import RowFigures
+from analysis.levels.window import window_mean, worst_worker
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Window
 

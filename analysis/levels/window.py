@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from analysis.levels.level import window_mean
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
@@ -78,3 +77,17 @@ def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
         for worker in np.unique(client.worker)
     ]
     return [mean for mean in means if not math.isnan(mean)]
+
+
+def known_mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def known_fraction(events: Bools, values: Floats) -> float:
+    known = ~np.isnan(values)
+    return float(events[known].mean()) if known.any() else math.nan
+
+
+def window_mean(unix_s: Floats, values: Floats, window: Window) -> float:
+    return known_mean(values[(unix_s >= window.begin_unix_s) & (unix_s <= window.end_unix_s)])

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from analysis.answers.capacity import WALL_NAMES
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement
-from analysis.levels.evidence import Evidence
-from analysis.levels.lengths import pairs_of
+from analysis.evidence.evidence import Evidence
+from analysis.evidence.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
 from analysis.walls.block_law import Occupancy, block_law

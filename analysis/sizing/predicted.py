@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.levels.think_time import Active, Thinking, always
+from analysis.evidence.think_time import Active, Thinking, always
 from analysis.sizing.deployment import QUANTILE, Deployment, PoolBand, pool_band
 from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
 from analysis.statistics.arrays import Floats, Ints

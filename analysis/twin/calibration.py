@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from analysis.levels.evidence import Evidence
-from analysis.levels.lengths import conversation_ids
+from analysis.evidence.evidence import Evidence, slots_of
+from analysis.evidence.lengths import conversation_ids
 from analysis.levels.level import Level
-from analysis.levels.queues import slots_of
 from analysis.levels.window import ended_inside
 from analysis.reading.rows import Requests
 from analysis.statistics.arrays import Floats, Ints

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.level import QUEUE_LIMIT
+from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP, Service, half_full
 from analysis.virtual.service import Seen, play

@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction, Term, TwinAnswer
 from analysis.cli import RefusedError, slo_of
-from analysis.levels.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather
 from analysis.levels.level import Level
 from analysis.reading.pooling import chosen_of, read_group
 from analysis.reading.runs import find_runs

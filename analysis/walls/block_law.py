@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from analysis.levels.lengths import Pairs
-from analysis.levels.think_time import Active, always
+from analysis.evidence.lengths import Pairs
+from analysis.evidence.think_time import Active, always
 from analysis.statistics.arrays import Floats
 
 SMALLEST = 1e-9

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import special
 
-from analysis.levels.turns import Turns
+from analysis.evidence.turns import Turns
 from analysis.statistics.arrays import Floats, Ints
 
 PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.lengths import Pairs
-from analysis.levels.level import Level, Pool
-from analysis.levels.step_time import Pace
-from analysis.levels.think_time import Thinking, active_of
+from analysis.evidence.lengths import Pairs
+from analysis.evidence.step_time import Pace
+from analysis.evidence.think_time import Thinking, active_of
+from analysis.levels.context import Pool
+from analysis.levels.level import Level
 from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import SMALLEST, BlockLaw, Occupancy, block_law
 from analysis.walls.kv_shift import Seen, Shift, pressure_seen, shift_of, wall

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from analysis.levels.evidence import Evidence
-from analysis.levels.level import QUEUE_LIMIT, load_points
+from analysis.evidence.evidence import Evidence
+from analysis.levels.level import load_points
+from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import logit, miss_crossing
 from analysis.walls.placed import (
     RESAMPLES,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.evidence import Evidence
+from analysis.evidence.evidence import Evidence
 from analysis.statistics.arrays import Floats
 from analysis.statistics.crossings import Crossing
 from analysis.walls.names import Basis, WallName

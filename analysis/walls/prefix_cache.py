@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.level import Level, Pool
-from analysis.levels.think_time import Thinking, thinking_of
-from analysis.levels.turns import Turns, reusable_tokens, turns_of
+from analysis.evidence.think_time import Thinking, thinking_of
+from analysis.evidence.turns import Turns, reusable_tokens, turns_of
+from analysis.levels.context import Pool
+from analysis.levels.level import Level
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student

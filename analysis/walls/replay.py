@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from analysis.levels.lengths import Pairs
-from analysis.levels.level import Pool
-from analysis.levels.step_time import Pace
-from analysis.levels.think_time import Thinking
+from analysis.evidence.lengths import Pairs
+from analysis.evidence.step_time import Pace
+from analysis.evidence.think_time import Thinking
+from analysis.levels.context import Pool
 from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
 from analysis.virtual.service import play
 from analysis.walls.block_law import Occupancy

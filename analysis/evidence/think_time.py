@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
+from analysis.evidence.step_time import is_free
 from analysis.levels.level import Level
-from analysis.levels.step_time import is_free
 
 PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.levels.lengths import Pairs, pairs_of
-from analysis.levels.level import Context, Level, Pool
+from analysis.evidence.lengths import Pairs, pairs_of
+from analysis.evidence.step_time import Pace, pace_of
+from analysis.evidence.think_time import Active, Thinking, active_of, thinking_of
+from analysis.levels.context import Context, Pool
+from analysis.levels.level import Level
 from analysis.levels.measure import levels_of
-from analysis.levels.queues import slots_of
-from analysis.levels.step_time import Pace, pace_of
-from analysis.levels.think_time import Active, Thinking, active_of, thinking_of
 from analysis.reading.runs import Run
 from loadtest.record import Slo
 
@@ -114,3 +114,21 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
 def users_think(runs: Sequence[Run]) -> bool:
     return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
+
+
+ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
+
+
+def slots_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
+    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
+    numbers of users, a third apart, left equally many running, with queues and room."""
+    if stated is not None:
+        return stated
+    trusted = [level for level in levels if level.trusted]
+    seen = [level.slots for level in trusted if level.slots is not None]
+    if seen:
+        return min(seen)
+    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
+    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
+        return None
+    return next(iter(alike.values()))

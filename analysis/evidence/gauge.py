@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels.level import Level, Pool
+from analysis.levels.context import Pool
+from analysis.levels.level import Level
 from analysis.reading.rows import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
