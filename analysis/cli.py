@@ -8,7 +8,7 @@ import msgspec
 from loadtest.record import RunInfo, Slo
 
 
-def positive(text: str) -> float:
+def positive_number(text: str) -> float:
     """An argparse type."""
     value = float(text)
     if not (value > 0 and math.isfinite(value)):
@@ -16,14 +16,14 @@ def positive(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
+def positive_integer(text: str) -> int:
     """An argparse type: a whole number above 0."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argparse type: above 0 and below 1."""
     value = float(text)
     if not 0 < value < 1:
@@ -37,25 +37,25 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--slo-ttft-p95-s",
-        type=positive,
+        type=positive_number,
         metavar="S",
         help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
     )
     add(
         "--slo-tpot-p95-s",
-        type=positive,
+        type=positive_number,
         metavar="S",
         help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
     )
     add(
         "--slo-preempted-fraction",
-        type=share,
+        type=fraction,
         metavar="F",
         help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
     )
     add(
         "--slo-kv-blocked-fraction",
-        type=share,
+        type=fraction,
         metavar="F",
         help="share of time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",

@@ -33,7 +33,7 @@ Crossings = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Deployment:
+class VirtualDeployment:
     """One server, the people on it, and the objectives."""
 
     number: int
@@ -43,7 +43,7 @@ class Deployment:
     """What was drawn, for tables."""
 
 
-def deployment(number: int) -> Deployment:
+def deployment(number: int) -> VirtualDeployment:
     """The same for the same number: a random model on a random GPU, with its pool cut to what a number of
     users between 7 and 60 needs, so that its wall can be known; lengths from narrow to heavy-tailed; some
     with think times, a shared prefix, few slots; objectives from strict to loose."""
@@ -80,7 +80,7 @@ def deployment(number: int) -> Deployment:
         tpot_p95_s=1.1 * alone_s + (step_s - alone_s) * _log_uniform(rng, 0.4, 4.0),
     )
     pauses_s = np.random.default_rng([number, 2]).exponential(think_s, 5000 if think_s else 1)
-    return Deployment(
+    return VirtualDeployment(
         number=number,
         service=Service(
             engine=engine,
@@ -174,7 +174,7 @@ def _allowed_se(x: float) -> float:
     return max(SE_USERS, SE_SHARE * x)
 
 
-def truth_of(one: Deployment) -> Truth | None:
+def truth_of(one: VirtualDeployment) -> Truth | None:
     """docs/method.md's definition, from long plateaus. None where one user breaks an objective already."""
     rough = limit(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
@@ -212,7 +212,7 @@ def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:
 class _Plays:
     """Long plays of levels, those of one number with the same people at every level."""
 
-    def __init__(self, one: Deployment) -> None:
+    def __init__(self, one: VirtualDeployment) -> None:
         self._one = one
         self._seen: dict[int, list[Seen]] = {}
 

@@ -30,7 +30,7 @@ from analysis.evidence.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.requests import tpot_of
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.statistics.arrays import Ints
 from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.answers.compare import Gate
 from analysis.compare.gate import TOLERANCE, gate_of
-from analysis.compare.sides import Deployment, deployment_of
+from analysis.compare.sides import MeasuredDeployment, deployment_of
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
@@ -59,14 +59,14 @@ def _verdicts(gate: Gate) -> list[str]:
 
 def pair_of(
     pair: int, change: Mapping[str, float], *, level_s: float = LEVEL_S
-) -> tuple[Deployment, Deployment]:
+) -> tuple[MeasuredDeployment, MeasuredDeployment]:
     """A baseline and a run of the changed engine, from seeds of their own. The load generator is never late,
     so that nothing is let pass for it."""
     plans = [Plan(levels=LEVELS, level_s=level_s, seed=2 * pair + side, lag_s=0.0) for side in (0, 1)]
     return _deployment({}, plans[0]), _deployment(change, plans[1])
 
 
-def _deployment(change: Mapping[str, float], plan: Plan) -> Deployment:
+def _deployment(change: Mapping[str, float], plan: Plan) -> MeasuredDeployment:
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder) / "run", small_engine(seed=plan.seed, **change), plan)
         runs = [read_run(found) for found in find_runs(Path(folder))]

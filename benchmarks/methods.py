@@ -14,7 +14,7 @@ from analysis.capacity.judgement import Judgement, judge
 from analysis.levels.definitions import tpot_s
 from analysis.reading.runs import Run
 from analysis.search.advice import advise
-from benchmarks.deployments import Deployment
+from benchmarks.deployments import VirtualDeployment
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad
 
 MOST_USERS = 1024
@@ -39,12 +39,12 @@ class Found:
     """What it recommends: the highest level that held."""
 
 
-def life_s(one: Deployment) -> float:
+def life_s(one: VirtualDeployment) -> float:
     """About how long an answer takes at the wall."""
     return one.traits["output"] * one.traits["step_s"]
 
 
-def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
+def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
     """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
     lives = random.Random(f"sweep/{one.number}").uniform(*SWEEP_LIVES)
@@ -63,7 +63,7 @@ def sweep(one: Deployment) -> tuple[VirtualLoad, ModelAnswer]:
     return load, recommend([load.run()], slo=one.slo)
 
 
-def search(one: Deployment, *, budget_s: float) -> Iterator[tuple[VirtualLoad, Judgement]]:
+def search(one: VirtualDeployment, *, budget_s: float) -> Iterator[tuple[VirtualLoad, Judgement]]:
     """Our search: the load and its judgement at each look, the last one when it is over."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["search"] + one.number)
     seen = judge([load.run()], slo=one.slo, quick=True)
@@ -87,7 +87,7 @@ def estimate(seen: Judgement) -> float:
     return head.estimate_x if head.estimate_x is not None else float(seen.evidence.trusted[-1])
 
 
-def bisection(one: Deployment, *, requests: int, a_user: int = 0) -> Found:
+def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> Found:
     """Doubling, then halving, to whole users. A probe begins with an idle server, is judged by its own
     percentiles and counters, and counts `requests`, or `a_user` times its users, after one of each user."""
     spent_s = 0.0
@@ -113,7 +113,7 @@ def bisection(one: Deployment, *, requests: int, a_user: int = 0) -> Found:
     return Found(gpu_s=spent_s, x=low + 0.5, users=low)
 
 
-def fixed_sweep(one: Deployment, *, ratio: float, requests: int) -> Found:
+def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Found:
     """Levels a factor apart, from one user until the first that does not hold; the answer lies between the
     last two."""
     spent_s, held, users = 0.0, 0, 1
@@ -130,7 +130,7 @@ def fixed_sweep(one: Deployment, *, ratio: float, requests: int) -> Found:
     return Found(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users), users=held)
 
 
-def _holds(run: Run, one: Deployment, *, users: int) -> bool:
+def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:
     """Whether the level of so many users keeps every objective, by its own percentiles and counters. As many
     requests as there are users are left out first."""
     begin, end, _ = next(level for level in run.info.schedule if level[2] == users)

@@ -69,7 +69,7 @@ REFUSED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployment:
+class RealDeployment:
     """A server's pool and what its users ask. Laws as in `--prompt-tokens`."""
 
     name: str
@@ -88,16 +88,16 @@ class Deployment:
 
 
 DEPLOYMENTS = (
-    Deployment(name="short prompts", blocks=64, prompt="lognormal:60,0.5", output="lognormal:64,0.6"),
-    Deployment(name="long prompts", blocks=128, prompt="lognormal:250,0.4", output="lognormal:40,0.5"),
-    Deployment(name="heavy tails", blocks=96, prompt="lognormal:80,0.8", output="lognormal:64,1"),
-    Deployment(
+    RealDeployment(name="short prompts", blocks=64, prompt="lognormal:60,0.5", output="lognormal:64,0.6"),
+    RealDeployment(name="long prompts", blocks=128, prompt="lognormal:250,0.4", output="lognormal:40,0.5"),
+    RealDeployment(name="heavy tails", blocks=96, prompt="lognormal:80,0.8", output="lognormal:64,1"),
+    RealDeployment(
         name="shared prefix", blocks=64, prompt="200-280", output="lognormal:64,0.5", prefix_words=150
     ),
-    Deployment(
+    RealDeployment(
         name="conversations", blocks=96, prompt="lognormal:50,0.5", output="lognormal:48,0.6", turns=3
     ),
-    Deployment(
+    RealDeployment(
         name="thinking users",
         blocks=80,
         prompt="lognormal:70,0.5",
@@ -118,7 +118,7 @@ def run() -> None:
     _print_table(kept)
 
 
-def _complete(deployment: Deployment, kept: Json) -> None:
+def _complete(deployment: RealDeployment, kept: Json) -> None:
     """Measures what is missing of a deployment, and keeps each part as soon as it is there."""
     found = kept.setdefault(deployment.name, {})
     steps = [step for step in STEPS if step not in found]
@@ -144,7 +144,7 @@ def _circumstances() -> Json:
 
 
 @contextmanager
-def _server(deployment: Deployment, folder: Path) -> Iterator[str]:
+def _server(deployment: RealDeployment, folder: Path) -> Iterator[str]:
     """The address of a vLLM. The shared prefix stands in its chat template, as system prompts often do."""
     extra = ["--max-model-len", str(CONTEXT), "--stream-interval", str(STREAM_INTERVAL)]
     extra.append("--enable-prompt-tokens-details")
@@ -243,7 +243,7 @@ class Counts:
         return found
 
 
-def _truth(deployment: Deployment, url: str, folder: Path, _: Json) -> Json:
+def _truth(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
     """Holds levels in rounds until the wall lies between two neighbours and is known well enough."""
     folder = folder / "truth"
     while True:
@@ -267,7 +267,7 @@ def _truth(deployment: Deployment, url: str, folder: Path, _: Json) -> Json:
     }
 
 
-def _rough(deployment: Deployment, url: str, folder: Path) -> tuple[int, int]:
+def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int]:
     """Where to begin: beside the wall of the memory formula, from a look at light load."""
     _load(url, folder, "chat", *deployment.load, "--levels", str(LIGHT), "--level-s", "15")
     (found,) = find_runs(folder)
@@ -282,7 +282,7 @@ def _rough(deployment: Deployment, url: str, folder: Path) -> tuple[int, int]:
     return low, low + 1
 
 
-def _hold(deployment: Deployment, url: str, folder: Path, levels: Sequence[int], *, seed: int) -> None:
+def _hold(deployment: RealDeployment, url: str, folder: Path, levels: Sequence[int], *, seed: int) -> None:
     times = ["--level-s", f"{LEVEL_S:g}", "--settle-s", f"{SETTLE_S:g}", "--sample-s", f"{SAMPLE_S:g}"]
     asked = ["--levels", ",".join(map(str, levels)), "--seed", str(seed)]
     part = folder.with_name("part")
@@ -375,7 +375,7 @@ def _ttft_p95_s(folder: Path, users: int) -> float:
 # --- The answers
 
 
-def _ours(deployment: Deployment, url: str, folder: Path, _: Json) -> Json:
+def _ours(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
     """Of the search, as anybody would call it; where it refuses to answer, its reasons."""
     folder = folder / "search"
     started = time.monotonic()
@@ -428,7 +428,7 @@ PROBE_S, CONVERSATIONS = 15, 2000
 """Of a probe of guidellm's; and lines of its file, more than a probe can send."""
 
 
-def _guidellm(deployment: Deployment, url: str, folder: Path, found: Json) -> Json:
+def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -> Json:
     """Of guidellm's search for the most streams of which 95 % of requests meet an objective.
 
     It knows no memory, so it needs a latency at which the wall shows. It gets the best there is, which only
@@ -466,7 +466,7 @@ def _guidellm(deployment: Deployment, url: str, folder: Path, found: Json) -> Js
     }
 
 
-def _asked(deployment: Deployment, url: str, path: Path) -> Path:
+def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
     """Conversations of the same lengths for guidellm, a line each; a column for each turn."""
     rng = random.Random(deployment.name)
     prompt, output, think = (
@@ -501,7 +501,7 @@ def _template_tokens(url: str) -> int:
         return int(json.loads(answer.read())["usage"]["prompt_tokens"]) - 1
 
 
-STEPS: dict[str, Callable[[Deployment, str, Path, Json], Json]] = {
+STEPS: dict[str, Callable[[RealDeployment, str, Path, Json], Json]] = {
     "truth": _truth,
     "ours": _ours,
     "guidellm": _guidellm,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.sizing.deployment import (
-    Calibration,
-    Deployment,
+    PlannedDeployment,
     PoolBand,
+    StartupCalibration,
     log_tokens,
     max_concurrency,
     pool_band,
@@ -140,7 +140,7 @@ class Startup:
     """One log: how it was started, and what it said. Bytes; None where it did not say."""
 
     name: str
-    deployment: Deployment
+    deployment: PlannedDeployment
     weights: float | None
     kv_bytes: float | None
     tokens: float | None
@@ -187,7 +187,7 @@ def read(row: Row) -> Startup:
     version = parse_version(str(row["vllm_version"])) if row.get("vllm_version") else CURRENT
     tokens, seqs = default_batch(gpu)
     dtype = str(row.get("dtype") or shape.dtype)
-    deployment = Deployment(
+    deployment = PlannedDeployment(
         model=name,
         shape=shape,
         gpu=gpu,
@@ -388,9 +388,9 @@ def _teaches(teacher: Startup, one: Startup) -> bool:
     )
 
 
-def learn(teacher: Startup) -> Calibration:
+def learn(teacher: Startup) -> StartupCalibration:
     predicted = teacher.deployment.overheads(teacher.deployment.pp - 1)
-    return Calibration(
+    return StartupCalibration(
         source=teacher.name,
         activation=(teacher.activation or 0.0) / predicted.activation,
         non_torch_bytes=round(teacher.non_torch or 0.0),

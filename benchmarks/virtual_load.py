@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.reading.rows import CODE, COLUMNS, NAN, Client, Server, requests_of
+from analysis.reading.columns import (
+    NAN,
+    OUTCOME_CODES,
+    SCALAR_COLUMNS,
+    ClientSamples,
+    ServerSamples,
+    ordered_requests,
+)
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Person, Service, Texts
@@ -77,13 +84,13 @@ class VirtualLoad:
     def run(self) -> Run:
         """Everything so far, as analysed."""
         self._take_rows()
-        table = np.array(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        table = np.array(self._rows, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
         labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)
         gaps = self._gaps
         return Run(
             info=self._info(),
-            requests=requests_of(
-                dict(zip(COLUMNS, table.T, strict=True)),
+            requests=ordered_requests(
+                dict(zip(SCALAR_COLUMNS, table.T, strict=True)),
                 labels=labels,
                 gap_s=np.concatenate(gaps).astype(np.float32) if gaps else np.empty(0, dtype=np.float32),
                 gaps=np.array([len(one) for one in gaps] if gaps else [0] * len(table), dtype=np.int64),
@@ -162,17 +169,17 @@ class VirtualLoad:
                 "cached_tokens": request.cached_tokens,
                 "http_status": 200,
             }
-            self._rows.append(tuple(values.get(name, NAN) for name in COLUMNS))
+            self._rows.append(tuple(values.get(name, NAN) for name in SCALAR_COLUMNS))
             if self._gaps is not None:
                 self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
             turn = self._sent[request.user].popleft()
-            self._labels.append((CODE[Outcome.OK], request.user, turn))
+            self._labels.append((OUTCOME_CODES[Outcome.OK], request.user, turn))
 
-    def _server(self) -> Server:
+    def _server(self) -> ServerSamples:
         columns: Sequence[Floats] = np.array(self._samples, dtype=np.float64).reshape(-1, 8).T
         unix_s, running, waiting, usage, preemptions, tokens, queries, hits = columns
         nothing = np.full(len(unix_s), NAN)
-        return Server(
+        return ServerSamples(
             unix_s=unix_s,
             engines=1,
             running=running,
@@ -188,10 +195,10 @@ class VirtualLoad:
             failed_scrapes=0,
         )
 
-    def _client(self) -> Client:
+    def _client(self) -> ClientSamples:
         samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
         count = len(samples)
-        return Client(
+        return ClientSamples(
             unix_s=samples[:, 0],
             worker=np.zeros(count, dtype=np.int64),
             loop_lag_s=np.full(count, self._lag_s),

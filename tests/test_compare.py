@@ -22,7 +22,7 @@ from analysis.answers.compare import Comparison, Row
 from analysis.compare.__main__ import main
 from analysis.compare.comparison import mismatches
 from analysis.compare.gate import gate_of
-from analysis.compare.sides import Deployment, deployment_of, held_tokens
+from analysis.compare.sides import MeasuredDeployment, deployment_of, held_tokens
 from analysis.evidence.lengths import Pairs
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.ratios import (
@@ -85,7 +85,7 @@ def highest(found: Comparison) -> int:
     return max(one.users for one in found.rows if one.users is not None)
 
 
-def deployed(folder: Path) -> Deployment:
+def deployed(folder: Path) -> MeasuredDeployment:
     return deployment_of([read_run(found) for found in find_runs(folder)], name="run", slo=Slo())
 
 

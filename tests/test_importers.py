@@ -16,7 +16,7 @@ from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
 from analysis.reading.other_tools import read_results
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.reading.server_metrics import read_dump
+from analysis.reading.server_metrics import read_metrics_dump
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
 
@@ -420,7 +420,7 @@ DUMPS: dict[str, Callable[[Ours], str]] = {
 @pytest.mark.parametrize("kind", DUMPS)
 def test_every_form_of_dump_says_the_same(ours, kind, tmp_path):
     (tmp_path / "dump").write_text(DUMPS[kind](ours))
-    dump = read_dump(tmp_path / "dump")
+    dump = read_metrics_dump(tmp_path / "dump")
     rows = dump.rows("tiny")
     assert [round(row.unix_s, 3) for row in rows] == [round(one.unix_s, 3) for one in ours.scrapes]
     for field in tools.GAUGES.values():

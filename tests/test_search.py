@@ -7,7 +7,7 @@ import pytest
 from analysis.capacity.answer import answer_of
 from analysis.capacity.judgement import judge
 from analysis.search import advice as search
-from benchmarks.deployments import Deployment, deployment
+from benchmarks.deployments import VirtualDeployment, deployment
 from benchmarks.methods import bisection, estimate
 from benchmarks.methods import search as searched
 from benchmarks.virtual_load import VirtualLoad
@@ -43,11 +43,11 @@ def test_a_budget_is_kept() -> None:
     assert load.now_s == pytest.approx(33.0)
 
 
-def with_objectives(one: Deployment, slo: Slo) -> Deployment:
+def with_objectives(one: VirtualDeployment, slo: Slo) -> VirtualDeployment:
     return replace(one, slo=slo)
 
 
-def advised(one: Deployment, users: int, seconds: float) -> Advice:
+def advised(one: VirtualDeployment, users: int, seconds: float) -> Advice:
     """After so many users were held for so long."""
     load = VirtualLoad(one.service, one.slo, seed=1)
     load.hold(users, seconds)

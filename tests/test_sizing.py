@@ -11,11 +11,11 @@ import pytest
 
 from analysis.evidence.lengths import Pairs
 from analysis.sizing.__main__ import main
-from analysis.sizing.answer import answer
+from analysis.sizing.answer import size_deployment
 from analysis.sizing.claims import check_claims, read_claims
-from analysis.sizing.deployment import Calibration, Deployment, max_concurrency, pool_band
-from analysis.sizing.predicted import Curve, Workload, draw_workload, law_of, size
-from analysis.sizing.startup_log import as_started, calibration_of, read_log, read_run
+from analysis.sizing.deployment import PlannedDeployment, StartupCalibration, max_concurrency, pool_band
+from analysis.sizing.predicted import LatencyCurve, PlannedWorkload, block_law_of, draw_workload, size_engine
+from analysis.sizing.startup_log import as_started, calibration_of, read_startup_log, startup_of_run
 from analysis.walls.block_law import block_law
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -34,9 +34,9 @@ EXAMPLES = ROOT / "docs" / "examples" / "claim"
 CLAIM = EXAMPLES / "two-small-models-on-a-t4.toml"
 
 
-def deployment(config: dict[str, object], *, gpu: str = "T4", **changes: object) -> Deployment:
+def deployment(config: dict[str, object], *, gpu: str = "T4", **changes: object) -> PlannedDeployment:
     shape = parse_config(config)
-    found = Deployment(
+    found = PlannedDeployment(
         model="model",
         shape=shape,
         gpu=find_gpu(gpu),
@@ -50,11 +50,11 @@ def deployment(config: dict[str, object], *, gpu: str = "T4", **changes: object)
     return _replaced(found, changes)
 
 
-def _replaced(found: Deployment, changes: dict[str, object]) -> Deployment:
+def _replaced(found: PlannedDeployment, changes: dict[str, object]) -> PlannedDeployment:
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
-def workload(*, think: str = "0", prompt: str = "lognormal:512,0.6", limit: int = 8192) -> Workload:
+def workload(*, think: str = "0", prompt: str = "lognormal:512,0.6", limit: int = 8192) -> PlannedWorkload:
     laws = [Distribution.parse(text) for text in (prompt, "lognormal:256,0.8", think)]
     return draw_workload(laws[0], laws[1], laws[2], slo=Slo(), limit=limit)
 
@@ -133,7 +133,7 @@ def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> 
     pairs = Pairs(
         prompt=asked.prompt, output=asked.output, conversation=np.arange(len(asked.prompt), dtype=np.int64)
     )
-    ours, theirs = law_of(asked, layout), block_law(pairs, block_tokens=16)
+    ours, theirs = block_law_of(asked, layout), block_law(pairs, block_tokens=16)
     size = min(len(ours.held), len(theirs.held))
     for name in ("held", "growth", "entry"):
         a, b = getattr(ours, name), getattr(theirs, name)
@@ -147,9 +147,9 @@ def test_windows_and_states_bound_what_long_requests_hold() -> None:
     asked = workload(prompt="4000", limit=8192)
     windows, full = kv_layout(parse_config(GEMMA2_27B)), kv_layout(parse_config(LLAMA31_8B))
     # Half of Gemma's groups stop at a window of 4,096; its requests are just longer than that.
-    assert law_of(asked, windows).mean < 2 * law_of(asked, full).mean
+    assert block_law_of(asked, windows).mean < 2 * block_law_of(asked, full).mean
     hybrid = kv_layout(parse_config(QWEN3_NEXT))
-    law = law_of(asked, hybrid)
+    law = block_law_of(asked, hybrid)
     assert law.held[: hybrid.fixed_blocks + 1].sum() == 0
     assert law.q > 0
 
@@ -157,7 +157,7 @@ def test_windows_and_states_bound_what_long_requests_hold() -> None:
 def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
     found = deployment(QWEN3_1_7B, max_num_seqs=1000, max_num_batched_tokens=2048)
     asked = workload(prompt="lognormal:256,0.5", limit=1500)
-    sized = size(found, asked, latency=False)
+    sized = size_engine(found, asked, latency=False)
     wall = sized.first.x
     assert sized.first.name == "kv_cache"
 
@@ -181,7 +181,7 @@ def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
 
 def test_thinking_users_are_more_than_requests_in_flight() -> None:
     found = deployment(QWEN3_1_7B)
-    busy, idle = (size(found, workload(think=think), latency=False) for think in ("0", "60"))
+    busy, idle = (size_engine(found, workload(think=think), latency=False) for think in ("0", "60"))
     x = {one.name: one.x for one in busy.walls}["kv_cache"]
     thinking = {one.name: one.x for one in idle.walls}["kv_cache"]
     assert thinking > 2 * x
@@ -189,7 +189,7 @@ def test_thinking_users_are_more_than_requests_in_flight() -> None:
 
 
 def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
-    curve = Curve(users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0)
+    curve = LatencyCurve(users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0)
     slo = Slo(ttft_p95_s=0.2, tpot_p95_s=0.1)
     (ttft,) = curve.walls(slo)
     assert ttft.name == "ttft"
@@ -211,8 +211,10 @@ def test_calibration_of_the_same_start_up_reproduces_it(tmp_path: Path) -> None:
         "INFO Available KV cache memory: 8.40 GiB\n"
     )
     found = deployment(QWEN3_1_7B, utilization=0.9)
-    started = as_started(found, read_log(log), found.shape)
-    taught = _replaced(found, {"calibration": calibration_of(started, read_log(log), same_model=True)})
+    started = as_started(found, read_startup_log(log), found.shape)
+    taught = _replaced(
+        found, {"calibration": calibration_of(started, read_startup_log(log), same_model=True)}
+    )
     before, after = pool_band(found), pool_band(taught)
     assert after.pool.kv_bytes / GIB == pytest.approx(8.40, abs=0.02)
     assert after.kv_bytes[2] - after.kv_bytes[0] < (before.kv_bytes[2] - before.kv_bytes[0]) / 2
@@ -239,7 +241,7 @@ INFO GPU KV cache size: 476,016 tokens
 
 def test_one_models_log_predicts_anothers_pool(tmp_path: Path) -> None:
     (tmp_path / "vllm.log").write_text(LOG_0_19)
-    log = read_log(tmp_path / "vllm.log")
+    log = read_startup_log(tmp_path / "vllm.log")
     assert (log.version, log.tp, log.max_num_seqs, log.quantization) == ((0, 19, 0), 1, 1024, None)
     qwen3_8b = QWEN3_1_7B | {
         "num_hidden_layers": 36,
@@ -272,7 +274,7 @@ def test_a_load_tests_run_folder_calibrates_too(tmp_path: Path) -> None:
         gpu=GpuInfo(name="Tesla T4", count=1, vram_bytes=T4.vram_bytes),
     )
     write_run_info(tmp_path, run)
-    log = read_run(tmp_path)
+    log = startup_of_run(tmp_path)
     taught = _replaced(
         found, {"calibration": calibration_of(as_started(found, log, found.shape), log, same_model=True)}
     )
@@ -281,13 +283,13 @@ def test_a_load_tests_run_folder_calibrates_too(tmp_path: Path) -> None:
 
 def test_a_simulated_run_calibrates_nothing() -> None:
     with pytest.raises(InputError, match="simulated"):
-        read_run(ROOT / "docs" / "example-run")
+        startup_of_run(ROOT / "docs" / "example-run")
 
 
 def test_another_models_start_up_narrows_the_band_less() -> None:
     found = deployment(QWEN3_1_7B)
-    other = Calibration(source="x", activation=1.0, non_torch_bytes=GIB // 4)
-    same = Calibration(source="x", activation=1.0, non_torch_bytes=GIB // 4, same_model=True)
+    other = StartupCalibration(source="x", activation=1.0, non_torch_bytes=GIB // 4)
+    same = StartupCalibration(source="x", activation=1.0, non_torch_bytes=GIB // 4, same_model=True)
     widths = []
     for calibration in (None, other, same):
         low, _, high = pool_band(_replaced(found, {"calibration": calibration})).kv_bytes
@@ -296,7 +298,7 @@ def test_another_models_start_up_narrows_the_band_less() -> None:
 
 
 def test_the_answer_is_the_least_wall_and_every_figure_has_a_band() -> None:
-    found = answer(deployment(QWEN3_1_7B), workload(think="20"), quantization=None)
+    found = size_deployment(deployment(QWEN3_1_7B), workload(think="20"), quantization=None)
     assert found.users is not None
     low, middle, high = found.users
     assert 0 < low <= middle <= high
@@ -315,13 +317,14 @@ def test_the_answer_is_the_least_wall_and_every_figure_has_a_band() -> None:
 
 def test_answers_of_one_token_have_no_time_per_output_token() -> None:
     asked = replace(workload(), output=np.ones(2000, dtype=np.int64))
-    found = answer(deployment(QWEN3_1_7B), asked, quantization=None)
+    found = size_deployment(deployment(QWEN3_1_7B), asked, quantization=None)
     assert "tpot" in found.not_met
 
 
 def test_replicas_multiply_users() -> None:
     one, two = (
-        answer(deployment(QWEN3_1_7B, replicas=count), workload(), quantization=None) for count in (1, 2)
+        size_deployment(deployment(QWEN3_1_7B, replicas=count), workload(), quantization=None)
+        for count in (1, 2)
     )
     assert one.users_x is not None
     assert two.users_x is not None
@@ -330,9 +333,11 @@ def test_replicas_multiply_users() -> None:
 
 
 def test_fewer_experts_are_read_for_fewer_sequences() -> None:
-    steps = size(deployment(QWEN3_30B_A3B, gpu="H100", dtype="bfloat16"), workload(), latency=False).steps
+    steps = size_engine(
+        deployment(QWEN3_30B_A3B, gpu="H100", dtype="bfloat16"), workload(), latency=False
+    ).steps
     assert steps.base_s(1) < 0.25 * steps.base_s(1000)
-    dense = size(deployment(QWEN3_1_7B), workload(), latency=False).steps
+    dense = size_engine(deployment(QWEN3_1_7B), workload(), latency=False).steps
     assert dense.base_s(1) == dense.base_s(1000)
 
 

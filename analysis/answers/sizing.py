@@ -93,15 +93,15 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     warnings: list[str] = []
 
 
-Verdict = Literal["consistent", "impossible", "cannot be told"]
+ClaimVerdict = Literal["consistent", "impossible", "cannot be told"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
+class CheckedClaim:
     """One figure's verdict, with the arithmetic in words."""
 
     model: str
     figure: str
     claimed: str
-    verdict: Verdict
+    verdict: ClaimVerdict
     why: str

@@ -14,11 +14,11 @@ from analysis.answers.capacity import (
 )
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import add_slo_flags, count, share, slo_of
+from analysis.cli import add_slo_flags, fraction, positive_integer, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools import read_results
-from analysis.reading.pooling import chosen_of, read_group
-from analysis.reading.runs import Found, Run, find_runs, has_runs
+from analysis.reading.pooling import choose_runs, read_group
+from analysis.reading.runs import FoundRun, Run, find_runs, has_runs
 from analysis.reporting import capacity as report
 from analysis.reporting.console import complain, progress
 from analysis.walls.placed import RESAMPLES
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def analyse(options: argparse.Namespace) -> Answer:
     """Reads, recommends and writes the reports into the named folder. Raises InputError."""
     per_token = _bytes_from_config(options.config)
-    groups, notes = chosen_of(_found(options), options.run)
+    groups, notes = choose_runs(_found(options), options.run)
     models = []
     slo = slo_of(options, groups[-1][-1].info)
     with progress() as bar:
@@ -69,7 +69,7 @@ def _folder(options: argparse.Namespace) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _found(options: argparse.Namespace) -> Sequence[Found]:
+def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
     """Run folders, or what other load generators left."""
     if options.path.is_file() or (options.path.is_dir() and not has_runs(options.path)):
         return read_results(options.path, server_metrics=options.server_metrics)
@@ -133,19 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--kv-cache-tokens",
-        type=count,
+        type=positive_integer,
         metavar="N",
         help='the pool, where /metrics was not read: the N of "GPU KV cache size: N tokens" in vLLM\'s log',
     )
     add(
         "--block-size",
-        type=count,
+        type=positive_integer,
         metavar="B",
         help=f"tokens a block, with --kv-cache-tokens (default: what /metrics said, else {VLLM_BLOCK_SIZE})",
     )
     add(
         "--confidence",
-        type=share,
+        type=fraction,
         default=CONFIDENCE,
         help="how often the interval should cover the truth (default %(default)s)",
     )

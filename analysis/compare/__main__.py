@@ -13,11 +13,11 @@ from analysis.cli import RefusedError, add_slo_flags, slo_of
 from analysis.compare.comparison import SAME, compare, differs, gpu_of, mismatches, version_of
 from analysis.compare.gate import TOLERANCE, gate_of
 from analysis.compare.sides import (
-    Deployment,
+    MeasuredDeployment,
     common_levels,
     deployment_of,
 )
-from analysis.reading.pooling import chosen_of, read_group
+from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import RunFolder, find_runs, run_bytes
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import complain, progress
@@ -74,8 +74,8 @@ def compared(options: argparse.Namespace) -> Comparison:
 
 
 def comparison_of(
-    a: Deployment,
-    b: Deployment,
+    a: MeasuredDeployment,
+    b: MeasuredDeployment,
     *,
     slo: Slo,
     gate: bool = False,
@@ -103,7 +103,7 @@ def comparison_of(
     )
 
 
-def warnings_of_both(a: Deployment, b: Deployment, common: Sequence[int]) -> list[str]:
+def warnings_of_both(a: MeasuredDeployment, b: MeasuredDeployment, common: Sequence[int]) -> list[str]:
     found = []
     if not common:
         levels = " and ".join(
@@ -125,7 +125,7 @@ def warnings_of_both(a: Deployment, b: Deployment, common: Sequence[int]) -> lis
 
 def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
     """The newest runs there that may be pooled, as `analysis.capacity` chooses them, and what it left out."""
-    groups, notes = chosen_of(find_runs(folder), None)
+    groups, notes = choose_runs(find_runs(folder), None)
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
         raise InputError(f"{folder} holds runs of several models ({names}): name the run folder of one.")

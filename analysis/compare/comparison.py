@@ -6,7 +6,7 @@ from analysis.answers.compare import Difference, Different, FigureName, Row, Sid
 from analysis.capacity.headline import CONFIDENCE
 from analysis.compare.sides import (
     Contrast,
-    Deployment,
+    MeasuredDeployment,
     at_level,
     capacity_of,
     common_levels,
@@ -17,7 +17,7 @@ from analysis.compare.sides import (
     scaled,
     vram_of,
 )
-from analysis.reading.pooling import WORKLOAD_SETTINGS, comparable
+from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
 from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 from loadtest.record import RunInfo
@@ -39,7 +39,7 @@ def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
     """Why two runs must not be compared, one `name (a against b)` each; empty when they may be."""
     if bool(a.arrivals) != bool(b.arrivals):
         return ["how requests came (an open loop against levels of users)"]
-    ours, theirs = comparable(a), comparable(b)
+    ours, theirs = pooling_fields(a), pooling_fields(b)
     found = [
         f"{name} ({ours[name]} against {theirs[name]})" for name in WORKLOAD if ours[name] != theirs[name]
     ]
@@ -68,7 +68,7 @@ def differs(a: RunInfo, b: RunInfo) -> list[Difference]:
 
 def _may_differ(info: RunInfo) -> dict[str, str]:
     names = {
-        name: value for name, value in comparable(info).items() if name not in WORKLOAD and name != "gpu"
+        name: value for name, value in pooling_fields(info).items() if name not in WORKLOAD and name != "gpu"
     }
     stepped = {name: str(info.settings.get(name)) for name in ("levels", "level_s", "seed")}
     return {name: value.strip('"') for name, value in {**names, **stepped}.items()}
@@ -77,7 +77,7 @@ def _may_differ(info: RunInfo) -> dict[str, str]:
 # The table.
 
 
-def compare(a: Deployment, b: Deployment) -> list[Row]:
+def compare(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Row]:
     """The table. Latencies stand at the lowest common level and at the highest that both deployments hold."""
     contrasts = [
         of_estimates("max_users", a, b, capacity_of),
@@ -91,14 +91,14 @@ def compare(a: Deployment, b: Deployment) -> list[Row]:
     return [_row(one, a, b, tests=max(tests, 1)) for one in shown]
 
 
-def headline_levels(a: Deployment, b: Deployment) -> list[int]:
+def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
     """The lowest common level, and the highest that both hold; fewer where there are fewer."""
     common = common_levels(a, b)
     held = [users for users in common if all(users <= (side.answer.max_users or 0) for side in (a, b))]
     return sorted({*common[:1], *held[-1:]})
 
 
-def _memory_contrasts(a: Deployment, b: Deployment) -> list[Contrast]:
+def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Contrast]:
     per = [side.answer.memory.bytes_per_token for side in (a, b)]
     tokens = of_estimates("kv_tokens_per_user", a, b, kv_tokens)
     ours, theirs = scaled(tokens.a, per[0]), scaled(tokens.b, per[1])
@@ -121,7 +121,7 @@ def _memory_contrasts(a: Deployment, b: Deployment) -> list[Contrast]:
     ]
 
 
-def _row(one: Contrast, a: Deployment, b: Deployment, *, tests: int) -> Row:
+def _row(one: Contrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> Row:
     open_ended = one.figure == "max_users"
     sides = [
         _side(quantity, at_least=open_ended and side.answer.at_least, predicted=one.predicted)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.answers.compare import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
-from analysis.compare.sides import Contrast, Deployment, at_level, capacity_of, common_levels
+from analysis.compare.sides import Contrast, MeasuredDeployment, at_level, capacity_of, common_levels
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
@@ -18,7 +18,11 @@ AT_LEVELS: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
 def gate_of(
-    baseline: Deployment, run: Deployment, *, tolerance: float = TOLERANCE, false_alarms: float = FALSE_ALARMS
+    baseline: MeasuredDeployment,
+    run: MeasuredDeployment,
+    *,
+    tolerance: float = TOLERANCE,
+    false_alarms: float = FALSE_ALARMS,
 ) -> Gate:
     """Judges capacity, and at each common level that the baseline holds TTFT p95, TPOT p95 and throughput.
 
@@ -47,13 +51,15 @@ def gate_of(
     return Gate(verdict=verdict, tolerance=tolerance, false_alarms=false_alarms, criteria=criteria)
 
 
-def _levels(baseline: Deployment, run: Deployment) -> list[int]:
+def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
     """Beyond the baseline's wall latencies are noise, and nobody deploys there."""
     held = baseline.answer.max_users
     return [users for users in common_levels(baseline, run) if held is None or users <= held]
 
 
-def _let_pass(one: Contrast, baseline: Deployment, run: Deployment, tolerance: float) -> float:
+def _let_pass(
+    one: Contrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
+) -> float:
     """A TTFT may also differ by what the load generator's own stamps are good to."""
     if one.figure != "ttft_p95_s" or one.a is None or one.users is None:
         return tolerance
@@ -61,7 +67,9 @@ def _let_pass(one: Contrast, baseline: Deployment, run: Deployment, tolerance: f
     return tolerance + max((lag for lag in lags if not math.isnan(lag)), default=0.0) / one.a.value
 
 
-def _capacity(baseline: Deployment, run: Deployment, *, error: float, tolerance: float) -> Judged:
+def _capacity(
+    baseline: MeasuredDeployment, run: MeasuredDeployment, *, error: float, tolerance: float
+) -> Judged:
     ours, theirs = capacity_of(baseline), capacity_of(run)
     if ours is None or theirs is None:
         reasons = (baseline if ours is None else run).judgement.reasons

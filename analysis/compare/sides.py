@@ -16,7 +16,7 @@ from analysis.levels import definitions as metrics
 from analysis.levels.level import Level
 from analysis.levels.requests import tpot_of
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.ratios import (
@@ -35,7 +35,7 @@ from loadtest.simulator.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Deployment:
+class MeasuredDeployment:
     """One side: runs that may be pooled, judged, and what the preset says where a server was simulated."""
 
     name: str
@@ -66,12 +66,12 @@ class Deployment:
 
 def deployment_of(
     runs: Sequence[Run], *, name: str, slo: Slo, on_step: Callable[[int], None] = lambda _: None
-) -> Deployment:
+) -> MeasuredDeployment:
     """Judges one side's runs, which may be pooled."""
     judgement = judge(runs, slo=slo, on_step=on_step)
     preset = _preset_of(runs[-1].info)
     answer = answer_of(judgement, bytes_per_token=_bytes_per_token(runs[-1].info, preset))
-    return Deployment(name=name, judgement=judgement, answer=answer, preset=preset)
+    return MeasuredDeployment(name=name, judgement=judgement, answer=answer, preset=preset)
 
 
 def _preset_of(info: RunInfo) -> Preset | None:
@@ -87,12 +87,12 @@ def _bytes_per_token(info: RunInfo, preset: Preset | None) -> int | None:
     return info.server.kv_bytes_per_token
 
 
-def common_levels(a: Deployment, b: Deployment) -> list[int]:
+def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
     """Users at which both have a trusted level, rising."""
     return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
 
 
-def _latencies(side: Deployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
+def _latencies(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
     """One value a successful request that ended in the windows of these levels; None where there are none."""
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
@@ -113,7 +113,7 @@ def _decode(rows: Requests) -> Floats:
     return metrics.decode_tok_s(tpot_of(rows))
 
 
-def throughput(side: Deployment, users: int) -> Quantity | None:
+def throughput(side: MeasuredDeployment, users: int) -> Quantity | None:
     """Mean over the levels of so many users, weighted by their windows."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
@@ -128,7 +128,7 @@ def throughput(side: Deployment, users: int) -> Quantity | None:
     )
 
 
-def capacity_of(side: Deployment) -> Quantity | None:
+def capacity_of(side: MeasuredDeployment) -> Quantity | None:
     """Users at which the first wall stands; where none was met, the highest trusted level, open above."""
     if side.refused:
         return None
@@ -146,13 +146,13 @@ def capacity_of(side: Deployment) -> Quantity | None:
     return Quantity(value=value, bounds=bounds)
 
 
-def memory_users(side: Deployment) -> Quantity | None:
+def memory_users(side: MeasuredDeployment) -> Quantity | None:
     """Users at which the KV cache alone would bind."""
     stands = [] if side.refused else [one for one in side.judgement.stands if one.name == "kv_cache"]
     return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
 
 
-def kv_tokens(side: Deployment) -> Quantity | None:
+def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
     """KV tokens that a request in flight holds, whole blocks, mean over its steps: a ratio estimate over
     requests, those of one conversation together."""
     pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
@@ -200,7 +200,7 @@ class Vram:
     predicted: bool = False
 
 
-def vram_of(side: Deployment) -> Vram:
+def vram_of(side: MeasuredDeployment) -> Vram:
     """As the driver says; of an embedded server, as its preset's arithmetic says."""
     if side.preset is not None:
         return _predicted_vram(side, side.preset)
@@ -209,7 +209,7 @@ def vram_of(side: Deployment) -> Vram:
     return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
 
 
-def _predicted_vram(side: Deployment, preset: Preset) -> Vram:
+def _predicted_vram(side: MeasuredDeployment, preset: Preset) -> Vram:
     pool, server = preset.pool(), side.info.server
     base = pool.weights_bytes + pool.activation_bytes + pool.cuda_graphs_bytes + pool.non_torch_bytes
     blocks, size = server.num_gpu_blocks or pool.num_gpu_blocks, server.block_size or pool.block_size
@@ -217,7 +217,7 @@ def _predicted_vram(side: Deployment, preset: Preset) -> Vram:
     return Vram(held=held, no_load=base, at_peak=_at_peak(side, base), predicted=True)
 
 
-def _at_peak(side: Deployment, base: int | None) -> float | None:
+def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
     memory = side.answer.memory
     usage = [level.kv_usage for level in side.levels if level.trusted and not math.isnan(level.kv_usage)]
     if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
@@ -238,7 +238,10 @@ class Contrast:
 
 
 def of_estimates(
-    figure: FigureName, a: Deployment, b: Deployment, of: Callable[[Deployment], Quantity | None]
+    figure: FigureName,
+    a: MeasuredDeployment,
+    b: MeasuredDeployment,
+    of: Callable[[MeasuredDeployment], Quantity | None],
 ) -> Contrast:
     ours, theirs = of(a), of(b)
     bounds = ratio_bounds(ours, theirs) if ours and theirs else None
@@ -250,7 +253,7 @@ def of_facts(figure: FigureName, values: Sequence[float | None]) -> Contrast:
     return Contrast(figure=figure, a=ours, b=theirs)
 
 
-def at_level(figure: FigureName, a: Deployment, b: Deployment, users: int) -> Contrast:
+def at_level(figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int) -> Contrast:
     """A figure of both at one number of users."""
     if figure == "output_tok_s":
         return replace(of_estimates(figure, a, b, lambda side: throughput(side, users)), users=users)

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 

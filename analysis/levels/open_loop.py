@@ -12,7 +12,7 @@ from analysis.levels.measure import in_flight_of
 from analysis.levels.requests import tpot_of
 from analysis.levels.trust import client_doubts
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Quantiles, Window, finite_or_none

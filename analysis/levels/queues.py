@@ -6,7 +6,7 @@ import numpy as np
 
 from analysis.levels.context import Context
 from analysis.levels.window import known_mean
-from analysis.reading.rows import Server
+from analysis.reading.columns import ServerSamples
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Share, Window, design_effect
 
@@ -16,7 +16,7 @@ AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/covera
 
 
 def blocked_share(
-    server: Server, scrapes: Bools, context: Context, window: Window, slots: int | None
+    server: ServerSamples, scrapes: Bools, context: Context, window: Window, slots: int | None
 ) -> Share | None:
     """Scrapes in which a request waited for blocks; a queue while any prompt would fit is not that."""
     usage = server.kv_cache_usage[scrapes]
@@ -49,19 +49,21 @@ def _room(context: Context, running: Floats) -> float:
     return 1.0 - unseen / context.pool.blocks
 
 
-def _queues_with_room(server: Server, scrapes: Bools, context: Context) -> Bools:
+def _queues_with_room(server: ServerSamples, scrapes: Bools, context: Context) -> Bools:
     """In which of these scrapes a request waited, and not for blocks."""
     room = min(_room(context, server.running[scrapes]), ROOM)
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
-def queue_share(server: Server, scrapes: Bools, context: Context, window: Window) -> Share:
+def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> Share:
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
 
 
-def slots_seen(server: Server, scrapes: Bools, context: Context, users: int, top: int | None) -> int | None:
+def slots_seen(
+    server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
+) -> int | None:
     """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
     maximum or as far below as a step's endings explain, because the gauge is read after them.
 
@@ -76,7 +78,7 @@ def slots_seen(server: Server, scrapes: Bools, context: Context, users: int, top
     return top if float(np.mean(running >= top - below)) >= NEAR_TOP else None
 
 
-def most_running_seen(server: Server, scrapes: Bools, context: Context) -> int | None:
+def most_running_seen(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
     """Of requests, where one in ten scrapes of a queue with room shows so many."""
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)

@@ -9,7 +9,7 @@ from analysis.levels import definitions as metrics
 from analysis.levels.window import (
     known_mean,
 )
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Quantiles, Share, Window, quantiles, share
 from loadtest.record import Outcome, Slo

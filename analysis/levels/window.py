@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import Window, trend

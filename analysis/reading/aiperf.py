@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.reading.result_rows import Row, Source, Stage, failure_of, url_without_credentials
-from analysis.reading.rows import NAN
+from analysis.reading.columns import NAN
+from analysis.reading.result_rows import LoadStage, ResultFile, ResultRow, failure_of, url_without_credentials
 from loadtest.errors import InputError
 from loadtest.record import Outcome
 
@@ -67,13 +67,13 @@ class AiperfRecord(msgspec.Struct):
     metrics: _AiperfMetrics
     error: _AiperfError | None = None
 
-    def row(self) -> Row:
+    def row(self) -> ResultRow:
         """aiperf's TTFT starts before the connection is made; `sent_s` is when it was there."""
         about, seen = self.metadata, self.metrics
         first_s = _seconds(seen.time_to_first_token)
         gap_s = seen.inter_chunk_latency.seconds if seen.inter_chunk_latency else []
         outcome, status = self._outcome()
-        return Row(
+        return ResultRow(
             start_unix_s=about.request_start_ns / 1e9,
             end_s=(about.request_end_ns - about.request_start_ns) / 1e9,
             outcome=outcome,
@@ -160,7 +160,7 @@ class AiperfSummary(msgspec.Struct):
     input_config: AiperfInput
 
 
-def read_aiperf(file: Path, lines: list[bytes]) -> Stage:
+def read_aiperf(file: Path, lines: list[bytes]) -> LoadStage:
     records = [msgspec.json.decode(line, type=AiperfRecord) for line in lines]
     config = aiperf_config(file)
     users, law = config.load()
@@ -171,10 +171,10 @@ def read_aiperf(file: Path, lines: list[bytes]) -> Stage:
             "Token counts are those of aiperf's own tokenizer, not of the server: run it with "
             "--use-server-token-count."
         )
-    source = Source(
+    source = ResultFile(
         path=file, tool="aiperf", model=config.model, host=url_without_credentials(config.host), lacks=lacks
     )
-    return Stage(source=source, name=f"concurrency@{users}" if users else law, users=users, rows=rows)
+    return LoadStage(source=source, name=f"concurrency@{users}" if users else law, users=users, rows=rows)
 
 
 def aiperf_config(file: Path) -> AiperfInput:

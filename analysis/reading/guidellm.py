@@ -5,16 +5,16 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.reading.columns import NAN
 from analysis.reading.result_rows import (
-    Row,
-    Source,
-    Stage,
+    LoadStage,
+    ResultFile,
+    ResultRow,
     failure_of,
     number_or_nan,
     status_in,
     url_without_credentials,
 )
-from analysis.reading.rows import NAN
 from loadtest.errors import InputError
 from loadtest.record import Outcome
 
@@ -76,14 +76,14 @@ class _GuidellmRequest(msgspec.Struct):
     input_metrics: _Usage
     output_metrics: _Usage
 
-    def row(self, outcome: Outcome) -> Row | None:
+    def row(self, outcome: Outcome) -> ResultRow | None:
         """None for a request that was still queued."""
         times = self.info.timings
         start, end = times.request_start, times.request_end or times.resolve_end
         if start is None or end is None:
             return None
         status = status_in(self.info.error)
-        return Row(
+        return ResultRow(
             start_unix_s=start,
             end_s=end - start,
             outcome=failure_of(self.info.error or "", status) if outcome is Outcome.STREAM_ERROR else outcome,
@@ -106,7 +106,7 @@ class _GuidellmRequests(msgspec.Struct):
     incomplete: list[_GuidellmRequest]
     errored: list[_GuidellmRequest]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         kinds = (
             (self.successful, Outcome.OK),
             (self.incomplete, Outcome.CANCELLED),
@@ -134,7 +134,7 @@ class GuidellmReport(msgspec.Struct):
     benchmarks: list[_GuidellmBenchmark]
 
 
-def read_guidellm(file: Path, data: bytes) -> Iterator[Stage]:
+def read_guidellm(file: Path, data: bytes) -> Iterator[LoadStage]:
     benchmarks = msgspec.json.decode(data, type=GuidellmReport).benchmarks
     if not benchmarks:
         raise InputError(f"{file} holds no benchmark: guidellm ended before the first one did.")
@@ -146,7 +146,7 @@ def read_guidellm(file: Path, data: bytes) -> Iterator[Stage]:
                 "guidellm without a sample size."
             )
     backend = benchmarks[0].config.backend
-    source = Source(
+    source = ResultFile(
         path=file,
         tool="guidellm",
         model=backend.model or "unknown",
@@ -158,4 +158,6 @@ def read_guidellm(file: Path, data: bytes) -> Iterator[Stage]:
     )
     for benchmark in benchmarks:
         strategy = benchmark.config.strategy
-        yield Stage(source=source, name=strategy.name, users=strategy.users, rows=benchmark.requests.rows())
+        yield LoadStage(
+            source=source, name=strategy.name, users=strategy.users, rows=benchmark.requests.rows()
+        )

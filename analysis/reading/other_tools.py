@@ -10,32 +10,44 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.reading.result_files import KINDS, read_file
-from analysis.reading.result_rows import Row, Stage
-from analysis.reading.rows import CODE, COLUMNS, Client, Requests, requests_of, server_of
+from analysis.reading.columns import (
+    OUTCOME_CODES,
+    SCALAR_COLUMNS,
+    ClientSamples,
+    Requests,
+    ordered_requests,
+    server_samples_of,
+)
+from analysis.reading.result_files import SUPPORTED_FILES, read_file
+from analysis.reading.result_rows import LoadStage, ResultRow
 from analysis.reading.runs import Run
-from analysis.reading.server_metrics import Dump, read_dump
+from analysis.reading.server_metrics import MetricsDump, read_metrics_dump
 from analysis.statistics.arrays import Floats
 from loadtest.errors import InputError
 from loadtest.record import ArrivalsInfo, Outcome, RunInfo, ServerInfo, ServerSample
 
-NEIGHBOURS = (
+DUMP_NAMES = (
     ("server_metrics.json",),
     ("server_metrics.txt",),
     ("server_metrics_export.jsonl", "server_metrics_export.json"),
 )
 """Dumps that are found without being named, the first that there are. The last are aiperf's two halves."""
-SETTLE_LIVES = 2.0  # of a request, dropped once all are in flight: most tools start them at once
-NEAR_S = 5.0  # a counter read this near both ends of a stage holds the tokens of no other
-SEEK_S = (
-    15.0  # how far a window that is known to whole seconds may be off, the time to write the file included
+SETTLE_DURATIONS = 2.0
+"""Request durations that are dropped once all users are in flight: most tools start them at once."""
+MAX_COUNTER_DISTANCE_S = 5.0
+"""A counter that was read this near to both ends of a stage holds the tokens of no other stage."""
+MAX_SHIFT_S = 15.0
+"""How far times that are known to whole seconds may be off, the time to write the file included."""
+ONE_WORKLOAD_DIFFERENCE = 0.25
+FOUR_SIGMA = 4.0
+"""Mean lengths of stages of one workload differ by less than both."""
+LATENESS_UNKNOWN = (
+    "{} does not say how late it was itself (event-loop lag, CPU): its times are taken on trust."
 )
-ONE_WORKLOAD, FOUR_SIGMA = 0.25, 4.0  # mean lengths of stages of one workload differ by less than both
-LATENESS = "{} does not say how late it was itself (event-loop lag, CPU): its times are taken on trust."
-NOT_COMPARED = "so the server's count of tokens is not compared with that of the requests."
-SECONDS = "The files of {} tell the time to about a second, " + NOT_COMPARED
-RARELY = "No scrape lies shortly before and after a level, " + NOT_COMPARED
-NO_SERVER = (
+_NOT_COMPARED = "so the server's count of tokens is not compared with that of the requests."
+WHOLE_SECONDS = "The files of {} tell the time to about a second, " + _NOT_COMPARED
+SPARSE_SCRAPES = "No scrape lies shortly before and after a level, " + _NOT_COMPARED
+NO_SERVER_METRICS = (
     "Without server metrics there is no KV usage, no queue, no count of preemptions and no time blocked for "
     "memory (--server-metrics)."
 )
@@ -48,12 +60,12 @@ def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]
     folder. Raises InputError when a file is cut off, is of another kind or version, or when the dump does
     not belong to it.
     """
-    dump = read_dump(server_metrics) if server_metrics else None
+    dump = read_metrics_dump(server_metrics) if server_metrics else None
     found = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]
     if not found:
         raise InputError(
             f"{path} holds no run (no run.json): run a load test first, or name another folder. It holds no "
-            f"result of another tool either ({KINDS})."
+            f"result of another tool either ({SUPPORTED_FILES})."
         )
     chosen = _that_answer(found)
     _refuse_two_workloads(chosen)
@@ -68,11 +80,11 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = [file for place in ("*", "*/*") for file in path.glob(f"{place}.json*")]
-    dumps = {name for names in NEIGHBOURS for name in names}
+    dumps = {name for names in DUMP_NAMES for name in names}
     return sorted(file for file in found if file.suffix in (".json", ".jsonl") and file.name not in dumps)
 
 
-def _that_answer(found: Sequence[Stage]) -> list[Stage]:
+def _that_answer(found: Sequence[LoadStage]) -> list[LoadStage]:
     """Stages of constant users where the model has any, else its open loops."""
     made = [stage for stage in found if stage.rows]
     if not made:
@@ -81,7 +93,7 @@ def _that_answer(found: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in made if stage.users or stage.source.model not in closed]
 
 
-def _left_out(found: Sequence[Stage], chosen: Sequence[Stage]) -> dict[str, str]:
+def _left_out(found: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[str, str]:
     """By model, in a sentence: stages that do not help to answer."""
     labels: dict[str, list[str]] = {}
     for stage in found:
@@ -93,7 +105,7 @@ def _left_out(found: Sequence[Stage], chosen: Sequence[Stage]) -> dict[str, str]
     }
 
 
-def _refuse_two_workloads(stages: Sequence[Stage]) -> None:
+def _refuse_two_workloads(stages: Sequence[LoadStage]) -> None:
     """Lengths of all stages are pooled. Files do not say what was asked, so what came must look alike."""
     for kind in ("prompt", "output"):
         means: dict[tuple[str, str], list[_Mean]] = {}
@@ -106,7 +118,7 @@ def _refuse_two_workloads(stages: Sequence[Stage]) -> None:
         for found in means.values():
             low, high = (choose(found, key=lambda mean: mean.tokens) for choose in (min, max))
             noise = FOUR_SIGMA * math.hypot(low.error, high.error)
-            if high.tokens - low.tokens > max(ONE_WORKLOAD * low.tokens, noise):
+            if high.tokens - low.tokens > max(ONE_WORKLOAD_DIFFERENCE * low.tokens, noise):
                 raise InputError(
                     f"{low.of} has {low.tokens:.0f} {kind} tokens a request and {high.of} {high.tokens:.0f}: "
                     "these are two workloads, put them into folders of their own."
@@ -122,32 +134,32 @@ class _Mean:
     of: str
 
 
-def _neighbour(folder: Path, root: Path) -> Dump | None:
+def _neighbour(folder: Path, root: Path) -> MetricsDump | None:
     for place in (folder, root):
-        for names in NEIGHBOURS:
-            found = [read_dump(place / name) for name in names if (place / name).is_file()]
+        for names in DUMP_NAMES:
+            found = [read_metrics_dump(place / name) for name in names if (place / name).is_file()]
             if found:
                 scrapes = sorted((one for dump in found for one in dump.scrapes), key=lambda one: one[0])
                 return replace(found[0], scrapes=scrapes)
     return None
 
 
-def _run(stage: Stage, dump: Dump | None, *, root: Path, notes: dict[str, str]) -> Run:
+def _run(stage: LoadStage, dump: MetricsDump | None, *, root: Path, notes: dict[str, str]) -> Run:
     source = stage.source
     warnings = [notes[source.model]] if source.model in notes else []
-    warnings += [*source.lacks, LATENESS.format(source.tool)]
+    warnings += [*source.lacks, LATENESS_UNKNOWN.format(source.tool)]
     samples = _of_model(dump, source.model, warnings) if dump else []
     rows = _aligned(stage.rows, samples) if source.whole_seconds else stage.rows
     requests = _requests(rows)
     samples = _within(dump, samples, requests, stage, warnings) if dump and samples else []
     if not samples:
-        warnings.append(NO_SERVER)
+        warnings.append(NO_SERVER_METRICS)
     nothing = np.empty(0)
     return Run(
         info=_info(stage, requests, dump.info() if dump else ServerInfo(), root=root),
         requests=requests,
-        server=server_of(samples),
-        client=Client(
+        server=server_samples_of(samples),
+        client=ClientSamples(
             unix_s=nothing,
             worker=nothing.astype(np.int64),
             loop_lag_s=nothing,
@@ -158,7 +170,7 @@ def _run(stage: Stage, dump: Dump | None, *, root: Path, notes: dict[str, str]) 
     )
 
 
-def _info(stage: Stage, requests: Requests, server: ServerInfo, *, root: Path) -> RunInfo:
+def _info(stage: LoadStage, requests: Requests, server: ServerInfo, *, root: Path) -> RunInfo:
     source = stage.source
     file = source.path.relative_to(root).as_posix()
     info = RunInfo(
@@ -173,7 +185,7 @@ def _info(stage: Stage, requests: Requests, server: ServerInfo, *, root: Path) -
     )
     if stage.users:
         life = (requests.end_s - requests.sent_s)[requests.ok]
-        info.settings["settle_s"] = SETTLE_LIVES * float(life.mean()) if len(life) else 0.0
+        info.settings["settle_s"] = SETTLE_DURATIONS * float(life.mean()) if len(life) else 0.0
         info.schedule = [(*_plateau(requests, stage.users), stage.users)]
     else:
         last = float(requests.start_unix_s.max())
@@ -192,22 +204,22 @@ def _plateau(requests: Requests, users: int) -> tuple[float, float]:
     return float(at[order][full[0]]), float(at[order][min(full[-1] + 1, len(at) - 1)])
 
 
-def _requests(rows: Sequence[Row]) -> Requests:
+def _requests(rows: Sequence[ResultRow]) -> Requests:
     conversations: dict[str, int] = {}
     users = [
         conversations.setdefault(row.conversation or f"alone {number}", len(conversations))
         for number, row in enumerate(rows)
     ]
-    labels = [(CODE[row.outcome], user, row.turn) for row, user in zip(rows, users, strict=True)]
-    return requests_of(
-        {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in COLUMNS},
+    labels = [(OUTCOME_CODES[row.outcome], user, row.turn) for row, user in zip(rows, users, strict=True)]
+    return ordered_requests(
+        {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in SCALAR_COLUMNS},
         labels=np.array(labels, dtype=np.int64),
         gap_s=np.array([gap for row in rows for gap in row.gap_s], dtype=np.float32),
         gaps=np.array([len(row.gap_s) for row in rows], dtype=np.int64),
     )
 
 
-def _of_model(dump: Dump, model: str, warnings: list[str]) -> list[ServerSample]:
+def _of_model(dump: MetricsDump, model: str, warnings: list[str]) -> list[ServerSample]:
     """A server may name its model otherwise than the tool was told, where it has only one."""
     names = dump.models()
     if names and model not in names:
@@ -220,7 +232,11 @@ def _of_model(dump: Dump, model: str, warnings: list[str]) -> list[ServerSample]
 
 
 def _within(
-    dump: Dump, samples: Sequence[ServerSample], requests: Requests, stage: Stage, warnings: list[str]
+    dump: MetricsDump,
+    samples: Sequence[ServerSample],
+    requests: Requests,
+    stage: LoadStage,
+    warnings: list[str],
 ) -> list[ServerSample]:
     """The scrapes of a stage, and one before and after it; without a count of tokens where that would hold
     the tokens of others, or not all of these."""
@@ -233,10 +249,10 @@ def _within(
         )
     first, last = at[at <= begin].max(initial=-np.inf), at[at >= end].min(initial=np.inf)
     kept = [sample for sample in samples if first <= sample.unix_s <= last]
-    close = dump.changes_only or max(begin - first, last - end) <= NEAR_S
+    close = dump.changes_only or max(begin - first, last - end) <= MAX_COUNTER_DISTANCE_S
     if close and not stage.source.whole_seconds:
         return kept
-    warnings.append(SECONDS.format(stage.source.tool) if stage.source.whole_seconds else RARELY)
+    warnings.append(WHOLE_SECONDS.format(stage.source.tool) if stage.source.whole_seconds else SPARSE_SCRAPES)
     return [msgspec.structs.replace(sample, generation_tokens_total=None) for sample in kept]
 
 
@@ -244,18 +260,18 @@ def _utc(unix_s: float) -> str:
     return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _aligned(rows: list[Row], samples: Sequence[ServerSample]) -> list[Row]:
+def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[ResultRow]:
     """Moved in time, within SEEK_S, to where the requests in flight match those on the server best."""
-    server = server_of(samples)
+    server = server_samples_of(samples)
     held = server.running + server.waiting
     starts = np.sort([row.start_unix_s for row in rows])
     ends = np.sort([row.start_unix_s + row.end_s for row in rows])
-    near = (server.unix_s >= starts[0] - 2 * SEEK_S) & (server.unix_s <= ends[-1] + 2 * SEEK_S)
+    near = (server.unix_s >= starts[0] - 2 * MAX_SHIFT_S) & (server.unix_s <= ends[-1] + 2 * MAX_SHIFT_S)
     near &= ~np.isnan(held)
     if not near.any():
         return rows
     at, held = server.unix_s[near], held[near]
-    shifts = np.arange(-SEEK_S, SEEK_S, 0.1)
+    shifts = np.arange(-MAX_SHIFT_S, MAX_SHIFT_S, 0.1)
     off = np.stack([_in_flight(starts, ends, at - shift) - held for shift in shifts])
     most = float(np.max(_in_flight(starts, ends, starts)))
     misses = np.minimum(np.abs(off), max(1.0, 0.1 * most)).mean(

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from analysis.reading.runs import Found, OneFound, Run, is_plain, read_run, run_bytes
+from analysis.reading.runs import AnyRun, FoundRun, Run, is_plain, read_run, run_bytes
 from loadtest.errors import InputError
 from loadtest.record import (
     RunInfo,
@@ -19,20 +19,20 @@ class ProgressTask(Protocol):
         """Returns what to call with each step's size."""
 
 
-def read_group(group: Sequence[Found], task: ProgressTask) -> list[Run]:
+def read_group(group: Sequence[FoundRun], task: ProgressTask) -> list[Run]:
     """Rows of runs that are pooled. Raises InputError."""
     sizes = [0 if isinstance(found, Run) else run_bytes(found) for found in group]
     advance = task("reading", total=sum(sizes))
     return [found if isinstance(found, Run) else read_run(found, on_bytes=advance) for found in group]
 
 
-def chosen_of(
-    found: Sequence[OneFound], wanted: Sequence[str] | None
-) -> tuple[list[list[OneFound]], dict[str, list[str]]]:
+def choose_runs(
+    found: Sequence[AnyRun], wanted: Sequence[str] | None
+) -> tuple[list[list[AnyRun]], dict[str, list[str]]]:
     """The runs to pool for each model, and what to say of the others, by model."""
     if wanted:
         return [_picked(found, wanted)], {}
-    chosen: dict[str, list[OneFound]] = {}
+    chosen: dict[str, list[AnyRun]] = {}
     notes: dict[str, list[str]] = {}
     for group in group_runs(found):
         model = group[0].info.model
@@ -49,19 +49,19 @@ def chosen_of(
 
 def _differences(one: RunInfo, other: RunInfo) -> str:
     """What keeps two runs from being pooled: `host and prompt_tokens differ`."""
-    names = differences(one, other)
+    names = differing_fields(one, other)
     listing = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f"{listing} differ{'s' * (len(names) == 1)}"
 
 
-def _picked(found: Sequence[OneFound], wanted: Sequence[str]) -> list[OneFound]:
+def _picked(found: Sequence[AnyRun], wanted: Sequence[str]) -> list[AnyRun]:
     unknown = sorted(set(wanted) - {run.info.run_id for run in found})
     if unknown:
         known = ", ".join(run.info.run_id for run in found)
         raise InputError(f"There is no run {', '.join(unknown)} here: choose from {known}.")
     picked = [run for run in found if run.info.run_id in wanted]
     for run in picked[1:]:
-        if differences(run.info, picked[0].info):
+        if differing_fields(run.info, picked[0].info):
             raise InputError(
                 f"These runs must not be pooled, because {_differences(run.info, picked[0].info)}: name "
                 "fewer with --run."
@@ -85,7 +85,7 @@ WORKLOAD_SETTINGS = (
 )
 
 
-def comparable(info: RunInfo) -> dict[str, str]:
+def pooling_fields(info: RunInfo) -> dict[str, str]:
     """What must be equal in two runs before they are pooled, by name."""
     workload = {name: is_plain(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
     server = {
@@ -95,15 +95,15 @@ def comparable(info: RunInfo) -> dict[str, str]:
     return {**names, "gpu": is_plain(info.gpu), **server, **workload}
 
 
-def differences(one: RunInfo, other: RunInfo) -> list[str]:
+def differing_fields(one: RunInfo, other: RunInfo) -> list[str]:
     """Names of what keeps two runs from being pooled; empty when they may be."""
-    ours, theirs = comparable(one), comparable(other)
+    ours, theirs = pooling_fields(one), pooling_fields(other)
     return [name for name in ours if ours[name] != theirs[name]]
 
 
-def group_runs(runs: Sequence[OneFound]) -> list[list[OneFound]]:
+def group_runs(runs: Sequence[AnyRun]) -> list[list[AnyRun]]:
     """Runs that may be pooled, together; the groups in the order of their newest run, newest first."""
-    groups: dict[str, list[OneFound]] = {}
+    groups: dict[str, list[AnyRun]] = {}
     for run in runs:
-        groups.setdefault(is_plain(comparable(run.info)), []).append(run)
+        groups.setdefault(is_plain(pooling_fields(run.info)), []).append(run)
     return sorted(groups.values(), key=lambda group: -max(run.info.started_unix_s for run in group))

@@ -7,14 +7,16 @@ import msgspec
 
 from analysis.reading.aiperf import read_aiperf
 from analysis.reading.guidellm import read_guidellm
-from analysis.reading.result_rows import Stage
+from analysis.reading.result_rows import LoadStage
 from analysis.reading.vllm_bench import read_vllm_bench
 from loadtest.errors import InputError
 
-KINDS = "guidellm's JSON, aiperf's profile_export.jsonl, or `vllm bench serve --save-result --save-detailed`"
+SUPPORTED_FILES = (
+    "guidellm's JSON, aiperf's profile_export.jsonl, or `vllm bench serve --save-result --save-detailed`"
+)
 
 
-def read_file(file: Path, *, named: bool) -> Iterator[Stage]:
+def read_file(file: Path, *, named: bool) -> Iterator[LoadStage]:
     """What the file holds; nothing where it is of another kind, unless it was named: then InputError."""
     documents = _documents(file)
     keys = set(documents[0][1])
@@ -36,7 +38,7 @@ def read_file(file: Path, *, named: bool) -> Iterator[Stage]:
 def _not_a_result(file: Path, keys: set[str]) -> str:
     if "aiperf_version" in keys:
         return f"{file} is aiperf's summary and holds no requests: name the profile_export.jsonl beside it."
-    return f"{file} is not a result that can be read: {KINDS}."
+    return f"{file} is not a result that can be read: {SUPPORTED_FILES}."
 
 
 def _documents(file: Path) -> list[tuple[bytes, dict[str, msgspec.Raw]]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.reading.rows import NAN
+from analysis.reading.columns import NAN
 from loadtest.record import Outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ResultRow:
     """One request; names and units are those of `load.Requests`."""
 
     start_unix_s: float
@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Source:
+class ResultFile:
     """A file, and what it says of all its requests."""
 
     path: Path
@@ -50,13 +50,13 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Stage:
+class LoadStage:
     """Requests of one concurrency, or of one law of arrivals (`users` is None)."""
 
-    source: Source
+    source: ResultFile
     name: str
     users: int | None
-    rows: list[Row]
+    rows: list[ResultRow]
 
     @property
     def label(self) -> str:

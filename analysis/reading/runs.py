@@ -7,10 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from analysis.reading.rows import (
-    Client,
-    Requests,
-    Server,
+from analysis.reading.columns import ClientSamples, Requests, ServerSamples
+from analysis.reading.json_lines import (
     other_schema,
     read_client,
     read_requests,
@@ -42,13 +40,13 @@ class Run:
 
     info: RunInfo
     requests: Requests
-    server: Server
-    client: Client
+    server: ServerSamples
+    client: ClientSamples
     warnings: list[str] = field(default_factory=list)
 
 
-Found = RunFolder | Run
-OneFound = TypeVar("OneFound", bound=Found)
+FoundRun = RunFolder | Run
+AnyRun = TypeVar("AnyRun", bound=FoundRun)
 """A run: one to be read, or one that another tool's file already gave."""
 
 

@@ -23,12 +23,14 @@ _TIME = re.compile(
     r")[\]=\-*\s]*$"
 )
 _SPACE = re.compile(r"\s*")
-HOW = "write a line with `date +%s` before each scrape, or export a range from Prometheus (docs/importing.md)"
-Stamped = tuple[float, Sample]
+HOW_TO_ADD_TIMES = (
+    "write a line with `date +%s` before each scrape, or export a range from Prometheus (docs/importing.md)"
+)
+TimedSample = tuple[float, Sample]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dump:
+class MetricsDump:
     """What servers said over time."""
 
     path: Path
@@ -59,7 +61,7 @@ class Dump:
         return server_info_of(sample for _, samples in self.scrapes for sample in samples)
 
 
-def read_dump(path: Path) -> Dump:
+def read_metrics_dump(path: Path) -> MetricsDump:
     """Reads Prometheus' range queries, aiperf's server_metrics_export, or a text of successive scrapes.
 
     Raises InputError when it is none of these, or holds nothing of vLLM.
@@ -76,7 +78,7 @@ def read_dump(path: Path) -> Dump:
         raise InputError(f"{path} holds no metric of vLLM, such as vllm:kv_cache_usage_perc.")
     _tell_servers_apart(scrapes)
     _refuse_doubles(path, scrapes)
-    return Dump(
+    return MetricsDump(
         path=path,
         scrapes=sorted(scrapes.items(), key=lambda scrape: scrape[0]),
         changes_only='"timestamp_ns":' in text[:1000],
@@ -95,7 +97,9 @@ def _tell_servers_apart(scrapes: dict[float, list[Sample]]) -> None:
 def _refuse_doubles(path: Path, scrapes: dict[float, list[Sample]]) -> None:
     for unix_s, samples in scrapes.items():
         if len({(sample.name, *sorted(sample.labels.items())) for sample in samples}) < len(samples):
-            raise InputError(f"{path} holds more than one scrape for the time {unix_s:.3f}: {HOW}.")
+            raise InputError(
+                f"{path} holds more than one scrape for the time {unix_s:.3f}: {HOW_TO_ADD_TIMES}."
+            )
 
 
 class _Series(msgspec.Struct):
@@ -112,7 +116,7 @@ class _RangeQuery(msgspec.Struct):
 
     data: _Matrix
 
-    def samples(self) -> Iterator[Stamped]:
+    def samples(self) -> Iterator[TimedSample]:
         for series in self.data.result:
             name = series.metric.pop("__name__", "")
             for unix_s, value in series.values:
@@ -131,7 +135,7 @@ class _AiperfScrape(msgspec.Struct):
     endpoint_url: str
     metrics: dict[str, list[_Labelled]]
 
-    def samples(self) -> Iterator[Stamped]:
+    def samples(self) -> Iterator[TimedSample]:
         for name, found in self.metrics.items():
             for one in found:
                 if one.value is not None:  # a histogram's sum and buckets
@@ -149,7 +153,7 @@ class _AiperfSummary(msgspec.Struct):
     aiperf_version: str
     metrics: dict[str, _AiperfSeries]
 
-    def samples(self) -> Iterator[Stamped]:
+    def samples(self) -> Iterator[TimedSample]:
         name = "vllm:cache_config_info"
         for one in self.metrics.get(name, _AiperfSeries()).series[:1]:
             yield 0.0, Sample(name, dict(one.labels or {}), 1.0)
@@ -162,7 +166,7 @@ _KINDS: dict[str, type[_RangeQuery | _AiperfScrape | _AiperfSummary]] = {
 }
 
 
-def _json(path: Path, text: str) -> Iterator[Stamped]:
+def _json(path: Path, text: str) -> Iterator[TimedSample]:
     """One document after the other: some ask Prometheus for each metric and append the answers."""
     for document in _documents(path, text):
         kind = next(
@@ -188,7 +192,7 @@ def _documents(path: Path, text: str) -> Iterator[object]:
         yield document
 
 
-def _text(path: Path, text: str) -> Iterator[Stamped]:
+def _text(path: Path, text: str) -> Iterator[TimedSample]:
     """Pages of /metrics, each after its time; or lines with times of their own, as /federate writes them."""
     for unix_s, page in _pages(path, text):
         try:
@@ -198,7 +202,7 @@ def _text(path: Path, text: str) -> Iterator[Stamped]:
         for sample in samples:
             at = unix_s if sample.timestamp is None else float(sample.timestamp)
             if at is None:
-                raise InputError(f"{path} does not say when it was scraped: {HOW}.")
+                raise InputError(f"{path} does not say when it was scraped: {HOW_TO_ADD_TIMES}.")
             yield at, sample
 
 
@@ -218,5 +222,5 @@ def _unix_s(path: Path, found: re.Match[str]) -> float:
     if found["unix"]:
         return float(found["unix"])
     if not found["zone"]:
-        raise InputError(f"{path} has times without a zone ({found['day']}): {HOW}.")
+        raise InputError(f"{path} has times without a zone ({found['day']}): {HOW_TO_ADD_TIMES}.")
     return datetime.fromisoformat(found["day"] + found["zone"]).timestamp()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.reading.result_rows import Row, Source, Stage, failure_of, status_of
-from analysis.reading.rows import NAN
+from analysis.reading.columns import NAN
+from analysis.reading.result_rows import LoadStage, ResultFile, ResultRow, failure_of, status_of
 from loadtest.errors import InputError
 from loadtest.record import Outcome
 
@@ -60,13 +60,13 @@ class VllmBenchResult(msgspec.Struct):
         ]
         return "chat" in self.endpoint_type + self.backend and sum(plain) <= len(plain) / 2
 
-    def row(self, number: int, *, start_unix_s: float, role_chunk: bool) -> Row:
+    def row(self, number: int, *, start_unix_s: float, role_chunk: bool) -> ResultRow:
         ttft, gaps, error = self.ttfts[number], self.itls[number], self.errors[number]
         status = status_of(error)
         skipped = 1 if gaps and role_chunk else 0
         ok = not error and self.output_lens[number] > 0
         last_s = ttft + sum(gaps)
-        return Row(
+        return ResultRow(
             start_unix_s=start_unix_s,
             end_s=last_s,
             outcome=Outcome.OK if ok else failure_of(error, status) if error else Outcome.EMPTY,
@@ -84,7 +84,7 @@ class VllmBenchResult(msgspec.Struct):
         return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
 
 
-def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> Stage:
+def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> LoadStage:
     if "ttfts" not in keys:
         raise InputError(
             f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
@@ -100,7 +100,7 @@ def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> Stage:
         found.row(number, start_unix_s=zero_unix_s + start, role_chunk=role)
         for number, start in enumerate(starts)
     ]
-    source = Source(
+    source = ResultFile(
         path=file,
         tool="vllm bench serve",
         model=found.model_id,
@@ -109,10 +109,10 @@ def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> Stage:
         whole_seconds=True,
     )
     name = f"concurrency@{found.places}" if found.places else f"rate@{found.request_rate}"
-    return Stage(source=source, name=name, users=found.places, rows=rows)
+    return LoadStage(source=source, name=name, users=found.places, rows=rows)
 
 
-def _vllm_lacks(found: VllmBenchResult, rows: Sequence[Row]) -> list[str]:
+def _vllm_lacks(found: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
     if found.start_times is None:
         lacks.append(

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import msgspec
 
 from analysis.answers.capacity import WALL_NAMES, Bound
-from analysis.answers.sizing import Checked, Sizing
+from analysis.answers.sizing import CheckedClaim, Sizing
 
 GIB = 2**30
 WIDTH = 92
 
-WORDS = {
+WALL_WORDS = {
     "kv_cache": "GPU memory for the KV cache",
     "max_num_seqs": "--max-num-seqs",
     "ttft": "the time to first token",
@@ -18,14 +18,14 @@ WORDS = {
 }
 
 
-def written(found: Sizing, *, form: str) -> str:
+def sizing_text(found: Sizing, *, form: str) -> str:
     """form: text, markdown or json."""
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(found), indent=1).decode()
     return _Page(markdown=form == "markdown").sizing(found)
 
 
-def claims_text(checked: Sequence[Checked], *, form: str) -> str:
+def claims_text(checked: Sequence[CheckedClaim], *, form: str) -> str:
     """form: text, markdown or json."""
     if form == "json":
         rows = [
@@ -44,7 +44,7 @@ class _Page:
         self._markdown = markdown
 
     def sizing(self, found: Sizing) -> str:
-        parts = [self._title(headline(found)), *self._sentences(lead(found))]
+        parts = [self._title(sizing_headline(found)), *self._sentences(summary_sentences(found))]
         parts += [self._heading("Where the memory of one GPU goes"), self._table(memory_cells(found))]
         if not found.refused:
             parts += [
@@ -63,7 +63,7 @@ class _Page:
                 parts += [self._heading(title), self._list(lines)]
         return "\n".join(parts)
 
-    def claims(self, checked: Sequence[Checked]) -> str:
+    def claims(self, checked: Sequence[CheckedClaim]) -> str:
         parts = []
         for model in dict.fromkeys(one.model for one in checked):
             parts.append(self._heading(model))
@@ -120,7 +120,7 @@ def _wrapped(text: str, indent: str, *, first: str | None = None) -> str:
     return "\n".join((indent if place else head) + one for place, one in enumerate([*lines, line]))
 
 
-def headline(found: Sizing) -> str:
+def sizing_headline(found: Sizing) -> str:
     """How many users, in a few words."""
     where = f"{found.model} on {_cards(found)}"
     if found.users is None:
@@ -134,7 +134,7 @@ def _cards(found: Sizing) -> str:
     return found.gpu if found.gpus == 1 else f"{found.gpus} x {found.gpu}"
 
 
-def lead(found: Sizing) -> list[str]:
+def summary_sentences(found: Sizing) -> list[str]:
     """What limits, and where the estimate comes from."""
     if found.refused:
         return list(found.reasons)
@@ -147,10 +147,8 @@ def lead(found: Sizing) -> list[str]:
     each = f"{(found.kv_bytes_per_user or 0) / 2**20:,.0f} MiB of KV cache"
     if found.tokens_per_user is not None:
         each = f"{found.tokens_per_user:,.0f} KV tokens ({each})"
-    return [
-        f"Limited by {WORDS.get(found.binding, found.binding)}; {flying:,.0f} requests in flight there, of "
-        f"{each} each on average. {source}"
-    ]
+    wall = WALL_WORDS.get(found.binding, found.binding)
+    return [f"Limited by {wall}; {flying:,.0f} requests in flight there, of {each} each on average. {source}"]
 
 
 def memory_cells(found: Sizing) -> list[tuple[str, ...]]:

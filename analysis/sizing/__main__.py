@@ -13,20 +13,26 @@ from pathlib import Path
 import msgspec
 
 from analysis.answers.sizing import Sizing
-from analysis.cli import add_slo_flags, count, positive, share
+from analysis.cli import add_slo_flags, fraction, positive_integer, positive_number
 from analysis.reporting import sizing as sizing_report
 from analysis.reporting.console import complain, put
-from analysis.sizing.answer import answer, refusal
+from analysis.sizing.answer import refused_sizing, size_deployment
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.deployment import (
-    Deployment,
+    PlannedDeployment,
     longest_context,
     pool_band,
 )
 from analysis.sizing.predicted import (
     draw_workload,
 )
-from analysis.sizing.startup_log import StartupLog, as_started, calibration_of, read_log, read_run
+from analysis.sizing.startup_log import (
+    StartupLog,
+    as_started,
+    calibration_of,
+    read_startup_log,
+    startup_of_run,
+)
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import GIB, Gpu, find_gpu
@@ -52,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    put(sizing_report.written(found, form=options.format))
+    put(sizing_report.sizing_text(found, form=options.format))
     if options.figure is not None and not found.refused:
         return _figure(found, options.figure)
     return 3 if found.refused else 0
@@ -88,11 +94,11 @@ def run(options: argparse.Namespace) -> Sizing:
     try:
         band = pool_band(deployment)
     except ValueError as problem:
-        return refusal(deployment, str(problem))
+        return refused_sizing(deployment, str(problem))
     longest = longest_context(deployment, band.blocks[1])
     if longest < deployment.max_model_len:
         if options.max_model_len is not None or longest < 2:
-            return refusal(
+            return refused_sizing(
                 deployment,
                 f"vLLM would not start: the pool holds no request of {deployment.max_model_len:,} tokens, "
                 f"at most one of {longest:,}. Lower --max-model-len.",
@@ -103,7 +109,7 @@ def run(options: argparse.Namespace) -> Sizing:
         )
         deployment = replace(deployment, max_model_len=longest)
     workload = draw_workload(laws[0], laws[1], laws[2], slo=slo, limit=deployment.max_model_len)
-    return answer(deployment, workload, quantization=options.quantization, notes=notes)
+    return size_deployment(deployment, workload, quantization=options.quantization, notes=notes)
 
 
 def _law(options: argparse.Namespace, name: str) -> Distribution:
@@ -154,13 +160,13 @@ def _gpu(options: argparse.Namespace) -> Gpu:
 
 def _log(options: argparse.Namespace) -> StartupLog | None:
     if options.vllm_log is not None:
-        return read_log(options.vllm_log)
-    return read_run(options.calibrate) if options.calibrate is not None else None
+        return read_startup_log(options.vllm_log)
+    return startup_of_run(options.calibrate) if options.calibrate is not None else None
 
 
 def _deployment(
     options: argparse.Namespace, shape: ModelShape, gpu: Gpu, log: StartupLog | None
-) -> Deployment:
+) -> PlannedDeployment:
     version = log.version if log is not None and log.version is not None else CURRENT
     if options.vllm_version is not None:
         try:
@@ -183,7 +189,7 @@ def _deployment(
         raise InputError("--max-num-batched-tokens must be at least --max-num-seqs, or vLLM does not start.")
     if pp > shape.num_layers:
         raise InputError(f"--pp {pp} is more than the model's {shape.num_layers} layers.")
-    deployment = Deployment(
+    deployment = PlannedDeployment(
         model=options.name or options.config.stem,
         shape=shape,
         gpu=gpu,
@@ -224,7 +230,7 @@ def _dtype(stated: str, shape: ModelShape, gpu: Gpu) -> str:
     return "float16" if found == "bfloat16" and not gpu.full_graphs else found
 
 
-def _notes(options: argparse.Namespace, deployment: Deployment, log: StartupLog | None) -> list[str]:
+def _notes(options: argparse.Namespace, deployment: PlannedDeployment, log: StartupLog | None) -> list[str]:
     found = []
     name = options.config.name.lower()
     if deployment.shape.quantisation is None and any(
@@ -243,7 +249,9 @@ def _notes(options: argparse.Namespace, deployment: Deployment, log: StartupLog 
     return found
 
 
-def _calibrated(options: argparse.Namespace, deployment: Deployment, log: StartupLog) -> Deployment:
+def _calibrated(
+    options: argparse.Namespace, deployment: PlannedDeployment, log: StartupLog
+) -> PlannedDeployment:
     if log.vram_bytes is not None:
         if abs(log.vram_bytes / deployment.gpu.vram_bytes - 1) > 0.03:
             raise InputError(
@@ -277,23 +285,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="the model's config.json")
     add("--name", metavar="TEXT", help="the model's name in the answer (default: the file's)")
     add("--gpu", metavar="NAME", help="T4, L4, A10G, L40S, RTX 4090, A100, H100, H200, B200, MI300X, ...")
-    add("--vram-gib", type=positive, metavar="X", help="memory as the driver reports it")
-    add("--bandwidth-gbps", type=positive, metavar="Y", help="memory bandwidth, GB/s")
-    add("--tflops", type=positive, metavar="Z", help="dense 16-bit TFLOP/s")
-    add("--gpus", type=count, metavar="N", help="cards in all; those beyond tp x pp are replicas")
-    add("--tp", "--tensor-parallel-size", type=count, metavar="N", help="default: all cards")
-    add("--pp", "--pipeline-parallel-size", type=count, metavar="N")
+    add("--vram-gib", type=positive_number, metavar="X", help="memory as the driver reports it")
+    add("--bandwidth-gbps", type=positive_number, metavar="Y", help="memory bandwidth, GB/s")
+    add("--tflops", type=positive_number, metavar="Z", help="dense 16-bit TFLOP/s")
+    add("--gpus", type=positive_integer, metavar="N", help="cards in all; those beyond tp x pp are replicas")
+    add("--tp", "--tensor-parallel-size", type=positive_integer, metavar="N", help="default: all cards")
+    add("--pp", "--pipeline-parallel-size", type=positive_integer, metavar="N")
     add("--dtype", default="auto", choices=["auto", "half", "float16", "bfloat16", "float", "float32"])
     add("--quantization", "-q", metavar="METHOD", help="as vLLM's flag: fp8, bitsandbytes, modelopt, ...")
     add("--kv-cache-dtype", default="auto", choices=KV_DTYPES)
-    add("--gpu-memory-utilization", type=share, metavar="F", help="default: the version's, 0.92 from 0.20 on")
-    add("--max-model-len", type=count, metavar="N", help="default: the model's, lowered to what fits")
-    add("--max-num-seqs", type=count, metavar="N", help="default: vLLM's for a card of this size")
-    add("--max-num-batched-tokens", type=count, metavar="N", help="the same")
+    add(
+        "--gpu-memory-utilization",
+        type=fraction,
+        metavar="F",
+        help="default: the version's, 0.92 from 0.20 on",
+    )
+    add(
+        "--max-model-len",
+        type=positive_integer,
+        metavar="N",
+        help="default: the model's, lowered to what fits",
+    )
+    add("--max-num-seqs", type=positive_integer, metavar="N", help="default: vLLM's for a card of this size")
+    add("--max-num-batched-tokens", type=positive_integer, metavar="N", help="the same")
     add("--enforce-eager", action="store_true")
-    add("--block-size", type=count, default=16, metavar="N")
+    add("--block-size", type=positive_integer, default=16, metavar="N")
     add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT))}")
-    add("--weights-gib", type=positive, metavar="X", help="weights of one GPU, when known")
+    add("--weights-gib", type=positive_number, metavar="X", help="weights of one GPU, when known")
     add("--prompt-tokens", default="lognormal:512,0.6", metavar="LAW", help="default: %(default)s")
     add("--output-tokens", default="lognormal:128,0.6", metavar="LAW", help="default: %(default)s")
     add("--think-s", default="0", metavar="LAW", help="default: %(default)s")

@@ -9,9 +9,9 @@ import msgspec
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import Effect, OverheadBand, OverheadBytes, Sizing
 from analysis.sizing.deployment import (
-    QUANTILE,
+    BAND_SIGMAS,
     Band,
-    Deployment,
+    PlannedDeployment,
     PoolBand,
     log_tokens,
     max_concurrency,
@@ -19,13 +19,13 @@ from analysis.sizing.deployment import (
     serve_flags,
 )
 from analysis.sizing.predicted import (
+    LENGTH_PAIRS,
     LENGTHS_KNOWN,
-    PAIRS,
-    Placed,
-    Sized,
-    Workload,
-    simulated,
-    size,
+    PlannedWorkload,
+    PredictedWall,
+    SizedEngine,
+    simulated_p95_s,
+    size_engine,
 )
 from analysis.sizing.step_model import SPEED_BAND, StepModel
 from loadtest.model.memory import kinds_of, kv_bytes_per_token, parameters
@@ -34,11 +34,15 @@ from loadtest.workload.distributions import Distribution
 # The answer.
 
 
-def answer(
-    deployment: Deployment, workload: Workload, *, quantization: str | None, notes: Sequence[str] = ()
+def size_deployment(
+    deployment: PlannedDeployment,
+    workload: PlannedWorkload,
+    *,
+    quantization: str | None,
+    notes: Sequence[str] = (),
 ) -> Sizing:
     """Raises ValueError where nothing is left for the KV cache."""
-    sized = size(deployment, workload)
+    sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
     engines = deployment.replicas
     low, high = min(one.low for one in walls), min(one.high for one in walls)
@@ -47,7 +51,7 @@ def answer(
     layout = sized.band.layout
     placed = {one.name for one in walls}
     return msgspec.structs.replace(
-        facts(deployment, sized.band),
+        memory_facts(deployment, sized.band),
         pool_bytes=sized.band.kv_bytes,
         pool_tokens=pool_tokens(deployment, sized.band),
         blocks=blocks,
@@ -70,11 +74,11 @@ def answer(
     )
 
 
-def facts(deployment: Deployment, band: PoolBand | None) -> Sizing:
+def memory_facts(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing:
     """What is known of the memory, even where it is too small (`band` None)."""
     found = band.overheads if band else deployment.overheads(deployment.pp - 1)
     weights = band.pool.weights_bytes if band else deployment.weights()
-    spread = 0.0 if deployment.stated_weights_bytes else QUANTILE * (found.weights_sd + 0.003 * weights)
+    spread = 0.0 if deployment.stated_weights_bytes else BAND_SIGMAS * (found.weights_sd + 0.003 * weights)
     shape, layout = deployment.shape, deployment.layout()
     return Sizing(
         model=deployment.model,
@@ -98,9 +102,9 @@ def facts(deployment: Deployment, band: PoolBand | None) -> Sizing:
             activation=found.activation, cuda_graphs=found.cuda_graphs, non_torch=found.non_torch
         ),
         overhead_band_bytes=OverheadBand(
-            activation=_around(found.activation, QUANTILE * found.activation_sd),
-            cuda_graphs=_around(found.cuda_graphs, QUANTILE * found.cuda_graphs_sd),
-            non_torch=_around(found.non_torch, QUANTILE * found.non_torch_sd),
+            activation=_around(found.activation, BAND_SIGMAS * found.activation_sd),
+            cuda_graphs=_around(found.cuda_graphs, BAND_SIGMAS * found.cuda_graphs_sd),
+            non_torch=_around(found.non_torch, BAND_SIGMAS * found.non_torch_sd),
             graphs_in_budget=found.graphs_counted,
         ),
         block_size=layout.block_size,
@@ -109,9 +113,9 @@ def facts(deployment: Deployment, band: PoolBand | None) -> Sizing:
     )
 
 
-def refusal(deployment: Deployment, reason: str) -> Sizing:
+def refused_sizing(deployment: PlannedDeployment, reason: str) -> Sizing:
     """What is known where nothing can be held."""
-    return msgspec.structs.replace(facts(deployment, None), refused=True, reasons=[reason])
+    return msgspec.structs.replace(memory_facts(deployment, None), refused=True, reasons=[reason])
 
 
 def _around(middle: int, reach: float) -> Band:
@@ -123,7 +127,7 @@ def _of_band(band: Band, function: Callable[[int], float]) -> tuple[float, float
     return low, middle, high
 
 
-def _bound(placed: Placed, engines: int) -> Bound:
+def _bound(placed: PredictedWall, engines: int) -> Bound:
     low, x, high = (one * engines for one in (placed.low, placed.x, placed.high))
     return Bound(
         name=placed.name,
@@ -135,13 +139,13 @@ def _bound(placed: Placed, engines: int) -> Bound:
     )
 
 
-def _alone(steps: StepModel, workload: Workload) -> tuple[float, float, float]:
+def _alone(steps: StepModel, workload: PlannedWorkload) -> tuple[float, float, float]:
     tokens = float(workload.prompt.mean() + workload.output.mean() / 2)
     rate = 1.0 / (steps.base_s(1) + steps.per_sequence_s + steps.per_kv_token_s * tokens)
     return rate / SPEED_BAND, rate, rate * SPEED_BAND
 
 
-def _sensitivity(sized: Sized, workload: Workload) -> list[Effect]:
+def _sensitivity(sized: SizedEngine, workload: PlannedWorkload) -> list[Effect]:
     """Each input moved alone, the largest effect first."""
     deployment, limit, think = sized.deployment, sized.deployment.max_model_len, workload.think
     longer = Distribution(think.kind, 1.1 * think.a, think.b * (1.1 if think.kind == "uniform" else 1.0))
@@ -157,7 +161,7 @@ def _sensitivity(sized: Sized, workload: Workload) -> list[Effect]:
         ("kv_cache_dtype", "fp8"): replace(deployment, kv_dtype="fp8"),
     }
     users = max(int(min(sized.first.x, sized.curve.reach)), 1) if sized.curve else 0
-    now = simulated(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
+    now = simulated_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
     found = [
         (name, "10 % longer", _asked_otherwise(sized, other, users, now)) for name, other in asked.items()
     ]
@@ -172,40 +176,42 @@ def _sensitivity(sized: Sized, workload: Workload) -> list[Effect]:
     return sorted(effects, key=lambda effect: -abs(effect.effect_users))
 
 
-def _asked_otherwise(sized: Sized, workload: Workload, users: int, now: tuple[float, float]) -> float:
+def _asked_otherwise(
+    sized: SizedEngine, workload: PlannedWorkload, users: int, now: tuple[float, float]
+) -> float:
     """The first wall of another workload. The curve of latency is kept, stretched by what the change does at
     one load near the first wall, `users`, where the p95 of TTFT and TPOT are `now`."""
-    moved = size(sized.deployment, workload, latency=False)
+    moved = size_engine(sized.deployment, workload, latency=False)
     scale = (1.0, 1.0)
     if users:
-        after = simulated(sized.deployment, sized.steps, workload, users)
+        after = simulated_p95_s(sized.deployment, sized.steps, workload, users)
         ttft, tpot = (late / soon if soon > 0 < late else 1.0 for soon, late in zip(now, after, strict=True))
         scale = (ttft, tpot)
     return min([one.x for one in moved.walls] + _latency(sized, *scale))
 
 
-def _served_otherwise(sized: Sized, deployment: Deployment) -> float:
+def _served_otherwise(sized: SizedEngine, deployment: PlannedDeployment) -> float:
     """The first wall of a changed server, its latency taken as the same; 0 where it would not start."""
     try:
-        moved = size(deployment, sized.workload, latency=False)
+        moved = size_engine(deployment, sized.workload, latency=False)
     except ValueError:
         return 0.0
     return min([one.x for one in moved.walls] + _latency(sized, 1.0, 1.0))
 
 
-def _first(sized: Sized, *, scale: float) -> float:
+def _first(sized: SizedEngine, *, scale: float) -> float:
     """The first wall, were every step so many times longer."""
     others = [one.x for one in sized.walls if one.name not in ("ttft", "tpot")]
     return min(others + _latency(sized, scale, scale))
 
 
-def _latency(sized: Sized, ttft: float, tpot: float) -> list[float]:
+def _latency(sized: SizedEngine, ttft: float, tpot: float) -> list[float]:
     if sized.curve is None:
         return []
     return [one.x for one in sized.curve.walls(sized.workload.slo, ttft_scale=ttft, tpot_scale=tpot)]
 
 
-def _assumptions(deployment: Deployment, workload: Workload) -> list[str]:
+def _assumptions(deployment: PlannedDeployment, workload: PlannedWorkload) -> list[str]:
     found = [
         f"Lengths are guesses until they are measured: their means are taken as known to "
         f"{100 * (LENGTHS_KNOWN - 1):.0f} %.",
@@ -223,14 +229,14 @@ def _assumptions(deployment: Deployment, workload: Workload) -> list[str]:
     return found
 
 
-def _warnings(deployment: Deployment, workload: Workload, sized: Sized) -> list[str]:
+def _warnings(deployment: PlannedDeployment, workload: PlannedWorkload, sized: SizedEngine) -> list[str]:
     found = [
         f"{part[0].upper()}{part[1:]} of this model is not counted: give --weights-gib."
         for part in deployment.shape.uncounted
     ]
-    if workload.clipped > PAIRS / 100:
+    if workload.clipped > LENGTH_PAIRS / 100:
         found.append(
-            f"{100 * workload.clipped / PAIRS:.0f} % of the requests were longer than max_model_len "
+            f"{100 * workload.clipped / LENGTH_PAIRS:.0f} % of the requests were longer than max_model_len "
             f"({deployment.max_model_len:,}) and are counted as cut there."
         )
     spread = float(workload.output.std() / workload.output.mean())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.answers.sizing import Checked, Verdict
-from analysis.sizing.deployment import Deployment, PoolBand, pool_band, pool_tokens
+from analysis.answers.sizing import CheckedClaim, ClaimVerdict
+from analysis.sizing.deployment import PlannedDeployment, PoolBand, pool_band, pool_tokens
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import GIB, find_gpu
@@ -55,11 +55,11 @@ class ClaimFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class ClaimedDeployment:
     """A claim and the deployment that it is about."""
 
     claim: Claim
-    deployment: Deployment
+    deployment: PlannedDeployment
     band: PoolBand
 
     @property
@@ -86,7 +86,7 @@ class Case:
         return low
 
 
-def read_claims(path: Path) -> list[Case]:
+def read_claims(path: Path) -> list[ClaimedDeployment]:
     """Raises InputError for a file, a config or a card that cannot be used."""
     try:
         claims = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ClaimFile).claim
@@ -97,7 +97,7 @@ def read_claims(path: Path) -> list[Case]:
     return [_case(claim, path) for claim in claims]
 
 
-def _case(claim: Claim, path: Path) -> Case:
+def _case(claim: Claim, path: Path) -> ClaimedDeployment:
     config = path.parent / claim.config
     try:
         shape = parse_config(
@@ -106,7 +106,7 @@ def _case(claim: Claim, path: Path) -> Case:
         gpu = find_gpu(claim.gpu)
         version = parse_version(claim.vllm_version) if claim.vllm_version else CURRENT
         tokens, seqs = default_batch(gpu)
-        deployment = Deployment(
+        deployment = PlannedDeployment(
             model=claim.model,
             shape=shape,
             gpu=gpu,
@@ -119,14 +119,14 @@ def _case(claim: Claim, path: Path) -> Case:
             kv_dtype=claim.kv_cache_dtype,
             tp=claim.gpus,
         )
-        return Case(claim=claim, deployment=deployment, band=pool_band(deployment))
+        return ClaimedDeployment(claim=claim, deployment=deployment, band=pool_band(deployment))
     except OSError as problem:
         raise InputError(f"--claim: {config} cannot be read ({problem.strerror}).") from None
     except (msgspec.DecodeError, ValueError) as problem:
         raise InputError(f"--claim, {claim.model}: {problem}") from None
 
 
-def check_claims(cases: Sequence[Case]) -> list[Checked]:
+def check_claims(cases: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
     """Every figure of every claim, then pairs of claims whose figures contradict each other."""
     found = []
     for case in cases:
@@ -140,7 +140,7 @@ def check_claims(cases: Sequence[Case]) -> list[Checked]:
     return found
 
 
-def _peak_vram(case: Case) -> Checked | None:
+def _peak_vram(case: ClaimedDeployment) -> CheckedClaim | None:
     """Weights and at least a block of KV cache must be there; vLLM holds its whole budget from the start."""
     claimed = case.claim.peak_vram_gb
     if claimed is None:
@@ -148,20 +148,20 @@ def _peak_vram(case: Case) -> Checked | None:
     weights, budget = case.weights, case.band.pool.budget_bytes
     streams = case.claim.max_concurrency or 1
     least = weights + streams * case.request_bytes
-    facts = (
+    needs = (
         f"the weights alone are {weights / GIB:.2f} GiB ({weights / GB:.2f} GB), and {streams} requests need "
         f"{streams * case.request_bytes / 2**20:.0f} MiB of KV cache for their first block"
     )
     held = f"vLLM holds its budget of {budget / GIB:.1f} GiB from the start, whatever is used of it"
     if claimed * GIB < least * (1 - ROUNDING / 10):
-        text = f"{facts}: {least / GIB:.2f} GiB before anything is computed, and {held}."
+        text = f"{needs}: {least / GIB:.2f} GiB before anything is computed, and {held}."
         bare = min(abs(claimed * unit / weights - 1) for unit in (GB, GIB))
         if bare < 0.05:
             text += " The claimed figure is the bare weights."
         return _checked(case, "peak VRAM", f"{claimed:g} GB", "impossible", text)
     if claimed * GIB < 0.95 * budget:
         bare = claimed * GIB / weights - 1
-        text = f"{facts}; {held}. A peak of {claimed:g} is not what nvidia-smi shows"
+        text = f"{needs}; {held}. A peak of {claimed:g} is not what nvidia-smi shows"
         if bare < 0.1:
             text += f": it is the weights and {100 * bare:.0f} %"
         return _checked(case, "peak VRAM", f"{claimed:g} GB", "impossible", f"{text}.")
@@ -171,17 +171,17 @@ def _peak_vram(case: Case) -> Checked | None:
     return _checked(case, "peak VRAM", f"{claimed:g} GB", "consistent", f"{held}.")
 
 
-def _context(case: Case) -> Checked | None:
+def _context(case: ClaimedDeployment) -> CheckedClaim | None:
     context = case.claim.context
     if context is None:
         return None
     most, (_, fit, _) = case.deployment.shape.max_position_embeddings, case.requests(context)
     text = f"the model was made for {most:,} tokens, and the pool holds {fit:.1f} requests of {context:,}."
-    verdict: Verdict = "consistent" if context <= most and fit >= 1 else "impossible"
+    verdict: ClaimVerdict = "consistent" if context <= most and fit >= 1 else "impossible"
     return _checked(case, "context", f"{context:,}", verdict, text)
 
 
-def _concurrency(case: Case) -> Checked | None:
+def _concurrency(case: ClaimedDeployment) -> CheckedClaim | None:
     """As the number that VRAM allows, which depends on how long the requests are."""
     claimed, tokens = case.claim.max_concurrency, case.claim.tokens_per_request or case.claim.context
     if claimed is None:
@@ -207,7 +207,7 @@ def _concurrency(case: Case) -> Checked | None:
     return _checked(case, "maximum concurrency", str(claimed), "impossible", text)
 
 
-def _decode(case: Case) -> Checked | None:
+def _decode(case: ClaimedDeployment) -> CheckedClaim | None:
     """Every token of a single stream reads all weights that it touches once."""
     claimed = case.claim.decode_tok_s
     if claimed is None:
@@ -224,18 +224,18 @@ def _decode(case: Case) -> Checked | None:
     return _checked(case, "decode rate", f"{claimed:g} tokens/s", "consistent", text)
 
 
-def _ceiling(case: Case) -> float:
+def _ceiling(case: ClaimedDeployment) -> float:
     """Tokens a second of one stream with an empty cache, at the data sheet's bandwidth."""
     return case.deployment.gpu.bandwidth_bytes_s / _read(case)
 
 
-def _read(case: Case) -> float:
+def _read(case: ClaimedDeployment) -> float:
     """Bytes that a decode step of one stream reads on each GPU: of experts, the chosen ones."""
     found = case.deployment
     return step_bytes(found.shape, dtype=found.dtype, tp=found.tp, sequences=1.0)
 
 
-def _ttft(case: Case) -> Checked | None:
+def _ttft(case: ClaimedDeployment) -> CheckedClaim | None:
     """Two FLOP for each active parameter and prompt token, at the data sheet's rate."""
     claimed = case.claim.ttft_ms
     if claimed is None:
@@ -251,12 +251,12 @@ def _ttft(case: Case) -> Checked | None:
     if tokens is None:
         text = f"the prompt's length is not stated; {at_full}, so prompts up to {most:,} tokens could be."
         return _checked(case, "time to first token", f"{claimed:g} ms", "cannot be told", text)
-    verdict: Verdict = "consistent" if tokens <= most else "impossible"
+    verdict: ClaimVerdict = "consistent" if tokens <= most else "impossible"
     text = f"{at_full}: {tokens:,} tokens take {1e3 * (tokens * per_token_s + step_s):.0f} ms or more."
     return _checked(case, "time to first token", f"{claimed:g} ms", verdict, text)
 
 
-def _one_context(one: Case, other: Case) -> Checked | None:
+def _one_context(one: ClaimedDeployment, other: ClaimedDeployment) -> CheckedClaim | None:
     """Two maximum concurrencies as VRAM limits at one length of requests: n requests fit means that the pool
     holds n to n + 1 of them, so the pools' ratio is bounded."""
     a, b = one.claim.max_concurrency, other.claim.max_concurrency
@@ -272,7 +272,7 @@ def _one_context(one: Case, other: Case) -> Checked | None:
         f"of {one.claim.model} as of {other.claim.model}; {a} against {b} needs a factor between {least:.2f} "
         f"and {most:.2f}."
     )
-    return Checked(
+    return CheckedClaim(
         model=f"{one.claim.model}, {other.claim.model}",
         figure="maximum concurrency, both",
         claimed=f"{a} against {b}",
@@ -281,12 +281,12 @@ def _one_context(one: Case, other: Case) -> Checked | None:
     )
 
 
-def _order(one: Case, other: Case) -> Checked | None:
+def _order(one: ClaimedDeployment, other: ClaimedDeployment) -> CheckedClaim | None:
     """The faster claim should have fewer bytes to read."""
     a, b = one.claim.decode_tok_s, other.claim.decode_tok_s
     if a is None or b is None or (a > b) == (_ceiling(one) > _ceiling(other)):
         return None
-    return Checked(
+    return CheckedClaim(
         model=f"{one.claim.model}, {other.claim.model}",
         figure="order of decode rates",
         claimed=f"{a:g} against {b:g} tokens/s",
@@ -297,8 +297,10 @@ def _order(one: Case, other: Case) -> Checked | None:
     )
 
 
-def _checked(case: Case, figure: str, claimed: str, verdict: Verdict, why: str) -> Checked:
-    return Checked(
+def _checked(
+    case: ClaimedDeployment, figure: str, claimed: str, verdict: ClaimVerdict, why: str
+) -> CheckedClaim:
+    return CheckedClaim(
         model=case.claim.model,
         figure=figure,
         claimed=claimed,

@@ -12,14 +12,14 @@ from loadtest.model.cards import GIB, Gpu
 from loadtest.model.memory import KvLayout, Pool, divide_budget, kv_layout, rotary_bytes, weights_bytes
 from loadtest.model.startup import GRAPHS_COUNTED_FROM, Overheads, Version, overheads
 
-QUANTILE = 1.645  # bands cover 90 %
+BAND_SIGMAS = 1.645  # bands cover 90 %
 ASYNC_FROM: Version = (0, 20, 0)  # two steps under way (max_concurrent_batches), so twice the tokens
 Band = tuple[int, int, int]
 """Lower end, estimate, upper end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
+class StartupCalibration:
     """What a start-up on the same card showed of the figures that are only estimated otherwise.
 
     Factors are logged over predicted, so that they carry over to another model.
@@ -58,7 +58,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deployment:
+class PlannedDeployment:
     """As `vllm serve` would be started."""
 
     model: str
@@ -79,7 +79,7 @@ class Deployment:
     block_size: int = 16
     stated_weights_bytes: int | None = None
     """Of one GPU, when known."""
-    calibration: Calibration | None = None
+    calibration: StartupCalibration | None = None
 
     def layout(self, stage: int | None = None) -> KvLayout:
         return kv_layout(
@@ -135,14 +135,14 @@ class PoolBand:
     kv_bytes: Band
 
 
-def pool_band(deployment: Deployment) -> PoolBand:
+def pool_band(deployment: PlannedDeployment) -> PoolBand:
     """Raises ValueError when nothing is left for the KV cache."""
     return min(
         (_of_stage(deployment, stage) for stage in range(deployment.pp)), key=lambda band: band.blocks[1]
     )
 
 
-def _of_stage(deployment: Deployment, stage: int) -> PoolBand:
+def _of_stage(deployment: PlannedDeployment, stage: int) -> PoolBand:
     found, layout = deployment.overheads(stage), deployment.layout(stage)
     pool = divide_budget(
         layout,
@@ -153,7 +153,7 @@ def _of_stage(deployment: Deployment, stage: int) -> PoolBand:
         cuda_graphs=found.cuda_graphs if found.graphs_counted else 0,
         non_torch=found.non_torch,
     )
-    reach = QUANTILE * _spread(deployment, found, pool)
+    reach = BAND_SIGMAS * _spread(deployment, found, pool)
     ends = [max(round(pool.kv_bytes + side * reach), 0) for side in (-1, 0, 1)]
     blocks = [end // layout.bytes_per_block for end in ends]
     return PoolBand(
@@ -165,7 +165,7 @@ def _of_stage(deployment: Deployment, stage: int) -> PoolBand:
     )
 
 
-def _spread(deployment: Deployment, found: Overheads, pool: Pool) -> float:
+def _spread(deployment: PlannedDeployment, found: Overheads, pool: Pool) -> float:
     """Standard deviation of the pool, bytes: the parts err independently."""
     calibration = deployment.calibration
     weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
@@ -180,19 +180,19 @@ def _spread(deployment: Deployment, found: Overheads, pool: Pool) -> float:
     return math.sqrt(sum(part**2 for part in parts))
 
 
-def max_concurrency(deployment: Deployment, blocks: int) -> float:
+def max_concurrency(deployment: PlannedDeployment, blocks: int) -> float:
     """What vLLM's log line says: requests of max_model_len tokens that the pool holds at once, at worst."""
     return blocks / deployment.most_blocks()
 
 
-def pool_tokens(deployment: Deployment, band: PoolBand) -> Band:
+def pool_tokens(deployment: PlannedDeployment, band: PoolBand) -> Band:
     """Tokens that requests share: whole blocks without the null block. Of mixed layouts, tokens of requests
     at max_model_len, as vLLM's log counts them."""
     low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
     return low, middle, high
 
 
-def log_tokens(deployment: Deployment, blocks: int) -> int:
+def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
     """What the log's line "GPU KV cache size" says, the null block counted in."""
     layout = deployment.layout()
     if layout.uniform:
@@ -202,7 +202,7 @@ def log_tokens(deployment: Deployment, blocks: int) -> int:
     return blocks // len(layout.groups) * layout.block_size
 
 
-def longest_context(deployment: Deployment, blocks: int) -> int:
+def longest_context(deployment: PlannedDeployment, blocks: int) -> int:
     """The largest max_model_len that vLLM would start with: one request must fit without the null block."""
     low, high = 0, deployment.shape.max_position_embeddings
     while low < high:
@@ -211,7 +211,7 @@ def longest_context(deployment: Deployment, blocks: int) -> int:
     return low
 
 
-def serve_flags(deployment: Deployment, quantization: str | None) -> list[str]:
+def serve_flags(deployment: PlannedDeployment, quantization: str | None) -> list[str]:
     """Of `vllm serve MODEL`: those that the prediction rests on, so that no change of defaults moves it."""
     flags: Sequence[tuple[str, object]] = (
         ("--dtype", deployment.dtype),

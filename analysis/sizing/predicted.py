@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.evidence.think_time import Active, Thinking, always
-from analysis.sizing.deployment import QUANTILE, Deployment, PoolBand, pool_band
+from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment, PoolBand, pool_band
 from analysis.sizing.step_model import SPEED_BAND, StepModel, step_model
 from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import BlockLaw, Occupancy
@@ -23,19 +23,19 @@ from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Trace, closed_loop
 from loadtest.workload.distributions import Distribution
 
-PAIRS = 2000
+LENGTH_PAIRS = 2000
 LENGTHS_KNOWN = 1.1
 """Lengths before a deployment are a guess: their mean is taken as known to 10 % (90 %)."""
-BEYOND = 1.5
+REACH_FACTOR = 1.5
 """Walls further than so many times the first one are not placed."""
-FEWEST = 120
+MIN_P95_REQUESTS = 120
 """Requests behind a p95, at least."""
-GRID = 1.5
+LOAD_FACTOR = 1.5
 """Users between two simulated loads, as a factor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Workload:
+class PlannedWorkload:
     """What users do: pairs of lengths, shape (n,), and how long they think."""
 
     prompt: Ints
@@ -45,7 +45,7 @@ class Workload:
     clipped: int = 0
     """Pairs that max_model_len cut."""
 
-    def stretched(self, *, prompt: float = 1.0, output: float = 1.0, limit: int) -> "Workload":
+    def stretched(self, *, prompt: float = 1.0, output: float = 1.0, limit: int) -> "PlannedWorkload":
         longer = np.maximum(np.rint(self.prompt * prompt).astype(np.int64), 1)
         answers = np.maximum(np.rint(self.output * output).astype(np.int64), 1)
         longer, answers = _fitted(longer, answers, limit)
@@ -60,17 +60,17 @@ def _fitted(prompt: Ints, output: Ints, limit: int) -> tuple[Ints, Ints]:
 
 def draw_workload(
     prompt: Distribution, output: Distribution, think: Distribution, *, slo: Slo, limit: int, seed: int = 0
-) -> Workload:
+) -> PlannedWorkload:
     """PAIRS draws of each law, cut to `limit` tokens together."""
     rng = random.Random(seed)
-    drawn = [(prompt.draw_count(rng), output.draw_count(rng)) for _ in range(PAIRS)]
+    drawn = [(prompt.draw_count(rng), output.draw_count(rng)) for _ in range(LENGTH_PAIRS)]
     lengths = np.array(drawn, dtype=np.int64)
     clipped = int(np.sum(lengths.sum(axis=1) > limit))
     prompts, outputs = _fitted(lengths[:, 0], lengths[:, 1], limit)
-    return Workload(prompt=prompts, output=outputs, think=think, slo=slo, clipped=clipped)
+    return PlannedWorkload(prompt=prompts, output=outputs, think=think, slo=slo, clipped=clipped)
 
 
-def law_of(workload: Workload, layout: KvLayout) -> BlockLaw:
+def block_law_of(workload: PlannedWorkload, layout: KvLayout) -> BlockLaw:
     """Blocks of a request over its steps j = 0..o-1, for any layout of the cache.
 
     Full attention is analysis.memory.block_law; elsewhere each group of layers adds the blocks that it has in
@@ -102,7 +102,7 @@ def _at(places: Ints, size: int) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
+class PredictedWall:
     """One wall, in users of one engine."""
 
     name: WallName
@@ -112,7 +112,7 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
+class LatencyCurve:
     """p95 of TTFT and TPOT over users, as simulated, users rising."""
 
     users: tuple[int, ...]
@@ -121,7 +121,7 @@ class Curve:
     reach: float
     """Users beyond which nothing was simulated."""
 
-    def walls(self, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0) -> list[Placed]:
+    def walls(self, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0) -> list[PredictedWall]:
         """Where the objectives are crossed, were all TTFTs and TPOTs longer by these factors.
 
         All times scale with the step times, so a band of speed is a band of the objective.
@@ -131,7 +131,7 @@ class Curve:
             ("tpot", self._crossings(self.tpot_s, slo.tpot_p95_s / tpot_scale)),
         ]
         return [
-            Placed(name=name, low=low, x=x, high=min(high, max(self.reach, x)))
+            PredictedWall(name=name, low=low, x=x, high=min(high, max(self.reach, x)))
             for name, (low, x, high) in crossed
             if x < self.reach
         ]
@@ -147,41 +147,43 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Sized:
+class SizedEngine:
     """Everything about one engine that the answer is made of."""
 
-    deployment: Deployment
-    workload: Workload
+    deployment: PlannedDeployment
+    workload: PlannedWorkload
     band: PoolBand
     law: BlockLaw
     steps: StepModel
     active: Active
-    walls: Sequence[Placed]
-    curve: Curve | None
+    walls: Sequence[PredictedWall]
+    curve: LatencyCurve | None
 
     @property
-    def first(self) -> Placed:
+    def first(self) -> PredictedWall:
         return min(self.walls, key=lambda placed: placed.x)
 
 
-def size(deployment: Deployment, workload: Workload, *, latency: bool = True) -> Sized:
+def size_engine(
+    deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True
+) -> SizedEngine:
     """Places the walls; `latency=False` leaves out those of the objectives, and all bands.
 
     Raises ValueError where nothing is left for the KV cache.
     """
     band = pool_band(deployment)
-    law = law_of(workload, band.layout)
+    law = block_law_of(workload, band.layout)
     steps = step_model(deployment, kv_bytes_per_token=_read_per_token(band, law, workload))
     active = _active(steps, workload, deployment)
     walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
     slots = slots_wall(deployment.max_num_seqs, active=active)
-    walls.append(Placed(name="max_num_seqs", low=slots, x=slots, high=slots))
+    walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
     if latency:
-        reach = BEYOND * min(placed.x for placed in walls)
+        reach = REACH_FACTOR * min(placed.x for placed in walls)
         curve = simulate_curve(deployment, steps, workload, reach=reach)
         walls += curve.walls(workload.slo)
-    return Sized(
+    return SizedEngine(
         deployment=deployment,
         workload=workload,
         band=band,
@@ -193,14 +195,14 @@ def size(deployment: Deployment, workload: Workload, *, latency: bool = True) ->
     )
 
 
-def _read_per_token(band: PoolBand, law: BlockLaw, workload: Workload) -> float:
+def _read_per_token(band: PoolBand, law: BlockLaw, workload: PlannedWorkload) -> float:
     """Bytes that one GPU reads for each token held, a step: windows hold fewer blocks than tokens."""
     prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
     tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
     return law.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
-def _active(steps: StepModel, workload: Workload, deployment: Deployment) -> Active:
+def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> Active:
     """Share of time in flight: R/(R + Z), R = idle + slope * n by the step model."""
     if workload.think.mean <= 0:
         return always
@@ -218,12 +220,12 @@ def _active(steps: StepModel, workload: Workload, deployment: Deployment) -> Act
 def _memory_wall(
     band: PoolBand,
     law: BlockLaw,
-    workload: Workload,
+    workload: PlannedWorkload,
     active: Active,
-    deployment: Deployment,
+    deployment: PlannedDeployment,
     *,
     banded: bool,
-) -> Placed:
+) -> PredictedWall:
     """Band: of the pool, of the lengths and of the formula itself, combined as independent."""
     start = max(int(band.blocks[1] / law.mean), 1)
 
@@ -235,22 +237,22 @@ def _memory_wall(
     plain = Shift()
     middle = x(law, band.blocks[1], plain)
     if not banded:
-        return Placed(name="kv_cache", low=middle, x=middle, high=middle)
+        return PredictedWall(name="kv_cache", low=middle, x=middle, high=middle)
     limit = deployment.max_model_len
     ends = []
     for side in (1.0, -1.0):  # first all that lowers the wall
         lengths = LENGTHS_KNOWN**side
         other = workload.stretched(prompt=lengths, output=lengths, limit=limit)
         shift = Shift(
-            preempted=FORMULA_BIAS + side * QUANTILE * FORMULA_SD, blocked=side * QUANTILE * BLOCKED_SD
+            preempted=FORMULA_BIAS + side * BAND_SIGMAS * FORMULA_SD, blocked=side * BAND_SIGMAS * BLOCKED_SD
         )
         moved = [
             x(law, band.blocks[0 if side > 0 else 2], plain),
-            x(law_of(other, band.layout), band.blocks[1], plain),
+            x(block_law_of(other, band.layout), band.blocks[1], plain),
             x(law, band.blocks[1], shift),
         ]
         ends.append(_combined(middle, moved, -side))
-    return Placed(name="kv_cache", low=ends[0], x=middle, high=ends[1])
+    return PredictedWall(name="kv_cache", low=ends[0], x=middle, high=ends[1])
 
 
 def _combined(middle: float, moved: Sequence[float], side: float) -> float:
@@ -262,27 +264,29 @@ def _combined(middle: float, moved: Sequence[float], side: float) -> float:
     return middle * math.exp(side * math.sqrt(sum(math.log(one / middle) ** 2 for one in moved)))
 
 
-def simulate_curve(deployment: Deployment, steps: StepModel, workload: Workload, *, reach: float) -> Curve:
+def simulate_curve(
+    deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, *, reach: float
+) -> LatencyCurve:
     """From `reach` users down, until both objectives are met with room for the band of speed."""
     slo, users = workload.slo, max(int(reach), 1)
     loads: list[tuple[int, float, float]] = []
     while True:
-        ttft, tpot = simulated(deployment, steps, workload, users)
+        ttft, tpot = simulated_p95_s(deployment, steps, workload, users)
         loads.append((users, ttft, tpot))
         held = ttft * SPEED_BAND < slo.ttft_p95_s and tpot * SPEED_BAND < slo.tpot_p95_s
         if users == 1 or held:
             break
-        users = max(int(users / GRID), 1)
+        users = max(int(users / LOAD_FACTOR), 1)
     found, ttfts, tpots = zip(*reversed(loads), strict=True)
-    return Curve(users=found, ttft_s=ttfts, tpot_s=tpots, reach=reach)
+    return LatencyCurve(users=found, ttft_s=ttfts, tpot_s=tpots, reach=reach)
 
 
-def simulated(
-    deployment: Deployment, steps: StepModel, workload: Workload, users: int
+def simulated_p95_s(
+    deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, users: int
 ) -> tuple[float, float]:
     """p95 of TTFT and of TPOT of so many users on an engine whose pool never binds, seconds."""
     rng = random.Random(users)
-    wanted = users + min(max(2 * users, FEWEST), PAIRS // 2)
+    wanted = users + min(max(2 * users, MIN_P95_REQUESTS), LENGTH_PAIRS // 2)
     order = np.resize(np.arange(len(workload.prompt)), wanted)
     requests = (
         Request(prompt_tokens=int(workload.prompt[at]), output_tokens=int(workload.output[at]))

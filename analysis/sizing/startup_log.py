@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis.reading.runs import find_runs
-from analysis.sizing.deployment import Calibration, Deployment
+from analysis.sizing.deployment import PlannedDeployment, StartupCalibration
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape
 from loadtest.model.cards import GIB
 from loadtest.model.startup import Version, parse_version
 
-T = TypeVar("T")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class StartupLog:
     cuda_graphs_bytes: int | None = None
 
 
-def read_log(path: Path) -> StartupLog:
+def read_startup_log(path: Path) -> StartupLog:
     """Of `vllm serve`; the lines of INFO suffice, those of DEBUG split the overhead too.
 
     Raises InputError when the file cannot be read or says nothing of memory.
@@ -102,7 +102,7 @@ class _Reader:
         match = re.search(pattern, self._text)
         return match[1] if match else None
 
-    def _as(self, pattern: str, kind: Callable[[str], T]) -> T | None:
+    def _as(self, pattern: str, kind: Callable[[str], _Value]) -> _Value | None:
         found = self.text(pattern)
         return None if found is None else kind(found)
 
@@ -130,7 +130,7 @@ def _version(text: str | None) -> Version | None:
     return None if text is None else parse_version(text)
 
 
-def read_run(folder: Path) -> StartupLog:
+def startup_of_run(folder: Path) -> StartupLog:
     """What the server of a load test said of its pool. Raises InputError."""
     info = find_runs(folder)[-1].info
     server, gpu = info.server, info.gpu
@@ -153,7 +153,7 @@ def read_run(folder: Path) -> StartupLog:
     )
 
 
-def as_started(deployment: Deployment, log: StartupLog, shape: ModelShape) -> Deployment:
+def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape) -> PlannedDeployment:
     """The deployment that wrote the log, on the same card."""
     stated = {
         "version": log.version,
@@ -171,7 +171,7 @@ def as_started(deployment: Deployment, log: StartupLog, shape: ModelShape) -> De
     return replace(deployment, shape=shape, calibration=None, stated_weights_bytes=None, **known)  # type: ignore[arg-type]
 
 
-def calibration_of(started: Deployment, log: StartupLog, *, same_model: bool) -> Calibration:
+def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: bool) -> StartupCalibration:
     """What the log corrects: logged over predicted. Without DEBUG lines, what weights and pool leave of the
     budget stands for the activation peak.
 
@@ -199,7 +199,7 @@ def calibration_of(started: Deployment, log: StartupLog, *, same_model: bool) ->
         )
     weights = log.weights_bytes / started.weights() if log.weights_bytes else None
     graphs_logged = log.cuda_graphs_bytes if predicted.cuda_graphs else None
-    return Calibration(
+    return StartupCalibration(
         source=log.source,
         activation=activation / predicted.activation,
         cuda_graphs=graphs_logged / predicted.cuda_graphs if graphs_logged else None,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from analysis.sizing.deployment import Deployment
+from analysis.sizing.deployment import PlannedDeployment
 from loadtest.model.memory import step_bytes
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
@@ -41,7 +41,7 @@ class StepModel:
         untouched = math.exp(max(sequences, 1.0) * math.log1p(-min(self.chosen_share, 1.0 - 1e-9)))
         return self.dense_s + self.experts_s * (1.0 - untouched)
 
-    def engine(self, deployment: Deployment, sequences: float) -> EngineConfig:
+    def engine(self, deployment: PlannedDeployment, sequences: float) -> EngineConfig:
         """An engine whose pool never binds: what latency alone allows near so many sequences."""
         length = deployment.max_model_len
         return EngineConfig(
@@ -57,7 +57,7 @@ class StepModel:
         )
 
 
-def step_model(deployment: Deployment, *, kv_bytes_per_token: float) -> StepModel:
+def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> StepModel:
     """kv_bytes_per_token: that a token in the cache makes one GPU read, a step."""
     shape, gpu = deployment.shape, deployment.gpu
     bandwidth = gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
@@ -80,7 +80,7 @@ def step_model(deployment: Deployment, *, kv_bytes_per_token: float) -> StepMode
     )
 
 
-def _chosen_share(deployment: Deployment) -> float:
+def _chosen_share(deployment: PlannedDeployment) -> float:
     """Of the experts of a layer, what one token chooses; 1 for a dense model."""
     counts = [one.count for layer in deployment.shape.layers for one in layer.tensors if one.expert]
     return deployment.shape.experts_per_token / max(counts) if counts else 1.0

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import RefusedError, add_slo_flags, count
+from analysis.cli import RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import complain
 from analysis.twin.calibration import CalibrationError
@@ -68,18 +68,28 @@ def _parser() -> argparse.ArgumentParser:
     measured = parser.add_argument_group(
         "the server as it was measured (vLLM does not export these)"
     ).add_argument
-    measured("--measured-replicas", type=count, metavar="N", help="behind its address (default: its engines)")
-    measured("--measured-max-num-seqs", type=count, metavar="N")
-    measured("--measured-max-num-batched-tokens", type=count, metavar="N")
+    measured(
+        "--measured-replicas",
+        type=positive_integer,
+        metavar="N",
+        help="behind its address (default: its engines)",
+    )
+    measured("--measured-max-num-seqs", type=positive_integer, metavar="N")
+    measured("--measured-max-num-batched-tokens", type=positive_integer, metavar="N")
     measured(
         "--async-scheduling",
         action=argparse.BooleanOptionalAction,
         help="default: on with a GPU, off on CPUs, as in vLLM 0.32",
     )
     change = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
-    change("--max-num-seqs", type=count, metavar="N")
-    change("--max-num-batched-tokens", type=count, metavar="N")
-    change("--num-gpu-blocks", type=count, metavar="N", help="the pool in blocks, the null block included")
+    change("--max-num-seqs", type=positive_integer, metavar="N")
+    change("--max-num-batched-tokens", type=positive_integer, metavar="N")
+    change(
+        "--num-gpu-blocks",
+        type=positive_integer,
+        metavar="N",
+        help="the pool in blocks, the null block included",
+    )
     change("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
     change("--gpu-memory-utilization", type=float, metavar="SHARE")
     change("--kv-cache-dtype", choices=("fp8",), help="half the bytes: twice the blocks, half the reading")
@@ -95,10 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     change("--duration-s", type=float, default=300.0, help="of --arrivals (default %(default)g)")
     change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
     change("--trace-speed", type=float, default=1.0)
-    change("--replicas", type=count, metavar="N", help="behind a router (default: as measured)")
+    change("--replicas", type=positive_integer, metavar="N", help="behind a router (default: as measured)")
     change("--router", choices=tuple(ROUTERS), default="least-loaded", help="default: %(default)s")
     fleets = parser.add_argument_group("fleets").add_argument
-    fleets("--fleet-users", type=count, metavar="N", help="how many replicas do so many users need?")
+    fleets(
+        "--fleet-users", type=positive_integer, metavar="N", help="how many replicas do so many users need?"
+    )
     fleets(
         "--spare-replicas", type=int, default=1, metavar="N", help="that may be lost (default %(default)s)"
     )

@@ -13,7 +13,7 @@ from analysis.evidence.evidence import Evidence, slots_of
 from analysis.evidence.lengths import conversation_ids
 from analysis.levels.level import Level
 from analysis.levels.window import ended_inside
-from analysis.reading.rows import Requests
+from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Floats, Ints
 from analysis.virtual.crowd import Chatting, Service, Turn
 from analysis.virtual.service import play

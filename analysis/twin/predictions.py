@@ -13,7 +13,7 @@ from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction
 from analysis.cli import RefusedError, slo_of
 from analysis.evidence.evidence import Evidence, gather
 from analysis.levels.level import Level
-from analysis.reading.pooling import chosen_of, read_group
+from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import Bar, progress
@@ -92,7 +92,7 @@ Task = Callable[..., Callable[[int], None]]
 def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
     if options.run is None:
         raise InputError("Name a run folder, or a preset with --preset.")
-    groups, _ = chosen_of(find_runs(options.run), None)
+    groups, _ = choose_runs(find_runs(options.run), None)
     if len(groups) > 1:
         models = ", ".join(group[0].info.model for group in groups)
         raise InputError(f"{options.run} holds runs of several models ({models}): name one run folder.")

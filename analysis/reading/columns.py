@@ -1,0 +1,200 @@
+"""TODO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.statistics.arrays import Bools, Floats, Ints
+from loadtest.record import (
+    Outcome,
+    ServerSample,
+)
+
+OUTCOMES = tuple(Outcome)
+OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Requests:
+    """One entry a request, shape (n,), in the order of their ends; missing is nan.
+
+    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is on the master's window.
+    """
+
+    start_unix_s: Floats
+    sent_s: Floats
+    scheduled_unix_s: Floats
+    """Open loop: when it was due, on the master's window."""
+    first_chunk_s: Floats
+    first_answer_s: Floats
+    last_chunk_s: Floats
+    end_s: Floats
+    chunks: Floats
+    first_chunk_tokens: Floats
+    """Tokens of the first chunk; 1 when the server did not say."""
+    prompt_tokens: Floats
+    output_tokens: Floats
+    cached_tokens: Floats
+    http_status: Floats
+    outcome: Ints
+    """Index into `OUTCOMES`."""
+    user: Ints
+    """Distinct over workers."""
+    turn: Ints
+    gap_s: NDArray[np.float32]
+    """Chunk gaps of all requests, one after the other, shape (sum of gaps,)."""
+    gap_start: Ints
+    """Where each request's gaps begin in `gap_s`, shape (n + 1,)."""
+
+    def __len__(self) -> int:
+        return len(self.start_unix_s)
+
+    @property
+    def end_unix_s(self) -> Floats:
+        """Shape (n,), master's window."""
+        return self.start_unix_s + self.end_s
+
+    @property
+    def tokens(self) -> Floats:
+        """Output tokens, shape (n,); the chunks where no usage came, as of unfinished requests."""
+        return np.where(np.isnan(self.output_tokens), self.chunks, self.output_tokens)
+
+    @property
+    def ok(self) -> Bools:
+        """Shape (n,)."""
+        return np.equal(self.outcome, OUTCOME_CODES[Outcome.OK])
+
+    def with_outcome(self, *outcomes: Outcome) -> Bools:
+        """Shape (n,): whose outcome is one of these."""
+        return np.isin(self.outcome, [OUTCOME_CODES[outcome] for outcome in outcomes])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ServerSamples:
+    """One entry a scrape, shape (m,), in time order; missing is nan. Engines are summed, usage averaged."""
+
+    unix_s: Floats
+    engines: int
+    running: Floats
+    waiting: Floats
+    waiting_capacity: Floats
+    kv_cache_usage: Floats
+    preemptions_total: Floats
+    generation_tokens_total: Floats
+    prefix_cache_queries_total: Floats
+    """Prompt tokens that were looked up."""
+    prefix_cache_hits_total: Floats
+    vram_used_bytes: Floats
+    simulated_lateness_s: Floats
+    failed_scrapes: int
+
+    def __len__(self) -> int:
+        return len(self.unix_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClientSamples:
+    """The load generator's health, one entry a worker and second, shape (m,)."""
+
+    unix_s: Floats
+    worker: Ints
+    """Which one, counted from 0."""
+    loop_lag_s: Floats
+    """p99 within the second; the largest where p99 was not recorded."""
+    cpu: Floats
+    in_flight: Floats
+    """At this instant."""
+
+    def __len__(self) -> int:
+        return len(self.unix_s)
+
+
+SCALAR_COLUMNS = (
+    "start_unix_s",
+    "sent_s",
+    "scheduled_unix_s",
+    "first_chunk_s",
+    "first_answer_s",
+    "last_chunk_s",
+    "end_s",
+    "chunks",
+    "first_chunk_tokens",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "http_status",
+)
+
+
+def ordered_requests(
+    columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
+) -> Requests:
+    """Rows in any order, put into the order of their ends.
+
+    columns: shape (n,) each, by the names of COLUMNS. labels: shape (n, 3), outcome, user and turn. gap_s:
+    the chunk gaps of all, one request after the other; gaps: shape (n,), how many of them are whose.
+    """
+    start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
+    order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
+    return Requests(
+        **{name: column[order] for name, column in columns.items()},
+        outcome=labels[order, 0],
+        user=labels[order, 1],
+        turn=labels[order, 2],
+        gap_s=_permuted(gap_s, start, order),
+        gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),
+    )
+
+
+def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:
+    """The ragged rows of `gap_s` in another order."""
+    if np.array_equal(order, np.arange(len(order))):
+        return gap_s
+    moved = np.empty_like(gap_s)
+    at = 0
+    for row in order:
+        part = gap_s[start[row] : start[row + 1]]
+        moved[at : at + len(part)] = part
+        at += len(part)
+    return moved
+
+
+_SERVER_SUMS = (
+    "running",
+    "waiting",
+    "waiting_capacity",
+    "preemptions_total",
+    "generation_tokens_total",
+    "prefix_cache_queries_total",
+    "prefix_cache_hits_total",
+    "vram_used_bytes",
+    "simulated_lateness_s",
+)
+
+
+def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
+    """Scrapes as columns; those that failed, or that lack an engine, are left out."""
+    good = [sample for sample in samples if sample.error is None]
+    scrapes: dict[float, list[ServerSample]] = {}
+    for sample in good:
+        scrapes.setdefault(sample.unix_s, []).append(sample)
+    engines = max((len(rows) for rows in scrapes.values()), default=1)
+    whole = [(unix_s, rows) for unix_s, rows in sorted(scrapes.items()) if len(rows) == engines]
+    columns = {name: _added(whole, name) for name in _SERVER_SUMS}
+    usage = _added(whole, "kv_cache_usage") / engines
+    unix = np.array([unix_s for unix_s, _ in whole], dtype=np.float64)
+    failed = len(samples) - len(good)
+    return ServerSamples(unix_s=unix, engines=engines, kv_cache_usage=usage, failed_scrapes=failed, **columns)
+
+
+def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
+    """A field summed over the engines that have it; nan where none has."""
+    return np.array([_sum([getattr(row, name) for row in rows]) for _, rows in scrapes], dtype=np.float64)
+
+
+def _sum(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(sum(known)) if known else NAN

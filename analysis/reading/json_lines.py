@@ -1,0 +1,193 @@
+"""The JSON Lines files of a run folder, decoded row by row into columns."""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.reading.columns import (
+    NAN,
+    OUTCOME_CODES,
+    SCALAR_COLUMNS,
+    ClientSamples,
+    Requests,
+    ServerSamples,
+    ordered_requests,
+    server_samples_of,
+)
+from loadtest.errors import InputError
+from loadtest.record import SCHEMA, ClientSample, RequestRecord, ServerSample
+
+_Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
+
+TOLD_BYTES = 2**20  # how often a progress bar hears of it
+GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink to float32 gaps
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+schema_decoder = msgspec.json.Decoder(_Schema)
+
+
+def other_schema(path: Path, schema: int) -> str:
+    return (
+        f"{path} is of schema {schema} and this version reads schema {SCHEMA}: "
+        "analyse it with the version that wrote it."
+    )
+
+
+def decoded_lines(
+    path: Path, kind: type[_Record], warnings: list[str], on_bytes: Callable[[int], None]
+) -> Iterator[_Record]:
+    """Rows of a JSON Lines file. Lines that are not JSON are left out and warned about."""
+    decode = msgspec.json.Decoder(kind).decode
+    bad: list[int] = []
+    unseen = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            unseen += len(line)
+            if unseen > TOLD_BYTES:
+                on_bytes(unseen)
+                unseen = 0
+            try:
+                row = decode(line)
+            except msgspec.ValidationError as problem:
+                raise InputError(_bad_row(path, number, line, problem)) from None
+            except msgspec.DecodeError:
+                bad.append(number)
+                continue
+            if isinstance(row, RequestRecord) and row.schema != SCHEMA:
+                raise InputError(_bad_row(path, number, line, None))
+            yield row
+    on_bytes(unseen)
+    if bad:
+        warnings.append(_left_out(path, bad, torn=not line.endswith(b"\n")))
+
+
+def _left_out(path: Path, numbers: Sequence[int], *, torn: bool) -> str:
+    if torn and len(numbers) == 1:
+        return f"{path.name}: its last line is torn (a kill does that) and left out."
+    listing = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return f"{path.name}: left out what is not JSON, line{'s' * (len(numbers) > 1)} {listing}."
+
+
+def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) -> str:
+    try:
+        schema = schema_decoder.decode(line).schema
+    except msgspec.DecodeError:
+        schema = SCHEMA
+    if schema != SCHEMA:
+        return other_schema(path, schema)
+    return f"{path}, line {number}, is not a row of this tool ({problem}): remove the line or the folder."
+
+
+def _or_nan(value: float | None) -> float:
+    return NAN if value is None else value
+
+
+def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
+    """In the order of `COLUMNS`."""
+    chunks = row.chunk_s
+    return (
+        row.start_unix_s - clock_offset_s,
+        _or_nan(row.sent_s),
+        _or_nan(row.scheduled_unix_s) - clock_offset_s,
+        chunks[0] if chunks else NAN,
+        _or_nan(row.first_answer_s),
+        chunks[-1] if chunks else NAN,
+        row.end_s,
+        len(chunks),
+        row.chunk_tokens[0] if row.chunk_tokens else 1,
+        _or_nan(row.prompt_tokens),
+        _or_nan(row.output_tokens),
+        _or_nan(row.cached_tokens),
+        _or_nan(row.http_status),
+    )
+
+
+class _Gaps:
+    """Chunk times in, float32 gaps out; holds at most `GAP_ROWS` requests' times as doubles."""
+
+    def __init__(self) -> None:
+        self._times = array("d")
+        self._counts: list[int] = []
+        self._done: list[NDArray[np.float32]] = []
+
+    def add(self, chunk_s: list[float]) -> None:
+        self._times.extend(chunk_s)
+        self._counts.append(len(chunk_s))
+        if len(self._counts) == GAP_ROWS:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        counts = np.array(self._counts, dtype=np.int64)
+        last = np.cumsum(counts[counts > 0]) - 1
+        keep = np.ones(len(self._times), dtype=np.bool_)
+        keep[last] = False
+        gaps = np.diff(np.frombuffer(self._times, dtype=np.float64), append=0.0)
+        self._done.append(gaps[keep].astype(np.float32))
+        self._times, self._counts = array("d"), []
+
+    def all(self) -> NDArray[np.float32]:
+        self._reduce()
+        return np.concatenate(self._done)
+
+
+def read_requests(
+    paths: Sequence[Path], offsets: dict[str, float], warnings: list[str], on_bytes: Callable[[int], None]
+) -> Requests:
+    scalars: list[tuple[float, ...]] = []
+    labels: list[tuple[int, int, int]] = []
+    users: dict[tuple[str, int], int] = {}
+    gaps = _Gaps()
+    for path in paths:
+        for row in decoded_lines(path, RequestRecord, warnings, on_bytes):
+            scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
+            user = users.setdefault((row.worker, row.user), len(users))
+            labels.append((OUTCOME_CODES[row.outcome], user, row.turn))
+            gaps.add(row.chunk_s)
+    return _requests(scalars, labels, gaps.all())
+
+
+def _requests(
+    scalars: list[tuple[float, ...]], labels: list[tuple[int, int, int]], gap_s: NDArray[np.float32]
+) -> Requests:
+    table = np.array(scalars, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
+    codes = np.array(labels, dtype=np.int64).reshape(-1, 3)
+    columns = dict(zip(SCALAR_COLUMNS, table.T, strict=True))
+    gaps = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
+    return ordered_requests(columns, labels=codes, gap_s=gap_s, gaps=gaps)
+
+
+def read_server(path: Path, warnings: list[str]) -> ServerSamples:
+    samples = list(decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
+    good = [sample for sample in samples if sample.error is None]
+    if not good:
+        why = "every scrape failed" if samples else "there is none"
+        warnings.append(f"The server's /metrics was not read ({why}): what only it can tell is missing.")
+    elif len(good) < len(samples):
+        warnings.append(f"{len(samples) - len(good)} of {len(samples)} scrapes of /metrics failed.")
+    return server_samples_of(samples)
+
+
+def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
+    found = [
+        (worker, row)
+        for worker, path in enumerate(paths)
+        for row in decoded_lines(path, ClientSample, warnings, lambda _: None)
+    ]
+    rows = [row for _, row in found]
+    lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]
+    return ClientSamples(
+        unix_s=np.array([row.unix_s for row in rows], dtype=np.float64),
+        worker=np.array([worker for worker, _ in found], dtype=np.int64),
+        loop_lag_s=np.array(lag, dtype=np.float64),
+        cpu=np.array([row.cpu for row in rows], dtype=np.float64),
+        in_flight=np.array([row.in_flight for row in rows], dtype=np.float64),
+    )
