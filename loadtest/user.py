@@ -1,4 +1,4 @@
-"""ChatUser: a Locust user who chats. What to ask comes from the Workload, measuring is the Meter's."""
+"""ChatUser: a Locust user who chats. What to ask comes from the Workload, measuring is the Generator's."""
 
 import itertools
 import random
@@ -13,7 +13,7 @@ from locust.exception import StopUser
 from loadtest.locust_plugin.control import Control
 from loadtest.locust_plugin.levels import LevelShape
 from loadtest.locust_plugin.shape import Shape
-from loadtest.run.generator import LOOKAHEAD_S, Meter
+from loadtest.run.generator import LOOKAHEAD_S, Generator
 from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
@@ -41,47 +41,47 @@ class ChatUser(User):
     def wait_time(self) -> float:
         """Before the first request a random part of the settling time, since Locust starts a whole second's
         users at once; then the think time."""
-        meter = self.control.meter
-        if meter is None:
+        generator = self.control.generator
+        if generator is None:
             return 0.0
-        if meter.settings.open_loop:
+        if generator.settings.open_loop:
             return LOOKAHEAD_S / 4
         if self._waits is None:
-            self._waits = random.Random(f"waits/{meter.settings.seed}/{self.number}")
-            return self._waits.uniform(0, max(MIN_STAGGER_S, meter.settings.settle_s))
-        return meter.think.draw(self._waits)
+            self._waits = random.Random(f"waits/{generator.settings.seed}/{self.number}")
+            return self._waits.uniform(0, max(MIN_STAGGER_S, generator.settings.settle_s))
+        return generator.think.draw(self._waits)
 
     @task
     def ask(self) -> None:
         """One turn. Not in a loop over turns, so that a stopping user stops between two."""
-        meter = self.control.meter
-        if meter is None or meter.closing:
+        generator = self.control.generator
+        if generator is None or generator.closing:
             raise StopUser
-        if meter.settings.open_loop:
-            self._send_what_is_due(meter)
+        if generator.settings.open_loop:
+            self._send_what_is_due(generator)
             return
         if self._waits is None:
             return  # straight into the first wait
         request = self._next_request()
-        record, text = meter.chat(request, user=self.number)
+        record, text = generator.chat(request, user=self.number)
         assert self._conversation is not None
         self._conversation.answered(
             text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
         )
         self.control.tell_locust(record)
 
-    def _send_what_is_due(self, meter: Meter) -> None:
+    def _send_what_is_due(self, generator: Generator) -> None:
         """Open loop: one Locust user a worker hands out the worker's share, and waits for no answer."""
-        for stream in meter.due_soon():
-            meter.send_when_due(stream)
+        for stream in generator.due_soon():
+            generator.send_when_due(stream)
             gevent.sleep(0)  # making long prompts must not hold up the others
 
     def _next_request(self) -> ChatRequest:
         request = next(self._requests, None)
         if request is None:
-            assert self.control.meter is not None
+            assert self.control.generator is not None
             number = next(self._conversations)
-            self._conversation = self.control.meter.conversation(user=self.number, number=number)
+            self._conversation = self.control.generator.conversation(user=self.number, number=number)
             self._requests = self._conversation.requests()
             request = next(self._requests)
         return request

@@ -1,7 +1,7 @@
-"""Locust's events -> Lead and Meter: who leads, who measures, and how a run ends without losing a row.
+"""Ties a run to Locust's events: who leads, who measures, and how a run ends without losing a row.
 
-One Control a process. The leader (the only process, or the master) has a Lead; whoever runs users has a
-Meter. They talk over Locust's own messages, which LocalRunner delivers to itself.
+One Control a process. The leader (the only process, or the master) has a Coordinator; whoever runs users
+has a Generator. They talk over Locust's own messages, which LocalRunner delivers to itself.
 """
 
 import logging
@@ -20,8 +20,8 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 from loadtest.client.target import split_credentials
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
-from loadtest.run.coordinator import Lead, opening
-from loadtest.run.generator import LOOKAHEAD_S, Meter
+from loadtest.run.coordinator import Coordinator, opening
+from loadtest.run.generator import LOOKAHEAD_S, Generator
 from loadtest.run.live import LiveRow
 from loadtest.run.live_line import LiveLine
 from loadtest.run.loop import LoopThread
@@ -73,14 +73,14 @@ class Control:
         self.processes = int(self.options.processes or 0)
         self.users_given: int | None = self.options.num_users
         self.spawn_rate_given: float | None = self.options.spawn_rate
-        self.lead: Lead | None = None
-        self.meter: Meter | None = None
+        self.coordinator: Coordinator | None = None
+        self.generator: Generator | None = None
         self.line = LiveLine()
         self._loop: LoopThread | None = None
         self._host = environment.host
         self._exit_code = 0
         self._complete = False
-        self._ending: Lead | None = None
+        self._ending: Coordinator | None = None
         self._surplus_of: int | None = None
         self._reports: dict[str, dict[str, Any]] = {}
         self._heard: dict[str, float] = {}
@@ -98,7 +98,7 @@ class Control:
 
     # ---- the leader ----
 
-    def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Lead | None:
+    def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Coordinator | None:
         """Reads the settings, asks the server and opens the run. On bad input, which `check` may raise too,
         says one sentence, notes the exit code and returns None."""
         self._complete = False
@@ -111,14 +111,16 @@ class Control:
             logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
             settings = resolve(vars(self.options))
             check(settings)
-            self.lead = Lead(host=self._host, settings=settings, scenario=scenario, loop=self.loop)
-            setattr(self.options, _PLAN, self.lead.plan.write())
+            self.coordinator = Coordinator(
+                host=self._host, settings=settings, scenario=scenario, loop=self.loop
+            )
+            setattr(self.options, _PLAN, self.coordinator.plan.write())
             if isinstance(self.runner, LocalRunner):
                 self._begin_measuring()
         except InputError as error:
             self._refuse(str(error))
             return None
-        return self.lead
+        return self.coordinator
 
     def let_surplus_finish(self, seconds: float) -> None:
         """How long streams of users that stop may go on, before they are cancelled; Locust's --stop-timeout
@@ -131,16 +133,16 @@ class Control:
         return getattr(self.options, setting) not in (None, "")
 
     def announce(self, plan: str) -> None:
-        assert self.lead is not None
-        for text in opening(self.lead, plan=plan):
+        assert self.coordinator is not None
+        for text in opening(self.coordinator, plan=plan):
             logger.info(text)
 
     def begin_level(self, users: int) -> None:
         """All users of a level have started: it counts from now, and rows carry its number."""
         self._surplus_of = None
-        if self.lead is not None:
+        if self.coordinator is not None:
             self._holders = self._worker_names()
-            self.lead.begin_level(users)
+            self.coordinator.begin_level(users)
             self.runner.send_message("seatcount_level", {"users": users})
 
     def leave_level(self) -> None:
@@ -154,24 +156,24 @@ class Control:
         its users went."""
         if self._surplus_of is not None and self.runner.user_count <= self._surplus_of:
             self.begin_level(self._surplus_of)
-        if self.lead is not None:
+        if self.coordinator is not None:
             heard = [self._heard.get(name, 0.0) for name in self._holders]
             silent = [at for at in heard if time.time() - at > SILENT_S]
-            self.lead.keep_level(min(silent, default=time.time()))
+            self.coordinator.keep_level(min(silent, default=time.time()))
 
     def save_for_look(self) -> float:
         """Writes down all that the rows so far are read with; returns the seconds until those are on the
         disk."""
-        assert self.lead is not None
+        assert self.coordinator is not None
         self.keep_level()
-        self.lead.info.workers = self._workers()
-        self.lead.save()
+        self.coordinator.info.workers = self._workers()
+        self.coordinator.save()
         return ROWS_S
 
     def end_level(self) -> None:
-        if self.lead is not None:
+        if self.coordinator is not None:
             self.keep_level()
-            self.lead.end_level()
+            self.coordinator.end_level()
 
     @property
     def worker_count(self) -> int:
@@ -190,13 +192,13 @@ class Control:
         """Open loop: whether requests are still to become due."""
         return not self._reports or any(self._reports[name]["arriving"] for name in self._audible())
 
-    def _share_arrivals(self, lead: Lead) -> None:
+    def _share_arrivals(self, coordinator: Coordinator) -> None:
         """Says who sends what: at the start, and again when workers have come or gone."""
         now = time.time()
         if not self._shares:
-            lead.begin_arrivals(now + FIRST_ARRIVALS_S)
-        assert lead.info.arrivals is not None
-        start_unix_s = lead.info.arrivals.start_unix_s
+            coordinator.begin_arrivals(now + FIRST_ARRIVALS_S)
+        assert coordinator.info.arrivals is not None
+        start_unix_s = coordinator.info.arrivals.start_unix_s
         workers = self._worker_names()
         if not self._shares or workers != self._shares[-1].workers:
             from_s = now - start_unix_s + LOOKAHEAD_S + FIRST_ARRIVALS_S if self._shares else 0.0
@@ -208,35 +210,39 @@ class Control:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
         completes the run folder. What a Ctrl-C cuts short, the next call takes up."""
         self.end_level()
-        lead, self.lead = self.lead or self._ending, None
-        if lead is None:
+        coordinator, self.coordinator = self.coordinator or self._ending, None
+        if coordinator is None:
             return
-        self._ending = lead
-        self._receiver = lead.receiver  # rows keep coming until the next run
+        self._ending = coordinator
+        self._receiver = coordinator.receiver  # rows keep coming until the next run
         self.line.clear()
         self.runner.send_message("seatcount_close", None)
         self._wait(drain_s, lambda report: report["in_flight"] == 0, "streams to end")
         self.runner.send_message("seatcount_stop", None)
         self._wait(DELIVERY_S, lambda report: report["stopped"], "workers to deliver their rows")
         if 0 < self.processes < len(self._reports):
-            lead.warn(
+            coordinator.warn(
                 f"{len(self._reports)} workers took part and --processes is {self.processes}: workers of "
                 "another test have joined (same master port)."
             )
         for name, report in self._reports.items():
             if not report["stopped"]:
-                lead.warn(_undelivered(name, shares_disk=report["shares_disk"]))
-        if lead.advisor is not None:
-            if drain_s and (advice := lead.advisor.conclude()) is not None:
+                coordinator.warn(_undelivered(name, shares_disk=report["shares_disk"]))
+        if coordinator.advisor is not None:
+            if drain_s and (advice := coordinator.advisor.conclude()) is not None:
                 logger.info("The answer: %s.", advice.line)
-            lead.advisor.close()
-        lead.finish(
+            coordinator.advisor.close()
+        coordinator.finish(
             workers=self._workers(),
             clipped=sum(report["clipped"] for report in self._reports.values()),
         )
         self._ending = None
         self._complete = True
-        logger.info("The run is in %s; next: python -m analysis.capacity %s", lead.folder, lead.folder.parent)
+        logger.info(
+            "The run is in %s; next: python -m analysis.capacity %s",
+            coordinator.folder,
+            coordinator.folder.parent,
+        )
 
     def _workers(self) -> list[WorkerInfo]:
         return [
@@ -275,31 +281,31 @@ class Control:
 
     def _begin_measuring(self) -> None:
         plan = Plan.read(getattr(self.options, _PLAN))
-        if self.meter is not None:
-            self.meter.stop()
+        if self.generator is not None:
+            self.generator.stop()
         own = split_credentials(self._host or "")[0].rstrip("/").removesuffix("/v1") == plan.host
         host = self._host if own and self._host else plan.host
         index = getattr(self.runner, "worker_index", 0)
-        self.meter = Meter(plan, worker=str(index), loop=self.loop, host=host)
+        self.generator = Generator(plan, worker=str(index), loop=self.loop, host=host)
         self._report()
 
     def _report(self, *, stopped: bool = False) -> None:
-        meter = self.meter
-        if meter is None:
+        generator = self.generator
+        if generator is None:
             return
         report = {
-            "worker": meter.worker,
-            "in_flight": meter.in_flight,
-            "arriving": meter.arriving,
-            "clipped": meter.clipped,
+            "worker": generator.worker,
+            "in_flight": generator.in_flight,
+            "arriving": generator.arriving,
+            "clipped": generator.clipped,
             "stopped": stopped,
-            "shares_disk": meter.shares_disk,
-            "undelivered_bytes": meter.undelivered_bytes,
-            "clock_offset_s": meter.clock_offset_s,
+            "shares_disk": generator.shares_disk,
+            "undelivered_bytes": generator.undelivered_bytes,
+            "clock_offset_s": generator.clock_offset_s,
             "unix_s": time.time(),
-            "live": meter.take_live(),
+            "live": generator.take_live(),
         }
-        for record in meter.take_ended():
+        for record in generator.take_ended():
             self.tell_locust(record)
         self.runner.send_message("seatcount_report", report)
 
@@ -352,47 +358,47 @@ class Control:
         self.environment.events.quitting.add_listener(self._on_quitting)
 
     def _on_level(self, msg: Any, **_: object) -> None:
-        if self.meter is not None:
-            self.meter.level_users = msg.data["users"]
+        if self.generator is not None:
+            self.generator.level_users = msg.data["users"]
 
     def _on_arrivals(self, msg: Any, **_: object) -> None:
-        if self.meter is not None:
+        if self.generator is not None:
             shares = [Share(from_s, tuple(workers)) for from_s, workers in msg.data["shares"]]
-            self.meter.share_arrivals(start_unix_s=msg.data["start_unix_s"], shares=shares)
+            self.generator.share_arrivals(start_unix_s=msg.data["start_unix_s"], shares=shares)
 
     def _on_close(self, **_: object) -> None:
-        if self.meter is not None:
-            self.meter.closing = True
+        if self.generator is not None:
+            self.generator.closing = True
             self._report()
 
     def _on_stop(self, **_: object) -> None:
-        if self.meter is not None:
-            self.meter.stop()
+        if self.generator is not None:
+            self.generator.stop()
             gevent.spawn(self._deliver_rest)
 
     def _deliver_rest(self) -> None:
         """Says that this worker is done once the leader has all of its rows."""
-        while self.meter is not None and self.meter.undelivered_bytes:
+        while self.generator is not None and self.generator.undelivered_bytes:
             gevent.sleep(SHIP_S)
         self._report(stopped=True)
-        self.meter = None
+        self.generator = None
 
     def _keep_shipping(self) -> None:
         while True:
-            for batch in self.meter.next_batches() if self.meter is not None else ():
+            for batch in self.generator.next_batches() if self.generator is not None else ():
                 self.runner.send_message("seatcount_rows", batch)
             gevent.sleep(SHIP_S)
 
     def _on_receipt(self, msg: Any, **_: object) -> None:
-        if self.meter is None:
+        if self.generator is None:
             return
-        self.meter.take_receipt(msg.data)
-        for batch in self.meter.next_batches():
+        self.generator.take_receipt(msg.data)
+        for batch in self.generator.next_batches():
             self.runner.send_message("seatcount_rows", batch)
 
     def _on_clock(self, msg: Any, **_: object) -> None:
-        if self.meter is not None:
-            self.meter.take_leader_clock(**msg.data)
+        if self.generator is not None:
+            self.generator.take_leader_clock(**msg.data)
 
     def _on_report(self, msg: Any, **_: object) -> None:
         report = msg.data
@@ -401,14 +407,14 @@ class Control:
         if not report["shares_disk"]:
             answer = {"asked_unix_s": report["unix_s"], "leader_unix_s": time.time()}
             self.runner.send_message("seatcount_clock", answer, msg.node_id)
-        if self.lead is not None:
-            self.lead.take_live([LiveRow(*row) for row in report["live"]])
+        if self.coordinator is not None:
+            self.coordinator.take_live([LiveRow(*row) for row in report["live"]])
 
     def _on_spawning_complete(self, user_count: int, **_: object) -> None:
-        if self.lead is None or not user_count:
+        if self.coordinator is None or not user_count:
             return
-        if self.lead.settings.open_loop:
-            self._share_arrivals(self.lead)
+        if self.coordinator.settings.open_loop:
+            self._share_arrivals(self.coordinator)
         elif self.runner.user_count > user_count:
             self._surplus_of = user_count  # workers let the streams of users that stop go on to their end
         else:
@@ -427,13 +433,13 @@ class Control:
             self.runner.send_message("seatcount_refused", str(error))
 
     def _on_rows(self, msg: Any, **_: object) -> None:
-        receiver = self.lead.receiver if self.lead is not None else self._receiver
+        receiver = self.coordinator.receiver if self.coordinator is not None else self._receiver
         if receiver is not None:
             self.runner.send_message("seatcount_receipt", receiver.take(msg.data), msg.node_id)
 
     def _on_worker_connect(self, **_: object) -> None:
         """Locust is about to move users between workers: the level begins anew when that is done."""
-        if self.lead is not None and not self.lead.settings.open_loop:
+        if self.coordinator is not None and not self.coordinator.settings.open_loop:
             self.leave_level()
 
     def _on_refused(self, msg: Any, **_: object) -> None:
@@ -445,7 +451,7 @@ class Control:
         """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
         if self._shape_is_ending():
             self._end_in_its_place()
-        if self.lead is None:
+        if self.coordinator is None:
             return
         if self.headless:
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
@@ -465,31 +471,31 @@ class Control:
 
     def _on_quitting(self, **_: object) -> None:
         leads = not isinstance(self.runner, WorkerRunner)
-        if self.lead is not None or (leads and self.headless and not self._complete):
+        if self.coordinator is not None or (leads and self.headless and not self._complete):
             self._exit_code = self._exit_code or EXIT_INTERRUPTED
         if self._shape_is_ending():
             self._end_in_its_place()
         self.end(drain_s=0)
-        if self.meter is not None:
-            self._leave(self.meter)
-            self.meter = None
+        if self.generator is not None:
+            self._leave(self.generator)
+            self.generator = None
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
         self.environment.process_exit_code = self._exit_code
 
-    def _leave(self, meter: Meter) -> None:
+    def _leave(self, generator: Generator) -> None:
         """This process ends before the run does: what it measured goes to the leader, or stays findable."""
-        meter.stop()
+        generator.stop()
         until = time.monotonic() + QUIT_S
-        while meter.undelivered_bytes and time.monotonic() < until:
+        while generator.undelivered_bytes and time.monotonic() < until:
             gevent.sleep(SHIP_S)
-        if meter.undelivered_bytes:
+        if generator.undelivered_bytes:
             logger.warning(
                 "The master did not take all rows. Merge them (or scp): cp %s/*-%s.jsonl %s/",
-                meter.folder,
-                meter.worker,
-                meter.plan.folder,
+                generator.folder,
+                generator.worker,
+                generator.plan.folder,
             )
 
     def _hide_credentials(self) -> None:

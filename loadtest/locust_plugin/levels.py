@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from loadtest.errors import InputError
 from loadtest.locust_plugin.shape import Shape, Wanted, logger
-from loadtest.run.coordinator import Lead
+from loadtest.run.coordinator import Coordinator
 from loadtest.run.live_line import live_text
 from loadtest.settings import Settings
 
@@ -33,28 +33,28 @@ class LevelShape(Shape):
         if self.control.given("budget_s"):
             raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
 
-    def _begin(self, lead: Lead) -> Wanted:
-        self.control.let_surplus_finish(lead.settings.request_timeout_s + 1)
-        self._choose_levels(lead)
+    def _begin(self, coordinator: Coordinator) -> Wanted:
+        self.control.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
+        self._choose_levels(coordinator)
         limit = self._run_time_s()
         self._until = None if limit is None else time.monotonic() + limit
-        self.control.announce(self._plan_text(lead, limit))
+        self.control.announce(self._plan_text(coordinator, limit))
         self._users, self._spawn_rate = next(self._levels), self._rate()
         return self._users, self._spawn_rate
 
-    def _go_on(self, lead: Lead) -> Wanted:
-        if lead.settings.open_loop:
-            return self._arrive(lead)
+    def _go_on(self, coordinator: Coordinator) -> Wanted:
+        if coordinator.settings.open_loop:
+            return self._arrive(coordinator)
         self._follow_web_page()
-        if not self._level_is_over(lead):
+        if not self._level_is_over(coordinator):
             return self._users, self._spawn_rate
-        return self._next(lead)
+        return self._next(coordinator)
 
-    def _choose_levels(self, lead: Lead) -> None:
-        levels = list(lead.settings.levels)
+    def _choose_levels(self, coordinator: Coordinator) -> None:
+        levels = list(coordinator.settings.levels)
         asked = self.control.options.num_users if not self.control.headless else self.control.users_given
         self._held_until_told = self._sweeping = False
-        if lead.settings.open_loop:
+        if coordinator.settings.open_loop:
             levels = [self.control.worker_count]  # one Locust user a worker sends what is due
         elif not levels and asked is not None:
             levels, self._held_until_told = [asked], True
@@ -64,10 +64,10 @@ class LevelShape(Shape):
         self._planned = levels
         self._levels = iter(levels)
 
-    def _plan_text(self, lead: Lead, limit: float | None) -> str:
-        level_s = lead.settings.level_s
-        if lead.settings.open_loop:
-            return _arrivals_text(lead, limit)
+    def _plan_text(self, coordinator: Coordinator, limit: float | None) -> str:
+        level_s = coordinator.settings.level_s
+        if coordinator.settings.open_loop:
+            return _arrivals_text(coordinator, limit)
         end = f", at most {limit:.0f} s" if limit is not None else ""
         if self._held_until_told:
             return f"{self._planned[0]} users{end or ' until stopped'}"
@@ -83,13 +83,13 @@ class LevelShape(Shape):
             self.control.leave_level()
             self._users, self._spawn_rate = asked, self._rate()
 
-    def _level_is_over(self, lead: Lead) -> bool:
-        if self._held_until_told or lead.level is None:
+    def _level_is_over(self, coordinator: Coordinator) -> bool:
+        if self._held_until_told or coordinator.level is None:
             return False
-        return time.time() - lead.level.start_unix_s >= lead.settings.level_s
+        return time.time() - coordinator.level.start_unix_s >= coordinator.settings.level_s
 
-    def _next(self, lead: Lead) -> Wanted:
-        level = lead.level
+    def _next(self, coordinator: Coordinator) -> Wanted:
+        level = coordinator.level
         assert level is not None
         wall = level.past_wall() if self._sweeping else None
         stop = wall or level.hopeless()
@@ -99,38 +99,44 @@ class LevelShape(Shape):
         if stop and users is not None:
             logger.info("The sweep stops at %d users: %s.", level.users, stop)
         if stop or users is None:
-            self._end(drain_s=lead.settings.request_timeout_s)
+            self._end(drain_s=coordinator.settings.request_timeout_s)
             return None
         if users == self._users:
             self.control.begin_level(users)  # nothing changes for Locust, which would not tell of it
         self._users = users
         return self._users, self._spawn_rate
 
-    def _arrive(self, lead: Lead) -> Wanted:
+    def _arrive(self, coordinator: Coordinator) -> Wanted:
         self._users = self.control.worker_count
         if self.control.arriving:
             return self._users, self._spawn_rate
-        self._end(drain_s=lead.settings.request_timeout_s)
+        self._end(drain_s=coordinator.settings.request_timeout_s)
         return None
 
-    def _show(self, lead: Lead) -> None:
-        level_s = None if self._held_until_told else lead.settings.level_s
-        level_s = lead.arrivals_s if lead.settings.open_loop else level_s
-        self.control.line.show(live_text(lead.level, level_s=level_s, left_s=self._left_s(lead)))
+    def _show(self, coordinator: Coordinator) -> None:
+        level_s = None if self._held_until_told else coordinator.settings.level_s
+        level_s = coordinator.arrivals_s if coordinator.settings.open_loop else level_s
+        self.control.line.show(
+            live_text(coordinator.level, level_s=level_s, left_s=self._left_s(coordinator))
+        )
 
-    def _left_s(self, lead: Lead) -> float | None:
+    def _left_s(self, coordinator: Coordinator) -> float | None:
         if self._held_until_told or self._sweeping:
             return None if self._until is None else self._until - time.monotonic()
-        if lead.settings.open_loop:
-            return lead.arrivals_s - (time.time() - lead.level.start_unix_s) if lead.level else None
+        if coordinator.settings.open_loop:
+            return (
+                coordinator.arrivals_s - (time.time() - coordinator.level.start_unix_s)
+                if coordinator.level
+                else None
+            )
         at = self._planned.index(self._users)
-        held = time.time() - lead.level.start_unix_s if lead.level else 0.0
-        return (len(self._planned) - at) * lead.settings.level_s - held
+        held = time.time() - coordinator.level.start_unix_s if coordinator.level else 0.0
+        return (len(self._planned) - at) * coordinator.settings.level_s - held
 
 
-def _arrivals_text(lead: Lead, limit: float | None) -> str:
-    settings = lead.settings
+def _arrivals_text(coordinator: Coordinator, limit: float | None) -> str:
+    settings = coordinator.settings
     law = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
     end = f", at most {limit:.0f} s" if limit is not None else ""
-    minutes = lead.arrivals_s / 60
-    return f"open loop, {law}: {lead.arrivals_count:,} requests in {minutes:.1f} min{end}"
+    minutes = coordinator.arrivals_s / 60
+    return f"open loop, {law}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"

@@ -9,8 +9,8 @@ from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
 from loadtest.locust_plugin.shape import Shape, Wanted
 from loadtest.record import Advice, Look
 from loadtest.run.advisor import Advisor, AdvisorLostError
-from loadtest.run.coordinator import Lead
-from loadtest.run.live import Level
+from loadtest.run.coordinator import Coordinator
+from loadtest.run.live import LiveLevel
 from loadtest.run.live_line import live_text
 from loadtest.settings import Settings
 
@@ -46,37 +46,41 @@ class SearchShape(Shape):
                 "The search decides how long it stays: leave out --level-s; --budget-s limits the whole."
             )
 
-    def _begin(self, lead: Lead) -> Wanted:
+    def _begin(self, coordinator: Coordinator) -> Wanted:
         self._advice = None
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
         self.control.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
-        limits = [lead.settings.budget_s, self._run_time_s()]
+        limits = [coordinator.settings.budget_s, self._run_time_s()]
         seconds = min(limit for limit in limits if limit is not None)
         self.control.announce(f"a search for the most users, at most {seconds:.0f} s")
-        lead.advisor = Advisor(lead.folder)
+        coordinator.advisor = Advisor(coordinator.folder)
         try:
-            advice = lead.advisor.ask(Look(left_s=seconds))
+            advice = coordinator.advisor.ask(Look(left_s=seconds))
         except AdvisorLostError as error:
             self._give_up(error)
             return None
         self._until = time.monotonic() + seconds
         return self._follow(advice)
 
-    def _go_on(self, lead: Lead) -> Wanted:
-        assert lead.advisor is not None
+    def _go_on(self, coordinator: Coordinator) -> Wanted:
+        assert coordinator.advisor is not None
         try:
-            advice = lead.advisor.take()
+            advice = coordinator.advisor.take()
         except AdvisorLostError as error:
             self._give_up(error)
             return None
         if advice is not None:
             return self._follow(advice)
-        if lead.level is not None and not lead.advisor.asking and self._look_is_due(lead.level):
-            self._look(lead.advisor, lead.level)
+        if (
+            coordinator.level is not None
+            and not coordinator.advisor.asking
+            and self._look_is_due(coordinator.level)
+        ):
+            self._look(coordinator.advisor, coordinator.level)
         return self._users, self._spawn_rate
 
-    def _look_is_due(self, level: Level) -> bool:
+    def _look_is_due(self, level: LiveLevel) -> bool:
         """Also before its time, when the level turns out to be past a wall, or far past it."""
         assert self._advice is not None
         alarm = level.hopeless() or level.past_wall()
@@ -86,7 +90,7 @@ class SearchShape(Shape):
         since = max(self._advised_unix_s, level.start_unix_s)
         return time.time() - since >= self._advice.look_s
 
-    def _look(self, advisor: Advisor, level: Level) -> None:
+    def _look(self, advisor: Advisor, level: LiveLevel) -> None:
         after_s = self.control.save_for_look()
         held_s = level.end_unix_s - level.start_unix_s
         look = Look(holding=level.users, held_s=held_s, left_s=self._left_s())
@@ -115,7 +119,7 @@ class SearchShape(Shape):
         assert self._until is not None
         return max(0.0, self._until - time.monotonic())
 
-    def _show(self, lead: Lead) -> None:
+    def _show(self, coordinator: Coordinator) -> None:
         assert self._advice is not None
-        level = live_text(lead.level, level_s=None, left_s=self._left_s())
+        level = live_text(coordinator.level, level_s=None, left_s=self._left_s())
         self.control.line.show(f"{self._advice.line} | {level}")

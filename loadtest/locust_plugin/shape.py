@@ -9,7 +9,7 @@ from locust import LoadTestShape
 from locust.util.timespan import parse_timespan
 
 from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
-from loadtest.run.coordinator import Lead
+from loadtest.run.coordinator import Coordinator
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Shape(LoadTestShape):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._lead: Lead | None = None
+        self._coordinator: Coordinator | None = None
         self._users = 0
         self._spawn_rate = FAST_SPAWN_RATE
         self._fresh = False
@@ -44,39 +44,39 @@ class Shape(LoadTestShape):
     def reset_time(self) -> None:
         """Called by Locust when a test is started, by the master a second time."""
         super().reset_time()  # type: ignore[no-untyped-call]
-        self._fresh = self.control.lead is None
+        self._fresh = self.control.coordinator is None
 
     def tick(self) -> Wanted:
         """Called by Locust once a second, in the only process or the master."""
         if self._fresh:
             self._fresh = False
-            self._lead = self.control.begin(self.scenario, check=self._check)
-            return self._begin(self._lead) if self._lead is not None else None
-        lead = self._lead
-        if lead is None or lead is not self.control.lead:
+            self._coordinator = self.control.begin(self.scenario, check=self._check)
+            return self._begin(self._coordinator) if self._coordinator is not None else None
+        coordinator = self._coordinator
+        if coordinator is None or coordinator is not self.control.coordinator:
             return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
         self.control.keep_level()
-        self._show(lead)
+        self._show(coordinator)
         if self._until is not None and time.monotonic() >= self._until:
             logger.info("The time limit is reached.")
             self._end(drain_s=STOP_DRAIN_S)
             return None
-        return self._go_on(lead)
+        return self._go_on(coordinator)
 
     @abstractmethod
     def _check(self, settings: Settings) -> None:
         """Raises InputError for settings that this shape cannot follow."""
 
     @abstractmethod
-    def _begin(self, lead: Lead) -> Wanted:
+    def _begin(self, coordinator: Coordinator) -> Wanted:
         """The first users of a run that was opened."""
 
     @abstractmethod
-    def _go_on(self, lead: Lead) -> Wanted:
+    def _go_on(self, coordinator: Coordinator) -> Wanted:
         """The users from now on."""
 
     @abstractmethod
-    def _show(self, lead: Lead) -> None:
+    def _show(self, coordinator: Coordinator) -> None:
         """The live line."""
 
     def _run_time_s(self) -> float | None:
@@ -91,4 +91,4 @@ class Shape(LoadTestShape):
 
     def _end(self, *, drain_s: float) -> None:
         self.control.end(drain_s=drain_s)
-        self._lead = None
+        self._coordinator = None

@@ -16,7 +16,7 @@ from loadtest.client.target import Target, make_target
 from loadtest.errors import InputError
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.run.advisor import Advisor
-from loadtest.run.live import Level, LiveRow, describe
+from loadtest.run.live import LiveLevel, LiveRow, describe
 from loadtest.run.loop import LoopThread
 from loadtest.run.plan import Plan, planned_arrivals
 from loadtest.run.shipping import Receiver
@@ -32,14 +32,14 @@ SAVE_S = 5.0
 """The end of the running level in `run.json` is at most this old."""
 
 
-class Lead:
+class Coordinator:
     """Leads one run from preflight to the last row. Methods are for greenlets of the main thread."""
 
     def __init__(self, *, host: str | None, settings: Settings, scenario: str, loop: LoopThread) -> None:
         """Asks the server and opens the run folder. Raises InputError."""
         self.settings = settings
         self.target: Target = make_target(host, settings)
-        self.level: Level | None = None
+        self.level: LiveLevel | None = None
         self.advisor: Advisor | None = None
         """Of a search."""
         self._loop = loop
@@ -83,7 +83,7 @@ class Lead:
         """All users of a plateau have started; a plateau that is interrupted begins anew."""
         self.end_level()
         now = time.time()
-        self.level = Level(
+        self.level = LiveLevel(
             users=users, start_unix_s=now, settle_s=self.settings.settle_s, slo=self.settings.slo
         )
         self.info.schedule.append((now, now, users))
@@ -92,7 +92,7 @@ class Lead:
     def begin_arrivals(self, start_unix_s: float) -> None:
         """Open loop: the first arrivals are due from now on."""
         settings = self.settings
-        self.level = Level(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo)
+        self.level = LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo)
         self.info.arrivals = ArrivalsInfo(
             law=settings.arrivals,
             trace=settings.trace.name if settings.trace else None,
@@ -213,6 +213,10 @@ def _run_info(
     )
 
 
-def opening(lead: Lead, *, plan: str) -> list[str]:
+def opening(coordinator: Coordinator, *, plan: str) -> list[str]:
     """The lines a person reads before the load begins."""
-    return [*summary(lead.found, lead.target), f"plan     {plan}", f"rows     {lead.folder}"]
+    return [
+        *summary(coordinator.found, coordinator.target),
+        f"plan     {plan}",
+        f"rows     {coordinator.folder}",
+    ]

@@ -40,7 +40,7 @@ UVLOOP_TICK_S = 0.001
 """uvloop's timers round to milliseconds; one more keeps requests from being early."""
 
 
-class Meter:
+class Generator:
     """Measures on behalf of one process. Methods are for greenlets of the main thread."""
 
     def __init__(self, plan: Plan, *, worker: str, loop: LoopThread, host: str) -> None:

@@ -64,7 +64,7 @@ class _Tally:
         return None
 
 
-class Level:
+class LiveLevel:
     """One plateau of constant users, or an open loop (no users), as far as it is known now."""
 
     def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float, slo: Slo) -> None:
@@ -140,7 +140,7 @@ class Level:
         return self._blocked / self._samples if self._samples >= 5 else 0.0
 
 
-def describe(level: Level) -> str:
+def describe(level: LiveLevel) -> str:
     """`8 users: TTFT p95 0.21 s, TPOT p95 21 ms, KV 43 %, 143 requests, 0 errors`."""
     ttft, tpot, sample = level.ttft_p95_s(), level.tpot_p95_s(), level.last_sample
     parts = [
@@ -154,7 +154,7 @@ def describe(level: Level) -> str:
     return f"{title}: {', '.join(parts)}"
 
 
-def clock(seconds: float) -> str:
+def minutes_and_seconds(seconds: float) -> str:
     """`1:05`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes}:{rest:02d}"

@@ -5,7 +5,7 @@ import sys
 import time
 
 from loadtest.run.coordinator import logger
-from loadtest.run.live import Level, clock, describe
+from loadtest.run.live import LiveLevel, describe, minutes_and_seconds
 
 
 class LiveLine:
@@ -32,11 +32,11 @@ class LiveLine:
             sys.stderr.flush()
 
 
-def live_text(level: Level | None, *, level_s: float | None, left_s: float | None) -> str:
+def live_text(level: LiveLevel | None, *, level_s: float | None, left_s: float | None) -> str:
     """`8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
     if level is None:
         return "starting or stopping users ..."
     held = time.time() - level.start_unix_s
     of = f"/{level_s:.0f}" if level_s else ""
-    left = f" | {clock(left_s)} left" if left_s is not None else ""
+    left = f" | {minutes_and_seconds(left_s)} left" if left_s is not None else ""
     return f"{describe(level)} | {held:.0f}{of} s{left}"
