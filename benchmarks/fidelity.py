@@ -38,7 +38,7 @@ from analysis.twin.predictions import measured
 from analysis.virtual.crowd import Chatting, Due, Service
 from analysis.virtual.service import Played, Seen, play, play_arrivals
 from loadtest.record import ServerSample, Slo
-from loadtest.server.vllm import read_samples
+from loadtest.server.vllm import read_server_samples
 from loadtest.simulator.virtual import round_robin
 from loadtest.workload.arrivals import read_trace
 from tests.real.vllm_env import BLOCK_SIZE, MODEL, start_vllm
@@ -616,7 +616,7 @@ class _Watch(threading.Thread):
             for place, url in enumerate(self.urls):
                 with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
                     page = answer.read().decode()
-                for row in read_samples(page, model=MODEL, unix_s=time.time()):
+                for row in read_server_samples(page, model=MODEL, unix_s=time.time()):
                     self.rows.append(msgspec.structs.replace(row, engine=str(place)))
 
     def means(self, begin: float, end: float) -> Figures:

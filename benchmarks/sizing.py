@@ -20,9 +20,10 @@ from analysis.sizing.deployment import (
     max_concurrency,
     pool_band,
 )
-from loadtest.model.cards import GIB, H100, find_gpu
+from loadtest.model.cards import H100, find_gpu
 from loadtest.model.memory import UnsupportedModelError, kv_bytes_per_token, parse_config
-from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
+from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
+from loadtest.units import GIB
 
 STARTUPS = "SEATCOUNT_STARTUPS"
 FITTED = "Llama-3"
@@ -184,8 +185,8 @@ def read(row: Row) -> Startup:
     gpu = find_gpu(str(row["gpu"])) if row.get("gpu") else H100
     if row.get("gpu_memory_gib"):
         gpu = replace(gpu, vram_bytes=round(_number(row, "gpu_memory_gib") * GIB), vram_sd_bytes=0.01 * GIB)
-    version = parse_version(str(row["vllm_version"])) if row.get("vllm_version") else CURRENT
-    tokens, seqs = default_batch(gpu)
+    version = parse_version(str(row["vllm_version"])) if row.get("vllm_version") else CURRENT_VERSION
+    tokens, seqs = default_batch_limits(gpu)
     dtype = str(row.get("dtype") or shape.dtype)
     deployment = PlannedDeployment(
         model=name,

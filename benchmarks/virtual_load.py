@@ -18,7 +18,7 @@ from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Person, Service, Texts
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import Arrival, Simulation, only
+from loadtest.simulator.virtual import Simulation, TimedRequest, first_replica
 
 SAMPLE_S = 1.0
 SETTLE_S = 5.0
@@ -48,7 +48,7 @@ class VirtualLoad:
         self._finished = False
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
-        self._simulation = Simulation([service.engine], route=only, on_end=self._again)
+        self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
         self._texts = Texts(service)
         self._people: list[Person] = []
         self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
@@ -112,7 +112,7 @@ class VirtualLoad:
             start_s = self.now_s + person.random.uniform(0.0, self._settle_s)
             self._simulation.push(start_s, self._next(person))
 
-    def _again(self, ended: Request, now_s: float) -> Arrival | None:
+    def _again(self, ended: Request, now_s: float) -> TimedRequest | None:
         person = self._people[ended.user]
         if ended.user >= self._users:
             self._idle.add(ended.user)

@@ -217,7 +217,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """What the load test noticed and the analysis must repeat: foreign load, clipped lengths, ..."""
 
 
-class Look(msgspec.Struct, kw_only=True, frozen=True):
+class SearchState(msgspec.Struct, kw_only=True, frozen=True):
     """What a search asks its advisor, one JSON line: where it stands now. The rows are in the run folder."""
 
     holding: int | None = None
@@ -228,8 +228,8 @@ class Look(msgspec.Struct, kw_only=True, frozen=True):
     """Of the budget."""
 
 
-class Advice(msgspec.Struct, kw_only=True, frozen=True):
-    """The advisor's answer to a `Look`, one JSON line."""
+class SearchAdvice(msgspec.Struct, kw_only=True, frozen=True):
+    """The advisor's answer to a `SearchState`, one JSON line."""
 
     users: int | None
     """To hold from now on; null: stop, nothing more can be learnt, or the question is answered."""

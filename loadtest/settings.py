@@ -15,10 +15,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from loadtest.errors import InputError
 from loadtest.record import Slo
-from loadtest.workload.arrivals import ArrivalLaw
+from loadtest.workload.arrivals import ArrivalProcess
 from loadtest.workload.distributions import Distribution
 
-PREFIX = "LOADTEST_"
+ENVIRONMENT_PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"
 MAX_USERS = 100_000
 """A guard against slips of the keyboard, far above what one server holds."""
@@ -37,7 +37,7 @@ def _levels(value: object) -> object:
     return levels
 
 
-def _law(value: object) -> object:
+def _distribution(value: object) -> object:
     text = str(value)
     Distribution.parse(text)
     return text
@@ -55,15 +55,15 @@ def _object(value: object) -> object:
     return parsed
 
 
-def _token_law(value: object) -> object:
+def _token_distribution(value: object) -> object:
     text = str(value)
     if Distribution.parse(text).mean < 1:
         raise ValueError(f"'{text}' is less than one token.")
     return text
 
 
-TokenLaw = Annotated[str, BeforeValidator(_token_law)]
-Law = Annotated[str, BeforeValidator(_law)]
+TokenDistribution = Annotated[str, BeforeValidator(_token_distribution)]
+DistributionText = Annotated[str, BeforeValidator(_distribution)]
 Levels = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_levels)]
 JsonObject = Annotated[dict[str, Any], NoDecode, BeforeValidator(_object)]
 Headers = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     `.env`, default. Empty means not given."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+        env_prefix=ENVIRONMENT_PREFIX,
         env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
@@ -90,11 +90,13 @@ class Settings(BaseSettings):
     level_s: float = Field(30, gt=0, description="seconds of a level, from when all its users have started")
     budget_s: float = Field(900, gt=0, description="scenarios/find_capacity.py: seconds of load, at most")
     settle_s: float = Field(5, ge=0, description="first seconds of a level, never analysed")
-    prompt_tokens: TokenLaw = Field(
+    prompt_tokens: TokenDistribution = Field(
         "lognormal:512,0.6", description="prompt length: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
     )
-    output_tokens: TokenLaw = Field("lognormal:128,0.6", description="answer length, the same forms")
-    think_s: Law = Field("0", description="seconds between an answer and the next question, the same forms")
+    output_tokens: TokenDistribution = Field("lognormal:128,0.6", description="answer length, the same forms")
+    think_s: DistributionText = Field(
+        "0", description="seconds between an answer and the next question, the same forms"
+    )
     turns: int = Field(1, ge=1, description="turns of a conversation; its history is sent back")
     thinking: Literal["on", "off"] | None = Field(
         None, description="on or off: chat_template_kwargs.enable_thinking; default: not sent"
@@ -123,7 +125,7 @@ class Settings(BaseSettings):
     gpu_metrics: str = Field("auto", description="auto, nvml, off, or the address of a DCGM exporter")
     model_config_file: Path | None = Field(
         None,
-        validation_alias=AliasChoices("model_config_file", f"{PREFIX}MODEL_CONFIG"),
+        validation_alias=AliasChoices("model_config_file", f"{ENVIRONMENT_PREFIX}MODEL_CONFIG"),
         description="the model's config.json: gives bytes a KV token",
     )
     extra_body: JsonObject = Field({}, description="JSON object merged into every request")
@@ -160,7 +162,7 @@ class Settings(BaseSettings):
         if self.turns > 1 or self.think_s != "0":
             raise ValueError("--turns and --think-s are of users; --arrivals and --trace have none.")
         if self.arrivals is not None:
-            ArrivalLaw.parse(self.arrivals)
+            ArrivalProcess.parse(self.arrivals)
 
     @property
     def slo(self) -> Slo:
@@ -213,14 +215,14 @@ def add_flags(parser: ArgumentParser) -> None:
         )
 
 
-def resolve(options: Mapping[str, object]) -> Settings:
+def resolve_settings(options: Mapping[str, object]) -> Settings:
     """Settings from parsed Locust options, the environment and `.env`. Raises InputError."""
     _refuse_unknown_names(os.environ)
     given = {name: options[flag] for flag, name in _FLAGS.items() if options.get(flag) not in (None, "")}
     return _validated(given)
 
 
-def from_shared(values: Mapping[str, object]) -> Settings:
+def settings_from_shared(values: Mapping[str, object]) -> Settings:
     """The master's settings, with this process's own key. Raises InputError."""
     return _validated({name: value for name, value in values.items() if value is not None})
 
@@ -231,15 +233,17 @@ def _validated(given: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         flag = "".join(f"--{part} " for part in map(str, first["loc"][:1])).replace("_", "-")
-        flag = flag.replace("--model-config-file", "--model-config").replace(f"--{PREFIX}".lower(), "--")
+        flag = flag.replace("--model-config-file", "--model-config").replace(
+            f"--{ENVIRONMENT_PREFIX}".lower(), "--"
+        )
         message = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise InputError(f"{flag and flag.strip() + ': '}{message}.") from None
 
 
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
-    known = [PREFIX + name.upper() for name in [*_FLAGS, "api_key"]]
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in [*_FLAGS, "api_key"]]
     for name in environment:
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise InputError(f"{name} is not a setting{hint}")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.model.memory import GIB, step_bytes, weights_bytes
+from loadtest.model.memory import step_bytes, weights_bytes
 from loadtest.simulator.presets import Preset, find_preset
+from loadtest.units import GIB
 from scenarios import embedded
 
 CLAIMS = Path(__file__).with_name("reference_claims.toml")

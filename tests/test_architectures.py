@@ -4,7 +4,7 @@ published config.json files, without what memory does not depend on."""
 import pytest
 
 from loadtest.model.architectures import parse_config
-from loadtest.model.memory import parameters
+from loadtest.model.memory import parameter_count
 
 Config = dict[str, object]
 
@@ -528,7 +528,7 @@ MODELS: dict[str, tuple[Config, int]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_exactly_those_of_the_models_own_code(name: str) -> None:
     config, count = MODELS[name]
-    assert parameters(parse_config(config)) == count
+    assert parameter_count(parse_config(config)) == count
 
 
 def test_experts_that_are_not_chosen_are_not_active() -> None:

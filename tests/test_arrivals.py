@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.workload.arrivals import Arrival, ArrivalLaw, Share, is_mine, read_trace
+from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment, is_assigned, read_trace
 from loadtest.workload.distributions import Distribution
 from tests.conftest import Finished, RunLocust, two_processes
 from tests.test_workload import workload
@@ -15,7 +15,7 @@ LONG_S = 5000.0
 
 
 def times(law: str, *, seed: int = 1, duration_s: float = LONG_S) -> list[float]:
-    return [one.due_s for one in ArrivalLaw.parse(law).arrivals(seed=seed, duration_s=duration_s)]
+    return [one.due_s for one in ArrivalProcess.parse(law).arrivals(seed=seed, duration_s=duration_s)]
 
 
 def gaps(law: str) -> list[float]:
@@ -53,13 +53,13 @@ def test_arrivals_follow_the_seed() -> None:
 @pytest.mark.parametrize("law", ["poisson", "poisson:0", "poisson:4,2", "gamma:4", "gamma:4,0", "weibull:2"])
 def test_a_nonsense_law_is_refused_with_the_forms(law: str) -> None:
     with pytest.raises(ValueError, match="gamma:RATE,BURSTINESS"):
-        ArrivalLaw.parse(law)
+        ArrivalProcess.parse(law)
 
 
 def test_workers_share_every_arrival_once_and_again_after_a_change() -> None:
-    shares = [Share(0.0, ("0", "1")), Share(50.0, ("1", "2", "3"))]
+    shares = [WorkerAssignment(0.0, ("0", "1")), WorkerAssignment(50.0, ("1", "2", "3"))]
     for number, due_s in enumerate(times("poisson:4", duration_s=100)):
-        senders = [name for name in "0123" if is_mine(Arrival(number, due_s), name, shares)]
+        senders = [name for name in "0123" if is_assigned(Arrival(number, due_s), name, shares)]
         assert len(senders) == 1
         assert senders[0] in shares[due_s >= 50.0].workers
 
@@ -152,7 +152,7 @@ def test_an_open_loop_sends_what_is_due_in_one_process_as_in_two(
     one.reports = tmp_path / "one"
     two = run_locust(simulated, *two_processes(), **flags)
     assert [one.code, two.code] == [0, 0], one.said + two.said
-    law = ArrivalLaw.parse("poisson:5-25")
+    law = ArrivalProcess.parse("poisson:5-25")
     assert [due for _, due, _ in facts(one)] == [
         round(arrival.due_s, 3) for arrival in law.arrivals(seed=0, duration_s=4)
     ]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Request, State
-from loadtest.simulator.virtual import Trace, closed_loop, simulate
+from loadtest.simulator.requests import Request, RequestState
+from loadtest.simulator.virtual import EngineTrace, closed_loop, simulate
 
 
 def config(**changes: object) -> EngineConfig:
@@ -32,7 +32,7 @@ def request(prompt: int, output: int, hashes: tuple[int, ...] | None = None) -> 
     return Request(prompt_tokens=prompt, output_tokens=output, block_hashes=hashes)
 
 
-def run(engine_config: EngineConfig, *arrivals: tuple[float, Request]) -> Trace:
+def run(engine_config: EngineConfig, *arrivals: tuple[float, Request]) -> EngineTrace:
     return simulate(engine_config, arrivals)
 
 
@@ -219,7 +219,7 @@ def test_an_abort_frees_everything_at_once(steps_before: int) -> None:
     engine.abort(doomed, 0.5)
     engine.abort(doomed, 0.6)
     step = engine.end()
-    assert doomed.state is State.ABORTED
+    assert doomed.state is RequestState.ABORTED
     assert doomed.end_s == 0.5
     assert doomed not in step.tokens
     assert engine.gauges.used_blocks == -(-(4 + steps_before) // 4)
@@ -416,10 +416,10 @@ def deployments(draw: st.DrawFn) -> EngineConfig:
     )
 
 
-def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Request]]) -> Trace:
+def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Request]]) -> EngineTrace:
     """What `simulate` does, without its leaps."""
     engine = Engine(engine_config)
-    trace = Trace(counters=engine.counters, pool_blocks=engine.pool.blocks)
+    trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
     coming = deque(arrivals)
     now_s = 0.0
     while True:
@@ -434,7 +434,7 @@ def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Reques
             continue
         engine.end()
         gauges = engine.gauges
-        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks)
+        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortages)
         now_s = end_s
 
 
@@ -468,7 +468,7 @@ def test_leaps_change_nothing(
     trace, expected = simulate(jittery, leapt), step_by_step(jittery, stepped)
     assert trace.step_end_s == expected.step_end_s
     assert (trace.running, trace.waiting) == (expected.running, expected.waiting)
-    assert (trace.used_blocks, trace.lacks) == (expected.used_blocks, expected.lacks)
+    assert (trace.used_blocks, trace.shortages) == (expected.used_blocks, expected.shortages)
     assert trace.counters == expected.counters
     for (_, one), (_, other) in zip(leapt, stepped, strict=True):
         assert (one.step_runs, one.preemptions, one.cached_tokens) == (
@@ -525,7 +525,7 @@ def test_no_block_leaks_whatever_is_shared_or_aborted(
         assert engine.gauges.running <= engine_config.max_num_seqs
     assert engine.pool.free == engine.pool.blocks
     assert engine.unfinished == 0
-    finished = [one for one in requests if one.state is State.FINISHED]
+    finished = [one for one in requests if one.state is RequestState.FINISHED]
     assert len(finished) == engine.counters.finished
     assert engine.counters.finished + engine.counters.aborted == len(requests)
     for one in finished:

@@ -3,21 +3,22 @@
 import pytest
 
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import GIB, T4
+from loadtest.model.cards import T4
 from loadtest.model.memory import (
-    Group,
-    Pool,
+    KvCacheGroup,
+    MemoryBudget,
     UnsupportedModelError,
     divide_budget,
     kv_bytes_per_token,
     kv_layout,
-    parameters,
+    parameter_count,
+    pipeline_stages,
     rotary_bytes,
-    stages,
     step_bytes,
     weights_bytes,
 )
-from loadtest.model.startup import CURRENT, Version, activation_bytes, overheads
+from loadtest.model.startup import CURRENT_VERSION, VllmVersion, activation_bytes, startup_overheads
+from loadtest.units import GIB
 
 QWEN3_1_7B: dict[str, object] = {
     "model_type": "qwen3",
@@ -178,7 +179,7 @@ def test_parameters_are_exactly_those_of_the_checkpoint(
     config: dict[str, object], count: int, kv_bytes: int
 ) -> None:
     shape = parse_config(config)
-    assert parameters(shape) == count
+    assert parameter_count(shape) == count
     assert kv_bytes_per_token(shape) == kv_bytes
 
 
@@ -202,10 +203,10 @@ def test_tensor_parallelism_splits_weights_and_kv_heads_down_to_one() -> None:
     assert [kv_bytes_per_token(shape, tp=tp) // 1024 for tp in (1, 2, 8, 16)] == [128, 64, 16, 16]
 
 
-def t4_pool(config: dict[str, object], utilization: float) -> Pool:
+def t4_pool(config: dict[str, object], utilization: float) -> MemoryBudget:
     shape = parse_config(config)
-    found = overheads(
-        shape, T4, version=CURRENT, max_num_seqs=256, max_num_batched_tokens=2048, dtype="float16"
+    found = startup_overheads(
+        shape, T4, version=CURRENT_VERSION, max_num_seqs=256, max_num_batched_tokens=2048, dtype="float16"
     )
     return divide_budget(
         kv_layout(shape, dtype="float16"),
@@ -252,7 +253,7 @@ def test_a_model_that_does_not_fit_is_said_so() -> None:
     ids=["vLLM 0.19 on an H100, logged", "vLLM 0.15 on an A100, what 19.28 GiB of pool leave"],
 )
 def test_the_sampling_peak_follows_the_sampler_of_the_version(
-    version: Version, seqs: int, logged_gib: float
+    version: VllmVersion, seqs: int, logged_gib: float
 ) -> None:
     shape = parse_config(LLAMA31_8B)
     peak = activation_bytes(shape, max_num_seqs=seqs, max_num_batched_tokens=8192, version=version)
@@ -294,13 +295,13 @@ def test_blocks_and_concurrency_are_those_of_vllms_log(
 
 
 def test_windows_chunks_and_states_hold_what_is_in_reach() -> None:
-    window = Group(kind="window", span=64, layers=(0,))
+    window = KvCacheGroup(kind="window", span=64, layers=(0,))
     assert [window.blocks(tokens, block_size=16) for tokens in (1, 16, 17, 64, 65, 80, 81, 1000)] == [
         *(1, 1, 2, 4, 5, 4, 5, 5)
     ]
-    chunk = Group(kind="chunk", span=64, layers=(0,))
+    chunk = KvCacheGroup(kind="chunk", span=64, layers=(0,))
     assert [chunk.blocks(tokens, block_size=16) for tokens in (1, 64, 65, 128, 129)] == [1, 4, 1, 4, 1]
-    state = Group(kind="state", span=0, layers=(0,))
+    state = KvCacheGroup(kind="state", span=0, layers=(0,))
     assert [state.blocks(tokens, block_size=16) for tokens in (1, 10_000)] == [1, 1]
 
 
@@ -333,8 +334,8 @@ def test_windows_leave_no_single_figure_of_bytes_a_token() -> None:
 
 
 def test_pipeline_stages_share_layers_as_vllm_does() -> None:
-    assert [len(stage) for stage in stages(32, 4)] == [8, 8, 8, 8]
-    assert [len(stage) for stage in stages(61, 4)] == [15, 15, 16, 15]
+    assert [len(stage) for stage in pipeline_stages(32, 4)] == [8, 8, 8, 8]
+    assert [len(stage) for stage in pipeline_stages(61, 4)] == [15, 15, 16, 15]
     shape = parse_config(LLAMA31_8B)
     # vLLM 0.19 logs 7.51 GiB on the first of two stages, and 4.26 on the first of four.
     assert weights_bytes(shape, pp=2) / GIB == pytest.approx(7.51, abs=0.04)
@@ -434,7 +435,7 @@ def test_a_type_that_is_no_float_is_refused_by_name() -> None:
 def test_layers_left_dense_among_experts_are_counted_as_dense() -> None:
     some_dense = parse_config(QWEN3_30B_A3B | {"mlp_only_layers": [0, 5]})
     expert_layer = 2048 * 128 + 128 * 3 * 2048 * 768
-    missing = parameters(parse_config(QWEN3_30B_A3B)) - parameters(some_dense)
+    missing = parameter_count(parse_config(QWEN3_30B_A3B)) - parameter_count(some_dense)
     assert missing == 2 * (expert_layer - 3 * 2048 * 6144)
     every_other = parse_config(QWEN3_30B_A3B | {"decoder_sparse_step": 2})
     assert sum(any(".experts." in one.name for one in layer.tensors) for layer in every_other.layers) == 24

@@ -11,7 +11,7 @@ from loadtest.errors import InputError
 from loadtest.record import ServerSample
 from loadtest.server.gpus import DcgmGpus, choose_gpus
 from loadtest.server.scrape import Scraper
-from loadtest.server.vllm import read_samples, read_server_info
+from loadtest.server.vllm import read_server_info, read_server_samples
 
 INFO = (
     'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",'
@@ -37,7 +37,7 @@ vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="m"} 4.0
 
 
 def test_one_row_holds_what_the_page_says_and_the_rest_is_missing() -> None:
-    assert read_samples(PAGE, model="m", unix_s=5.0) == [
+    assert read_server_samples(PAGE, model="m", unix_s=5.0) == [
         ServerSample(
             unix_s=5.0,
             engine="0",
@@ -55,7 +55,7 @@ def test_one_row_holds_what_the_page_says_and_the_rest_is_missing() -> None:
 
 def test_older_names_are_understood() -> None:
     page = 'vllm:gpu_cache_usage_perc{model_name="m"} 0.5\nvllm:gpu_prefix_cache_hits{model_name="m"} 9\n'
-    (row,) = read_samples(page, model="m", unix_s=0)
+    (row,) = read_server_samples(page, model="m", unix_s=0)
     assert (row.kv_cache_usage, row.prefix_cache_hits_total) == (0.5, 9.0)
 
 
@@ -65,7 +65,7 @@ def test_each_engine_has_a_row_and_other_models_have_none() -> None:
         for engine in (0, 1)
         for model in ("m", "other")
     )
-    assert [(row.engine, row.running) for row in read_samples(page, model="m", unix_s=0)] == [
+    assert [(row.engine, row.running) for row in read_server_samples(page, model="m", unix_s=0)] == [
         ("0", 0.0),
         ("1", 1.0),
     ]

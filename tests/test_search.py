@@ -11,7 +11,7 @@ from benchmarks.deployments import VirtualDeployment, deployment
 from benchmarks.methods import bisection, estimate
 from benchmarks.methods import search as searched
 from benchmarks.virtual_load import VirtualLoad
-from loadtest.record import Advice, Slo
+from loadtest.record import SearchAdvice, Slo
 
 KV_BOUND, TPOT_BOUND = 10, 12
 """Deployments, and where benchmarks/data/coverage.jsonl has their maximum."""
@@ -47,7 +47,7 @@ def with_objectives(one: VirtualDeployment, slo: Slo) -> VirtualDeployment:
     return replace(one, slo=slo)
 
 
-def advised(one: VirtualDeployment, users: int, seconds: float) -> Advice:
+def advised(one: VirtualDeployment, users: int, seconds: float) -> SearchAdvice:
     """After so many users were held for so long."""
     load = VirtualLoad(one.service, one.slo, seed=1)
     load.hold(users, seconds)

@@ -19,13 +19,14 @@ from analysis.sizing.startup_log import as_started, calibration_of, read_startup
 from analysis.walls.block_law import block_law
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import A100_40, A100_80, GIB, H100, L4, RTX_4090, T4, find_gpu
+from loadtest.model.cards import A100_40, A100_80, H100, L4, RTX_4090, T4, find_gpu
 from loadtest.model.memory import kv_layout
 from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.run.sink import write_run_info
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import closed_loop
+from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
 from tests.conftest import ROOT, clean_environment
 from tests.test_modelmath import GEMMA2_27B, LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B, QWEN3_NEXT

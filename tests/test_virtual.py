@@ -13,9 +13,9 @@ from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import (
     ROUTERS,
-    Arrival,
     Simulation,
-    only,
+    TimedRequest,
+    first_replica,
     prefix_aware,
     round_robin,
     simulate,
@@ -34,7 +34,7 @@ CONFIG = EngineConfig(
 )
 
 
-def crowd(count: int, *, seed: int, every_s: float) -> list[Arrival]:
+def crowd(count: int, *, seed: int, every_s: float) -> list[TimedRequest]:
     """Requests of several lengths, a few of which begin alike."""
     rng = random.Random(seed)
     return [
@@ -65,7 +65,7 @@ def test_an_answer_to_one_replicas_end_reaches_another_at_its_time() -> None:
     short = Request(prompt_tokens=4, output_tokens=3)
     follow_up = Request(prompt_tokens=4, output_tokens=1)
 
-    def again(ended: Request, now_s: float) -> Arrival | None:
+    def again(ended: Request, now_s: float) -> TimedRequest | None:
         return (now_s + 0.1, follow_up) if ended is short else None
 
     places = {short: 0, long: 1, follow_up: 1}
@@ -122,7 +122,7 @@ def test_prefix_aware_leaves_a_replica_that_is_far_ahead() -> None:
 
 def test_goes_on_where_it_stopped() -> None:
     whole = simulate(CONFIG, crowd(200, seed=2, every_s=1.0))
-    pieces = Simulation([CONFIG], crowd(150, seed=2, every_s=1.0), route=only)
+    pieces = Simulation([CONFIG], crowd(150, seed=2, every_s=1.0), route=first_replica)
     for until_s in (5.0, 20.0, 20.0, 150.0):
         pieces.run(until_s)
         assert pieces.traces[0].step_end_s[-1] < until_s + 4.0

@@ -23,7 +23,7 @@ from loadtest.record import (
 )
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import Arrival, Trace, simulate
+from loadtest.simulator.virtual import EngineTrace, TimedRequest, simulate
 
 BEGIN_UNIX_S = 1.8e9
 Lengths = Callable[[np.random.Generator], tuple[int, int]]
@@ -75,7 +75,7 @@ class Plan:
 class _Played:
     users: int
     begin_unix_s: float
-    trace: Trace
+    trace: EngineTrace
     sent_by: list[Request]
 
 
@@ -111,7 +111,7 @@ def _play(config: EngineConfig, plan: Plan, rng: np.random.Generator) -> Iterato
             output = min(output, config.max_model_len - prompt)
             return Request(prompt_tokens=prompt, output_tokens=output, user=user)
 
-        def again(ended: Request, now_s: float) -> Arrival | None:
+        def again(ended: Request, now_s: float) -> TimedRequest | None:
             pause = 0.001 + (rng.exponential(plan.think_s) if plan.think_s else 0.0)
             return (now_s + pause, fresh(ended.user)) if now_s + pause < plan.level_s else None
 

@@ -12,7 +12,7 @@ from prometheus_client.samples import Sample
 
 from loadtest.errors import InputError
 from loadtest.record import ServerInfo, ServerSample
-from loadtest.server.vllm import WANTED, parse, samples_of, server_info_of
+from loadtest.server.vllm import METRIC_LINES, build_server_info, build_server_samples, parse_samples
 
 # A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
 # `date -Is` write between two scrapes. A sample ends in a number too, hence words in a comment only.
@@ -41,7 +41,7 @@ class MetricsDump:
 
     def rows(self, model: str) -> list[ServerSample]:
         """One row for each scrape and engine. Raises InputError for servers that cannot be added up."""
-        scrapes = [samples_of(found, model=model, unix_s=unix_s) for unix_s, found in self.scrapes]
+        scrapes = [build_server_samples(found, model=model, unix_s=unix_s) for unix_s, found in self.scrapes]
         rows = [row for scrape in scrapes for row in scrape]
         engines = {str(row.engine) for row in rows}
         if len(engines) > max(map(len, scrapes), default=0):
@@ -58,7 +58,7 @@ class MetricsDump:
 
     def info(self) -> ServerInfo:
         """What they say of the pool; null where they do not."""
-        return server_info_of(sample for _, samples in self.scrapes for sample in samples)
+        return build_server_info(sample for _, samples in self.scrapes for sample in samples)
 
 
 def read_metrics_dump(path: Path) -> MetricsDump:
@@ -72,7 +72,7 @@ def read_metrics_dump(path: Path) -> MetricsDump:
         raise InputError(f"The server metrics {path} cannot be read ({problem}).") from None
     scrapes: dict[float, list[Sample]] = {}
     for unix_s, sample in _json(path, text) if text.lstrip().startswith("{") else _text(path, text):
-        if WANTED.match(f"{sample.name} "):
+        if METRIC_LINES.match(f"{sample.name} "):
             scrapes.setdefault(unix_s, []).append(sample)
     if not any(sample.name.startswith("vllm:") for samples in scrapes.values() for sample in samples):
         raise InputError(f"{path} holds no metric of vLLM, such as vllm:kv_cache_usage_perc.")
@@ -196,7 +196,7 @@ def _text(path: Path, text: str) -> Iterator[TimedSample]:
     """Pages of /metrics, each after its time; or lines with times of their own, as /federate writes them."""
     for unix_s, page in _pages(path, text):
         try:
-            samples = parse(page)
+            samples = parse_samples(page)
         except ValueError as problem:
             raise InputError(f"{path} is not what /metrics writes ({problem}).") from None
         for sample in samples:

@@ -26,10 +26,10 @@ from analysis.answers.compare import (
 from analysis.reporting import capacity as report
 from analysis.reporting.console import Output, grid, say, show_list
 from analysis.reporting.files import day, json_text, page, write_files
+from loadtest.units import GIB
 
 FORMS = ("text", "markdown", "json")
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
-GIB = 2**30
 NONE = "–"
 
 DIFFERENT: dict[Different | None, str] = {

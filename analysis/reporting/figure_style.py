@@ -64,7 +64,6 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-GIB = 2**30
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

@@ -12,7 +12,6 @@ from analysis.answers.twin import TwinAnswer
 from analysis.reporting.figure_style import (
     BAND,
     BLUE,
-    GIB,
     GREEN,
     GRID,
     INK,
@@ -28,6 +27,7 @@ from analysis.reporting.figure_style import (
 )
 from analysis.statistics.samples import Quantiles
 from loadtest.record import Slo
+from loadtest.units import GIB
 
 
 def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from analysis.answers.capacity import LevelAnswer
 from analysis.statistics.samples import Quantiles
+from loadtest.units import GIB
 
-GIB = 2**30
 NONE = "–"
 
 

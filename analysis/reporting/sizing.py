@@ -6,8 +6,8 @@ import msgspec
 
 from analysis.answers.capacity import WALL_NAMES, Bound
 from analysis.answers.sizing import CheckedClaim, Sizing
+from loadtest.units import GIB
 
-GIB = 2**30
 WIDTH = 92
 
 WALL_WORDS = {

@@ -1,6 +1,6 @@
-"""Advises a search that is under way: `python -m analysis.search FOLDER` reads a `Look` a line from stdin,
-judges the run so far, and answers with an `Advice` a line on stdout, until stdin ends. The other end is
-`loadtest.advisor`."""
+"""Advises a search that is under way: `python -m analysis.search FOLDER` reads one `SearchState` a line from
+stdin, judges the run so far, and answers with one `SearchAdvice` a line on stdout, until stdin ends. The
+other end is `loadtest.run.advisor`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from analysis.capacity.judgement import Judgement, judge
 from analysis.cli import stored_slo
 from analysis.reading.runs import find_runs, read_run
 from analysis.search.advice import advise
-from loadtest.record import Look
+from loadtest.record import SearchState
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code. An error ends it with a traceback, whose last line the search shows."""
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
-        look = msgspec.json.decode(line, type=Look)
+        look = msgspec.json.decode(line, type=SearchState)
         judgement = judgement_of(folder, quick=look.left_s > 0)  # the last one is the answer
         advice = advise(judgement, holding=look.holding, held_s=look.held_s, left_s=look.left_s)
         sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")

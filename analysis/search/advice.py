@@ -1,6 +1,6 @@
 """Where to probe next: what a judgement of the levels so far says about the next number of users to hold.
 
-Knows no window and no server: whoever drives the load asks again when `Advice.look_s` has passed.
+Knows no window and no server: whoever drives the load asks again when `SearchAdvice.look_s` has passed.
 """
 
 import math
@@ -15,7 +15,7 @@ from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_shift import Shift, wall
-from loadtest.record import Advice
+from loadtest.record import SearchAdvice
 from loadtest.run.live import HOPELESS_SHARE
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
@@ -32,12 +32,12 @@ NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed,
 SIDE = 0.35  # levels this near the wall count as one of its sides
 
 
-def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> Advice:
+def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> SearchAdvice:
     """holding, held_s: the plateau under way and for how long; left_s: of the budget."""
     line = answer_line(judgement)
 
-    def to(users: int | None, why: str) -> Advice:
-        return Advice(users=users, look_s=max(min(2 * LOOK_S, left_s), 0.0), why=why, line=line)
+    def to(users: int | None, why: str) -> SearchAdvice:
+        return SearchAdvice(users=users, look_s=max(min(2 * LOOK_S, left_s), 0.0), why=why, line=line)
 
     if holding is None:
         return to(FIRST_USERS, "a low load first")
@@ -45,7 +45,7 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
         return to(None, "the budget is used")
     level = _under_way(judgement.evidence, holding)
     look_s = LOOK_S if level is None else max(LOOK_S, LOOK_LIVES * level.window.request_duration_s)
-    stay = Advice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
+    stay = SearchAdvice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):

@@ -35,10 +35,11 @@ from analysis.sizing.startup_log import (
 )
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
-from loadtest.model.cards import GIB, Gpu, find_gpu
+from loadtest.model.cards import Gpu, find_gpu
 from loadtest.model.memory import KV_DTYPES
-from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
+from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
 from loadtest.record import Slo
+from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
 
 # The command line.
@@ -167,13 +168,13 @@ def _log(options: argparse.Namespace) -> StartupLog | None:
 def _deployment(
     options: argparse.Namespace, shape: ModelShape, gpu: Gpu, log: StartupLog | None
 ) -> PlannedDeployment:
-    version = log.version if log is not None and log.version is not None else CURRENT
+    version = log.version if log is not None and log.version is not None else CURRENT_VERSION
     if options.vllm_version is not None:
         try:
             version = parse_version(options.vllm_version)
         except ValueError as problem:
             raise InputError(f"--vllm-version: {problem}") from None
-    tokens, seqs = default_batch(gpu)
+    tokens, seqs = default_batch_limits(gpu)
     pp = options.pp or 1
     tp = options.tp or (max((options.gpus or 1) // pp, 1))
     gpus = options.gpus or tp * pp
@@ -310,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-batched-tokens", type=positive_integer, metavar="N", help="the same")
     add("--enforce-eager", action="store_true")
     add("--block-size", type=positive_integer, default=16, metavar="N")
-    add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT))}")
+    add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT_VERSION))}")
     add("--weights-gib", type=positive_number, metavar="X", help="weights of one GPU, when known")
     add("--prompt-tokens", default="lognormal:512,0.6", metavar="LAW", help="default: %(default)s")
     add("--output-tokens", default="lognormal:128,0.6", metavar="LAW", help="default: %(default)s")

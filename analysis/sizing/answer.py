@@ -28,7 +28,7 @@ from analysis.sizing.predicted import (
     size_engine,
 )
 from analysis.sizing.step_model import SPEED_BAND, StepModel
-from loadtest.model.memory import kinds_of, kv_bytes_per_token, parameters
+from loadtest.model.memory import cache_kinds, kv_bytes_per_token, parameter_count
 from loadtest.workload.distributions import Distribution
 
 # The answer.
@@ -88,14 +88,14 @@ def memory_facts(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing
         pipeline_parallel=deployment.pp,
         replicas=deployment.replicas,
         vllm_version=".".join(map(str, deployment.version)),
-        parameters=parameters(shape),
+        parameters=parameter_count(shape),
         weights_bytes=weights,
         weights_band_bytes=_around(weights, spread),
         kv_bytes_per_token=kv_bytes_per_token(
             shape, dtype=deployment.dtype, tp=deployment.tp, pp=deployment.pp, kv_dtype=deployment.kv_dtype
         ),
         kv_fixed_bytes_per_request=layout.fixed_blocks * layout.bytes_per_block,
-        kv_layout=kinds_of(shape),
+        kv_layout=cache_kinds(shape),
         vram_bytes=deployment.gpu.vram_bytes,
         budget_bytes=math.ceil(deployment.gpu.vram_bytes * deployment.utilization),
         overhead_bytes=OverheadBytes(

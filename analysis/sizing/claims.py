@@ -16,9 +16,10 @@ from analysis.answers.sizing import CheckedClaim, ClaimVerdict
 from analysis.sizing.deployment import PlannedDeployment, PoolBand, pool_band, pool_tokens
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import GIB, find_gpu
+from loadtest.model.cards import find_gpu
 from loadtest.model.memory import step_bytes
-from loadtest.model.startup import CURRENT, default_batch, default_utilization, parse_version
+from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
+from loadtest.units import GIB
 
 GB = 1e9
 ROUNDING = 0.02
@@ -104,8 +105,8 @@ def _case(claim: Claim, path: Path) -> ClaimedDeployment:
             msgspec.json.decode(config.read_bytes(), type=dict[str, object]), quantization=claim.quantization
         )
         gpu = find_gpu(claim.gpu)
-        version = parse_version(claim.vllm_version) if claim.vllm_version else CURRENT
-        tokens, seqs = default_batch(gpu)
+        version = parse_version(claim.vllm_version) if claim.vllm_version else CURRENT_VERSION
+        tokens, seqs = default_batch_limits(gpu)
         deployment = PlannedDeployment(
             model=claim.model,
             shape=shape,

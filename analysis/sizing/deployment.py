@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.cards import GIB, Gpu
-from loadtest.model.memory import KvLayout, Pool, divide_budget, kv_layout, rotary_bytes, weights_bytes
-from loadtest.model.startup import GRAPHS_COUNTED_FROM, Overheads, Version, overheads
+from loadtest.model.cards import Gpu
+from loadtest.model.memory import (
+    KvLayout,
+    MemoryBudget,
+    divide_budget,
+    kv_layout,
+    rotary_bytes,
+    weights_bytes,
+)
+from loadtest.model.startup import GRAPHS_COUNTED_FROM, StartupOverheads, VllmVersion, startup_overheads
+from loadtest.units import GIB
 
 BAND_SIGMAS = 1.645  # bands cover 90 %
-ASYNC_FROM: Version = (0, 20, 0)  # two steps under way (max_concurrent_batches), so twice the tokens
+ASYNC_FROM: VllmVersion = (0, 20, 0)  # two steps under way (max_concurrent_batches), so twice the tokens
 Band = tuple[int, int, int]
 """Lower end, estimate, upper end."""
 
@@ -33,7 +41,7 @@ class StartupCalibration:
     """Only of the same model."""
     same_model: bool = False
 
-    def apply(self, found: Overheads) -> Overheads:
+    def apply(self, found: StartupOverheads) -> StartupOverheads:
         """With the spread that is left: another model's peak carries over within a few percent."""
         spread = 0.015 if self.same_model else 0.05
         if self.activation is not None:
@@ -64,7 +72,7 @@ class PlannedDeployment:
     model: str
     shape: ModelShape
     gpu: Gpu
-    version: Version
+    version: VllmVersion
     utilization: float
     max_model_len: int
     max_num_seqs: int
@@ -101,8 +109,8 @@ class PlannedDeployment:
         factor = self.calibration.weights if self.calibration else None
         return round(found * (factor or 1.0))
 
-    def overheads(self, stage: int = 0) -> Overheads:
-        found = overheads(
+    def overheads(self, stage: int = 0) -> StartupOverheads:
+        found = startup_overheads(
             self.shape,
             self.gpu,
             version=self.version,
@@ -128,9 +136,9 @@ class PlannedDeployment:
 class PoolBand:
     """The pool of one engine: of each GPU, on the stage that has least."""
 
-    pool: Pool
+    pool: MemoryBudget
     layout: KvLayout
-    overheads: Overheads
+    overheads: StartupOverheads
     blocks: Band
     kv_bytes: Band
 
@@ -165,7 +173,7 @@ def _of_stage(deployment: PlannedDeployment, stage: int) -> PoolBand:
     )
 
 
-def _spread(deployment: PlannedDeployment, found: Overheads, pool: Pool) -> float:
+def _spread(deployment: PlannedDeployment, found: StartupOverheads, pool: MemoryBudget) -> float:
     """Standard deviation of the pool, bytes: the parts err independently."""
     calibration = deployment.calibration
     weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)

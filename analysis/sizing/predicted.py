@@ -20,7 +20,7 @@ from analysis.walls.names import WallName
 from loadtest.model.memory import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import Trace, closed_loop
+from loadtest.simulator.virtual import EngineTrace, closed_loop
 from loadtest.workload.distributions import Distribution
 
 LENGTH_PAIRS = 2000
@@ -304,7 +304,7 @@ def simulated_p95_s(
     return _p95(trace, skip=users)
 
 
-def _p95(trace: Trace, *, skip: int) -> tuple[float, float]:
+def _p95(trace: EngineTrace, *, skip: int) -> tuple[float, float]:
     """The first request of every user is left out: they start in an empty server."""
     requests = trace.requests[skip:] or trace.requests
     first = [(one.first_token_s or 0.0) - one.arrival_s for one in requests]

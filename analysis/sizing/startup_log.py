@@ -11,8 +11,8 @@ from analysis.reading.runs import find_runs
 from analysis.sizing.deployment import PlannedDeployment, StartupCalibration
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape
-from loadtest.model.cards import GIB
-from loadtest.model.startup import Version, parse_version
+from loadtest.model.startup import VllmVersion, parse_version
+from loadtest.units import GIB
 
 _Value = TypeVar("_Value")
 
@@ -23,7 +23,7 @@ class StartupLog:
 
     source: str
     model: str | None = None
-    version: Version | None = None
+    version: VllmVersion | None = None
     tp: int | None = None
     pp: int | None = None
     dtype: str | None = None
@@ -126,7 +126,7 @@ def _stated(text: str | None) -> str | None:
     return None if text == "None" else text
 
 
-def _version(text: str | None) -> Version | None:
+def _version(text: str | None) -> VllmVersion | None:
     return None if text is None else parse_version(text)
 
 

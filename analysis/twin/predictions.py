@@ -29,7 +29,7 @@ from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import find_preset
 from loadtest.simulator.virtual import ROUTERS
-from loadtest.workload.arrivals import ArrivalLaw, read_trace
+from loadtest.workload.arrivals import ArrivalProcess, read_trace
 
 DRAWS_PLAYED = 8  # of the calibration, for the intervals: each is a simulation, or a search, of its own
 PRESET_DRAWS = 16
@@ -299,7 +299,7 @@ def _arrivals(options: argparse.Namespace, now: Service) -> list[Due]:
     if options.trace:
         due = list(read_trace(options.trace, speed=options.trace_speed))
     else:
-        law = ArrivalLaw.parse(options.arrivals)
+        law = ArrivalProcess.parse(options.arrivals)
         due = list(law.arrivals(seed=options.seed, duration_s=options.duration_s))
     if not due:
         raise InputError("No request is due in that time: raise the rate or --duration-s.")

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.statistics.arrays import Floats
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import Arrival
+from loadtest.simulator.virtual import TimedRequest
 from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
 
 WARM_UP = 0.2  # of the requests: left out of the window
@@ -156,11 +156,11 @@ class Crowd:
         spread_s = float(np.mean(service.chatting.pauses_s)) + mean_life_s(service, users / replicas)
         self._starts = sorted(person.random.uniform(0.0, spread_s) for person in self._people)
 
-    def first(self) -> Iterator[Arrival]:
+    def first(self) -> Iterator[TimedRequest]:
         for person, at_s in zip(self._people, self._starts, strict=True):
             yield at_s, self._next(person)
 
-    def again(self, ended: Request, now_s: float) -> Arrival | None:
+    def again(self, ended: Request, now_s: float) -> TimedRequest | None:
         self._ended += 1
         if self._ended == int(WARM_UP * self._wanted):
             self.window = (now_s, now_s)

@@ -12,8 +12,8 @@ import numpy as np
 from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Crowd, Due, Service, Texts, replicas_of
 from loadtest.record import Slo
-from loadtest.simulator.requests import Lack, Request
-from loadtest.simulator.virtual import Route, Trace, only, simulate_replicas
+from loadtest.simulator.requests import Request, Shortage
+from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
 
 LIVES = 60  # requests of each user, where nothing else says how long to play
 ITL_REQUESTS = 2000  # whose every token is looked at
@@ -55,7 +55,7 @@ class Played:
 
     service: Service
     users: int
-    traces: Sequence[Trace]
+    traces: Sequence[EngineTrace]
     window: tuple[float, float]
     """Seconds."""
 
@@ -80,7 +80,10 @@ def play(
     """
     crowd = Crowd(service, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
     traces = simulate_replicas(
-        replicas_of(service.engine, replicas, seed), crowd.first(), route=route or only, on_end=crowd.again
+        replicas_of(service.engine, replicas, seed),
+        crowd.first(),
+        route=route or first_replica,
+        on_end=crowd.again,
     )
     return Played(service=service, users=users, traces=traces, window=crowd.window)
 
@@ -96,7 +99,9 @@ def play_arrivals(
     """An open loop: requests of known lengths at known times. The window is from the first to the last."""
     texts = Texts(service)
     timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
-    traces = simulate_replicas(replicas_of(service.engine, replicas, seed), timed, route=route or only)
+    traces = simulate_replicas(
+        replicas_of(service.engine, replicas, seed), timed, route=route or first_replica
+    )
     ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
     return Played(service=service, users=0, traces=traces, window=ends)
 
@@ -151,25 +156,25 @@ def _share(events: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> float:
     return float(events.mean()) if len(events) else math.nan
 
 
-def _gauges(trace: Trace, begin_s: float, end_s: float) -> tuple[float, ...]:
+def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ...]:
     """Usage, running, waiting, blocked and queue: each step's gauges stand until the next one's."""
     at = np.asarray(trace.step_end_s)
     stands_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
     weight = np.maximum(stands_s, 0.0)
     if not weight.sum() > 0:
         return (0.0,) * 5
-    lacks = np.asarray(trace.lacks)
+    shortages = np.asarray(trace.shortages)
     columns = (
         np.asarray(trace.used_blocks) / trace.pool_blocks,
         np.asarray(trace.running),
         np.asarray(trace.waiting),
-        lacks == Lack.BLOCKS,
-        lacks == Lack.SLOTS,
+        shortages == Shortage.BLOCKS,
+        shortages == Shortage.SLOTS,
     )
     return tuple(float(np.average(column, weights=weight)) for column in columns)
 
 
-def _gaps(traces: Sequence[Trace], inside: Sequence[Sequence[Request]]) -> Floats:
+def _gaps(traces: Sequence[EngineTrace], inside: Sequence[Sequence[Request]]) -> Floats:
     """Inter-token latencies of requests spread over the window, seconds, one after the other."""
     found = [
         np.diff(np.asarray(trace.token_times_s(request)))

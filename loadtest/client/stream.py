@@ -8,7 +8,7 @@ import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
-from loadtest.client.transcript import ERROR_CHARS, ServerUsage, Transcript, excerpt
+from loadtest.client.transcript import MAX_ERROR_CHARS, ServerUsage, Transcript, error_excerpt
 from loadtest.client.transport import (
     ByteTimes,
     ParsingTurns,
@@ -135,7 +135,7 @@ def _was_reset(failure: BaseException) -> bool:
 
 
 def _describe(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {failure}"[:ERROR_CHARS]
+    return f"{type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> str | None:
@@ -145,9 +145,9 @@ async def _read_error(response: aiohttp.ClientResponse) -> str | None:
     notes = [
         f"redirects to {place}" if place else "",
         f"Retry-After: {retry}" if retry else "",
-        excerpt(body),
+        error_excerpt(body),
     ]
-    return "; ".join(note for note in notes if note)[:ERROR_CHARS] or None
+    return "; ".join(note for note in notes if note)[:MAX_ERROR_CHARS] or None
 
 
 def _record(

@@ -36,13 +36,13 @@ class ServerUsage(msgspec.Struct):
     prompt_tokens_details: _PromptDetails | None = None
 
 
-class Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: ServerUsage | None = None
     error: object = None
 
 
-_decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _TEXT_KEY = rb'("(?:content|reasoning|reasoning_content)"\s*:\s*)'
 
@@ -122,7 +122,7 @@ class Transcript:
             self.error = self.error or f"an event could not be read: {error}"
             return
         if chunk.error is not None:
-            self.error = self.error or message_of(chunk.error)
+            self.error = self.error or _error_message(chunk.error)
         if chunk.usage is not None:
             self.usage = chunk.usage
         for choice in chunk.choices[:1]:
@@ -167,18 +167,18 @@ class Transcript:
         return [now - before for before, now in zip([0, *running], running, strict=False)]
 
 
-ERROR_CHARS = 300
+MAX_ERROR_CHARS = 300
 
 
-def excerpt(body: bytes) -> str:
+def error_excerpt(body: bytes) -> str:
     """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
     try:
         parsed = json.loads(body)
     except ValueError:
-        return " ".join(body.decode("utf-8", "replace").split())[:ERROR_CHARS]
-    return message_of(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
+        return " ".join(body.decode("utf-8", "replace").split())[:MAX_ERROR_CHARS]
+    return _error_message(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
 
 
-def message_of(inner: object) -> str:
+def _error_message(inner: object) -> str:
     message = inner.get("message", inner) if isinstance(inner, dict) else inner
-    return str(message)[:ERROR_CHARS]
+    return str(message)[:MAX_ERROR_CHARS]

@@ -36,7 +36,7 @@ current_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.Conte
 )
 
 
-perf_now = time.perf_counter
+_perf_counter = time.perf_counter
 _parse = ResponseHandler.data_received
 
 
@@ -57,7 +57,7 @@ class StampingHandler(ResponseHandler):
 
     def _note_written(self) -> None:
         if self._log is not None:
-            self._log.written_at = perf_now()
+            self._log.written_at = _perf_counter()
 
     def set_response_params(self, **params: Any) -> None:
         # Runs in the requesting task, before the response can come.
@@ -66,7 +66,7 @@ class StampingHandler(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        now = perf_now()
+        now = _perf_counter()
         _parse(self, data)
         payload, log = self._payload, self._log
         if payload is None or log is None:
@@ -151,7 +151,7 @@ def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> a
     """The one session of a process. Must be called on the loop that uses it. Limits in time are the
     caller's: `stream_chat` has one for the whole request."""
     trace = aiohttp.TraceConfig()
-    trace.on_request_chunk_sent.append(stamp_sent)
+    trace.on_request_chunk_sent.append(_stamp_sent)
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         connector=StampingConnector(ssl=tls if tls is not None else True),
@@ -162,7 +162,7 @@ def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> a
     )
 
 
-async def stamp_sent(_session: object, context: Any, _params: object) -> None:
+async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
     # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
     clock = context.trace_request_ctx
     if isinstance(clock, RequestClock):

@@ -27,8 +27,8 @@ from loadtest.run.live_line import LiveLine
 from loadtest.run.loop import LoopThread
 from loadtest.run.plan import Plan
 from loadtest.run.shipping import Receiver
-from loadtest.settings import Settings, add_flags, resolve
-from loadtest.workload.arrivals import Share
+from loadtest.settings import Settings, add_flags, resolve_settings
+from loadtest.workload.arrivals import WorkerAssignment
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Control:
         self._heard: dict[str, float] = {}
         self._holders: tuple[str, ...] = ()
         self._receiver: Receiver | None = None
-        self._shares: list[Share] = []
+        self._shares: list[WorkerAssignment] = []
         self._hide_credentials()
         self._register()
 
@@ -109,7 +109,7 @@ class Control:
         try:
             self._hide_credentials()
             logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
-            settings = resolve(vars(self.options))
+            settings = resolve_settings(vars(self.options))
             check(settings)
             self.coordinator = Coordinator(
                 host=self._host, settings=settings, scenario=scenario, loop=self.loop
@@ -202,7 +202,7 @@ class Control:
         workers = self._worker_names()
         if not self._shares or workers != self._shares[-1].workers:
             from_s = now - start_unix_s + LOOKAHEAD_S + FIRST_ARRIVALS_S if self._shares else 0.0
-            self._shares.append(Share(from_s, workers))
+            self._shares.append(WorkerAssignment(from_s, workers))
         shares = [[share.from_s, share.workers] for share in self._shares]
         self.runner.send_message("seatcount_arrivals", {"start_unix_s": start_unix_s, "shares": shares})
 
@@ -363,7 +363,7 @@ class Control:
 
     def _on_arrivals(self, msg: Any, **_: object) -> None:
         if self.generator is not None:
-            shares = [Share(from_s, tuple(workers)) for from_s, workers in msg.data["shares"]]
+            shares = [WorkerAssignment(from_s, tuple(workers)) for from_s, workers in msg.data["shares"]]
             self.generator.share_arrivals(start_unix_s=msg.data["start_unix_s"], shares=shares)
 
     def _on_close(self, **_: object) -> None:

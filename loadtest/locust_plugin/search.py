@@ -7,7 +7,7 @@ import time
 from loadtest.errors import InputError
 from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
 from loadtest.locust_plugin.shape import Shape, Wanted
-from loadtest.record import Advice, Look
+from loadtest.record import SearchAdvice, SearchState
 from loadtest.run.advisor import Advisor, AdvisorLostError
 from loadtest.run.coordinator import Coordinator
 from loadtest.run.live import LiveLevel
@@ -23,7 +23,7 @@ class SearchShape(Shape):
 
     def __init__(self) -> None:
         super().__init__()
-        self._advice: Advice | None = None
+        self._advice: SearchAdvice | None = None
         self._advised_unix_s = 0.0
         self._alarms: set[tuple[float, str]] = set()
 
@@ -56,7 +56,7 @@ class SearchShape(Shape):
         self.control.announce(f"a search for the most users, at most {seconds:.0f} s")
         coordinator.advisor = Advisor(coordinator.folder)
         try:
-            advice = coordinator.advisor.ask(Look(left_s=seconds))
+            advice = coordinator.advisor.ask(SearchState(left_s=seconds))
         except AdvisorLostError as error:
             self._give_up(error)
             return None
@@ -93,10 +93,10 @@ class SearchShape(Shape):
     def _look(self, advisor: Advisor, level: LiveLevel) -> None:
         after_s = self.control.save_for_look()
         held_s = level.end_unix_s - level.start_unix_s
-        look = Look(holding=level.users, held_s=held_s, left_s=self._left_s())
+        look = SearchState(holding=level.users, held_s=held_s, left_s=self._left_s())
         advisor.begin_asking(look, after_s=after_s)
 
-    def _follow(self, advice: Advice) -> Wanted:
+    def _follow(self, advice: SearchAdvice) -> Wanted:
         self._advice, self._advised_unix_s = advice, time.time()
         if advice.users is None:
             self.control.line.clear()

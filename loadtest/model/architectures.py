@@ -32,7 +32,15 @@ from loadtest.model.mlps import (
     qwen_experts,
 )
 from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
-from loadtest.model.tensors import FREELY, Family, Keys, Layer, Tensor, linear, norms
+from loadtest.model.tensors import (
+    ANY_SHARDS,
+    ConfigKeys,
+    Layer,
+    ModelFamily,
+    Tensor,
+    column_parallel,
+    norm_tensors,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +88,13 @@ def parse_config(
     Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
     """
     text, family = _text_part(config)
-    keys = Keys(text, family.defaults)
+    keys = ConfigKeys(text, family.defaults)
     layers = tuple(_layer(keys, family, place) for place in range(keys.integer("num_hidden_layers")))
     vision, uncounted = _vision(config, keys)
     tied = keys.flag("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))
     hidden, vocab = keys.integer("hidden_size"), keys.integer("vocab_size")
-    norm = norms("model.norm", hidden, 1, bias=family.norm_bias) if family.norm_weight else []
-    head = linear("lm_head", vocab, hidden, bias=keys.bias(family.head_bias))
+    norm = norm_tensors("model.norm", hidden, 1, bias=family.norm_bias) if family.norm_weight else []
+    head = column_parallel("lm_head", vocab, hidden, bias=keys.bias(family.head_bias))
     after = [*norm, *head] if not tied else norm
     declared = text.get("quantization_config") or config.get("quantization_config") or extra
     return ModelShape(
@@ -97,7 +105,7 @@ def parse_config(
         max_position_embeddings=keys.integer("max_position_embeddings", default=2048),
         dtype=_dtype(text, config),
         layers=layers,
-        before=(Tensor(name="model.embed_tokens", rows=vocab, columns=hidden, shards=FREELY), *vision),
+        before=(Tensor(name="model.embed_tokens", rows=vocab, columns=hidden, shards=ANY_SHARDS), *vision),
         after=tuple(after),
         tie_word_embeddings=tied,
         mlp_width=_mlp_width(layers),
@@ -125,7 +133,7 @@ _GEMMA3_DEFAULTS: dict[str, object] = {
     "sliding_window": 4096,
     "max_position_embeddings": 131072,
 }
-_family = functools.partial(Family, mixer=grouped_attention, mlp=dense_mlp)
+_family = functools.partial(ModelFamily, mixer=grouped_attention, mlp=dense_mlp)
 _LLAMA = _family(mlp_bias="mlp_bias", defaults=_LLAMA_DEFAULTS)
 _MISTRAL = _family(
     slides=every_layer,
@@ -138,7 +146,7 @@ _DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts)
 _QWEN3_NEXT = _family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
 _QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, ModelFamily] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL,
     "ministral": _MISTRAL,
@@ -241,7 +249,7 @@ _TEXT_ALIASES = {
 }
 
 
-def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Family]:
+def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], ModelFamily]:
     outer = config.get("model_type")
     text, inner = config, outer
     nested = config.get("text_config")
@@ -265,7 +273,7 @@ def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Fami
     return text, family
 
 
-def _refuse_what_families_lack(text: Mapping[str, object], family: Family) -> None:
+def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) -> None:
     """Keys that change the layout and that the family's builder would not read."""
     latent = text.get("kv_lora_rank") is not None
     window = text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
@@ -284,13 +292,13 @@ def _refuse_what_families_lack(text: Mapping[str, object], family: Family) -> No
             )
 
 
-def _layer(keys: Keys, family: Family, place: int) -> Layer:
+def _layer(keys: ConfigKeys, family: ModelFamily, place: int) -> Layer:
     tensors, caches = family.mixer(keys, family, place)
     count = family.norms if family.norm_weight else 0
     tensors = [
         *tensors,
         *family.mlp(keys, family, place),
-        *norms("layernorms", keys.hidden, count, bias=family.norm_bias),
+        *norm_tensors("layernorms", keys.hidden, count, bias=family.norm_bias),
     ]
     prefix = f"model.layers.{place}."
     named = (replace(tensor, name=prefix + tensor.name) for tensor in tensors)
@@ -313,11 +321,11 @@ def _expert_width(layers: Sequence[Layer]) -> int:
     return max(experts, default=0)
 
 
-def _experts_per_token(keys: Keys, layers: Sequence[Layer]) -> int:
+def _experts_per_token(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
     return keys.integer("num_experts_per_tok", "moe_topk") if _expert_width(layers) else 0
 
 
-def _active(keys: Keys, layers: Sequence[Layer]) -> int:
+def _active(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
     chosen = _experts_per_token(keys, layers)
     return sum(
         one.rows * one.columns * (min(one.count, chosen) if one.expert else one.count)
@@ -333,7 +341,7 @@ def _dtype(*configs: Mapping[str, object]) -> str:
     return "float32"
 
 
-def _rotary(keys: Keys) -> int:
+def _rotary(keys: ConfigKeys) -> int:
     """Rows of cosines and sines for every position, which linear and dynamic scaling multiply (vLLM's
     rotary_embedding); models with a base of their own for windows keep two tables."""
     if "rope" in str(keys.get("position_embedding_type") or "rope"):
@@ -353,18 +361,18 @@ def _rotary(keys: Keys) -> int:
 # Vision towers: transformers whose weights are loaded beside the text model's.
 
 
-def _vision(config: Mapping[str, object], text: Keys) -> tuple[list[Tensor], tuple[str, ...]]:
+def _vision(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:
     nested = config.get("vision_config")
     if not isinstance(nested, Mapping):
         return [], ()
     counter = _TOWERS.get(str(config.get("model_type")))
-    count = counter(Keys(nested, {}), text.hidden) if counter else None
+    count = counter(ConfigKeys(nested, {}), text.hidden) if counter else None
     if count is None:
         return [], ("the vision tower",)
-    return [Tensor(name="vision_tower", rows=count, shards=FREELY)], ()
+    return [Tensor(name="vision_tower", rows=count, shards=ANY_SHARDS)], ()
 
 
-def _siglip(keys: Keys, text_hidden: int) -> int:
+def _siglip(keys: ConfigKeys, text_hidden: int) -> int:
     """Gemma 3: SigLIP and one projection."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
@@ -373,7 +381,7 @@ def _siglip(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + hidden * text_hidden + hidden
 
 
-def _pixtral(keys: Keys, text_hidden: int) -> int:
+def _pixtral(keys: ConfigKeys, text_hidden: int) -> int:
     """Mistral 3: Pixtral's tower, a patch merger and two projections."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
@@ -381,7 +389,7 @@ def _pixtral(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + 4 * hidden**2 + hidden + (hidden + text_hidden) * text_hidden
 
 
-def _clip(keys: Keys, text_hidden: int) -> int:
+def _clip(keys: ConfigKeys, text_hidden: int) -> int:
     """LLaVA: CLIP, and two projections."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
@@ -390,7 +398,7 @@ def _clip(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + (hidden + 1) * text_hidden + (text_hidden + 1) * text_hidden
 
 
-def _llama4_tower(keys: Keys, text_hidden: int) -> int:
+def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
     """Llama 4: a tower, two layers that gather patches, and a projection."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
@@ -401,7 +409,7 @@ def _llama4_tower(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + gather + keys.integer("vision_output_dim") * text_hidden
 
 
-def _qwen25_tower(keys: Keys, text_hidden: int) -> int:
+def _qwen25_tower(keys: ConfigKeys, text_hidden: int) -> int:
     """Qwen2.5-VL: a tower with gated MLPs, and a merger of 2 x 2 patches."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
     patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
@@ -411,7 +419,7 @@ def _qwen25_tower(keys: Keys, text_hidden: int) -> int:
     return layers * layer + patch * hidden + hidden + merger
 
 
-def _qwen3_tower(keys: Keys, text_hidden: int) -> int:
+def _qwen3_tower(keys: ConfigKeys, text_hidden: int) -> int:
     """Qwen3-VL and Qwen3.5: a tower and mergers of 2 x 2 patches."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
     patch = (
@@ -425,7 +433,7 @@ def _qwen3_tower(keys: Keys, text_hidden: int) -> int:
     return layers * layer + outside + merger + 2 * hidden + deep * (merger + 2 * wide)
 
 
-_TOWERS: dict[str, Callable[[Keys, int], int]] = {
+_TOWERS: dict[str, Callable[[ConfigKeys, int], int]] = {
     "gemma3": _siglip,
     "mistral3": _pixtral,
     "llava": _clip,

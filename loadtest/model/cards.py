@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-GIB = 1024**3
+from loadtest.units import GIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ H200 = _gpu("NVIDIA H200", vram_gib=139.81, gb_s=4800, tflops=989, tflops_8bit=1
 B200 = _gpu("NVIDIA B200", vram_gib=178.35, gb_s=8000, tflops=2250, tflops_8bit=4500, big_buffers=True)
 MI300X = _gpu("AMD Instinct MI300X", vram_gib=191.98, gb_s=5300, tflops=1307, tflops_8bit=2615)
 
-CATALOGUE = {
+GPU_CATALOGUE = {
     "T4": T4,
     "L4": L4,
     "A10G": A10G,
@@ -89,7 +89,7 @@ def find_gpu(name: str) -> Gpu:
     match = _MODEL.search(text)
     if match is None:
         raise ValueError(
-            f"The GPU {name!r} is not in the catalogue ({', '.join(CATALOGUE)}): give --vram-gib, "
+            f"The GPU {name!r} is not in the catalogue ({', '.join(GPU_CATALOGUE)}): give --vram-gib, "
             "--bandwidth-gbps and --tflops."
         )
     match match[1]:
@@ -98,5 +98,5 @@ def find_gpu(name: str) -> Gpu:
         case "h100":
             return H100_NVL if "nvl" in text else H100
         case "3090" | "4090" | "5090":
-            return CATALOGUE[f"RTX {match[1]}"]
-    return CATALOGUE[match[1].upper()]
+            return GPU_CATALOGUE[f"RTX {match[1]}"]
+    return GPU_CATALOGUE[match[1].upper()]

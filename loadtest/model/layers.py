@@ -9,40 +9,40 @@ from typing import Literal
 
 from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.tensors import (
-    FREELY,
+    ANY_SHARDS,
     AttentionCache,
     Cache,
-    Family,
-    Keys,
+    ConfigKeys,
+    ModelFamily,
     StateCache,
     Tensor,
-    linear,
-    norms,
-    row_linear,
+    column_parallel,
+    norm_tensors,
+    row_parallel,
 )
 
 
-def grouped_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def grouped_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     """Multi-head, grouped-query and multi-query attention, of the whole context or of a window."""
     heads, kv_heads, dim, hidden = keys.heads, keys.kv_heads, keys.head_dim, keys.hidden
     bias = keys.bias(family.qkv_bias)
     query = heads * dim * (2 if family.gated_query else 1)
     tensors = [
-        *linear("self_attn.q_proj", query, hidden, bias=bias),
-        *linear("self_attn.k_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
-        *linear("self_attn.v_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
-        *row_linear("self_attn.o_proj", hidden, heads * dim, bias=keys.bias(family.o_bias)),
+        *column_parallel("self_attn.q_proj", query, hidden, bias=bias),
+        *column_parallel("self_attn.k_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
+        *column_parallel("self_attn.v_proj", kv_heads * dim, hidden, bias=bias, shards=kv_heads),
+        *row_parallel("self_attn.o_proj", hidden, heads * dim, bias=keys.bias(family.o_bias)),
     ]
     if family.qk_norm and (not family.qk_norm_key or keys.flag(family.qk_norm_key)):
         size = 2 * dim if family.qk_norm == "head" else (heads + kv_heads) * dim
-        tensors += norms("self_attn.qk_norm", size, 1)
+        tensors += norm_tensors("self_attn.qk_norm", size, 1)
     if family.sinks:
-        tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=FREELY))
-    kind, span = reach(keys, family, place)
+        tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=ANY_SHARDS))
+    kind, span = attention_span(keys, family, place)
     return tensors, [AttentionCache(kind=kind, heads=kv_heads, width=2 * dim, span=span)]
 
 
-def latent_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def latent_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     """MLA, as DeepSeek made it: one latent vector a token, on every GPU of the group."""
     heads, hidden = keys.heads, keys.hidden
     rope, rank = keys.integer("qk_rope_head_dim"), keys.integer("kv_lora_rank")
@@ -51,22 +51,24 @@ def latent_attention(keys: Keys, family: "Family", place: int) -> tuple[list[Ten
     query = heads * (nope + rope)
     if low_rank:
         tensors = [
-            *linear("self_attn.q_a_proj", low_rank, hidden, shards=1),
-            *norms("self_attn.q_a_layernorm", low_rank, 1),
-            *linear("self_attn.q_b_proj", query, low_rank),
+            *column_parallel("self_attn.q_a_proj", low_rank, hidden, shards=1),
+            *norm_tensors("self_attn.q_a_layernorm", low_rank, 1),
+            *column_parallel("self_attn.q_b_proj", query, low_rank),
         ]
     else:
-        tensors = linear("self_attn.q_proj", query, hidden)
+        tensors = column_parallel("self_attn.q_proj", query, hidden)
     tensors += [
-        *linear("self_attn.kv_a_proj_with_mqa", rank + rope, hidden, shards=1),
-        *norms("self_attn.kv_a_layernorm", rank, 1),
-        *linear("self_attn.kv_b_proj", heads * (nope + value), rank),
-        *row_linear("self_attn.o_proj", hidden, heads * value, bias=keys.flag("attention_bias")),
+        *column_parallel("self_attn.kv_a_proj_with_mqa", rank + rope, hidden, shards=1),
+        *norm_tensors("self_attn.kv_a_layernorm", rank, 1),
+        *column_parallel("self_attn.kv_b_proj", heads * (nope + value), rank),
+        *row_parallel("self_attn.o_proj", hidden, heads * value, bias=keys.flag("attention_bias")),
     ]
     return tensors, [AttentionCache(kind="mla", heads=1, width=rank + rope)]
 
 
-def reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "window", "chunk"], int]:
+def attention_span(
+    keys: ConfigKeys, family: ModelFamily, place: int
+) -> tuple[Literal["full", "window", "chunk"], int]:
     """How far layer `place` looks back, and the window's or chunk's tokens."""
     kinds = keys.items("layer_types")
     if kinds:
@@ -74,7 +76,7 @@ def reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "wi
     elif family.slides and keys.get("sliding_window") and keys.flag("use_sliding_window", default=True):
         kind = "sliding_attention" if family.slides(keys, place) else "full_attention"
     elif keys.get("attention_chunk_size") is not None:
-        kind = "chunked_attention" if ropes(keys, place) else "full_attention"
+        kind = "chunked_attention" if _has_rotary_positions(keys, place) else "full_attention"
     else:
         kind = "full_attention"
     match kind:
@@ -89,7 +91,7 @@ def reach(keys: Keys, family: "Family", place: int) -> tuple[Literal["full", "wi
     raise UnsupportedModelError(f"This config.json has layers of the kind {kind!r}, which is not supported.")
 
 
-def ropes(keys: Keys, place: int) -> bool:
+def _has_rotary_positions(keys: ConfigKeys, place: int) -> bool:
     """Llama 4: layers with rotary positions look at a chunk, the others at everything."""
     listed = keys.items("no_rope_layers")
     return (
@@ -97,30 +99,30 @@ def ropes(keys: Keys, place: int) -> bool:
     )
 
 
-def every_layer(keys: Keys, place: int) -> bool:
+def every_layer(keys: ConfigKeys, place: int) -> bool:
     return True
 
 
-def even_layers(keys: Keys, place: int) -> bool:
+def even_layers(keys: ConfigKeys, place: int) -> bool:
     return place % 2 == 0
 
 
-def all_but_each(period: int) -> Callable[[Keys, int], bool]:
+def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
     """Every `period`-th layer looks at everything; the config may state another period."""
 
-    def slides(keys: Keys, place: int) -> bool:
+    def slides(keys: ConfigKeys, place: int) -> bool:
         stated = keys.get("sliding_window_pattern")
         return (place + 1) % (stated if isinstance(stated, int) else period) > 0
 
     return slides
 
 
-def last_layers(keys: Keys, place: int) -> bool:
+def last_layers(keys: ConfigKeys, place: int) -> bool:
     """Qwen: windows from max_window_layers on, and only where use_sliding_window says so."""
     return keys.flag("use_sliding_window") and place >= keys.integer("max_window_layers", default=28)
 
 
-def _delta_net(keys: Keys) -> tuple[list[Tensor], list[Cache]]:
+def _delta_net(keys: ConfigKeys) -> tuple[list[Tensor], list[Cache]]:
     """Gated delta net (Qwen3-Next, Qwen3.5): a matrix for each value head, and a short convolution."""
     hidden = keys.hidden
     key_dim, value_dim = keys.integer("linear_key_head_dim"), keys.integer("linear_value_head_dim")
@@ -128,12 +130,12 @@ def _delta_net(keys: Keys) -> tuple[list[Tensor], list[Cache]]:
     kernel = keys.integer("linear_conv_kernel_dim")
     mixed, value = 2 * key_heads * key_dim + value_heads * value_dim, value_heads * value_dim
     tensors = [
-        *linear("linear_attn.in_proj_qkvz", mixed + value, hidden),
-        *linear("linear_attn.in_proj_ba", 2 * value_heads, hidden),
-        Tensor(name="linear_attn.conv1d", rows=mixed, columns=kernel, shards=FREELY),
-        Tensor(name="linear_attn.dt_bias", rows=2 * value_heads, shards=FREELY),
-        *norms("linear_attn.norm", value_dim, 1),
-        *row_linear("linear_attn.out_proj", hidden, value),
+        *column_parallel("linear_attn.in_proj_qkvz", mixed + value, hidden),
+        *column_parallel("linear_attn.in_proj_ba", 2 * value_heads, hidden),
+        Tensor(name="linear_attn.conv1d", rows=mixed, columns=kernel, shards=ANY_SHARDS),
+        Tensor(name="linear_attn.dt_bias", rows=2 * value_heads, shards=ANY_SHARDS),
+        *norm_tensors("linear_attn.norm", value_dim, 1),
+        *row_parallel("linear_attn.out_proj", hidden, value),
     ]
     dtype = str(keys.get("mamba_ssm_dtype") or "auto")
     recurrent = value_heads * value_dim * key_dim
@@ -141,7 +143,7 @@ def _delta_net(keys: Keys) -> tuple[list[Tensor], list[Cache]]:
 
 
 def _mamba2(
-    keys: Keys,
+    keys: ConfigKeys,
     *,
     width: int,
     heads: int,
@@ -155,22 +157,22 @@ def _mamba2(
 ) -> tuple[list[Tensor], list[Cache]]:
     hidden, mixed = keys.hidden, width + 2 * groups * state
     tensors = [
-        *linear("mamba.in_proj", width + mixed + heads, hidden, bias=bias),
-        Tensor(name="mamba.conv1d", rows=mixed, columns=kernel, shards=FREELY),
-        *([Tensor(name="mamba.conv1d.bias", rows=mixed, shards=FREELY)] if _conv_bias(keys) else []),
-        Tensor(name="mamba.A_D_dt_bias", rows=3 * heads, shards=FREELY),
-        *([Tensor(name="mamba.norm", rows=width, shards=FREELY)] if norm else []),
-        *row_linear("mamba.out_proj", hidden, width, bias=bias),
+        *column_parallel("mamba.in_proj", width + mixed + heads, hidden, bias=bias),
+        Tensor(name="mamba.conv1d", rows=mixed, columns=kernel, shards=ANY_SHARDS),
+        *([Tensor(name="mamba.conv1d.bias", rows=mixed, shards=ANY_SHARDS)] if _conv_bias(keys) else []),
+        Tensor(name="mamba.A_D_dt_bias", rows=3 * heads, shards=ANY_SHARDS),
+        *([Tensor(name="mamba.norm", rows=width, shards=ANY_SHARDS)] if norm else []),
+        *row_parallel("mamba.out_proj", hidden, width, bias=bias),
     ]
     recurrent = heads * head_dim * state
     return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
 
 
-def _conv_bias(keys: Keys) -> bool:
+def _conv_bias(keys: ConfigKeys) -> bool:
     return keys.flag("mamba_conv_bias", keys.flag("use_conv_bias", default=True))
 
 
-def _bamba_mamba(keys: Keys, *, norm: bool = True) -> tuple[list[Tensor], list[Cache]]:
+def _bamba_mamba(keys: ConfigKeys, *, norm: bool = True) -> tuple[list[Tensor], list[Cache]]:
     return _mamba2(
         keys,
         width=keys.integer("mamba_d_ssm", default=keys.integer("mamba_expand", default=2) * keys.hidden),
@@ -184,40 +186,40 @@ def _bamba_mamba(keys: Keys, *, norm: bool = True) -> tuple[list[Tensor], list[C
     )
 
 
-def _mamba_head_dim(keys: Keys) -> int:
+def _mamba_head_dim(keys: ConfigKeys) -> int:
     stated = keys.get("mamba_d_head")
     width = keys.integer("mamba_d_ssm", default=keys.integer("mamba_expand", default=2) * keys.hidden)
     return stated if isinstance(stated, int) else width // keys.integer("mamba_n_heads")
 
 
-def qwen_hybrid(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     kinds = keys.items("layer_types")
     interval = keys.integer("full_attention_interval", default=4)
-    linear = kinds[place] == "linear_attention" if kinds else (place + 1) % interval > 0
-    return _delta_net(keys) if linear else grouped_attention(keys, family, place)
+    is_linear = kinds[place] == "linear_attention" if kinds else (place + 1) % interval > 0
+    return _delta_net(keys) if is_linear else grouped_attention(keys, family, place)
 
 
-def falcon_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def falcon_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     """Attention and Mamba side by side in every layer."""
     attention, keys_values = grouped_attention(keys, family, place)
     mamba, state = _bamba_mamba(keys, norm=keys.flag("mamba_rms_norm"))
     return attention + mamba, keys_values + state
 
 
-def bamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def bamba_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     if place in keys.items("attn_layer_indices"):
         return grouped_attention(keys, family, place)
     return _bamba_mamba(keys)
 
 
-def granite_hybrid(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def granite_hybrid(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     kinds = keys.items("layer_types") or keys.items("layers_block_type")
     if kinds and kinds[place] == "mamba":
         return _bamba_mamba(keys)
     return grouped_attention(keys, family, place)
 
 
-def jamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor], list[Cache]]:
+def jamba_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
     period = keys.integer("attn_layer_period", default=8)
     offset = keys.integer("attn_layer_offset", default=0)
     if place % period == offset:
@@ -227,13 +229,13 @@ def jamba_mixer(keys: Keys, family: "Family", place: int) -> tuple[list[Tensor],
     rank = keys.integer("mamba_dt_rank", default=-(-hidden // 16))
     bias = keys.flag("mamba_proj_bias")
     tensors = [
-        *linear("mamba.in_proj", 2 * width, hidden, bias=bias),
-        Tensor(name="mamba.conv1d", rows=width, columns=kernel, shards=FREELY),
-        *([Tensor(name="mamba.conv1d.bias", rows=width, shards=FREELY)] if _conv_bias(keys) else []),
-        *linear("mamba.x_proj", rank + 2 * state, width),
-        *linear("mamba.dt_proj", width, rank, bias=True),
-        Tensor(name="mamba.A_log", rows=width, columns=state + 1, shards=FREELY),
-        *norms("mamba.norms", rank + 2 * state, 1),
-        *row_linear("mamba.out_proj", hidden, width, bias=bias),
+        *column_parallel("mamba.in_proj", 2 * width, hidden, bias=bias),
+        Tensor(name="mamba.conv1d", rows=width, columns=kernel, shards=ANY_SHARDS),
+        *([Tensor(name="mamba.conv1d.bias", rows=width, shards=ANY_SHARDS)] if _conv_bias(keys) else []),
+        *column_parallel("mamba.x_proj", rank + 2 * state, width),
+        *column_parallel("mamba.dt_proj", width, rank, bias=True),
+        Tensor(name="mamba.A_log", rows=width, columns=state + 1, shards=ANY_SHARDS),
+        *norm_tensors("mamba.norms", rank + 2 * state, 1),
+        *row_parallel("mamba.out_proj", hidden, width, bias=bias),
     ]
     return tensors, [StateCache(convolution=width * (kernel - 1), recurrent=width * state, dtype="auto")]

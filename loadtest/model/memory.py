@@ -12,21 +12,21 @@ from typing import Literal
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.architectures import parse_config as parse_config
-from loadtest.model.cards import GIB as GIB
 from loadtest.model.quantisation import UnsupportedModelError as UnsupportedModelError
 from loadtest.model.quantisation import dtype_bytes as dtype_bytes
 from loadtest.model.tensors import AttentionCache, StateCache, Tensor
+from loadtest.units import GIB
 
 KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")
 
 
-def parameters(shape: ModelShape, *, tp: int = 1) -> int:
+def parameter_count(shape: ModelShape, *, tp: int = 1) -> int:
     """Parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts and the
     vocabulary; it repeats norms, routers and KV heads that do not go round."""
     return round(sum(math.prod(tensor.part(tp)) * tensor.count for tensor in _tensors(shape)))
 
 
-def stages(num_layers: int, pp: int) -> list[range]:
+def pipeline_stages(num_layers: int, pp: int) -> list[range]:
     """Layers of each pipeline stage. What does not go round goes to stages from the last but one backwards
     (vLLM's get_pp_indices)."""
     counts = [num_layers // pp] * pp
@@ -74,7 +74,7 @@ def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
 
 
 def _tensors(shape: ModelShape, *, pp: int = 1, stage: int = 0) -> Iterable[Tensor]:
-    layers = (shape.layers[place].tensors for place in stages(shape.num_layers, pp)[stage])
+    layers = (shape.layers[place].tensors for place in pipeline_stages(shape.num_layers, pp)[stage])
     last = stage == pp - 1
     head = shape.before[:1] if last and pp > 1 and shape.tie_word_embeddings else ()
     return chain(shape.before if stage == 0 else (), *layers, shape.after if last else (), head)
@@ -118,7 +118,7 @@ def kv_bytes_per_token(
             for cache in shape.layers[place].caches
             if isinstance(cache, AttentionCache)
         )
-        for places in stages(shape.num_layers, pp)
+        for places in pipeline_stages(shape.num_layers, pp)
     ]
     return max(of_stages)
 
@@ -136,7 +136,7 @@ def _state_bytes(cache: StateCache, tp: int, dtype: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
+class KvCacheGroup:
     """Layers of one kind that share a block table."""
 
     kind: Literal["full", "window", "chunk", "mla", "state"]
@@ -179,7 +179,7 @@ class KvLayout:
     """Tokens of a block; raised where a recurrent state needs a larger one."""
     bytes_per_block: int
     """On the GPU of the stage that holds most of a group."""
-    groups: tuple[Group, ...]
+    groups: tuple[KvCacheGroup, ...]
     states: int
     """Blocks that vLLM reckons for a recurrent state: 2 with prefix caching ("align"), else 1."""
 
@@ -245,7 +245,7 @@ def kv_layout(
     busiest = max(
         sum(place in places for place in group.layers)
         for group in groups
-        for number, places in enumerate(stages(shape.num_layers, pp))
+        for number, places in enumerate(pipeline_stages(shape.num_layers, pp))
         if stage in (None, number)
     )
     return KvLayout(
@@ -256,7 +256,7 @@ def kv_layout(
     )
 
 
-def _groups(shape: ModelShape) -> tuple[Group, ...]:
+def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
     kinds: dict[tuple[str, int], list[int]] = {}
     for place, layer in enumerate(shape.layers):
         for cache in layer.caches:
@@ -269,12 +269,12 @@ def _groups(shape: ModelShape) -> tuple[Group, ...]:
         count = -(-len(places) // size)
         for first in range(count):
             layers = tuple(places[first::count])
-            found.append(Group(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
+            found.append(KvCacheGroup(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
     return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
+class MemoryBudget:
     """vLLM's memory on one GPU, as it is divided at start. All in bytes but the last two."""
 
     budget_bytes: int
@@ -309,7 +309,7 @@ def divide_budget(
     activation: int,
     cuda_graphs: int,
     non_torch: int,
-) -> Pool:
+) -> MemoryBudget:
     """The pool that vLLM would allocate on each GPU of `vram_bytes` (as the driver reports it). `cuda_graphs`
     is what start-up sets aside for them, 0 before vLLM 0.21.
 
@@ -324,7 +324,7 @@ def divide_budget(
             f"{weights / GIB:.2f} and the rest of the start-up "
             f"{(activation + cuda_graphs + non_torch) / GIB:.2f} GiB."
         )
-    return Pool(
+    return MemoryBudget(
         budget_bytes=budget,
         weights_bytes=weights,
         activation_bytes=activation,
@@ -337,7 +337,7 @@ def divide_budget(
     )
 
 
-def kinds_of(shape: ModelShape) -> list[str]:
+def cache_kinds(shape: ModelShape) -> list[str]:
     """Of cache, in words, the commonest first."""
     words = {
         "full": "full attention",

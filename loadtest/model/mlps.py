@@ -1,59 +1,59 @@
 """TODO."""
 
-from loadtest.model.tensors import Family, Keys, Tensor, linear, row_linear
+from loadtest.model.tensors import ConfigKeys, ModelFamily, Tensor, column_parallel, row_parallel
 
 
 def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
     return [
-        *linear(f"{name}.gate_proj", width, hidden, bias=bias, count=count),
-        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
-        *row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
+        *column_parallel(f"{name}.gate_proj", width, hidden, bias=bias, count=count),
+        *column_parallel(f"{name}.up_proj", width, hidden, bias=bias, count=count),
+        *row_parallel(f"{name}.down_proj", hidden, width, bias=bias, count=count),
     ]
 
 
 def plain_mlp(name: str, hidden: int, width: int, *, bias: bool, count: int = 1) -> list[Tensor]:
     return [
-        *linear(f"{name}.up_proj", width, hidden, bias=bias, count=count),
-        *row_linear(f"{name}.down_proj", hidden, width, bias=bias, count=count),
+        *column_parallel(f"{name}.up_proj", width, hidden, bias=bias, count=count),
+        *row_parallel(f"{name}.down_proj", hidden, width, bias=bias, count=count),
     ]
 
 
-def router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
+def expert_router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
     """Never split, never quantised."""
     found = [Tensor(name=name, rows=experts, columns=hidden)]
     return [*found, Tensor(name=f"{name}.bias", rows=experts)] if bias else found
 
 
-def dense_mlp(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def dense_mlp(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
     return (gated_mlp if family.gated else plain_mlp)("mlp", keys.hidden, width, bias=bias)
 
 
-def mixtral_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def mixtral_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     """Every layer has experts and nothing else."""
     experts, hidden = keys.integer("num_local_experts", "num_experts"), keys.hidden
     width = keys.integer("moe_intermediate_size", "intermediate_size")
     bias = keys.flag("use_routing_bias")
-    return router("mlp.gate", experts, hidden, bias=bias) + gated_mlp(
+    return expert_router("mlp.gate", experts, hidden, bias=bias) + gated_mlp(
         "mlp.experts", hidden, width, count=experts
     )
 
 
-def qwen_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def qwen_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     """Experts in every decoder_sparse_step-th layer that is not listed as dense; perhaps a shared one."""
     if place in keys.items("mlp_only_layers") or (place + 1) % keys.integer("decoder_sparse_step", default=1):
         return dense_mlp(keys, family, place)
     experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
-    tensors = router("mlp.gate", experts, hidden)
+    tensors = expert_router("mlp.gate", experts, hidden)
     tensors += gated_mlp("mlp.experts", hidden, keys.integer("moe_intermediate_size"), count=experts)
     shared = keys.integer("shared_expert_intermediate_size", default=0)
     if shared:
         tensors += gated_mlp("mlp.shared_expert", hidden, shared)
-        tensors += router("mlp.shared_expert_gate", 1, hidden)
+        tensors += expert_router("mlp.shared_expert_gate", 1, hidden)
     return tensors
 
 
-def deepseek_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def deepseek_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     """The first layers dense, then routed and shared experts; V3's router carries a correction."""
     every = keys.integer("moe_layer_freq", default=1)
     if place < keys.integer("first_k_dense_replace", default=0) or place % every:
@@ -61,7 +61,7 @@ def deepseek_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
     experts, hidden = keys.integer("n_routed_experts"), keys.hidden
     width = keys.integer("moe_intermediate_size")
     corrected = keys.get("topk_method") == "noaux_tc" or keys.model_type in _CORRECTED_ROUTERS
-    tensors = router("mlp.gate", experts, hidden, bias=corrected)
+    tensors = expert_router("mlp.gate", experts, hidden, bias=corrected)
     tensors += gated_mlp("mlp.experts", hidden, width, count=experts)
     shared = keys.integer("n_shared_experts", default=0)
     return tensors + (gated_mlp("mlp.shared_experts", hidden, width * shared) if shared else [])
@@ -70,43 +70,43 @@ def deepseek_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
 _CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
 
 
-def llama4_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def llama4_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
     hidden, width = keys.hidden, keys.integer("intermediate_size")
     if place not in listed if listed else (place + 1) % step:
         return gated_mlp("feed_forward", hidden, keys.integer("intermediate_size_mlp"))
     experts = keys.integer("num_local_experts")
     return [
-        *router("feed_forward.router", experts, hidden),
+        *expert_router("feed_forward.router", experts, hidden),
         *gated_mlp("feed_forward.experts", hidden, width, count=experts),
         *gated_mlp("feed_forward.shared_expert", hidden, width),
     ]
 
 
-def gpt_oss_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     experts, hidden, width = keys.integer("num_local_experts"), keys.hidden, keys.integer("intermediate_size")
-    return router("mlp.router", experts, hidden, bias=True) + gated_mlp(
+    return expert_router("mlp.router", experts, hidden, bias=True) + gated_mlp(
         "mlp.experts", hidden, width, bias=True, count=experts
     )
 
 
-def jamba_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def jamba_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     period = keys.integer("expert_layer_period", default=2)
     offset = keys.integer("expert_layer_offset", default=0)
     experts = keys.integer("num_experts", default=16)
     if place % period != offset or experts == 1:
         return gated_mlp("feed_forward", keys.hidden, keys.integer("intermediate_size"))
-    return router("feed_forward.router", experts, keys.hidden) + gated_mlp(
+    return expert_router("feed_forward.router", experts, keys.hidden) + gated_mlp(
         "feed_forward.experts", keys.hidden, keys.integer("intermediate_size"), count=experts
     )
 
 
-def granite_experts(keys: Keys, family: "Family", place: int) -> list[Tensor]:
+def granite_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
     """Experts where there are any, and a shared MLP where there is one."""
     experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
     tensors = []
     if experts:
-        tensors += router("block_sparse_moe.router", experts, hidden)
+        tensors += expert_router("block_sparse_moe.router", experts, hidden)
         width = keys.integer("intermediate_size")
         tensors += gated_mlp("block_sparse_moe.experts", hidden, width, count=experts)
     shared = keys.integer("shared_intermediate_size", default=0)

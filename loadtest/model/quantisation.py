@@ -82,9 +82,9 @@ def _names(pattern: str, name: str) -> bool:
     return f".{pattern.strip('.')}." in f".{name}."
 
 
-ONLINE = {"fp8": Scheme(bits=8, scale_bytes=4.0, group=-1)}
+_ONLINE_SCHEMES = {"fp8": Scheme(bits=8, scale_bytes=4.0, group=-1)}
 """What `--quantization` makes of 16-bit weights while loading."""
-DECLARED = {
+_DECLARED_METHODS = {
     "modelopt",
     "modelopt_fp4",
     "awq",
@@ -107,12 +107,12 @@ def parse_quantisation(declared: object, flag: str | None) -> Quantisation | Non
     if flag in (None, "none"):
         return None
     if flag == "modelopt":  # NVIDIA's FP8 checkpoints: a scale a matrix, the head left alone
-        return Quantisation(method="modelopt", rules=(("Linear", ONLINE["fp8"]),), ignored=())
+        return Quantisation(method="modelopt", rules=(("Linear", _ONLINE_SCHEMES["fp8"]),), ignored=())
     if flag == "bitsandbytes":
         return Quantisation(method="bitsandbytes", rules=(("Linear", _NF4),), ignored=())
-    if flag in ONLINE:
-        return Quantisation(method=str(flag), rules=(("Linear", ONLINE[str(flag)]),), ignored=())
-    if flag in DECLARED:
+    if flag in _ONLINE_SCHEMES:
+        return Quantisation(method=str(flag), rules=(("Linear", _ONLINE_SCHEMES[str(flag)]),), ignored=())
+    if flag in _DECLARED_METHODS:
         raise UnsupportedModelError(
             f"--quantization {flag} needs a checkpoint that is stored so, and this config.json does not say "
             "it is: give the config.json of the quantised checkpoint."
@@ -157,7 +157,7 @@ def _integer(config: Mapping[str, object], name: str, default: int) -> int:
 
 def _fp8(method: str, config: Mapping[str, object]) -> Quantisation:
     block = _listed(config, "weight_block_size")
-    scheme = ONLINE["fp8"]
+    scheme = _ONLINE_SCHEMES["fp8"]
     if block:
         high, wide = (int(side) for side in block)
         scheme = Scheme(bits=8, scale_bytes=4.0, block=(high, wide))
@@ -204,7 +204,7 @@ def _bitsandbytes(method: str, config: Mapping[str, object]) -> Quantisation:
 
 def _modelopt(method: str, config: Mapping[str, object]) -> Quantisation:
     algorithm = str(config.get("quant_algo"))
-    schemes = {"FP8": ONLINE["fp8"], "NVFP4": _NVFP4}
+    schemes = {"FP8": _ONLINE_SCHEMES["fp8"], "NVFP4": _NVFP4}
     if algorithm not in schemes:
         raise UnsupportedModelError(f"ModelOpt's quantisation {algorithm!r} is not supported.")
     return Quantisation(

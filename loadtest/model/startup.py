@@ -4,20 +4,23 @@ import re
 from dataclasses import dataclass
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.cards import GIB, Gpu
+from loadtest.model.cards import Gpu
 from loadtest.model.quantisation import dtype_bytes
+from loadtest.units import GIB
 
-Version = tuple[int, int, int]
-CURRENT: Version = (0, 32, 0)
-SORTED_FROM: Version = (0, 11, 1)  # FlashInfer's sampler no longer the default (vllm-project/vllm#26859)
-TRITON_FROM: Version = (0, 17, 0)  # top-k and top-p without a sort (vllm-project/vllm#33538, February 2026)
-GRAPHS_COUNTED_FROM: Version = (0, 21, 0)
-LARGER_BUDGET_FROM: Version = (0, 20, 0)
-CALIBRATED: Version = (0, 19, 0)
+VllmVersion = tuple[int, int, int]
+CURRENT_VERSION: VllmVersion = (0, 32, 0)
+SORTING_SAMPLER_FROM: VllmVersion = (0, 11, 1)
+"""FlashInfer's sampler is no longer the default (vllm-project/vllm#26859)."""
+TRITON_SAMPLER_FROM: VllmVersion = (0, 17, 0)
+"""Top-k and top-p need no sort (vllm-project/vllm#33538, February 2026)."""
+GRAPHS_COUNTED_FROM: VllmVersion = (0, 21, 0)
+HIGHER_UTILIZATION_FROM: VllmVersion = (0, 20, 0)
+CALIBRATED_VERSION: VllmVersion = (0, 19, 0)
 """The version of the published start-up logs (llm-d-planner, H100) that the constants were fitted to."""
 
 
-def parse_version(text: str) -> Version:
+def parse_version(text: str) -> VllmVersion:
     """ "0.19.0", "v0.10.1.1", "0.32.0+cpu". Raises ValueError."""
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text.strip())
     if match is None:
@@ -26,12 +29,12 @@ def parse_version(text: str) -> Version:
     return major, minor, patch
 
 
-def default_utilization(version: Version) -> float:
+def default_utilization(version: VllmVersion) -> float:
     """Of --gpu-memory-utilization."""
-    return 0.92 if version >= LARGER_BUDGET_FROM else 0.9
+    return 0.92 if version >= HIGHER_UTILIZATION_FROM else 0.9
 
 
-def default_batch(gpu: Gpu) -> tuple[int, int]:
+def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) of `vllm serve` (arg_utils.get_batch_defaults, 0.32)."""
     if gpu.vram_bytes >= 160 * GIB:
         return 16384, 1024
@@ -40,16 +43,16 @@ def default_batch(gpu: Gpu) -> tuple[int, int]:
     return 2048, 256
 
 
-def sampling_bytes_per_logit(version: Version, dtype: str) -> float:
+def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
     """Peak of the profiled sampling step, for each of max_num_seqs * vocab_size logits.
 
     Sorting (0.11.1 to 0.16) holds the sorted values, their 64-bit places and the sort's own copies: 38.8 by
     start-up logs; since, and before with FlashInfer, the logits as computed, in float32, and two such arrays
     of probabilities: 13.45 bytes and the type's, fitted to Llama's rows of vLLM 0.19 on an H100.
     """
-    if SORTED_FROM <= version < TRITON_FROM:
+    if SORTING_SAMPLER_FROM <= version < TRITON_SAMPLER_FROM:
         return 38.8
-    if version < SORTED_FROM:
+    if version < SORTING_SAMPLER_FROM:
         return 13.2  # Qwen2-7B on an A100, vLLM 0.10.1.1
     return 13.45 + dtype_bytes(dtype)
 
@@ -59,7 +62,7 @@ def activation_bytes(
     *,
     max_num_seqs: int,
     max_num_batched_tokens: int,
-    version: Version = CURRENT,
+    version: VllmVersion = CURRENT_VERSION,
     dtype: str | None = None,
     tp: int = 1,
     last_stage: bool = True,
@@ -86,7 +89,7 @@ def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Overheads:
+class StartupOverheads:
     """In bytes on one GPU, each with its standard deviation: what start-up takes beside the weights."""
 
     activation: int
@@ -101,11 +104,11 @@ class Overheads:
     """Of the weights' own figure: what the loader rounds and repacks."""
 
 
-def overheads(
+def startup_overheads(
     shape: ModelShape,
     gpu: Gpu,
     *,
-    version: Version,
+    version: VllmVersion,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     dtype: str | None = None,
@@ -113,7 +116,7 @@ def overheads(
     pp: int = 1,
     enforce_eager: bool = False,
     last_stage: bool = True,
-) -> Overheads:
+) -> StartupOverheads:
     """From nothing but data sheet and config. The deviations are those of the published logs around these
     figures, doubled for versions and cards that none of them shows."""
     activation = activation_bytes(
@@ -125,11 +128,11 @@ def overheads(
         tp=tp,
         last_stage=last_stage,
     )
-    strange = 1.0 if version[:2] == CALIBRATED[:2] and gpu.big_buffers else 2.0
+    strange = 1.0 if version[:2] == CALIBRATED_VERSION[:2] and gpu.big_buffers else 2.0
     graphs = 0 if enforce_eager else _cuda_graphs(shape, gpu, pp)
     non_torch, non_torch_sd = _non_torch(gpu, version, tp)
     experts = 1.5 if shape.experts_per_token else 1.0
-    return Overheads(
+    return StartupOverheads(
         activation=activation,
         activation_sd=strange * experts * (0.05 * activation + 0.04 * GIB),
         cuda_graphs=graphs,
@@ -148,10 +151,10 @@ def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
     return round(whole if gpu.full_graphs else whole / 2)
 
 
-def _non_torch(gpu: Gpu, version: Version, tp: int) -> tuple[int, float]:
+def _non_torch(gpu: Gpu, version: VllmVersion, tp: int) -> tuple[int, float]:
     """Libraries and collectives. vLLM 0.19 logs 0.25 GiB on one H100 (0.07 of two pipeline stages, 0.46 of
     another kernel) and 2.07 to 2.17 on two and four; 0.10 logs 0.07, and 0.12 more for two A100."""
-    recent = version >= TRITON_FROM
+    recent = version >= TRITON_SAMPLER_FROM
     alone = 0.25 if recent else 0.1
     if tp == 1:
         return round(alone * GIB), 0.13 * GIB

@@ -6,7 +6,7 @@ from typing import Literal
 
 from loadtest.model.quantisation import UnsupportedModelError
 
-FREELY = 1 << 30
+ANY_SHARDS = 1 << 30
 """Shards of a tensor that tensor parallelism can split over any number of GPUs; 1 is one copy on each."""
 
 
@@ -75,7 +75,7 @@ class Layer:
     caches: tuple[Cache, ...]
 
 
-class Keys:
+class ConfigKeys:
     """A config.json's keys, with the defaults of its family. Knows how to complain."""
 
     def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
@@ -134,8 +134,8 @@ class Keys:
 # Pieces of layers. Column-parallel projections split their bias, row-parallel ones repeat it.
 
 
-def linear(
-    name: str, rows: int, columns: int, *, bias: bool = False, shards: int = FREELY, count: int = 1
+def column_parallel(
+    name: str, rows: int, columns: int, *, bias: bool = False, shards: int = ANY_SHARDS, count: int = 1
 ) -> list[Tensor]:
     found = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
     if bias:
@@ -143,25 +143,31 @@ def linear(
     return found
 
 
-def row_linear(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
     found = [
         Tensor(
-            name=name, rows=rows, columns=columns, count=count, shards=FREELY, split="columns", linear=True
+            name=name,
+            rows=rows,
+            columns=columns,
+            count=count,
+            shards=ANY_SHARDS,
+            split="columns",
+            linear=True,
         )
     ]
     return [*found, Tensor(name=f"{name}.bias", rows=rows, count=count)] if bias else found
 
 
-def norms(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
+def norm_tensors(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
     return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []
 
 
-Mixer = Callable[[Keys, "Family", int], tuple[list[Tensor], list[Cache]]]
-Mlp = Callable[[Keys, "Family", int], list[Tensor]]
+Mixer = Callable[[ConfigKeys, "ModelFamily", int], tuple[list[Tensor], list[Cache]]]
+Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
+class ModelFamily:
     """How the models of one model_type are built. A bias is a constant or the key that says so."""
 
     mixer: Mixer
@@ -181,7 +187,7 @@ class Family:
     qk_norm_key: str = ""
     """The key that switches it on; always on without one."""
     sinks: bool = False
-    slides: Callable[[Keys, int], bool] | None = None
+    slides: Callable[[ConfigKeys, int], bool] | None = None
     tied: bool = False
     """What an absent tie_word_embeddings means."""
     defaults: Mapping[str, object] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import gevent
 import msgspec
 from gevent import subprocess
 
-from loadtest.record import Advice, Look
+from loadtest.record import SearchAdvice, SearchState
 
 NICENESS = "10"
 """Of 19: a load generator that needs the same core goes first."""
@@ -35,8 +35,8 @@ class Advisor:
     def __init__(self, folder: Path) -> None:
         self.asking = False
         """An answer is awaited, or waits to be taken."""
-        self._latest: Advice | None = None
-        self._answer: Advice | AdvisorLostError | None = None
+        self._latest: SearchAdvice | None = None
+        self._answer: SearchAdvice | AdvisorLostError | None = None
         self._asker: gevent.Greenlet[..., None] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
@@ -52,28 +52,28 @@ class Advisor:
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
 
-    def ask(self, look: Look) -> Advice:
+    def ask(self, look: SearchState) -> SearchAdvice:
         """Waits for the answer. Raises AdvisorLostError."""
         try:
             self._to.write(msgspec.json.encode(look) + b"\n")
             self._to.flush()
-            self._latest = msgspec.json.decode(self._from.readline(), type=Advice)
+            self._latest = msgspec.json.decode(self._from.readline(), type=SearchAdvice)
         except (OSError, msgspec.DecodeError):
             raise AdvisorLostError(self._last_words()) from None
         return self._latest
 
-    def begin_asking(self, look: Look, *, after_s: float) -> None:
+    def begin_asking(self, look: SearchState, *, after_s: float) -> None:
         """Asks beside the caller, who fetches the answer with `take`."""
         self.asking = True
         self._asker = gevent.spawn_later(after_s, self._ask_beside, look)
 
-    def _ask_beside(self, look: Look) -> None:
+    def _ask_beside(self, look: SearchState) -> None:
         try:
             self._answer = self.ask(look)
         except AdvisorLostError as error:
             self._answer = error
 
-    def take(self) -> Advice | None:
+    def take(self) -> SearchAdvice | None:
         """The answer that has come, once. Raises AdvisorLostError."""
         answer, self._answer = self._answer, None
         if answer is not None:
@@ -82,13 +82,13 @@ class Advisor:
             raise answer
         return answer
 
-    def conclude(self) -> Advice | None:
+    def conclude(self) -> SearchAdvice | None:
         """What it says when the run is over; where that takes too long, what it said last."""
         try:
             with gevent.Timeout(CONCLUDE_S):
                 if self._asker is not None:
                     self._asker.join()
-                return self.ask(Look(left_s=0.0))
+                return self.ask(SearchState(left_s=0.0))
         except (gevent.Timeout, AdvisorLostError):
             return self._latest
 

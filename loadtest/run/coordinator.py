@@ -22,7 +22,7 @@ from loadtest.run.plan import Plan, planned_arrivals
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.server.gpus import NvmlGpus
-from loadtest.server.preflight import Preflight, inspect_server, summary
+from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ def _run_info(
 def opening(coordinator: Coordinator, *, plan: str) -> list[str]:
     """The lines a person reads before the load begins."""
     return [
-        *summary(coordinator.found, coordinator.target),
+        *preflight_summary(coordinator.found, coordinator.target),
         f"plan     {plan}",
         f"rows     {coordinator.folder}",
     ]

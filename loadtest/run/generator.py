@@ -25,8 +25,8 @@ from loadtest.run.loop import LoopThread
 from loadtest.run.plan import Plan, planned_arrivals
 from loadtest.run.shipping import Batch, Receipt, Shipper
 from loadtest.run.sink import FLUSH_S, RowFile
-from loadtest.settings import Settings, from_shared
-from loadtest.workload.arrivals import Share, is_mine
+from loadtest.settings import Settings, settings_from_shared
+from loadtest.workload.arrivals import WorkerAssignment, is_assigned
 from loadtest.workload.conversations import ChatRequest, Conversation, Workload
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.prompts import read_prompts
@@ -47,7 +47,7 @@ class Generator:
         """`host` is the plan's, with this process's own credentials. Raises InputError."""
         self.plan = plan
         self.worker = worker
-        self.settings: Settings = from_shared(plan.settings)
+        self.settings: Settings = settings_from_shared(plan.settings)
         self.workload = _workload(plan, self.settings)
         self.think = Distribution.parse(self.settings.think_s)
         self.level_users: int | None = None
@@ -56,7 +56,7 @@ class Generator:
         self._arrivals = planned_arrivals(self.settings)
         self._next_arrival = next(self._arrivals, None)
         self._arrivals_start_unix_s = 0.0
-        self._shares: list[Share] = []
+        self._shares: list[WorkerAssignment] = []
         self._not_due = 0
         self._target: Target = make_target(host, self.settings)
         self._loop = loop
@@ -111,7 +111,7 @@ class Generator:
 
     # ---- open loop ----
 
-    def share_arrivals(self, *, start_unix_s: float, shares: list[Share]) -> None:
+    def share_arrivals(self, *, start_unix_s: float, shares: list[WorkerAssignment]) -> None:
         """Who sends which arrivals, and when the first one's clock starts (the leader's clock)."""
         self._arrivals_start_unix_s = start_unix_s
         self._shares = shares
@@ -130,7 +130,7 @@ class Generator:
             if due_unix_s > time.time() + LOOKAHEAD_S:
                 return
             self._next_arrival = next(self._arrivals, None)
-            if is_mine(arrival, self.worker, self._shares):
+            if is_assigned(arrival, self.worker, self._shares):
                 request = self.workload.request_at(arrival)
                 yield self._stream(request, user=arrival.number, scheduled_unix_s=due_unix_s)
 

@@ -6,7 +6,7 @@ import msgspec
 
 from loadtest.errors import InputError
 from loadtest.settings import Settings
-from loadtest.workload.arrivals import Arrival, ArrivalLaw, read_trace
+from loadtest.workload.arrivals import Arrival, ArrivalProcess, read_trace
 from loadtest.workload.prompts import PromptScale
 
 
@@ -39,6 +39,6 @@ def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
         except (ValueError, OSError) as error:
             raise InputError(f"--trace: {error}") from None
     if settings.arrivals is not None:
-        law = ArrivalLaw.parse(settings.arrivals)
+        law = ArrivalProcess.parse(settings.arrivals)
         return law.arrivals(seed=settings.seed, duration_s=settings.level_s)
     return iter(())

@@ -10,10 +10,10 @@ from prometheus_client.samples import Sample
 from loadtest.client.target import split_credentials
 from loadtest.errors import InputError
 from loadtest.record import GpuInfo
-from loadtest.server.vllm import parse
+from loadtest.server.vllm import parse_samples
+from loadtest.units import MIB
 
-DCGM_WANTED = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
-MIB = 1024**2
+DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
 
 
 class NvmlGpus:
@@ -59,7 +59,7 @@ class DcgmGpus:
 
     def take(self, text: str) -> None:
         """Reads the exporter's page. Raises ValueError on text that is not Prometheus' format."""
-        samples = parse(text, wanted=DCGM_WANTED)
+        samples = parse_samples(text, wanted=DCGM_LINES)
         used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
         free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
         rates = list(_by_gpu(samples, "DCGM_FI_DEV_GPU_UTIL").values())

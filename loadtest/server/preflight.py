@@ -21,7 +21,7 @@ from loadtest.model.memory import kv_bytes_per_token, parse_config
 from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
 from loadtest.server.gpus import choose_gpus
 from loadtest.server.scrape import Scraper
-from loadtest.server.vllm import read_samples, read_server_info
+from loadtest.server.vllm import read_server_info, read_server_samples
 from loadtest.settings import Settings
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
@@ -187,7 +187,7 @@ def _metrics_warnings(target: Target, page: str | None) -> list[str]:
 
 
 def _foreign_load(page: str | None, model: str) -> list[str]:
-    rows = read_samples(page, model=model, unix_s=0) if page else []
+    rows = read_server_samples(page, model=model, unix_s=0) if page else []
     busy = sum((row.running or 0) + (row.waiting or 0) for row in rows)
     if not busy:
         return []
@@ -344,7 +344,7 @@ async def _warm_up(
     await asyncio.gather(*asks)
 
 
-def summary(found: Preflight, target: Target) -> list[str]:
+def preflight_summary(found: Preflight, target: Target) -> list[str]:
     """What a person wants to know before the load begins, a line each."""
     server = found.server
     engine = " ".join(filter(None, [server.engine, server.version])) or "unknown engine"

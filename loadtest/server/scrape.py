@@ -11,7 +11,7 @@ import msgspec
 from loadtest.client.target import Target
 from loadtest.record import GpuInfo, ServerSample
 from loadtest.server.gpus import DcgmGpus, NvmlGpus
-from loadtest.server.vllm import read_samples
+from loadtest.server.vllm import read_server_samples
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Scraper:
         for url in self._target.metrics_urls:
             try:
                 text = await self._fetch(url, self._target.metrics_headers)
-                if read_samples(text, model=self._model, unix_s=0):
+                if read_server_samples(text, model=self._model, unix_s=0):
                     self.url = url
                     return text
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -94,7 +94,7 @@ class Scraper:
             return [], None
         try:
             text = await self._fetch(self.url, self._target.metrics_headers)
-            rows = read_samples(text, model=self._model, unix_s=unix_s)
+            rows = read_server_samples(text, model=self._model, unix_s=unix_s)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             return [], f"/metrics: {type(error).__name__}"
         return rows, None if rows else "/metrics no longer holds vLLM's figures"

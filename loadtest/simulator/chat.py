@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from loadtest.simulator.requests import Request
-from loadtest.simulator.text import WORDS, Answer, render_prompt
+from loadtest.simulator.text import ANSWER_WORDS, SimulatedAnswer, render_prompt
 
 VLLM_VERSION = "0.32.0"
 FINGERPRINT = f"vllm-{VLLM_VERSION}-seatcount"
@@ -25,7 +25,7 @@ class RefusalError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chat:
+class CompletionRequest:
     """What of a chat request matters here."""
 
     model: str
@@ -40,7 +40,9 @@ class Chat:
     continuous_usage: bool
 
 
-def parse_chat(raw: bytes, *, model: str, max_model_len: int, thinks: bool) -> Chat:
+def parse_completion_request(
+    raw: bytes, *, model: str, max_model_len: int, thinks: bool
+) -> CompletionRequest:
     """Raises RefusalError: 404 for an unknown model, 400 for what vLLM refuses."""
     body = _load(raw)
     asked_model = body.get("model") or model
@@ -57,7 +59,7 @@ def parse_chat(raw: bytes, *, model: str, max_model_len: int, thinks: bool) -> C
     wants = options if isinstance(options, dict) else {}
     include_usage = wants.get("include_usage") is True
     seed = body.get("seed")
-    return Chat(
+    return CompletionRequest(
         model=model,
         prompt=prompt,
         max_tokens=_max_tokens(body, len(prompt), max_model_len),
@@ -83,8 +85,8 @@ class Completion:
         *,
         request_id: str,
         created_unix_s: int,
-        chat: Chat,
-        answer: Answer,
+        chat: CompletionRequest,
+        answer: SimulatedAnswer,
         request: Request,
         counts_reasoning: bool,
         shows_cached_tokens: bool,
@@ -221,7 +223,7 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-_JSON_TEXT = {text: _dump(text) for word in WORDS for text in (word, f" {word}")} | {"": b'""'}
+_JSON_TEXT = {text: _dump(text) for word in ANSWER_WORDS for text in (word, f" {word}")} | {"": b'""'}
 _NOT_FINISHED = b'},"logprobs":null,"finish_reason":null,"token_ids":null}]'
 _ROLE = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
 _END_OF_ROLE = b',"prompt_token_ids":null,"prompt_text":null}\n\n'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from loadtest.simulator.requests import Lack
+from loadtest.simulator.requests import Shortage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,5 +85,5 @@ class Gauges:
     """All for capacity: nothing here is ever deferred."""
     used_blocks: int = 0
     """Blocks that live requests hold, shared ones once."""
-    lacks: Lack = Lack.NOTHING
+    shortages: Shortage = Shortage.NOTHING
     """vLLM does not show this."""

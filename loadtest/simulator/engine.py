@@ -9,7 +9,7 @@ from collections import deque
 
 from loadtest.simulator.block_pool import BlockPool
 from loadtest.simulator.config import Counters, EngineConfig, Gauges
-from loadtest.simulator.requests import Lack, OnStep, Request, State, Step
+from loadtest.simulator.requests import OnStep, Request, RequestState, Shortage, Step
 
 
 class Engine:
@@ -25,7 +25,7 @@ class Engine:
         self.pool = BlockPool(config.num_gpu_blocks - 1)
         self.counters = Counters()
         self.gauges = Gauges()
-        self._lacks = Lack.NOTHING
+        self._shortages = Shortage.NOTHING
         self._arrived: list[Request] = []  # the scheduler, and so the gauges, see them at the next step
         self._waiting: deque[Request] = deque()
         # Dicts are ordered sets here: admission order, removal anywhere, popitem() for the last admitted.
@@ -80,7 +80,7 @@ class Engine:
 
     def abort(self, request: Request, now_s: float) -> None:
         """Ends a request at once and frees its blocks; nothing happens when it has ended already."""
-        if request.state in (State.FINISHED, State.ABORTED):
+        if request.state in (RequestState.FINISHED, RequestState.ABORTED):
             return
         self._settled = False
         if request.first_token_s is None:
@@ -89,12 +89,12 @@ class Engine:
             self._leave_batch(request)
             del self._running[request]
             self._free(request)
-        elif request.state is State.WAITING:
+        elif request.state is RequestState.WAITING:
             (self._arrived if request in self._arrived else self._waiting).remove(request)
         for step in (self._current, self._next):
             if step is not None:
                 step.drop(request)
-        request.state = State.ABORTED
+        request.state = RequestState.ABORTED
         request.end_s = now_s
         self.counters.aborted += 1
 
@@ -138,7 +138,7 @@ class Engine:
 
     def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
         """Does, between two steps, all that begin before `until_s` and change neither batch nor queue: nobody
-        arrives, ends, prefills or lacks a block. Returns the instant at which the next step may begin.
+        arrives, ends, prefills or shortages a block. Returns the instant at which the next step may begin.
 
         The same as `begin` and `end` step by step, at a fraction of the cost. Nothing but tokens comes of it.
         """
@@ -149,7 +149,7 @@ class Engine:
             return now_s
         batch, first, kv_tokens = len(self._decoding), self._step_number + 1, self._decode_kv_tokens
         running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
-        lacks = self._lacks
+        shortages = self._shortages
         growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
         ahead_s = math.nan if ahead is None else ahead.duration_s
         number = first
@@ -164,7 +164,7 @@ class Engine:
             duration_s = self._duration_s(batch, kv_tokens, 0)
             now_s += duration_s if ahead is None else ahead_s
             ahead_s = duration_s
-            on_step(now_s, running, waiting, used, lacks)
+            on_step(now_s, running, waiting, used, shortages)
         if number > first:
             self._leapt(number - first, kv_tokens, ahead_s)
         return now_s
@@ -186,7 +186,7 @@ class Engine:
         self.gauges.running = len(self._running)
         self.gauges.waiting = len(self._waiting)
         self.gauges.used_blocks = self.pool.blocks - self.pool.free
-        self.gauges.lacks = self._lacks
+        self.gauges.shortages = self._shortages
 
     def _report_prefill(self, request: Request, now_s: float) -> None:
         if request.first_token_s is None:
@@ -205,7 +205,7 @@ class Engine:
             self._settled = False
         self.counters.preemptions += request._unreported
         request._unreported = 0
-        request.state = State.FINISHED
+        request.state = RequestState.FINISHED
         request.end_s = now_s
         self.counters.finished += 1
 
@@ -214,10 +214,10 @@ class Engine:
         preempted = self._grow()
         budget = self.config.max_num_batched_tokens - len(self._decoding)
         completed: list[Request] = []
-        prefill = Prefill()
+        prefill = PrefillTotals()
         if self._prefilling is not None:
             preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
-        self._lacks = Lack.BLOCKS if preempted else Lack.NOTHING
+        self._shortages = Shortage.BLOCKS if preempted else Shortage.NOTHING
         if not preempted:
             self._admit(now_s, budget - prefill.tokens, prefill, completed)
         if not self._decoding and not prefill.tokens:
@@ -240,7 +240,7 @@ class Engine:
         step.finished = self._ends_at.pop(self._step_number, [])
         for request in step.finished:
             self._leave_batch(request)
-            request.state = State.ENDING
+            request.state = RequestState.ENDING
         return step
 
     def _duration_s(self, sequences: int, kv_tokens: int, prefill_tokens: int) -> float:
@@ -279,13 +279,13 @@ class Engine:
         victim._unreported += 1
         self._leave_batch(victim)
         self._free(victim)
-        if victim.state is not State.ENDING:
-            victim.state = State.WAITING
+        if victim.state is not RequestState.ENDING:
+            victim.state = RequestState.WAITING
             self._waiting.appendleft(victim)
         return victim
 
     def _continue_prefill(
-        self, request: Request, budget: int, prefill: "Prefill", completed: list[Request]
+        self, request: Request, budget: int, prefill: "PrefillTotals", completed: list[Request]
     ) -> bool:
         """The next chunk of a prompt. False when it found no blocks and preempted itself."""
         if budget <= 0:
@@ -300,7 +300,7 @@ class Engine:
         self._compute(request, chunk, prefill, completed)
         return True
 
-    def _admit(self, now_s: float, budget: int, prefill: "Prefill", completed: list[Request]) -> None:
+    def _admit(self, now_s: float, budget: int, prefill: "PrefillTotals", completed: list[Request]) -> None:
         """First come first served. The whole sequence must fit now, but only the chunk's blocks are taken."""
         while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
@@ -308,7 +308,7 @@ class Engine:
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
-                self._settled, self._lacks = True, Lack.BLOCKS
+                self._settled, self._shortages = True, Shortage.BLOCKS
                 return
             self._waiting.popleft()
             self.pool.share(shared)
@@ -322,7 +322,7 @@ class Engine:
             self._compute(request, chunk, prefill, completed)
         self._settled = budget > 0 or not self._waiting
         if self._waiting and len(self._running) >= self.config.max_num_seqs:
-            self._lacks = Lack.SLOTS
+            self._shortages = Shortage.SLOTS
 
     def _cached_blocks(self, request: Request, target: int) -> int:
         # The last token is always computed, for its logits.
@@ -333,7 +333,7 @@ class Engine:
     def _enter_batch(self, request: Request, now_s: float) -> None:
         self._admissions += 1
         request._admission = self._admissions
-        request.state = State.PREFILL
+        request.state = RequestState.PREFILL
         self._running[request] = None
         if request.admitted_s is None:
             request.admitted_s = now_s
@@ -342,7 +342,9 @@ class Engine:
             self.counters.prefix_queries += request.prompt_tokens
             self.counters.prefix_hits += request.cached_tokens
 
-    def _compute(self, request: Request, chunk: int, prefill: "Prefill", completed: list[Request]) -> None:
+    def _compute(
+        self, request: Request, chunk: int, prefill: "PrefillTotals", completed: list[Request]
+    ) -> None:
         request._computed += chunk
         prefill.sequences += 1
         prefill.tokens += chunk
@@ -357,7 +359,7 @@ class Engine:
     def _start_decoding(self, request: Request) -> None:
         """Its prefill completes in the current step, which makes one token; each later one makes one more."""
         number = self._step_number
-        request.state = State.DECODE
+        request.state = RequestState.DECODE
         request._run_start = number
         self._decoding[request] = None
         self._decode_kv_tokens += request._target
@@ -374,9 +376,9 @@ class Engine:
 
     def _leave_batch(self, request: Request) -> None:
         """Stops computing for it; its blocks stay held."""
-        if request.state is State.PREFILL:
+        if request.state is RequestState.PREFILL:
             self._prefilling = None
-        elif request.state is State.DECODE:
+        elif request.state is RequestState.DECODE:
             steps = self._step_number - request._run_start
             request._computed = request._target + steps
             self._decode_kv_tokens -= request._computed
@@ -413,7 +415,7 @@ class Engine:
         return -(-tokens // self.config.block_size)
 
 
-class Prefill:
+class PrefillTotals:
     """Sums over the prefill chunks of one step."""
 
     __slots__ = ("kv_tokens", "sequences", "tokens")

@@ -50,9 +50,9 @@ class Histogram:
         for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
             total += count
             le = "+Inf" if bound == float("inf") else str(bound)
-            yield sample(f"{name}_bucket", {**labels, "le": le}, total)
-        yield sample(f"{name}_count", labels, total)
-        yield sample(f"{name}_sum", labels, self._sum)
+            yield sample_line(f"{name}_bucket", {**labels, "le": le}, total)
+        yield sample_line(f"{name}_count", labels, total)
+        yield sample_line(f"{name}_sum", labels, self._sum)
 
 
 class Histograms:
@@ -128,16 +128,16 @@ class Histograms:
             yield from histogram.render(f"vllm:{name}", documentation, labels)
 
 
-def metric(
+def render_metric(
     name: str, documentation: str, kind: str, samples: Iterable[tuple[Labels, float]]
 ) -> Iterable[str]:
     """Lines of a gauge or a counter: `samples` are labels and values."""
     yield from _header(name, documentation, kind)
     for labels, value in samples:
-        yield sample(name, labels, value)
+        yield sample_line(name, labels, value)
 
 
-def sample(name: str, labels: Labels, value: float) -> str:
+def sample_line(name: str, labels: Labels, value: float) -> str:
     """One line; labels sorted by name, as vLLM's come."""
     inner = ",".join(f'{key}="{_escape(labels[key])}"' for key in sorted(labels))
     return f"{name}{{{inner}}} {float(value)!r}" if labels else f"{name} {float(value)!r}"
@@ -179,9 +179,9 @@ def _gauges(engine: Engine, labels: Labels) -> Iterator[str]:
         ("num_requests_waiting", "Number of requests waiting to be processed.", gauges.waiting),
         ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", engine.usage),
     ):
-        yield from metric(f"vllm:{name}", documentation, "gauge", [(labels, value)])
+        yield from render_metric(f"vllm:{name}", documentation, "gauge", [(labels, value)])
     by_reason = (("capacity", gauges.waiting), ("deferred", 0))
-    yield from metric(
+    yield from render_metric(
         "vllm:num_requests_waiting_by_reason",
         "Number of waiting requests by reason.",
         "gauge",
@@ -205,12 +205,12 @@ def _counters(engine: Engine, labels: Labels, cached_tokens: int) -> Iterator[st
         ("prompt_tokens_cached", cached, cached_tokens),
         ("generation_tokens", "Number of generation tokens processed.", counters.generation_tokens),
     ):
-        yield from metric(f"vllm:{name}_total", documentation, "counter", [(labels, value)])
+        yield from render_metric(f"vllm:{name}_total", documentation, "counter", [(labels, value)])
 
 
 def _outcomes(engine: Engine, labels: Labels, finished_by_reason: Mapping[str, int]) -> Iterator[str]:
     reasons = ("stop", "length", "abort", "error", "repetition")  # vLLM counts no abort either
-    yield from metric(
+    yield from render_metric(
         "vllm:request_success_total",
         "Count of successfully processed requests.",
         "counter",
@@ -221,7 +221,7 @@ def _outcomes(engine: Engine, labels: Labels, finished_by_reason: Mapping[str, i
         ("max_num_queued_reqs", counters.rejected),
         ("max_num_queued_tokens", counters.rejected_for_tokens),
     )
-    yield from metric(
+    yield from render_metric(
         "vllm:admission_rejections_total",
         "Number of admission attempts rejected by a queue limit, by reason.",
         "counter",
@@ -230,19 +230,19 @@ def _outcomes(engine: Engine, labels: Labels, finished_by_reason: Mapping[str, i
 
 
 def _identity(preset: Preset, engine: Engine, lateness_s: float) -> Iterator[str]:
-    yield from metric(
+    yield from render_metric(
         "vllm:cache_config_info",
         "Information of the LLMEngine CacheConfig",
         "gauge",
         [(_cache_config(preset, engine), 1)],
     )
-    yield from metric(
+    yield from render_metric(
         "seatcount_simulator_info",
         "This is Seatcount's embedded server, not a vLLM.",
         "gauge",
         [({"preset": preset.name}, 1)],
     )
-    yield from metric(
+    yield from render_metric(
         "seatcount_simulator_lateness_seconds",
         "Largest delay of a step's tokens behind their due time in the last 10 s.",
         "gauge",

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4, Gpu
 from loadtest.model.memory import (
-    Pool,
+    MemoryBudget,
     divide_budget,
     kv_layout,
-    parameters,
+    parameter_count,
     rotary_bytes,
     step_bytes,
     weights_bytes,
 )
-from loadtest.model.startup import CURRENT, overheads
+from loadtest.model.startup import CURRENT_VERSION, startup_overheads
 from loadtest.simulator.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75
@@ -97,12 +97,12 @@ class Preset:
     block_size: int = 16
     num_gpu_blocks_override: int | None = None
 
-    def pool(self) -> Pool:
+    def pool(self) -> MemoryBudget:
         """The pool that vLLM would find, before any override."""
-        found = overheads(
+        found = startup_overheads(
             self.shape,
             self.gpu,
-            version=CURRENT,
+            version=CURRENT_VERSION,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             dtype=self.dtype,
@@ -150,7 +150,7 @@ class Preset:
             # Sampling passes over a row of logits: its working memory, once.
             step_per_seq_s=SAMPLING_PASSES_BYTES * self.shape.vocab_size / bandwidth,
             # Two FLOP a parameter and token.
-            prefill_per_token_s=2 * parameters(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
+            prefill_per_token_s=2 * parameter_count(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
         )
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from enum import Enum, IntEnum
 
-OnStep = Callable[[float, int, int, int, "Lack"], None]
+OnStep = Callable[[float, int, int, int, "Shortage"], None]
 """Is told of a step's end: the instant, and the gauges in their order."""
 
 
-class State(Enum):
+class RequestState(Enum):
     """Where a request stands."""
 
     WAITING = "waiting"
@@ -68,7 +68,7 @@ class Request:
         self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
         self.user = user
         """Free for the driver."""
-        self.state = State.WAITING
+        self.state = RequestState.WAITING
         self.arrival_s = 0.0
         self.admitted_s: float | None = None
         """First admission; preemptions leave it."""
@@ -90,7 +90,7 @@ class Request:
         self._duplicates: set[int] = set()
 
 
-class Lack(IntEnum):
+class Shortage(IntEnum):
     """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
 
     NOTHING = 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from loadtest.simulator.chat import VLLM_VERSION, Completion, RefusalError, parse_chat
+from loadtest.simulator.chat import VLLM_VERSION, Completion, RefusalError, parse_completion_request
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
 from loadtest.simulator.metrics import Histograms, render_metrics
@@ -263,7 +263,9 @@ class SimulatorServer:
 
     def _completion(self, raw: bytes, request_id: str) -> Completion:
         preset, config = self.options.preset, self.options.config
-        chat = parse_chat(raw, model=preset.model, max_model_len=config.max_model_len, thinks=preset.thinks)
+        chat = parse_completion_request(
+            raw, model=preset.model, max_model_len=config.max_model_len, thinks=preset.thinks
+        )
         answer = write_answer(
             chat.prompt,
             seed=chat.seed,

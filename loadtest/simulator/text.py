@@ -21,7 +21,7 @@ others level office door health person art war history party result change morni
 moment air teacher force education foot boy age policy music market sense nation plan college interest death
 course someone class road value season paper glass
 """
-WORDS = _VOCABULARY.split()
+ANSWER_WORDS = _VOCABULARY.split()
 
 ANSWER_TOKENS_MEAN = 200.0
 ANSWER_TOKENS_CV = 0.6
@@ -61,7 +61,7 @@ def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class SimulatedAnswer:
     """What the model will say, token by token."""
 
     tokens: list[str]
@@ -77,7 +77,7 @@ class Answer:
 
 def write_answer(
     prompt: Sequence[str], *, seed: int, max_tokens: int, forced: bool, thinking: bool
-) -> Answer:
+) -> SimulatedAnswer:
     """The answer to a prompt: the same for the same prompt and seed, whatever the load. A lower
     `max_tokens` cuts it, except that the thought's share is of what is made. `forced` (`ignore_eos`) makes
     `max_tokens` tokens; otherwise the length follows from the prompt too.
@@ -86,7 +86,7 @@ def write_answer(
     random = Random(int.from_bytes(digest, "big"))
     natural = max_tokens + 1 if forced else _natural_length(random)
     length = min(natural, max_tokens)
-    words = random.choices(WORDS, k=length)
+    words = random.choices(ANSWER_WORDS, k=length)
     tokens = words[:1] + [" " + word for word in words[1:]]
     reasoning = _reasoning(length) if thinking else range(0)
     if reasoning:
@@ -96,7 +96,7 @@ def write_answer(
     ends = natural <= max_tokens
     if ends and length - 1 > reasoning.stop:
         tokens[-1] = ""
-    return Answer(tokens=tokens, reasoning=reasoning, finish_reason="stop" if ends else "length")
+    return SimulatedAnswer(tokens=tokens, reasoning=reasoning, finish_reason="stop" if ends else "length")
 
 
 def _natural_length(random: Random) -> int:

@@ -9,18 +9,18 @@ from itertools import count, islice
 
 from loadtest.simulator.config import Counters, EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Lack, Request, Step
+from loadtest.simulator.requests import Request, Shortage, Step
 
-Arrival = tuple[float, Request]
+TimedRequest = tuple[float, Request]
 """An instant and the request that arrives then."""
-OnEnd = Callable[[Request, float], Arrival | None]
+OnEnd = Callable[[Request, float], TimedRequest | None]
 """Answers an ended request with another one (a closed loop), or with None."""
 Route = Callable[[Request, Sequence[Engine]], int]
 """Which replica gets a request, by index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
+class EngineTrace:
     """What a virtual run of one engine left. Arrays have one entry for each step, at its end."""
 
     requests: list[Request] = field(default_factory=list)
@@ -31,8 +31,8 @@ class Trace:
     running: "array[int]" = field(default_factory=lambda: array("q"))
     waiting: "array[int]" = field(default_factory=lambda: array("q"))
     used_blocks: "array[int]" = field(default_factory=lambda: array("q"))
-    lacks: "array[int]" = field(default_factory=lambda: array("b"))
-    """`Lack` of each step."""
+    shortages: "array[int]" = field(default_factory=lambda: array("b"))
+    """`Shortage` of each step."""
 
     def token_times_s(self, request: Request) -> "array[float]":
         """When each output token was made, ascending."""
@@ -41,13 +41,13 @@ class Trace:
             times_s.extend(self.step_end_s[first:stop])
         return times_s
 
-    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, lacks: Lack) -> None:
+    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, shortages: Shortage) -> None:
         """One step's end."""
         self.step_end_s.append(end_s)
         self.running.append(running)
         self.waiting.append(waiting)
         self.used_blocks.append(used_blocks)
-        self.lacks.append(lacks)
+        self.shortages.append(shortages)
 
 
 class Simulation:
@@ -57,7 +57,7 @@ class Simulation:
     def __init__(
         self,
         configs: Sequence[EngineConfig],
-        arrivals: Iterable[Arrival] = (),
+        arrivals: Iterable[TimedRequest] = (),
         *,
         route: Route,
         on_end: OnEnd | None = None,
@@ -71,7 +71,7 @@ class Simulation:
         self._ends: list[tuple[float, int]] = []  # of steps under way, and of leaps
 
     @property
-    def traces(self) -> list[Trace]:
+    def traces(self) -> list[EngineTrace]:
         """Of each replica, so far."""
         return [replica.trace for replica in self._replicas]
 
@@ -102,19 +102,21 @@ class Simulation:
                     heapq.heappush(ends, (end_s, place))
 
 
-def simulate(config: EngineConfig, arrivals: Iterable[Arrival], *, on_end: OnEnd | None = None) -> Trace:
+def simulate(
+    config: EngineConfig, arrivals: Iterable[TimedRequest], *, on_end: OnEnd | None = None
+) -> EngineTrace:
     """Runs one engine until nothing is left. See `Simulation`."""
-    (trace,) = simulate_replicas([config], arrivals, route=only, on_end=on_end)
+    (trace,) = simulate_replicas([config], arrivals, route=first_replica, on_end=on_end)
     return trace
 
 
 def simulate_replicas(
     configs: Sequence[EngineConfig],
-    arrivals: Iterable[Arrival],
+    arrivals: Iterable[TimedRequest],
     *,
     route: Route,
     on_end: OnEnd | None = None,
-) -> list[Trace]:
+) -> list[EngineTrace]:
     """Runs replicas behind a router until nothing is left; a trace for each. See `Simulation`."""
     simulation = Simulation(configs, arrivals, route=route, on_end=on_end)
     simulation.run()
@@ -129,7 +131,7 @@ def closed_loop(
     turn_round_s: float = 1e-3,
     think_s: Callable[[], float] | None = None,
     start_spread_s: float = 0.0,
-) -> Trace:
+) -> EngineTrace:
     """`users` people who each take the next of `requests` when their last one has ended, until none is left.
 
     Between an end and the next arrival lie `turn_round_s` (a client is never instant: its next request
@@ -138,14 +140,14 @@ def closed_loop(
     """
     source = iter(requests)
 
-    def answer(ended: Request, now_s: float) -> Arrival | None:
+    def answer(ended: Request, now_s: float) -> TimedRequest | None:
         request = next(source, None)
         if request is None:
             return None
         request.user = ended.user
         return now_s + turn_round_s + (think_s() if think_s else 0.0), request
 
-    first: list[Arrival] = []
+    first: list[TimedRequest] = []
     for user, request in enumerate(islice(source, users)):
         request.user = user
         first.append((start_spread_s * user / users, request))
@@ -198,7 +200,7 @@ def prefix_aware() -> Route:
 ROUTERS = {"round-robin": round_robin, "least-loaded": least_loaded, "prefix-aware": prefix_aware}
 
 
-def only(_: Request, __: Sequence[Engine]) -> int:
+def first_replica(_: Request, __: Sequence[Engine]) -> int:
     """To the first replica: where there is no other."""
     return 0
 
@@ -212,7 +214,7 @@ class _Replica:
         self.engine = engine
         self.idle = True
         self._stepping = False
-        self.trace = Trace(counters=engine.counters, pool_blocks=engine.pool.blocks)
+        self.trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
 
     def go_on(self, now_s: float, until_s: float) -> float | None:
         """Leaps as far as nothing can happen, and begins the step after that unless something did meanwhile.
@@ -231,7 +233,7 @@ class _Replica:
         self._stepping = False
         step: Step = self.engine.end()
         gauges = self.engine.gauges
-        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.lacks)
+        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortages)
         self.trace.requests.extend(step.finished)
         if on_end is None:
             return
@@ -243,7 +245,7 @@ class _Replica:
 class _Arrivals:
     """Two sources merged by time: a given ascending one, and answers to ended requests."""
 
-    def __init__(self, given: Iterable[Arrival]) -> None:
+    def __init__(self, given: Iterable[TimedRequest]) -> None:
         self._given = iter(given)
         self._head = next(self._given, None)
         self._answers: list[tuple[float, int, Request]] = []
@@ -255,11 +257,11 @@ class _Arrivals:
         given_s = math.inf if self._head is None else self._head[0]
         return min(given_s, self._answers[0][0]) if self._answers else given_s
 
-    def push(self, arrival: Arrival) -> None:
+    def push(self, arrival: TimedRequest) -> None:
         self._pushed += 1
         heapq.heappush(self._answers, (arrival[0], self._pushed, arrival[1]))
 
-    def due(self, now_s: float) -> Iterator[Arrival]:
+    def due(self, now_s: float) -> Iterator[TimedRequest]:
         """Takes what arrives until `now_s`, in order."""
         while self.next_s <= now_s:
             if self._answers and (self._head is None or self._answers[0][0] <= self._head[0]):

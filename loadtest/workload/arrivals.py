@@ -31,7 +31,7 @@ class Arrival(NamedTuple):
     """Requests with the same first ids have the same first text."""
 
 
-class ArrivalLaw(msgspec.Struct, frozen=True):
+class ArrivalProcess(msgspec.Struct, frozen=True):
     """A renewal process: `constant:RATE`, `poisson:RATE`, `gamma:RATE,BURSTINESS`, in requests a second; a
     RATE of `FROM-TO` rises or falls evenly. Burstiness is the shape of the gamma law of the gaps, as in the
     benchmark of vLLM: 1 is Poisson, smaller is burstier (coefficient of variation 1 / sqrt(shape))."""
@@ -42,7 +42,7 @@ class ArrivalLaw(msgspec.Struct, frozen=True):
     burstiness: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> "ArrivalLaw":
+    def parse(cls, text: str) -> "ArrivalProcess":
         """Raises ValueError with a sentence that names the accepted forms."""
         match = _LAW.fullmatch(text.strip())
         if match:
@@ -90,14 +90,14 @@ class ArrivalLaw(msgspec.Struct, frozen=True):
         return 2 * integral / (self.rate + root)
 
 
-class Share(NamedTuple):
+class WorkerAssignment(NamedTuple):
     """From when on which workers send: the n-th arrival is the (n mod their number)-th one's."""
 
     from_s: float
     workers: tuple[str, ...]
 
 
-def is_mine(arrival: Arrival, worker: str, shares: Sequence[Share]) -> bool:
+def is_assigned(arrival: Arrival, worker: str, shares: Sequence[WorkerAssignment]) -> bool:
     """Whether `worker` sends this arrival; `shares` in the order of their times. Nobody sends what is due
     before the first."""
     workers = next((share.workers for share in reversed(shares) if share.from_s <= arrival.due_s), ())

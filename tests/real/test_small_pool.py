@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.server.vllm import read_samples, read_server_info
+from loadtest.server.vllm import read_server_info, read_server_samples
 from tests.real.client import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
 from tests.real.law import Law
 from tests.real.vllm_env import BLOCK_SIZE, Vllm
@@ -48,7 +48,7 @@ def _prompt(words: int) -> str:
 
 def test_the_scraper_finds_every_metric_it_reads(vllm: Vllm) -> None:
     ask(vllm, _prompt(20), 4)
-    (sample,) = read_samples(metrics_page(vllm), model=vllm.model, unix_s=0.0)
+    (sample,) = read_server_samples(metrics_page(vllm), model=vllm.model, unix_s=0.0)
     no_gpu = {"vram_used_bytes", "vram_used_bytes_each", "gpu_util", "error", "simulated_lateness_s"}
     missing = {name for name in sample.__struct_fields__ if getattr(sample, name) is None} - no_gpu
     assert missing == set()
