@@ -10,9 +10,9 @@ import numpy as np
 
 from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.twin.maximum import limit
-from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
-from analysis.virtual.service import Seen, play
+from analysis.twin.maximum import find_maximum
+from analysis.virtual.crowd import CLIENT_TURNAROUND_S, Chatting, Service
+from analysis.virtual.service import VirtualFigures, simulate_users
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo
@@ -86,7 +86,7 @@ def deployment(number: int) -> VirtualDeployment:
             engine=engine,
             chatting=Chatting(
                 conversations=[[(int(s) + shared, int(o))] for s, o in pairs],
-                pauses_s=TURN_ROUND_S + pauses_s,
+                pauses_s=CLIENT_TURNAROUND_S + pauses_s,
                 shared_prefix_tokens=shared,
             ),
         ),
@@ -176,7 +176,7 @@ def _allowed_se(x: float) -> float:
 
 def truth_of(one: VirtualDeployment) -> Truth | None:
     """docs/method.md's definition, from long plateaus. None where one user breaks an objective already."""
-    rough = limit(one.service, one.slo, requests=2000, seed=one.number)
+    rough = find_maximum(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
         return None
     plays = _Plays(one)
@@ -214,7 +214,7 @@ class _Plays:
 
     def __init__(self, one: VirtualDeployment) -> None:
         self._one = one
-        self._seen: dict[int, list[Seen]] = {}
+        self._seen: dict[int, list[VirtualFigures]] = {}
 
     def first_wall(self, low: int, high: int, count: int) -> Truth | None:
         """From `count` plays of either level; None where the lower one is past a wall, infinite where the
@@ -241,16 +241,18 @@ class _Plays:
             requests=sum(seen.requests for seen in below + above),
         )
 
-    def _of(self, users: int, count: int) -> list[Seen]:
+    def _of(self, users: int, count: int) -> list[VirtualFigures]:
         plays = self._seen.setdefault(users, [])
         while len(plays) < count:
             seed = 1000 * self._one.number + len(plays)
             requests = max(PLAY_REQUESTS, 40 * users)
-            plays.append(play(self._one.service, users, requests=requests, seed=seed).seen(self._one.slo))
+            plays.append(
+                simulate_users(self._one.service, users, requests=requests, seed=seed).figures(self._one.slo)
+            )
         return plays[:count]
 
     def _crossings(
-        self, low: int, high: int, below: Sequence[Seen], above: Sequence[Seen]
+        self, low: int, high: int, below: Sequence[VirtualFigures], above: Sequence[VirtualFigures]
     ) -> Crossings | None:
         here, there = (_margins(plays, self._one.slo) for plays in (below, above))
         if max(here.values()) > 0.0:
@@ -267,7 +269,7 @@ class _Plays:
         return found
 
 
-def _margins(plays: Sequence[Seen], slo: Slo) -> dict[str, float]:
+def _margins(plays: Sequence[VirtualFigures], slo: Slo) -> dict[str, float]:
     """ln of rates, logit of shares, against their limits; positive where broken."""
 
     def mean(name: str) -> float:

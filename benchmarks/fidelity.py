@@ -33,10 +33,10 @@ from analysis.levels.window import ended_inside
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.statistics.arrays import Ints
-from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate, chatting_of
-from analysis.twin.predictions import measured
-from analysis.virtual.crowd import Chatting, Due, Service
-from analysis.virtual.service import Played, Seen, play, play_arrivals
+from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calibrate, chatting_of
+from analysis.twin.predictions import measured_figures
+from analysis.virtual.crowd import Chatting, DueRequest, Service
+from analysis.virtual.service import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_server_samples
 from loadtest.simulator.virtual import round_robin
@@ -260,7 +260,7 @@ class Lab:
         return read_run(folder)
 
 
-def _calibrated(repeated: Sequence[Sequence[Run]]) -> Calibration:
+def _calibrated(repeated: Sequence[Sequence[Run]]) -> ServiceFit:
     """From closed-loop runs; each its own seed, so that draws are independent."""
     parts = [gather([run], slo=SLO) for one in repeated for run in one]
     runs = [run for part in parts for run in part.runs]
@@ -271,7 +271,7 @@ def _calibrated(repeated: Sequence[Sequence[Run]]) -> Calibration:
     return calibrate(evidence, levels, flags)
 
 
-def _terms(calibration: Calibration) -> str:
+def _terms(calibration: ServiceFit) -> str:
     engine, service = calibration.service.engine, calibration.service
     return (
         f"calibrated: {1e3 * engine.step_base_s:.2f} ms a step, "
@@ -317,7 +317,7 @@ def _print_condition(condition: Condition, runs: Sequence[Run], fitted: Service,
         ]
         extra = _histogram_distance(found[0][0].runs[0], found[0][1], scaled[0])
     print(f"\n{condition.name} ({'fitted' if condition.fitted else 'held out'})\n")
-    twin, at_speed = ([_figures(played.seen(SLO)) for played in plays] for plays in (sides, scaled))
+    twin, at_speed = ([_figures(played.figures(SLO)) for played in plays] for plays in (sides, scaled))
     _print_table(real, twin, at_speed)
     print(f"\n{extra}", flush=True)
     words = [_off(key, scale, real, at_speed) for _, key, scale in SUMMARY]
@@ -342,9 +342,9 @@ def _print_summary(rows: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def _scaled(service: Service, real: Figures, side: Played) -> Service:
+def _scaled(service: Service, real: Figures, side: VirtualRun) -> Service:
     """All times of the twin by one factor: the run's median TPOT over the twin's."""
-    factor = real["tpot_p50_s"] / side.seen(SLO).tpot_p50_s
+    factor = real["tpot_p50_s"] / side.figures(SLO).tpot_p50_s
     engine = service.engine
     return replace(
         service,
@@ -375,7 +375,7 @@ def _print_table(real: Sequence[Figures], twin: Sequence[Figures], scaled: Seque
         )
 
 
-def _figures(seen: Seen) -> Figures:
+def _figures(seen: VirtualFigures) -> Figures:
     return {key: float(getattr(seen, key)) for _, key, _ in ROWS}
 
 
@@ -394,7 +394,7 @@ def _closed_figures(run: Run, level: Level) -> Figures:
     index = np.flatnonzero(rows.ok & ended_inside(rows, level.clock))
     gaps = np.concatenate([rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index])
     return (
-        measured(level)
+        measured_figures(level)
         | _times(rows, index, gaps)
         | {
             "waiting": float(np.nanmean(run.server.waiting[inside])),
@@ -403,12 +403,12 @@ def _closed_figures(run: Run, level: Level) -> Figures:
     )
 
 
-def _twin_closed(service: Service, evidence: Evidence, level: Level, users: int) -> Played:
+def _twin_closed(service: Service, evidence: Evidence, level: Level, users: int) -> VirtualRun:
     with_people = replace(service, chatting=chatting_of(evidence, [level]))
-    return play(with_people, users, requests=max(6000, 60 * users))
+    return simulate_users(with_people, users, requests=max(6000, 60 * users))
 
 
-def _histogram_distance(run: Run, level: Level, played: Played) -> str:
+def _histogram_distance(run: Run, level: Level, played: VirtualRun) -> str:
     """Of KV usage: the largest distance of the two distribution functions."""
     inside = (run.server.unix_s >= level.clock.begin_unix_s) & (run.server.unix_s <= level.clock.end_unix_s)
     seen = np.sort(run.server.kv_cache_usage[inside])
@@ -461,14 +461,14 @@ def _hit_rate(run: Run) -> float:
     return float(np.nansum(cached) / np.nansum(prompt))
 
 
-def _twin_open(service: Service, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> Played:
+def _twin_open(service: Service, run: Run, prefix_blocks: Sequence[tuple[int, ...]]) -> VirtualRun:
     rows = run.requests
     at = rows.start_unix_s + rows.sent_s
     order = np.argsort(at)
     in_flight = float(np.sum(rows.end_s - rows.sent_s) / (at.max() - at.min()))
     lag_s = service.overhead_at(in_flight)
     due = [
-        Due(
+        DueRequest(
             at_s=float(at[row] - at.min()),
             prompt_tokens=int(rows.prompt_tokens[row]),
             output_tokens=int(rows.output_tokens[row]),
@@ -478,10 +478,10 @@ def _twin_open(service: Service, run: Run, prefix_blocks: Sequence[tuple[int, ..
         )
         for row in order
     ]
-    return play_arrivals(replace(service, overhead_s=lag_s, overhead_per_user_s=0.0), due)
+    return simulate_arrivals(replace(service, overhead_s=lag_s, overhead_per_user_s=0.0), due)
 
 
-def _usage_errors(runs: Sequence[Run], sides: Sequence[Played]) -> str:
+def _usage_errors(runs: Sequence[Run], sides: Sequence[VirtualRun]) -> str:
     found = []
     for run, played in zip(runs, sides, strict=True):
         rows = run.requests
@@ -503,7 +503,7 @@ def _usage_errors(runs: Sequence[Run], sides: Sequence[Played]) -> str:
     )
 
 
-def _usage_at(played: Played, at_s: np.ndarray) -> np.ndarray:
+def _usage_at(played: VirtualRun, at_s: np.ndarray) -> np.ndarray:
     (trace,) = played.traces
     place = np.searchsorted(np.asarray(trace.step_end_s), at_s, side="right") - 1
     used = np.asarray(trace.used_blocks)[np.maximum(place, 0)] / trace.pool_blocks
@@ -528,14 +528,14 @@ def _what_ifs(lab: Lab, fitted: Service) -> None:
         with lab.server(server, needed=not lab.kept(f"{name} 6")) as url:
             runs = [lab.measure(url, f"{name} {seed}", lab.closed(users, load, seed)) for seed in (5, 6)]
         real = [_closed_figures(run, _closed(run)[1]) for run in runs]
-        scaled = [_figures(_plateau(_scaled(service, one, side), users).seen(SLO)) for one in real]
+        scaled = [_figures(_plateau(_scaled(service, one, side), users).figures(SLO)) for one in real]
         print(f"\n{name}, {users} users\n")
-        _print_table(real, [_figures(side.seen(SLO))] * 2, scaled)
+        _print_table(real, [_figures(side.figures(SLO))] * 2, scaled)
         sys.stdout.flush()
 
 
-def _plateau(service: Service, users: int) -> Played:
-    return play(service, users, requests=max(6000, 60 * users))
+def _plateau(service: Service, users: int) -> VirtualRun:
+    return simulate_users(service, users, requests=max(6000, 60 * users))
 
 
 def _halved(service: Service) -> Service:
@@ -546,7 +546,7 @@ def _halved(service: Service) -> Service:
 # Two replicas behind a round robin.
 
 
-def _two_replicas(lab: Lab, calibration: Calibration) -> None:
+def _two_replicas(lab: Lab, calibration: ServiceFit) -> None:
     """The two share two cores with router and client, so neither their speed nor the way to the client is the
     calibrated one: both come from the run. Checked are routing, KV usage, preemptions and queues."""
     with ExitStack() as stack:
@@ -565,18 +565,18 @@ def _two_replicas(lab: Lab, calibration: Calibration) -> None:
     print(
         f"\ntwo replicas behind a round robin, {REPLICA_USERS} users (server figures: mean of one replica)\n"
     )
-    _print_table([real] * 2, [_figures(side.seen(SLO))] * 2, [_figures(scaled.seen(SLO))] * 2)
+    _print_table([real] * 2, [_figures(side.figures(SLO))] * 2, [_figures(scaled.figures(SLO))] * 2)
 
 
-def _delayed(played: Played, real: Figures) -> Service:
+def _delayed(played: VirtualRun, real: Figures) -> Service:
     """With the way between engine and client that the run's median TTFT shows."""
     service = played.service
-    engine_s = played.seen(SLO).ttft_p50_s - service.overhead_at(played.users / len(played.traces))
+    engine_s = played.figures(SLO).ttft_p50_s - service.overhead_at(played.users / len(played.traces))
     return replace(service, overhead_s=max(real["ttft_p50_s"] - engine_s, 0.0), overhead_per_user_s=0.0)
 
 
-def _both(service: Service) -> Played:
-    return play(service, REPLICA_USERS, requests=8000, replicas=2, route=round_robin())
+def _both(service: Service) -> VirtualRun:
+    return simulate_users(service, REPLICA_USERS, requests=8000, replicas=2, route=round_robin())
 
 
 @contextmanager

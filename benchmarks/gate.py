@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.answers.compare import Gate
+from analysis.answers.compare import GateAnswer
 from analysis.compare.gate import TOLERANCE, gate_of
 from analysis.compare.sides import MeasuredDeployment, deployment_of
 from analysis.reading.runs import find_runs, read_run
@@ -53,7 +53,7 @@ def _print(name: str, change: Mapping[str, float], pairs: int) -> None:
         )
 
 
-def _verdicts(gate: Gate) -> list[str]:
+def _verdicts(gate: GateAnswer) -> list[str]:
     return [gate.verdict, *(one.figure for one in gate.criteria if one.verdict == "worse")]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from analysis.evidence.evidence import Evidence, gather
 from analysis.levels.level import Level
 from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
-from analysis.virtual.crowd import half_full
-from analysis.virtual.service import play
+from analysis.virtual.crowd import users_at_half_load
+from analysis.virtual.service import simulate_users
 from benchmarks.deployments import deployment
 from benchmarks.methods import life_s
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad
@@ -70,7 +70,7 @@ def _table(errors: Sequence[Error]) -> Iterator[str]:
 
 def _errors_of(number: int) -> list[Error]:
     one = deployment(number)
-    users = sorted({max(round(part * half_full(one.service)), 1) for part in PARTS})
+    users = sorted({max(round(part * users_at_half_load(one.service)), 1) for part in PARTS})
     if len(users) < len(PARTS):
         return []
     first, second = (_measured(number, users, seed) for seed in (1, 2))
@@ -85,7 +85,7 @@ def _errors_of(number: int) -> list[Error]:
             fitted = calibrate(rest, rest.levels, flags).service
         except CalibrationError:
             continue
-        said = play(fitted, users[place], requests=PREDICTED_REQUESTS, seed=3).seen(one.slo)
+        said = simulate_users(fitted, users[place], requests=PREDICTED_REQUESTS, seed=3).figures(one.slo)
         predicted = (said.kv_usage, said.ttft_p95_s, said.tpot_p95_s)
         found.append(
             Error(

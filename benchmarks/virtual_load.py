@@ -15,7 +15,7 @@ from analysis.reading.columns import (
 )
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
-from analysis.virtual.crowd import Person, Service, Texts
+from analysis.virtual.crowd import RequestMaker, Service, VirtualUser
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Simulation, TimedRequest, first_replica
@@ -49,8 +49,8 @@ class VirtualLoad:
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
         self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
-        self._texts = Texts(service)
-        self._people: list[Person] = []
+        self._texts = RequestMaker(service)
+        self._people: list[VirtualUser] = []
         self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
         self._users = 0
         self._idle: set[int] = set()
@@ -102,7 +102,9 @@ class VirtualLoad:
     def _change(self, users: int) -> None:
         while len(self._people) < users:
             place = len(self._people)
-            self._people.append(Person(self._service.chatting, self._texts, seed=self._seed, number=place))
+            self._people.append(
+                VirtualUser(self._service.chatting, self._texts, seed=self._seed, number=place)
+            )
             self._sent.append(deque())
             self._idle.add(place)
         self._users = users
@@ -119,7 +121,7 @@ class VirtualLoad:
             return None
         return now_s + (self._service.overhead_s + person.pause_s()), self._next(person)
 
-    def _next(self, person: Person) -> Request:
+    def _next(self, person: VirtualUser) -> Request:
         request = person.request()
         self._sent[request.user].append(person.turn)
         return request

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from virtual_runs import Plan, small_engine, write_run
 
-from analysis.answers.compare import Comparison, Row
+from analysis.answers.compare import Comparison, ComparisonRow
 from analysis.compare.__main__ import main
 from analysis.compare.comparison import mismatches
 from analysis.compare.gate import gate_of
@@ -75,7 +75,7 @@ def run_json(*arguments: str | Path, capsys) -> Comparison:
     return msgspec.json.decode(capsys.readouterr().out, type=Comparison)
 
 
-def row(found: Comparison, figure: str, users: int | None = None) -> Row:
+def row(found: Comparison, figure: str, users: int | None = None) -> ComparisonRow:
     (only,) = (one for one in found.rows if (one.figure, one.users) == (figure, users))
     return only
 

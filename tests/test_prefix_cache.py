@@ -12,9 +12,9 @@ from analysis.evidence.evidence import gather
 from analysis.evidence.turns import Turns, turns_of, uncut_weights
 from analysis.levels.context import Pool
 from analysis.reading.runs import Run
-from analysis.twin.maximum import limit
+from analysis.twin.maximum import find_maximum
 from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import play
+from analysis.virtual.service import simulate_users
 from analysis.walls import prefix_cache
 from analysis.walls.eviction import INSTANTS, Eviction, _TimeLine
 from analysis.walls.prefix_cache import Found, found_in
@@ -139,7 +139,7 @@ def test_answers_that_are_not_sent_back_as_they_were_are_not_reusable(run):
 
 
 def test_the_true_limit_knows_it(true):
-    found = limit(service(), Slo(ttft_p95_s=60.0, tpot_p95_s=60.0))
+    found = find_maximum(service(), Slo(ttft_p95_s=60.0, tpot_p95_s=60.0))
     assert found is not None
     assert found.wall == "prefix_cache"
     assert found.x == pytest.approx(true, rel=0.05)
@@ -222,11 +222,11 @@ def test_what_the_end_of_a_run_cut_stands_for_longer_ones():
 
 def test_plays_of_conversations_tell_the_hit_rate_of_their_window():
     """The cold start is left out: in it nothing can be found."""
-    played = play(service(), 4, requests=400, seed=1)
+    played = simulate_users(service(), 4, requests=400, seed=1)
     begin_s, end_s = played.window
     inside = [one for one in played.traces[0].requests if begin_s <= (one.end_s or 0.0) <= end_s]
     hits = sum(one.cached_tokens for one in inside) / sum(one.prompt_tokens for one in inside)
-    assert played.seen(SLO).prefix_hit_rate == pytest.approx(hits)
+    assert played.figures(SLO).prefix_hit_rate == pytest.approx(hits)
 
 
 def test_one_noisy_lowest_level_is_not_averaged_away_by_many_others():

@@ -34,7 +34,7 @@ def test_levels_follow_each_other_without_a_jump_beyond_four_times_what_has_held
     (*_, (load, _)) = searched(one, budget_s=900.0)
     users = [level[2] for level in load.run().info.schedule]
     assert users[0] == search.FIRST_USERS
-    assert all(after <= search.CLIMB * max(users[: place + 1]) for place, after in enumerate(users[1:]))
+    assert all(after <= search.MAX_STEP * max(users[: place + 1]) for place, after in enumerate(users[1:]))
     assert max(users) < 1.3 * TRUE_X[KV_BOUND]
 
 
@@ -64,7 +64,7 @@ def test_where_one_user_breaks_an_objective_it_ends_and_says_so() -> None:
 
 
 def test_where_nothing_breaks_it_goes_on_to_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MOST_USERS", 8)
+    monkeypatch.setattr(search, "MAX_SEARCHED_USERS", 8)
     one = deployment(KV_BOUND)
     assert advised(one, 4, 60.0).users == 8
     last = advised(one, 8, 60.0)

@@ -12,11 +12,11 @@ from analysis.evidence.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
 from analysis.twin import predictions
-from analysis.twin.calibration import STEP_TERMS, Calibration, CalibrationError, ServerFlags, calibrate
-from analysis.twin.fleet import fleet
-from analysis.twin.maximum import limit
-from analysis.virtual.crowd import Chatting, Due, Service
-from analysis.virtual.service import play, play_arrivals
+from analysis.twin.calibration import STEP_TERMS, CalibrationError, ServerFlags, ServiceFit, calibrate
+from analysis.twin.fleet import size_fleet
+from analysis.twin.maximum import find_maximum
+from analysis.virtual.crowd import Chatting, DueRequest, Service
+from analysis.virtual.service import simulate_arrivals, simulate_users
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 
@@ -39,7 +39,7 @@ def evidence(folder: Path) -> Evidence:
 
 
 @pytest.fixture(scope="module")
-def calibration(evidence: Evidence) -> Calibration:
+def calibration(evidence: Evidence) -> ServiceFit:
     return calibrate(evidence, [level for level in evidence.levels if level.users < 16], FLAGS)
 
 
@@ -50,7 +50,7 @@ def people(prompt: int = 124, outputs: tuple[int, ...] = (40, 60, 90, 140, 200))
     )
 
 
-def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: Calibration) -> None:
+def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: ServiceFit) -> None:
     fitted = calibration.service.engine
     for name in STEP_TERMS:
         true = getattr(TRUTH, name)
@@ -62,9 +62,9 @@ def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: Calib
     assert calibration.service.overhead_s < 2e-4  # there is nothing between engine and client
 
 
-def test_a_level_that_was_held_out_is_predicted(calibration: Calibration, evidence: Evidence) -> None:
+def test_a_level_that_was_held_out_is_predicted(calibration: ServiceFit, evidence: Evidence) -> None:
     (level,) = (level for level in evidence.levels if level.users == 16)
-    seen = play(calibration.service, 16, requests=3000).seen(SLO)
+    seen = simulate_users(calibration.service, 16, requests=3000).figures(SLO)
     assert seen.ttft_p50_s == pytest.approx(level.ttft.p50, rel=0.1)
     assert seen.ttft_p95_s == pytest.approx(level.ttft.p95, rel=0.15)
     assert seen.tpot_p50_s == pytest.approx(level.tpot.p50, rel=0.05)
@@ -128,7 +128,7 @@ def test_a_run_without_the_servers_block_counts_has_no_twin(tmp_path: Path) -> N
 
 def test_the_same_people_see_the_same_twice_and_others_see_other_things() -> None:
     service = Service(engine=TRUTH, chatting=people())
-    first, again, other = (play(service, 12, seed=seed).seen(SLO) for seed in (1, 1, 2))
+    first, again, other = (simulate_users(service, 12, seed=seed).figures(SLO) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -137,22 +137,22 @@ def test_conversations_find_their_history_and_think() -> None:
     turns = ((64, 32), (160, 32), (256, 32))
     chatting = Chatting(conversations=[turns], pauses_s=np.array([0.5]))
     engine = replace(TRUTH, enable_prefix_caching=True, num_gpu_blocks=400)
-    seen = play(Service(engine=engine, chatting=chatting), 8, requests=600).seen(SLO)
+    seen = simulate_users(Service(engine=engine, chatting=chatting), 8, requests=600).figures(SLO)
     # Of 480 prompt tokens each conversation finds the whole blocks of 64 + 32 - 1 and 160 + 32 - 1 again.
     assert seen.prefix_hit_rate == pytest.approx((64 + 160) / 480, abs=0.02)
     forgetful = replace(chatting, answers_cached=False)
-    less = play(Service(engine=engine, chatting=forgetful), 8, requests=600).seen(SLO)
+    less = simulate_users(Service(engine=engine, chatting=forgetful), 8, requests=600).figures(SLO)
     assert less.prefix_hit_rate == pytest.approx((64 + 160) / 480, abs=0.02)
     assert seen.in_flight < 4  # half a second of thinking between answers of a third
 
 
 def test_an_open_loop_shares_the_blocks_that_its_trace_names() -> None:
     due = [
-        Due(at_s=float(number), prompt_tokens=600, output_tokens=8, prefix_blocks=(7, 100 + number))
+        DueRequest(at_s=float(number), prompt_tokens=600, output_tokens=8, prefix_blocks=(7, 100 + number))
         for number in range(10)
     ]
     engine = replace(TRUTH, enable_prefix_caching=True)
-    seen = play_arrivals(Service(engine=engine, chatting=people()), due).seen(SLO)
+    seen = simulate_arrivals(Service(engine=engine, chatting=people()), due).figures(SLO)
     # The first found nothing, and the last ends after the window.
     assert seen.prefix_hit_rate == pytest.approx(8 * 512 / 5400, abs=1e-6)
 
@@ -168,7 +168,7 @@ def test_an_open_loop_shares_the_blocks_that_its_trace_names() -> None:
 )
 def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, wall: str) -> None:
     service = Service(engine=replace(TRUTH, **changes), chatting=people())  # type: ignore[arg-type]
-    found = limit(service, slo)
+    found = find_maximum(service, slo)
     assert found is not None
     assert found.wall == wall
     if wall == "max_num_seqs":
@@ -177,14 +177,14 @@ def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, 
 
 def test_where_nothing_breaks_there_is_no_limit_and_where_one_user_breaks_it_there_is_none_either() -> None:
     slow = Service(engine=replace(TRUTH, step_base_s=3.0), chatting=people())
-    assert limit(slow, SLO) is None
+    assert find_maximum(slow, SLO) is None
 
 
 def test_a_fleet_has_replicas_for_its_users_and_its_spare() -> None:
     service = Service(engine=TRUTH, chatting=people())
-    alone = limit(service, SLO)
+    alone = find_maximum(service, SLO)
     assert alone is not None
-    found = fleet(service, [], 10_000, SLO, router="least-loaded", spare=1)
+    found = size_fleet(service, [], 10_000, SLO, router="least-loaded", spare=1)
     assert found is not None
     assert found.per_replica_x == pytest.approx(alone.x, rel=0.15)
     assert found.replicas == math.ceil(10_000 / found.per_replica_x) + 1

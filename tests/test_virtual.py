@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import play
+from analysis.virtual.service import simulate_users
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
@@ -138,7 +138,8 @@ def test_who_waits_for_a_slot_is_counted_as_a_step_begins() -> None:
     engine = replace(CONFIG, max_num_seqs=4)
     chatting = Chatting(conversations=[[(4, 2)]], pauses_s=np.array([0.001]))
     seen = [
-        play(Service(engine=engine, chatting=chatting), users, requests=2000).seen(Slo()) for users in (4, 12)
+        simulate_users(Service(engine=engine, chatting=chatting), users, requests=2000).figures(Slo())
+        for users in (4, 12)
     ]
     assert seen[0].queue_fraction == 0.0
     assert seen[1].queue_fraction > 0.95

@@ -7,7 +7,7 @@ import msgspec
 from analysis.answers.capacity import ModelAnswer
 from loadtest.record import Slo
 
-SCHEMA = 1
+COMPARE_SCHEMA = 1
 
 FigureName = Literal[
     "max_users",
@@ -45,13 +45,13 @@ FIGURE_NAMES: dict[FigureName, str] = {
 }
 MORE_IS_BETTER: frozenset[FigureName] = frozenset(("max_users", "output_tok_s"))
 """Of what a gate judges; of the rest less is better."""
-Different = Literal["yes", "perhaps", "not_seen", "equal"]
+DifferenceVerdict = Literal["yes", "perhaps", "not_seen", "equal"]
 """yes: beyond chance, all rows of the table considered; perhaps: beyond chance if this row stood alone;
 equal: two facts that are the same."""
-Verdict = Literal["ok", "worse", "unclear"]
+GateVerdict = Literal["ok", "worse", "unclear"]
 
 
-class Side(msgspec.Struct, kw_only=True, frozen=True):
+class SideFigure(msgspec.Struct, kw_only=True, frozen=True):
     """One figure of one run. No interval: a fact, not an estimate. Null value: not known."""
 
     value: float | None = None
@@ -62,27 +62,27 @@ class Side(msgspec.Struct, kw_only=True, frozen=True):
     """From the model's architecture and the GPU's data sheet, not measured."""
 
 
-class Row(msgspec.Struct, kw_only=True, frozen=True):
+class ComparisonRow(msgspec.Struct, kw_only=True, frozen=True):
     """One figure of both runs."""
 
     figure: FigureName
     users: int | None = None
     """The level at which both were measured; null for what belongs to no level."""
-    a: Side
-    b: Side
+    a: SideFigure
+    b: SideFigure
     ratio: float | None = None
     """b over a."""
     ratio_interval: tuple[float | None, float | None] | None = None
-    different: Different | None = None
+    different: DifferenceVerdict | None = None
 
 
-def name_of(row: Row) -> str:
+def row_name(row: ComparisonRow) -> str:
     """Figure and level, for tables and axes."""
     at = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
     return FIGURE_NAMES[row.figure] + at
 
 
-class Difference(msgspec.Struct, kw_only=True, frozen=True):
+class RunDifference(msgspec.Struct, kw_only=True, frozen=True):
     """Something that may differ, and does: what the comparison is about."""
 
     name: str
@@ -90,7 +90,7 @@ class Difference(msgspec.Struct, kw_only=True, frozen=True):
     b: str
 
 
-class Check(msgspec.Struct, kw_only=True, frozen=True):
+class GateCheck(msgspec.Struct, kw_only=True, frozen=True):
     """One criterion of the gate at one level. `worse_by` is a factor: 1.2 is 20 % worse."""
 
     users: int | None
@@ -101,33 +101,33 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     """Lower bound on `worse_by` at the error that this check may make."""
     at_most: float | None
     """Upper bound at 95 %; null when open."""
-    verdict: Verdict
+    verdict: GateVerdict
 
 
-class Judged(msgspec.Struct, kw_only=True, frozen=True):
+class GateCriterion(msgspec.Struct, kw_only=True, frozen=True):
     """One criterion: worse where one check is, ok where one check at least is and none is worse."""
 
     figure: FigureName
-    verdict: Verdict
-    checks: list[Check]
+    verdict: GateVerdict
+    checks: list[GateCheck]
     why: str = ""
 
 
-class Gate(msgspec.Struct, kw_only=True, frozen=True):
+class GateAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Did the second run get worse than the first, its baseline?"""
 
-    verdict: Verdict
+    verdict: GateVerdict
     tolerance: float
     """Worse by less than this share is let pass."""
     false_alarms: float
     """Probability of calling any of two equal deployments worse, all checks together, at most."""
-    criteria: list[Judged]
+    criteria: list[GateCriterion]
 
 
 class Comparison(msgspec.Struct, kw_only=True, frozen=True):
     """`compare.json`."""
 
-    schema: int = SCHEMA
+    schema: int = COMPARE_SCHEMA
     generated_unix_s: float
     confidence: float
     slo: Slo
@@ -136,7 +136,7 @@ class Comparison(msgspec.Struct, kw_only=True, frozen=True):
     """Of capacity.json, one for each run, under the same objectives."""
     common_levels: list[int]
     """Users at which both runs have a trusted level."""
-    rows: list[Row]
-    differs: list[Difference]
-    gate: Gate | None = None
+    rows: list[ComparisonRow]
+    differs: list[RunDifference]
+    gate: GateAnswer | None = None
     warnings: list[str]

@@ -16,7 +16,7 @@ class Term(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Prediction(msgspec.Struct, kw_only=True, frozen=True):
-    """What a plateau sees, by the names of `virtual.Seen`, each with its 90 % interval."""
+    """What a plateau sees, by the names of `VirtualFigures`, each with its 90 % interval."""
 
     users: int
     values: dict[str, float]

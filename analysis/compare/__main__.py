@@ -10,7 +10,7 @@ from pathlib import Path
 from analysis.answers.compare import Comparison
 from analysis.capacity.headline import CONFIDENCE
 from analysis.cli import RefusedError, add_slo_flags, slo_of
-from analysis.compare.comparison import SAME, compare, differs, gpu_of, mismatches, version_of
+from analysis.compare.comparison import SAME_RUN, comparison_rows, differs, gpu_of, mismatches, version_of
 from analysis.compare.gate import TOLERANCE, gate_of
 from analysis.compare.sides import (
     MeasuredDeployment,
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused, 4 the gate failed."""
     options = _parser().parse_args(argv)
     try:
-        found = compared(options)
+        found = read_and_compare(options)
         if options.output is not None:
-            compare_report.write(found, folder=options.output)
+            compare_report.write_comparison(found, folder=options.output)
     except InputError as problem:
         complain(str(problem))
         return 2
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
-    compare_report.show(found, form=options.format, folder=options.output)
+    compare_report.show_comparison(found, form=options.format, folder=options.output)
     return {"ok": 0, "unclear": 3, "worse": 4}[found.gate.verdict] if found.gate else 0
 
 
-def compared(options: argparse.Namespace) -> Comparison:
+def read_and_compare(options: argparse.Namespace) -> Comparison:
     """Reads both sides and compares them. Raises InputError and RefusedError."""
     groups, notes = [], []
     for folder in options.runs:
@@ -96,7 +96,7 @@ def comparison_of(
         names=(a.name, b.name),
         answers=(a.answer, b.answer),
         common_levels=common,
-        rows=compare(a, b),
+        rows=comparison_rows(a, b),
         differs=differs(a.info, b.info),
         gate=gate_of(a, b, tolerance=tolerance) if gate else None,
         warnings=[*notes, *warnings_of_both(a, b, common)],
@@ -136,7 +136,7 @@ def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> No
     """Raises RefusedError, or InputError where both sides share a run."""
     first, second = ({run.info.run_id: run_bytes(run) for run in group} for group in groups)
     if first.items() & second.items():
-        raise InputError(SAME)
+        raise InputError(SAME_RUN)
     found = mismatches(a, b)
     if found:
         raise RefusedError(
@@ -201,7 +201,10 @@ def _parser() -> argparse.ArgumentParser:
         help="with --gate: let pass what is worse by less than this share (default %(default)s)",
     )
     add(
-        "--format", choices=compare_report.FORMS, default="text", help="what is printed (default %(default)s)"
+        "--format",
+        choices=compare_report.COMPARE_FORMS,
+        default="text",
+        help="what is printed (default %(default)s)",
     )
     add(
         "--output",

@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
-from analysis.answers.compare import Difference, Different, FigureName, Row, Side
+from analysis.answers.compare import ComparisonRow, DifferenceVerdict, FigureName, RunDifference, SideFigure
 from analysis.capacity.headline import CONFIDENCE
 from analysis.compare.sides import (
-    Contrast,
+    FigureContrast,
     MeasuredDeployment,
-    at_level,
     capacity_of,
     common_levels,
+    contrast_at_level,
+    contrast_of_estimates,
+    contrast_of_facts,
     kv_tokens,
     memory_users,
-    of_estimates,
-    of_facts,
-    scaled,
+    scaled_quantity,
     vram_of,
 )
 from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
@@ -27,9 +27,15 @@ CHANCE = 0.05
 """Probability that the table calls any figure of two equal deployments different, at most."""
 SAME_FACT = 0.001
 """Facts nearer than this are equal: memory comes in whole blocks."""
-AT_LEVELS: tuple[FigureName, ...] = ("ttft_p50_s", "ttft_p95_s", "decode_tok_s", "tpot_p95_s", "output_tok_s")
-WORKLOAD = ("scenario", *WORKLOAD_SETTINGS)
-SAME = "Both are the same run: a comparison needs two that were made apart."
+LEVEL_FIGURES: tuple[FigureName, ...] = (
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "decode_tok_s",
+    "tpot_p95_s",
+    "output_tok_s",
+)
+WORKLOAD_KEYS = ("scenario", *WORKLOAD_SETTINGS)
+SAME_RUN = "Both are the same run: a comparison needs two that were made apart."
 
 
 # What may be compared.
@@ -41,7 +47,9 @@ def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
         return ["how requests came (an open loop against levels of users)"]
     ours, theirs = pooling_fields(a), pooling_fields(b)
     found = [
-        f"{name} ({ours[name]} against {theirs[name]})" for name in WORKLOAD if ours[name] != theirs[name]
+        f"{name} ({ours[name]} against {theirs[name]})"
+        for name in WORKLOAD_KEYS
+        if ours[name] != theirs[name]
     ]
     gpus = [gpu_of(info) for info in (a, b)]
     if None not in gpus and gpus[0] != gpus[1]:
@@ -59,16 +67,18 @@ def gpu_of(info: RunInfo) -> str | None:
     return f"{info.gpu.count} x {info.gpu.name}"
 
 
-def differs(a: RunInfo, b: RunInfo) -> list[Difference]:
+def differs(a: RunInfo, b: RunInfo) -> list[RunDifference]:
     """What differs and may: model, server, its flags; and how the load was stepped."""
     ours, theirs = (_may_differ(info) for info in (a, b))
     names = [name for name in ours if ours[name] != theirs[name]]
-    return [Difference(name=name, a=ours[name], b=theirs[name]) for name in names]
+    return [RunDifference(name=name, a=ours[name], b=theirs[name]) for name in names]
 
 
 def _may_differ(info: RunInfo) -> dict[str, str]:
     names = {
-        name: value for name, value in pooling_fields(info).items() if name not in WORKLOAD and name != "gpu"
+        name: value
+        for name, value in pooling_fields(info).items()
+        if name not in WORKLOAD_KEYS and name != "gpu"
     }
     stepped = {name: str(info.settings.get(name)) for name in ("levels", "level_s", "seed")}
     return {name: value.strip('"') for name, value in {**names, **stepped}.items()}
@@ -77,14 +87,14 @@ def _may_differ(info: RunInfo) -> dict[str, str]:
 # The table.
 
 
-def compare(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Row]:
+def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
     """The table. Latencies stand at the lowest common level and at the highest that both deployments hold."""
     contrasts = [
-        of_estimates("max_users", a, b, capacity_of),
-        of_estimates("memory_users", a, b, memory_users),
+        contrast_of_estimates("max_users", a, b, capacity_of),
+        contrast_of_estimates("memory_users", a, b, memory_users),
     ]
     for users in headline_levels(a, b):
-        contrasts += [at_level(figure, a, b, users) for figure in AT_LEVELS]
+        contrasts += [contrast_at_level(figure, a, b, users) for figure in LEVEL_FIGURES]
     contrasts += _memory_contrasts(a, b)
     shown = [one for one in contrasts if one.a is not None or one.b is not None]
     tests = sum(one.bounds is not None for one in shown)
@@ -98,37 +108,37 @@ def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
     return sorted({*common[:1], *held[-1:]})
 
 
-def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Contrast]:
+def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[FigureContrast]:
     per = [side.answer.memory.bytes_per_token for side in (a, b)]
-    tokens = of_estimates("kv_tokens_per_user", a, b, kv_tokens)
-    ours, theirs = scaled(tokens.a, per[0]), scaled(tokens.b, per[1])
+    tokens = contrast_of_estimates("kv_tokens_per_user", a, b, kv_tokens)
+    ours, theirs = scaled_quantity(tokens.a, per[0]), scaled_quantity(tokens.b, per[1])
     vram = [vram_of(side) for side in (a, b)]
     predicted = any(one.predicted for one in vram)
     return [
         tokens,
-        Contrast(
+        FigureContrast(
             figure="kv_bytes_per_user",
             a=ours,
             b=theirs,
             bounds=ratio_bounds(ours, theirs) if ours and theirs else None,
         ),
-        of_facts("kv_bytes_per_token", per),
-        of_facts("kv_pool_tokens", [side.answer.memory.pool_tokens for side in (a, b)]),
-        replace(of_facts("vram_no_load_bytes", [one.no_load for one in vram]), predicted=predicted),
-        replace(of_facts("vram_at_peak_bytes", [one.at_peak for one in vram]), predicted=predicted),
-        replace(of_facts("vram_held_bytes", [one.held for one in vram]), predicted=predicted),
-        of_facts("max_model_len", [side.info.server.max_model_len for side in (a, b)]),
+        contrast_of_facts("kv_bytes_per_token", per),
+        contrast_of_facts("kv_pool_tokens", [side.answer.memory.pool_tokens for side in (a, b)]),
+        replace(contrast_of_facts("vram_no_load_bytes", [one.no_load for one in vram]), predicted=predicted),
+        replace(contrast_of_facts("vram_at_peak_bytes", [one.at_peak for one in vram]), predicted=predicted),
+        replace(contrast_of_facts("vram_held_bytes", [one.held for one in vram]), predicted=predicted),
+        contrast_of_facts("max_model_len", [side.info.server.max_model_len for side in (a, b)]),
     ]
 
 
-def _row(one: Contrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> Row:
+def _row(one: FigureContrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> ComparisonRow:
     open_ended = one.figure == "max_users"
     sides = [
         _side(quantity, at_least=open_ended and side.answer.at_least, predicted=one.predicted)
         for quantity, side in ((one.a, a), (one.b, b))
     ]
     both = one.a is not None and one.b is not None and not any(side.at_least for side in sides)
-    return Row(
+    return ComparisonRow(
         figure=one.figure,
         users=one.users,
         a=sides[0],
@@ -139,12 +149,12 @@ def _row(one: Contrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: 
     )
 
 
-def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> Side:
+def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> SideFigure:
     if quantity is None:
-        return Side()
+        return SideFigure()
     low, high = quantity.bounds((1.0 - CONFIDENCE) / 2)
     interval = (low, finite_or_none(high)) if low != high else None
-    return Side(value=quantity.value, interval=interval, at_least=at_least, predicted=predicted)
+    return SideFigure(value=quantity.value, interval=interval, at_least=at_least, predicted=predicted)
 
 
 def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
@@ -153,7 +163,7 @@ def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
     return low if low > 0 else None, finite_or_none(high)
 
 
-def _different(one: Contrast, tests: int) -> Different | None:
+def _different(one: FigureContrast, tests: int) -> DifferenceVerdict | None:
     """Bonferroni's correction over the rows: a dozen of them have chance differences at 10 % each."""
     if one.a is None or one.b is None:
         return None

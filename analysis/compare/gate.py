@@ -3,18 +3,31 @@
 import math
 from collections.abc import Sequence
 
-from analysis.answers.compare import MORE_IS_BETTER, Check, FigureName, Gate, Judged, Verdict
-from analysis.compare.sides import Contrast, MeasuredDeployment, at_level, capacity_of, common_levels
+from analysis.answers.compare import (
+    MORE_IS_BETTER,
+    FigureName,
+    GateAnswer,
+    GateCheck,
+    GateCriterion,
+    GateVerdict,
+)
+from analysis.compare.sides import (
+    FigureContrast,
+    MeasuredDeployment,
+    capacity_of,
+    common_levels,
+    contrast_at_level,
+)
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
 FALSE_ALARMS = 0.05
 TOLERANCE = 0.05
-BLIND = 1.5
+BLIND_FACTOR = 1.5
 """A check that cannot exclude that the run got this many times worse does not say that it is well."""
-WELL = 0.05
+OK_ERROR = 0.05
 """One-sided error of saying so."""
-AT_LEVELS: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
+JUDGED_LEVEL_FIGURES: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
 def gate_of(
@@ -23,17 +36,18 @@ def gate_of(
     *,
     tolerance: float = TOLERANCE,
     false_alarms: float = FALSE_ALARMS,
-) -> Gate:
+) -> GateAnswer:
     """Judges capacity, and at each common level that the baseline holds TTFT p95, TPOT p95 and throughput.
 
     Each of the four may err with a quarter of `false_alarms`, each of its levels with an equal part of that
     (Bonferroni). A check is worse when it is sure of more than `tolerance`, and ok when it is 95 % sure of
-    less than BLIND times. The gate fails where one criterion is worse; it says nothing where one is unclear.
+    less than BLIND_FACTOR times. The gate fails where one criterion is worse; it gives no verdict where
+    one is unclear.
     """
-    levels, share = _levels(baseline, run), false_alarms / (1 + len(AT_LEVELS))
+    levels, share = _levels(baseline, run), false_alarms / (1 + len(JUDGED_LEVEL_FIGURES))
     criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]
-    for figure in AT_LEVELS:
-        contrasts = [at_level(figure, baseline, run, users) for users in levels]
+    for figure in JUDGED_LEVEL_FIGURES:
+        contrasts = [contrast_at_level(figure, baseline, run, users) for users in levels]
         checks = [
             _check(
                 one.a,
@@ -47,8 +61,8 @@ def gate_of(
         ]
         criteria.append(_judged(figure, checks))
     verdicts = {one.verdict for one in criteria}
-    verdict: Verdict = "worse" if "worse" in verdicts else "unclear" if "unclear" in verdicts else "ok"
-    return Gate(verdict=verdict, tolerance=tolerance, false_alarms=false_alarms, criteria=criteria)
+    verdict: GateVerdict = "worse" if "worse" in verdicts else "unclear" if "unclear" in verdicts else "ok"
+    return GateAnswer(verdict=verdict, tolerance=tolerance, false_alarms=false_alarms, criteria=criteria)
 
 
 def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
@@ -58,7 +72,7 @@ def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
 
 
 def _let_pass(
-    one: Contrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
+    one: FigureContrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
 ) -> float:
     """A TTFT may also differ by what the load generator's own stamps are good to."""
     if one.figure != "ttft_p95_s" or one.a is None or one.users is None:
@@ -69,19 +83,19 @@ def _let_pass(
 
 def _capacity(
     baseline: MeasuredDeployment, run: MeasuredDeployment, *, error: float, tolerance: float
-) -> Judged:
+) -> GateCriterion:
     ours, theirs = capacity_of(baseline), capacity_of(run)
     if ours is None or theirs is None:
         reasons = (baseline if ours is None else run).judgement.reasons
-        return Judged(figure="max_users", verdict="unclear", checks=[], why=" ".join(reasons))
+        return GateCriterion(figure="max_users", verdict="unclear", checks=[], why=" ".join(reasons))
     if baseline.answer.at_least:
         ours = fact(ours.value)  # it is not known to hold more, so the run need not
-    one = Contrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
+    one = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
     found = _check(ours, theirs, one, error=error, tolerance=tolerance)
     why = ""
     if found.verdict == "unclear":
         why = "The run met no wall: measure it at more users." if run.answer.at_least else TOO_WIDE
-    return Judged(figure="max_users", verdict=found.verdict, checks=[found], why=why)
+    return GateCriterion(figure="max_users", verdict=found.verdict, checks=[found], why=why)
 
 
 TOO_WIDE = (
@@ -92,15 +106,19 @@ NO_LEVEL = (
 )
 
 
-def _check(ours: Quantity, theirs: Quantity, one: Contrast, *, error: float, tolerance: float) -> Check:
+def _check(
+    ours: Quantity, theirs: Quantity, one: FigureContrast, *, error: float, tolerance: float
+) -> GateCheck:
     """one: has bounds on theirs / ours."""
     assert one.bounds is not None
     turned = one.figure in MORE_IS_BETTER
     worse_by = _inverse(one.bounds) if turned else one.bounds
     ratio = theirs.value / ours.value
-    at_least, at_most = worse_by(error)[0], worse_by(WELL)[1]
-    verdict: Verdict = "worse" if at_least > 1.0 + tolerance else "ok" if at_most < BLIND else "unclear"
-    return Check(
+    at_least, at_most = worse_by(error)[0], worse_by(OK_ERROR)[1]
+    verdict: GateVerdict = (
+        "worse" if at_least > 1.0 + tolerance else "ok" if at_most < BLIND_FACTOR else "unclear"
+    )
+    return GateCheck(
         users=one.users,
         baseline=ours.value,
         run=theirs.value,
@@ -119,9 +137,9 @@ def _inverse(bounds: Bounds) -> Bounds:
     return turned
 
 
-def _judged(figure: FigureName, checks: Sequence[Check]) -> Judged:
+def _judged(figure: FigureName, checks: Sequence[GateCheck]) -> GateCriterion:
     """Worse where one level is; ok where one level at least is, and none is worse."""
     verdicts = {check.verdict for check in checks}
-    verdict: Verdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
+    verdict: GateVerdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
     why = "" if verdict != "unclear" else TOO_WIDE if checks else NO_LEVEL
-    return Judged(figure=figure, verdict=verdict, checks=list(checks), why=why)
+    return GateCriterion(figure=figure, verdict=verdict, checks=list(checks), why=why)

@@ -113,7 +113,7 @@ def _decode(rows: Requests) -> Floats:
     return metrics.decode_tok_s(tpot_of(rows))
 
 
-def throughput(side: MeasuredDeployment, users: int) -> Quantity | None:
+def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
     """Mean over the levels of so many users, weighted by their windows."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
@@ -178,7 +178,7 @@ def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
     return block_tokens * blocks, pairs.output.astype(np.float64)
 
 
-def scaled(quantity: Quantity | None, factor: float | None) -> Quantity | None:
+def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
     if quantity is None or factor is None:
         return None
 
@@ -226,7 +226,7 @@ def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Contrast:
+class FigureContrast:
     """One figure of two sides. `bounds` are those of b / a; None: two facts."""
 
     figure: FigureName
@@ -237,32 +237,36 @@ class Contrast:
     predicted: bool = False
 
 
-def of_estimates(
+def contrast_of_estimates(
     figure: FigureName,
     a: MeasuredDeployment,
     b: MeasuredDeployment,
     of: Callable[[MeasuredDeployment], Quantity | None],
-) -> Contrast:
+) -> FigureContrast:
     ours, theirs = of(a), of(b)
     bounds = ratio_bounds(ours, theirs) if ours and theirs else None
-    return Contrast(figure=figure, a=ours, b=theirs, bounds=bounds)
+    return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
 
 
-def of_facts(figure: FigureName, values: Sequence[float | None]) -> Contrast:
+def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
     ours, theirs = (fact(value) if value else None for value in values)
-    return Contrast(figure=figure, a=ours, b=theirs)
+    return FigureContrast(figure=figure, a=ours, b=theirs)
 
 
-def at_level(figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int) -> Contrast:
+def contrast_at_level(
+    figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
+) -> FigureContrast:
     """A figure of both at one number of users."""
     if figure == "output_tok_s":
-        return replace(of_estimates(figure, a, b, lambda side: throughput(side, users)), users=users)
+        return replace(
+            contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users
+        )
     of, share = _QUANTILES[figure]
     ours, theirs = _latencies(a, users, of), _latencies(b, users, of)
     one, other = (quantile(sample, share) if sample else None for sample in (ours, theirs))
     known = ours and theirs and one and other
     bounds = quantile_ratio_bounds(ours, theirs, share) if known and ours and theirs else None
-    return Contrast(figure=figure, users=users, a=one, b=other, bounds=bounds)
+    return FigureContrast(figure=figure, users=users, a=one, b=other, bounds=bounds)
 
 
 _QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {

@@ -12,34 +12,34 @@ from analysis.answers.capacity import WALL_NAMES, ModelAnswer
 from analysis.answers.compare import (
     FIGURE_NAMES,
     MORE_IS_BETTER,
-    Check,
     Comparison,
-    Different,
+    ComparisonRow,
+    DifferenceVerdict,
     FigureName,
-    Gate,
-    Judged,
-    Row,
-    Side,
-    Verdict,
-    name_of,
+    GateAnswer,
+    GateCheck,
+    GateCriterion,
+    GateVerdict,
+    SideFigure,
+    row_name,
 )
 from analysis.reporting import capacity as report
 from analysis.reporting.console import Output, grid, say, show_list
 from analysis.reporting.files import day, json_text, page, write_files
 from loadtest.units import GIB
 
-FORMS = ("text", "markdown", "json")
-JSON_FILE, HTML_FILE, MARKDOWN_FILE = "compare.json", "compare.html", "compare.md"
+COMPARE_FORMS = ("text", "markdown", "json")
+COMPARE_JSON, COMPARE_HTML, COMPARE_MARKDOWN = "compare.json", "compare.html", "compare.md"
 NONE = "–"
 
-DIFFERENT: dict[Different | None, str] = {
+DIFFERENT: dict[DifferenceVerdict | None, str] = {
     "yes": "yes",
     "perhaps": "perhaps",
     "not_seen": "not seen",
     "equal": "equal",
     None: NONE,
 }
-VERDICTS: dict[Verdict, str] = {
+VERDICTS: dict[GateVerdict, str] = {
     "ok": "Not worse than its baseline.",
     "worse": "Worse than its baseline.",
     "unclear": "No verdict: the data cannot support one.",
@@ -56,25 +56,27 @@ MEMORY = (
 )
 
 
-def show(found: Comparison, *, form: str, folder: Path | None, console: Console | None = None) -> None:
+def show_comparison(
+    found: Comparison, *, form: str, folder: Path | None, console: Console | None = None
+) -> None:
     """Prints it. folder: where the reports went, if anywhere."""
     out = console or Output()
     if form == "json":
         out.print(json_text(found), soft_wrap=True, markup=False, end="")
     elif form == "markdown":
-        out.print(markdown(found), soft_wrap=True, markup=False, end="")
+        out.print(comparison_markdown(found), soft_wrap=True, markup=False, end="")
     else:
         _show_text(out, found)
         if folder is not None:
-            out.print(f"Report: {folder / HTML_FILE}", soft_wrap=True, markup=False)
+            out.print(f"Report: {folder / COMPARE_HTML}", soft_wrap=True, markup=False)
 
 
-def write(found: Comparison, *, folder: Path) -> None:
+def write_comparison(found: Comparison, *, folder: Path) -> None:
     """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
     files = {
-        JSON_FILE: json_text(found),
-        MARKDOWN_FILE: markdown(found),
-        HTML_FILE: html(found),
+        COMPARE_JSON: json_text(found),
+        COMPARE_MARKDOWN: comparison_markdown(found),
+        COMPARE_HTML: comparison_html(found),
     }
     write_files(folder, files)
 
@@ -82,7 +84,7 @@ def write(found: Comparison, *, folder: Path) -> None:
 # Words that every form shares.
 
 
-def headline(found: Comparison) -> str:
+def comparison_headline(found: Comparison) -> str:
     """What each holds, in one line."""
     return "; ".join(
         f"{name}: {report.headline(answer).lower() if answer.refused else report.headline(answer)}"
@@ -90,7 +92,7 @@ def headline(found: Comparison) -> str:
     )
 
 
-def summary(found: Comparison) -> list[str]:
+def comparison_summary(found: Comparison) -> list[str]:
     """Sentences: which holds more and whether that is real, and what limits each."""
     a, b = found.names
     rows = [row for row in found.rows if row.figure == "max_users"]
@@ -106,7 +108,7 @@ def _limit(answer: ModelAnswer) -> str:
     return "nothing yet" if answer.at_least else f"the {WALL_NAMES[answer.binding]} wall"
 
 
-def _capacity_sentence(row: Row, a: str, b: str) -> str:
+def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
     if row.different == "not_seen" or row.different is None:
         return "That one holds more users than the other is not seen in these runs."
     low, high = row.ratio_interval or (None, None)
@@ -127,18 +129,18 @@ def _span(low: float | None, high: float | None, direct: bool) -> str:
     )
 
 
-def row_cells(found: Comparison, row: Row) -> list[str]:
+def row_cells(found: Comparison, row: ComparisonRow) -> list[str]:
     """Figure, a, b, b against a, real."""
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
-        name_of(row),
+        row_name(row),
         *[_value(row.figure, side, answer) for side, answer in sides],
         _ratio(row),
         DIFFERENT[row.different],
     ]
 
 
-def _value(figure: FigureName, side: Side, answer: ModelAnswer) -> str:
+def _value(figure: FigureName, side: SideFigure, answer: ModelAnswer) -> str:
     if side.value is None:
         return NONE
     if figure == "max_users" and not side.at_least:
@@ -149,7 +151,7 @@ def _value(figure: FigureName, side: Side, answer: ModelAnswer) -> str:
     return text + "*" * side.predicted
 
 
-def _spread(figure: FigureName, side: Side) -> str:
+def _spread(figure: FigureName, side: SideFigure) -> str:
     assert side.interval is not None
     low, high = side.interval
     unit = UNITS[figure][1]
@@ -189,7 +191,7 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: ComparisonRow) -> str:
     """b against a, in per cent, or in times from a factor of two."""
     if row.ratio is None or row.different == "equal":
         return NONE
@@ -230,7 +232,7 @@ def level_head(found: Comparison) -> list[str]:
     return ["users", *[f"{name}, {side}" for name in names for side in ("A", "B")]]
 
 
-def notes(found: Comparison) -> list[str]:
+def reading_notes(found: Comparison) -> list[str]:
     """How to read the table."""
     said = [READING]
     if any(row.figure == "vram_held_bytes" for row in found.rows):
@@ -240,7 +242,7 @@ def notes(found: Comparison) -> list[str]:
     return said
 
 
-def simulated(found: Comparison) -> str:
+def simulated_note(found: Comparison) -> str:
     """Empty when both were real servers."""
     presets = [answer.simulated for answer in found.answers if answer.simulated]
     if not presets:
@@ -252,12 +254,12 @@ def simulated(found: Comparison) -> str:
 # The gate.
 
 
-def criterion_line(judged: Judged) -> str:
+def criterion_line(judged: GateCriterion) -> str:
     """One criterion in one line: verdict, name, what was seen."""
     return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _seen(judged)}"
 
 
-def _seen(judged: Judged) -> str:
+def _seen(judged: GateCriterion) -> str:
     if judged.verdict == "worse":
         found = max(
             (one for one in judged.checks if one.verdict == "worse"), key=lambda one: one.at_least or 0.0
@@ -271,7 +273,7 @@ def _seen(judged: Judged) -> str:
     return text + (f". Too few requests to tell at {', '.join(unsure)} users." if unsure else ".")
 
 
-def _check(figure: FigureName, one: Check) -> str:
+def _check(figure: FigureName, one: GateCheck) -> str:
     assert one.run is not None
     assert one.baseline is not None
     at = f"at {one.users} users " if one.users is not None else ""
@@ -287,7 +289,7 @@ def _worse(figure: FigureName, factor: float) -> str:
     return f"{100 * (factor - 1.0):.0f} % more" if factor < 2.0 else f"{factor:.1f} times as much"
 
 
-def gate_rule(gate: Gate) -> str:
+def gate_rule(gate: GateAnswer) -> str:
     """What the verdict means."""
     return (
         f"Worse: surely by more than {100 * gate.tolerance:g} %. Two equal deployments are called worse at "
@@ -298,15 +300,15 @@ def gate_rule(gate: Gate) -> str:
 # Forms.
 
 
-def markdown(found: Comparison) -> str:
+def comparison_markdown(found: Comparison) -> str:
     """The report as Markdown."""
-    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{headline(found)}.", ""]
+    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{comparison_headline(found)}.", ""]
     if found.gate is not None:
         parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
         parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
-    parts += [" ".join(filter(None, [*summary(found), simulated(found)])), ""]
+    parts += [" ".join(filter(None, [*comparison_summary(found), simulated_note(found)])), ""]
     parts += grid(_head(found), [row_cells(found, row) for row in found.rows])
-    parts += [f"{note}\n" for note in notes(found)]
+    parts += [f"{note}\n" for note in reading_notes(found)]
     if found.common_levels:
         parts += ["## Every common level", "", *grid(level_head(found), level_rows(found))]
     if found.differs:
@@ -321,7 +323,7 @@ def _head(found: Comparison) -> list[str]:
     return ["figure", found.names[0], found.names[1], "B against A", "real"]
 
 
-def html(found: Comparison) -> str:
+def comparison_html(found: Comparison) -> str:
     """One self-contained page."""
     from analysis.reporting.compare_figures import comparison_figures
 
@@ -331,8 +333,8 @@ def html(found: Comparison) -> str:
         generated=day(found.generated_unix_s),
         headlines=[report.headline(answer) for answer in found.answers],
         certainties=[report.certainty(answer, confidence=found.confidence) for answer in found.answers],
-        summary=summary(found),
-        simulated=simulated(found),
+        summary=comparison_summary(found),
+        simulated=simulated_note(found),
         gate=found.gate
         and {
             "verdict": VERDICTS[found.gate.verdict],
@@ -341,7 +343,7 @@ def html(found: Comparison) -> str:
         },
         head=_head(found),
         rows=[(row, row_cells(found, row)) for row in found.rows],
-        notes=notes(found),
+        notes=reading_notes(found),
         level_head=level_head(found),
         levels=level_rows(found),
         objectives=report.objectives(found.slo),
@@ -358,10 +360,10 @@ def _show_text(out: Console, found: Comparison) -> None:
             show_list(out, "Warnings", found.warnings)
         return
     out.print()
-    out.print(headline(found), style="bold", soft_wrap=True, markup=False)
-    say(out, " ".join(filter(None, [*summary(found), simulated(found)])))
+    out.print(comparison_headline(found), style="bold", soft_wrap=True, markup=False)
+    say(out, " ".join(filter(None, [*comparison_summary(found), simulated_note(found)])))
     out.print(_table(_head(found), [row_cells(found, row) for row in found.rows]))
-    for note in notes(found):
+    for note in reading_notes(found):
         say(out, note, style="dim")
     show_list(out, "Warnings", found.warnings)
 

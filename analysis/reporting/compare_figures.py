@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answers.capacity import LevelAnswer
-from analysis.answers.compare import Comparison, Row, name_of
+from analysis.answers.compare import Comparison, ComparisonRow, row_name
 from analysis.reporting.figure_style import BLUE, INK, MUTED, ORANGE, PAPER, beyond_text, in_milliseconds, svg
 from analysis.statistics.samples import Quantiles
 
@@ -49,7 +49,7 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
     axes.set_title("Where each reaches its limit")
 
 
-def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[Row]) -> None:
+def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
     """Second over first for every figure that has an interval; filled where the difference is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
@@ -59,7 +59,7 @@ def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[Row]) -> None:
         bar = [left or low / 2, right or high * 2]
         axes.plot(bar, [place, place], color=colour, linewidth=3.5, alpha=0.4, solid_capstyle="butt")
         axes.plot(ratio, place, "o", color=colour, markersize=6, markerfacecolor=face)
-    axes.set_yticks(range(len(known)), [name_of(row) for row, _, _ in known])
+    axes.set_yticks(range(len(known)), [row_name(row) for row, _, _ in known])
     axes.axvline(1.0, color=INK, linewidth=1.2)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")

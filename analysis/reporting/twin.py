@@ -8,8 +8,8 @@ from analysis.reporting.console import Output, put, say, show_list, table
 from analysis.reporting.files import json_text, write_files
 from analysis.reporting.numbers import NONE
 
-JSON_FILE, FIGURE_FILE = "twin.json", "twin.svg"
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+TWIN_JSON, TWIN_SVG = "twin.json", "twin.svg"
+TWIN_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("TTFT p50 ms", "ttft_p50_s", lambda value: _digits(1e3 * value)),
     ("TTFT p95 ms", "ttft_p95_s", lambda value: _digits(1e3 * value)),
     ("TPOT p50 ms", "tpot_p50_s", lambda value: _digits(1e3 * value)),
@@ -31,7 +31,7 @@ TERM_WORDS = {
 }
 
 
-def show(answer: TwinAnswer, *, as_json: bool) -> None:
+def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
     """Prints the answer."""
     if as_json:
         put(json_text(answer).rstrip())
@@ -59,14 +59,14 @@ def show(answer: TwinAnswer, *, as_json: bool) -> None:
     out.print()
 
 
-def write(answer: TwinAnswer, *, folder: Path) -> None:
+def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
     """twin.json and twin.svg. Raises InputError where it may not write."""
     from analysis.reporting import figures as plots
     from analysis.reporting.figure_style import svg
 
-    files = {JSON_FILE: json_text(answer)}
+    files = {TWIN_JSON: json_text(answer)}
     if len(answer.predictions) > 1:
-        files[FIGURE_FILE] = svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
+        files[TWIN_SVG] = svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
     write_files(folder, files)
 
 
@@ -83,7 +83,7 @@ def _names(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def _columns(predictions: Sequence[Prediction]) -> list[tuple[str, str, Callable[[float], str]]]:
-    return [column for column in COLUMNS if any(column[1] in one.values for one in predictions)]
+    return [column for column in TWIN_COLUMNS if any(column[1] in one.values for one in predictions)]
 
 
 def _check_rows(check: Prediction) -> list[list[str]]:

@@ -19,17 +19,17 @@ from loadtest.record import SearchAdvice
 from loadtest.run.live import HOPELESS_SHARE
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
-CLIMB = 4.0  # the most that the next level has over the highest one that holds
-BEYOND = 1.15  # the next level, where all walls that the models place have held
-MOST_USERS = 8192
-LOOK_S, LOOK_LIVES = 5.0, 5.0  # between two looks: the larger
+MAX_STEP = 4.0  # the most that the next level has over the highest one that holds
+UNLIMITED_STEP = 1.15  # the next level, where all walls that the models place have held
+MAX_SEARCHED_USERS = 8192
+LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # between two looks: the larger
 MIN_LENGTHS = 10  # for a first guess of where the memory wall stands
-SETTLED_LIVES = 4.0  # response times after which a level tells something
-QUANTUM_S, QUANTUM_LIVES = 20.0, 12.0  # a level near the wall is held so long before the other side's turn
-PATIENCE = 3  # quanta in which a level must become trustworthy
+SETTLED_DURATIONS = 4.0  # response times after which a level tells something
+HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # a level near the wall is held so long before the other side's turn
+MAX_HOLDS = 3  # quanta in which a level must become trustworthy
 NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
-NEAREST, FARTHEST = 0.03, 0.2  # how far from the wall the two sides are probed, as a share of its users
-SIDE = 0.35  # levels this near the wall count as one of its sides
+MIN_PROBE_DISTANCE, MAX_PROBE_DISTANCE = 0.03, 0.2  # of both probes from the wall, as a share of its users
+NEAR_SHARE = 0.35  # levels this near the wall count as one of its sides
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> SearchAdvice:
@@ -44,14 +44,14 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if left_s <= 0.0:
         return to(None, "the budget is used")
     level = _under_way(judgement.evidence, holding)
-    look_s = LOOK_S if level is None else max(LOOK_S, LOOK_LIVES * level.window.request_duration_s)
+    look_s = LOOK_S if level is None else max(LOOK_S, LOOK_DURATIONS * level.window.request_duration_s)
     stay = SearchAdvice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
         if level.n < MIN_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
-            return to(int(CLIMB * holding), "too few requests a minute to judge by")
-        if level.n < MIN_REQUESTS or held_s < PATIENCE * _quantum_s(level):
+            return to(int(MAX_STEP * holding), "too few requests a minute to judge by")
+        if level.n < MIN_REQUESTS or held_s < MAX_HOLDS * _quantum_s(level):
             return stay
         return to(_away_from(level, judgement.evidence), "; ".join(level.why_not))
     users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
@@ -80,11 +80,11 @@ def _under_way(evidence: Evidence, holding: int) -> Level | None:
 
 
 def _settled_s(level: Level) -> float:
-    return 2 * LOOK_S + SETTLED_LIVES * level.window.request_duration_s
+    return 2 * LOOK_S + SETTLED_DURATIONS * level.window.request_duration_s
 
 
 def _quantum_s(level: Level) -> float:
-    return max(QUANTUM_S, QUANTUM_LIVES * level.window.request_duration_s)
+    return max(HOLD_S, HOLD_DURATIONS * level.window.request_duration_s)
 
 
 def _hopeless(level: Level) -> bool:
@@ -122,13 +122,13 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
 
 
 def _up(judgement: Judgement) -> tuple[int | None, str]:
-    """No wall is met: to where the models place the first one, by steps of `CLIMB` at most."""
+    """No wall is met: to where the models place the first one, by steps of `MAX_STEP` at most."""
     top = judgement.evidence.trusted[-1]
-    if top >= MOST_USERS:
+    if top >= MAX_SEARCHED_USERS:
         return None, f"nothing broke at {top} users"
     placed = min([stand.x for stand in judgement.stands] + _guesses(judgement.evidence), default=math.inf)
-    reach = placed if placed > BEYOND * top else BEYOND * top
-    users = min(max(math.ceil(min(reach, CLIMB * top)), top + 1), MOST_USERS)
+    reach = placed if placed > UNLIMITED_STEP * top else UNLIMITED_STEP * top
+    users = min(max(math.ceil(min(reach, MAX_STEP * top)), top + 1), MAX_SEARCHED_USERS)
     return users, "no wall met yet"
 
 
@@ -163,14 +163,14 @@ def _nearer(
     evidence: Evidence, x: float, width: float, holding: int, *, waited: bool
 ) -> tuple[int | None, str]:
     """By turns below and above the wall, the closer the better it is known."""
-    around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < SIDE]
+    around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < NEAR_SHARE]
     seconds = [
         sum(level.window.length_s for level in around if (level.users > x) == above)
         for above in (False, True)
     ]
     if width <= max(NARROW_USERS, NARROW_SHARE * x) and all(seconds):
         return None, "the interval is narrow enough"
-    share = min(max(width / 2 / x, NEAREST), FARTHEST)
+    share = min(max(width / 2 / x, MIN_PROBE_DISTANCE), MAX_PROBE_DISTANCE)
     sides = (
         max(min(math.floor(x * (1.0 - share)), math.ceil(x) - 1), 1),
         max(math.ceil(x * (1.0 + share)), math.floor(x) + 1),
@@ -178,7 +178,7 @@ def _nearer(
     above = seconds[1] <= seconds[0]
     target = sides[above]
     here = (holding > x) == above and abs(holding - target) <= max(1.0, share * x / 2)
-    near = abs(holding / x - 1.0) < SIDE
+    near = abs(holding / x - 1.0) < NEAR_SHARE
     if here or (near and not waited):
         return holding, ""
     return target, f"{'above' if above else 'below'} the wall"

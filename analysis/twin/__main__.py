@@ -9,7 +9,7 @@ from analysis.cli import RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import complain
 from analysis.twin.calibration import CalibrationError
-from analysis.twin.predictions import ask, users_named
+from analysis.twin.predictions import twin_answer, user_list
 from loadtest.errors import InputError
 from loadtest.simulator.presets import PRESETS
 from loadtest.simulator.virtual import ROUTERS
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 answered, 2 wrong usage or unreadable input, 3 the run cannot tell."""
     options = _parser().parse_args(argv)
     try:
-        answer = ask(options)
+        answer = twin_answer(options)
     except (InputError, ValueError) as problem:
         complain(str(problem))
         return 2
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
-    twin_report.show(answer, as_json=options.format == "json")
+    twin_report.show_twin(answer, as_json=options.format == "json")
     return 0
 
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", metavar="NAME", help=f"no run: one of {', '.join(PRESETS)}")
     add(
         "--users",
-        type=users_named,
+        type=user_list,
         metavar="N,N,...",
         help="plateaus to predict (default: the levels of the run)",
     )

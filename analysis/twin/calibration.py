@@ -15,17 +15,17 @@ from analysis.levels.level import Level
 from analysis.levels.window import ended_inside
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Floats, Ints
-from analysis.virtual.crowd import Chatting, Service, Turn
-from analysis.virtual.service import play
+from analysis.virtual.crowd import Chatting, Service, TurnTokens
+from analysis.virtual.service import simulate_users
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 
 SEGMENT_TOKENS = 8  # a client's stamps jitter by a step's fraction: over eight steps it averages out
 SEGMENTS = 4000  # of each level, spread over its window
-BLOCKS = 12  # stretches of a level's window that are resampled as a whole
+STRETCHES = 12  # stretches of a level's window that are resampled as a whole
 DRAWS = 24
 STEP_TERMS = ("step_base_s", "step_per_seq_s", "step_per_kv_token_s", "prefill_per_token_s")
-PREEMPTED_MOST, WAITING_MOST = 0.02, 0.1  # gaps of preempted requests are no steps
+MAX_PREEMPTED, MAX_WAITING = 0.02, 0.1  # gaps of preempted requests are no steps
 OVERHEAD_REQUESTS = 1500
 DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
 
@@ -35,7 +35,7 @@ class CalibrationError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Calibration:
+class ServiceFit:
     """A service fitted to levels, and as many others as the data would also allow."""
 
     service: Service
@@ -63,7 +63,7 @@ def calibrate(
     replicas: int = 1,
     router: str = "least-loaded",
     seed: int = 0,
-) -> Calibration:
+) -> ServiceFit:
     """Fits the engine to trusted `levels` of the evidence's runs, spread by a router over replicas.
 
     Raises CalibrationError when lengths, pool or single tokens are missing.
@@ -92,12 +92,12 @@ def calibrate(
     fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
-    return Calibration(service=fitted, draws=draws, fitted_users=users, replicas=replicas)
+    return ServiceFit(service=fitted, draws=draws, fitted_users=users, replicas=replicas)
 
 
 def _is_calm(level: Level) -> bool:
     preempted = level.preemptions / max(level.finished, 1)
-    return not preempted > PREEMPTED_MOST and not level.waiting_fraction > WAITING_MOST
+    return not preempted > MAX_PREEMPTED and not level.waiting_fraction > MAX_WAITING
 
 
 # Step times: gaps between a request's tokens are steps, and everybody's rows say what was in each step.
@@ -105,7 +105,7 @@ def _is_calm(level: Level) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Sums:
-    """Normal equations of one level's stretches of time: shape (BLOCKS, 4, 5), the last column the gaps'."""
+    """Normal equations of a level's stretches of time, (STRETCHES, 4, 5); the gaps are the last column."""
 
     blocks: NDArray[np.float64]
     residual_cv: float
@@ -123,14 +123,14 @@ def _step_sums(steps: "_Steps", level: Level, replicas: int) -> _Sums | None:
     tokens, with each relative error weighted alike. None where chunks are not single tokens."""
     rows = steps.rows
     picked = _segments(rows, level)
-    if len(picked) < 10 * BLOCKS:
+    if len(picked) < 10 * STRETCHES:
         return None
     design, took, at = steps.design(picked, replicas)
     weight = 1.0 / took
-    block = ((at - at.min()) / max(np.ptp(at), 1e-9) * BLOCKS).astype(np.int64).clip(0, BLOCKS - 1)
+    block = ((at - at.min()) / max(np.ptp(at), 1e-9) * STRETCHES).astype(np.int64).clip(0, STRETCHES - 1)
     scaled = np.column_stack([design, took]) * weight[:, None]
     products = scaled[:, :4, None] * scaled[:, None, :]
-    sums = np.stack([products[block == place].sum(axis=0) for place in range(BLOCKS)])
+    sums = np.stack([products[block == place].sum(axis=0) for place in range(STRETCHES)])
     return _Sums(blocks=sums / len(picked), residual_cv=_gap_cv(rows, level))
 
 
@@ -275,7 +275,7 @@ def _with_terms(engine: EngineConfig, terms: Floats) -> EngineConfig:
 def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:
     """Lengths, pauses and shared text of the runs' people."""
     assert evidence.pairs is not None
-    chats: list[tuple[Turn, ...]] = []
+    chats: list[tuple[TurnTokens, ...]] = []
     pauses: list[Floats] = []
     answers: list[bool] = []
     for run in evidence.runs:
@@ -350,7 +350,7 @@ def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], s
 
 
 def _beyond(service: Service, level: Level, evidence: Evidence, spread: _Spread) -> float:
-    played = play(
+    played = simulate_users(
         service,
         level.users,
         requests=max(OVERHEAD_REQUESTS, 20 * level.users),
@@ -358,7 +358,7 @@ def _beyond(service: Service, level: Level, evidence: Evidence, spread: _Spread)
         route=ROUTERS[spread.router](),
     )
     assert level.ttft.p50 is not None
-    engine_s = played.seen(evidence.slo).ttft_p50_s - service.overhead_at(level.users / spread.replicas)
+    engine_s = played.figures(evidence.slo).ttft_p50_s - service.overhead_at(level.users / spread.replicas)
     return level.ttft.p50 - engine_s
 
 

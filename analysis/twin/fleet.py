@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.twin.maximum import EACH, MIN_REQUESTS, Limit, limit
+from analysis.twin.maximum import MIN_REQUESTS_PER_USER, PROBE_REQUESTS, VirtualMaximum, find_maximum
 from analysis.virtual.crowd import Service
-from analysis.virtual.service import Seen, play
+from analysis.virtual.service import VirtualFigures, simulate_users
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS
 
-ALIKE = 4
+SIMULATED_REPLICAS = 4
 """Replicas that are played together and stand for all: more of them cost time and change the answer little,
 because a router evens out load among four nearly as well as among a thousand."""
 
@@ -26,12 +26,12 @@ class Fleet:
     spare: int
     per_replica_x: float
     binding: WallName
-    usual: Seen
-    """With all replicas; users are those of ALIKE replicas, or of all where there are fewer."""
-    after_loss: Seen
+    usual: VirtualFigures
+    """With all replicas; users are those of SIMULATED_REPLICAS replicas, or of all where there are fewer."""
+    after_loss: VirtualFigures
 
 
-def fleet(
+def size_fleet(
     service: Service,
     draws: Sequence[Service],
     users: int,
@@ -46,14 +46,14 @@ def fleet(
     if point is None:
         return None
     drawn = [_of_alike(draw, slo, router, on_probe, start=point.users) for draw in draws]
-    wanted = [_needed(users, found.x / ALIKE) + spare for found in drawn if found is not None]
-    replicas = _needed(users, point.x / ALIKE) + spare
+    wanted = [_needed(users, found.x / SIMULATED_REPLICAS) + spare for found in drawn if found is not None]
+    replicas = _needed(users, point.x / SIMULATED_REPLICAS) + spare
     return Fleet(
         users=users,
         replicas=replicas,
         interval=(min([*wanted, replicas]), max([*wanted, replicas])),
         spare=spare,
-        per_replica_x=point.x / ALIKE,
+        per_replica_x=point.x / SIMULATED_REPLICAS,
         binding=point.wall,
         usual=_at(service, users, replicas, slo, router),
         after_loss=_at(service, users, replicas - spare, slo, router),
@@ -71,13 +71,17 @@ def _of_alike(
     on_probe: Callable[[int], None],
     *,
     start: int | None,
-) -> Limit | None:
-    """Users that ALIKE replicas behind the router hold together."""
-    return limit(service, slo, start=start, replicas=ALIKE, route=ROUTERS[router], on_probe=on_probe)
+) -> VirtualMaximum | None:
+    """Users that SIMULATED_REPLICAS replicas behind the router hold together."""
+    return find_maximum(
+        service, slo, start=start, replicas=SIMULATED_REPLICAS, route=ROUTERS[router], on_probe=on_probe
+    )
 
 
-def _at(service: Service, users: int, replicas: int, slo: Slo, router: str) -> Seen:
-    played = min(replicas, ALIKE)
+def _at(service: Service, users: int, replicas: int, slo: Slo, router: str) -> VirtualFigures:
+    played = min(replicas, SIMULATED_REPLICAS)
     share = max(round(users * played / replicas), 1)
-    requests = max(MIN_REQUESTS, EACH * share)
-    return play(service, share, requests=requests, replicas=played, route=ROUTERS[router]()).seen(slo)
+    requests = max(PROBE_REQUESTS, MIN_REQUESTS_PER_USER * share)
+    return simulate_users(
+        service, share, requests=requests, replicas=played, route=ROUTERS[router]()
+    ).figures(slo)

@@ -11,30 +11,30 @@ import numpy as np
 
 from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.virtual.crowd import WARM_UP, Service, half_full
-from analysis.virtual.service import Seen, play
+from analysis.virtual.crowd import WARM_UP_SHARE, Service, users_at_half_load
+from analysis.virtual.service import VirtualFigures, simulate_users
 from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import Route
 
-MIN_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
-EACH = 12  # requests of each user at least
-FIRST_LOOK = 6  # a probe begins with this fraction, and stops there where it is clear
-CLEAR = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
+PROBE_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
+MIN_REQUESTS_PER_USER = 12  # requests of each user at least
+QUICK_PROBE = 6  # a probe begins with this fraction, and stops there where it is clear
+CLEAR_MARGIN = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
 BRACKET = 0.01  # above a hundred users, how far apart two probes may be that a crossing is read between
-MOST_USERS = 100_000
+MAX_VIRTUAL_USERS = 100_000
 
-Margins = dict[WallName, float]
+WallMargins = dict[WallName, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """x users fit, real-valued; infinite where nothing broke up to `MOST_USERS`."""
+class VirtualMaximum:
+    """x users fit, real-valued; infinite where nothing broke up to `MAX_VIRTUAL_USERS`."""
 
     x: float
     wall: WallName
-    below: Seen
+    below: VirtualFigures
     """What the last plateau that holds sees."""
 
     @property
@@ -42,7 +42,7 @@ class Limit:
         return math.floor(self.x)
 
 
-def margins(seen: Seen, slo: Slo, *, alone: Seen | None = None) -> Margins:
+def wall_margins(seen: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
     """How far each wall is crossed: ln of rates, logit of shares, against their limits. Positive: broken.
 
     `alone`: what one user sees, where histories are found in the prefix cache.
@@ -64,7 +64,7 @@ def _over(share: float, limit: float) -> float:
     return math.log(kept / (1.0 - kept)) - math.log(limit / (1.0 - limit))
 
 
-def limit(
+def find_maximum(
     service: Service,
     slo: Slo,
     *,
@@ -72,59 +72,61 @@ def limit(
     start: int | None = None,
     replicas: int = 1,
     route: Callable[[], Route] | None = None,
-    requests: int = MIN_REQUESTS,
+    requests: int = PROBE_REQUESTS,
     on_probe: Callable[[int], None] = lambda _: None,
-) -> Limit | None:
+) -> VirtualMaximum | None:
     """The first wall, between the last plateau of users that holds and the next; None where one user breaks
     it.
 
     `start` only saves time; by default it is where the pool is half full. All plateaus have the same people
     (common random numbers).
     """
-    known: dict[int, Seen] = {}
+    known: dict[int, VirtualFigures] = {}
     turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
     chats = turns > 1 and service.engine.enable_prefix_caching
     # The cache fills, and first conversations end, before the window begins: no first look is short enough.
-    each = math.ceil(EACH + turns / WARM_UP) if chats else EACH
+    each = math.ceil(MIN_REQUESTS_PER_USER + turns / WARM_UP_SHARE) if chats else MIN_REQUESTS_PER_USER
 
-    def seen(users: int) -> Seen:
+    def seen(users: int) -> VirtualFigures:
         if users not in known:
             on_probe(1)
             wanted = max(requests, each * users)
-            quick = probe(users, wanted if chats else max(wanted // FIRST_LOOK, each * users // 3))
-            clear = chats or abs(max(margins(quick, slo).values())) > CLEAR
+            quick = probe(users, wanted if chats else max(wanted // QUICK_PROBE, each * users // 3))
+            clear = chats or abs(max(wall_margins(quick, slo).values())) > CLEAR_MARGIN
             known[users] = quick if clear else probe(users, wanted)
         return known[users]
 
-    def probe(users: int, wanted: int) -> Seen:
+    def probe(users: int, wanted: int) -> VirtualFigures:
         routed = route() if route else None
-        return play(service, users, requests=wanted, seed=seed, replicas=replicas, route=routed).seen(slo)
+        return simulate_users(
+            service, users, requests=wanted, seed=seed, replicas=replicas, route=routed
+        ).figures(slo)
 
     def worst(users: int) -> float:
-        return max(margins(seen(users), slo, alone=alone).values())
+        return max(wall_margins(seen(users), slo, alone=alone).values())
 
     alone = probe(1, max(requests, each)) if chats else None
-    low, high = _bracket(worst, max(start or replicas * half_full(service), 1))
+    low, high = _bracket(worst, max(start or replicas * users_at_half_load(service), 1))
     if low == 0:
         return None
-    if high > MOST_USERS:
-        return Limit(x=math.inf, wall="not_reached", below=seen(low))
-    here, above = (margins(seen(users), slo, alone=alone) for users in (low, high))
+    if high > MAX_VIRTUAL_USERS:
+        return VirtualMaximum(x=math.inf, wall="not_reached", below=seen(low))
+    here, above = (wall_margins(seen(users), slo, alone=alone) for users in (low, high))
     crossed = {
         wall: low + (high - low) * here[wall] / (here[wall] - above[wall])
         for wall in here
         if above[wall] > 0.0
     }
     first = min(crossed, key=lambda wall: crossed[wall])
-    return Limit(x=crossed[first], wall=first, below=seen(low))
+    return VirtualMaximum(x=crossed[first], wall=first, below=seen(low))
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:
     """The last users that hold and the first that do not, next to each other up to a hundred users."""
     low, high, step = 0, start, max(start // 8, 1)
-    while high <= MOST_USERS and worst(high) <= 0.0:
+    while high <= MAX_VIRTUAL_USERS and worst(high) <= 0.0:
         low, high, step = high, high + step, 2 * step
-    if high > MOST_USERS:
+    if high > MAX_VIRTUAL_USERS:
         return low, high
     step = max(high // 8, 1)
     while low == 0 and high > 1:

@@ -18,12 +18,12 @@ from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import Bar, progress
 from analysis.statistics.samples import student
-from analysis.twin.calibration import STEP_TERMS, Calibration, ServerFlags, calibrate
-from analysis.twin.fleet import Fleet, fleet
-from analysis.twin.maximum import Limit, limit
-from analysis.twin.what_if import Memory, changes_of
-from analysis.virtual.crowd import Chatting, Due, Service
-from analysis.virtual.service import Played, Seen, play, play_arrivals
+from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calibrate
+from analysis.twin.fleet import Fleet, size_fleet
+from analysis.twin.maximum import VirtualMaximum, find_maximum
+from analysis.twin.what_if import MemoryFacts, changes_of
+from analysis.virtual.crowd import Chatting, DueRequest, Service
+from analysis.virtual.service import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
 from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
@@ -39,19 +39,19 @@ SCALE = (1_000, 10_000, 100_000, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Twin:
+class FittedTwin:
     """A fitted service and where it comes from."""
 
     source: str
-    calibration: Calibration
+    calibration: ServiceFit
     slo: Slo
-    memory: Memory
+    memory: MemoryFacts
     gpus: int = 1
     levels: Sequence[Level] = ()
     held_out: Level | None = None
 
 
-def ask(options: argparse.Namespace) -> TwinAnswer:
+def twin_answer(options: argparse.Namespace) -> TwinAnswer:
     """Fits, checks, changes, predicts; writes twin.json and twin.svg where asked.
 
     Raises InputError, ValueError, RefusedError, CalibrationError.
@@ -80,7 +80,7 @@ def ask(options: argparse.Namespace) -> TwinAnswer:
     )
     folder = options.output or (options.run if options.run and (options.run / "run.json").is_file() else None)
     if folder is not None:
-        twin_report.write(answer, folder=folder)
+        twin_report.write_twin(answer, folder=folder)
     return answer
 
 
@@ -89,7 +89,7 @@ def ask(options: argparse.Namespace) -> TwinAnswer:
 Task = Callable[..., Callable[[int], None]]
 
 
-def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
+def _from_run(options: argparse.Namespace, bar: Bar) -> FittedTwin:
     if options.run is None:
         raise InputError("Name a run folder, or a preset with --preset.")
     groups, _ = choose_runs(find_runs(options.run), None)
@@ -109,7 +109,7 @@ def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
         async_scheduling=options.async_scheduling,
     )
     info = runs[-1].info
-    return Twin(
+    return FittedTwin(
         source=", ".join(run.info.run_id for run in runs),
         calibration=calibrate(
             evidence,
@@ -122,7 +122,7 @@ def _from_run(options: argparse.Namespace, bar: Bar) -> Twin:
         slo=slo,
         levels=evidence.levels,
         held_out=held_out,
-        memory=Memory(
+        memory=MemoryFacts(
             bytes_per_token=info.server.kv_bytes_per_token,
             vram_bytes=info.gpu.vram_bytes if info.gpu else None,
             gpu_memory_utilization=info.server.gpu_memory_utilization,
@@ -143,7 +143,7 @@ def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
     return trusted[-1] if len({level.users for level in trusted}) > 2 else None
 
 
-def _from_preset(options: argparse.Namespace) -> Twin:
+def _from_preset(options: argparse.Namespace) -> FittedTwin:
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
@@ -153,11 +153,11 @@ def _from_preset(options: argparse.Namespace) -> Twin:
     rng = np.random.default_rng(options.seed)
     draws = [_other_speed(service, rng) for _ in range(PRESET_DRAWS)]
     slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
-    return Twin(
+    return FittedTwin(
         source=f"preset {preset.name}",
-        calibration=Calibration(service=service, draws=draws, fitted_users=()),
+        calibration=ServiceFit(service=service, draws=draws, fitted_users=()),
         slo=slo,
-        memory=Memory(
+        memory=MemoryFacts(
             bytes_per_token=preset.pool().kv_bytes_per_token,
             vram_bytes=preset.gpu.vram_bytes,
             gpu_memory_utilization=preset.gpu_memory_utilization,
@@ -178,12 +178,14 @@ def _other_speed(service: Service, rng: np.random.Generator) -> Service:
 
 # What comes of it.
 
-SHOWN = tuple(field.name for field in fields(Seen) if field.name not in ("users", "requests"))
+PREDICTED_FIGURES = tuple(
+    field.name for field in fields(VirtualFigures) if field.name not in ("users", "requests")
+)
 
 
 def _predictions(
     options: argparse.Namespace,
-    twin: Twin,
+    twin: FittedTwin,
     now: Service,
     draws: Sequence[Service],
     *,
@@ -195,9 +197,9 @@ def _predictions(
         arrivals = _arrivals(options, now)
         advance = task("predicting", total=len(draws) + 1)
 
-        def open_loop(service: Service) -> Played:
+        def open_loop(service: Service) -> VirtualRun:
             advance(1)
-            return play_arrivals(service, arrivals, replicas=_replicas(options, twin), route=route())
+            return simulate_arrivals(service, arrivals, replicas=_replicas(options, twin), route=route())
 
         return [_prediction(0, open_loop, now, draws, twin.slo)]
     users = (
@@ -207,9 +209,9 @@ def _predictions(
     found = []
     for number in users:
 
-        def plateau(service: Service, number: int = number) -> Played:
+        def plateau(service: Service, number: int = number) -> VirtualRun:
             advance(1)
-            return play(
+            return simulate_users(
                 service,
                 number,
                 requests=max(1000, 30 * number),
@@ -221,7 +223,7 @@ def _predictions(
         level = next((one for one in twin.levels if one.users == number and one.trusted), None)
         if level is not None and not changed and _replicas(options, twin) == twin.calibration.replicas:
             prediction = msgspec.structs.replace(
-                prediction, measured=measured(level), held_out=level is twin.held_out
+                prediction, measured=measured_figures(level), held_out=level is twin.held_out
             )
         found.append(prediction)
     return found
@@ -229,13 +231,13 @@ def _predictions(
 
 def _prediction(
     users: int,
-    played: Callable[[Service], Played],
+    played: Callable[[Service], VirtualRun],
     now: Service,
     draws: Sequence[Service],
     slo: Slo,
 ) -> Prediction:
-    plays = [played(service).seen(slo) for service in (now, *draws)]
-    columns = {name: [float(getattr(one, name)) for one in plays] for name in SHOWN}
+    plays = [played(service).figures(slo) for service in (now, *draws)]
+    columns = {name: [float(getattr(one, name)) for one in plays] for name in PREDICTED_FIGURES}
     known = {name: column for name, column in columns.items() if not any(map(math.isnan, column))}
     return Prediction(
         users=users,
@@ -244,7 +246,7 @@ def _prediction(
     )
 
 
-def _replicas(options: argparse.Namespace, twin: Twin) -> int:
+def _replicas(options: argparse.Namespace, twin: FittedTwin) -> int:
     return int(options.replicas or twin.calibration.replicas)
 
 
@@ -254,7 +256,7 @@ def _interval(values: Sequence[float]) -> Interval:
     return max(middle - reach, 0.0), middle + reach
 
 
-def measured(level: Level) -> dict[str, float]:
+def measured_figures(level: Level) -> dict[str, float]:
     """The level's own figures under the names of `Seen`."""
     values = {
         "in_flight": level.in_flight,
@@ -272,15 +274,15 @@ def measured(level: Level) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 
 
-def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Prediction | None:
+def _check(twin: FittedTwin, router: str, advance: Callable[[int], None]) -> Prediction | None:
     """The level that was held out, predicted before anything is changed."""
     level, calibration = twin.held_out, twin.calibration
     if level is None:
         return None
 
-    def plateau(service: Service) -> Played:
+    def plateau(service: Service) -> VirtualRun:
         advance(1)
-        return play(
+        return simulate_users(
             service,
             level.users,
             requests=max(1500, 40 * level.users),
@@ -291,10 +293,10 @@ def _check(twin: Twin, router: str, advance: Callable[[int], None]) -> Predictio
     prediction = _prediction(
         level.users, plateau, calibration.service, calibration.draws[:DRAWS_PLAYED], twin.slo
     )
-    return msgspec.structs.replace(prediction, measured=measured(level), held_out=True)
+    return msgspec.structs.replace(prediction, measured=measured_figures(level), held_out=True)
 
 
-def _arrivals(options: argparse.Namespace, now: Service) -> list[Due]:
+def _arrivals(options: argparse.Namespace, now: Service) -> list[DueRequest]:
     rng = random.Random(options.seed)
     if options.trace:
         due = list(read_trace(options.trace, speed=options.trace_speed))
@@ -308,7 +310,7 @@ def _arrivals(options: argparse.Namespace, now: Service) -> list[Due]:
     for arrival in due:
         prompt, output = rng.choice(chats)[0]
         found.append(
-            Due(
+            DueRequest(
                 at_s=arrival.due_s,
                 prompt_tokens=arrival.prompt_tokens or prompt,
                 output_tokens=arrival.output_tokens or output,
@@ -320,7 +322,7 @@ def _arrivals(options: argparse.Namespace, now: Service) -> list[Due]:
 
 def _limit(
     options: argparse.Namespace,
-    twin: Twin,
+    twin: FittedTwin,
     now: Service,
     draws: Sequence[Service],
     advance: Callable[[int], None],
@@ -329,9 +331,9 @@ def _limit(
         return None
     route = ROUTERS[options.router]
 
-    def search(service: Service, start: int | None) -> Limit | None:
+    def search(service: Service, start: int | None) -> VirtualMaximum | None:
         advance(1)
-        return limit(service, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
+        return find_maximum(service, twin.slo, start=start, replicas=_replicas(options, twin), route=route)
 
     point = search(now, None)
     if point is None:
@@ -350,7 +352,7 @@ def _finite(value: float) -> float | None:
 
 def _fleets(
     options: argparse.Namespace,
-    twin: Twin,
+    twin: FittedTwin,
     now: Service,
     draws: Sequence[Service],
     task: Task,
@@ -358,7 +360,7 @@ def _fleets(
     if options.fleet_users is None:
         return []
     advance = task("fleet", total=8 * (DRAWS_PLAYED + 1))
-    found = fleet(
+    found = size_fleet(
         now,
         draws,
         options.fleet_users,
@@ -410,7 +412,7 @@ def _engine_facts(engine: EngineConfig) -> dict[str, float | int | bool | None]:
     return {field.name: getattr(engine, field.name) for field in fields(engine) if field.name != "seed"}
 
 
-def _terms(calibration: Calibration) -> list[Term]:
+def _terms(calibration: ServiceFit) -> list[Term]:
     now = calibration.service
     found = [
         Term(
@@ -426,7 +428,7 @@ def _terms(calibration: Calibration) -> list[Term]:
     ]
 
 
-def _warnings(twin: Twin, now: Service) -> list[str]:
+def _warnings(twin: FittedTwin, now: Service) -> list[str]:
     found = []
     if twin.levels and twin.held_out is None:
         found.append(
@@ -442,7 +444,7 @@ def _warnings(twin: Twin, now: Service) -> list[str]:
     return found
 
 
-def users_named(text: str) -> list[int]:
+def user_list(text: str) -> list[int]:
     found = [int(part) for part in text.split(",")]
     if min(found) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.virtual.crowd import Service, Turn
+from analysis.virtual.crowd import Service, TurnTokens
 from loadtest.errors import InputError
 from loadtest.workload.distributions import Distribution
 
@@ -16,7 +16,7 @@ Change = Callable[[Service], Service]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
+class MemoryFacts:
     """What GiB and shares of VRAM are worth in blocks; None where nobody said."""
 
     bytes_per_token: int | None = None
@@ -24,7 +24,7 @@ class Memory:
     gpu_memory_utilization: float | None = None
 
 
-def changes_of(options: argparse.Namespace, now: Service, memory: Memory) -> tuple[list[str], Change]:
+def changes_of(options: argparse.Namespace, now: Service, memory: MemoryFacts) -> tuple[list[str], Change]:
     """What was asked, in words, and as a function. Raises InputError, ValueError."""
     steps: list[tuple[str, Change]] = []
     engine = {
@@ -46,7 +46,7 @@ def changes_of(options: argparse.Namespace, now: Service, memory: Memory) -> tup
     return [words for words, _ in steps], change
 
 
-def _pool_changes(options: argparse.Namespace, now: Service, memory: Memory) -> list[tuple[str, Change]]:
+def _pool_changes(options: argparse.Namespace, now: Service, memory: MemoryFacts) -> list[tuple[str, Change]]:
     asked = {
         name: value
         for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
@@ -78,7 +78,9 @@ def _pool_changes(options: argparse.Namespace, now: Service, memory: Memory) -> 
     return found
 
 
-def _blocks_at(utilization: float, now: Service, memory: Memory, block_bytes: float, *, half: bool) -> int:
+def _blocks_at(
+    utilization: float, now: Service, memory: MemoryFacts, block_bytes: float, *, half: bool
+) -> int:
     used, vram = memory.gpu_memory_utilization, memory.vram_bytes
     if used is None or vram is None:
         raise InputError(
@@ -138,13 +140,13 @@ def _with_lengths(
 
 
 def _drawn_turns(
-    turns: Sequence[Turn],
+    turns: Sequence[TurnTokens],
     prompt: Distribution | None,
     output: Distribution | None,
     room: int,
     rng: random.Random,
-) -> list[Turn]:
-    found: list[Turn] = []
+) -> list[TurnTokens]:
+    found: list[TurnTokens] = []
     was = now = 0  # tokens of the history, as it was and as it is drawn
     for said, answered in turns:
         new = prompt.draw_count(rng) if prompt else said - was

@@ -12,11 +12,11 @@ from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import TimedRequest
 from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
 
-WARM_UP = 0.2  # of the requests: left out of the window
+WARM_UP_SHARE = 0.2  # of the requests: left out of the window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Due:
+class DueRequest:
     """One request of an open loop."""
 
     at_s: float
@@ -26,12 +26,12 @@ class Due:
     """Of TRACE_BLOCK_TOKENS tokens each; requests with the same first ones have the same first text."""
 
 
-TURN_ROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
+CLIENT_TURNAROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
 CHAT_BLOCKS = 2**20  # block hashes of one conversation: more than any context has blocks
 
 TRACE_BLOCKS = 2**60  # names of blocks that a trace shares begin here
 
-Turn = tuple[int, int]
+TurnTokens = tuple[int, int]
 """Prompt tokens, the history included, and output tokens."""
 
 
@@ -39,7 +39,7 @@ Turn = tuple[int, int]
 class Chatting:
     """How people use it."""
 
-    conversations: Sequence[Sequence[Turn]]
+    conversations: Sequence[Sequence[TurnTokens]]
     """What to draw from, with repetition."""
     pauses_s: Floats
     """Between an answer's end and the same person's next request; shape (n,), to draw from."""
@@ -72,7 +72,7 @@ def replicas_of(engine: EngineConfig, replicas: int, seed: int) -> list[EngineCo
     return [replace(engine, seed=seed * 1000 + place) for place in range(replicas)]
 
 
-class Texts:
+class RequestMaker:
     """Requests whose blocks are named so that equal text has equal names."""
 
     def __init__(self, service: Service) -> None:
@@ -83,7 +83,7 @@ class Texts:
         self._answers = chatting.answers_cached
         self._room = engine.max_model_len
 
-    def request(self, turns: Sequence[Turn], turn: int, chat: int) -> Request:
+    def request(self, turns: Sequence[TurnTokens], turn: int, chat: int) -> Request:
         prompt, output = turns[turn]
         prompt = min(prompt, self._room - 1)
         output = min(output, self._room - prompt)
@@ -93,7 +93,7 @@ class Texts:
             block_hashes=self._hashes(prompt, output, chat, turn) if self._cached else None,
         )
 
-    def due(self, one: Due, chat: int) -> Request:
+    def due(self, one: DueRequest, chat: int) -> Request:
         """A request of its own but for the blocks that its trace names."""
         request = self.request(((one.prompt_tokens, one.output_tokens),), 0, chat)
         if one.prefix_blocks and self._cached:
@@ -116,16 +116,16 @@ class Texts:
         return [*named, *range(once, once + blocks - len(named))]
 
 
-class Person:
+class VirtualUser:
     """Asks, reads, thinks, asks again; the same for the same seed and number."""
 
-    def __init__(self, chatting: Chatting, texts: Texts, *, seed: int, number: int) -> None:
+    def __init__(self, chatting: Chatting, texts: RequestMaker, *, seed: int, number: int) -> None:
         self.random = random.Random(f"{seed}/{number}")
         self.turn = -1
         """Of the last request, within its conversation."""
         self._chatting, self._texts, self._number = chatting, texts, number
         self._chats = 0  # conversations begun
-        self._turns: Sequence[Turn] = ()
+        self._turns: Sequence[TurnTokens] = ()
 
     def pause_s(self) -> float:
         """From an answer's end to the next request."""
@@ -146,14 +146,14 @@ class Crowd:
     """People who chat until so many requests were sent in all."""
 
     def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
-        texts = Texts(service)
-        self._people = [Person(service.chatting, texts, seed=seed, number=user) for user in range(users)]
+        texts = RequestMaker(service)
+        self._people = [VirtualUser(service.chatting, texts, seed=seed, number=user) for user in range(users)]
         self._overhead_s = service.overhead_at(users / replicas)
         self._sent = 0
         self._ended = 0
         self._wanted = wanted
         self.window = (0.0, 0.0)
-        spread_s = float(np.mean(service.chatting.pauses_s)) + mean_life_s(service, users / replicas)
+        spread_s = float(np.mean(service.chatting.pauses_s)) + typical_duration_s(service, users / replicas)
         self._starts = sorted(person.random.uniform(0.0, spread_s) for person in self._people)
 
     def first(self) -> Iterator[TimedRequest]:
@@ -162,7 +162,7 @@ class Crowd:
 
     def again(self, ended: Request, now_s: float) -> TimedRequest | None:
         self._ended += 1
-        if self._ended == int(WARM_UP * self._wanted):
+        if self._ended == int(WARM_UP_SHARE * self._wanted):
             self.window = (now_s, now_s)
         if self._sent >= self._wanted:
             return None
@@ -171,12 +171,12 @@ class Crowd:
         self.window = (self.window[0], now_s)
         return now_s + pause_s, self._next(person)
 
-    def _next(self, person: Person) -> Request:
+    def _next(self, person: VirtualUser) -> Request:
         self._sent += 1
         return person.request()
 
 
-def mean_life_s(service: Service, users: float) -> float:
+def typical_duration_s(service: Service, users: float) -> float:
     """About how long an answer takes with so many users: only to spread their starts."""
     turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
@@ -190,13 +190,13 @@ def mean_life_s(service: Service, users: float) -> float:
     return float(output * step_s)
 
 
-def half_full(service: Service) -> int:
+def users_at_half_load(service: Service) -> int:
     """About how many users' requests fill half of the pool, or of the slots: where a search may begin."""
     turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     prompt, output = np.mean(np.array(turns, dtype=np.float64), axis=0)
     engine, shared = service.engine, service.chatting.shared_prefix_tokens
     held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
     fit = min((engine.pool_tokens - shared) / held, engine.max_num_seqs) / 2
-    life_s = mean_life_s(service, fit)
+    life_s = typical_duration_s(service, fit)
     active = life_s / (life_s + float(np.mean(service.chatting.pauses_s)))
     return max(int(fit / active), 1)

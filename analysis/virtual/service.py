@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.statistics.arrays import Floats
-from analysis.virtual.crowd import Crowd, Due, Service, Texts, replicas_of
+from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker, Service, replicas_of
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request, Shortage
 from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
 
-LIVES = 60  # requests of each user, where nothing else says how long to play
+REQUESTS_PER_USER = 60  # requests of each user, where nothing else says how long to play
 ITL_REQUESTS = 2000  # whose every token is looked at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class VirtualFigures:
     """What a plateau of users, or an open loop, sees and what the server says meanwhile; nan where nothing
     was. Server figures are means over time and replicas, as scrapes see them."""
 
@@ -50,7 +50,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Played:
+class VirtualRun:
     """Virtual traffic and the window in which it is steady."""
 
     service: Service
@@ -59,12 +59,12 @@ class Played:
     window: tuple[float, float]
     """Seconds."""
 
-    def seen(self, slo: Slo) -> Seen:
+    def figures(self, slo: Slo) -> VirtualFigures:
         """What the window shows."""
         return _seen(self, slo)
 
 
-def play(
+def simulate_users(
     service: Service,
     users: int,
     *,
@@ -72,41 +72,43 @@ def play(
     seed: int = 0,
     replicas: int = 1,
     route: Route | None = None,
-) -> Played:
+) -> VirtualRun:
     """A plateau of `users` people, who start at random within one pause and one answer.
 
     Each person has random numbers of their own, so that two plays of one seed have the same people.
     Deterministic by seed.
     """
-    crowd = Crowd(service, users=users, wanted=requests or LIVES * users, seed=seed, replicas=replicas)
+    crowd = Crowd(
+        service, users=users, wanted=requests or REQUESTS_PER_USER * users, seed=seed, replicas=replicas
+    )
     traces = simulate_replicas(
         replicas_of(service.engine, replicas, seed),
         crowd.first(),
         route=route or first_replica,
         on_end=crowd.again,
     )
-    return Played(service=service, users=users, traces=traces, window=crowd.window)
+    return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
 
 
-def play_arrivals(
+def simulate_arrivals(
     service: Service,
-    arrivals: Sequence[Due],
+    arrivals: Sequence[DueRequest],
     *,
     seed: int = 0,
     replicas: int = 1,
     route: Route | None = None,
-) -> Played:
+) -> VirtualRun:
     """An open loop: requests of known lengths at known times. The window is from the first to the last."""
-    texts = Texts(service)
+    texts = RequestMaker(service)
     timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
     traces = simulate_replicas(
         replicas_of(service.engine, replicas, seed), timed, route=route or first_replica
     )
     ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
-    return Played(service=service, users=0, traces=traces, window=ends)
+    return VirtualRun(service=service, users=0, traces=traces, window=ends)
 
 
-def _seen(played: Played, slo: Slo) -> Seen:
+def _seen(played: VirtualRun, slo: Slo) -> VirtualFigures:
     begin_s, end_s = played.window
     overhead_s = played.service.overhead_at(played.users / len(played.traces))
     inside = [
@@ -125,7 +127,7 @@ def _seen(played: Played, slo: Slo) -> Seen:
     usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
     itl = _gaps(played.traces, inside)
     window_s = max(end_s - begin_s, 1e-9)
-    return Seen(
+    return VirtualFigures(
         users=played.users,
         requests=len(rows),
         in_flight=float(np.sum(last - arrival + overhead_s)) / window_s,

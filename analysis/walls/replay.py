@@ -8,8 +8,8 @@ from analysis.evidence.lengths import Pairs
 from analysis.evidence.step_time import Pace
 from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
-from analysis.virtual.crowd import TURN_ROUND_S, Chatting, Service
-from analysis.virtual.service import play
+from analysis.virtual.crowd import CLIENT_TURNAROUND_S, Chatting, Service
+from analysis.virtual.service import simulate_users
 from analysis.walls.block_law import Occupancy
 from analysis.walls.kv_shift import Seen, Shift, shift_of, wall
 from loadtest.record import Slo
@@ -75,11 +75,11 @@ def _replay(pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: T
             conversations=[
                 [(int(s), int(o))] for s, o in zip(pairs.prompt[::every], pairs.output[::every], strict=True)
             ],
-            pauses_s=TURN_ROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
+            pauses_s=CLIENT_TURNAROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
             shared_prefix_tokens=pairs.shared_prefix,
         ),
     )
-    seen = play(service, users, requests=requests).seen(Slo())
+    seen = simulate_users(service, users, requests=requests).figures(Slo())
     return Seen(
         users=users,
         preemptions=seen.preempted_fraction * seen.requests,
