@@ -40,7 +40,7 @@ from analysis.virtual.service import VirtualFigures, VirtualRun, simulate_arriva
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_server_samples
 from loadtest.simulator.virtual import round_robin
-from loadtest.workload.arrivals import read_trace
+from loadtest.workload.traces import read_trace
 from tests.real.vllm_env import BLOCK_SIZE, MODEL, start_vllm
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,10 @@ from analysis.sizing.deployment import (
     max_concurrency,
     pool_band,
 )
+from loadtest.model.architectures import parse_config
 from loadtest.model.cards import H100, find_gpu
-from loadtest.model.memory import UnsupportedModelError, kv_bytes_per_token, parse_config
+from loadtest.model.kv_cache import kv_bytes_per_token
+from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
 from loadtest.units import GIB
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest.model.memory import step_bytes, weights_bytes
+from loadtest.model.weights import step_bytes, weights_bytes
 from loadtest.simulator.presets import Preset, find_preset
 from loadtest.units import GIB
 from scenarios import embedded

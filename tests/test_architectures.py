@@ -4,7 +4,7 @@ published config.json files, without what memory does not depend on."""
 import pytest
 
 from loadtest.model.architectures import parse_config
-from loadtest.model.memory import parameter_count
+from loadtest.model.weights import parameter_count
 
 Config = dict[str, object]
 

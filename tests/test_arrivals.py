@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment, is_assigned, read_trace
+from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment, is_assigned
 from loadtest.workload.distributions import Distribution
+from loadtest.workload.traces import read_trace
 from tests.conftest import Finished, RunLocust, two_processes
 from tests.test_workload import workload
 

@@ -20,7 +20,7 @@ FORBIDDEN = {
             "loadtest.workload.conversations",
             "loadtest.model.memory",
             "loadtest.model.architectures",
-            "loadtest.model.layers",
+            "loadtest.model.mixers",
             "loadtest.model.quantisation",
             "loadtest.model.cards",
             "loadtest.model.startup",

@@ -4,20 +4,11 @@ import pytest
 
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import T4
-from loadtest.model.memory import (
-    KvCacheGroup,
-    MemoryBudget,
-    UnsupportedModelError,
-    divide_budget,
-    kv_bytes_per_token,
-    kv_layout,
-    parameter_count,
-    pipeline_stages,
-    rotary_bytes,
-    step_bytes,
-    weights_bytes,
-)
+from loadtest.model.kv_cache import KvCacheGroup, kv_bytes_per_token, kv_layout
+from loadtest.model.memory import MemoryBudget, divide_budget
+from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.startup import CURRENT_VERSION, VllmVersion, activation_bytes, startup_overheads
+from loadtest.model.weights import parameter_count, pipeline_stages, rotary_bytes, step_bytes, weights_bytes
 from loadtest.units import GIB
 
 QWEN3_1_7B: dict[str, object] = {

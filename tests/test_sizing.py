@@ -20,7 +20,7 @@ from analysis.walls.block_law import block_law
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import A100_40, A100_80, H100, L4, RTX_4090, T4, find_gpu
-from loadtest.model.memory import kv_layout
+from loadtest.model.kv_cache import kv_layout
 from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.run.sink import write_run_info
 from loadtest.simulator.config import EngineConfig

@@ -23,7 +23,8 @@ from analysis.reporting import capacity as report
 from analysis.reporting.console import complain, progress
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
-from loadtest.model.memory import kv_bytes_per_token, parse_config
+from loadtest.model.architectures import parse_config
+from loadtest.model.kv_cache import kv_bytes_per_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,7 @@ from analysis.sizing.startup_log import (
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import Gpu, find_gpu
-from loadtest.model.memory import KV_DTYPES
+from loadtest.model.kv_cache import KV_DTYPES
 from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
 from loadtest.record import Slo
 from loadtest.units import GIB

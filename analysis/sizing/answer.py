@@ -28,7 +28,8 @@ from analysis.sizing.predicted import (
     size_engine,
 )
 from analysis.sizing.step_model import SPEED_BAND, StepModel
-from loadtest.model.memory import cache_kinds, kv_bytes_per_token, parameter_count
+from loadtest.model.kv_cache import cache_kinds, kv_bytes_per_token
+from loadtest.model.weights import parameter_count
 from loadtest.workload.distributions import Distribution
 
 # The answer.

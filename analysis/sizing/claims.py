@@ -17,8 +17,8 @@ from analysis.sizing.deployment import PlannedDeployment, PoolBand, pool_band, p
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import find_gpu
-from loadtest.model.memory import step_bytes
 from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
+from loadtest.model.weights import step_bytes
 from loadtest.units import GIB
 
 GB = 1e9

@@ -9,15 +9,10 @@ from dataclasses import dataclass, replace
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.cards import Gpu
-from loadtest.model.memory import (
-    KvLayout,
-    MemoryBudget,
-    divide_budget,
-    kv_layout,
-    rotary_bytes,
-    weights_bytes,
-)
+from loadtest.model.kv_cache import KvLayout, kv_layout
+from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import GRAPHS_COUNTED_FROM, StartupOverheads, VllmVersion, startup_overheads
+from loadtest.model.weights import rotary_bytes, weights_bytes
 from loadtest.units import GIB
 
 BAND_SIGMAS = 1.645  # bands cover 90 %

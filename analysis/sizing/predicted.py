@@ -17,7 +17,7 @@ from analysis.walls.block_law import BlockLaw, Occupancy
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
 from analysis.walls.max_num_seqs import slots_wall
 from analysis.walls.names import WallName
-from loadtest.model.memory import KvLayout
+from loadtest.model.kv_cache import KvLayout
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import EngineTrace, closed_loop

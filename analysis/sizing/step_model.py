@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from analysis.sizing.deployment import PlannedDeployment
-from loadtest.model.memory import step_bytes
+from loadtest.model.weights import step_bytes
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 

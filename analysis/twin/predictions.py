@@ -29,7 +29,8 @@ from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import find_preset
 from loadtest.simulator.virtual import ROUTERS
-from loadtest.workload.arrivals import ArrivalProcess, read_trace
+from loadtest.workload.arrivals import ArrivalProcess
+from loadtest.workload.traces import read_trace
 
 DRAWS_PLAYED = 8  # of the calibration, for the intervals: each is a simulation, or a search, of its own
 PRESET_DRAWS = 16

@@ -10,7 +10,7 @@ from analysis.statistics.arrays import Floats
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import TimedRequest
-from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS
+from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 WARM_UP_SHARE = 0.2  # of the requests: left out of the window
 

@@ -12,7 +12,8 @@ import numpy as np
 from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker, Service, replicas_of
 from loadtest.record import Slo
-from loadtest.simulator.requests import Request, Shortage
+from loadtest.simulator.requests import Request
+from loadtest.simulator.steps import Shortage
 from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
 
 REQUESTS_PER_USER = 60  # requests of each user, where nothing else says how long to play

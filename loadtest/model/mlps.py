@@ -1,6 +1,7 @@
 """TODO."""
 
-from loadtest.model.tensors import ConfigKeys, ModelFamily, Tensor, column_parallel, row_parallel
+from loadtest.model.family import ConfigKeys, ModelFamily
+from loadtest.model.tensors import Tensor, column_parallel, row_parallel
 
 
 def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:

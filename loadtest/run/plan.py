@@ -6,8 +6,9 @@ import msgspec
 
 from loadtest.errors import InputError
 from loadtest.settings import Settings
-from loadtest.workload.arrivals import Arrival, ArrivalProcess, read_trace
+from loadtest.workload.arrivals import Arrival, ArrivalProcess
 from loadtest.workload.prompts import PromptScale
+from loadtest.workload.traces import read_trace
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):

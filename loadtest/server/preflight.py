@@ -1,37 +1,27 @@
 """The first minute with a server: is it there, what does it serve, how does it count our words, is it free?
 Asks, warms up and reports; leaves no rows. Knows no Locust."""
 
-import asyncio
-import ipaddress
 import json
 import random
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
-from loadtest.client.body import chat_body
-from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.client.transport import open_session
 from loadtest.errors import InputError
-from loadtest.model.memory import kv_bytes_per_token, parse_config
-from loadtest.record import GpuInfo, Outcome, RequestRecord, ServerInfo
+from loadtest.model.architectures import parse_config
+from loadtest.model.kv_cache import kv_bytes_per_token
+from loadtest.record import GpuInfo, ServerInfo
+from loadtest.server.endpoints import choose_model, is_local, list_models, server_version
 from loadtest.server.gpus import choose_gpus
+from loadtest.server.probe import measure_prompt_scale, warm_up
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples
 from loadtest.settings import Settings
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
-
-ANSWER_TIMEOUT_S = 30.0
-"""For questions that every server answers at once."""
-FIRST_TOKENS_TIMEOUT_S = 180.0
-"""A test request may wake a server that compiles on first use."""
-WARM_UPS = 4
-PROBE_TOKENS = 8
+from loadtest.workload.prompts import PromptScale, read_prompts
 
 
 class Preflight(msgspec.Struct, kw_only=True, frozen=True):
@@ -56,9 +46,9 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
     session = open_session(headers=target.headers, tls=target.tls())
     scraper: Scraper | None = None
     try:
-        listed, version = await _models(session, target), await _version(session, target)
-        model, entry = _choose_model(listed, settings.model)
-        gpus = choose_gpus(settings.gpu_metrics, server_is_local=await _is_local(target.api_url))
+        listed, version = await list_models(session, target), await server_version(session, target)
+        model, entry = choose_model(listed, settings.model)
+        gpus = choose_gpus(settings.gpu_metrics, server_is_local=await is_local(target.api_url))
         scraper = Scraper(target, model=model, gpus=gpus)
         page = await scraper.find()
         warnings = [*_metrics_warnings(target, page), *_foreign_load(page, model)]
@@ -66,14 +56,16 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         _refuse_impossible_lengths(settings, server.max_model_len)
         _check_prompts(settings)
         warnings += _clipping(settings, server.max_model_len)
-        scale, alone = await _probe(session, target, settings, model=model, server=server, nonce=nonce)
+        scale, alone = await measure_prompt_scale(
+            session, target, settings, model=model, server=server, nonce=nonce
+        )
         sends_usage = alone.output_tokens is not None
         if not sends_usage:
             warnings.append(
                 "The server sends no usage: token counts, TPOT and the memory law are missing, and prompts "
                 "are sized at a guess of 1.3 tokens a word."
             )
-        await _warm_up(session, target, settings, model=model, scale=scale, nonce=nonce)
+        await warm_up(session, target, settings, model=model, scale=scale, nonce=nonce)
         await scraper.settle()
         await scraper.sample()  # a DCGM exporter tells its GPUs with the first sample
     except BaseException:
@@ -93,91 +85,6 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         warnings=warnings,
     )
     return found, scraper
-
-
-async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
-    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    async with session.get(url, timeout=timeout, allow_redirects=False) as response:
-        if response.status != 200:
-            raise _RefusedError(response.status, response.headers.get("Location"))
-        return await response.json(content_type=None)
-
-
-class _RefusedError(Exception):
-    def __init__(self, status: int, location: str | None) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.location = location
-
-
-async def _models(session: aiohttp.ClientSession, target: Target) -> list[dict[str, Any]]:
-    url = f"{target.api_url}/models"
-    try:
-        listed = await _get_json(session, url)
-        return [dict(entry) for entry in listed["data"] if isinstance(entry["id"], str)]
-    except _RefusedError as refusal:
-        raise InputError(_refusal_sentence(url, refusal)) from None
-    except TimeoutError:
-        raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
-    except aiohttp.ClientConnectorSSLError as error:
-        raise InputError(f"{target.shown}: no TLS connection ({_reason(error)}); is it http://?") from None
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise InputError(
-            f"{target.shown} has no certificate that is trusted here ({_reason(error)}): "
-            "give its authority as --ca-file."
-        ) from None
-    except aiohttp.ClientConnectorError as error:
-        raise InputError(f"{target.shown} cannot be reached ({_reason(error)}).") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise InputError(f"{target.shown} does not speak HTTP ({type(error).__name__}).") from None
-    except (ValueError, LookupError, TypeError):
-        raise InputError(f"{url} is not the model list of an OpenAI-compatible server.") from None
-
-
-def _reason(error: aiohttp.ClientConnectorError) -> str:
-    return error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
-
-
-def _refusal_sentence(url: str, refusal: _RefusedError) -> str:
-    if refusal.status in (401, 403):
-        return (
-            f"{url} answered {refusal.status}: set the server's key as LOADTEST_API_KEY (or the right one)."
-        )
-    if refusal.location:
-        return f"{url} redirects to {refusal.location}: give that server as --host."
-    if refusal.status == 404:
-        return f"{url} does not exist: --host is no OpenAI-compatible server, or has another path prefix."
-    return f"{url} answered {refusal.status}: the server is not ready, or not an OpenAI-compatible one."
-
-
-async def _version(session: aiohttp.ClientSession, target: Target) -> str | None:
-    try:
-        answer = await _get_json(session, target.api_url.removesuffix("/v1") + "/version")
-    except (_RefusedError, aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        return None
-    return str(answer["version"]) if isinstance(answer, dict) and "version" in answer else None
-
-
-def _choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str, dict[str, Any]]:
-    names = [entry["id"] for entry in listed]
-    if wanted is None and len(names) == 1:
-        wanted = names[0]
-    if wanted is None:
-        listing = ", ".join(names)
-        raise InputError(f"The server lists {len(names)} models; choose one with --model: {listing}.")
-    if wanted not in names:
-        raise InputError(f"The server does not serve '{wanted}'; --model can be: {', '.join(names)}.")
-    return wanted, listed[names.index(wanted)]
-
-
-async def _is_local(url: str) -> bool:
-    """Whether this address is this machine: then its GPUs are the server's."""
-    host = urlsplit(url).hostname or ""
-    try:
-        addresses = {info[4][0] for info in await asyncio.get_running_loop().getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return any(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
 
 
 def _metrics_warnings(target: Target, page: str | None) -> list[str]:
@@ -261,87 +168,6 @@ def _check_prompts(settings: Settings) -> None:
             read_prompts(settings.prompts)
         except (ValueError, OSError) as error:
             raise InputError(f"--prompts: {error}") from None
-
-
-async def _ask(
-    session: aiohttp.ClientSession,
-    target: Target,
-    settings: Settings,
-    *,
-    model: str,
-    text: str,
-    max_tokens: int = PROBE_TOKENS,
-) -> RequestRecord:
-    """One request that is not counted. Raises InputError unless it is answered."""
-    request = StreamRequest(
-        url=f"{target.api_url}/chat/completions",
-        body=chat_body(
-            settings, model=model, messages=[{"role": "user", "content": text}], max_tokens=max_tokens
-        ),
-        request_id="seatcount-preflight",
-        model=model,
-        scenario="preflight",
-        worker="",
-        user=0,
-        turn=0,
-        level_users=None,
-        max_tokens=max_tokens,
-        timeout_s=min(settings.request_timeout_s, FIRST_TOKENS_TIMEOUT_S),
-    )
-    record, _, cancelled = await stream_chat(session, request)
-    if cancelled is not None:
-        raise cancelled
-    if record.outcome not in (Outcome.OK, Outcome.EMPTY):
-        raise InputError(_unanswered(record))
-    return record
-
-
-def _unanswered(record: RequestRecord) -> str:
-    if record.http_status in (401, 403):
-        return f"A test request was answered {record.http_status}: set the server's key as LOADTEST_API_KEY."
-    what = f"HTTP {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else record.outcome.value
-    said = f": {record.error.rstrip('.')}" if record.error else ""
-    return f"A streamed test request failed ({what}{said})."
-
-
-async def _probe(
-    session: aiohttp.ClientSession,
-    target: Target,
-    settings: Settings,
-    *,
-    model: str,
-    server: ServerInfo,
-    nonce: str,
-) -> tuple[PromptScale, RequestRecord]:
-    """Two prompts of known length tell what the chat template adds and how many tokens a word takes."""
-    room = (server.max_model_len or 4096) - PROBE_TOKENS
-    long = max(24, min(400, room // 4))
-    short = long // 4
-    first = await _ask(session, target, settings, model=model, text=probe_text(nonce=nonce, words=short))
-    second = await _ask(session, target, settings, model=model, text=probe_text(nonce=nonce, words=long))
-    if first.prompt_tokens is None or second.prompt_tokens is None:
-        return PromptScale(overhead_tokens=0, tokens_per_word=1.3), first
-    per_word = (second.prompt_tokens - first.prompt_tokens) / (long - short)
-    if per_word <= 0:
-        raise InputError("usage.prompt_tokens does not grow with the prompt: prompts cannot be sized.")
-    return PromptScale(
-        overhead_tokens=first.prompt_tokens - per_word * short, tokens_per_word=per_word
-    ), first
-
-
-async def _warm_up(
-    session: aiohttp.ClientSession,
-    target: Target,
-    settings: Settings,
-    *,
-    model: str,
-    scale: PromptScale,
-    nonce: str,
-) -> None:
-    """A few requests at once, so that the first counted ones do not pay for caches and compilation."""
-    texts = [probe_text(nonce=f"{nonce}w{i}", words=32 + i) for i in range(WARM_UPS)]
-    asks = (_ask(session, target, settings, model=model, text=text, max_tokens=16) for text in texts)
-    await asyncio.gather(*asks)
 
 
 def preflight_summary(found: Preflight, target: Target) -> list[str]:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from loadtest.simulator.requests import Shortage
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -53,37 +51,3 @@ class EngineConfig:
     def pool_tokens(self) -> int:
         """Tokens that requests can hold: all blocks but the null block."""
         return (self.num_gpu_blocks - 1) * self.block_size
-
-
-@dataclass(slots=True)
-class Counters:
-    """Running totals, incremented when vLLM's are."""
-
-    preemptions: int = 0
-    """Counted with the victim's next token, as vLLM's front end does."""
-    prompt_tokens: int = 0
-    """Counted with the first token; cached ones included."""
-    generation_tokens: int = 0
-    prefix_queries: int = 0
-    """Tokens looked up, at a first admission."""
-    prefix_hits: int = 0
-    finished: int = 0
-    aborted: int = 0
-    rejected: int = 0
-    """For `max_num_queued_reqs`."""
-    rejected_for_tokens: int = 0
-    """For `max_num_queued_tokens`."""
-    steps: int = 0
-
-
-@dataclass(slots=True)
-class Gauges:
-    """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
-
-    running: int = 0
-    waiting: int = 0
-    """All for capacity: nothing here is ever deferred."""
-    used_blocks: int = 0
-    """Blocks that live requests hold, shared ones once."""
-    shortages: Shortage = Shortage.NOTHING
-    """vLLM does not show this."""

@@ -8,8 +8,9 @@ import random
 from collections import deque
 
 from loadtest.simulator.block_pool import BlockPool
-from loadtest.simulator.config import Counters, EngineConfig, Gauges
-from loadtest.simulator.requests import OnStep, Request, RequestState, Shortage, Step
+from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.requests import Request, RequestState
+from loadtest.simulator.steps import Counters, Gauges, OnStep, Shortage, Step
 
 
 class Engine:

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4, Gpu
-from loadtest.model.memory import (
-    MemoryBudget,
-    divide_budget,
-    kv_layout,
-    parameter_count,
-    rotary_bytes,
-    step_bytes,
-    weights_bytes,
-)
+from loadtest.model.kv_cache import kv_layout
+from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import CURRENT_VERSION, startup_overheads
+from loadtest.model.weights import parameter_count, rotary_bytes, step_bytes, weights_bytes
 from loadtest.simulator.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75

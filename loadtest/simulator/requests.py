@@ -1,11 +1,7 @@
 """TODO."""
 
-import math
-from collections.abc import Callable, Sequence
-from enum import Enum, IntEnum
-
-OnStep = Callable[[float, int, int, int, "Shortage"], None]
-"""Is told of a step's end: the instant, and the gauges in their order."""
+from collections.abc import Sequence
+from enum import Enum
 
 
 class RequestState(Enum):
@@ -88,34 +84,3 @@ class Request:
         self._unreported = 0
         self._registered = 0
         self._duplicates: set[int] = set()
-
-
-class Shortage(IntEnum):
-    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
-
-    NOTHING = 0
-    BLOCKS = 1
-    SLOTS = 2
-
-
-class Step:
-    """One step: what was scheduled, and what its end brought."""
-
-    __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
-
-    def __init__(self, *, number: int, duration_s: float, prefill_tokens: int, tokens: list[Request]) -> None:
-        self.number = number
-        self.duration_s = duration_s
-        self.end_s = math.nan
-        self.prefill_tokens = prefill_tokens
-        self.tokens = tokens
-        """Requests that get one token each, in order of admission."""
-        self.first: list[Request] = []
-        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
-        self.finished: list[Request] = []
-        """Those of `tokens` that get their last one."""
-
-    def drop(self, request: Request) -> None:
-        for requests in (self.tokens, self.first, self.finished):
-            if request in requests:
-                requests.remove(request)

@@ -21,7 +21,8 @@ from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
 from loadtest.simulator.metrics import Histograms, render_metrics
 from loadtest.simulator.presets import Preset
-from loadtest.simulator.requests import Request, Step
+from loadtest.simulator.requests import Request
+from loadtest.simulator.steps import Step
 from loadtest.simulator.text import block_hashes, write_answer
 
 OWNER = "seatcount-simulator"

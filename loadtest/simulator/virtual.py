@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from loadtest.simulator.config import Counters, EngineConfig
+from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Request, Shortage, Step
+from loadtest.simulator.requests import Request
+from loadtest.simulator.steps import Counters, Shortage, Step
 
 TimedRequest = tuple[float, Request]
 """An instant and the request that arrives then."""

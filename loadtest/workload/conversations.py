@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from loadtest.workload.arrivals import TRACE_BLOCK_TOKENS, Arrival
+from loadtest.workload.arrivals import Arrival
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.prompts import VOCABULARY, Message, Prompt, PromptScale, sentence
+from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
 """Synthetic prompts are sized by the mean tokens a word; this share of the context is kept free for the

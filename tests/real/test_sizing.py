@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.model.architectures import ModelShape, parse_config
-from loadtest.model.memory import kv_bytes_per_token, kv_layout, weights_bytes
+from loadtest.model.kv_cache import kv_bytes_per_token, kv_layout
+from loadtest.model.weights import weights_bytes
 from loadtest.units import GIB
 from tests.real import vllm_env
 

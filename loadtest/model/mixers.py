@@ -7,13 +7,12 @@ which.
 from collections.abc import Callable
 from typing import Literal
 
+from loadtest.model.family import ConfigKeys, ModelFamily
 from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.tensors import (
     ANY_SHARDS,
     AttentionCache,
     Cache,
-    ConfigKeys,
-    ModelFamily,
     StateCache,
     Tensor,
     column_parallel,

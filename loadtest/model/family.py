@@ -1,0 +1,96 @@
+"""TODO."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loadtest.model.quantisation import UnsupportedModelError
+from loadtest.model.tensors import Cache, Tensor
+
+
+class ConfigKeys:
+    """A config.json's keys, with the defaults of its family. Knows how to complain."""
+
+    def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+        self._config, self._defaults = config, defaults
+        self.model_type = str(config.get("model_type"))
+
+    def get(self, name: str) -> object:
+        """None where neither the file nor the family has it."""
+        value = self._config.get(name)
+        return self._defaults.get(name) if value is None else value
+
+    def integer(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is present. Booleans are not integers here."""
+        for name in names:
+            value = self.get(name)
+            if value is None:
+                continue
+            if type(value) is not int or value < 0 or (value == 0 and default != 0):
+                raise UnsupportedModelError(
+                    f"{name} in config.json must be a whole number above 0, not {value!r}."
+                )
+            return value
+        if default is None:
+            raise UnsupportedModelError(f"The config.json lacks {names[0]}.")
+        return default
+
+    def flag(self, name: str, default: object = False) -> bool:
+        value = self.get(name)
+        return bool(default if value is None else value)
+
+    def bias(self, rule: str | bool) -> bool:
+        """A constant, or the key that says so."""
+        return rule if isinstance(rule, bool) else self.flag(rule)
+
+    def items(self, name: str) -> Sequence[object]:
+        value = self.get(name)
+        return value if isinstance(value, list | tuple) else ()
+
+    @property
+    def hidden(self) -> int:
+        return self.integer("hidden_size")
+
+    @property
+    def heads(self) -> int:
+        return self.integer("num_attention_heads")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.integer("num_key_value_heads", default=self.heads)
+
+    @property
+    def head_dim(self) -> int:
+        return self.integer("head_dim", default=self.hidden // self.heads)
+
+
+Mixer = Callable[[ConfigKeys, "ModelFamily", int], tuple[list[Tensor], list[Cache]]]
+Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFamily:
+    """How the models of one model_type are built. A bias is a constant or the key that says so."""
+
+    mixer: Mixer
+    mlp: Mlp
+    qkv_bias: str | bool = "attention_bias"
+    o_bias: str | bool = "attention_bias"
+    mlp_bias: str | bool = False
+    head_bias: str | bool = False
+    gated: bool = True
+    gated_query: bool = False
+    norms: int = 2
+    """Of the hidden size, a layer."""
+    norm_bias: bool = False
+    norm_weight: bool = True
+    qk_norm: Literal["", "head", "full"] = ""
+    """"head": of a head's size, for queries and for keys; "full": of all heads."""
+    qk_norm_key: str = ""
+    """The key that switches it on; always on without one."""
+    sinks: bool = False
+    slides: Callable[[ConfigKeys, int], bool] | None = None
+    tied: bool = False
+    """What an absent tie_word_embeddings means."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What the family's configuration class fills in for an absent key."""

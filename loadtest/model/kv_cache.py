@@ -1,0 +1,217 @@
+"""TODO."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from loadtest.model.architectures import ModelShape
+from loadtest.model.architectures import parse_config as parse_config
+from loadtest.model.quantisation import UnsupportedModelError as UnsupportedModelError
+from loadtest.model.quantisation import dtype_bytes as dtype_bytes
+from loadtest.model.tensors import AttentionCache, StateCache
+from loadtest.model.weights import pipeline_stages
+
+KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")
+
+
+def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
+    """Of one element of the cache. Raises UnsupportedModelError for packed types."""
+    if kv_dtype in (None, "auto"):
+        return dtype_bytes(dtype)
+    if kv_dtype not in KV_DTYPES:
+        raise UnsupportedModelError(
+            f"The KV cache type {kv_dtype!r} is not supported: use one of {', '.join(KV_DTYPES)}."
+        )
+    return 1 if str(kv_dtype).startswith("fp8") else dtype_bytes(str(kv_dtype))
+
+
+def kv_bytes_per_token(
+    shape: ModelShape, *, dtype: str | None = None, tp: int = 1, kv_dtype: str | None = None, pp: int = 1
+) -> int | None:
+    """Bytes that each further token of a request takes on one GPU, of the stage with most layers:
+    2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the latent of MLA, undivided.
+
+    `dtype` is the model's, `kv_dtype` the cache's. None where windows leave no single figure; of hybrids the
+    layers with attention count, the recurrent state is `KvLayout.fixed_blocks`.
+    """
+    caches = [cache for layer in shape.layers for cache in layer.caches]
+    if any(isinstance(one, AttentionCache) and one.kind in ("window", "chunk") for one in caches):
+        return None
+    width = kv_dtype_bytes(kv_dtype, dtype or shape.dtype)
+    of_stages = [
+        sum(
+            _token_bytes(cache, tp, width)
+            for place in places
+            for cache in shape.layers[place].caches
+            if isinstance(cache, AttentionCache)
+        )
+        for places in pipeline_stages(shape.num_layers, pp)
+    ]
+    return max(of_stages)
+
+
+def _token_bytes(cache: AttentionCache, tp: int, width: int) -> int:
+    heads = 1 if cache.kind == "mla" else max(1, cache.heads // tp)
+    return heads * cache.width * width
+
+
+def _state_bytes(cache: StateCache, tp: int, dtype: str) -> int:
+    recurrent = dtype if cache.dtype == "auto" else cache.dtype
+    return -(-cache.convolution // tp) * dtype_bytes(dtype) + -(-cache.recurrent // tp) * dtype_bytes(
+        recurrent
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvCacheGroup:
+    """Layers of one kind that share a block table."""
+
+    kind: Literal["full", "window", "chunk", "mla", "state"]
+    span: int
+    layers: tuple[int, ...]
+
+    def blocks(self, tokens: int, *, block_size: int) -> int:
+        """That a request holds with so many tokens stored, once those out of reach are freed."""
+        needed = -(-tokens // block_size)
+        match self.kind:
+            case "window":
+                return needed - max(tokens - self.span, 0) // block_size
+            case "chunk":
+                return needed - (tokens - 1) // self.span * self.span // block_size
+            case "state":
+                return 1
+        return needed
+
+    def most_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
+        """What vLLM reckons for a request of `tokens` while `in_flight` tokens may be under way."""
+        match self.kind:
+            case "window":
+                return -(-min(self.span - 1 + in_flight, tokens) // block_size) + 1
+            case "chunk":
+                return -(-min(self.span + in_flight, tokens) // block_size)
+            case "state":
+                return states
+        return -(-tokens // block_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvLayout:
+    """vLLM's shared pool of equal blocks: each group of layers takes blocks of its own from it.
+
+    Full attention alone is one group. Otherwise layers are dealt to groups of equal size, so that a block is
+    as large for all (vLLM's _get_kv_cache_groups_uniform_page_size).
+    """
+
+    block_size: int
+    """Tokens of a block; raised where a recurrent state needs a larger one."""
+    bytes_per_block: int
+    """On the GPU of the stage that holds most of a group."""
+    groups: tuple[KvCacheGroup, ...]
+    states: int
+    """Blocks that vLLM reckons for a recurrent state: 2 with prefix caching ("align"), else 1."""
+
+    @property
+    def uniform(self) -> bool:
+        """One group of full attention: blocks are tokens."""
+        return len(self.groups) == 1 and self.groups[0].kind in ("full", "mla")
+
+    def blocks(self, tokens: int) -> int:
+        """That a request holds with so many tokens stored."""
+        return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
+
+    @property
+    def fixed_blocks(self) -> int:
+        """That a request holds for recurrent states, whatever its length."""
+        return sum(group.kind == "state" for group in self.groups)
+
+    def most_blocks(self, max_model_len: int, *, in_flight: int) -> int:
+        """Of one request at `max_model_len`, as the "Maximum concurrency" line reckons."""
+        return sum(
+            group.most_blocks(
+                max_model_len, block_size=self.block_size, in_flight=in_flight, states=self.states
+            )
+            for group in self.groups
+        )
+
+
+def kv_layout(
+    shape: ModelShape,
+    *,
+    dtype: str | None = None,
+    kv_dtype: str | None = None,
+    tp: int = 1,
+    pp: int = 1,
+    stage: int | None = None,
+    block_size: int = 16,
+    enable_prefix_caching: bool = True,
+) -> KvLayout:
+    """How vLLM divides the KV cache of this model: on one pipeline stage, or on the one that holds most.
+
+    Raises UnsupportedModelError where pages cannot be made equal.
+    """
+    model_dtype = dtype or shape.dtype
+    width = kv_dtype_bytes(kv_dtype, model_dtype)
+    attention = {
+        _token_bytes(cache, tp, width)
+        for layer in shape.layers
+        for cache in layer.caches
+        if isinstance(cache, AttentionCache)
+    }
+    state = {
+        _state_bytes(cache, tp, model_dtype)
+        for layer in shape.layers
+        for cache in layer.caches
+        if isinstance(cache, StateCache)
+    }
+    if len(attention) != 1 or len(state) > 1:
+        raise UnsupportedModelError("Layers whose KV caches differ in size are not supported.")
+    per_token = attention.pop()
+    if state:
+        block_size *= -(-state.pop() // (block_size * per_token))
+    groups = _groups(shape)
+    busiest = max(
+        sum(place in places for place in group.layers)
+        for group in groups
+        for number, places in enumerate(pipeline_stages(shape.num_layers, pp))
+        if stage in (None, number)
+    )
+    return KvLayout(
+        block_size=block_size,
+        bytes_per_block=busiest * per_token * block_size,
+        groups=groups,
+        states=2 if enable_prefix_caching else 1,
+    )
+
+
+def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for place, layer in enumerate(shape.layers):
+        for cache in layer.caches:
+            key = (cache.kind, cache.span) if isinstance(cache, AttentionCache) else ("state", 0)
+            kinds.setdefault(key, []).append(place)
+    least, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
+    size = most if most < 1.5 * least else least  # vLLM's heuristic: rather pad than split
+    found = []
+    for (kind, span), places in kinds.items():
+        count = -(-len(places) // size)
+        for first in range(count):
+            layers = tuple(places[first::count])
+            found.append(KvCacheGroup(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def cache_kinds(shape: ModelShape) -> list[str]:
+    """Of cache, in words, the commonest first."""
+    words = {
+        "full": "full attention",
+        "mla": "latent attention (MLA)",
+        "window": "sliding window",
+        "chunk": "chunked attention",
+        "state": "recurrent state",
+    }
+    count = Counter(
+        cache.kind if isinstance(cache, AttentionCache) else "state"
+        for layer in shape.layers
+        for cache in layer.caches
+    )
+    return [f"{many} x {words[kind]}" for kind, many in count.most_common()]

@@ -1,0 +1,94 @@
+"""TODO."""
+
+from collections.abc import Callable, Mapping
+
+from loadtest.model.family import ConfigKeys
+from loadtest.model.tensors import ANY_SHARDS, Tensor
+
+# Vision towers: transformers whose weights are loaded beside the text model's.
+
+
+def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:
+    nested = config.get("vision_config")
+    if not isinstance(nested, Mapping):
+        return [], ()
+    counter = _TOWERS.get(str(config.get("model_type")))
+    count = counter(ConfigKeys(nested, {}), text.hidden) if counter else None
+    if count is None:
+        return [], ("the vision tower",)
+    return [Tensor(name="vision_tower", rows=count, shards=ANY_SHARDS)], ()
+
+
+def _siglip(keys: ConfigKeys, text_hidden: int) -> int:
+    """Gemma 3: SigLIP and one projection."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = (3 * patch**2 + 1) * hidden + (image // patch) ** 2 * hidden + 2 * hidden
+    return layers * layer + outside + hidden * text_hidden + hidden
+
+
+def _pixtral(keys: ConfigKeys, text_hidden: int) -> int:
+    """Mistral 3: Pixtral's tower, a patch merger and two projections."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
+    outside = 3 * keys.integer("patch_size") ** 2 * hidden + hidden
+    return layers * layer + outside + 4 * hidden**2 + hidden + (hidden + text_hidden) * text_hidden
+
+
+def _clip(keys: ConfigKeys, text_hidden: int) -> int:
+    """LLaVA: CLIP, and two projections."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = 3 * patch**2 * hidden + ((image // patch) ** 2 + 2) * hidden + 4 * hidden
+    return layers * layer + outside + (hidden + 1) * text_hidden + (text_hidden + 1) * text_hidden
+
+
+def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
+    """Llama 4: a tower, two layers that gather patches, and a projection."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    patch, image = keys.integer("patch_size"), keys.integer("image_size")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    outside = 3 * patch**2 * hidden + ((image // patch) ** 2 + 2) * hidden + 4 * hidden
+    wide, inner = keys.integer("projector_input_dim"), keys.integer("projector_output_dim")
+    gather = keys.integer("intermediate_size") * wide + inner**2
+    return layers * layer + outside + gather + keys.integer("vision_output_dim") * text_hidden
+
+
+def _qwen25_tower(keys: ConfigKeys, text_hidden: int) -> int:
+    """Qwen2.5-VL: a tower with gated MLPs, and a merger of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
+    patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
+    layer = 4 * hidden * (hidden + 1) + 3 * hidden * width + 2 * width + hidden + 2 * hidden
+    wide = hidden * keys.integer("spatial_merge_size") ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("out_hidden_size", default=text_hidden)
+    return layers * layer + patch * hidden + hidden + merger
+
+
+def _qwen3_tower(keys: ConfigKeys, text_hidden: int) -> int:
+    """Qwen3-VL and Qwen3.5: a tower and mergers of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
+    patch = (
+        keys.integer("in_channels") * keys.integer("temporal_patch_size") * keys.integer("patch_size") ** 2
+    )
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    wide = hidden * keys.integer("spatial_merge_size") ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("out_hidden_size", default=text_hidden)
+    deep = len(keys.items("deepstack_visual_indexes"))
+    outside = (patch + 1) * hidden + keys.integer("num_position_embeddings") * hidden
+    return layers * layer + outside + merger + 2 * hidden + deep * (merger + 2 * wide)
+
+
+_TOWERS: dict[str, Callable[[ConfigKeys, int], int]] = {
+    "gemma3": _siglip,
+    "mistral3": _pixtral,
+    "llava": _clip,
+    "llava_next": _clip,
+    "llama4": _llama4_tower,
+    "qwen2_5_vl": _qwen25_tower,
+    "qwen3_vl": _qwen3_tower,
+    "qwen3_vl_moe": _qwen3_tower,
+    "qwen3_5": _qwen3_tower,
+    "qwen3_5_moe": _qwen3_tower,
+}

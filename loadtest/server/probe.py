@@ -1,0 +1,99 @@
+"""TODO."""
+
+import asyncio
+
+import aiohttp
+
+from loadtest.client.body import chat_body
+from loadtest.client.stream import StreamRequest, stream_chat
+from loadtest.client.target import Target
+from loadtest.errors import InputError
+from loadtest.record import Outcome, RequestRecord, ServerInfo
+from loadtest.settings import Settings
+from loadtest.workload.prompts import PromptScale, probe_text
+
+FIRST_TOKENS_TIMEOUT_S = 180.0
+"""A test request may wake a server that compiles on first use."""
+WARM_UPS = 4
+PROBE_TOKENS = 8
+
+
+async def _ask(
+    session: aiohttp.ClientSession,
+    target: Target,
+    settings: Settings,
+    *,
+    model: str,
+    text: str,
+    max_tokens: int = PROBE_TOKENS,
+) -> RequestRecord:
+    """One request that is not counted. Raises InputError unless it is answered."""
+    request = StreamRequest(
+        url=f"{target.api_url}/chat/completions",
+        body=chat_body(
+            settings, model=model, messages=[{"role": "user", "content": text}], max_tokens=max_tokens
+        ),
+        request_id="seatcount-preflight",
+        model=model,
+        scenario="preflight",
+        worker="",
+        user=0,
+        turn=0,
+        level_users=None,
+        max_tokens=max_tokens,
+        timeout_s=min(settings.request_timeout_s, FIRST_TOKENS_TIMEOUT_S),
+    )
+    record, _, cancelled = await stream_chat(session, request)
+    if cancelled is not None:
+        raise cancelled
+    if record.outcome not in (Outcome.OK, Outcome.EMPTY):
+        raise InputError(_unanswered(record))
+    return record
+
+
+def _unanswered(record: RequestRecord) -> str:
+    if record.http_status in (401, 403):
+        return f"A test request was answered {record.http_status}: set the server's key as LOADTEST_API_KEY."
+    what = f"HTTP {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else record.outcome.value
+    said = f": {record.error.rstrip('.')}" if record.error else ""
+    return f"A streamed test request failed ({what}{said})."
+
+
+async def measure_prompt_scale(
+    session: aiohttp.ClientSession,
+    target: Target,
+    settings: Settings,
+    *,
+    model: str,
+    server: ServerInfo,
+    nonce: str,
+) -> tuple[PromptScale, RequestRecord]:
+    """Two prompts of known length tell what the chat template adds and how many tokens a word takes."""
+    room = (server.max_model_len or 4096) - PROBE_TOKENS
+    long = max(24, min(400, room // 4))
+    short = long // 4
+    first = await _ask(session, target, settings, model=model, text=probe_text(nonce=nonce, words=short))
+    second = await _ask(session, target, settings, model=model, text=probe_text(nonce=nonce, words=long))
+    if first.prompt_tokens is None or second.prompt_tokens is None:
+        return PromptScale(overhead_tokens=0, tokens_per_word=1.3), first
+    per_word = (second.prompt_tokens - first.prompt_tokens) / (long - short)
+    if per_word <= 0:
+        raise InputError("usage.prompt_tokens does not grow with the prompt: prompts cannot be sized.")
+    return PromptScale(
+        overhead_tokens=first.prompt_tokens - per_word * short, tokens_per_word=per_word
+    ), first
+
+
+async def warm_up(
+    session: aiohttp.ClientSession,
+    target: Target,
+    settings: Settings,
+    *,
+    model: str,
+    scale: PromptScale,
+    nonce: str,
+) -> None:
+    """A few requests at once, so that the first counted ones do not pay for caches and compilation."""
+    texts = [probe_text(nonce=f"{nonce}w{i}", words=32 + i) for i in range(WARM_UPS)]
+    asks = (_ask(session, target, settings, model=model, text=text, max_tokens=16) for text in texts)
+    await asyncio.gather(*asks)

@@ -1,0 +1,79 @@
+"""TODO."""
+
+import csv
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from loadtest.workload.arrivals import Arrival
+
+TRACE_BLOCK_TOKENS = 512
+"""Tokens of a prefix block in Mooncake's traces (each id in `hash_ids` names the block and all before it)."""
+
+
+class _TraceLine(msgspec.Struct):
+    """One line of a Mooncake trace."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(gt=0)]
+    output_length: Annotated[int, msgspec.Meta(gt=0)]
+    hash_ids: tuple[int, ...] = ()
+
+
+def read_trace(path: Path, *, speed: float) -> list[Arrival]:
+    """A trace in the order of its times, from 0, `speed` times as fast as recorded.
+
+    Reads Mooncake's JSONL (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`), the Azure LLM
+    inference CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), and a plain CSV of seconds, prompt tokens
+    and output tokens. Requests without an output (some traces have them) ask for one token. Raises
+    ValueError, naming the line, and OSError.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        first = lines.readline()
+        lines.seek(0)
+        rows = list(_read_jsonl(path, lines) if first.lstrip().startswith("{") else _read_csv(path, lines))
+    if not rows:
+        raise ValueError(f"{path} holds no requests.")
+    rows.sort(key=lambda row: row.due_s)
+    start = rows[0].due_s
+    return [row._replace(number=i, due_s=(row.due_s - start) / speed) for i, row in enumerate(rows)]
+
+
+def _read_jsonl(path: Path, lines: Iterator[str]) -> Iterator[Arrival]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = msgspec.json.decode(line, type=_TraceLine)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"{path}, line {number}: not a line of a trace ({error}).") from error
+        yield Arrival(0, row.timestamp / 1000, row.input_length, row.output_length, row.hash_ids)
+
+
+def _read_csv(path: Path, lines: Iterator[str]) -> Iterator[Arrival]:
+    for number, row in enumerate(csv.reader(lines), start=1):
+        if not row or (number == 1 and _is_header(row)):
+            continue
+        try:
+            due, prompt, output = row
+            yield Arrival(0, _seconds(due), max(1, int(prompt)), max(1, int(output)))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: not a time, prompt tokens and output tokens ({error})."
+            ) from error
+
+
+def _is_header(row: list[str]) -> bool:
+    return not any(cell.strip().isdigit() for cell in row[1:])
+
+
+def _seconds(text: str) -> float:
+    """Seconds, or a date and time (Azure's have seven decimals, of which Python reads six)."""
+    try:
+        return float(text)
+    except ValueError:
+        moment = datetime.datetime.fromisoformat(text.strip()[:26])
+        return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
