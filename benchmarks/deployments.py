@@ -11,8 +11,8 @@ import numpy as np
 from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.twin.maximum import find_maximum
-from analysis.virtual.crowd import CLIENT_TURNAROUND_S, Chatting, Service
-from analysis.virtual.service import VirtualFigures, simulate_users
+from analysis.virtual.run import VirtualFigures, simulate_users
+from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo

@@ -35,8 +35,9 @@ from analysis.reading.runs import Run, find_runs, read_run
 from analysis.statistics.arrays import Ints
 from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calibrate, chatting_of
 from analysis.twin.predictions import measured_figures
-from analysis.virtual.crowd import Chatting, DueRequest, Service
-from analysis.virtual.service import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
+from analysis.virtual.crowd import DueRequest
+from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
+from analysis.virtual.service import Chatting, Service
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_server_samples
 from loadtest.simulator.virtual import round_robin

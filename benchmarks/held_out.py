@@ -12,8 +12,8 @@ import numpy as np
 from analysis.evidence.evidence import Evidence, gather
 from analysis.levels.level import Level
 from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
-from analysis.virtual.crowd import users_at_half_load
-from analysis.virtual.service import simulate_users
+from analysis.virtual.run import simulate_users
+from analysis.virtual.service import users_at_half_load
 from benchmarks.deployments import deployment
 from benchmarks.methods import life_s
 from benchmarks.virtual_load import SETTLE_S, VirtualLoad

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.evidence.evidence import gather
 from analysis.evidence.turns import reusable_tokens
 from analysis.reading.runs import Run
-from analysis.virtual.crowd import Chatting, Service
+from analysis.virtual.service import Chatting, Service
 from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from benchmarks.virtual_load import VirtualLoad

@@ -15,7 +15,8 @@ from analysis.reading.columns import (
 )
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
-from analysis.virtual.crowd import RequestMaker, Service, VirtualUser
+from analysis.virtual.crowd import RequestMaker, VirtualUser
+from analysis.virtual.service import Service
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request
 from loadtest.simulator.virtual import Simulation, TimedRequest, first_replica
@@ -49,7 +50,7 @@ class VirtualLoad:
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
         self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
-        self._texts = RequestMaker(service)
+        self._requests = RequestMaker(service)
         self._people: list[VirtualUser] = []
         self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
         self._users = 0
@@ -103,7 +104,7 @@ class VirtualLoad:
         while len(self._people) < users:
             place = len(self._people)
             self._people.append(
-                VirtualUser(self._service.chatting, self._texts, seed=self._seed, number=place)
+                VirtualUser(self._service.chatting, self._requests, seed=self._seed, number=place)
             )
             self._sent.append(deque())
             self._idle.add(place)

@@ -13,8 +13,8 @@ from analysis.evidence.turns import Turns, turns_of, uncut_weights
 from analysis.levels.context import Pool
 from analysis.reading.runs import Run
 from analysis.twin.maximum import find_maximum
-from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import simulate_users
+from analysis.virtual.run import simulate_users
+from analysis.virtual.service import Chatting, Service
 from analysis.walls import prefix_cache
 from analysis.walls.eviction import INSTANTS, Eviction, _TimeLine
 from analysis.walls.prefix_cache import Found, found_in

@@ -15,8 +15,9 @@ from analysis.twin import predictions
 from analysis.twin.calibration import STEP_TERMS, CalibrationError, ServerFlags, ServiceFit, calibrate
 from analysis.twin.fleet import size_fleet
 from analysis.twin.maximum import find_maximum
-from analysis.virtual.crowd import Chatting, DueRequest, Service
-from analysis.virtual.service import simulate_arrivals, simulate_users
+from analysis.virtual.crowd import DueRequest
+from analysis.virtual.run import simulate_arrivals, simulate_users
+from analysis.virtual.service import Chatting, Service
 from loadtest.record import Slo
 from tests.virtual_runs import Plan, small_engine, write_run
 

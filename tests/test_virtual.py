@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.virtual.crowd import Chatting, Service
-from analysis.virtual.service import simulate_users
+from analysis.virtual.run import simulate_users
+from analysis.virtual.service import Chatting, Service
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request

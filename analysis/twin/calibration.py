@@ -15,8 +15,8 @@ from analysis.levels.level import Level
 from analysis.levels.window import ended_inside
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Floats, Ints
-from analysis.virtual.crowd import Chatting, Service, TurnTokens
-from analysis.virtual.service import simulate_users
+from analysis.virtual.run import simulate_users
+from analysis.virtual.service import Chatting, Service, TurnTokens
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.virtual import ROUTERS
 

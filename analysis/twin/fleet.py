@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.twin.maximum import MIN_REQUESTS_PER_USER, PROBE_REQUESTS, VirtualMaximum, find_maximum
-from analysis.virtual.crowd import Service
-from analysis.virtual.service import VirtualFigures, simulate_users
+from analysis.virtual.run import VirtualFigures, simulate_users
+from analysis.virtual.service import Service
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.virtual import ROUTERS

@@ -11,8 +11,9 @@ import numpy as np
 
 from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
-from analysis.virtual.crowd import WARM_UP_SHARE, Service, users_at_half_load
-from analysis.virtual.service import VirtualFigures, simulate_users
+from analysis.virtual.crowd import WARM_UP_SHARE
+from analysis.virtual.run import VirtualFigures, simulate_users
+from analysis.virtual.service import Service, users_at_half_load
 from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo

@@ -22,8 +22,9 @@ from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calib
 from analysis.twin.fleet import Fleet, size_fleet
 from analysis.twin.maximum import VirtualMaximum, find_maximum
 from analysis.twin.what_if import MemoryFacts, changes_of
-from analysis.virtual.crowd import Chatting, DueRequest, Service
-from analysis.virtual.service import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
+from analysis.virtual.crowd import DueRequest
+from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
+from analysis.virtual.service import Chatting, Service
 from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig

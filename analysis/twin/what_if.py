@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.virtual.crowd import Service, TurnTokens
+from analysis.virtual.service import Service, TurnTokens
 from loadtest.errors import InputError
 from loadtest.workload.distributions import Distribution
 

@@ -1,193 +1,85 @@
-"""A service in virtual time: an engine, what lies between it and its clients, and how people chat with it.
+"""A service to simulate: its engine, the way from engine to client, and how people chat with it.
 
-Knows no files: `calibrate` makes one from a run, presets make one from a data sheet.
+Knows no files: the twin makes one from a run or a preset, sizing and benchmarks from numbers of their own.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.statistics.arrays import Floats
-from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker, Service, replicas_of
-from loadtest.record import Slo
-from loadtest.simulator.requests import Request
-from loadtest.simulator.steps import Shortage
-from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
+from loadtest.simulator.config import EngineConfig
 
-REQUESTS_PER_USER = 60  # requests of each user, where nothing else says how long to play
-ITL_REQUESTS = 2000  # whose every token is looked at
+CLIENT_TURNAROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VirtualFigures:
-    """What a plateau of users, or an open loop, sees and what the server says meanwhile; nan where nothing
-    was. Server figures are means over time and replicas, as scrapes see them."""
-
-    users: int
-    requests: int
-    in_flight: float
-    ttft_p50_s: float
-    ttft_p95_s: float
-    tpot_p50_s: float
-    tpot_p95_s: float
-    itl_p50_s: float
-    itl_p95_s: float
-    output_tok_s: float
-    kv_usage: float
-    running: float
-    waiting: float
-    preempted_fraction: float
-    """Preemptions for each finished request."""
-    blocked_fraction: float
-    """Share of time in which a request waits because the pool has no blocks for it."""
-    queue_fraction: float
-    """Share of time in which a request waits for a slot."""
-    prefix_hit_rate: float
-    ttft_miss: float
-    tpot_miss: float
-    """Shares of requests over the objective."""
+TurnTokens = tuple[int, int]
+"""Prompt tokens, the history included, and output tokens of one turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class VirtualRun:
-    """Virtual traffic and the window in which it is steady."""
+class Chatting:
+    """How people use a service: what they send and how long they wait in between."""
 
-    service: Service
-    users: int
-    traces: Sequence[EngineTrace]
-    window: tuple[float, float]
-    """Seconds."""
+    conversations: Sequence[Sequence[TurnTokens]]
+    """Conversations to draw from, with repetition."""
+    pauses_s: Floats
+    """Seconds between an answer's end and the same person's next request, to draw from. Shape (n,)."""
+    shared_prefix_tokens: int = 0
+    """Tokens that every prompt begins with."""
+    answers_cached: bool = True
+    """Whether the next turn finds the answer before it in the prefix cache, as the same tokens."""
 
-    def figures(self, slo: Slo) -> VirtualFigures:
-        """What the window shows."""
-        return _seen(self, slo)
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Service:
+    """An engine, the time between its tokens and the client, and the people who use it.
 
-def simulate_users(
-    service: Service,
-    users: int,
-    *,
-    requests: int | None = None,
-    seed: int = 0,
-    replicas: int = 1,
-    route: Route | None = None,
-) -> VirtualRun:
-    """A plateau of `users` people, who start at random within one pause and one answer.
-
-    Each person has random numbers of their own, so that two plays of one seed have the same people.
-    Deterministic by seed.
+    The time on the way is `overhead_s`, and `overhead_per_user_s` more for each user of a replica.
     """
-    crowd = Crowd(
-        service, users=users, wanted=requests or REQUESTS_PER_USER * users, seed=seed, replicas=replicas
+
+    engine: EngineConfig
+    chatting: Chatting
+    overhead_s: float = 0.0
+    overhead_per_user_s: float = 0.0
+
+    def overhead_at(self, users: float) -> float:
+        """Seconds between engine and client when a replica has `users` users."""
+        return self.overhead_s + self.overhead_per_user_s * users
+
+    def with_engine(self, **changes: object) -> "Service":
+        """This service with some fields of its engine changed.
+
+        Raises ValueError for an engine that vLLM would not start.
+        """
+        return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
+
+
+def typical_duration_s(service: Service, users: float) -> float:
+    """A rough request duration with so many users, without a simulation."""
+    prompt, output = _mean_lengths(service)
+    engine = service.engine
+    sequences = min(users, engine.max_num_seqs)
+    step_s = engine.step_base_s + sequences * (
+        engine.step_per_seq_s
+        + engine.step_per_kv_token_s * (prompt + output / 2)
+        + engine.prefill_per_token_s * prompt / output
     )
-    traces = simulate_replicas(
-        replicas_of(service.engine, replicas, seed),
-        crowd.first(),
-        route=route or first_replica,
-        on_end=crowd.again,
-    )
-    return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
+    return float(output * step_s)
 
 
-def simulate_arrivals(
-    service: Service,
-    arrivals: Sequence[DueRequest],
-    *,
-    seed: int = 0,
-    replicas: int = 1,
-    route: Route | None = None,
-) -> VirtualRun:
-    """An open loop: requests of known lengths at known times. The window is from the first to the last."""
-    texts = RequestMaker(service)
-    timed = [(one.at_s, texts.due(one, chat)) for chat, one in enumerate(arrivals)]
-    traces = simulate_replicas(
-        replicas_of(service.engine, replicas, seed), timed, route=route or first_replica
-    )
-    ends = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
-    return VirtualRun(service=service, users=0, traces=traces, window=ends)
+def users_at_half_load(service: Service) -> int:
+    """A rough number of users who fill half of the pool or of the slots: where a search may begin."""
+    prompt, output = _mean_lengths(service)
+    engine, shared = service.engine, service.chatting.shared_prefix_tokens
+    held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
+    fit = min((engine.pool_tokens - shared) / held, engine.max_num_seqs) / 2
+    duration_s = typical_duration_s(service, fit)
+    active = duration_s / (duration_s + float(np.mean(service.chatting.pauses_s)))
+    return max(int(fit / active), 1)
 
 
-def _seen(played: VirtualRun, slo: Slo) -> VirtualFigures:
-    begin_s, end_s = played.window
-    overhead_s = played.service.overhead_at(played.users / len(played.traces))
-    inside = [
-        [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
-        for trace in played.traces
-    ]
-    rows = [one for requests in inside for one in requests]
-    first = np.array([one.first_token_s for one in rows], dtype=np.float64)
-    last = np.array([one.end_s for one in rows], dtype=np.float64)
-    arrival = np.array([one.arrival_s for one in rows], dtype=np.float64)
-    output = np.array([one.output_tokens for one in rows], dtype=np.float64)
-    ttft = first - arrival + overhead_s
-    many = output > 1
-    tpot = (last - first)[many] / (output[many] - 1)
-    gauges = [_gauges(trace, begin_s, end_s) for trace in played.traces]
-    usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
-    itl = _gaps(played.traces, inside)
-    window_s = max(end_s - begin_s, 1e-9)
-    return VirtualFigures(
-        users=played.users,
-        requests=len(rows),
-        in_flight=float(np.sum(last - arrival + overhead_s)) / window_s,
-        ttft_p50_s=_quantile(ttft, 0.5),
-        ttft_p95_s=_quantile(ttft, 0.95),
-        tpot_p50_s=_quantile(tpot, 0.5),
-        tpot_p95_s=_quantile(tpot, 0.95),
-        itl_p50_s=_quantile(itl, 0.5),
-        itl_p95_s=_quantile(itl, 0.95),
-        output_tok_s=float(output.sum()) / window_s,
-        kv_usage=float(usage),
-        running=float(running),
-        waiting=float(waiting),
-        preempted_fraction=sum(one.preemptions for one in rows) / max(len(rows), 1),
-        blocked_fraction=float(blocked),
-        queue_fraction=float(queue),
-        prefix_hit_rate=_hit_rate(played.service, rows),
-        ttft_miss=_share(ttft > slo.ttft_p95_s),
-        tpot_miss=_share(tpot > slo.tpot_p95_s),
-    )
-
-
-def _quantile(values: Floats, at: float) -> float:
-    return float(np.quantile(values, at)) if len(values) else math.nan
-
-
-def _share(events: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> float:
-    return float(events.mean()) if len(events) else math.nan
-
-
-def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ...]:
-    """Usage, running, waiting, blocked and queue: each step's gauges stand until the next one's."""
-    at = np.asarray(trace.step_end_s)
-    stands_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
-    weight = np.maximum(stands_s, 0.0)
-    if not weight.sum() > 0:
-        return (0.0,) * 5
-    shortages = np.asarray(trace.shortages)
-    columns = (
-        np.asarray(trace.used_blocks) / trace.pool_blocks,
-        np.asarray(trace.running),
-        np.asarray(trace.waiting),
-        shortages == Shortage.BLOCKS,
-        shortages == Shortage.SLOTS,
-    )
-    return tuple(float(np.average(column, weights=weight)) for column in columns)
-
-
-def _gaps(traces: Sequence[EngineTrace], inside: Sequence[Sequence[Request]]) -> Floats:
-    """Inter-token latencies of requests spread over the window, seconds, one after the other."""
-    found = [
-        np.diff(np.asarray(trace.token_times_s(request)))
-        for trace, requests in zip(traces, inside, strict=True)
-        for request in requests[:: max(len(requests) // ITL_REQUESTS, 1)]
-    ]
-    return np.concatenate(found) if found else np.empty(0)
-
-
-def _hit_rate(service: Service, rows: Sequence[Request]) -> float:
-    if not rows or not service.engine.enable_prefix_caching:
-        return math.nan
-    return sum(one.cached_tokens for one in rows) / sum(one.prompt_tokens for one in rows)
+def _mean_lengths(service: Service) -> Floats:
+    """Mean prompt and output tokens of the first conversations. Shape (2,)."""
+    turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
+    return np.asarray(np.mean(np.array(turns, dtype=np.float64), axis=0))

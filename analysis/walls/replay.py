@@ -8,8 +8,8 @@ from analysis.evidence.lengths import Pairs
 from analysis.evidence.step_time import Pace
 from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
-from analysis.virtual.crowd import CLIENT_TURNAROUND_S, Chatting, Service
-from analysis.virtual.service import simulate_users
+from analysis.virtual.run import simulate_users
+from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
 from analysis.walls.block_law import Occupancy
 from analysis.walls.kv_shift import Seen, Shift, shift_of, wall
 from loadtest.record import Slo

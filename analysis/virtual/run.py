@@ -1,0 +1,219 @@
+"""A run in virtual time: users or arrivals on a simulated service, and the figures of its steady window."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.statistics.arrays import Bools, Floats
+from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker
+from analysis.virtual.service import Service
+from loadtest.record import Slo
+from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.requests import Request
+from loadtest.simulator.steps import Shortage
+from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
+
+REQUESTS_PER_USER = 60  # where the caller does not say how long to simulate
+ITL_REQUESTS = 2000  # about so many requests have the times of all their tokens looked at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VirtualFigures:
+    """What users or an open loop see, and what the server says meanwhile; nan where there was nothing.
+
+    The server's figures are means over time and replicas, as scrapes see them.
+    """
+
+    users: int
+    requests: int
+    in_flight: float
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+    itl_p50_s: float
+    itl_p95_s: float
+    output_tok_s: float
+    kv_usage: float
+    running: float
+    waiting: float
+    preempted_fraction: float
+    """Preemptions for each finished request."""
+    blocked_fraction: float
+    """Share of time in which a request waits because the pool has no blocks for it."""
+    queue_fraction: float
+    """Share of time in which a request waits for a slot."""
+    prefix_hit_rate: float
+    """Share of prompt tokens that were found in the prefix cache."""
+    ttft_miss: float
+    """Share of requests whose TTFT is over the objective."""
+    tpot_miss: float
+    """Share of requests whose TPOT is over the objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VirtualRun:
+    """What every replica did, and the window in which the load is steady."""
+
+    service: Service
+    users: int
+    """0 in an open loop."""
+    traces: Sequence[EngineTrace]
+    """One for each replica."""
+    window: tuple[float, float]
+    """Begin and end in seconds of virtual time."""
+
+    def figures(self, slo: Slo) -> VirtualFigures:
+        """The figures of the window. slo: the objectives that a miss is counted against."""
+        begin_s, end_s = self.window
+        inside = [
+            [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
+            for trace in self.traces
+        ]
+        rows = [one for requests in inside for one in requests]
+        overhead_s = self.service.overhead_at(self.users / len(self.traces))
+        times = _Times.of(rows, overhead_s)
+        gauges = [_gauges(trace, begin_s, end_s) for trace in self.traces]
+        usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
+        itl = _inter_token_latencies(self.traces, inside)
+        window_s = max(end_s - begin_s, 1e-9)
+        return VirtualFigures(
+            users=self.users,
+            requests=len(rows),
+            in_flight=float(np.sum(times.duration_s)) / window_s,
+            ttft_p50_s=_quantile(times.ttft_s, 0.5),
+            ttft_p95_s=_quantile(times.ttft_s, 0.95),
+            tpot_p50_s=_quantile(times.tpot_s, 0.5),
+            tpot_p95_s=_quantile(times.tpot_s, 0.95),
+            itl_p50_s=_quantile(itl, 0.5),
+            itl_p95_s=_quantile(itl, 0.95),
+            output_tok_s=float(times.output.sum()) / window_s,
+            kv_usage=float(usage),
+            running=float(running),
+            waiting=float(waiting),
+            preempted_fraction=sum(one.preemptions for one in rows) / max(len(rows), 1),
+            blocked_fraction=float(blocked),
+            queue_fraction=float(queue),
+            prefix_hit_rate=_hit_rate(self.service, rows),
+            ttft_miss=_mean(times.ttft_s > slo.ttft_p95_s),
+            tpot_miss=_mean(times.tpot_s > slo.tpot_p95_s),
+        )
+
+
+def simulate_users(
+    service: Service,
+    users: int,
+    *,
+    requests: int | None = None,
+    seed: int = 0,
+    replicas: int = 1,
+    route: Route | None = None,
+) -> VirtualRun:
+    """A level of `users` users, who start at random within one pause and one request.
+
+    Deterministic by seed. Each user has random numbers of their own, so that two runs of one seed have the
+    same users. requests: how many are sent in all.
+    """
+    wanted = requests or REQUESTS_PER_USER * users
+    crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas)
+    traces = simulate_replicas(
+        _replica_engines(service.engine, replicas, seed),
+        crowd.first(),
+        route=route or first_replica,
+        on_end=crowd.again,
+    )
+    return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
+
+
+def simulate_arrivals(
+    service: Service,
+    arrivals: Sequence[DueRequest],
+    *,
+    seed: int = 0,
+    replicas: int = 1,
+    route: Route | None = None,
+) -> VirtualRun:
+    """An open loop: requests of known lengths at known times. The window is from the first to the last."""
+    maker = RequestMaker(service)
+    timed = [(due.at_s, maker.due_request(due, number)) for number, due in enumerate(arrivals)]
+    traces = simulate_replicas(
+        _replica_engines(service.engine, replicas, seed), timed, route=route or first_replica
+    )
+    window = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
+    return VirtualRun(service=service, users=0, traces=traces, window=window)
+
+
+def _replica_engines(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConfig]:
+    return [replace(engine, seed=seed * 1000 + position) for position in range(replicas)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Times:
+    """Times of n requests as clients see them, seconds, and their output tokens. Shape (n,)."""
+
+    ttft_s: Floats
+    tpot_s: Floats
+    """Only of requests with two tokens or more."""
+    duration_s: Floats
+    output: Floats
+
+    @classmethod
+    def of(cls, rows: Sequence[Request], overhead_s: float) -> "_Times":
+        first = np.array([one.first_token_s for one in rows], dtype=np.float64)
+        last = np.array([one.end_s for one in rows], dtype=np.float64)
+        arrival = np.array([one.arrival_s for one in rows], dtype=np.float64)
+        output = np.array([one.output_tokens for one in rows], dtype=np.float64)
+        many = output > 1
+        return cls(
+            ttft_s=first - arrival + overhead_s,
+            tpot_s=(last - first)[many] / (output[many] - 1),
+            duration_s=last - arrival + overhead_s,
+            output=output,
+        )
+
+
+def _quantile(values: Floats, at: float) -> float:
+    return float(np.quantile(values, at)) if len(values) else math.nan
+
+
+def _mean(events: Bools) -> float:
+    return float(events.mean()) if len(events) else math.nan
+
+
+def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ...]:
+    """Usage, running, waiting, blocked and queue, averaged over time.
+
+    The gauges of a step hold until those of the next one.
+    """
+    at = np.asarray(trace.step_end_s)
+    lasts_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
+    weight = np.maximum(lasts_s, 0.0)
+    if not weight.sum() > 0:
+        return (0.0,) * 5
+    shortages = np.asarray(trace.shortages)
+    columns = (
+        np.asarray(trace.used_blocks) / trace.pool_blocks,
+        np.asarray(trace.running),
+        np.asarray(trace.waiting),
+        shortages == Shortage.BLOCKS,
+        shortages == Shortage.SLOTS,
+    )
+    return tuple(float(np.average(column, weights=weight)) for column in columns)
+
+
+def _inter_token_latencies(traces: Sequence[EngineTrace], inside: Sequence[Sequence[Request]]) -> Floats:
+    """Seconds, of requests spread evenly over the window, one request after the other."""
+    found = [
+        np.diff(np.asarray(trace.token_times_s(request)))
+        for trace, requests in zip(traces, inside, strict=True)
+        for request in requests[:: max(len(requests) // ITL_REQUESTS, 1)]
+    ]
+    return np.concatenate(found) if found else np.empty(0)
+
+
+def _hit_rate(service: Service, rows: Sequence[Request]) -> float:
+    if not rows or not service.engine.enable_prefix_caching:
+        return math.nan
+    return sum(one.cached_tokens for one in rows) / sum(one.prompt_tokens for one in rows)
