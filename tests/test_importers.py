@@ -14,9 +14,9 @@ from virtual_runs import Plan, small_engine, write_run
 from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
-from analysis.reading.other_tools import read_results
+from analysis.reading.other_tools.results import read_results
+from analysis.reading.other_tools.server_metrics import read_metrics_dump
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.reading.server_metrics import read_metrics_dump
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
 
@@ -318,7 +318,10 @@ def test_a_file_that_was_cut_off_is_named(ours, tool, tmp_path, capsys):
         ("[1, 2]", "is not a result that can be read"),
         ('{"hello": 1}', "is not a result that can be read"),
         ('{"metadata": {}, "benchmarks": []}', "holds no benchmark"),
-        ('{"metadata": {}, "benchmarks": [{"args": {}}]}', "is not as the versions write it that are read"),
+        (
+            '{"metadata": {}, "benchmarks": [{"args": {}}]}',
+            "does not have the form of the supported versions",
+        ),
         ('{"aiperf_version": "0.13.0", "input_config": {}}', "name the profile_export.jsonl beside it"),
         (
             '{"model_id": "m", "duration": 1, "completed": 1, "date": "d", "request_rate": 1}',

@@ -16,7 +16,7 @@ from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
 from analysis.cli import add_slo_flags, fraction, positive_integer, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
-from analysis.reading.other_tools import read_results
+from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import FoundRun, Run, find_runs, has_runs
 from analysis.reporting import capacity as report

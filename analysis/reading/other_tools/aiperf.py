@@ -1,21 +1,26 @@
-"""TODO."""
+"""aiperf's profile_export.jsonl, a request a line, with the summary that lies beside it."""
 
 from pathlib import Path
 
 import msgspec
 
 from analysis.reading.columns import NAN
-from analysis.reading.result_rows import LoadStage, ResultFile, ResultRow, failure_of, url_without_credentials
+from analysis.reading.other_tools.stages import (
+    Document,
+    LoadStage,
+    ResultFile,
+    ResultRow,
+    failure_of,
+    url_without_credentials,
+)
 from loadtest.errors import InputError
 from loadtest.record import Outcome
-
-# aiperf
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "sec": 1.0, "s": 1.0}
 
 
 class _AiperfMetadata(msgspec.Struct):
-    """Wall-window nanoseconds."""
+    """Times are Unix nanoseconds."""
 
     request_start_ns: int
     request_end_ns: int
@@ -68,24 +73,26 @@ class AiperfRecord(msgspec.Struct):
     error: _AiperfError | None = None
 
     def row(self) -> ResultRow:
-        """aiperf's TTFT starts before the connection is made; `sent_s` is when it was there."""
-        about, seen = self.metadata, self.metrics
-        first_s = _seconds(seen.time_to_first_token)
-        gap_s = seen.inter_chunk_latency.seconds if seen.inter_chunk_latency else []
+        """The request as a row. aiperf's TTFT starts before the connection is made, `sent_s` is after it."""
+        about, metrics = self.metadata, self.metrics
+        first_s = _seconds(metrics.time_to_first_token)
+        gap_s = metrics.inter_chunk_latency.seconds if metrics.inter_chunk_latency else []
         outcome, status = self._outcome()
         return ResultRow(
             start_unix_s=about.request_start_ns / 1e9,
             end_s=(about.request_end_ns - about.request_start_ns) / 1e9,
             outcome=outcome,
-            sent_s=seen.http_req_connection_overhead.seconds if seen.http_req_connection_overhead else 0.0,
+            sent_s=metrics.http_req_connection_overhead.seconds
+            if metrics.http_req_connection_overhead
+            else 0.0,
             scheduled_unix_s=NAN if about.credit_issued_ns is None else about.credit_issued_ns / 1e9,
             first_chunk_s=first_s,
-            first_answer_s=_seconds(seen.time_to_first_output_token),
+            first_answer_s=_seconds(metrics.time_to_first_output_token),
             last_chunk_s=first_s + sum(gap_s),
-            chunks=0 if seen.time_to_first_token is None else 1 + len(gap_s),
-            prompt_tokens=_count(seen.usage_prompt_tokens or seen.input_sequence_length),
-            output_tokens=_count(seen.usage_completion_tokens or seen.output_sequence_length),
-            cached_tokens=_count(seen.usage_prompt_cache_read_tokens),
+            chunks=0 if metrics.time_to_first_token is None else 1 + len(gap_s),
+            prompt_tokens=_tokens(metrics.usage_prompt_tokens or metrics.input_sequence_length),
+            output_tokens=_tokens(metrics.usage_completion_tokens or metrics.output_sequence_length),
+            cached_tokens=_tokens(metrics.usage_prompt_cache_read_tokens),
             http_status=status,
             conversation=about.x_correlation_id,
             turn=about.turn_index or 0,
@@ -105,7 +112,7 @@ def _seconds(amount: _Amount | None) -> float:
     return NAN if amount is None else amount.seconds
 
 
-def _count(amount: _Amount | None) -> float:
+def _tokens(amount: _Amount | None) -> float:
     return NAN if amount is None else amount.value
 
 
@@ -131,7 +138,8 @@ class _AiperfModels(msgspec.Struct):
 
 
 class AiperfInput(msgspec.Struct):
-    """`phases` and `models`; in older versions `loadgen` and `endpoint.model_names`."""
+    """What aiperf was asked for: `phases` and `models`; in older versions `loadgen` and
+    `endpoint.model_names`."""
 
     endpoint: _AiperfEndpoint
     models: _AiperfModels = msgspec.field(default_factory=_AiperfModels)
@@ -148,7 +156,7 @@ class AiperfInput(msgspec.Struct):
         return (self.endpoint.urls or [self.endpoint.url or "unknown"])[0]
 
     def load(self) -> tuple[int | None, str]:
-        """Users, or None and the law of the arrivals."""
+        """Users and an empty name; for arrivals at a rate None and their name."""
         if self.loadgen is not None:
             rate = self.loadgen.request_rate
             return (self.loadgen.concurrency or 1, "") if rate is None else (None, f"{rate:g}/s")
@@ -160,10 +168,11 @@ class AiperfSummary(msgspec.Struct):
     input_config: AiperfInput
 
 
-def read_aiperf(file: Path, lines: list[bytes]) -> LoadStage:
-    records = [msgspec.json.decode(line, type=AiperfRecord) for line in lines]
-    config = aiperf_config(file)
-    users, law = config.load()
+def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
+    """One stage: a run of aiperf has one concurrency. Raises InputError when the summary is missing."""
+    records = [msgspec.json.decode(document.data, type=AiperfRecord) for document in documents]
+    config = _config(file)
+    users, arrivals = config.load()
     rows = [record.row() for record in records if record.metadata.benchmark_phase == "profiling"]
     lacks = []
     if not any(record.metrics.usage_prompt_tokens for record in records):
@@ -174,20 +183,20 @@ def read_aiperf(file: Path, lines: list[bytes]) -> LoadStage:
     source = ResultFile(
         path=file, tool="aiperf", model=config.model, host=url_without_credentials(config.host), lacks=lacks
     )
-    return LoadStage(source=source, name=f"concurrency@{users}" if users else law, users=users, rows=rows)
+    return [
+        LoadStage(source=source, name=f"concurrency@{users}" if users else arrivals, users=users, rows=rows)
+    ]
 
 
-def aiperf_config(file: Path) -> AiperfInput:
-    """What was asked stands in the summary beside the records."""
+def _config(file: Path) -> AiperfInput:
+    """The part of the summary beside the records that says what was asked. Raises InputError."""
     beside = file.with_name("profile_export_aiperf.json")
     summary = beside if beside.is_file() else file.with_suffix(".json")
     if not summary.is_file():
-        raise InputError(
-            f"{file} does not say at what concurrency it was made: {beside.name} must lie beside it."
-        )
+        raise InputError(f"{file} does not say its concurrency: {beside.name} must lie beside it.")
     try:
         return msgspec.json.decode(summary.read_bytes(), type=AiperfSummary).input_config
     except msgspec.DecodeError as problem:
         raise InputError(
-            f"{summary} cannot be read ({problem}): it says the concurrency of {file.name}."
+            f"{summary} cannot be read ({problem}): it holds the concurrency of {file.name}."
         ) from None

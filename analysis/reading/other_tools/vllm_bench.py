@@ -1,4 +1,4 @@
-"""TODO."""
+"""The JSON of `vllm bench serve`: a result for each run of it, one or several in a file."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,16 +8,21 @@ from pathlib import Path
 import msgspec
 
 from analysis.reading.columns import NAN
-from analysis.reading.result_rows import LoadStage, ResultFile, ResultRow, failure_of, status_of
+from analysis.reading.other_tools.stages import (
+    Document,
+    LoadStage,
+    ResultFile,
+    ResultRow,
+    failure_of,
+    status_of,
+)
 from loadtest.errors import InputError
 from loadtest.record import Outcome
 
-# vllm bench serve
-
 
 class VllmBenchResult(msgspec.Struct):
-    """Lists in the order of the requests, seconds. `start_times` by a window that counts from the machine's
-    start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
+    """Lists are in the order of the requests, times in seconds. The clock of `start_times` counts from the
+    machine's start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
 
     date: str
     model_id: str
@@ -42,17 +47,17 @@ class VllmBenchResult(msgspec.Struct):
             self.start_times,
             self.queue_times,
         )
-        if any(one is not None and len(one) != len(self.ttfts) for one in lists):
+        if any(values is not None and len(values) != len(self.ttfts) for values in lists):
             raise ValueError("its lists are of several lengths")
 
     @property
-    def places(self) -> int | None:
-        """Users: requests wait for one of these places and for nothing else."""
+    def users(self) -> int | None:
+        """The concurrency, where requests wait for nothing else; None where they come at a rate."""
         return self.max_concurrency if self.request_rate == "inf" else None
 
     @property
     def role_chunks(self) -> bool:
-        """Its first event is a chat's role chunk, sent with the first token: the first gap is no token's."""
+        """Whether the first event is a chat's role chunk, so that the first gap is not one between tokens."""
         plain = [
             len(gaps) == tokens - 1
             for gaps, tokens in zip(self.itls, self.output_lens, strict=True)
@@ -80,24 +85,30 @@ class VllmBenchResult(msgspec.Struct):
             gap_s=gaps[skipped:] if ok else (),
         )
 
-    def lives_s(self) -> list[float]:
+    def durations_s(self) -> list[float]:
+        """Durations of the requests, from being sent to the last token."""
         return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
 
 
-def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> LoadStage:
-    if "ttfts" not in keys:
+def read_vllm_bench(file: Path, documents: list[Document]) -> list[LoadStage]:
+    """A stage for each result. Raises InputError for one that holds no times of single requests."""
+    return [_stage(file, document) for document in documents]
+
+
+def _stage(file: Path, document: Document) -> LoadStage:
+    if "ttfts" not in document.keys:
         raise InputError(
             f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
         )
-    found = msgspec.json.decode(data, type=VllmBenchResult)
+    found = msgspec.json.decode(document.data, type=VllmBenchResult)
     if not found.ttfts:
         raise InputError(f"{file} holds no request.")
-    starts = found.start_times or queued_of(file, found)
-    ended = max(start + life for start, life in zip(starts, found.lives_s(), strict=True))
-    zero_unix_s = local_unix_s(file, found.date) - ended
+    starts = found.start_times or _starts_from_queue(file, found)
+    ended = max(start + duration for start, duration in zip(starts, found.durations_s(), strict=True))
+    clock_zero_unix_s = _local_unix_s(file, found.date) - ended
     role = found.role_chunks
     rows = [
-        found.row(number, start_unix_s=zero_unix_s + start, role_chunk=role)
+        found.row(number, start_unix_s=clock_zero_unix_s + start, role_chunk=role)
         for number, start in enumerate(starts)
     ]
     source = ResultFile(
@@ -105,39 +116,41 @@ def read_vllm_bench(file: Path, data: bytes, keys: set[str]) -> LoadStage:
         tool="vllm bench serve",
         model=found.model_id,
         host="unknown",
-        lacks=_vllm_lacks(found, rows),
+        lacks=_lacks(found, rows),
         whole_seconds=True,
     )
-    name = f"concurrency@{found.places}" if found.places else f"rate@{found.request_rate}"
-    return LoadStage(source=source, name=name, users=found.places, rows=rows)
+    name = f"concurrency@{found.users}" if found.users else f"rate@{found.request_rate}"
+    return LoadStage(source=source, name=name, users=found.users, rows=rows)
 
 
-def _vllm_lacks(found: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
+def _lacks(found: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
     if found.start_times is None:
         lacks.append(
-            "The files are of a vLLM that kept no start times (before 2026): they are rebuilt from the queue "
-            "for --max-concurrency places."
+            "These files are of a vLLM that kept no start times (before 2026): a request is taken to begin "
+            "as soon as one of --max-concurrency users is free."
         )
     if any(row.outcome is not Outcome.OK for row in rows):
-        lacks.append("vllm bench serve does not say when a failed request ended: it counts as ended at once.")
+        lacks.append(
+            "vllm bench serve does not say when a failed request ended: it is counted as ended at once."
+        )
     return lacks
 
 
-def queued_of(file: Path, found: VllmBenchResult) -> list[float]:
-    """When each request got one of the places, which are taken in the order of the requests."""
-    if found.places is None:
+def _starts_from_queue(file: Path, found: VllmBenchResult) -> list[float]:
+    """Seconds at which each request was sent, rebuilt: in their order, each as soon as a user is free."""
+    if found.users is None:
         raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
-    free, starts = [0.0] * found.places, list[float]()
-    for life_s in found.lives_s():
+    free, starts = [0.0] * found.users, list[float]()
+    for duration_s in found.durations_s():
         starts.append(free[0])
-        heapq.heapreplace(free, free[0] + life_s)
+        heapq.heapreplace(free, free[0] + duration_s)
     return starts
 
 
-def local_unix_s(file: Path, date: str) -> float:
-    """The middle of the whole second that the file was written in, by this machine's time zone."""
+def _local_unix_s(file: Path, date: str) -> float:
+    """The middle of the second in which the file was written, in this machine's time zone."""
     try:
         return datetime.strptime(date, "%Y%m%d-%H%M%S").timestamp() + 0.5
     except ValueError:
-        raise InputError(f"{file} has the date {date}, which is not one of vllm bench serve.") from None
+        raise InputError(f"{file} has the date {date}, which vllm bench serve does not write.") from None

@@ -1,12 +1,12 @@
-"""TODO."""
+"""guidellm's JSON report: a benchmark for each concurrency or rate."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from analysis.reading.columns import NAN
-from analysis.reading.result_rows import (
+from analysis.reading.other_tools.stages import (
+    Document,
     LoadStage,
     ResultFile,
     ResultRow,
@@ -17,8 +17,6 @@ from analysis.reading.result_rows import (
 )
 from loadtest.errors import InputError
 from loadtest.record import Outcome
-
-# guidellm
 
 
 class _Strategy(msgspec.Struct):
@@ -47,7 +45,7 @@ class _GuidellmConfig(msgspec.Struct):
 
 
 class _Timings(msgspec.Struct):
-    """Unix seconds. The chat's role chunk is no token iteration; reasoning is."""
+    """Unix seconds. Reasoning counts as token iterations, the role chunk of a chat does not."""
 
     request_start: float | None = None
     resolve_end: float | None = None
@@ -77,7 +75,7 @@ class _GuidellmRequest(msgspec.Struct):
     output_metrics: _Usage
 
     def row(self, outcome: Outcome) -> ResultRow | None:
-        """None for a request that was still queued."""
+        """The request as a row; None where it was still queued."""
         times = self.info.timings
         start, end = times.request_start, times.request_end or times.resolve_end
         if start is None or end is None:
@@ -107,13 +105,13 @@ class _GuidellmRequests(msgspec.Struct):
     errored: list[_GuidellmRequest]
 
     def rows(self) -> list[ResultRow]:
-        kinds = (
+        groups = (
             (self.successful, Outcome.OK),
             (self.incomplete, Outcome.CANCELLED),
             (self.errored, Outcome.STREAM_ERROR),
         )
-        found = [request.row(outcome) for requests, outcome in kinds for request in requests]
-        return [row for row in found if row is not None]
+        rows = [request.row(outcome) for requests, outcome in groups for request in requests]
+        return [row for row in rows if row is not None]
 
 
 class _Totals(msgspec.Struct):
@@ -134,10 +132,11 @@ class GuidellmReport(msgspec.Struct):
     benchmarks: list[_GuidellmBenchmark]
 
 
-def read_guidellm(file: Path, data: bytes) -> Iterator[LoadStage]:
-    benchmarks = msgspec.json.decode(data, type=GuidellmReport).benchmarks
+def read_guidellm(file: Path, documents: list[Document]) -> list[LoadStage]:
+    """A stage for each benchmark. Raises InputError where there is none, or not every request was kept."""
+    benchmarks = msgspec.json.decode(documents[0].data, type=GuidellmReport).benchmarks
     if not benchmarks:
-        raise InputError(f"{file} holds no benchmark: guidellm ended before the first one did.")
+        raise InputError(f"{file} holds no benchmark: guidellm ended before its first benchmark did.")
     for benchmark in benchmarks:
         kept, made = len(benchmark.requests.successful), benchmark.metrics.request_totals.successful
         if kept < made:
@@ -156,8 +155,12 @@ def read_guidellm(file: Path, data: bytes) -> Iterator[LoadStage]:
             "TPOT is not."
         ],
     )
-    for benchmark in benchmarks:
-        strategy = benchmark.config.strategy
-        yield LoadStage(
-            source=source, name=strategy.name, users=strategy.users, rows=benchmark.requests.rows()
+    return [
+        LoadStage(
+            source=source,
+            name=benchmark.config.strategy.name,
+            users=benchmark.config.strategy.users,
+            rows=benchmark.requests.rows(),
         )
+        for benchmark in benchmarks
+    ]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The form that all result files are brought into: stages of requests; and what their readers share."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from loadtest.record import Outcome
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultRow:
-    """One request; names and units are those of `load.Requests`."""
+    """One request; names and units are those of `analysis.reading.columns.Requests`."""
 
     start_unix_s: float
     end_s: float
@@ -46,12 +46,12 @@ class ResultFile:
     lacks: list[str]
     """Full sentences: what this tool's files do not tell."""
     whole_seconds: bool = False
-    """The window is known to about a second only."""
+    """Whether its clock is known to about a second only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LoadStage:
-    """Requests of one concurrency, or of one law of arrivals (`users` is None)."""
+    """Requests of one concurrency, or of one arrival process (then `users` is None)."""
 
     source: ResultFile
     name: str
@@ -60,10 +60,16 @@ class LoadStage:
 
     @property
     def label(self) -> str:
+        """File and stage, for messages: `sweep.json (concurrent@8)`."""
         return f"{self.source.path.name} ({self.name})"
 
 
-# What the three share.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A JSON object of a file, not decoded yet."""
+
+    data: bytes
+    keys: frozenset[str]
 
 
 def number_or_nan(value: float | None) -> float:
@@ -75,18 +81,18 @@ def url_without_credentials(url: str) -> str:
 
 
 def status_in(text: str | None) -> float:
-    """httpx writes "Server error '503 Service Unavailable' for url ..."."""
+    """The status code in a message of httpx such as "Server error '503 Service Unavailable' for url"."""
     found = re.search(r"'([345]\d\d) ", text or "")
     return float(found[1]) if found else NAN
 
 
 def status_of(reason: str) -> float:
-    """vllm bench serve keeps the reason phrase only."""
+    """The status code of a reason phrase, which is all that vllm bench serve keeps; nan for other texts."""
     return next((float(status) for status in HTTPStatus if status.phrase == reason), NAN)
 
 
 def failure_of(text: str, status: float) -> Outcome:
-    """What an exception's name and words say; an error inside a stream where they say nothing."""
+    """The outcome that an exception's name and words tell; STREAM_ERROR where they tell nothing."""
     if not np.isnan(status):
         return Outcome.HTTP_ERROR
     words = text.lower()

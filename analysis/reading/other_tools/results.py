@@ -1,0 +1,136 @@
+"""What other load generators left, as runs: which files, which of their stages answer, and which dump of the
+server's metrics belongs to them. Knows no file format."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.reading.other_tools.files import SUPPORTED_FILES, read_file
+from analysis.reading.other_tools.server_metrics import MetricsDump, read_metrics_dump
+from analysis.reading.other_tools.stage_run import run_of_stage
+from analysis.reading.other_tools.stages import LoadStage
+from analysis.reading.runs import Run
+from loadtest.errors import InputError
+from loadtest.record import Outcome
+
+DUMP_NAMES = (
+    ("server_metrics.json",),
+    ("server_metrics.txt",),
+    ("server_metrics_export.jsonl", "server_metrics_export.json"),
+)
+"""Dumps that are found without being named; the first of them that exist are read, together. The last two
+are aiperf's."""
+ONE_WORKLOAD_DIFFERENCE, FOUR_SIGMA = 0.25, 4.0
+"""Mean lengths of two stages of one workload differ by less than this share, or than their noise."""
+
+
+def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:
+    """The result file at this path, or all of them in this folder and its subfolders: a run for each stage.
+
+    server_metrics: a dump that covers them all; without it, one of DUMP_NAMES beside each file or in the
+    folder. Raises InputError when a file is cut off, is of another kind or version, or when the dump does
+    not belong to it.
+    """
+    dump = read_metrics_dump(server_metrics) if server_metrics else None
+    stages = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]
+    if not stages:
+        raise InputError(
+            f"{path} holds no run (no run.json): run a load test first, or name another folder. It holds no "
+            f"result of another tool either ({SUPPORTED_FILES})."
+        )
+    chosen = _answering(stages)
+    _refuse_two_workloads(chosen)
+    warnings = _left_out(stages, chosen)
+    root = path if path.is_dir() else path.parent
+    folders = {stage.source.path.parent for stage in chosen}
+    dumps = {folder: dump or _neighbouring_dump(folder, root) for folder in folders}
+    return [
+        run_of_stage(
+            stage,
+            dumps[stage.source.path.parent],
+            run_id=f"{stage.source.path.relative_to(root).as_posix()}:{stage.name}",
+            warnings=warnings.get(stage.source.model, []),
+        )
+        for stage in chosen
+    ]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = [file for pattern in ("*.json*", "*/*.json*") for file in path.glob(pattern)]
+    dumps = {name for names in DUMP_NAMES for name in names}
+    return sorted(file for file in files if file.suffix in (".json", ".jsonl") and file.name not in dumps)
+
+
+def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
+    """Stages of constant users where the model has any, else its open loops."""
+    made = [stage for stage in stages if stage.rows]
+    if not made:
+        raise InputError(f"No request was made in {', '.join(stage.label for stage in stages)}.")
+    closed = {stage.source.model for stage in made if stage.users}
+    return [stage for stage in made if stage.users or stage.source.model not in closed]
+
+
+def _left_out(stages: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[str, list[str]]:
+    """A warning for each model that has stages which do not help to answer."""
+    labels: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage not in chosen:
+            labels.setdefault(stage.source.model, []).append(stage.label)
+    return {
+        model: [
+            f"Left out, because they hold no constant number of users, or no request: {', '.join(names)}."
+        ]
+        for model, names in labels.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _MeanLength:
+    """Mean length of a stage's requests, with its standard error."""
+
+    tokens: float
+    error: float
+    stage: str
+
+
+def _refuse_two_workloads(stages: Sequence[LoadStage]) -> None:
+    """Raises InputError where stages of one model differ in lengths, which are pooled: files do not say what
+    was asked, so what came must look alike."""
+    for kind in ("prompt", "output"):
+        means: dict[tuple[str, str], list[_MeanLength]] = {}
+        for stage in stages:
+            lengths = [getattr(row, f"{kind}_tokens") for row in stage.rows if row.outcome is Outcome.OK]
+            if len(lengths) > 1:
+                error = float(np.std(lengths)) / math.sqrt(len(lengths))
+                mean = _MeanLength(tokens=float(np.mean(lengths)), error=error, stage=stage.label)
+                means.setdefault((stage.source.tool, stage.source.model), []).append(mean)
+        _refuse_different(means.values(), kind)
+
+
+def _refuse_different(groups: Iterable[Sequence[_MeanLength]], kind: str) -> None:
+    for means in groups:
+        low, high = (choose(means, key=lambda mean: mean.tokens) for choose in (min, max))
+        noise = FOUR_SIGMA * math.hypot(low.error, high.error)
+        if high.tokens - low.tokens > max(ONE_WORKLOAD_DIFFERENCE * low.tokens, noise):
+            raise InputError(
+                f"{low.stage} has {low.tokens:.0f} {kind} tokens a request and {high.stage} "
+                f"{high.tokens:.0f}: these are two workloads, put them into folders of their own."
+            )
+
+
+def _neighbouring_dump(folder: Path, root: Path) -> MetricsDump | None:
+    """The dump beside the results of a folder, else the one in the folder that was named."""
+    for place in (folder, root):
+        for names in DUMP_NAMES:
+            dumps = [read_metrics_dump(place / name) for name in names if (place / name).is_file()]
+            if dumps:
+                scrapes = sorted(
+                    (scrape for dump in dumps for scrape in dump.scrapes), key=lambda one: one[0]
+                )
+                return replace(dumps[0], scrapes=scrapes)
+    return None
