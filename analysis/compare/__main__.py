@@ -21,6 +21,7 @@ from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import RunFolder, find_runs, run_bytes
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import complain, progress
+from analysis.reporting.not_pooled import not_pooled_text
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
@@ -125,11 +126,11 @@ def warnings_of_both(a: MeasuredDeployment, b: MeasuredDeployment, common: Seque
 
 def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
     """The newest runs there that may be pooled, as `analysis.capacity` chooses them, and what it left out."""
-    groups, notes = choose_runs(find_runs(folder), None)
+    groups, left_out = choose_runs(find_runs(folder), None)
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
         raise InputError(f"{folder} holds runs of several models ({names}): name the run folder of one.")
-    return groups[0], [note for found in notes.values() for note in found]
+    return groups[0], [not_pooled_text(note) for notes in left_out.values() for note in notes]
 
 
 def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> None:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A run as columns: its requests, the scrapes of its server, and the health of its load generators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ NAN = float("nan")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Requests:
-    """One entry a request, shape (n,), in the order of their ends; missing is nan.
+    """Requests in the order of their ends, shape (n,); missing values are nan.
 
-    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is on the master's window.
+    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is by the master's clock.
     """
 
     start_unix_s: Floats
     sent_s: Floats
     scheduled_unix_s: Floats
-    """Open loop: when it was due, on the master's window."""
+    """When the request was due, in an open loop, by the master's clock."""
     first_chunk_s: Floats
     first_answer_s: Floats
     last_chunk_s: Floats
@@ -40,9 +40,9 @@ class Requests:
     cached_tokens: Floats
     http_status: Floats
     outcome: Ints
-    """Index into `OUTCOMES`."""
+    """Indices into OUTCOMES."""
     user: Ints
-    """Distinct over workers."""
+    """Numbers of the users, distinct over all workers."""
     turn: Ints
     gap_s: NDArray[np.float32]
     """Chunk gaps of all requests, one after the other, shape (sum of gaps,)."""
@@ -54,27 +54,27 @@ class Requests:
 
     @property
     def end_unix_s(self) -> Floats:
-        """Shape (n,), master's window."""
+        """Ends by the master's clock, shape (n,)."""
         return self.start_unix_s + self.end_s
 
     @property
     def tokens(self) -> Floats:
-        """Output tokens, shape (n,); the chunks where no usage came, as of unfinished requests."""
+        """Output tokens, shape (n,); chunks where the server sent no count, as for unfinished requests."""
         return np.where(np.isnan(self.output_tokens), self.chunks, self.output_tokens)
 
     @property
     def ok(self) -> Bools:
-        """Shape (n,)."""
+        """Whether each request succeeded, shape (n,)."""
         return np.equal(self.outcome, OUTCOME_CODES[Outcome.OK])
 
     def with_outcome(self, *outcomes: Outcome) -> Bools:
-        """Shape (n,): whose outcome is one of these."""
+        """Whether each request's outcome is one of these, shape (n,)."""
         return np.isin(self.outcome, [OUTCOME_CODES[outcome] for outcome in outcomes])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerSamples:
-    """One entry a scrape, shape (m,), in time order; missing is nan. Engines are summed, usage averaged."""
+    """Scrapes in time order, shape (m,); missing values are nan. Engines are added up, usage is averaged."""
 
     unix_s: Floats
     engines: int
@@ -85,7 +85,7 @@ class ServerSamples:
     preemptions_total: Floats
     generation_tokens_total: Floats
     prefix_cache_queries_total: Floats
-    """Prompt tokens that were looked up."""
+    """Prompt tokens that were looked up in the prefix cache."""
     prefix_cache_hits_total: Floats
     vram_used_bytes: Floats
     simulated_lateness_s: Floats
@@ -97,16 +97,16 @@ class ServerSamples:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClientSamples:
-    """The load generator's health, one entry a worker and second, shape (m,)."""
+    """The health of the load generators, an entry for each worker and second, shape (m,)."""
 
     unix_s: Floats
     worker: Ints
-    """Which one, counted from 0."""
+    """Numbers of the workers, from 0."""
     loop_lag_s: Floats
-    """p99 within the second; the largest where p99 was not recorded."""
+    """99th percentile within the second; the largest value where that was not recorded."""
     cpu: Floats
     in_flight: Floats
-    """At this instant."""
+    """Requests in flight at this instant."""
 
     def __len__(self) -> int:
         return len(self.unix_s)
@@ -132,10 +132,10 @@ SCALAR_COLUMNS = (
 def ordered_requests(
     columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
 ) -> Requests:
-    """Rows in any order, put into the order of their ends.
+    """Requests in the order of their ends, made of rows in any order.
 
-    columns: shape (n,) each, by the names of COLUMNS. labels: shape (n, 3), outcome, user and turn. gap_s:
-    the chunk gaps of all, one request after the other; gaps: shape (n,), how many of them are whose.
+    columns: by the names of SCALAR_COLUMNS, shape (n,) each. labels: outcome, user and turn, shape (n, 3).
+    gap_s: the chunk gaps, one request after the other. gaps: how many of them each request has, shape (n,).
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
@@ -150,7 +150,7 @@ def ordered_requests(
 
 
 def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:
-    """The ragged rows of `gap_s` in another order."""
+    """The gaps with their requests in another order."""
     if np.array_equal(order, np.arange(len(order))):
         return gap_s
     moved = np.empty_like(gap_s)

@@ -24,18 +24,26 @@ from loadtest.record import SCHEMA, ClientSample, RequestRecord, ServerSample
 
 _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 
-TOLD_BYTES = 2**20  # how often a progress bar hears of it
-GAP_ROWS = 4096  # rows whose chunk times are held as doubles before they shrink to float32 gaps
+PROGRESS_BYTES = 2**20
+"""Bytes between two reports to a progress bar."""
+GAP_ROWS = 4096
+"""Rows whose chunk times are held as doubles before they are reduced to float32 gaps."""
 
 
 class _Schema(msgspec.Struct):
     schema: int
 
 
-schema_decoder = msgspec.json.Decoder(_Schema)
+_schema_decoder = msgspec.json.Decoder(_Schema)
+
+
+def schema_of(data: bytes) -> int:
+    """The schema that a JSON object states. Raises msgspec.DecodeError where it states none."""
+    return _schema_decoder.decode(data).schema
 
 
 def other_schema(path: Path, schema: int) -> str:
+    """The message for a file of another schema."""
     return (
         f"{path} is of schema {schema} and this version reads schema {SCHEMA}: "
         "analyse it with the version that wrote it."
@@ -45,16 +53,19 @@ def other_schema(path: Path, schema: int) -> str:
 def decoded_lines(
     path: Path, kind: type[_Record], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Iterator[_Record]:
-    """Rows of a JSON Lines file. Lines that are not JSON are left out and warned about."""
+    """Rows of a JSON Lines file. Lines that are not JSON are left out, with a warning.
+
+    Raises InputError for a row that is not of this schema.
+    """
     decode = msgspec.json.Decoder(kind).decode
     bad: list[int] = []
-    unseen = 0
+    unreported = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            unseen += len(line)
-            if unseen > TOLD_BYTES:
-                on_bytes(unseen)
-                unseen = 0
+            unreported += len(line)
+            if unreported > PROGRESS_BYTES:
+                on_bytes(unreported)
+                unreported = 0
             try:
                 row = decode(line)
             except msgspec.ValidationError as problem:
@@ -65,21 +76,21 @@ def decoded_lines(
             if isinstance(row, RequestRecord) and row.schema != SCHEMA:
                 raise InputError(_bad_row(path, number, line, None))
             yield row
-    on_bytes(unseen)
+    on_bytes(unreported)
     if bad:
         warnings.append(_left_out(path, bad, torn=not line.endswith(b"\n")))
 
 
 def _left_out(path: Path, numbers: Sequence[int], *, torn: bool) -> str:
     if torn and len(numbers) == 1:
-        return f"{path.name}: its last line is torn (a kill does that) and left out."
+        return f"{path.name}: its last line is torn, as after a kill, and is left out."
     listing = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
-    return f"{path.name}: left out what is not JSON, line{'s' * (len(numbers) > 1)} {listing}."
+    return f"{path.name}: left out what is not JSON: line{'s' * (len(numbers) > 1)} {listing}."
 
 
 def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) -> str:
     try:
-        schema = schema_decoder.decode(line).schema
+        schema = schema_of(line)
     except msgspec.DecodeError:
         schema = SCHEMA
     if schema != SCHEMA:
@@ -92,7 +103,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
-    """In the order of `COLUMNS`."""
+    """A row's values in the order of SCALAR_COLUMNS, its times brought to the master's clock."""
     chunks = row.chunk_s
     return (
         row.start_unix_s - clock_offset_s,
@@ -112,7 +123,7 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
 
 
 class _Gaps:
-    """Chunk times in, float32 gaps out; holds at most `GAP_ROWS` requests' times as doubles."""
+    """Chunk gaps as float32, made of chunk times; holds those of at most GAP_ROWS requests as doubles."""
 
     def __init__(self) -> None:
         self._times = array("d")
@@ -142,6 +153,11 @@ class _Gaps:
 def read_requests(
     paths: Sequence[Path], offsets: dict[str, float], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Requests:
+    """The request files of a run as columns.
+
+    offsets: seconds that each worker's clock is ahead of the master's. on_bytes: told how many bytes were
+    read since it was last called. Raises InputError when a row does not fit the schema.
+    """
     scalars: list[tuple[float, ...]] = []
     labels: list[tuple[int, int, int]] = []
     users: dict[tuple[str, int], int] = {}
@@ -166,27 +182,31 @@ def _requests(
 
 
 def read_server(path: Path, warnings: list[str]) -> ServerSamples:
+    """The scrapes of a run as columns; empty, with a warning, where there are none. Raises InputError."""
     samples = list(decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
         why = "every scrape failed" if samples else "there is none"
-        warnings.append(f"The server's /metrics was not read ({why}): what only it can tell is missing.")
+        warnings.append(
+            f"The server's /metrics was not read ({why}): what only the server can tell is missing."
+        )
     elif len(good) < len(samples):
         warnings.append(f"{len(samples) - len(good)} of {len(samples)} scrapes of /metrics failed.")
     return server_samples_of(samples)
 
 
 def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
-    found = [
+    """The health of the load generators, from a file for each worker, as columns. Raises InputError."""
+    numbered = [
         (worker, row)
         for worker, path in enumerate(paths)
         for row in decoded_lines(path, ClientSample, warnings, lambda _: None)
     ]
-    rows = [row for _, row in found]
+    rows = [row for _, row in numbered]
     lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]
     return ClientSamples(
         unix_s=np.array([row.unix_s for row in rows], dtype=np.float64),
-        worker=np.array([worker for worker, _ in found], dtype=np.int64),
+        worker=np.array([worker for worker, _ in numbered], dtype=np.int64),
         loop_lag_s=np.array(lag, dtype=np.float64),
         cpu=np.array([row.cpu for row in rows], dtype=np.float64),
         in_flight=np.array([row.in_flight for row in rows], dtype=np.float64),

@@ -1,9 +1,8 @@
-"""reports/ -> Run: rows become columns. Reads what a killed run left; knows no statistics."""
+"""Run folders: finding them, and reading one into memory, also where its run was killed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -13,7 +12,7 @@ from analysis.reading.json_lines import (
     read_client,
     read_requests,
     read_server,
-    schema_decoder,
+    schema_of,
 )
 from loadtest.errors import InputError
 from loadtest.record import (
@@ -28,7 +27,7 @@ from loadtest.record import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """A run that was found, its rows not read yet."""
+    """A run folder whose rows are not read yet."""
 
     path: Path
     info: RunInfo
@@ -36,7 +35,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Run:
-    """One run folder in memory."""
+    """One run in memory."""
 
     info: RunInfo
     requests: Requests
@@ -46,19 +45,18 @@ class Run:
 
 
 FoundRun = RunFolder | Run
-AnyRun = TypeVar("AnyRun", bound=FoundRun)
-"""A run: one to be read, or one that another tool's file already gave."""
+"""A run folder to be read, or a run that was read from another tool's file."""
 
 
 def has_runs(folder: Path) -> bool:
-    """Whether this is a run folder, or holds some."""
+    """Whether this is a run folder, or holds run folders."""
     return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{RUN_FILE}"))
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
     """The run in this folder, or the runs in its subfolders, oldest first.
 
-    Raises InputError when there is none, or when one is of another schema.
+    Raises InputError when there is none, or when one of them is of another schema.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
@@ -75,9 +73,10 @@ def find_runs(folder: Path) -> list[RunFolder]:
 
 
 def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
-    """Rows of one run as columns. `on_bytes` is told how many bytes were read, for a progress bar.
+    """The run in this folder.
 
-    Raises InputError when a row does not fit the contract.
+    on_bytes: told how many bytes were read since it was last called, for a progress bar. Raises InputError
+    when a row does not fit the schema.
     """
     warnings = list(folder.info.warnings)
     offsets = {worker.name: worker.clock_offset_s or 0.0 for worker in folder.info.workers}
@@ -95,18 +94,14 @@ def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: N
 
 
 def run_bytes(folder: RunFolder) -> int:
-    """Size of its request files, for a progress bar."""
+    """Size of a run's request files, for a progress bar."""
     return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
-
-
-def is_plain(value: object) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()
 
 
 def _read_info(path: Path) -> RunInfo:
     data = path.read_bytes()
     try:
-        schema = schema_decoder.decode(data).schema
+        schema = schema_of(data)
         info = msgspec.json.decode(data, type=RunInfo) if schema == SCHEMA else None
     except msgspec.DecodeError as problem:
         raise InputError(

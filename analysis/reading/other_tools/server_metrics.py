@@ -1,4 +1,4 @@
-"""A dump of a server's Prometheus metrics -> ServerSample rows. Its formats: docs/importing.md."""
+"""A dump of a server's Prometheus metrics, as rows of ServerSample; docs/importing.md has the formats."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.vllm import METRIC_LINES, build_server_info, build_server_samples, parse_samples
 
 # A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
-# `date -Is` write between two scrapes. A sample ends in a number too, hence words in a comment only.
+# `date -Is` write between two scrapes. A sample ends in a number too, so only a comment may have words.
 _TIME = re.compile(
     r"^(?:#(?! HELP| TYPE).*?|[=\-*\s\[]*)\b(?:"
     r"(?P<unix>\d{10}(?:\.\d+)?)|"
@@ -37,11 +37,13 @@ class MetricsDump:
     scrapes: list[tuple[float, list[Sample]]]
     """unix_s and the samples of that instant, in time order."""
     changes_only: bool = False
-    """aiperf writes no scrape that is as the one before it: silence means that nothing happened."""
+    """Whether a scrape that equals the one before it is left out, as aiperf does: a gap means no change."""
 
     def rows(self, model: str) -> list[ServerSample]:
         """One row for each scrape and engine. Raises InputError for servers that cannot be added up."""
-        scrapes = [build_server_samples(found, model=model, unix_s=unix_s) for unix_s, found in self.scrapes]
+        scrapes = [
+            build_server_samples(samples, model=model, unix_s=unix_s) for unix_s, samples in self.scrapes
+        ]
         rows = [row for scrape in scrapes for row in scrape]
         engines = {str(row.engine) for row in rows}
         if len(engines) > max(map(len, scrapes), default=0):
@@ -53,16 +55,16 @@ class MetricsDump:
 
     def models(self) -> list[str]:
         """The names under which the servers serve."""
-        found = {sample.labels.get("model_name") for _, samples in self.scrapes for sample in samples}
-        return sorted(name for name in found if name)
+        names = {sample.labels.get("model_name") for _, samples in self.scrapes for sample in samples}
+        return sorted(name for name in names if name)
 
     def info(self) -> ServerInfo:
-        """What they say of the pool; null where they do not."""
+        """What the servers say of their KV pool; null where they do not."""
         return build_server_info(sample for _, samples in self.scrapes for sample in samples)
 
 
 def read_metrics_dump(path: Path) -> MetricsDump:
-    """Reads Prometheus' range queries, aiperf's server_metrics_export, or a text of successive scrapes.
+    """A dump from Prometheus' range queries, aiperf's server_metrics_export, or a text of successive scrapes.
 
     Raises InputError when it is none of these, or holds nothing of vLLM.
     """
@@ -71,12 +73,13 @@ def read_metrics_dump(path: Path) -> MetricsDump:
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"The server metrics {path} cannot be read ({problem}).") from None
     scrapes: dict[float, list[Sample]] = {}
-    for unix_s, sample in _json(path, text) if text.lstrip().startswith("{") else _text(path, text):
+    read = _samples_of_json if text.lstrip().startswith("{") else _samples_of_text
+    for unix_s, sample in read(path, text):
         if METRIC_LINES.match(f"{sample.name} "):
             scrapes.setdefault(unix_s, []).append(sample)
     if not any(sample.name.startswith("vllm:") for samples in scrapes.values() for sample in samples):
         raise InputError(f"{path} holds no metric of vLLM, such as vllm:kv_cache_usage_perc.")
-    _tell_servers_apart(scrapes)
+    _name_engines(scrapes)
     _refuse_doubles(path, scrapes)
     return MetricsDump(
         path=path,
@@ -85,8 +88,8 @@ def read_metrics_dump(path: Path) -> MetricsDump:
     )
 
 
-def _tell_servers_apart(scrapes: dict[float, list[Sample]]) -> None:
-    """Engines of several servers, all numbered from 0, get names of their own."""
+def _name_engines(scrapes: dict[float, list[Sample]]) -> None:
+    """Names the engines of several servers apart, because each server numbers its own from 0."""
     everything = [sample for samples in scrapes.values() for sample in samples]
     if len({sample.labels.get("instance") for sample in everything}) > 1:
         for sample in everything:
@@ -136,11 +139,11 @@ class _AiperfScrape(msgspec.Struct):
     metrics: dict[str, list[_Labelled]]
 
     def samples(self) -> Iterator[TimedSample]:
-        for name, found in self.metrics.items():
-            for one in found:
-                if one.value is not None:  # a histogram's sum and buckets
-                    labels = {**(one.labels or {}), "instance": self.endpoint_url}
-                    yield self.timestamp_ns / 1e9, Sample(name, labels, one.value)
+        for name, values in self.metrics.items():
+            for labelled in values:
+                if labelled.value is not None:  # as it is for the sum and the buckets of a histogram
+                    labels = {**(labelled.labels or {}), "instance": self.endpoint_url}
+                    yield self.timestamp_ns / 1e9, Sample(name, labels, labelled.value)
 
 
 class _AiperfSeries(msgspec.Struct):
@@ -148,38 +151,38 @@ class _AiperfSeries(msgspec.Struct):
 
 
 class _AiperfSummary(msgspec.Struct):
-    """aiperf's server_metrics_export.json has no series: only what the cache's labels say is of use."""
+    """aiperf's server_metrics_export.json. It has no series: only the labels of the cache are of use."""
 
     aiperf_version: str
     metrics: dict[str, _AiperfSeries]
 
     def samples(self) -> Iterator[TimedSample]:
         name = "vllm:cache_config_info"
-        for one in self.metrics.get(name, _AiperfSeries()).series[:1]:
-            yield 0.0, Sample(name, dict(one.labels or {}), 1.0)
+        for labelled in self.metrics.get(name, _AiperfSeries()).series[:1]:
+            yield 0.0, Sample(name, dict(labelled.labels or {}), 1.0)
 
 
-_KINDS: dict[str, type[_RangeQuery | _AiperfScrape | _AiperfSummary]] = {
+_DOCUMENTS: dict[str, type[_RangeQuery | _AiperfScrape | _AiperfSummary]] = {
     "data": _RangeQuery,
     "timestamp_ns": _AiperfScrape,
     "aiperf_version": _AiperfSummary,
 }
 
 
-def _json(path: Path, text: str) -> Iterator[TimedSample]:
-    """One document after the other: some ask Prometheus for each metric and append the answers."""
+def _samples_of_json(path: Path, text: str) -> Iterator[TimedSample]:
+    """Samples of all documents of a file: some ask Prometheus for each metric and append the answers."""
     for document in _documents(path, text):
         kind = next(
-            (kind for key, kind in _KINDS.items() if isinstance(document, dict) and key in document), None
+            (kind for key, kind in _DOCUMENTS.items() if isinstance(document, dict) and key in document), None
         )
         try:
-            found = msgspec.convert(document, kind or _RangeQuery)
+            decoded = msgspec.convert(document, kind or _RangeQuery)
         except msgspec.ValidationError as problem:
             raise InputError(
                 f"{path} is not the result of Prometheus' query_range ({problem}): see docs/importing.md for "
                 "what is read."
             ) from None
-        yield from found.samples()
+        yield from decoded.samples()
 
 
 def _documents(path: Path, text: str) -> Iterator[object]:
@@ -192,8 +195,8 @@ def _documents(path: Path, text: str) -> Iterator[object]:
         yield document
 
 
-def _text(path: Path, text: str) -> Iterator[TimedSample]:
-    """Pages of /metrics, each after its time; or lines with times of their own, as /federate writes them."""
+def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
+    """Samples of pages of /metrics, each after its time, or of lines with times, as /federate writes them."""
     for unix_s, page in _pages(path, text):
         try:
             samples = parse_samples(page)
@@ -209,18 +212,18 @@ def _text(path: Path, text: str) -> Iterator[TimedSample]:
 def _pages(path: Path, text: str) -> Iterator[tuple[float | None, str]]:
     unix_s, lines = None, list[str]()
     for line in text.splitlines():
-        found = _TIME.match(line)
-        if found is None:
+        time = _TIME.match(line)
+        if time is None:
             lines.append(line)
             continue
         yield unix_s, "\n".join(lines)
-        unix_s, lines = _unix_s(path, found), []
+        unix_s, lines = _unix_s(path, time), []
     yield unix_s, "\n".join(lines)
 
 
-def _unix_s(path: Path, found: re.Match[str]) -> float:
-    if found["unix"]:
-        return float(found["unix"])
-    if not found["zone"]:
-        raise InputError(f"{path} has times without a zone ({found['day']}): {HOW_TO_ADD_TIMES}.")
-    return datetime.fromisoformat(found["day"] + found["zone"]).timestamp()
+def _unix_s(path: Path, time: re.Match[str]) -> float:
+    if time["unix"]:
+        return float(time["unix"])
+    if not time["zone"]:
+        raise InputError(f"{path} has times without a zone ({time['day']}): {HOW_TO_ADD_TIMES}.")
+    return datetime.fromisoformat(time["day"] + time["zone"]).timestamp()
