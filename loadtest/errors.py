@@ -1,5 +1,5 @@
-"""What goes wrong for a reason that a person can mend."""
+"""Errors that a user can correct."""
 
 
 class InputError(Exception):
-    """A person's input cannot be used or read: one sentence that says what to do. Exit code 2."""
+    """Input that cannot be used or read. The message is one sentence that says what to do; exit code 2."""

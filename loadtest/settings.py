@@ -1,5 +1,6 @@
-"""Every setting of a load test, once: read from flags, the environment (`LOADTEST_*`) and `.env`, offered as
-Locust flags and as fields of Locust's web form. Knows no Locust beyond an argument parser."""
+"""All settings of a load test. They are read from flags, the environment (`LOADTEST_*`) and `.env`, and
+offered as Locust flags and as fields of Locust's web form. Knows nothing of Locust but its argument
+parser."""
 
 import difflib
 import json
@@ -21,7 +22,7 @@ from loadtest.workload.distributions import Distribution
 ENVIRONMENT_PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"
 MAX_USERS = 100_000
-"""A guard against slips of the keyboard, far above what one server holds."""
+"""An upper limit that catches typing errors, far above what one server can hold."""
 _SLO = Slo()
 
 
@@ -49,16 +50,16 @@ def _object(value: object) -> object:
     try:
         parsed = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"it is not JSON ({error}).") from error
+        raise ValueError(f"the value is not JSON ({error}).") from error
     if not isinstance(parsed, dict):
-        raise ValueError('it must be a JSON object such as {"name": "value"}.')  # noqa: TRY004 (pydantic's)
+        raise ValueError('the value must be a JSON object such as {"name": "value"}.')  # noqa: TRY004 (pydantic's)
     return parsed
 
 
 def _token_distribution(value: object) -> object:
     text = str(value)
     if Distribution.parse(text).mean < 1:
-        raise ValueError(f"'{text}' is less than one token.")
+        raise ValueError(f"'{text}' has a mean of less than one token.")
     return text
 
 
@@ -70,8 +71,8 @@ Headers = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
 
 
 class Settings(BaseSettings):
-    """The settings of docs and README, with their defaults. Precedence: flag or form field, environment,
-    `.env`, default. Empty means not given."""
+    """The settings, with their defaults. A flag or form field goes before the environment, then `.env`, then
+    the default. An empty value means not given."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
@@ -85,59 +86,77 @@ class Settings(BaseSettings):
     )
 
     model: str | None = Field(None, description="served model; default: the only one that /v1/models lists")
-    api_key: SecretStr = Field(SecretStr(NO_KEY), description="secret, environment or .env only")
-    levels: Levels = Field((), description="user counts to hold one after the other, such as 1,2,4,8,16")
-    level_s: float = Field(30, gt=0, description="seconds of a level, from when all its users have started")
-    budget_s: float = Field(900, gt=0, description="scenarios/find_capacity.py: seconds of load, at most")
-    settle_s: float = Field(5, ge=0, description="first seconds of a level, never analysed")
+    api_key: SecretStr = Field(SecretStr(NO_KEY), description="secret: environment or .env only")
+    levels: Levels = Field(
+        (), description="numbers of users to hold, one after the other, such as 1,2,4,8,16"
+    )
+    level_s: float = Field(
+        30, gt=0, description="length of a level in seconds, from when all its users have started"
+    )
+    budget_s: float = Field(
+        900, gt=0, description="scenarios/find_capacity.py: maximum length of the search in seconds"
+    )
+    settle_s: float = Field(5, ge=0, description="first seconds of each level, left out of the analysis")
     prompt_tokens: TokenDistribution = Field(
-        "lognormal:512,0.6", description="prompt length: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
+        "lognormal:512,0.6", description="tokens of a prompt: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
     )
-    output_tokens: TokenDistribution = Field("lognormal:128,0.6", description="answer length, the same forms")
+    output_tokens: TokenDistribution = Field(
+        "lognormal:128,0.6", description="tokens of an answer, in the same forms"
+    )
     think_s: DistributionText = Field(
-        "0", description="seconds between an answer and the next question, the same forms"
+        "0", description="seconds between an answer and the next question, in the same forms"
     )
-    turns: int = Field(1, ge=1, description="turns of a conversation; its history is sent back")
+    turns: int = Field(1, ge=1, description="turns of a conversation; each request sends its history")
     thinking: Literal["on", "off"] | None = Field(
-        None, description="on or off: chat_template_kwargs.enable_thinking; default: not sent"
+        None, description="on or off, sent as chat_template_kwargs.enable_thinking; default: not sent"
     )
     arrivals: str | None = Field(
         None,
-        description="open loop, for level_s: constant:RATE, poisson:RATE or gamma:RATE,BURSTINESS; RATE in "
-        "requests/s or FROM-TO",
+        description="open loop of level_s seconds: constant:RATE, poisson:RATE or gamma:RATE,BURSTINESS; "
+        "RATE in requests/s, or FROM-TO",
     )
     trace: Path | None = Field(
-        None, description="open loop from a trace: Azure CSV, Mooncake JSONL, CSV of seconds,prompt,output"
+        None,
+        description="open loop from a trace file: Azure CSV, Mooncake JSONL, or CSV of seconds,prompt,output",
     )
     trace_speed: float = Field(1, gt=0, description="replay the trace this many times as fast")
     prompts: Path | None = Field(
-        None, description="JSONL of {messages: [...]}: your own traffic instead of synthetic text"
+        None, description="JSONL of {messages: [...]}: your own prompts instead of synthetic text"
     )
-    ignore_eos: bool = Field(True, description="make answers as long as drawn: true or false")
+    ignore_eos: bool = Field(True, description="make every answer as long as was drawn: true or false")
     temperature: float = Field(0, ge=0, description="sampling temperature")
-    seed: int = Field(0, description="seed of lengths and times")
-    request_timeout_s: float = Field(600, gt=0, description="limit of one whole request")
-    reports_dir: Path = Field(Path("reports"), description="where run folders are made")
+    seed: int = Field(0, description="random seed of lengths and times")
+    request_timeout_s: float = Field(600, gt=0, description="time limit of one whole request, in seconds")
+    reports_dir: Path = Field(Path("reports"), description="folder in which run folders are created")
     metrics_url: str | None = Field(
         None, description="address of Prometheus metrics, or off; default: the host's /metrics"
     )
-    sample_s: float = Field(1, gt=0, description="seconds between two samples of the server")
-    gpu_metrics: str = Field("auto", description="auto, nvml, off, or the address of a DCGM exporter")
+    sample_s: float = Field(1, gt=0, description="seconds between two samples of the server's metrics")
+    gpu_metrics: str = Field(
+        "auto", description="source of GPU figures: auto, nvml, off, or the address of a DCGM exporter"
+    )
     model_config_file: Path | None = Field(
         None,
         validation_alias=AliasChoices("model_config_file", f"{ENVIRONMENT_PREFIX}MODEL_CONFIG"),
-        description="the model's config.json: gives bytes a KV token",
+        description="path of the model's config.json: gives the bytes of a KV token",
     )
     extra_body: JsonObject = Field({}, description="JSON object merged into every request")
     extra_headers: Headers = Field({}, description="JSON object of extra HTTP headers")
-    ca_file: Path | None = Field(None, description="certificate authority of a private https server")
-    slo_ttft_p95_s: float = Field(_SLO.ttft_p95_s, gt=0, description="objective: p95 time to first token")
-    slo_tpot_p95_s: float = Field(_SLO.tpot_p95_s, gt=0, description="objective: p95 time per output token")
+    ca_file: Path | None = Field(None, description="PEM file of a private certificate authority")
+    slo_ttft_p95_s: float = Field(
+        _SLO.ttft_p95_s, gt=0, description="objective: p95 of the time to first token, in seconds"
+    )
+    slo_tpot_p95_s: float = Field(
+        _SLO.tpot_p95_s, gt=0, description="objective: p95 of the time per output token, in seconds"
+    )
     slo_preempted_fraction: float = Field(
-        _SLO.preempted_fraction, gt=0, le=1, description="objective: preemptions a finished request"
+        _SLO.preempted_fraction, gt=0, le=1, description="objective: preemptions per finished request"
     )
     slo_kv_blocked_fraction: float = Field(
-        _SLO.kv_blocked_fraction, gt=0, le=1, description="objective: share of time with waits for KV"
+        _SLO.kv_blocked_fraction,
+        gt=0,
+        le=1,
+        description="objective: fraction of time in which a request waits for KV blocks",
     )
 
     @model_validator(mode="after")
@@ -146,26 +165,32 @@ class Settings(BaseSettings):
             if path is not None and not path.is_file():
                 raise ValueError(f"the file {path} does not exist.")
         if self.open_loop:
-            self._open_loop_alone()
+            self._refuse_users_in_open_loop()
         return self
 
     @property
     def open_loop(self) -> bool:
-        """Requests come when they are due, not when users have their answers."""
+        """Whether requests are sent when they are due, not when users have their answers."""
         return self.arrivals is not None or self.trace is not None
 
-    def _open_loop_alone(self) -> None:
+    def _refuse_users_in_open_loop(self) -> None:
         if self.arrivals is not None and self.trace is not None:
-            raise ValueError("--arrivals and --trace exclude each other: both say when requests are due.")
+            raise ValueError("--arrivals and --trace cannot be combined: both say when requests are due.")
         if self.levels:
-            raise ValueError("--levels holds users, --arrivals and --trace have none: choose one.")
+            raise ValueError(
+                "--levels cannot be combined with --arrivals or --trace: an open loop has no users."
+            )
         if self.turns > 1 or self.think_s != "0":
-            raise ValueError("--turns and --think-s are of users; --arrivals and --trace have none.")
+            raise ValueError(
+                "--turns and --think-s cannot be combined with --arrivals or --trace: an open loop has no "
+                "users."
+            )
         if self.arrivals is not None:
             ArrivalProcess.parse(self.arrivals)
 
     @property
     def slo(self) -> Slo:
+        """The service-level objectives."""
         return Slo(
             ttft_p95_s=self.slo_ttft_p95_s,
             tpot_p95_s=self.slo_tpot_p95_s,
@@ -174,11 +199,11 @@ class Settings(BaseSettings):
         )
 
     def shared(self) -> dict[str, object]:
-        """What the master tells the workers: everything but the key, as plain JSON values."""
+        """The settings that the master sends to the workers: all but the API key, as plain JSON values."""
         return self.model_dump(mode="json", exclude={"api_key"})
 
     def public(self) -> dict[str, object]:
-        """What may be written down: no key, and of the extra headers only the names."""
+        """The settings that may be stored: no API key, and of the extra headers only the names."""
         values = self.shared()
         values["model_config"] = values.pop("model_config_file")
         values["extra_headers"] = dict.fromkeys(self.extra_headers, "(not recorded)")
@@ -199,9 +224,11 @@ _FLAGS = {
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """Adds one flag for each setting but the key. They carry plain strings and default to None, because
-    Locust ships parsed options between machines and its form writes back by the type of the default."""
-    group = parser.add_argument_group("Seatcount", "The load test; each flag is also LOADTEST_<NAME>")
+    """Adds one flag for each setting but the API key. Flags are plain strings with default None, because
+    Locust sends parsed options between machines and its form converts values to the type of the default."""
+    group = parser.add_argument_group(
+        "Seatcount", "Settings of the load test; each is also read from LOADTEST_<NAME>"
+    )
     for flag, name in _FLAGS.items():
         field = Settings.model_fields[name]
         default = field.get_default()
@@ -216,14 +243,14 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def resolve_settings(options: Mapping[str, object]) -> Settings:
-    """Settings from parsed Locust options, the environment and `.env`. Raises InputError."""
+    """Builds the settings from parsed Locust options, the environment and `.env`. Raises InputError."""
     _refuse_unknown_names(os.environ)
     given = {name: options[flag] for flag, name in _FLAGS.items() if options.get(flag) not in (None, "")}
     return _validated(given)
 
 
 def settings_from_shared(values: Mapping[str, object]) -> Settings:
-    """The master's settings, with this process's own key. Raises InputError."""
+    """Builds the settings that the master sent, with the API key of this process. Raises InputError."""
     return _validated({name: value for name, value in values.items() if value is not None})
 
 
@@ -244,8 +271,8 @@ def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
     known = [ENVIRONMENT_PREFIX + name.upper() for name in [*_FLAGS, "api_key"]]
     for name in environment:
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            matches = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {matches[0]}?" if matches else "."
             raise InputError(f"{name} is not a setting{hint}")
 
 

@@ -190,9 +190,9 @@ def test_a_trace_is_replayed_at_its_times(run_locust: RunLocust, simulated: str,
 @pytest.mark.parametrize(
     ("changes", "flags", "said"),
     [
-        ({"arrivals": "often"}, [], "'often' is not a law of arrivals"),
-        ({"arrivals": "poisson:1", "levels": "1,2"}, [], "choose one"),
-        ({"arrivals": "poisson:1", "think_s": "3"}, [], "have none"),
+        ({"arrivals": "often"}, [], "'often' is not an arrival process"),
+        ({"arrivals": "poisson:1", "levels": "1,2"}, [], "--levels cannot be combined"),
+        ({"arrivals": "poisson:1", "think_s": "3"}, [], "an open loop has no users"),
         ({"arrivals": "poisson:1"}, ["-u", "3"], "-u is of users"),
         ({"trace": "/no/such/trace"}, [], "/no/such/trace does not exist"),
         ({"trace": "README.md"}, [], "not a time, prompt tokens and output tokens"),

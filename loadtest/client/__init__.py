@@ -1,3 +1,3 @@
-"""One streamed chat request: sent, timed byte by byte, and turned into one row.
+"""Sends one streamed chat request, notes when its bytes come, and turns it into one row.
 
 Knows no Locust, no other request and no statistics."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The JSON body of a chat completion request."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from loadtest.workload.prompts import Message
 
 
 def chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
-    """The JSON of one streamed chat completion."""
+    """Encodes the request for one streamed chat completion; `extra_body` wins over every other key."""
     body: dict[str, object] = {
         "model": model,
         "messages": messages,

@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, events out. No I/O, no clock, no JSON."""
+"""Decodes server-sent events: bytes in, events out. Knows no I/O, no clock and no JSON."""
 
 import re
 from typing import NamedTuple
@@ -7,18 +7,21 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class SseEvent(NamedTuple):
+    """One event of the stream."""
+
     data: bytes
     """The `data` lines, joined by line feeds."""
     end: int
-    """Offset in the stream behind the event's last byte: with a log of arrivals this gives its time."""
+    """Offset in the stream just after the event's last byte. Together with a log of arrivals it gives the
+    time."""
 
 
 class SseDecoder:
-    """Incremental decoder of the WHATWG event-stream format, fed with pieces cut anywhere.
+    """An incremental decoder of the WHATWG event-stream format. Pieces may be cut anywhere.
 
     Only `data` fields matter to chat completions; comments and other fields are skipped. Lines may end in
-    LF, CRLF or CR. An event whose blank line never came is returned by `flush`, because several servers end
-    the stream right behind `data: [DONE]`.
+    LF, CRLF or CR. `flush` returns an event whose blank line never came, because several servers end
+    the stream right after `data: [DONE]`.
     """
 
     def __init__(self) -> None:
@@ -28,7 +31,7 @@ class SseDecoder:
         self._lines_end = 0
 
     def feed(self, piece: bytes) -> list[SseEvent]:
-        """Returns the events that `piece` completes."""
+        """Returns the events that are complete with `piece`."""
         events: list[SseEvent] = []
         buffer = self._tail + piece
         begin = 0 if b"\r" in buffer or self._lines else self._plain_events(buffer, events)
@@ -42,8 +45,8 @@ class SseDecoder:
         return events
 
     def _plain_events(self, buffer: bytes, events: list[SseEvent]) -> int:
-        """The way most servers write: one `data: ` line and a blank one, again and again. Takes these from
-        the front, four times faster than line by line, and returns where it stopped."""
+        """Takes events of the most common form, one `data: ` line and a blank line, from the front, four
+        times faster than line by line. Returns the offset at which it stopped."""
         begin = 0
         while (end := buffer.find(b"\n\n", begin)) >= 0:
             if not buffer.startswith(b"data: ", begin) or buffer.find(b"\n", begin, end) >= 0:
@@ -53,7 +56,7 @@ class SseDecoder:
         return begin
 
     def flush(self) -> list[SseEvent]:
-        """The stream is over: returns the event that was still open, if any."""
+        """Ends the stream and returns the event that was still open, if any."""
         events: list[SseEvent] = []
         if self._tail:
             self._line(self._tail.rstrip(b"\r"), self._tail_offset + len(self._tail), events)

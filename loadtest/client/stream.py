@@ -1,5 +1,5 @@
-"""stream_chat: one streamed chat completion -> one RequestRecord. A failure becomes an Outcome, never an
-exception. Knows no Locust and no statistics."""
+"""Sends one streamed chat completion and records it as one RequestRecord. A failure becomes an Outcome, never
+an exception. Knows no Locust and no statistics."""
 
 import asyncio
 from typing import cast
@@ -20,7 +20,7 @@ from loadtest.record import Outcome, RequestRecord
 
 
 class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """One request, ready to send: the body is serialised before the clock starts."""
+    """One request that is ready to be sent: its body is serialised before the clock starts."""
 
     url: str
     body: bytes
@@ -40,10 +40,10 @@ class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
 async def stream_chat(
     session: aiohttp.ClientSession, request: StreamRequest
 ) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
-    """Sends one streamed chat completion, over a session of `open_session`, and follows it to its end.
+    """Sends one streamed chat completion over a session from `open_session` and follows it to its end.
 
-    Returns the row, the answer's text (empty unless `keep_text`) and, when the task was cancelled, the
-    cancellation to re-raise once the row is safe.
+    Returns the row, the text of the answer (empty unless `keep_text`) and, when the task was cancelled, the
+    cancellation, which the caller raises again once the row is stored.
     """
     byte_times = ByteTimes()
     current_byte_times.set(byte_times)
@@ -85,11 +85,11 @@ async def _follow(response: aiohttp.ClientResponse, transcript: Transcript, turn
     try:
         while not content.is_eof():
             await content.wait_eof()
-            await turns.mine()
+            await turns.wait()
             if not content.is_eof():
                 transcript.feed(content.read_nowait())
     finally:
-        # After a failure the reader refuses to hand out what had come before it.
+        # After a failure the reader does not return what had arrived before it.
         transcript.feed(b"".join(content._buffer))
         content._buffer.clear()
         content._size = 0
@@ -141,9 +141,9 @@ def _describe(failure: Exception) -> str:
 async def _read_error(response: aiohttp.ClientResponse) -> str | None:
     body = await response.content.read(16 * 1024)
     retry = response.headers.get("Retry-After")
-    place = response.headers.get("Location")
+    location = response.headers.get("Location")
     notes = [
-        f"redirects to {place}" if place else "",
+        f"redirects to {location}" if location else "",
         f"Retry-After: {retry}" if retry else "",
         error_excerpt(body),
     ]

@@ -1,5 +1,5 @@
-"""Where requests go: the addresses, headers and TLS of one OpenAI-compatible server. Keeps credentials apart
-from the address that may be shown."""
+"""The addresses, headers and TLS settings of one OpenAI-compatible server. Credentials are kept apart from
+the address that may be shown."""
 
 import base64
 import ssl
@@ -12,20 +12,20 @@ from loadtest.settings import NO_KEY, Settings
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
-    """One server. `shown` is safe to print and to store; `headers` are not."""
+    """One server. `shown` may be printed and stored; `headers` hold credentials and may not."""
 
     shown: str
     api_url: str
-    """Ends in /v1."""
+    """Base address of the API; ends in /v1."""
     metrics_urls: list[str]
-    """Where to look for /metrics, in this order; empty when switched off."""
+    """Addresses to try for /metrics, in this order; empty when metrics are switched off."""
     metrics_headers: dict[str, str]
-    """Credentials for /metrics: the server's own, only where it is the same server."""
+    """Headers for /metrics. They hold the server's credentials only where /metrics is on the same server."""
     headers: dict[str, str]
     ca_file: str | None
 
     def tls(self) -> ssl.SSLContext | None:
-        """The trust of a private certificate authority. Raises InputError."""
+        """Builds the TLS context of a private certificate authority; None without one. Raises InputError."""
         if self.ca_file is None:
             return None
         try:
@@ -35,19 +35,20 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def split_credentials(host: str) -> tuple[str, str | None]:
-    """`https://user:password@host` -> the address without them, and the value of an Authorization header."""
+    """Splits `https://user:password@host` into the address without credentials and the value of an
+    Authorization header (None without credentials)."""
     parts = urlsplit(host)
     if parts.username is None:
         return host, None
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=place)), "Basic " + base64.b64encode(pair.encode()).decode()
+    address = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=address)), "Basic " + base64.b64encode(pair.encode()).decode()
 
 
 def make_target(host: str | None, settings: Settings) -> Target:
-    """Reads `--host`: http(s)://..., with or without /v1 or a path prefix. Raises InputError."""
+    """Reads `--host`: http(s)://..., with or without a path prefix and /v1. Raises InputError."""
     if not host:
-        raise InputError("Say which server to test: --host http://ADDRESS:PORT.")
+        raise InputError("No server is given: name it with --host http://ADDRESS:PORT.")
     shown, authorization = split_credentials(host.strip())
     parts = urlsplit(shown)
     if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(parts):
@@ -76,7 +77,7 @@ def _has_good_port(parts: SplitResult) -> bool:
 
 
 def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dict[str, str] | None]:
-    """Addresses of /metrics, and the headers for a server of its own (None: those of the host)."""
+    """Returns the addresses of /metrics and their headers; None stands for the headers of the host."""
     if settings.metrics_url == "off":
         return [], {}
     if settings.metrics_url is None:
@@ -84,8 +85,8 @@ def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dic
     url, authorization = split_credentials(settings.metrics_url)
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"--metrics-url: '{url}' is not an address such as http://127.0.0.1:8000/metrics.")
-    same = urlsplit(url)[:2] == urlsplit(root)[:2]
-    if same and authorization is None:
+    same_server = urlsplit(url)[:2] == urlsplit(root)[:2]
+    if same_server and authorization is None:
         return [url], None
     return [url], {"Authorization": authorization} if authorization else {}
 

@@ -1,4 +1,5 @@
-"""TODO."""
+"""What the events of one stream say: chunks with their times, usage, the finish reason, an error. Knows no
+socket."""
 
 import json
 import re
@@ -30,6 +31,8 @@ class _PromptDetails(msgspec.Struct, gc=False):
 
 
 class ServerUsage(msgspec.Struct):
+    """The `usage` object of a chat completion."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     completion_tokens_details: _OutputDetails | None = None
@@ -48,8 +51,8 @@ _TEXT_KEY = rb'("(?:content|reasoning|reasoning_content)"\s*:\s*)'
 
 
 class _Pattern(msgspec.Struct, frozen=True):
-    """What the events of one stream are but for their text. Servers repeat everything else with each token,
-    so most events can be understood without being decoded as JSON, at a fraction of the cost."""
+    """The constant part of a stream's events: everything except their text. Servers repeat it with each
+    token, so most events can be read without decoding JSON, at a fraction of the cost."""
 
     kind: str
     before: bytes
@@ -57,15 +60,15 @@ class _Pattern(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
-        """From one event that was decoded; None where its text does not stand in it in one place, as such."""
+        """Builds the pattern of a decoded event; None unless its text occurs in it exactly once."""
         found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
         if len(found) != 1:
             return None
         return cls(kind, data[: found[0].end(1) + 1], data[found[0].end() - 1 :])
 
     def text(self, data: bytes) -> bytes:
-        """The text of an event that differs in nothing else, as JSON without its quotes; empty where that is
-        not certain. Without a quote inside and a backslash at its end, it ends where `after` begins."""
+        """Returns the text of an event that fits the pattern, as JSON without its quotes; empty where that is
+        not certain. A text with no quote inside and no backslash at its end must end where `after` begins."""
         before, after = self.before, self.after
         if not (data.startswith(before) and data.endswith(after)):
             return b""
@@ -74,7 +77,7 @@ class _Pattern(msgspec.Struct, frozen=True):
 
 
 class Transcript:
-    """What the events of one stream say, with the time of each."""
+    """Collects what the events of one stream say, with the time of each."""
 
     def __init__(self, byte_times: ByteTimes, *, keep_text: bool) -> None:
         self._decoder = SseDecoder()
@@ -160,7 +163,7 @@ class Transcript:
         return self._byte_times.times[self._at]
 
     def chunk_tokens(self) -> list[int] | None:
-        """Tokens of each chunk, where every one came with running usage."""
+        """Tokens of each chunk; None unless every chunk came with running usage."""
         running = [n for n in self.running_tokens if n is not None]
         if not running or len(running) != len(self.running_tokens):
             return None
@@ -171,7 +174,7 @@ MAX_ERROR_CHARS = 300
 
 
 def error_excerpt(body: bytes) -> str:
-    """The server's own words: the `message` of an OpenAI-shaped error, else the beginning of the body."""
+    """Returns the `message` of an error in OpenAI's form, else the beginning of the body."""
     try:
         parsed = json.loads(body)
     except ValueError:

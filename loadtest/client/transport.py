@@ -1,4 +1,6 @@
-"""TODO."""
+"""An aiohttp session that notes when bytes go and come. Knows neither events nor rows.
+
+Uses aiohttp's internals (the version is pinned, and a test guards it)."""
 
 import asyncio
 import collections
@@ -15,12 +17,12 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 SLICE_BYTES = 32 * 1024
-"""Unparsed bytes of one stream at which it is parsed without waiting for its end."""
+"""Number of unparsed bytes of one stream from which on it is parsed before its end."""
 
 
 class ByteTimes:
-    """When the bytes of one exchange went and came (perf_counter): at `times[i]` the body was `ends[i]` bytes
-    long."""
+    """When the bytes of one exchange were sent and received (perf_counter): at `times[i]` the body was
+    `ends[i]` bytes long."""
 
     __slots__ = ("ends", "times", "written_at")
 
@@ -28,7 +30,7 @@ class ByteTimes:
         self.times: list[float] = []
         self.ends: list[int] = []
         self.written_at: float | None = None
-        """The kernel took the last byte of the request; None where only the transport knows."""
+        """When the kernel took the last byte of the request; None where only the transport knows."""
 
 
 current_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar(
@@ -41,10 +43,9 @@ _parse = ResponseHandler.data_received
 
 
 class StampingHandler(ResponseHandler):
-    """aiohttp's client protocol, which also notes when bytes go and come: when the kernel has taken them, and
-    in the read callback, before they are parsed and before any task wakes. Its reader is woken at the end of
-    the body only, or when a slice is full. Uses aiohttp's internals (`_payload`, `_eof_waiter`): the version
-    is pinned, a test guards it."""
+    """aiohttp's client protocol, which also notes when the kernel has taken a request and when the bytes of
+    the response come: in the read callback, before they are parsed and before any task wakes. The reader of
+    the body wakes only at its end or when a slice is full. Uses aiohttp's `_payload` and `_eof_waiter`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -80,8 +81,8 @@ class StampingHandler(ResponseHandler):
 
 
 class _PromptTransport:
-    """A TCP transport that hands writes to the kernel at once: uvloop would do it at the end of the loop's
-    turn, after whatever else that turn has to do, and nobody would know when."""
+    """A TCP transport that hands writes to the kernel at once. uvloop would do so at the end of the loop's
+    iteration, after all other work of that iteration, at an unknown time."""
 
     __slots__ = ("_descriptor", "_note_written", "_transport")
 
@@ -91,8 +92,8 @@ class _PromptTransport:
         self._note_written = note_written
 
     def write(self, data: bytes) -> None:
-        """aiohttp has made sure that the transport is open. What does not fit goes the usual way, and so does
-        what fails: the transport finds out why."""
+        """Writes to the socket; aiohttp has checked that the transport is open. What does not fit, and what
+        fails, is left to the transport, which handles the error."""
         sent = 0
         if self._transport.get_write_buffer_size() == 0:
             with contextlib.suppress(OSError):
@@ -110,15 +111,15 @@ class _PromptTransport:
 
 
 class ParsingTurns:
-    """Parsing in turns: one slice in each turn of the loop, first come, first served. Many streams that end
-    together would otherwise keep the loop from stamping the others until all of them are parsed."""
+    """Lets one stream parse in each iteration of the loop, first come, first served. Otherwise many streams
+    that end together would delay the time stamps of the others until all of them are parsed."""
 
     def __init__(self) -> None:
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._taken = False
 
-    async def mine(self) -> None:
-        """Returns when it is the caller's turn."""
+    async def wait(self) -> None:
+        """Waits until it is the caller's turn."""
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
@@ -139,7 +140,8 @@ class ParsingTurns:
 
 
 class StampingConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, without its default limit of 100 connections, making `StampingHandler`s."""
+    """aiohttp's connector with `StampingHandler` as protocol and without the default limit of 100
+    connections."""
 
     def __init__(self, **params: Any) -> None:
         super().__init__(limit=0, **params)
@@ -148,8 +150,8 @@ class StampingConnector(aiohttp.TCPConnector):
 
 
 def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """The one session of a process. Must be called on the loop that uses it. Limits in time are the
-    caller's: `stream_chat` has one for the whole request."""
+    """Opens a session; must be called on the loop that uses it. The session has no time limits: `stream_chat`
+    sets one for the whole request."""
     trace = aiohttp.TraceConfig()
     trace.on_request_chunk_sent.append(_stamp_sent)
     return aiohttp.ClientSession(
@@ -163,7 +165,8 @@ def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> a
 
 
 async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
-    # uvloop hands writes to the kernel at the end of the loop's turn: the next turn is the honest moment.
+    # uvloop hands writes to the kernel at the end of the loop's iteration: they are sent when the next
+    # begins.
     clock = context.trace_request_ctx
     if isinstance(clock, RequestClock):
         asyncio.get_running_loop().call_soon(clock.stamp_sent)
@@ -187,5 +190,5 @@ class RequestClock:
             self.sent_s = self.now()
 
     def end(self, byte_times: ByteTimes) -> None:
-        """The stream is over since its last byte came, however long its parsing waited."""
+        """Sets the end to the arrival of the last byte, however long its parsing waited."""
         self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None

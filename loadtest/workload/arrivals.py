@@ -1,5 +1,5 @@
-"""Open loop: when requests are due, whether the server has answered or not. Laws and traces -> Arrival. Knows
-no network and no clock."""
+"""Arrivals of an open loop: when requests are due, whether the server has answered or not, and which worker
+sends them. Knows no network and no clock."""
 
 import math
 import random
@@ -18,18 +18,19 @@ class Arrival(NamedTuple):
 
     number: int
     due_s: float
-    """Seconds after the start of the arrivals."""
+    """Seconds after the first instant at which requests may arrive."""
     prompt_tokens: int | None = None
-    """None: drawn from the workload's law."""
+    """None when the length is drawn from the workload's distribution."""
     output_tokens: int | None = None
     prefix_blocks: tuple[int, ...] = ()
-    """Requests with the same first ids have the same first text."""
+    """Ids of the prompt's blocks: requests whose first ids are equal begin with the same text."""
 
 
 class ArrivalProcess(msgspec.Struct, frozen=True):
-    """A renewal process: `constant:RATE`, `poisson:RATE`, `gamma:RATE,BURSTINESS`, in requests a second; a
-    RATE of `FROM-TO` rises or falls evenly. Burstiness is the shape of the gamma law of the gaps, as in the
-    benchmark of vLLM: 1 is Poisson, smaller is burstier (coefficient of variation 1 / sqrt(shape))."""
+    """A renewal process: `constant:RATE`, `poisson:RATE` or `gamma:RATE,BURSTINESS`, with rates in requests
+    per second; a rate `FROM-TO` changes linearly. Burstiness is the shape of the gamma distribution of the
+    gaps, as in vLLM's benchmark: 1 is Poisson, smaller is burstier (coefficient of variation 1 /
+    sqrt(shape))."""
 
     kind: Literal["constant", "poisson", "gamma"]
     rate: float
@@ -38,21 +39,27 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "ArrivalProcess":
-        """Raises ValueError with a sentence that names the accepted forms."""
+        """Reads a process from its text form. Raises ValueError, with the accepted forms in the message."""
         match = _LAW.fullmatch(text.strip())
         if match:
             kind, rate, end_rate, burstiness = match.groups()
-            law = cls(kind, float(rate), float(end_rate or rate), float(burstiness or 1))  # type: ignore[arg-type]
-            if (kind == "gamma") == (burstiness is not None) and law.rate + law.end_rate and law.burstiness:
-                return law
+            process = cls(kind, float(rate), float(end_rate or rate), float(burstiness or 1))  # type: ignore[arg-type]
+            if (
+                (kind == "gamma") == (burstiness is not None)
+                and process.rate + process.end_rate
+                and process.burstiness
+            ):
+                return process
         raise ValueError(
-            f"'{text}' is not a law of arrivals: write constant:RATE, poisson:RATE or gamma:RATE,BURSTINESS, "
-            "RATE in requests a second or FROM-TO, for example poisson:4 or poisson:1-10."
+            f"'{text}' is not an arrival process: write constant:RATE, poisson:RATE or "
+            "gamma:RATE,BURSTINESS, RATE in requests per second or FROM-TO, "
+            "for example poisson:4 or poisson:1-10."
         )
 
     def arrivals(self, *, seed: int, duration_s: float) -> Iterator[Arrival]:
-        """The arrivals of `duration_s`; the same for the same seed. A process of rate 1 is laid over the
-        integral of the rate: of rate r(t), the n-th arrival is where the integral reaches the n-th point."""
+        """Yields the arrivals of `duration_s` seconds, the same for the same seed. The n-th arrival is the
+        time at which the integral of the rate reaches the n-th point of a process of rate 1 (time
+        rescaling)."""
         rng = random.Random(f"arrivals/{seed}")
         point, number = 0.0, 0
         while True:
@@ -76,8 +83,8 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
                 return rng.gammavariate(self.burstiness, 1 / self.burstiness)
 
     def _time_at(self, integral: float, duration_s: float) -> float | None:
-        """Where rate * t + slope * t^2 / 2 reaches `integral`; None behind the end. Written with the root in
-        the denominator, which holds for a slope of 0 too."""
+        """The time t at which rate * t + slope * t^2 / 2 reaches `integral`; None after the end. The root
+        stands in the denominator, so that a slope of 0 works too."""
         slope = (self.end_rate - self.rate) / duration_s
         if integral >= self.mean_count(duration_s):
             return None
@@ -86,14 +93,14 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
 
 
 class WorkerAssignment(NamedTuple):
-    """From when on which workers send: the n-th arrival is the (n mod their number)-th one's."""
+    """The workers that send from `from_s` on: worker n mod (number of workers) sends the n-th arrival."""
 
     from_s: float
     workers: tuple[str, ...]
 
 
-def is_assigned(arrival: Arrival, worker: str, shares: Sequence[WorkerAssignment]) -> bool:
-    """Whether `worker` sends this arrival; `shares` in the order of their times. Nobody sends what is due
-    before the first."""
-    workers = next((share.workers for share in reversed(shares) if share.from_s <= arrival.due_s), ())
+def is_assigned(arrival: Arrival, worker: str, assignments: Sequence[WorkerAssignment]) -> bool:
+    """Whether `worker` sends this arrival, by `assignments` in the order of their times. No worker sends an
+    arrival that is due before the first assignment."""
+    workers = next((each.workers for each in reversed(assignments) if each.from_s <= arrival.due_s), ())
     return bool(workers) and workers[arrival.number % len(workers)] == worker

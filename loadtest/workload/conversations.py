@@ -1,4 +1,5 @@
-"""Seeded prompts, conversations and lengths -> ChatRequest. Knows no network and no clock."""
+"""Builds requests from seeded lengths and texts, one conversation after the other. Knows no network and no
+clock."""
 
 import math
 import random
@@ -12,22 +13,22 @@ from loadtest.workload.prompts import VOCABULARY, Message, Prompt, PromptScale, 
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
-"""Synthetic prompts are sized by the mean tokens a word; this share of the context is kept free for the
-spread around that mean, so that a clipped prompt is not answered with 400."""
+"""Fraction of the context that is kept free: synthetic prompts are sized by the mean number of tokens per
+word, and a clipped prompt with more tokens than that must not be answered with 400."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """What one request asks."""
+    """Messages and length of one request."""
 
     messages: list[Message]
     max_tokens: int
     turn: int
     clipped: bool
-    """A drawn length did not fit into the model's context."""
+    """Whether a drawn length did not fit into the model's context."""
 
 
 class Workload(msgspec.Struct, kw_only=True, frozen=True):
-    """What users ask: enough to build every request of every user from the seed."""
+    """What users ask. Every request of every user can be built from it."""
 
     prompt_tokens: Distribution
     output_tokens: Distribution
@@ -36,17 +37,18 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     scale: PromptScale
     seed: int
     nonce: str
-    """Differs from run to run and stands at the head of each prompt: nothing a former run left in the
-    server's prefix cache is hit. Lengths do not depend on it."""
+    """A text at the beginning of each prompt that differs from run to run, so that no prompt is found in the
+    prefix cache that an earlier run left. Lengths do not depend on it."""
     prompts: list[Prompt] | None = None
-    """The person's own traffic instead of synthetic text."""
+    """A user's own prompts, used instead of synthetic text."""
 
     def conversation(self, *, user: int, number: int) -> "Conversation":
+        """The conversation with this number of this user; the same for the same seed."""
         return Conversation(self, user=user, number=number)
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
-        """What the request of an open loop asks; the same in whichever process it is made. Lengths that the
-        arrival does not bring are drawn; without prefix blocks its text is its own."""
+        """Builds the request of an arrival in an open loop, the same in every process. Lengths that the
+        arrival does not have are drawn; without prefix blocks no other request shares its text."""
         if self.prompts:
             return next(self.conversation(user=arrival.number, number=0).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
@@ -63,15 +65,15 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         )
 
     def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
-        """Text that two requests share as far as they share blocks, from the front. The last block goes on
-        where a trace names too few."""
+        """A text of which two requests share as much, from the beginning, as they share blocks. The last
+        block is extended where the trace names too few."""
         block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
-        said: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
+        text: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
         for block in blocks:
-            left = words - len(said)
+            left = words - len(text)
             size = left if block == blocks[-1] else min(left, block_words)
-            said += random.Random(f"{self.nonce}/{block}").choices(VOCABULARY, k=max(0, size))
-        return " ".join(said)
+            text += random.Random(f"{self.nonce}/{block}").choices(VOCABULARY, k=max(0, size))
+        return " ".join(text)
 
     @property
     def room(self) -> int:
@@ -81,7 +83,7 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Conversation:
-    """One person's chat: yields requests turn by turn and is told the answers."""
+    """One user's conversation: yields a request for each turn and is given the answers."""
 
     def __init__(self, workload: Workload, *, user: int, number: int) -> None:
         self._workload = workload
@@ -93,7 +95,7 @@ class Conversation:
         self._history_tokens = 0
 
     def requests(self) -> Iterator[ChatRequest]:
-        """Up to `turns` requests; ends early when the history has filled the model's context."""
+        """Yields up to `turns` requests; ends early when the history has filled the model's context."""
         for turn in range(self._workload.turns):
             request = self._request(turn)
             if request is None:
@@ -102,13 +104,13 @@ class Conversation:
             yield request
 
     def answered(self, text: str, *, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        """The answer to the last request becomes part of the history of the next one."""
+        """Adds the answer to the last request to the history."""
         self._history.append({"role": "assistant", "content": text})
         self._history_tokens = (prompt_tokens or 0) + (output_tokens or 0)
 
     def _request(self, turn: int) -> ChatRequest | None:
         if self._workload.prompts:
-            return self._own(turn, self._workload.prompts)
+            return self._request_from_file(turn, self._workload.prompts)
         scale = self._workload.scale
         wanted = self._workload.prompt_tokens.draw_count(self._lengths)
         output = self._workload.output_tokens.draw_count(self._lengths)
@@ -118,7 +120,7 @@ class Conversation:
         prompt_max = max(1, free - 1)
         prompt = min(wanted, prompt_max)
         max_tokens = max(1, min(output, free - prompt))
-        message: Message = {"role": "user", "content": self._say(prompt, turn)}
+        message: Message = {"role": "user", "content": self._question(prompt, turn)}
         return ChatRequest(
             messages=[*self._history, message],
             max_tokens=max_tokens,
@@ -126,7 +128,7 @@ class Conversation:
             clipped=prompt < wanted or max_tokens < output,
         )
 
-    def _own(self, turn: int, prompts: list[Prompt]) -> ChatRequest:
+    def _request_from_file(self, turn: int, prompts: list[Prompt]) -> ChatRequest:
         line = prompts[(self._number + turn) % len(prompts)]
         drawn = self._workload.output_tokens.draw_count(self._lengths)
         return ChatRequest(
@@ -136,6 +138,6 @@ class Conversation:
             clipped=False,
         )
 
-    def _say(self, tokens: int, turn: int) -> str:
+    def _question(self, tokens: int, turn: int) -> str:
         words = self._workload.scale.words(tokens)
         return sentence(self._text, title=f"{self._title}-{turn}", words=words)

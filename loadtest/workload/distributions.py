@@ -1,4 +1,4 @@
-"""TODO."""
+"""Distributions of lengths and times, read from text and drawn from a seeded generator."""
 
 import math
 import random
@@ -17,7 +17,7 @@ _FORMS = (
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """A law of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV`, `exp:MEAN`."""
+    """A distribution of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV` or `exp:MEAN`."""
 
     kind: Literal["fixed", "uniform", "lognormal", "exp"]
     a: float
@@ -25,7 +25,8 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Distribution":
-        """Raises ValueError with a sentence that names the accepted forms."""
+        """Reads a distribution from its text form. Raises ValueError, with the accepted forms in the
+        message."""
         for kind, form in _FORMS:
             if match := form.fullmatch(text.strip()):
                 a, b = ([float(group) for group in match.groups()] + [0.0])[:2]
@@ -44,8 +45,8 @@ class Distribution(msgspec.Struct, frozen=True):
         return (self.a + self.b) / 2 if self.kind == "uniform" else self.a
 
     def draw(self, rng: random.Random) -> float:
-        """One draw, not rounded. A lognormal of mean m and coefficient of variation c has
-        sigma^2 = ln(1 + c^2) and mu = ln m - sigma^2 / 2."""
+        """Draws one value, not rounded. A lognormal distribution with mean m and coefficient of variation c
+        has sigma^2 = ln(1 + c^2) and mu = ln m - sigma^2 / 2."""
         match self.kind:
             case "fixed":
                 return self.a
@@ -58,7 +59,7 @@ class Distribution(msgspec.Struct, frozen=True):
                 return rng.lognormvariate(math.log(self.a) - variance / 2, math.sqrt(variance))
 
     def draw_count(self, rng: random.Random) -> int:
-        """One draw as a whole number, at least 1."""
+        """Draws one whole number of at least 1."""
         if self.kind == "uniform":
             return max(1, rng.randint(math.ceil(self.a), math.floor(self.b)))
         return max(1, round(self.draw(rng)))

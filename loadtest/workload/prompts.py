@@ -1,4 +1,4 @@
-"""TODO."""
+"""Texts of prompts: synthetic ones of a wanted length, and a user's own. Knows no conversation."""
 
 import random
 from pathlib import Path
@@ -15,35 +15,36 @@ class Message(TypedDict):
 
 
 class PromptScale(msgspec.Struct, frozen=True):
-    """How the server counts our words, from two probe requests: tokens = overhead + per_word * words."""
+    """How many tokens the server counts for a text: tokens = overhead + tokens_per_word * words."""
 
     overhead_tokens: float
     tokens_per_word: float
 
     def words(self, tokens: int) -> int:
-        """Words of a prompt of so many tokens; at least one."""
+        """Number of words of a prompt with this many tokens; at least one."""
         return max(1, round((tokens - self.overhead_tokens) / self.tokens_per_word))
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One line of the person's own traffic."""
+    """One line of a file of prompts."""
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_tokens: Annotated[int, msgspec.Meta(gt=0)] | None = None
 
 
 def sentence(rng: random.Random, *, title: str, words: int) -> str:
-    """`words` words of text behind a title that occurs nowhere else; at least the title."""
+    """A text of `words` words, at least one, that begins with `title`, which should occur nowhere else."""
     return " ".join([title, *rng.choices(VOCABULARY, k=max(0, words - 1))])
 
 
 def probe_text(*, nonce: str, words: int) -> str:
-    """Text of the same make as the workload's, to learn how the server counts it."""
+    """A text like those of the workload, with which to measure how the server counts tokens."""
     return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The person's own traffic, one JSON object a line. Raises ValueError, naming the line."""
+    """Reads a file of prompts, one JSON object per line. Raises ValueError with the line's number, and
+    OSError."""
     prompts: list[Prompt] = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():

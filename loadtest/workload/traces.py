@@ -1,4 +1,4 @@
-"""TODO."""
+"""Recorded arrivals: Mooncake's JSONL, the Azure CSV and a plain CSV, read as Arrivals."""
 
 import csv
 import datetime
@@ -11,7 +11,8 @@ import msgspec
 from loadtest.workload.arrivals import Arrival
 
 TRACE_BLOCK_TOKENS = 512
-"""Tokens of a prefix block in Mooncake's traces (each id in `hash_ids` names the block and all before it)."""
+"""Tokens of a prefix block in Mooncake's traces; each id in `hash_ids` stands for a block and all before
+it."""
 
 
 class _TraceLine(msgspec.Struct):
@@ -24,12 +25,12 @@ class _TraceLine(msgspec.Struct):
 
 
 def read_trace(path: Path, *, speed: float) -> list[Arrival]:
-    """A trace in the order of its times, from 0, `speed` times as fast as recorded.
+    """Reads a trace as arrivals in the order of time, from 0, `speed` times as fast as recorded.
 
-    Reads Mooncake's JSONL (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`), the Azure LLM
-    inference CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), and a plain CSV of seconds, prompt tokens
-    and output tokens. Requests without an output (some traces have them) ask for one token. Raises
-    ValueError, naming the line, and OSError.
+    The formats are Mooncake's JSONL (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`), the
+    Azure LLM inference CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), and a plain CSV of seconds,
+    prompt tokens and output tokens. Requests without output, which some traces have, ask for one token.
+    Raises OSError, and ValueError with the line's number.
     """
     with path.open(encoding="utf-8", newline="") as lines:
         first = lines.readline()
@@ -49,7 +50,7 @@ def _read_jsonl(path: Path, lines: Iterator[str]) -> Iterator[Arrival]:
         try:
             row = msgspec.json.decode(line, type=_TraceLine)
         except msgspec.MsgspecError as error:
-            raise ValueError(f"{path}, line {number}: not a line of a trace ({error}).") from error
+            raise ValueError(f"{path}, line {number}: not a request of a trace ({error}).") from error
         yield Arrival(0, row.timestamp / 1000, row.input_length, row.output_length, row.hash_ids)
 
 
@@ -71,7 +72,7 @@ def _is_header(row: list[str]) -> bool:
 
 
 def _seconds(text: str) -> float:
-    """Seconds, or a date and time (Azure's have seven decimals, of which Python reads six)."""
+    """Reads seconds, or a date and time (Azure's have seven decimals, of which Python reads six)."""
     try:
         return float(text)
     except ValueError:
