@@ -13,7 +13,8 @@ from locust.exception import StopUser
 from loadtest.locust_plugin.control import Control
 from loadtest.locust_plugin.levels import LevelShape
 from loadtest.locust_plugin.shape import Shape
-from loadtest.run.generator import LOOKAHEAD_S, Generator
+from loadtest.run.generator import Generator
+from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.run import shipping as ship
-from loadtest.run.shipping import Batch, Receiver, Shipper
+from loadtest.run.messages import RowBatch
+from loadtest.run.shipping import Receiver, Shipper
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def test_batches_hold_whole_lines(here: Path, monkeypatch: pytest.MonkeyPatch) -
     here.write_bytes(lines(500))
     batch = Shipper(here).next_batch()
     assert batch is not None
-    assert batch["data"].endswith(b"\n")
-    assert len(batch["data"]) <= 1000
+    assert batch.data.endswith(b"\n")
+    assert len(batch.data) <= 1000
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -57,7 +58,7 @@ def test_lost_repeated_and_late_messages_change_nothing(
     monkeypatch.setattr(ship, "RESEND_S", 0.0)
     rng = random.Random(seed)
     here.write_bytes(lines(300))
-    shipper, receiver, late = Shipper(here), Receiver(there.parent), list[Batch]()
+    shipper, receiver, late = Shipper(here), Receiver(there.parent), list[RowBatch]()
     for _ in range(5000):
         if not shipper.undelivered_bytes:
             break
@@ -94,4 +95,4 @@ def test_a_full_disk_at_the_leader_keeps_the_rows_with_the_worker(here: Path, th
 @pytest.mark.parametrize("name", ["run.json", "../requests-1.jsonl", "requests-1.jsonl/x", "requests-.jsonl"])
 def test_a_worker_writes_its_own_files_only(there: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no file of a worker"):
-        Receiver(there.parent).take(Batch(file=name, offset=0, data=b"x\n"))
+        Receiver(there.parent).take(RowBatch(file=name, offset=0, data=b"x\n"))

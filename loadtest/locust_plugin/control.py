@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
+import msgspec
 from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
@@ -21,11 +22,12 @@ from loadtest.client.target import split_credentials
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, WorkerInfo
 from loadtest.run.coordinator import Coordinator, opening
-from loadtest.run.generator import LOOKAHEAD_S, Generator
+from loadtest.run.generator import Generator
 from loadtest.run.live import LiveRow
 from loadtest.run.live_line import LiveLine
 from loadtest.run.loop import LoopThread
-from loadtest.run.plan import Plan
+from loadtest.run.messages import ArrivalAssignments, LeaderTime, Plan, RowBatch, RowReceipt
+from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.run.shipping import Receiver
 from loadtest.settings import Settings, add_flags, resolve_settings
 from loadtest.workload.arrivals import WorkerAssignment
@@ -203,8 +205,10 @@ class Control:
         if not self._shares or workers != self._shares[-1].workers:
             from_s = now - start_unix_s + LOOKAHEAD_S + FIRST_ARRIVALS_S if self._shares else 0.0
             self._shares.append(WorkerAssignment(from_s, workers))
-        shares = [[share.from_s, share.workers] for share in self._shares]
-        self.runner.send_message("seatcount_arrivals", {"start_unix_s": start_unix_s, "shares": shares})
+        assignments = [[share.from_s, share.workers] for share in self._shares]
+        self.runner.send_message(
+            "seatcount_arrivals", {"start_unix_s": start_unix_s, "assignments": assignments}
+        )
 
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
@@ -293,19 +297,8 @@ class Control:
         generator = self.generator
         if generator is None:
             return
-        report = {
-            "worker": generator.worker,
-            "in_flight": generator.in_flight,
-            "arriving": generator.arriving,
-            "clipped": generator.clipped,
-            "stopped": stopped,
-            "shares_disk": generator.shares_disk,
-            "undelivered_bytes": generator.undelivered_bytes,
-            "clock_offset_s": generator.clock_offset_s,
-            "unix_s": time.time(),
-            "live": generator.take_live(),
-        }
-        for record in generator.take_ended():
+        report: dict[str, Any] = msgspec.to_builtins(generator.report(stopped=stopped))
+        for record in generator.take_unattended():
             self.tell_locust(record)
         self.runner.send_message("seatcount_report", report)
 
@@ -363,12 +356,11 @@ class Control:
 
     def _on_arrivals(self, msg: Any, **_: object) -> None:
         if self.generator is not None:
-            shares = [WorkerAssignment(from_s, tuple(workers)) for from_s, workers in msg.data["shares"]]
-            self.generator.share_arrivals(start_unix_s=msg.data["start_unix_s"], shares=shares)
+            self.generator.arrivals.take_assignments(msgspec.convert(msg.data, ArrivalAssignments))
 
     def _on_close(self, **_: object) -> None:
         if self.generator is not None:
-            self.generator.closing = True
+            self.generator.stop_asking()
             self._report()
 
     def _on_stop(self, **_: object) -> None:
@@ -378,27 +370,27 @@ class Control:
 
     def _deliver_rest(self) -> None:
         """Says that this worker is done once the leader has all of its rows."""
-        while self.generator is not None and self.generator.undelivered_bytes:
+        while self.generator is not None and self.generator.delivery.undelivered_bytes:
             gevent.sleep(SHIP_S)
         self._report(stopped=True)
         self.generator = None
 
     def _keep_shipping(self) -> None:
         while True:
-            for batch in self.generator.next_batches() if self.generator is not None else ():
-                self.runner.send_message("seatcount_rows", batch)
+            for batch in self.generator.delivery.next_batches() if self.generator is not None else ():
+                self.runner.send_message("seatcount_rows", msgspec.to_builtins(batch, builtin_types=(bytes,)))
             gevent.sleep(SHIP_S)
 
     def _on_receipt(self, msg: Any, **_: object) -> None:
         if self.generator is None:
             return
-        self.generator.take_receipt(msg.data)
-        for batch in self.generator.next_batches():
-            self.runner.send_message("seatcount_rows", batch)
+        self.generator.delivery.take(msgspec.convert(msg.data, RowReceipt))
+        for batch in self.generator.delivery.next_batches():
+            self.runner.send_message("seatcount_rows", msgspec.to_builtins(batch, builtin_types=(bytes,)))
 
     def _on_clock(self, msg: Any, **_: object) -> None:
         if self.generator is not None:
-            self.generator.take_leader_clock(**msg.data)
+            self.generator.clock.take(msgspec.convert(msg.data, LeaderTime))
 
     def _on_report(self, msg: Any, **_: object) -> None:
         report = msg.data
@@ -435,7 +427,8 @@ class Control:
     def _on_rows(self, msg: Any, **_: object) -> None:
         receiver = self.coordinator.receiver if self.coordinator is not None else self._receiver
         if receiver is not None:
-            self.runner.send_message("seatcount_receipt", receiver.take(msg.data), msg.node_id)
+            receipt = receiver.take(msgspec.convert(msg.data, RowBatch))
+            self.runner.send_message("seatcount_receipt", msgspec.to_builtins(receipt), msg.node_id)
 
     def _on_worker_connect(self, **_: object) -> None:
         """Locust is about to move users between workers: the level begins anew when that is done."""
@@ -488,9 +481,9 @@ class Control:
         """This process ends before the run does: what it measured goes to the leader, or stays findable."""
         generator.stop()
         until = time.monotonic() + QUIT_S
-        while generator.undelivered_bytes and time.monotonic() < until:
+        while generator.delivery.undelivered_bytes and time.monotonic() < until:
             gevent.sleep(SHIP_S)
-        if generator.undelivered_bytes:
+        if generator.delivery.undelivered_bytes:
             logger.warning(
                 "The master did not take all rows. Merge them (or scp): cp %s/*-%s.jsonl %s/",
                 generator.folder,

@@ -1,5 +1,5 @@
-"""The leading side of one run, in the master or the only process: preflight, the run folder, the server's
-samples, the schedule. Knows no Locust."""
+"""The leading side of one run, in the only process or the master: preflight, the run folder, the schedule,
+the server's samples. Knows no Locust."""
 
 import asyncio
 import importlib.metadata
@@ -16,20 +16,60 @@ from loadtest.client.target import Target, make_target
 from loadtest.errors import InputError
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.run.advisor import Advisor
-from loadtest.run.live import LiveLevel, LiveRow, describe
+from loadtest.run.live import LiveLevel, LiveRow
+from loadtest.run.live_line import describe
 from loadtest.run.loop import LoopThread
-from loadtest.run.plan import Plan, planned_arrivals
+from loadtest.run.messages import Plan
+from loadtest.run.open_loop import planned_arrivals
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.server.gpus import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
+from loadtest.server.scrape import Scraper
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_LEVEL_S = 0.5
+MIN_LEVEL_S = 0.5
+"""A shorter level is no level: users were moved between workers."""
 SAVE_S = 5.0
-"""The end of the running level in `run.json` is at most this old."""
+"""How old the end of the running level in `run.json` may be."""
+
+
+class ServerFollower:
+    """Samples the server until the run ends, a row for each engine. Methods run on the event loop's thread;
+    other threads may set `level`."""
+
+    def __init__(self, scraper: Scraper, rows: RowFile, *, sample_s: float) -> None:
+        self.level: LiveLevel | None = None
+        """The level that samples count for now."""
+        self._scraper = scraper
+        self._rows = rows
+        self._sample_s = sample_s
+        self._following: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        await self._sample()  # the baseline: after the warm-up, before the first counted request
+        following = self._scraper.follow(seconds=self._sample_s, take=self._take)
+        self._following = asyncio.get_running_loop().create_task(following)
+
+    async def end(self) -> None:
+        """Takes a last sample and closes the session."""
+        assert self._following is not None
+        self._following.cancel()
+        await self._scraper.settle()
+        await self._sample()
+        await self._scraper.close()
+
+    async def _sample(self) -> None:
+        for row in await self._scraper.sample():
+            self._take(row)
+
+    def _take(self, row: ServerSample) -> None:
+        self._rows.append(row)
+        level = self.level
+        if level is not None:
+            level.add_sample(row)
 
 
 class Coordinator:
@@ -40,59 +80,59 @@ class Coordinator:
         self.settings = settings
         self.target: Target = make_target(host, settings)
         self.level: LiveLevel | None = None
+        """The level that counts now."""
         self.advisor: Advisor | None = None
-        """Of a search."""
-        self._loop = loop
+        """Set in a search only."""
         self.arrivals_count, self.arrivals_s = _extent(settings)
+        """Open loop: how many arrivals there are, and how many seconds they take."""
+        self._loop = loop
         nonce = uuid.uuid4().hex[:8]
-        found, self._scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
-        self.found: Preflight = found
+        self.preflight, scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
         now = time.time()
         try:
-            self.folder = _make_folder(settings.reports_dir, new_run_id(model=found.model, unix_s=now))
+            self.folder = _make_folder(
+                settings.reports_dir, new_run_id(model=self.preflight.model, unix_s=now)
+            )
         except InputError:
-            loop.run(self._scraper.close())
+            loop.run(scraper.close())
             raise
-        self.info = _run_info(self.folder.name, found, self.target, settings, scenario, now)
+        self.info = _run_info(self.folder.name, self.preflight, self.target, settings, scenario, now)
         self.plan = Plan(
             run_id=self.folder.name,
             folder=str(self.folder.resolve()),
             host=self.target.shown,
-            model=found.model,
+            model=self.preflight.model,
             scenario=scenario,
-            max_model_len=found.server.max_model_len,
-            scale=found.scale,
+            max_model_len=self.preflight.server.max_model_len,
+            scale=self.preflight.scale,
             nonce=nonce,
             settings=settings.shared(),
         )
         self.save()
         self.receiver = Receiver(self.folder)
         self._samples = RowFile(self.folder / SERVER_FILE)
-        self._follower = loop.run(self._follow())
+        self._follower = ServerFollower(scraper, self._samples, sample_s=settings.sample_s)
+        loop.run(self._follower.begin())
         self._jobs = [loop.every(FLUSH_S, self._samples.flush)]
-        if isinstance(self._scraper.gpus, NvmlGpus):
-            self._jobs.append(loop.every(settings.sample_s, self._scraper.gpus.refresh))
-
-    async def _follow(self) -> "asyncio.Task[None]":
-        for row in await self._scraper.sample():
-            self._take_sample(row)  # the baseline: after the warm-up, before the first counted request
-        following = self._scraper.follow(seconds=self.settings.sample_s, take=self._take_sample)
-        return asyncio.get_running_loop().create_task(following)
+        if isinstance(scraper.gpus, NvmlGpus):
+            self._jobs.append(loop.every(settings.sample_s, scraper.gpus.refresh))
 
     def begin_level(self, users: int) -> None:
-        """All users of a plateau have started; a plateau that is interrupted begins anew."""
+        """Begins a level: all of its users have started. Ends the level before; an interrupted level begins
+        anew."""
         self.end_level()
         now = time.time()
-        self.level = LiveLevel(
-            users=users, start_unix_s=now, settle_s=self.settings.settle_s, slo=self.settings.slo
+        settings = self.settings
+        self._set_level(
+            LiveLevel(users=users, start_unix_s=now, settle_s=settings.settle_s, slo=settings.slo)
         )
         self.info.schedule.append((now, now, users))
         self.save()
 
     def begin_arrivals(self, start_unix_s: float) -> None:
-        """Open loop: the first arrivals are due from now on."""
+        """Begins an open loop, whose first arrivals are due from `start_unix_s` on."""
         settings = self.settings
-        self.level = LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo)
+        self._set_level(LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo))
         self.info.arrivals = ArrivalsInfo(
             law=settings.arrivals,
             trace=settings.trace.name if settings.trace else None,
@@ -105,18 +145,15 @@ class Coordinator:
     def end_level(self) -> None:
         if self.level is None:
             return
-        if (
-            self.level.users is not None
-            and self.level.end_unix_s - self.level.start_unix_s < SHORTEST_LEVEL_S
-        ):
+        if self.level.users is not None and self.level.end_unix_s - self.level.start_unix_s < MIN_LEVEL_S:
             self.info.schedule.pop()  # users were moved between workers once more
         else:
             logger.info(describe(self.level))
-        self.level = None
+        self._set_level(None)
         self.save()
 
     def keep_level(self, until_unix_s: float) -> None:
-        """The plateau has lasted until then."""
+        """Lets the level last until then, at least."""
         if self.level is None:
             return
         self.level.end_unix_s = max(self.level.start_unix_s, until_unix_s)
@@ -130,11 +167,13 @@ class Coordinator:
             self.save()
 
     def take_live(self, rows: list[LiveRow]) -> None:
+        """Counts requests that have ended for the level under way."""
         for row in rows:
             if self.level is not None:
                 self.level.add(row)
 
     def warn(self, warning: str) -> None:
+        """Logs a warning and writes it into `run.json`, once."""
         if warning not in self.info.warnings:
             logger.warning(warning)
             self.info.warnings.append(warning)
@@ -144,8 +183,7 @@ class Coordinator:
         self.end_level()
         if clipped:
             self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
-        for row in self._loop.run(self._final_sample()):
-            self._take_sample(row)
+        self._loop.run(self._follower.end())
         for job in self._jobs:
             job.stop()
         if lost := self._samples.close():
@@ -153,18 +191,6 @@ class Coordinator:
         self.info.workers = workers
         self.info.ended_unix_s = time.time()
         self.save()
-
-    async def _final_sample(self) -> list[ServerSample]:
-        self._follower.cancel()
-        await self._scraper.settle()
-        rows = await self._scraper.sample()
-        await self._scraper.close()
-        return rows
-
-    def _take_sample(self, row: ServerSample) -> None:
-        self._samples.append(row)
-        if self.level is not None:
-            self.level.add_sample(row)
 
     def save(self) -> None:
         """Writes `run.json` as it stands now."""
@@ -174,9 +200,12 @@ class Coordinator:
         except OSError as error:
             logger.error("run.json cannot be written (%s); it is tried again.", error)  # noqa: TRY400
 
+    def _set_level(self, level: LiveLevel | None) -> None:
+        self.level = self._follower.level = level
+
 
 def _extent(settings: Settings) -> tuple[int, float]:
-    """How many arrivals an open loop has and how long they take; counted, not kept."""
+    """How many arrivals an open loop has and how many seconds they take; counted, not kept."""
     count, last_s = 0, 0.0
     for arrival in planned_arrivals(settings):
         count, last_s = count + 1, arrival.due_s
@@ -192,31 +221,31 @@ def _make_folder(reports_dir: Path, run_id: str) -> Path:
 
 
 def _run_info(
-    run_id: str, found: Preflight, target: Target, settings: Settings, scenario: str, now: float
+    run_id: str, preflight: Preflight, target: Target, settings: Settings, scenario: str, now: float
 ) -> RunInfo:
     return RunInfo(
         run_id=run_id,
-        model=found.model,
+        model=preflight.model,
         scenario=scenario,
         host=target.shown,
         started_unix_s=now,
         settings=settings.public(),
-        server=found.server,
-        gpu=found.gpu,
+        server=preflight.server,
+        gpu=preflight.gpu,
         client=ClientInfo(
             python=platform.python_version(),
             locust=importlib.metadata.version("locust"),
             aiohttp=aiohttp.__version__,
             cpu_count=os.cpu_count() or 1,
         ),
-        warnings=list(found.warnings),
+        warnings=list(preflight.warnings),
     )
 
 
 def opening(coordinator: Coordinator, *, plan: str) -> list[str]:
-    """The lines a person reads before the load begins."""
+    """The lines that a person reads before the load begins."""
     return [
-        *preflight_summary(coordinator.found, coordinator.target),
+        *preflight_summary(coordinator.preflight, coordinator.target),
         f"plan     {plan}",
         f"rows     {coordinator.folder}",
     ]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The load generator's own condition: how late its event loop is, its CPU, its requests under way."""
 
 import asyncio
 import resource
@@ -10,11 +10,12 @@ from loadtest.record import ClientSample, RequestRecord
 from loadtest.run.sink import RowFile
 
 LAG_PROBE_S = 0.02
-"""A timer this often on the measuring loop shows how late the loop is."""
+"""How often a timer on the event loop shows how late the loop is."""
 
 
 class HealthWatch:
-    """The load generator's own condition, a row a second, measured on the measuring loop."""
+    """Writes a row a second about this process. Methods run on the event loop's thread; other threads may
+    read `in_flight`."""
 
     def __init__(self, rows: RowFile) -> None:
         self.rows = rows
@@ -28,6 +29,7 @@ class HealthWatch:
         return self.started - self.ended
 
     def note_delay(self, record: RequestRecord) -> None:
+        """Open loop: keeps the longest time from a request's due time to its sending."""
         if record.scheduled_unix_s is not None and record.sent_s is not None:
             delay_s = record.start_unix_s + record.sent_s - record.scheduled_unix_s
             self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)

@@ -1,5 +1,5 @@
-"""What the person sees while a level runs, and whether it is past a wall: counts against the objectives, no
-statistics. Knows no Locust and no clock."""
+"""What is known of a level while it runs, and whether it is past a wall: counts against the objectives, no
+statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter
@@ -8,18 +8,18 @@ from typing import NamedTuple
 from loadtest.record import Outcome, RequestRecord, ServerSample, Slo
 
 MISS_SHARE = 0.05
-"""A p95 objective is broken when more than this share of the requests misses it."""
+"""A p95 objective is missed when more than this share of the requests misses it."""
 HOPELESS_SHARE = 0.5
 """Far past a wall, or a failing server: more than half of the requests miss or fail."""
 BIN_WIDTH = 0.02
 """In ln seconds: what is shown while the test runs is right to 2 %."""
 SMALLEST_S = 1e-6
 MIN_REQUESTS = 20
-"""Below this, one slow request is 5 % of the level: no verdict on a p95."""
+"""With fewer requests, one slow one is 5 % of the level: no verdict on a p95."""
 
 
 class LiveRow(NamedTuple):
-    """The little of a RequestRecord that the master needs while the test runs."""
+    """The little of a RequestRecord that the leader needs while the test runs."""
 
     end_unix_s: float
     ttft_s: float | None
@@ -35,8 +35,8 @@ def live_row(record: RequestRecord) -> LiveRow:
 
 
 class _Tally:
-    """One objective's values: how many, how many miss it, and their p95 to 2 %. Of constant size, because a
-    level may have a million requests."""
+    """One objective's values: how many, how many miss it, and their p95 to 2 %. Its size is constant, because
+    a level may have a million requests."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
@@ -65,7 +65,8 @@ class _Tally:
 
 
 class LiveLevel:
-    """One plateau of constant users, or an open loop (no users), as far as it is known now."""
+    """One level of constant users, or an open loop (no users), as far as it is known now. `add` and
+    `add_sample` may run on two threads: they write different attributes."""
 
     def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float, slo: Slo) -> None:
         self.users = users
@@ -83,6 +84,7 @@ class LiveLevel:
         self._blocked = 0
 
     def add(self, row: LiveRow) -> None:
+        """Counts a request that has ended, unless it ended while the level settled."""
         if row.end_unix_s < self._from_unix_s or row.outcome == Outcome.CANCELLED:
             return
         self.requests += 1
@@ -91,6 +93,7 @@ class LiveLevel:
         self._tpot.add(row.tpot_s)
 
     def add_sample(self, sample: ServerSample) -> None:
+        """Counts a sample of the server, unless it was taken while the level settled."""
         if sample.error is not None or sample.unix_s < self._from_unix_s:
             return
         self._first = self._first or sample
@@ -106,19 +109,20 @@ class LiveLevel:
         return self._tpot.p95_s()
 
     def past_wall(self) -> str | None:
-        """The wall that this level is past, in words, or None."""
+        """The first wall that this level is past, in words; None when it is past none."""
         slo = self._slo
-        found = [
+        walls = [
             (self._errors_share() > 0.01, "more than 1 % of the requests failed"),
             (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
             (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
             (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
             (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait for a place"),
         ]
-        return next((words for past, words in found if past), None)
+        return next((words for past, words in walls if past), None)
 
     def hopeless(self) -> str | None:
-        """Why going further would tell nothing: the server fails, or the level is far past a wall."""
+        """Why more users would tell nothing (the server fails, or the level is far past a wall); None when
+        they would tell something."""
         if self._errors_share() > HOPELESS_SHARE:
             return "more than half of the requests failed"
         if max(self._ttft.miss_share, self._tpot.miss_share) > HOPELESS_SHARE:
@@ -138,23 +142,3 @@ class LiveLevel:
 
     def _blocked_share(self) -> float:
         return self._blocked / self._samples if self._samples >= 5 else 0.0
-
-
-def describe(level: LiveLevel) -> str:
-    """`8 users: TTFT p95 0.21 s, TPOT p95 21 ms, KV 43 %, 143 requests, 0 errors`."""
-    ttft, tpot, sample = level.ttft_p95_s(), level.tpot_p95_s(), level.last_sample
-    parts = [
-        f"TTFT p95 {ttft:.2f} s" if ttft is not None else "TTFT -",
-        f"TPOT p95 {tpot * 1000:.0f} ms" if tpot is not None else "TPOT -",
-        f"KV {sample.kv_cache_usage:.0%}" if sample and sample.kv_cache_usage is not None else "KV -",
-        f"{level.requests} requests",
-        f"{level.errors} errors",
-    ]
-    title = "open loop" if level.users is None else f"{level.users} users"
-    return f"{title}: {', '.join(parts)}"
-
-
-def minutes_and_seconds(seconds: float) -> str:
-    """`1:05`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes}:{rest:02d}"

@@ -1,15 +1,18 @@
-"""TODO."""
+"""The line that a person watches while the test runs. Knows no more of a level than `live` counts."""
 
+import logging
 import shutil
 import sys
 import time
 
-from loadtest.run.coordinator import logger
-from loadtest.run.live import LiveLevel, describe, minutes_and_seconds
+from loadtest.run.live import LiveLevel
+
+logger = logging.getLogger(__name__)
 
 
 class LiveLine:
-    """One line on a terminal, rewritten every second; elsewhere a log line now and then."""
+    """One line on a terminal, rewritten every second; where there is no terminal, a log line every
+    `every_s`."""
 
     def __init__(self, *, every_s: float = 10.0) -> None:
         self._tty = sys.stderr.isatty()
@@ -33,10 +36,29 @@ class LiveLine:
 
 
 def live_text(level: LiveLevel | None, *, level_s: float | None, left_s: float | None) -> str:
-    """`8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
+    """The whole line: `8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
     if level is None:
         return "starting or stopping users ..."
     held = time.time() - level.start_unix_s
-    of = f"/{level_s:.0f}" if level_s else ""
-    left = f" | {minutes_and_seconds(left_s)} left" if left_s is not None else ""
-    return f"{describe(level)} | {held:.0f}{of} s{left}"
+    planned = f"/{level_s:.0f}" if level_s else ""
+    left = f" | {_minutes_and_seconds(left_s)} left" if left_s is not None else ""
+    return f"{describe(level)} | {held:.0f}{planned} s{left}"
+
+
+def describe(level: LiveLevel) -> str:
+    """A level in one line: `8 users: TTFT p95 0.21 s, TPOT p95 21 ms, KV 43 %, 143 requests, 0 errors`."""
+    ttft, tpot, sample = level.ttft_p95_s(), level.tpot_p95_s(), level.last_sample
+    parts = [
+        f"TTFT p95 {ttft:.2f} s" if ttft is not None else "TTFT -",
+        f"TPOT p95 {tpot * 1000:.0f} ms" if tpot is not None else "TPOT -",
+        f"KV {sample.kv_cache_usage:.0%}" if sample and sample.kv_cache_usage is not None else "KV -",
+        f"{level.requests} requests",
+        f"{level.errors} errors",
+    ]
+    title = "open loop" if level.users is None else f"{level.users} users"
+    return f"{title}: {', '.join(parts)}"
+
+
+def _minutes_and_seconds(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,5 +1,5 @@
-"""Opens a run folder and appends rows to it so that a kill loses little. Knows no rows' meaning but their
-lines, and no statistics."""
+"""The files of a run folder: rows are appended so that a kill loses little, `run.json` is replaced whole.
+Knows nothing of what the rows mean."""
 
 import collections
 import contextlib
@@ -16,17 +16,17 @@ from loadtest.record import RUN_FILE, ClientSample, RequestRecord, RunInfo, Serv
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.25
-"""Rows wait this long in memory; what was measured up to a second before a kill is on the disk."""
+"""How long rows wait in memory: what was measured a second before a kill is on the disk."""
 
 
 def new_run_id(*, model: str, unix_s: float) -> str:
-    """`20261124T084500Z-Qwen3-1.7B`: the run folder's name, safe on any file system."""
+    """The run folder's name, safe on any file system: `20261124T084500Z-Qwen3-1.7B`."""
     when = datetime.datetime.fromtimestamp(unix_s, tz=datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{when}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-.') or 'model'}"
 
 
 def create_run_folder(reports_dir: Path, run_id: str) -> Path:
-    """Makes the folder; a second run of the same second gets a number. Raises OSError."""
+    """Makes the folder; a second run within the same second gets a number. Raises OSError."""
     for attempt in range(1, 100):
         folder = reports_dir / (run_id if attempt == 1 else f"{run_id}-{attempt}")
         try:
@@ -37,16 +37,30 @@ def create_run_folder(reports_dir: Path, run_id: str) -> Path:
     raise FileExistsError(f"{reports_dir / run_id} exists a hundred times")
 
 
+def find_run_folder(leaders_folder: str, run_id: str, *, reports_dir: Path) -> tuple[Path, bool]:
+    """Where this process writes its rows, and whether the leader writes there too: the leader's folder where
+    this machine sees it, else one of the same name in `reports_dir`."""
+    shared = Path(leaders_folder)
+    try:
+        if run_id in (shared / RUN_FILE).read_text("utf-8"):
+            return shared, True
+    except OSError:
+        pass
+    own = reports_dir / run_id
+    own.mkdir(parents=True, exist_ok=True)
+    return own, False
+
+
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Replaces `run.json` in one step: a reader never sees half of it."""
+    """Replaces `run.json` in one step: a reader never sees half of it. Raises OSError."""
     temporary = folder / f".{RUN_FILE}.{os.getpid()}"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
     temporary.replace(folder / RUN_FILE)
 
 
 class RowFile:
-    """Rows of one file. `append` never blocks; `flush`, always from one thread that may block, writes whole
-    lines with one append."""
+    """Rows on their way to one file. `append` never blocks and may run on any thread; `flush` and `close` may
+    block and run on one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,13 +76,15 @@ class RowFile:
         return len(self._pending) + self._unwritten.count(b"\n")
 
     def flush(self) -> None:
-        """Writes what is waiting. On a full disk or a vanished folder it is kept and tried again."""
+        """Writes what is waiting, with one append. Rows that do not fit (a full disk, a vanished folder) are
+        kept and tried again."""
         taken = [self._pending.popleft() for _ in range(len(self._pending))]
         data = self._unwritten + b"".join(taken)
         self._unwritten = data[self._write(data) :] if data else b""
 
     def close(self) -> int:
-        """The last attempt: makes a folder anew that has vanished. Returns how many rows are lost even so."""
+        """Tries a last time, making the folder anew where it has vanished. Returns how many rows are lost
+        even so."""
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.flush()
@@ -92,3 +108,24 @@ class RowFile:
             return 0
         self._failing = False
         return written
+
+
+class WorkerFiles:
+    """The two files that one measuring process writes. `flush` and `close` may block and run on one thread at
+    a time."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self.requests = RowFile(folder / f"requests-{worker}.jsonl")
+        self.health = RowFile(folder / f"client-{worker}.jsonl")
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.requests.path, self.health.path]
+
+    def flush(self) -> None:
+        self.requests.flush()
+        self.health.flush()
+
+    def close(self) -> int:
+        """Tries a last time. Returns how many rows are lost even so."""
+        return self.requests.close() + self.health.close()

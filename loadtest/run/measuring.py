@@ -1,0 +1,91 @@
+"""The event loop's side of measuring: requests run here, and each leaves one row. Knows no users and no
+Locust."""
+
+import asyncio
+import collections
+import contextlib
+import resource
+
+import aiohttp
+
+from loadtest.client.stream import StreamRequest, stream_chat
+from loadtest.client.target import Target
+from loadtest.client.transport import open_session
+from loadtest.record import RequestRecord
+from loadtest.run.health import HealthWatch
+from loadtest.run.live import LiveRow, live_row
+from loadtest.run.sink import WorkerFiles
+
+CANCEL_S = 5.0
+"""How long cancelled requests may take to end."""
+
+
+class Measuring:
+    """Requests under way and what they leave behind. Methods run on the event loop's thread. Other threads
+    may set `closing`, read `in_flight` and empty the two deques."""
+
+    def __init__(self, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
+        self.closing = False
+        """No request begins any more."""
+        self.live: collections.deque[LiveRow] = collections.deque()
+        """One entry for each request that has ended."""
+        self.unattended: collections.deque[RequestRecord] = collections.deque()
+        """Rows of requests that nobody waited for."""
+        self._session = session
+        self._rows = files.requests
+        self._health = HealthWatch(files.health)
+        self._health.begin()
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return self._health.in_flight
+
+    async def measure(self, stream: StreamRequest) -> tuple[RequestRecord, str]:
+        """Sends one request and follows it to its end. Returns its row and the answer's text."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._health.started += 1
+        try:
+            record, text, cancelled = await stream_chat(self._session, stream)
+            self._rows.append(record)
+            self.live.append(live_row(record))
+            self._health.note_delay(record)
+        finally:
+            self._health.ended += 1
+            self._tasks.discard(task)
+        if cancelled is not None and not self.closing:
+            raise cancelled
+        return record, text
+
+    def begin(self, stream: StreamRequest) -> None:
+        """Begins a request that nobody waits for."""
+        if not self.closing:
+            self._tasks.add(asyncio.get_running_loop().create_task(self._measure_unattended(stream)))
+
+    async def _measure_unattended(self, stream: StreamRequest) -> None:
+        record, _ = await self.measure(stream)
+        self.unattended.append(record)
+
+    async def close(self) -> None:
+        """Cancels what is in flight, waits for its rows and closes the session."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CANCEL_S)
+        self._health.end()
+        await self._session.close()
+
+
+async def open_measuring(target: Target, files: WorkerFiles) -> Measuring:
+    """Opens the session to the server. Runs on the event loop's thread. Raises InputError."""
+    _allow_many_connections()
+    return Measuring(open_session(headers=target.headers, tls=target.tls()), files)
+
+
+def _allow_many_connections() -> None:
+    """One open file a stream: as many as the system allows this process (Locust asks for 10,000)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,85 @@
+"""An open loop in one process: which arrivals it sends, and that each begins at its time, whether the server
+has answered the others or not."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from loadtest.client.stream import StreamRequest
+from loadtest.errors import InputError
+from loadtest.run.measuring import Measuring
+from loadtest.run.messages import ArrivalAssignments
+from loadtest.run.shipping import LeaderClock
+from loadtest.settings import Settings
+from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment, is_assigned
+from loadtest.workload.traces import read_trace
+
+LOOKAHEAD_S = 2.0
+"""A request's body is made and handed to the event loop this long before it is due."""
+UVLOOP_TICK_S = 0.001
+"""uvloop's timers round to milliseconds; one more keeps requests from being early."""
+
+
+def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
+    """The arrivals of an open loop, the same in every process; none in a closed loop. Raises InputError."""
+    if settings.trace is not None:
+        try:
+            return iter(read_trace(settings.trace, speed=settings.trace_speed))
+        except (ValueError, OSError) as error:
+            raise InputError(f"--trace: {error}") from None
+    if settings.arrivals is not None:
+        law = ArrivalProcess.parse(settings.arrivals)
+        return law.arrivals(seed=settings.seed, duration_s=settings.level_s)
+    return iter(())
+
+
+class DueArrivals:
+    """The arrivals that one worker sends. Methods are for greenlets of the main thread."""
+
+    def __init__(self, arrivals: Iterator[Arrival], *, worker: str, clock: LeaderClock) -> None:
+        self._arrivals = arrivals
+        self._next = next(arrivals, None)
+        self._worker = worker
+        self._clock = clock
+        self._start_unix_s = 0.0
+        self._assignments: list[WorkerAssignment] = []
+
+    def take_assignments(self, message: ArrivalAssignments) -> None:
+        self._start_unix_s, self._assignments = message.start_unix_s, message.assignments
+
+    @property
+    def left(self) -> bool:
+        """Whether some arrivals were not handed out yet."""
+        return self._next is not None
+
+    def due_soon(self) -> Iterator[tuple[Arrival, float]]:
+        """This worker's arrivals that are due within the lookahead and were not handed out yet, each with the
+        time when it is due, by this machine's clock (Unix seconds)."""
+        while self._assignments and (arrival := self._next) is not None:
+            if self._clock.offset_s is None:
+                return
+            due_unix_s = self._start_unix_s + arrival.due_s + self._clock.offset_s
+            if due_unix_s > time.time() + LOOKAHEAD_S:
+                return
+            self._next = next(self._arrivals, None)
+            if is_assigned(arrival, self._worker, self._assignments):
+                yield arrival, due_unix_s
+
+
+class PunctualStarts:
+    """Begins requests when they are due. Methods run on the event loop's thread; other threads may read
+    `begun`."""
+
+    def __init__(self, measuring: Measuring) -> None:
+        self.begun = 0
+        self._measuring = measuring
+
+    def begin_when_due(self, stream: StreamRequest) -> None:
+        assert stream.scheduled_unix_s is not None
+        wait_s = stream.scheduled_unix_s - time.time()
+        loop = asyncio.get_running_loop()
+        loop.call_later(max(0.0, wait_s) + UVLOOP_TICK_S, self._begin, stream)
+
+    def _begin(self, stream: StreamRequest) -> None:
+        self.begun += 1
+        self._measuring.begin(stream)
