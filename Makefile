@@ -32,7 +32,7 @@ test: check
 	$(BIN)/python -m pytest -m real
 
 vllm: setup
-	@$(BIN)/python -m tests.real.vllm_env
+	@$(BIN)/python -m testing.vllm
 
 bench: setup
 	@$(BIN)/python -m benchmarks

@@ -2,18 +2,15 @@
 
 import sys
 
-from benchmarks import (
-    analysis,
-    client,
+from benchmarks.instrument import analysis, client, peers, simulator
+from benchmarks.proofs import (
     coverage,
     fidelity,
     gate,
     held_out,
-    peers,
     prefix_cache,
     real_truth,
     search_cost,
-    simulator,
     sizing,
 )
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from testing.processes import ROOT, clean_environment
 
 LOCUST = {"locust", "gevent"}
 SCIENCE = {"scipy", "matplotlib"}

@@ -12,7 +12,7 @@ from analysis.statistics.samples import Share, Window, design_effect
 
 MIN_QUEUES = 8  # scrapes
 ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
-AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: benchmarks/coverage.py names the walls
+AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: `python -m benchmarks coverage` names the walls
 
 
 def blocked_share(

@@ -18,7 +18,7 @@ from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
 from analysis.walls.eviction import FOUND_LIMIT, Eviction
 
-FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: benchmarks/prefix_cache.py
+FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: `python -m benchmarks prefix_cache`
 FREEDOM = 4.0  # Student's t, not normal: levels that contradict the formula win over it
 SHAPE_SE, DRIFT = 0.01, 0.1  # how far its curve is off at the wall, and more with each share away from there
 FARTHEST = math.log(20.0)  # that measured levels can move the formula

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.real.vllm_env import Vllm, VllmUnavailableError, prepare, session_members, start_vllm
+from testing.processes import session_members
+from testing.vllm.environment import VllmUnavailableError, prepare
+from testing.vllm.server import Vllm, start_vllm
 
 _SKIPPED = pytest.StashKey[str]()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment, locust_command, simulator
+from testing.load_tests import locust_command
+from testing.processes import ROOT, clean_environment, simulator
 
 pytestmark = pytest.mark.real
 SIZE = "160k"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from analysis.reading.runs import find_runs, read_run
-from tests.conftest import until
-from tests.real.hosts import HUB, Host, HostsUnavailableError, locust, network, server_command
+from testing.hosts.network import HUB, Host, HostsUnavailableError, locust, network, server_command
+from testing.processes import until
 
 pytestmark = pytest.mark.real
 FLUSH_S = 1.0

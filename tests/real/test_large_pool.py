@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.client import LENGTHS, capacity, load_test
-from tests.real.law import Law
-from tests.real.vllm_env import Vllm
+from testing.vllm.commands import LENGTHS, capacity, load_test
+from testing.vllm.memory_law import Law
+from testing.vllm.server import Vllm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 

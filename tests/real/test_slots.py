@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.real.client import LENGTHS, capacity, labels, load_test
-from tests.real.vllm_env import BLOCK_SIZE, KV_BYTES_PER_TOKEN, Vllm
+from testing.vllm.commands import LENGTHS, capacity, labels, load_test
+from testing.vllm.server import BLOCK_SIZE, KV_BYTES_PER_TOKEN, Vllm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from loadtest.server.vllm import read_server_info, read_server_samples
-from tests.real.client import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
-from tests.real.law import Law
-from tests.real.vllm_env import BLOCK_SIZE, Vllm
+from testing.vllm.commands import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
+from testing.vllm.memory_law import Law
+from testing.vllm.server import BLOCK_SIZE, Vllm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 

@@ -1,0 +1,101 @@
+"""What a token costs the load generator, beside plain Locust in the same run, and how exact its times are."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STREAMS = 400
+TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
+WARM_S, MEASURE_S, ROUNDS = 10.0, 14.0, 5
+TICKS = os.sysconf("SC_CLK_TCK")
+LOCUST = str(Path(sys.executable).with_name("locust"))
+
+
+def run() -> None:
+    """Prints CPU a token of both clients, round by round, and the error of our times against the log."""
+    print(f"client: {STREAMS} streams of {1 / GAP_S:.0f} tokens/s, {TOKENS} tokens each, one process")
+    ratios: list[float] = []
+    errors: dict[str, list[float]] = {"TTFT": [], "first-to-last span": []}
+    for number in range(ROUNDS):
+        plain, _ = _measure(["-f", "benchmarks/instrument/plain_http_user.py"])
+        with tempfile.TemporaryDirectory() as reports:
+            flags = ["--reports-dir", reports, "--output-tokens", str(TOKENS), "--prompt-tokens", "20"]
+            ours, log = _measure(["-f", "scenarios/chat.py", *flags])
+            for name, values in request_errors(log, Path(reports)).items():
+                errors[name] += values
+        ratios.append(ours / plain)
+        costs = f"plain HttpUser {plain * 1e6:.1f} us, Seatcount {ours * 1e6:.1f} us"
+        print(f"  round {number + 1}: CPU a token: {costs}: ratio {ratios[-1]:.2f}", flush=True)
+    print(f"  ratio, median of {ROUNDS} rounds: {statistics.median(ratios):.2f}")
+    for name, values in errors.items():
+        cuts = statistics.quantiles(values, n=100)
+        p50_ms, p99_ms = cuts[49] * 1e3, cuts[98] * 1e3
+        print(f"  {name} error: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms ({len(values)} requests)")
+
+
+@contextmanager
+def scripted_server() -> Iterator[str]:
+    """The address of a fresh one."""
+    times = ["--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S)]
+    server = [sys.executable, "-m", "testing.scripted_server", *times]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
+        try:
+            assert scripted.stdout is not None
+            yield scripted.stdout.readline().strip()
+        finally:
+            scripted.terminate()
+
+
+def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
+    """CPU seconds a token, in the steady part of one load test, and the server's log."""
+    with scripted_server() as url:
+        return _load(locust, url)
+
+
+def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
+    limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
+    command = [LOCUST, *locust, "--headless", "--host", url, "-u", str(STREAMS), "-r", "100", "-t", limit]
+    with subprocess.Popen(
+        [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as client:
+        time.sleep(WARM_S)
+        cpu_s, tokens = _cpu_s(client.pid), get(url, "/tokens")["tokens"]
+        time.sleep(MEASURE_S)
+        cpu_s, tokens = _cpu_s(client.pid) - cpu_s, get(url, "/tokens")["tokens"] - tokens
+        client.wait(60)
+    return cpu_s / tokens, get(url, "/log")
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def get(url: str, path: str) -> Any:
+    """One of the scripted server's pages."""
+    with urllib.request.urlopen(url + path, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def request_errors(log: list[dict[str, Any]], reports: Path) -> dict[str, list[float]]:
+    """Our time minus the true one, request by request, in seconds."""
+    true = {entry["request_id"]: entry for entry in log}
+    rows = [json.loads(line) for path in reports.glob("*/requests-*.jsonl") for line in path.open()]
+    ttft, span = [], []
+    for row in rows:
+        entry = true.get(row["request_id"])
+        if row["outcome"] != "ok" or entry is None:
+            continue
+        sent = entry["sent"]
+        ttft.append((row["chunk_s"][0] - row["sent_s"]) - (sent[0] - entry["received"]))
+        span.append((row["chunk_s"][-1] - row["chunk_s"][0]) - (sent[-1] - sent[0]))
+    return {"TTFT": ttft, "first-to-last span": [abs(value) for value in span]}

@@ -1,0 +1,270 @@
+"""How exact and how cheap the load generators are: all of them in one run, against the same scripted server.
+
+Errors are what a tool publishes minus the same quantile of the server's own log, so that the server's
+lateness (it shares the processor with the tool) is nobody's error.
+"""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.instrument.client import GAP_S, TICKS, TOKENS, TTFT_S, get, request_errors, scripted_server
+from benchmarks.instrument.peer_tools import (
+    BARE,
+    LOCKSTEP,
+    PEERS,
+    RAMP_S,
+    SEATCOUNT,
+    TWO_WORKERS,
+    Figures,
+    Load,
+    Tool,
+    UnavailableError,
+    quantiles,
+)
+from testing.processes import session_members
+
+OWN_VARIANTS = (LOCKSTEP, TWO_WORKERS)
+WARM_S, STEADY_S = 4.0, 6.0
+"""After half of the streams are open; the steady part is where CPU is counted."""
+POLL_S = 2.0
+"""A look at the tool's processes costs about 10 ms of CPU, which tool and server could have used."""
+LIMIT_S = 150.0
+"""A tool that is not done by then is ended."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What one run of a tool gave; None where it gave none."""
+
+    tool: Tool
+    streams: int
+    problem: str | None = None
+    published: Figures | None = None
+    true: Figures | None = None
+    cpu_s: float | None = None
+    """A token, user and system, all processes of the tool."""
+    server_cores: float = 0.0
+    other_cores: float = 0.0
+    """What neither tool nor server took: a quiet machine has little of it."""
+    peak_bytes: int = 0
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    """Request by request; only where the tool tells its request ids."""
+
+
+def run() -> None:
+    """Runs every tool at 100 and 400 streams, ourselves and the limit at 1000 too, and prints two tables."""
+    tools = [SEATCOUNT, *PEERS, BARE]
+    plan = [(tool, streams) for streams in (100, 400) for tool in tools]
+    plan += [(SEATCOUNT, 1000), (BARE, 1000), (LOCKSTEP, 400), (TWO_WORKERS, 400)]
+    print(
+        f"peers: streams of {1 / GAP_S:.0f} tokens/s, TTFT {TTFT_S * 1e3:.0f} ms, {TOKENS} tokens a request"
+    )
+    results = []
+    for tool, streams in plan:
+        results.append(_measure(tool, streams))
+        print(f"  {streams} streams, {tool.name}: {_progress(results[-1])}", flush=True)
+    _print_comparison([result for result in results if result.tool not in OWN_VARIANTS])
+    _print_own_errors(results)
+
+
+def _progress(result: Result) -> str:
+    cores = f"the server took {result.server_cores:.2f} cores, others {result.other_cores:.2f}"
+    return result.problem or f"done ({cores})"
+
+
+def _measure(tool: Tool, streams: int) -> Result:
+    result = Result(tool=tool, streams=streams)
+    try:
+        tool.prepare()
+        with tempfile.TemporaryDirectory() as folder, scripted_server() as url:
+            _run_tool(result, Load(url=url, streams=streams, folder=Path(folder)))
+    except (UnavailableError, OSError) as error:
+        result.problem = str(error)
+    return result
+
+
+def _run_tool(result: Result, load: Load) -> None:
+    output = load.folder / "output.txt"
+    with _process(result.tool, load, output) as process:
+        _watch(process, result, load.url)
+    if process.returncode:
+        last = output.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UnavailableError(f"It ended with exit status {process.returncode}: {' '.join(last)[:200]}")
+    log = get(load.url, "/log")
+    result.true, result.published = _true(log), result.tool.figures(load.folder)
+    result.errors = request_errors(log, load.folder)
+
+
+@contextmanager
+def _process(tool: Tool, load: Load, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The tool in a session of its own, so that its whole family can be counted, and ended."""
+    environment = os.environ | tool.environment(load.folder)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            tool.command(load),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        for pid in session_members(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _watch(process: subprocess.Popen[bytes], result: Result, url: str) -> None:
+    """Waits for the tool's end; counts CPU in the steady part and notes the peak of memory."""
+    deadline = time.monotonic() + LIMIT_S
+    steady: _Spent | None = None
+    loaded_s: float | None = None
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"It was not done after {LIMIT_S:.0f} s, and was ended.")
+        spent, streams = _look(process.pid, url)
+        if loaded_s is None and streams >= result.streams / 2:
+            loaded_s = spent.at_s
+        if loaded_s is not None and steady is None and spent.at_s >= loaded_s + WARM_S:
+            steady = spent
+        if steady is not None and result.cpu_s is None and spent.at_s >= steady.at_s + STEADY_S:
+            _note_cpu(result, steady, spent)
+        result.peak_bytes = max(result.peak_bytes, _memory_bytes(process.pid))
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spent:
+    """CPU seconds until now, and what they were spent for."""
+
+    at_s: float
+    tokens: int
+    tool_s: float
+    server_s: float
+    machine_s: float
+
+
+def _look(session: int, url: str) -> tuple[_Spent, int]:
+    """What was spent so far, and how many streams are open."""
+    page = get(url, "/tokens")
+    spent = _Spent(
+        at_s=time.monotonic(),
+        tokens=page["tokens"],
+        tool_s=_cpu_s(session),
+        server_s=page["cpu_s"],
+        machine_s=_machine_s(),
+    )
+    return spent, page["open"]
+
+
+def _note_cpu(result: Result, begin: _Spent, end: _Spent) -> None:
+    took_s = end.at_s - begin.at_s
+    tool_s, server_s = end.tool_s - begin.tool_s, end.server_s - begin.server_s
+    result.cpu_s = tool_s / max(1, end.tokens - begin.tokens)
+    result.server_cores = server_s / took_s
+    result.other_cores = (end.machine_s - begin.machine_s - tool_s - server_s) / took_s
+
+
+def _machine_s() -> float:
+    """CPU seconds of all processes and the kernel since boot."""
+    user, nice, system, _, _, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+def _cpu_s(session: int) -> float:
+    """User and system time of a session's living processes and of the children that they outlived."""
+    return (
+        sum(sum(map(int, fields[11:15])) for fields in map(_stat, session_members(session)) if fields) / TICKS
+    )
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # ended while we looked
+        return []
+
+
+def _memory_bytes(session: int) -> int:
+    """Proportional set size of a session: memory that its processes share counts once."""
+    return sum(_pss_bytes(pid) for pid in session_members(session))
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # ended while we looked
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def _true(log: list[dict[str, Any]]) -> Figures:
+    """The same quantiles by the server's log, over the requests that were answered to the end."""
+    whole = [entry for entry in log if len(entry["sent"]) == TOKENS]
+    if not whole:
+        raise UnavailableError("It ended without one answered request.")
+    ttft = [entry["sent"][0] - entry["received"] for entry in whole]
+    return quantiles(ttft, np.concatenate([np.diff(entry["sent"]) for entry in whole]))
+
+
+def _print_comparison(results: list[Result]) -> None:
+    print("\nErrors against the server's own log, CPU a token and peak memory of all the tool's processes:\n")
+    print("| streams | tool | TTFT p50, ms | TTFT p99, ms | gap p99, ms | CPU a token, us | memory, MiB |")
+    print("|---|---|---|---|---|---|---|")
+    for result in results:
+        print(f"| {result.streams} | {result.tool.name} | {' | '.join(_cells(result))} |")
+    print(f"\nStarts are spread over {RAMP_S:.0f} s where a tool can. What each tool's gap figure is:")
+    for tool in dict.fromkeys(result.tool.name for result in results):
+        gap = next(result.tool.gap for result in results if result.tool.name == tool)
+        print(f"- {tool}: {gap}")
+
+
+def _cells(result: Result) -> list[str]:
+    published, true = result.published, result.true
+    if published is None or true is None:
+        return [result.problem or "-", "", "", "", ""]
+    return [
+        _ms(published.ttft_p50_s - true.ttft_p50_s),
+        _ms(published.ttft_p99_s - true.ttft_p99_s),
+        _ms(published.gap_p99_s - true.gap_p99_s),
+        "-" if result.cpu_s is None else f"{result.cpu_s * 1e6:.1f}",
+        f"{result.peak_bytes / 2**20:.0f}",
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:+.2f}"
+
+
+def _print_own_errors(results: list[Result]) -> None:
+    """Seatcount request by request, beside the targets of the project."""
+    limits = {result.streams: result.cpu_s for result in results if result.tool is BARE}
+    print("\nSeatcount, request by request against the log, and its CPU against the bare protocol:\n")
+    print("| streams | TTFT p50, ms | TTFT p99, ms | first to last token, p99, ms | CPU, times the limit |")
+    print("|---|---|---|---|---|")
+    for result in results:
+        if result.tool in (SEATCOUNT, *OWN_VARIANTS) and result.errors:
+            start = result.tool.name.partition(", ")[2] or "staggered"
+            ttft, span = result.errors["TTFT"], result.errors["first-to-last span"]
+            cells = [_ms(np.percentile(ttft, 50)), _ms(np.percentile(ttft, 99)), _ms(np.percentile(span, 99))]
+            cells.append(_times(result.cpu_s, limits.get(result.streams)))
+            print(f"| {result.streams}, {start} | {' | '.join(cells)} |")
+
+
+def _times(ours: float | None, limit: float | None) -> str:
+    return "-" if ours is None or limit is None else f"{ours / limit:.2f}"

@@ -1,0 +1,117 @@
+"""What the embedded server carries on one core: streams, CPU a token, and how late its own tokens are."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from functools import partial
+
+import uvloop
+
+STREAMS = (500, 1000, 2000)
+TOKENS = 400
+WARM_S, STEADY_S = 8.0, 10.0
+TICKS = os.sysconf("SC_CLK_TCK")
+ENGINE = ("--preset", "llama-3.1-8b-h100", "--max-num-seqs", "2000", "--max-num-batched-tokens", "8192")
+LATENESS = re.compile(r"^seatcount_simulator_lateness_seconds(?:\{\})? (\S+)", re.MULTILINE)
+MADE = re.compile(r"^vllm:generation_tokens_total\{.*\} (\S+)", re.MULTILINE)
+
+
+def run() -> None:
+    """Prints a line for each number of streams."""
+    print("simulator: open streams, one server process")
+    for streams in STREAMS:
+        command = [sys.executable, "-m", "loadtest.simulator", "--port", "0", *ENGINE]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                url = re.search(r"http://\S+", server.stdout.readline())
+                assert url is not None
+                found = uvloop.run(_load(url[0], server.pid, streams))
+            finally:
+                server.terminate()
+        print(f"  {streams} streams: {found.line(streams)}", flush=True)
+
+
+@dataclass
+class Found:
+    """Of the steady seconds."""
+
+    cores: float = 0.0
+    tokens: float = 0.0
+    late_s: list[float] = field(default_factory=list)
+
+    def line(self, streams: int) -> str:
+        rate = self.tokens / STEADY_S
+        late_ms = sorted(1e3 * late_s for late_s in self.late_s)
+        return (
+            f"{rate / streams:.1f} tokens/s each, {self.cores:.2f} of a core, "
+            f"{1e6 * self.cores / rate:.1f} us a token, late by {late_ms[len(late_ms) // 2]:.0f} ms "
+            f"(median of seconds; at most {late_ms[-1]:.0f})"
+        )
+
+
+class Stream(asyncio.Protocol):
+    """Asks again and again on one connection and does nothing with the answers."""
+
+    def __init__(self, number: int) -> None:
+        content = f"{number} " + "word " * 40
+        body = json.dumps(
+            {
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": TOKENS,
+                "ignore_eos": True,
+                "stream": True,
+            }
+        ).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: simulator\r\ncontent-type: application/json\r\n"
+        self._request = head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if data.endswith(b"0\r\n\r\n"):  # the end of a chunked answer, in a read of its own or not
+            self._transport.write(self._request)
+
+
+async def _load(url: str, pid: int, streams: int) -> Found:
+    host, port = url.removeprefix("http://").split("/")[0].split(":")
+    loop = asyncio.get_running_loop()
+    for number in range(streams):
+        await loop.create_connection(partial(Stream, number), host, int(port))
+        await asyncio.sleep(WARM_S / 2 / streams)
+    await asyncio.sleep(WARM_S / 2)
+    found, cpu_s, made, began = Found(), _cpu_s(pid), (await _page(url))[1], time.monotonic()
+    while time.monotonic() < began + STEADY_S:
+        await asyncio.sleep(1)
+        found.late_s.append((await _page(url))[0])
+    found.cores = (_cpu_s(pid) - cpu_s) / (time.monotonic() - began)
+    found.tokens = ((await _page(url))[1] - made) * STEADY_S / (time.monotonic() - began)
+    return found
+
+
+async def _page(url: str) -> tuple[float, float]:
+    """Lateness and tokens made."""
+
+    def read() -> str:
+        with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    text = await asyncio.to_thread(read)
+    late, made = LATENESS.search(text), MADE.search(text)
+    assert late is not None
+    assert made is not None
+    return float(late[1]), float(made[1])
+
+
+def _cpu_s(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS

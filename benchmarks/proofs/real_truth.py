@@ -1,0 +1,449 @@
+"""The answer against the truth on a real vLLM (CPU build): how far is a search from an exhaustive sweep?
+
+The truth of a deployment is measured. Its two levels of users around the memory wall are held until the wall
+is known to a quarter of a user; preemptions and blocked time come from the server's own counters and gauges;
+and the wall lies where the first of the two crosses its limit ("True maximum" in docs/method.md). Beside it
+stand the search of scenarios/find_capacity.py, which knows nothing of that, and guidellm's for goodput.
+
+What benchmarks/data/real_truth.json holds is not measured again: with the whole file the benchmark takes a
+second, without it an hour and a half. It goes on where it was interrupted; its runs are in build/real_truth.
+"""
+
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from analysis.evidence.lengths import pairs_of
+from analysis.reading.runs import Run, find_runs, read_run
+from analysis.walls.block_law import Occupancy, block_law
+from analysis.walls.kv_shift import Shift, wall
+from benchmarks.instrument import peer_tools
+from benchmarks.proofs.kept import DATA
+from loadtest.workload.distributions import Distribution
+from loadtest.workload.prompts import sentence
+from testing.processes import ROOT
+from testing.truth.counts import LIMITS, Counts, Json, lower, wall_between
+from testing.vllm.environment import VLLM, vllm_home
+from testing.vllm.server import BLOCK_SIZE, MODEL, start_vllm
+
+KEPT = DATA / "real_truth.json"
+FOLDER = Path("build/real_truth").resolve()
+
+SLOTS, CONTEXT = 64, 1024
+"""More slots than users, so that a queue is for blocks; a context that the smallest pool holds."""
+STREAM_INTERVAL = 10
+"""Tokens a chunk: with one the server's front end, in Python on one of two cores, is what holds up users, and
+those in it hold no blocks."""
+LIGHT = 4
+"""Users of the first look."""
+WANTED_SE = 0.25
+"""Users."""
+REQUESTS = 10_000
+ROUNDS = 8
+"""At most, of a level and of a deployment."""
+LEVEL_S, SETTLE_S, SAMPLE_S = 55.0, 5.0, 0.25
+BATCHES = 20
+"""Ten lifetimes of a request and more, so that batches are nearly independent; and how many are enough."""
+BUDGET_S = 120.0
+"""Of the search."""
+COMMAND_S = 600.0
+REFUSED = 3
+"""Exit code of analysis.capacity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealDeployment:
+    """A server's pool and what its users ask. Laws as in `--prompt-tokens`."""
+
+    name: str
+    blocks: int
+    prompt: str
+    output: str
+    turns: int = 1
+    think_s: str = "0"
+    prefix_words: int = 0
+    """Of a system prompt that all requests share; about a token each. `prompt` counts it."""
+
+    @property
+    def load(self) -> list[str]:
+        lengths = ["--prompt-tokens", self.prompt, "--output-tokens", self.output]
+        return [*lengths, "--turns", str(self.turns), "--think-s", self.think_s, "--thinking", "off"]
+
+
+DEPLOYMENTS = (
+    RealDeployment(name="short prompts", blocks=64, prompt="lognormal:60,0.5", output="lognormal:64,0.6"),
+    RealDeployment(name="long prompts", blocks=128, prompt="lognormal:250,0.4", output="lognormal:40,0.5"),
+    RealDeployment(name="heavy tails", blocks=96, prompt="lognormal:80,0.8", output="lognormal:64,1"),
+    RealDeployment(
+        name="shared prefix", blocks=64, prompt="200-280", output="lognormal:64,0.5", prefix_words=150
+    ),
+    RealDeployment(
+        name="conversations", blocks=96, prompt="lognormal:50,0.5", output="lognormal:48,0.6", turns=3
+    ),
+    RealDeployment(
+        name="thinking users",
+        blocks=80,
+        prompt="lognormal:70,0.5",
+        output="lognormal:64,0.6",
+        turns=2,
+        think_s="exp:0.2",
+    ),
+)
+
+
+def run() -> None:
+    """Measures what is not kept, and prints the table of README.md."""
+    kept: Json = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for deployment in DEPLOYMENTS:
+        _complete(deployment, kept)
+    _print_table(kept)
+
+
+def _complete(deployment: RealDeployment, kept: Json) -> None:
+    """Measures what is missing of a deployment, and keeps each part as soon as it is there."""
+    found = kept.setdefault(deployment.name, {})
+    steps = [step for step in STEPS if step not in found]
+    if not steps:
+        return
+    folder = FOLDER / deployment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _server(deployment, folder) as url:
+        for step in steps:
+            started = time.monotonic()
+            found[step] = STEPS[step](deployment, url, folder, found) | _circumstances()
+            KEPT.parent.mkdir(exist_ok=True)
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+            print(f"  {deployment.name}, {step}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _circumstances() -> Json:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "vllm": VLLM,
+        "python": platform.python_version(),
+    }
+
+
+@contextmanager
+def _server(deployment: RealDeployment, folder: Path) -> Iterator[str]:
+    """The address of a vLLM. The shared prefix stands in its chat template, as system prompts often do."""
+    extra = ["--max-model-len", str(CONTEXT), "--stream-interval", str(STREAM_INTERVAL)]
+    extra.append("--enable-prompt-tokens-details")
+    if deployment.prefix_words:
+        template = folder / "template.jinja"
+        said = sentence(random.Random(deployment.name), title="system", words=deployment.prefix_words)
+        original = (vllm_home() / "model" / "chat_template.jinja").read_text()
+        template.write_text(f"<|im_start|>system\n{said}<|im_end|>\n{original}")
+        extra += ["--chat-template", str(template)]
+    with start_vllm(
+        num_gpu_blocks_override=deployment.blocks,
+        max_num_seqs=SLOTS,
+        extra=extra,
+        log=folder / "vllm.log",
+    ) as server:
+        yield server.url
+
+
+# --- The truth
+
+
+def _truth(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
+    """Holds levels in rounds until the wall lies between two neighbours and is known well enough."""
+    folder = folder / "truth"
+    while True:
+        rounds, seen = len(_rounds(folder)), _counts(folder)
+        low = lower(seen)
+        if rounds == ROUNDS or (low is not None and _enough(low, seen)):
+            break
+        levels = _next_levels(seen) if seen else _rough(deployment, url, folder.with_name("rough"))
+        _hold(deployment, url, folder / str(rounds), levels, seed=rounds)
+    if low is None:
+        raise RuntimeError(f"{deployment.name}: no two neighbouring levels have the wall between them.")
+    x, se, binding = wall_between(low, seen)
+    return {
+        "users": low,
+        "x": round(x, 2),
+        "x_se": round(se, 2),
+        "binding": binding,
+        "seeds": rounds,
+        "levels": [seen[users].told(users) for users in sorted(seen)],
+        "ttft_p95_s": _ttft_p95_s(folder, low),
+    }
+
+
+def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int]:
+    """Where to begin: beside the wall of the memory formula, from a look at light load."""
+    _load(url, folder, "chat", *deployment.load, "--levels", str(LIGHT), "--level-s", "15")
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    pairs = pairs_of([run], block_tokens=BLOCK_SIZE)
+    rows = run.requests
+    held_s = float(rows.end_unix_s.max() - rows.start_unix_s.min())
+    active = min(float(np.sum(rows.end_s - rows.sent_s)) / (LIGHT * held_s), 1.0)
+    blocks = deployment.blocks - 1 - pairs.shared_prefix // BLOCK_SIZE
+    law = block_law(pairs, block_tokens=BLOCK_SIZE)
+    low = int(wall(Occupancy(law, blocks, lambda _: active), LIMITS, shift=Shift(), start=LIGHT))
+    return low, low + 1
+
+
+def _hold(deployment: RealDeployment, url: str, folder: Path, levels: Sequence[int], *, seed: int) -> None:
+    times = ["--level-s", f"{LEVEL_S:g}", "--settle-s", f"{SETTLE_S:g}", "--sample-s", f"{SAMPLE_S:g}"]
+    asked = ["--levels", ",".join(map(str, levels)), "--seed", str(seed)]
+    part = folder.with_name("part")
+    _load(url, part, "chat", *deployment.load, *asked, *times)
+    part.rename(folder)
+
+
+def _counts(folder: Path) -> dict[int, Counts]:
+    """By users, of all rounds so far."""
+    seen: dict[int, Counts] = {}
+    for run in _runs(folder):
+        for begin, end, users in run.info.schedule:
+            counts = Counts.of(run, begin + SETTLE_S, end)
+            seen[users] = seen[users].with_more(counts) if users in seen else counts
+    return seen
+
+
+def _rounds(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*"))
+
+
+def _runs(folder: Path) -> Iterator[Run]:
+    for part in _rounds(folder):
+        (found,) = find_runs(part)
+        yield read_run(found)
+
+
+def _next_levels(seen: dict[int, Counts]) -> tuple[int, ...]:
+    """The two beside the wall, or one level nearer to it: ln F grows by about one a user."""
+    low = lower(seen)
+    if low is not None:
+        return low, low + 1
+    broken = min((users for users, counts in seen.items() if not counts.holds), default=None)
+    if broken is None:
+        highest = max(seen)
+        return (highest + _steps(seen[highest]),)
+    holding = max((users for users in seen if users < broken), default=None)
+    return (max(broken - _steps(seen[broken]), 1) if holding is None else (holding + broken) // 2,)
+
+
+def _steps(counts: Counts) -> int:
+    return max(round(abs(float(counts.margins().max()))), 1)
+
+
+def _enough(low: int, seen: dict[int, Counts]) -> bool:
+    beside = seen[low], seen[low + 1]
+    if min(len(counts.finished) for counts in beside) < BATCHES:
+        return False
+    return (
+        wall_between(low, seen)[1] <= WANTED_SE or min(counts.finished.sum() for counts in beside) >= REQUESTS
+    )
+
+
+def _ttft_p95_s(folder: Path, users: int) -> float:
+    """At that level."""
+    found = []
+    for run in _runs(folder):
+        rows = run.requests
+        for begin, end, held in run.info.schedule:
+            inside = (rows.start_unix_s > begin + SETTLE_S) & (rows.end_unix_s < end) & (held == users)
+            found.append((rows.first_chunk_s - rows.sent_s)[inside])
+    return round(float(np.quantile(np.concatenate(found), 0.95)), 4)
+
+
+# --- The answers
+
+
+def _ours(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
+    """Of the search, as anybody would call it; where it refuses to answer, its reasons."""
+    folder = folder / "search"
+    started = time.monotonic()
+    _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{BUDGET_S:g}")
+    took_s = time.monotonic() - started
+    _run(
+        [sys.executable, "-m", "analysis.capacity", str(folder), *_objectives()],
+        accepted=(0, REFUSED),
+    )
+    (answer,) = json.loads((folder / "capacity.json").read_text())["models"]
+    names = ("estimate", "estimate_x", "interval", "interval_x", "max_users", "binding", "reasons")
+    return {name: answer[name] for name in names} | {"seconds": round(took_s)}
+
+
+def _objectives() -> list[str]:
+    return ["--slo-ttft-p95-s", f"{LIMITS.ttft_p95_s:g}", "--slo-tpot-p95-s", f"{LIMITS.tpot_p95_s:g}"]
+
+
+def _load(url: str, reports: Path, scenario: str, *flags: str) -> None:
+    """A load test as a person types it; what an interrupted one left there is thrown away."""
+    shutil.rmtree(reports, ignore_errors=True)
+    locust = str(Path(sys.executable).with_name("locust"))
+    _run(
+        [
+            locust,
+            "-f",
+            f"scenarios/{scenario}.py",
+            "--headless",
+            "--host",
+            url,
+            "--reports-dir",
+            str(reports),
+            *flags,
+        ]
+    )
+
+
+def _run(command: Sequence[str], *, accepted: Sequence[int] = (0,), **more: str) -> None:
+    """Raises RuntimeError with what it said. `more`: of the environment."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LOADTEST_")} | more
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=COMMAND_S, check=False
+    )
+    if done.returncode not in accepted:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
+GUIDELLM = "guidellm"
+PROBE_S, CONVERSATIONS = 15, 2000
+"""Of a probe of guidellm's; and lines of its file, more than a probe can send."""
+
+
+def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -> Json:
+    """Of guidellm's search for the most streams of which 95 % of requests meet an objective.
+
+    It knows no memory, so it needs a latency at which the wall shows. It gets the best there is, which only
+    who knows the answer can tell: twice the p95 TTFT that was measured at N*.
+    """
+    peer_tools.make(GUIDELLM)
+    folder = folder / GUIDELLM
+    folder.mkdir(exist_ok=True)
+    result = folder / "result.json"
+    asked = _asked(deployment, url, folder / "conversations.jsonl")
+    ttft_ms = 2000 * found["truth"]["ttft_p95_s"]
+    thinking_off = {"body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    backend = {"kind": "openai_http", "target": url, "model": MODEL, "extras": thinking_off}
+    flags = {
+        "--backend": json.dumps(backend),
+        "--profile": f"kind=goodput,max_streams={SLOTS}",
+        "--metrics": json.dumps({"kind": "generative", "slo": {"ttft_ms": ttft_ms}}),
+        "--constraint": f"kind=max_duration,seconds={PROBE_S}",
+        "--tokenizer": f"kind=hf_auto,model={vllm_home() / 'model'}",
+        "--data": f"kind=json_file,path={asked}",
+        "--output": f"kind=json,path={result}",
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    started = time.monotonic()
+    _run([peer_tools.program(GUIDELLM), "run", *words, "--disable-console"], HF_HUB_OFFLINE="1")
+    took_s = time.monotonic() - started
+    (conclusion,) = json.loads(result.read_text())["conclusions"]
+    return {
+        "version": peer_tools.PINS[GUIDELLM][0],
+        "users": conclusion["best_passing_streams"],
+        "why": conclusion["stop_reason"],
+        "ttft_slo_ms": round(ttft_ms),
+        "probes": [[one["streams"], round(one["attainment"], 3)] for one in conclusion["probes"]],
+        "seconds": round(took_s),
+    }
+
+
+def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
+    """Conversations of the same lengths for guidellm, a line each; a column for each turn."""
+    rng = random.Random(deployment.name)
+    prompt, output, think = (
+        Distribution.parse(law) for law in (deployment.prompt, deployment.output, deployment.think_s)
+    )
+    template = _template_tokens(url)
+    with path.open("w") as file:
+        for _ in range(CONVERSATIONS):
+            line: Json = {}
+            for turn in range(deployment.turns):
+                words = max(1, min(prompt.draw_count(rng), CONTEXT // 2) - template)
+                line[f"prompt_{turn}"] = sentence(rng, title="time", words=words)
+                line[f"output_tokens_count_{turn}"] = min(output.draw_count(rng), CONTEXT // 4)
+                if deployment.think_s != "0":
+                    line[f"requeue_delay_{turn}"] = think.draw(rng)
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def _template_tokens(url: str) -> int:
+    """What the server counts beside the words, which are a token each."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "time"}],
+        "max_tokens": 1,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return int(json.loads(answer.read())["usage"]["prompt_tokens"]) - 1
+
+
+STEPS: dict[str, Callable[[RealDeployment, str, Path, Json], Json]] = {
+    "truth": _truth,
+    "ours": _ours,
+    "guidellm": _guidellm,
+}
+
+
+# --- The table
+
+
+def _print_table(kept: Json) -> None:
+    print("| deployment | N* | x* | binds | requests a level | search | interval | in | guidellm | in |")
+    print("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
+    for name, found in kept.items():
+        truth, ours = found["truth"], found["ours"]
+        theirs = found.get("guidellm", {"users": None, "seconds": None})
+        close = [
+            one["requests"] for one in truth["levels"] if one["users"] in (truth["users"], truth["users"] + 1)
+        ]
+        cells = [
+            name,
+            truth["users"],
+            f"{truth['x']:.2f} ± {truth['x_se']:.2f}",
+            truth["binding"],
+            f"{min(close):,}",
+            _ours_told(ours, truth["users"]),
+            "-" if ours["interval_x"] is None else _range(*ours["interval_x"]),
+            f"{ours['seconds']} s",
+            _told(theirs["users"], truth["users"]) if theirs["seconds"] else "not run",
+            f"{theirs['seconds']} s" if theirs["seconds"] else "",
+        ]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _ours_told(ours: Json, users: int) -> str:
+    """A prefix cache that binds before memory is no matter of this truth."""
+    if ours["binding"] == "prefix_cache":
+        return f"{ours['estimate']}, prefix cache"
+    return _told(ours["estimate"], users)
+
+
+def _told(answer: int | None, users: int) -> str:
+    if answer is None:
+        return "no answer"
+    return f"{answer}{'' if _near(answer, users) else ' (off)'}"
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"at least {low:.0f}" if high is None else f"{low:.1f} to {high:.1f}"
+
+
+def _near(answer: int, users: int) -> bool:
+    """Within one user or 5 %."""
+    return abs(answer - users) <= max(1.0, 0.05 * users)

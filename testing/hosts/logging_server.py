@@ -1,0 +1,25 @@
+"""The scripted server of the benchmarks on any address, which writes what it has seen when it is ended."""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from testing.scripted_server import Connection, Script
+
+
+async def serve(address: str, port: int, log: Path) -> None:
+    """Until SIGTERM."""
+    script = Script(ttft_s=0.1, gap_s=0.02)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    server = await loop.create_server(lambda: Connection(script), address, port)
+    await ended.wait()
+    server.close()
+    log.write_text(json.dumps(script.log))  # noqa: ASYNC240 (nothing is served any more)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

@@ -1,0 +1,73 @@
+"""The load test as a user runs it: its command line, and what a finished run has left.
+
+Locust is never imported here, because it patches sockets.
+"""
+
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from testing.processes import LOCUST, free_port
+
+
+class Finished:
+    """A finished load test: exit code, what it said, and its run folder."""
+
+    def __init__(self, code: int, said: str, reports: Path) -> None:
+        self.code = code
+        self.said = said
+        self.reports = reports
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = (path for path in self.reports.iterdir() if path.is_dir())
+        return folder
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "run.json").read_text()))
+
+    def rows(self, pattern: str = "requests-*.jsonl") -> list[dict[str, Any]]:
+        lines = [line for path in self.folder.glob(pattern) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in lines]
+
+
+QUICK = {"--prompt-tokens": "40", "--output-tokens": "8", "--settle-s": "0.5"}
+
+
+def locust_command(
+    reports: Path, host: str | None, *flags: str, scenario: str = "chat", **changes: str
+) -> list[str]:
+    level = {"--level-s": "2"} if scenario == "chat" else {}
+    settings = {**QUICK, **level, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
+    words = [word for pair in settings.items() for word in pair]
+    target = ["--host", host] if host else []
+    return [
+        str(LOCUST),
+        "-f",
+        f"scenarios/{scenario}.py",
+        "--headless",
+        *target,
+        "--reports-dir",
+        str(reports),
+        *words,
+        *flags,
+    ]
+
+
+def two_processes() -> list[str]:
+    """Flags for two workers and a master on a port of their own: tests run side by side."""
+    port = str(free_port())
+    ports = ["--master-bind-port", port, "--master-port", port]
+    return ["--processes", "2", "--master-bind-host", "127.0.0.1", *ports]
+
+
+RunLocust = Callable[..., Finished]
+
+
+def post(url: str, **form: str) -> None:
+    data = urllib.parse.urlencode(form).encode()
+    urllib.request.urlopen(url, data, timeout=10).read()

@@ -1,0 +1,74 @@
+"""Processes that tests and benchmarks start: the embedded server, ports, and waiting for what they do."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCUST = Path(sys.executable).with_name("locust")
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This environment without settings that somebody left in it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOADTEST_", "LOCUST_", "VLLM_"))}
+    return {**kept, **extra}
+
+
+@contextlib.contextmanager
+def simulator(*flags: str) -> Iterator[str]:
+    """The embedded server; yields its address without /v1."""
+    command = [sys.executable, "-m", "loadtest.simulator", "--port", "0", *flags]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().strip()
+            assert " on " in line, line
+            yield line.rpartition(" on ")[2].removesuffix("/v1")
+        finally:
+            process.terminate()
+
+
+def until(seconds: float, ready: Callable[[], bool]) -> None:
+    """Waits for it; what is not there yet may raise OSError or ValueError."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError):
+            if ready():
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def session_members(session: int) -> list[int]:
+    """The living processes of a session (zombies are not living)."""
+    # Not by glob: it looks at each file once more, and fails where a process has ended meanwhile.
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
+    return [pid for pid in pids if _session(Path(f"/proc/{pid}/stat")) == session]
+
+
+def _session(stat: Path) -> int | None:
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:  # ended while we looked
+        return None
+    return None if fields[0] == "Z" else int(fields[3])

@@ -1,0 +1,119 @@
+"""What a server counted at levels beside its memory wall, and where the wall lies between two of them."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
+from loadtest.record import Slo
+
+LIMITS = Slo(ttft_p95_s=60, tpot_p95_s=5)
+"""Latency objectives so loose that memory is the wall."""
+BATCH_S = 5.0
+RESAMPLES = 2000
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counts:
+    """What was counted with so many users, shape (k,) for k batches of BATCH_S."""
+
+    preempted: Floats
+    finished: Floats
+    blocked: Floats
+    """Scrapes in which somebody waited."""
+    scrapes: Floats
+    held: Floats
+    """Requests that the engine held, running or waiting, summed over the scrapes."""
+
+    @classmethod
+    def of(cls, run: Run, begin_unix_s: float, end_unix_s: float) -> "Counts":
+        """From the server's counters and gauges; finished requests are ours."""
+        if not run.requests.ok.all():
+            raise RuntimeError(f"Requests of {run.info.run_id} failed: that is no truth about memory.")
+        count = int((end_unix_s - begin_unix_s) / BATCH_S)
+        edges = begin_unix_s + BATCH_S * np.arange(count + 1)
+        server = run.server
+        known = ~np.isnan(server.preemptions_total)
+        at = server.unix_s[known]
+        waited = server.waiting[known] > 0
+        return cls(
+            preempted=np.diff(np.interp(edges, at, server.preemptions_total[known])),
+            finished=np.histogram(run.requests.end_unix_s, edges)[0].astype(np.float64),
+            blocked=np.histogram(at[waited], edges)[0].astype(np.float64),
+            scrapes=np.histogram(at, edges)[0].astype(np.float64),
+            held=np.histogram(at, edges, weights=(server.running + server.waiting)[known])[0],
+        )
+
+    def with_more(self, other: "Counts") -> "Counts":
+        pairs = {
+            field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
+        }
+        return Counts(**{name: np.concatenate(pair) for name, pair in pairs.items()})
+
+    @property
+    def holds(self) -> bool:
+        return bool((self.margins() <= 0).all())
+
+    def margins(self, weight: Floats | None = None) -> Floats:
+        """ln(F / limit) and logit(blocked) - logit(limit), positive where broken. Shape (..., 2) for weights
+        of shape (..., k), how often each batch counts. What was never seen counts as half an event."""
+        weight = np.ones(len(self.finished)) if weight is None else weight
+        columns = self.preempted, self.finished, self.blocked, self.scrapes
+        preempted, finished, blocked, scrapes = (weight @ column for column in columns)
+        share = np.clip(blocked, 0.5, scrapes - 0.5) / scrapes
+        return np.stack(
+            [
+                np.log(np.maximum(preempted, 0.5) / finished / LIMITS.preempted_fraction),
+                np.log(share / (1 - share))
+                - math.log(LIMITS.kv_blocked_fraction / (1 - LIMITS.kv_blocked_fraction)),
+            ],
+            axis=-1,
+        )
+
+    def resampled_margins(self, rng: np.random.Generator) -> Floats:
+        """Of RESAMPLES resamples of the batches, shape (RESAMPLES, 2)."""
+        k = len(self.finished)
+        return self.margins(rng.multinomial(k, np.full(k, 1 / k), RESAMPLES).astype(np.float64))
+
+    def told(self, users: int) -> Json:
+        """For the data file: shares with the standard errors of their batch means."""
+        k = len(self.finished)
+        found: Json = {"users": users, "requests": int(self.finished.sum()), "batches": k}
+        found["in_engine"] = round(float(self.held.sum() / self.scrapes.sum()), 2)
+        for name, part, whole in (
+            ("preempted", self.preempted, self.finished),
+            ("blocked", self.blocked, self.scrapes),
+        ):
+            share = part.sum() / whole.sum()
+            error = math.sqrt(k / (k - 1) * np.sum((part - share * whole) ** 2)) / whole.sum()
+            found |= {name: round(float(share), 5), f"{name}_se": round(float(error), 5)}
+        return found
+
+
+def lower(seen: dict[int, Counts]) -> int | None:
+    """The last level that holds before the first that does not, if they are neighbours."""
+    broken = min((users for users, counts in seen.items() if not counts.holds), default=0)
+    return broken - 1 if broken - 1 in seen else None
+
+
+def wall_between(low: int, seen: dict[int, Counts]) -> tuple[float, float, str]:
+    """x*, its standard error, and the limit that is crossed there: straight in ln F and logit of blocked time
+    between `low` and the next. The error is half of the middle 68 % of resamples of the batches."""
+    below, above = seen[low], seen[low + 1]
+    crossings = _crossings(low, below.margins(), above.margins())
+    rng = np.random.default_rng(0)
+    draws = _crossings(low, below.resampled_margins(rng), above.resampled_margins(rng)).min(axis=-1)
+    k = min(len(below.finished), len(above.finished))
+    q16, q84 = np.quantile(draws, [0.16, 0.84])
+    binding = ("preemptions", "blocked time")[int(crossings.argmin())]
+    return float(crossings.min()), float(q84 - q16) / 2 * math.sqrt(k / (k - 1)), binding
+
+
+def _crossings(low: int, below: Floats, above: Floats) -> Floats:
+    """Where each margin is zero, in users; infinite where it does not rise. Shapes (..., 2)."""
+    rise = above - below
+    return np.where(rise > 0, low - below / np.where(rise > 0, rise, 1.0), np.inf)

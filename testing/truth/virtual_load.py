@@ -1,0 +1,235 @@
+"""A load test in virtual time: users come and go without a restart, and what it would have recorded."""
+
+from collections import deque
+
+import numpy as np
+
+from analysis.reading.columns import (
+    NAN,
+    OUTCOME_CODES,
+    SCALAR_COLUMNS,
+    ClientSamples,
+    ServerSamples,
+    ordered_requests,
+)
+from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
+from analysis.virtual.crowd import RequestMaker, VirtualUser
+from analysis.virtual.service import Service
+from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
+from loadtest.simulator.requests import Request
+from loadtest.simulator.virtual import Simulation, TimedRequest, first_replica
+
+SAMPLE_S = 1.0
+SETTLE_S = 5.0
+"""The load test's defaults."""
+THINKS_S = 0.01
+"""Pauses longer than this are thinking; shorter ones are the client's."""
+LAG_S = 0.0002
+"""A load generator that is never late."""
+
+
+class VirtualLoad:
+    """One load test of a service. `hold` levels, and take the `run` at any time."""
+
+    def __init__(
+        self,
+        service: Service,
+        slo: Slo,
+        *,
+        seed: int,
+        settle_s: float = SETTLE_S,
+        with_gaps: bool = False,
+        lag_s: float = LAG_S,
+    ) -> None:
+        """`with_gaps` keeps the time of every token, which costs as much as the rest."""
+        self.now_s = 0.0
+        self._lag_s = lag_s
+        self._finished = False
+        self._gaps: list[Floats] | None = [] if with_gaps else None
+        self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
+        self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
+        self._requests = RequestMaker(service)
+        self._people: list[VirtualUser] = []
+        self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
+        self._users = 0
+        self._idle: set[int] = set()
+        self._schedule: list[tuple[float, float, int]] = []
+        self._samples: list[tuple[float, ...]] = []
+        self._rows: list[tuple[float, ...]] = []
+        self._labels: list[tuple[int, int, int]] = []
+        self._next_sample_s = SAMPLE_S / 2
+
+    def hold(self, users: int, seconds: float) -> None:
+        """So many users for so long; the same number as before goes on with the level under way."""
+        if users != self._users or not self._schedule:
+            self._change(users)
+            self._schedule.append((self.now_s, self.now_s, users))
+        self._advance(self.now_s + seconds)
+        begin, _, _ = self._schedule[-1]
+        self._schedule[-1] = (begin, self.now_s, users)
+
+    def finish(self) -> None:
+        """Lets everybody's last request end, as a load test does."""
+        self._users = 0
+        self._simulation.run()
+        self._sample(self._simulation.traces[0].step_end_s[-1])
+        self._finished = True
+
+    @property
+    def ended(self) -> int:
+        """Requests that have ended."""
+        return len(self._simulation.traces[0].requests)
+
+    def run(self) -> Run:
+        """Everything so far, as analysed."""
+        self._take_rows()
+        table = np.array(self._rows, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
+        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)
+        gaps = self._gaps
+        return Run(
+            info=self._info(),
+            requests=ordered_requests(
+                dict(zip(SCALAR_COLUMNS, table.T, strict=True)),
+                labels=labels,
+                gap_s=np.concatenate(gaps).astype(np.float32) if gaps else np.empty(0, dtype=np.float32),
+                gaps=np.array([len(one) for one in gaps] if gaps else [0] * len(table), dtype=np.int64),
+            ),
+            server=self._server(),
+            client=self._client(),
+        )
+
+    def _change(self, users: int) -> None:
+        while len(self._people) < users:
+            place = len(self._people)
+            self._people.append(
+                VirtualUser(self._service.chatting, self._requests, seed=self._seed, number=place)
+            )
+            self._sent.append(deque())
+            self._idle.add(place)
+        self._users = users
+        for place in [place for place in self._idle if place < users]:
+            self._idle.discard(place)
+            person = self._people[place]
+            start_s = self.now_s + person.random.uniform(0.0, self._settle_s)
+            self._simulation.push(start_s, self._next(person))
+
+    def _again(self, ended: Request, now_s: float) -> TimedRequest | None:
+        person = self._people[ended.user]
+        if ended.user >= self._users:
+            self._idle.add(ended.user)
+            return None
+        return now_s + (self._service.overhead_s + person.pause_s()), self._next(person)
+
+    def _next(self, person: VirtualUser) -> Request:
+        request = person.request()
+        self._sent[request.user].append(person.turn)
+        return request
+
+    def _advance(self, until_s: float) -> None:
+        while self._next_sample_s <= until_s:
+            self._simulation.run(self._next_sample_s)
+            self._sample(self._next_sample_s)
+            self._next_sample_s += SAMPLE_S
+        self._simulation.run(until_s)
+        self.now_s = until_s
+
+    def _sample(self, at_s: float) -> None:
+        (trace,) = self._simulation.traces
+        counters = trace.counters
+        self._samples.append(
+            (
+                at_s,
+                trace.running[-1] if trace.running else 0,
+                trace.waiting[-1] if trace.waiting else 0,
+                trace.used_blocks[-1] / trace.pool_blocks if trace.used_blocks else 0.0,
+                counters.preemptions,
+                counters.generation_tokens,
+                counters.prefix_queries,
+                counters.prefix_hits,
+            )
+        )
+
+    def _take_rows(self) -> None:
+        (trace,) = self._simulation.traces
+        for request in trace.requests[len(self._rows) :]:
+            assert request.end_s is not None
+            assert request.first_token_s is not None
+            start_s = request.arrival_s
+            first_s, last_s = request.first_token_s - start_s, request.end_s - start_s
+            values = {
+                "start_unix_s": start_s,
+                "sent_s": 0.0,
+                "first_chunk_s": first_s,
+                "first_answer_s": first_s,
+                "last_chunk_s": last_s,
+                "end_s": last_s,
+                "chunks": request.output_tokens,
+                "first_chunk_tokens": 1,
+                "prompt_tokens": request.prompt_tokens,
+                "output_tokens": request.output_tokens,
+                "cached_tokens": request.cached_tokens,
+                "http_status": 200,
+            }
+            self._rows.append(tuple(values.get(name, NAN) for name in SCALAR_COLUMNS))
+            if self._gaps is not None:
+                self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
+            turn = self._sent[request.user].popleft()
+            self._labels.append((OUTCOME_CODES[Outcome.OK], request.user, turn))
+
+    def _server(self) -> ServerSamples:
+        samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
+        unix_s, running, waiting, usage, preemptions, tokens, queries, hits = samples.T
+        nothing = np.full(len(unix_s), NAN)
+        return ServerSamples(
+            unix_s=unix_s,
+            engines=1,
+            running=running,
+            waiting=waiting,
+            waiting_capacity=waiting,
+            kv_cache_usage=usage,
+            preemptions_total=preemptions,
+            generation_tokens_total=tokens,
+            prefix_cache_queries_total=queries,
+            prefix_cache_hits_total=hits,
+            vram_used_bytes=nothing,
+            simulated_lateness_s=nothing,
+            failed_scrapes=0,
+        )
+
+    def _client(self) -> ClientSamples:
+        samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
+        count = len(samples)
+        return ClientSamples(
+            unix_s=samples[:, 0],
+            worker=np.zeros(count, dtype=np.int64),
+            loop_lag_s=np.full(count, self._lag_s),
+            cpu=np.full(count, 0.1),
+            in_flight=samples[:, 1] + samples[:, 2],
+        )
+
+    def _info(self) -> RunInfo:
+        engine = self._service.engine
+        thinks = float(np.mean(self._service.chatting.pauses_s)) > THINKS_S
+        return RunInfo(
+            run_id=f"virtual-{self._seed}",
+            model="virtual",
+            scenario="virtual",
+            host="http://127.0.0.1",
+            started_unix_s=0.0,
+            ended_unix_s=self._simulation.traces[0].step_end_s[-1] if self._finished else None,
+            settings={
+                "settle_s": self._settle_s,
+                "think_s": "measured" if thinks else "0",
+                "seed": self._seed,
+            },
+            server=ServerInfo(
+                engine="vllm",
+                max_model_len=engine.max_model_len,
+                block_size=engine.block_size,
+                num_gpu_blocks=engine.num_gpu_blocks,
+                kv_cache_tokens=engine.num_gpu_blocks * engine.block_size,
+                enable_prefix_caching=engine.enable_prefix_caching,
+            ),
+            schedule=list(self._schedule),
+        )

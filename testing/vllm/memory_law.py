@@ -1,0 +1,82 @@
+"""The memory law, worked out once more and apart from `analysis`: the truth that the tests compare with.
+
+A request of s prompt and o output tokens holds ceil((s + j) / b) blocks at steps j = 0 .. o - 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 32
+PREEMPTED = 0.01
+BLOCKED = 0.1
+
+
+@dataclass(frozen=True)
+class Law:
+    """Of pairs (s, o): where the blocks of a request are, grow and begin. Indices are blocks."""
+
+    held: np.ndarray
+    """Share of steps with so many blocks."""
+    growths: np.ndarray
+    """Mean number of growths from k to k + 1 in a life."""
+    prompt: np.ndarray
+    """Share of prompts of so many blocks."""
+
+    @classmethod
+    def of(cls, prompt: np.ndarray, output: np.ndarray) -> "Law":
+        size = int((prompt + output).max()) // BLOCK + 2
+        held, growths, first = np.zeros(size), np.zeros(size), np.zeros(size)
+        for s, o in zip(prompt.tolist(), output.tolist(), strict=True):
+            blocks = -(-(s + np.arange(o)) // BLOCK)
+            held += np.bincount(blocks, minlength=size)
+            growths += np.bincount(blocks[:-1][np.diff(blocks) > 0], minlength=size)
+            first[blocks[0]] += 1
+        return cls(held / held.sum(), growths / len(prompt), first / len(prompt))
+
+    @property
+    def mean_tokens(self) -> float:
+        """KV tokens that a request in flight holds, whole blocks counted."""
+        return float(self.held @ np.arange(len(self.held))) * BLOCK
+
+    def wall(self, capacity: int, most: int = 400) -> float:
+        """Real-valued users at which preemptions a finished request pass 1 %, or blocked time 10 %,
+        in a pool of `capacity` blocks (the null block not counted)."""
+        rates = [self._rates(others, capacity) for others in self._convolutions(most)]
+        preempted, blocked = np.array(rates).T
+        return min(_crossing(preempted, PREEMPTED, np.log), _crossing(blocked, BLOCKED, _logit))
+
+    def _convolutions(self, most: int) -> list[np.ndarray]:
+        """Blocks held by 0, 1, .. most users."""
+        sums = [np.ones(1)]
+        for _ in range(most):
+            sums.append(np.convolve(sums[-1], self.held))
+        return sums
+
+    def _rates(self, others: np.ndarray, capacity: int) -> tuple[float, float]:
+        """F and eps (docs/design.md) with one user more than `others`."""
+        k = np.arange(len(self.held))
+        exactly = np.zeros(capacity + 1)
+        exactly[: min(len(others), capacity + 1)] = others[: capacity + 1]
+        upto = np.cumsum(exactly)
+        left = capacity - k
+        fits = left >= 0
+        full = self.growths[fits] @ exactly[left[fits]]
+        no_room = 1 - self.prompt[fits] @ upto[left[fits]]
+        growth_over_prompt = self.growths.sum() / (self.prompt @ k)
+        blocked = np.convolve(others, self.held)[capacity + 1 :].sum()
+        return full + growth_over_prompt / 2 * no_room, blocked
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log(p / (1 - p)))
+
+
+def _crossing(rates: np.ndarray, limit: float, scale: Callable[[np.ndarray], np.ndarray]) -> float:
+    """rates[i] belongs to i + 1 users; interpolated between the last user below and the first above."""
+    above = int(np.argmax(rates > limit))
+    assert rates[above] > limit
+    assert above > 0
+    low, high, target = scale(np.clip([rates[above - 1], rates[above], limit], 1e-12, 1 - 1e-12))
+    return above + float((target - low) / (high - low))

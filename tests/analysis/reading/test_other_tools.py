@@ -1,0 +1,530 @@
+"""The results of other tools give the answer that our own rows of the same run give."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.capacity.__main__ import main
+from analysis.capacity.answer import recommend
+from analysis.reading.other_tools.results import read_results
+from analysis.reading.other_tools.server_metrics import read_metrics_dump
+from analysis.reading.runs import Run, find_runs, read_run
+from loadtest.errors import InputError
+from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
+from testing import other_tools as tools
+from testing.processes import ROOT
+from testing.virtual_runs import Plan, small_engine, write_run
+
+DATA = ROOT / "tests" / "data"
+SWEEP = (1, 2, 4, 8, 16, 20)
+Writer = Callable[[list[RequestRecord], Path], None]
+
+
+def guidellm_folder(rows: list[RequestRecord], folder: Path) -> None:
+    folder.mkdir()
+    tools.write_guidellm(rows, folder / "sweep.json")
+
+
+TOOLS: dict[str, Writer] = {
+    "guidellm": guidellm_folder,
+    "aiperf": tools.write_aiperf,
+    "vllm bench serve": tools.write_vllm_bench,
+}
+
+
+class Ours:
+    """A run of ours in virtual time: 128 blocks of 32, which preempt one in a hundred at 17 users."""
+
+    def __init__(self, folder: Path) -> None:
+        self.info: RunInfo = write_run(folder, small_engine(), Plan(levels=SWEEP))
+        self.run: Run = read_run(find_runs(folder)[0])
+        self.rows: list[RequestRecord] = tools.rows_of(folder)
+        first, *_ = scrapes = tools.scrapes_of(folder)
+        before = msgspec.structs.replace(first, unix_s=first.unix_s - 3.0)
+        self.scrapes: list[ServerSample] = [before, *scrapes]
+        self.answer: ModelAnswer = recommend([self.run], slo=Slo())
+
+    def level(self, users: int) -> list[RequestRecord]:
+        return [row for row in self.rows if row.level_users == users]
+
+    def write_metrics(self, folder: Path) -> None:
+        query = tools.range_query(self.scrapes, self.info)
+        (folder / "server_metrics.json").write_text(json.dumps(query))
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> Ours:
+    return Ours(tmp_path_factory.mktemp("reports") / "run")
+
+
+def refusal(path: Path, **options: Path) -> str:
+    with pytest.raises(InputError) as refused:
+        read_results(path, **options)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_sweep_of_another_tool_gives_the_answer_of_our_own_rows(ours, tool, tmp_path):
+    TOOLS[tool](ours.rows, tmp_path / "results")
+    ours.write_metrics(tmp_path / "results")
+    answer = recommend(read_results(tmp_path / "results"), slo=Slo())
+    assert not answer.refused
+    assert (answer.max_users, answer.estimate) == (ours.answer.max_users, ours.answer.estimate) == (16, 17)
+    assert answer.binding == ours.answer.binding == "kv_cache"
+    assert answer.interval_x == pytest.approx(ours.answer.interval_x, abs=0.1)
+    assert answer.memory.pool_tokens == ours.answer.memory.pool_tokens
+    assert answer.memory.gauge_tokens_per_user == pytest.approx(answer.memory.tokens_per_user, rel=0.02)
+    assert [level.users for level in answer.levels] == list(SWEEP)
+    for level, own in zip(answer.levels, ours.answer.levels, strict=True):
+        assert level.trusted, level.why_not
+        assert level.ttft_s.p50 == pytest.approx(own.ttft_s.p50, rel=0.03)
+        assert level.tpot_s.p50 == pytest.approx(own.tpot_s.p50, rel=0.02)
+        assert level.output_tok_s == pytest.approx(own.output_tok_s, rel=0.01)
+        assert level.kv_cache_usage == pytest.approx(own.kv_cache_usage, abs=0.01)
+        assert (level.chunk_gap_s.p95 is None) == (tool == "guidellm")
+    assert any("how late it was itself" in warning for warning in answer.warnings)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_only_the_server_can_tell_is_missing_without_its_metrics_and_never_0(ours, tool, tmp_path):
+    TOOLS[tool](ours.rows, tmp_path / "results")
+    assert main([str(tmp_path / "results")]) == 0
+    (model,) = _answer(tmp_path / "results").models
+    assert model.at_least
+    assert model.max_users == 20
+    assert model.memory.pool_tokens is None
+    for level in model.levels:
+        assert level.trusted
+        assert level.kv_cache_usage is level.preempted_fraction is level.kv_blocked_fraction is None
+    said = " ".join(model.warnings)
+    assert "Without server metrics there is no KV usage" in said
+    assert "The memory wall is missing" in said
+
+
+def _answer(folder: Path) -> Answer:
+    return msgspec.json.decode((folder / "capacity.json").read_bytes(), type=Answer)
+
+
+def test_a_pool_that_the_user_states_places_the_memory_wall_by_the_formula_alone(ours, tmp_path):
+    tools.write_vllm_bench(ours.rows, tmp_path / "v")
+    pool = ["--kv-cache-tokens", "4096", "--block-size", "32"]
+    assert main([str(tmp_path / "v"), *pool]) == 0
+    (model,) = _answer(tmp_path / "v").models
+    assert model.binding == "kv_cache"
+    assert model.estimate_x == pytest.approx(ours.answer.estimate_x, abs=1.0)
+    assert model.bounds[0].basis == "model"
+    assert any("rests on the formula alone" in warning for warning in model.warnings)
+
+
+# Pieces of real files.
+
+
+def test_a_real_file_of_vllm_bench_serve_is_read_without_its_role_chunk():
+    (run,) = read_results(DATA / "vllm_bench.json")
+    rows = run.requests
+    assert (run.info.run_id, run.info.model) == ("vllm_bench.json:concurrency@8", "Qwen3-1.7B")
+    assert rows.chunks.tolist() == rows.output_tokens.tolist() == [40, 40, 47, 59]
+    assert rows.prompt_tokens.tolist() == [198, 70, 108, 106]
+    assert rows.first_chunk_s[0] == pytest.approx(0.052776, abs=1e-6)
+    assert rows.last_chunk_s[0] == rows.end_s[0] == pytest.approx(0.722203, abs=1e-5)
+    assert len(rows.gap_s) == sum(tokens - 1 for tokens in (40, 40, 47, 59))
+    assert np.isnan(rows.first_answer_s).all()
+
+
+def test_a_real_file_of_guidellm_is_read_with_what_was_cut_off_as_cancelled():
+    (run,) = read_results(DATA / "guidellm.json")
+    rows = run.requests
+    assert run.info.schedule[0][2] == 4
+    assert rows.outcome.tolist().count(tuple(Outcome).index(Outcome.CANCELLED)) == 1
+    assert rows.output_tokens[rows.ok].tolist() == rows.chunks[rows.ok].tolist() == [70, 50, 46]
+    assert np.isnan(rows.output_tokens[~rows.ok]).all()
+    assert rows.first_chunk_s[0] == pytest.approx(0.030606, abs=1e-6)
+    assert len(rows.gap_s) == 0
+    assert any("chunk gaps (ITL) are missing" in warning for warning in run.warnings)
+
+
+def test_real_files_of_aiperf_are_read_with_the_metrics_that_lie_beside_them():
+    (run,) = read_results(DATA / "aiperf")
+    rows = run.requests
+    assert (run.info.schedule[0][2], run.info.host) == (4, "http://127.0.0.1:18731")
+    assert sorted(rows.prompt_tokens) == [54, 64, 65]
+    assert rows.sent_s[0] == pytest.approx(0.009229, abs=1e-6)  # the connection was made first
+    assert rows.first_chunk_s[0] == pytest.approx(0.037495, abs=1e-6)
+    assert (run.info.server.num_gpu_blocks, run.info.server.block_size) == (128, 32)
+    assert run.server.running.tolist() == [0, 1, 4]
+
+
+# What a format says otherwise, or not at all.
+
+
+def test_the_clock_of_vllm_bench_serve_is_set_by_the_requests_on_the_server(ours, tmp_path):
+    """Its file holds a date of whole seconds; here it was written up to two seconds after the end."""
+    tools.write_vllm_bench(ours.level(8), tmp_path / "v")
+    truth = min(row.start_unix_s for row in ours.level(8))
+    (alone,) = read_results(tmp_path / "v")
+    assert 0.7 <= alone.requests.start_unix_s.min() - truth <= 1.7
+    ours.write_metrics(tmp_path / "v")
+    (aligned,) = read_results(tmp_path / "v")
+    assert aligned.requests.start_unix_s.min() == pytest.approx(truth, abs=0.6)
+    assert np.isnan(aligned.server.generation_tokens_total).all()
+    assert any("tell the time to about a second" in warning for warning in aligned.warnings)
+
+
+def test_start_times_that_an_old_vllm_did_not_keep_are_rebuilt_from_the_queue(ours, tmp_path):
+    """Users begin within a tenth of a second and pause a millisecond; the queue knows neither."""
+    write_run(tmp_path / "run", small_engine(), Plan(levels=(8,), level_s=15.0, settle_s=0.0))
+    rows = tools.rows_of(tmp_path / "run")
+    tools.write_vllm_bench(rows, tmp_path / "new")
+    tools.write_vllm_bench(rows, tmp_path / "old", start_times=None, queue_times=None)
+    (new,), (old,) = read_results(tmp_path / "new"), read_results(tmp_path / "old")
+    assert len(old.requests) == len(new.requests) == len(rows) > 200
+    apart = np.sort(old.requests.start_unix_s) - np.sort(new.requests.start_unix_s)
+    assert np.ptp(apart) < 0.25
+    assert any("kept no start times" in warning for warning in old.warnings)
+    assert "does not say when its requests began" in refusal(_with(tmp_path, ours, request_rate="5.0"))
+
+
+def _with(folder: Path, ours: Ours, **changes: object) -> Path:
+    tools.write_vllm_bench(ours.level(4), folder / "changed", start_times=None, **changes)
+    return folder / "changed"
+
+
+def test_the_completions_endpoint_has_no_role_chunk(ours, tmp_path):
+    tools.write_vllm_bench(ours.level(4), tmp_path / "chat")
+    result = json.loads((tmp_path / "chat" / "c4.json").read_text())
+    result |= {"endpoint_type": "openai", "backend": "openai", "itls": [gaps[1:] for gaps in result["itls"]]}
+    (tmp_path / "c4.json").write_text(json.dumps(result))
+    (chat,), (plain,) = read_results(tmp_path / "chat"), read_results(tmp_path / "c4.json")
+    assert plain.requests.first_chunk_s.tolist() == chat.requests.first_chunk_s.tolist()
+    assert plain.requests.chunks.tolist() == chat.requests.chunks.tolist()
+    assert plain.requests.gap_s.tolist() == chat.requests.gap_s.tolist()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_failures_and_what_was_cut_off_keep_their_meaning(ours, tool, tmp_path):
+    rows = ours.level(4)
+    middle = len(rows) // 2
+    for number in range(middle, middle + 5):
+        rows[number] = _failed(rows[number], Outcome.HTTP_ERROR, 503)
+    if tool != "vllm bench serve":  # it waits for every request
+        rows[-1] = _failed(rows[-1], Outcome.CANCELLED, None)
+    TOOLS[tool](rows, tmp_path / "results")
+    (run,) = read_results(tmp_path / "results")
+    assert run.requests.with_outcome(Outcome.HTTP_ERROR).sum() == 5
+    assert (run.requests.http_status == 503).sum() == 5
+    assert run.requests.with_outcome(Outcome.CANCELLED).sum() == (tool != "vllm bench serve")
+    assert np.isnan(run.requests.first_chunk_s[~run.requests.ok]).all()
+    assert np.isnan(run.requests.output_tokens[~run.requests.ok]).all()
+    answer = recommend([run], slo=Slo())
+    assert answer.levels[0].errors == 5
+
+
+def _failed(row: RequestRecord, outcome: Outcome, status: int | None) -> RequestRecord:
+    return msgspec.structs.replace(
+        row, outcome=outcome, http_status=status, chunk_s=[], first_answer_s=None, output_tokens=None
+    )
+
+
+def test_token_counts_of_aiperfs_own_tokenizer_are_named(ours, tmp_path):
+    tools.write_aiperf(ours.level(4), tmp_path / "a")
+    (file,) = tmp_path.glob("a/*/profile_export.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        for name in ("usage_prompt_tokens", "usage_completion_tokens"):
+            del record["metrics"][name]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run,) = read_results(tmp_path / "a")
+    assert run.requests.output_tokens.tolist() == [1.0] * len(records)
+    assert any("--use-server-token-count" in warning for warning in run.warnings)
+
+
+def test_credentials_of_a_target_are_not_repeated(ours, tmp_path):
+    guidellm_folder(ours.level(4), tmp_path / "g")
+    assert main([str(tmp_path / "g" / "sweep.json")]) == 0
+    assert _answer(tmp_path / "g").models[0].host == "http://host:8000"
+    for name in ("capacity.json", "report.html", "report.md"):
+        assert "secret" not in (tmp_path / "g" / name).read_text()
+
+
+# Which files answer.
+
+
+def test_two_models_in_one_folder_are_two_answers(ours, tmp_path, capsys):
+    tools.write_vllm_bench(ours.level(4), tmp_path / "v")
+    tools.write_vllm_bench(ours.level(8), tmp_path / "v", model_id="other")
+    assert main([str(tmp_path / "v")]) == 0
+    assert [model.model for model in _answer(tmp_path / "v").models] == ["other", "tiny"]
+    capsys.readouterr()
+    assert main([str(tmp_path / "v"), "--run", "c4.json:concurrency@4"]) == 0
+    assert [model.model for model in _answer(tmp_path / "v").models] == ["tiny"]
+
+
+def test_two_workloads_in_one_folder_are_refused(ours, tmp_path):
+    tools.write_vllm_bench(ours.level(4), tmp_path / "v")
+    long = [msgspec.structs.replace(row, prompt_tokens=1000) for row in ours.level(8)]
+    tools.write_vllm_bench(long, tmp_path / "v")
+    assert "c8.json (concurrency@8) 1000: these are two workloads" in refusal(tmp_path / "v")
+
+
+def test_results_that_were_appended_to_one_file_are_levels_of_it(ours, tmp_path):
+    tools.write_vllm_bench(ours.level(4) + ours.level(8), tmp_path / "v")
+    both = "\n".join((tmp_path / "v" / f"c{users}.json").read_text() for users in (4, 8))
+    (tmp_path / "both.json").write_text(both)
+    runs = read_results(tmp_path / "both.json")
+    assert [run.info.schedule[0][2] for run in runs] == [4, 8]
+
+
+def test_open_loops_are_shown_and_refused_and_left_out_beside_levels(ours, tmp_path, capsys):
+    folder = tmp_path / "g"
+    folder.mkdir()
+    rate = tools.guidellm_benchmark(8, ours.level(8), type_="constant", rate=5.0)
+    report = {"metadata": {"version": 2}, "benchmarks": [rate]}
+    (folder / "sweep.json").write_text(json.dumps(report))
+    assert main([str(folder)]) == 3
+    assert "This is an open loop" in capsys.readouterr().out
+    assert _answer(folder).models[0].open_loop
+    report["benchmarks"] = [rate, tools.guidellm_benchmark(4, ours.level(4))]
+    (folder / "sweep.json").write_text(json.dumps(report))
+    assert main([str(folder)]) == 0
+    (model,) = _answer(folder).models
+    assert [level.users for level in model.levels] == [4]
+    assert any("Left out" in one and "sweep.json (constant@5)" in one for one in model.warnings)
+
+
+# Files that cannot answer: one sentence, exit code 2.
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_file_that_was_cut_off_is_named(ours, tool, tmp_path, capsys):
+    TOOLS[tool](ours.level(4), tmp_path / "r")
+    (file,) = (path for path in tmp_path.glob("r/**/*.json*") if path.stat().st_size > 10_000)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    assert main([str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert f"{file} is not whole JSON" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is not whole JSON"),
+        ("[1, 2]", "is not a result that can be read"),
+        ('{"hello": 1}', "is not a result that can be read"),
+        ('{"metadata": {}, "benchmarks": []}', "holds no benchmark"),
+        (
+            '{"metadata": {}, "benchmarks": [{"args": {}}]}',
+            "does not have the form of the supported versions",
+        ),
+        ('{"aiperf_version": "0.13.0", "input_config": {}}', "name the profile_export.jsonl beside it"),
+        (
+            '{"model_id": "m", "duration": 1, "completed": 1, "date": "d", "request_rate": 1}',
+            "--save-detailed",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_in_a_sentence(content, said, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    file.write_text(content)
+    assert main([str(file)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "capacity.json").exists()
+
+
+def test_benchmarks_without_a_request_are_refused(tmp_path, ours):
+    report = {"metadata": {}, "benchmarks": [tools.guidellm_benchmark(4, [])]}
+    (tmp_path / "g.json").write_text(json.dumps(report))
+    assert refusal(tmp_path / "g.json") == "No request was made in g.json (concurrent@4)."
+    nothing = {"ttfts": [], "itls": [], "input_lens": [], "output_lens": [], "errors": []}
+    nothing |= {"start_times": [], "queue_times": []}
+    tools.write_vllm_bench(ours.level(4), tmp_path / "v", **nothing)
+    assert refusal(tmp_path / "v" / "c4.json").endswith("holds no request.")
+
+
+def test_lists_of_several_lengths_are_refused(ours, tmp_path):
+    tools.write_vllm_bench(ours.level(4), tmp_path / "v", errors=[""])
+    assert "its lists are of several lengths" in refusal(tmp_path / "v")
+
+
+def test_the_older_form_of_aiperfs_summary_is_read(ours, tmp_path):
+    tools.write_aiperf(ours.level(4), tmp_path / "a")
+    (file,) = tmp_path.glob("a/*/profile_export_aiperf.json")
+    config = {"endpoint": {"model_names": ["tiny"], "url": "host:8000"}, "loadgen": {"concurrency": 4}}
+    file.write_text(json.dumps({"input_config": config}))
+    (run,) = read_results(tmp_path / "a")
+    assert (run.info.model, run.info.host, run.info.schedule[0][2]) == ("tiny", "host:8000", 4)
+
+
+def test_a_sample_of_the_requests_is_refused(ours, tmp_path):
+    benchmark = tools.guidellm_benchmark(4, ours.level(4))
+    del benchmark["requests"]["successful"][10:]
+    (tmp_path / "g.json").write_text(json.dumps({"metadata": {}, "benchmarks": [benchmark]}))
+    assert "keeps 10 of" in refusal(tmp_path / "g.json")
+
+
+def test_records_of_aiperf_without_their_summary_are_refused(ours, tmp_path):
+    tools.write_aiperf(ours.level(4), tmp_path / "a")
+    (file,) = tmp_path.glob("a/*/profile_export.jsonl")
+    file.with_name("profile_export_aiperf.json").unlink()
+    assert "profile_export_aiperf.json must lie beside it" in refusal(file)
+
+
+def test_a_folder_of_other_things_holds_no_run(tmp_path):
+    (tmp_path / "notes.json").write_text("{}")
+    assert "holds no run" in refusal(tmp_path)
+
+
+def test_all_requests_failed_is_a_refusal_of_the_data(ours, tmp_path, capsys):
+    tools.write_vllm_bench([_failed(row, Outcome.HTTP_ERROR, 503) for row in ours.level(4)], tmp_path / "v")
+    assert main([str(tmp_path / "v")]) == 3
+    assert "No request succeeded" in capsys.readouterr().out
+
+
+# Dumps of the server's metrics.
+
+
+def _federated(ours: Ours) -> str:
+    """As /federate writes them: each line with its own time, in milliseconds."""
+    lines = []
+    for page in tools.scrape_text(ours.scrapes, ours.info).split("# 1")[1:]:
+        stamp, *rest = page.splitlines()
+        at = round(1e3 * float("1" + stamp))
+        lines += [line if line.startswith("#") else f"{line} {at}" for line in rest]
+    return "\n".join(lines)
+
+
+def _iso(ours: Ours) -> str:
+    text = tools.scrape_text(ours.scrapes, ours.info, stamp="=== {} ===")
+    return "\n".join(
+        f"=== {np.datetime64(round(1e3 * float(line[4:-4])), 'ms')}Z ===" if line.startswith("===") else line
+        for line in text.splitlines()
+    )
+
+
+DUMPS: dict[str, Callable[[Ours], str]] = {
+    "range query": lambda ours: json.dumps(tools.range_query(ours.scrapes, ours.info), indent=1),
+    "a query for each metric": lambda ours: "\n".join(
+        json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [one]}})
+        for one in tools.range_query(ours.scrapes, ours.info)["data"]["result"]
+    ),
+    "scrapes": lambda ours: tools.scrape_text(ours.scrapes, ours.info),
+    "scrapes after plain times": lambda ours: tools.scrape_text(ours.scrapes, ours.info, stamp="{}"),
+    "scrapes after ISO times": _iso,
+    "federate": _federated,
+}
+
+
+@pytest.mark.parametrize("kind", DUMPS)
+def test_every_form_of_dump_says_the_same(ours, kind, tmp_path):
+    (tmp_path / "dump").write_text(DUMPS[kind](ours))
+    dump = read_metrics_dump(tmp_path / "dump")
+    rows = dump.rows("tiny")
+    assert [round(row.unix_s, 3) for row in rows] == [round(one.unix_s, 3) for one in ours.scrapes]
+    for field in tools.GAUGES.values():
+        assert [getattr(row, field) for row in rows] == [getattr(one, field) for one in ours.scrapes]
+    assert dump.models() == ["tiny"]
+    info = dump.info()
+    assert (info.num_gpu_blocks, info.block_size, info.kv_cache_tokens) == (128, 32, 4096)
+
+
+def test_aiperfs_own_scrapes_are_found_and_tell_the_pool_and_the_preemptions(ours, tmp_path):
+    tools.write_aiperf(ours.rows, tmp_path / "a")
+    (tmp_path / "a" / "server_metrics_export.jsonl").write_text(tools.aiperf_scrapes(ours.scrapes))
+    (tmp_path / "a" / "server_metrics_export.json").write_text(json.dumps(tools.aiperf_cache(ours.info)))
+    answer = recommend(read_results(tmp_path / "a"), slo=Slo())
+    assert (answer.max_users, answer.binding) == (ours.answer.max_users, "kv_cache")
+    assert answer.memory.preempted_fraction_shift is not None
+    assert not any("scrape" in warning for warning in answer.warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"status": "success", "data": {"resultType": "vector", "result": []}}', "query_range"),
+        ('{"status": "error", "error": "bad"}', "is not the result of Prometheus' query_range"),
+        ('{"capacity": 1}', "is not the result of Prometheus' query_range"),
+        ('{"status": "success", "data": {"resultType": "ma', "is not whole JSON"),
+        ('{"status": "success", "data": {"resultType": "matrix", "result": []}}', "holds no metric of vLLM"),
+        ("1800000000\nup 1\n", "holds no metric of vLLM"),
+        ("vllm:num_requests_running 1\n", "does not say when it was scraped"),
+        ("2027-01-01 00:00:00\nvllm:num_requests_running 1\n", "has times without a zone"),
+        ("1800000000\n" + 2 * "vllm:num_requests_running 1\n", "more than one scrape for the time"),
+        ("1800000000\nvllm:num_requests_running{ 1\n", "is not what /metrics writes"),
+    ],
+)
+def test_a_dump_of_another_kind_is_refused_in_a_sentence(ours, content, said, tmp_path, capsys):
+    guidellm_folder(ours.level(4), tmp_path / "g")
+    dump = tmp_path / "dump"
+    dump.write_text(content)
+    assert main([str(tmp_path / "g"), "--server-metrics", str(dump)]) == 2
+    assert said in capsys.readouterr().err
+    dump.unlink()
+    assert main([str(tmp_path / "g"), "--server-metrics", str(dump)]) == 2
+
+
+def test_a_dump_of_another_time_or_of_other_models_does_not_belong_to_the_results(ours, tmp_path):
+    guidellm_folder(ours.level(4), tmp_path / "g")
+    later = [msgspec.structs.replace(one, unix_s=one.unix_s + 1e5) for one in ours.scrapes]
+    file = tmp_path / "dump.json"
+    file.write_text(json.dumps(tools.range_query(later, ours.info)))
+    assert "does not belong to sweep.json (concurrent@4)" in refusal(tmp_path / "g", server_metrics=file)
+    named = [tools.range_query(ours.scrapes, ours.info, model_name=name) for name in ("a", "b")]
+    file.write_text("\n".join(map(json.dumps, named)))
+    assert "is of the models a, b, the results are of tiny" in refusal(tmp_path / "g", server_metrics=file)
+    file.write_text(json.dumps(named[0]))
+    (run,) = read_results(tmp_path / "g", server_metrics=file)
+    assert any("The server metrics are of a" in warning for warning in run.warnings)
+
+
+def test_replicas_are_added_up_on_one_grid_and_refused_on_two(ours, tmp_path):
+    guidellm_folder(ours.level(4), tmp_path / "g")
+    file = tmp_path / "dump.json"
+    two = [tools.range_query(ours.scrapes, ours.info, instance=name) for name in ("a:8000", "b:8000")]
+    file.write_text("\n".join(map(json.dumps, two)))
+    (run,) = read_results(tmp_path / "g", server_metrics=file)
+    (one,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
+    assert (run.server.engines, one.server.engines) == (2, 1)
+    assert run.server.running.tolist() == (2 * one.server.running).tolist()
+    assert run.server.kv_cache_usage.tolist() == one.server.kv_cache_usage.tolist()
+    apart = [msgspec.structs.replace(one, unix_s=one.unix_s + 0.3) for one in ours.scrapes]
+    two[1] = tools.range_query(apart, ours.info, instance="b:8000")
+    file.write_text("\n".join(map(json.dumps, two)))
+    assert "cannot be added up" in refusal(tmp_path / "g", server_metrics=file)
+
+
+def _dump(ours: Ours, folder: Path, *, every: int = 1) -> Path:
+    file = folder / "one.json"
+    file.write_text(json.dumps(tools.range_query(ours.scrapes, ours.info, every=every)))
+    return file
+
+
+def test_counts_of_tokens_are_compared_only_where_scrapes_lie_close_to_the_ends(ours, tmp_path):
+    """Prometheus' usual 15 seconds and more: the counter also holds what other levels made."""
+    guidellm_folder(ours.level(4), tmp_path / "g")
+    (close,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
+    (rare,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path, every=15))
+    assert not np.isnan(close.server.generation_tokens_total).any()
+    assert np.isnan(rare.server.generation_tokens_total).all()
+    assert any("No scrape lies shortly before and after" in warning for warning in rare.warnings)
+    assert recommend([rare], slo=Slo()).levels[0].trusted
+
+
+def test_foreign_tokens_on_the_server_make_a_level_untrusted(ours, tmp_path):
+    guidellm_folder([row for number, row in enumerate(ours.level(4)) if number % 10], tmp_path / "g")
+    (run,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
+    (level,) = recommend([run], slo=Slo()).levels
+    assert any("tokens disagree" in why for why in level.why_not)
+
+
+def test_metrics_of_another_tool_do_not_go_with_runs_of_ours(ours, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "docs" / "example-run", run)
+    assert main([str(run), "--server-metrics", str(_dump(ours, tmp_path))]) == 2
+    assert "--server-metrics goes with the results of other tools" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""What a person reads: the answer first, whole words, nothing from outside the file."""
+
+import io
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.capacity.answer import recommend
+from analysis.reading.runs import find_runs, read_run
+from analysis.reporting import capacity as report
+from analysis.reporting import figures as plots
+from analysis.reporting.console import PLAIN_WIDTH
+from analysis.reporting.numbers import milliseconds, percent
+from loadtest.errors import InputError
+from loadtest.record import Slo
+from testing.virtual_runs import Plan, small_engine, write_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> ModelAnswer:
+    folder = tmp_path_factory.mktemp("reports") / "run"
+    write_run(folder, small_engine(), Plan(levels=(2, 8, 16, 20), level_s=20.0))
+    return recommend([read_run(found) for found in find_runs(folder)], slo=Slo())
+
+
+def answer_of(*models: ModelAnswer) -> Answer:
+    return Answer(generated_unix_s=1.8e9, confidence=0.9, slo=Slo(), models=list(models))
+
+
+def shown(answer: Answer, *, width: int = PLAIN_WIDTH, terminal: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    report.show(answer, folder=Path("reports"), console=console)
+    return out.getvalue()
+
+
+def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
+    lines = shown(answer_of(model)).strip().splitlines()
+    assert re.fullmatch(r"tiny: 1[5-7] users", lines[0].strip())
+    assert re.search(
+        r"Best estimate 1[67]: 90 % sure that the limit lies between 1\d and 1\d users", lines[1]
+    )
+    assert "Limited by GPU memory for the KV cache" in lines[2]
+    assert "What would raise the estimate of" in "\n".join(lines[3:7])
+
+
+def test_the_terminal_shows_each_level_and_no_column_is_cut(model):
+    assert re.search(r"tokens/s +req/s .*blocked +errors +trusted", shown(answer_of(model)))
+    text = shown(answer_of(model), width=80, terminal=True)
+    assert re.search(r"tokens/s .*preempted +trusted", text)
+    assert "…" not in text
+    for level in model.levels:
+        assert re.search(rf"^ +{level.users} +{level.n:,} ", text, re.MULTILINE)
+
+
+def test_a_refusal_says_why_and_shows_no_number(model):
+    refused = msgspec.structs.replace(
+        model, refused=True, max_users=None, estimate=None, interval=None, reasons=["Too few requests."]
+    )
+    text = shown(answer_of(refused))
+    assert "No answer" in text
+    assert "Too few requests." in text
+    page = report.html(answer_of(refused), [{}])
+    assert "Too few requests." in page
+
+
+def test_at_least_is_said_when_nothing_broke(model):
+    open_ended = msgspec.structs.replace(
+        model, at_least=True, estimate=None, interval=(16, None), max_users=16
+    )
+    assert report.headline(open_ended) == "At least 16 users"
+    assert "run higher levels" in report.certainty(open_ended, confidence=0.9)
+
+
+def test_the_page_is_self_contained_and_knows_dark_and_print(model):
+    page = report.html(answer_of(model), [plots.figures(model, Slo())])
+    assert not re.search(r"""(src|href)=["'](?!#)""", page)
+    assert "@import" not in page
+    assert "url(http" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert page.count("<svg") == 5
+    assert "None" not in page
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).replace("maintenance", "")
+
+
+def test_names_from_outside_cannot_break_the_page(model):
+    evil = msgspec.structs.replace(model, model="<script>alert(1)</script>", host="http://a&b")
+    page = report.html(answer_of(evil), [{}])
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_two_models_write_figures_under_their_own_names(model, tmp_path):
+    other = msgspec.structs.replace(model, model="org/other model")
+    report.write(answer_of(model, other), folder=tmp_path)
+    assert (tmp_path / "tiny-memory.svg").exists()
+    assert (tmp_path / "org-other-model-memory.svg").exists()
+    text = (tmp_path / "report.md").read_text()
+    assert "## tiny: " in text
+    assert "(org-other-model-walls.svg)" in text
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(model, tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        report.write(answer_of(model), folder=tmp_path / "missing")
+
+
+def test_figures_are_the_same_each_time_and_wear_the_pages_colours(model):
+    once, twice = plots.figures(model, Slo()), plots.figures(model, Slo())
+    assert once == twice
+    assert set(once) == {"memory", "walls", "ttft", "tpot", "throughput"}
+    assert all("var(--blue, #0f62a8)" in figure for figure in once.values() if "memory" in figure)
+
+
+def test_gpu_memory_is_drawn_only_where_it_is_known(model):
+    memory = msgspec.structs.replace(model.memory, vram_base_bytes=4 * 2**30)
+    assert "vram" in plots.figures(msgspec.structs.replace(model, memory=memory), Slo())
+    assert "vram" not in plots.figures(model, Slo())
+
+
+def test_missing_values_are_a_dash_and_small_ones_keep_their_digits():
+    assert milliseconds(None) == "–"
+    assert milliseconds(0.00123) == "1.2"
+    assert milliseconds(1.5) == "1,500"
+    assert percent(None) == "–"
+    assert percent(0.0064) == "0.64 %"
+    assert percent(0.0) == "0 %"
