@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.architectures import parse_config as parse_config
-from loadtest.model.quantisation import UnsupportedModelError as UnsupportedModelError
-from loadtest.model.quantisation import dtype_bytes as dtype_bytes
+from loadtest.model.quantisation import UnsupportedModelError, dtype_bytes
 from loadtest.model.tensors import AttentionCache, StateCache
 from loadtest.model.weights import pipeline_stages
 

@@ -6,10 +6,7 @@ Layers come from loadtest/architectures.py; what start-up takes beside them from
 import math
 from dataclasses import dataclass
 
-from loadtest.model.architectures import parse_config as parse_config
 from loadtest.model.kv_cache import KvLayout
-from loadtest.model.quantisation import UnsupportedModelError as UnsupportedModelError
-from loadtest.model.quantisation import dtype_bytes as dtype_bytes
 from loadtest.units import GIB
 
 

@@ -100,7 +100,7 @@ def test_a_trace_is_read_from_its_first_request_in_the_order_of_time(
         ("", "holds no requests"),
         ("time_s,prompt,output\n1,2\n", "line 2: not a time"),
         ("time_s,prompt,output\nsoon,2,3\n", "line 2: not a time"),
-        ('{"timestamp": 1}\n', "line 1: not a line of a trace"),
+        ('{"timestamp": 1}\n', "line 1: not a request of a trace"),
     ],
 )
 def test_a_bad_trace_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
