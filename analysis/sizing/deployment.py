@@ -119,10 +119,10 @@ class PlannedDeployment:
         )
         return self.calibration.apply(found) if self.calibration else found
 
-    def most_blocks(self, max_model_len: int | None = None) -> int:
+    def max_blocks(self, max_model_len: int | None = None) -> int:
         """Of one request at max_model_len, as vLLM's "Maximum concurrency" reckons."""
         batches = 2 if self.version >= ASYNC_FROM else 1
-        return self.layout().most_blocks(
+        return self.layout().max_blocks(
             max_model_len or self.max_model_len, in_flight=batches * self.max_num_batched_tokens
         )
 
@@ -185,7 +185,7 @@ def _spread(deployment: PlannedDeployment, found: StartupOverheads, pool: Memory
 
 def max_concurrency(deployment: PlannedDeployment, blocks: int) -> float:
     """What vLLM's log line says: requests of max_model_len tokens that the pool holds at once, at worst."""
-    return blocks / deployment.most_blocks()
+    return blocks / deployment.max_blocks()
 
 
 def pool_tokens(deployment: PlannedDeployment, band: PoolBand) -> Band:
@@ -210,7 +210,7 @@ def longest_context(deployment: PlannedDeployment, blocks: int) -> int:
     low, high = 0, deployment.shape.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if deployment.most_blocks(middle) <= blocks - 1 else (low, middle - 1)
+        low, high = (middle, high) if deployment.max_blocks(middle) <= blocks - 1 else (low, middle - 1)
     return low
 
 

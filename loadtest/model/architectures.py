@@ -1,6 +1,6 @@
-"""A Hugging Face config.json -> the tensors and the KV caches of every layer. Knows no GPU and no bytes.
+"""Reads a Hugging Face config.json into the tensors and KV caches of every layer. Knows no GPU and no bytes.
 
-Counts what vLLM loads, exactly. A layout that is not in the tables below is refused by name, never guessed.
+Counts exactly what vLLM loads. A layout that is not in the tables below is refused by name, never guessed.
 """
 
 import functools
@@ -39,7 +39,7 @@ from loadtest.model.vision import vision_tower
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """What of a config.json decides memory. Heads and layers are those of the whole model."""
+    """The parts of a config.json that decide memory use. Heads and layers are those of the whole model."""
 
     model_type: str
     num_heads: int
@@ -49,22 +49,24 @@ class ModelShape:
     dtype: str
     layers: tuple[Layer, ...]
     before: tuple[Tensor, ...]
-    """On the first pipeline stage: embeddings (and a vision tower)."""
+    """Tensors of the first pipeline stage: embeddings and a vision tower."""
     after: tuple[Tensor, ...]
-    """On the last pipeline stage: norm and head. A tied head is a second copy only when stages differ."""
+    """Tensors of the last pipeline stage: norm and head. A tied head is a second copy only with several
+    stages."""
     tie_word_embeddings: bool
     mlp_width: int
-    """Widest dense MLP of a layer; 0 where all are experts."""
+    """Width of the widest dense MLP; 0 where all MLPs are experts."""
     expert_width: int
+    """Width of the widest expert; 0 for a dense model."""
     experts_per_token: int
-    """Routed ones; 0 for a dense model."""
+    """Routed experts per token; 0 for a dense model."""
     active_parameters: int
-    """Of a token's forward: experts that are not chosen left out, embeddings too."""
+    """Parameters used for one token: without embeddings and without experts that are not chosen."""
     rotary_elements: int
-    """Of the tables of rotary positions that are kept beside the weights."""
+    """Elements of the tables of rotary positions, which vLLM keeps beside the weights."""
     quantisation: Quantisation | None
     uncounted: tuple[str, ...] = ()
-    """Parts of the model that are loaded but not counted, in words."""
+    """Names of parts that vLLM loads and that are not counted here."""
 
     @property
     def num_layers(self) -> int:
@@ -77,13 +79,13 @@ def parse_config(
     quantization: str | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> ModelShape:
-    """Reads a parsed config.json. `quantization` is vLLM's flag; `extra` a parsed hf_quant_config.json.
+    """Reads a parsed config.json. `quantization` is vLLM's flag, `extra` a parsed hf_quant_config.json.
 
     Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
     """
     text, family = _text_part(config)
     keys = ConfigKeys(text, family.defaults)
-    layers = tuple(_layer(keys, family, place) for place in range(keys.integer("num_hidden_layers")))
+    layers = tuple(_layer(keys, family, index) for index in range(keys.integer("num_hidden_layers")))
     vision, uncounted = vision_tower(config, keys)
     tied = keys.flag("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))
     hidden, vocab = keys.integer("hidden_size"), keys.integer("vocab_size")
@@ -105,8 +107,8 @@ def parse_config(
         mlp_width=_mlp_width(layers),
         expert_width=_expert_width(layers),
         experts_per_token=_experts_per_token(keys, layers),
-        active_parameters=_active(keys, layers) + vocab * hidden,
-        rotary_elements=_rotary(keys),
+        active_parameters=_active_parameters(keys, layers) + vocab * hidden,
+        rotary_elements=_rotary_elements(keys),
         quantisation=parse_quantisation(declared, quantization),
         uncounted=uncounted,
     )
@@ -220,7 +222,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "granitemoehybrid": _family(mixer=granite_hybrid, mlp=granite_experts),
 }
 
-# Multimodal models: what the text part is when it does not say so itself.
+# Multimodal models: the type of their text part where the config does not state it.
 WRAPPERS = {
     "gemma3": "gemma3_text",
     "mistral3": "mistral",
@@ -268,13 +270,13 @@ def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Mode
 
 
 def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) -> None:
-    """Keys that change the layout and that the family's builder would not read."""
+    """Refuses keys that change the layout and that the family's builders do not read."""
     latent = text.get("kv_lora_rank") is not None
     window = text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
     refusals = {
         "multi-head latent attention": latent and family.mixer is not latent_attention,
         "a sparse attention index": text.get("index_topk") is not None,
-        "a window that its family does not have": window
+        "a sliding window that models of its type do not have": window
         and family.slides is None
         and not text.get("layer_types"),
         "cross-attention layers": bool(text.get("cross_attention_layers")),
@@ -286,15 +288,15 @@ def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) 
             )
 
 
-def _layer(keys: ConfigKeys, family: ModelFamily, place: int) -> Layer:
-    tensors, caches = family.mixer(keys, family, place)
+def _layer(keys: ConfigKeys, family: ModelFamily, index: int) -> Layer:
+    tensors, caches = family.mixer(keys, family, index)
     count = family.norms if family.norm_weight else 0
     tensors = [
         *tensors,
-        *family.mlp(keys, family, place),
+        *family.mlp(keys, family, index),
         *norm_tensors("layernorms", keys.hidden, count, bias=family.norm_bias),
     ]
-    prefix = f"model.layers.{place}."
+    prefix = f"model.layers.{index}."
     named = (replace(tensor, name=prefix + tensor.name) for tensor in tensors)
     return Layer(tensors=tuple(named), caches=tuple(caches))
 
@@ -304,13 +306,19 @@ def _all_tensors(layers: Sequence[Layer]) -> list[Tensor]:
 
 
 def _mlp_width(layers: Sequence[Layer]) -> int:
-    dense = [one.columns for one in _all_tensors(layers) if one.count == 1 and one.name.endswith("down_proj")]
+    dense = [
+        tensor.columns
+        for tensor in _all_tensors(layers)
+        if tensor.count == 1 and tensor.name.endswith("down_proj")
+    ]
     return max(dense, default=0)
 
 
 def _expert_width(layers: Sequence[Layer]) -> int:
     experts = [
-        one.columns for one in _all_tensors(layers) if one.count > 1 and one.name.endswith("down_proj")
+        tensor.columns
+        for tensor in _all_tensors(layers)
+        if tensor.count > 1 and tensor.name.endswith("down_proj")
     ]
     return max(experts, default=0)
 
@@ -319,33 +327,34 @@ def _experts_per_token(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
     return keys.integer("num_experts_per_tok", "moe_topk") if _expert_width(layers) else 0
 
 
-def _active(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
+def _active_parameters(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
     chosen = _experts_per_token(keys, layers)
     return sum(
-        one.rows * one.columns * (min(one.count, chosen) if one.expert else one.count)
-        for one in _all_tensors(layers)
+        tensor.rows * tensor.columns * (min(tensor.count, chosen) if tensor.expert else tensor.count)
+        for tensor in _all_tensors(layers)
     )
 
 
 def _dtype(*configs: Mapping[str, object]) -> str:
+    """The type stated by the first of `configs` that states one."""
     for config in configs:
-        found = config.get("dtype") or config.get("torch_dtype")
-        if found:
-            return str(found).removeprefix("torch.")
+        stated = config.get("dtype") or config.get("torch_dtype")
+        if stated:
+            return str(stated).removeprefix("torch.")
     return "float32"
 
 
-def _rotary(keys: ConfigKeys) -> int:
-    """Rows of cosines and sines for every position, which linear and dynamic scaling multiply (vLLM's
-    rotary_embedding); models with a base of their own for windows keep two tables."""
+def _rotary_elements(keys: ConfigKeys) -> int:
+    """Counts cosines and sines for every position; linear and dynamic scaling multiply the positions (vLLM's
+    rotary_embedding). Models with a second base for windows keep two tables."""
     if "rope" in str(keys.get("position_embedding_type") or "rope"):
         scaling = keys.get("rope_scaling")
         known = scaling if isinstance(scaling, Mapping) else {}
         kind, factor = known.get("rope_type", known.get("type")), known.get("factor")
         stretch = float(factor) if kind in ("linear", "dynamic") and isinstance(factor, int | float) else 1.0
-        share = keys.get("partial_rotary_factor")
+        partial = keys.get("partial_rotary_factor")
         width = keys.integer("qk_rope_head_dim", default=keys.head_dim)
-        width = int(width * share) if isinstance(share, float) else width
+        width = int(width * partial) if isinstance(partial, float) else width
         positions = keys.integer("max_position_embeddings", default=2048)
         tables = 1 + (keys.get("rope_local_base_freq") is not None)
         return round(positions * width * (stretch + tables - 1))

@@ -1,4 +1,4 @@
-"""Cards: memory as the driver reports it, bandwidth and FLOP/s of the data sheets. Knows no model."""
+"""GPUs: memory as the driver reports it, bandwidth and FLOP/s of the data sheets. Knows no model."""
 
 import re
 from dataclasses import dataclass
@@ -8,21 +8,22 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A card. Memory is what the driver reports, not what the box says."""
+    """One type of GPU. Its memory is what the driver reports, not the nominal size."""
 
     name: str
     vram_bytes: int
     bandwidth_bytes_s: float
     flops_s: float
-    """16-bit, dense, from the data sheet."""
+    """Dense 16-bit FLOP/s of the data sheet."""
     flops_8bit_s: float | None = None
-    """FP8 (or INT8 where there is no FP8), dense; None where 8 bits are not faster."""
+    """Dense FP8 FLOP/s (INT8 where there is no FP8); None where 8 bits are not faster than 16."""
     full_graphs: bool = True
-    """Whether vLLM captures whole decode steps in CUDA graphs; from compute capability 8.0 on."""
+    """Whether vLLM captures whole decode steps in CUDA graphs, as from compute capability 8.0 on."""
     big_buffers: bool = False
-    """Datacentre cards whose all-reduce gets workspaces of GiB (see loadtest/startup.py)."""
+    """Whether vLLM gives the all-reduce workspaces of several GiB, as on recent datacentre GPUs (see
+    `startup`)."""
     vram_sd_bytes: float = 0.05 * GIB
-    """How much drivers and variants differ."""
+    """Standard deviation of the memory over drivers and variants."""
 
 
 def _gpu(
@@ -84,7 +85,8 @@ _MODEL = re.compile(
 
 
 def find_gpu(name: str) -> Gpu:
-    """Loosely: "T4", "h100", "rtx4090", "NVIDIA L4", "A100-SXM4-40GB". Raises ValueError with the names."""
+    """Finds a GPU by a name such as "T4", "h100", "rtx4090" or "A100-SXM4-40GB". Raises ValueError, with the
+    known names in the message."""
     text = name.lower().replace("_", " ")
     match = _MODEL.search(text)
     if match is None:

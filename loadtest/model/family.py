@@ -1,4 +1,4 @@
-"""TODO."""
+"""Model families: how the models of one model_type are built, and the keys of their config.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,21 @@ from loadtest.model.tensors import Cache, Tensor
 
 
 class ConfigKeys:
-    """A config.json's keys, with the defaults of its family. Knows how to complain."""
+    """The keys of a config.json, with the defaults of its family. A missing or malformed key raises
+    UnsupportedModelError."""
 
     def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self._config, self._defaults = config, defaults
         self.model_type = str(config.get("model_type"))
 
     def get(self, name: str) -> object:
-        """None where neither the file nor the family has it."""
+        """The value of a key; None where neither the file nor the family has it."""
         value = self._config.get(name)
         return self._defaults.get(name) if value is None else value
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """The first of `names` that is present. Booleans are not integers here."""
+        """The whole number of the first key in `names` that is present. A boolean is not a whole number
+        here."""
         for name in names:
             value = self.get(name)
             if value is None:
@@ -40,7 +42,7 @@ class ConfigKeys:
         return bool(default if value is None else value)
 
     def bias(self, rule: str | bool) -> bool:
-        """A constant, or the key that says so."""
+        """Resolves a family's bias: a constant, or the name of the key that holds it."""
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def items(self, name: str) -> Sequence[object]:
@@ -70,7 +72,8 @@ Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """How the models of one model_type are built. A bias is a constant or the key that says so."""
+    """How the models of one model_type are built. A bias is a constant or the name of the key that holds
+    it."""
 
     mixer: Mixer
     mlp: Mlp
@@ -81,16 +84,16 @@ class ModelFamily:
     gated: bool = True
     gated_query: bool = False
     norms: int = 2
-    """Of the hidden size, a layer."""
+    """Norms of the hidden size in one layer."""
     norm_bias: bool = False
     norm_weight: bool = True
     qk_norm: Literal["", "head", "full"] = ""
-    """"head": of a head's size, for queries and for keys; "full": of all heads."""
+    """Norms of queries and keys: "head" has the size of one head, "full" of all heads."""
     qk_norm_key: str = ""
-    """The key that switches it on; always on without one."""
+    """The key that switches `qk_norm` on; without a key it is always on."""
     sinks: bool = False
     slides: Callable[[ConfigKeys, int], bool] | None = None
     tied: bool = False
-    """What an absent tie_word_embeddings means."""
+    """The value of tie_word_embeddings where the key is absent."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """What the family's configuration class fills in for an absent key."""
+    """Values that the family's configuration class has for absent keys."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The KV cache of a model on one GPU, in bytes and in vLLM's blocks. Knows no memory budget."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloa
 
 
 def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
-    """Of one element of the cache. Raises UnsupportedModelError for packed types."""
+    """Bytes of one element of the cache. Raises UnsupportedModelError for packed types."""
     if kv_dtype in (None, "auto"):
         return dtype_bytes(dtype)
     if kv_dtype not in KV_DTYPES:
@@ -26,26 +26,26 @@ def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
 def kv_bytes_per_token(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, kv_dtype: str | None = None, pp: int = 1
 ) -> int | None:
-    """Bytes that each further token of a request takes on one GPU, of the stage with most layers:
-    2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the latent of MLA, undivided.
+    """Bytes that each further token of a request takes on one GPU of the stage with most layers:
+    2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the whole latent vector of MLA.
 
-    `dtype` is the model's, `kv_dtype` the cache's. None where windows leave no single figure; of hybrids the
-    layers with attention count, the recurrent state is `KvLayout.fixed_blocks`.
+    `dtype` is the type of the model, `kv_dtype` of the cache. None where windows leave no single figure. In a
+    hybrid only layers with attention count; for the recurrent state see `KvLayout.fixed_blocks`.
     """
     caches = [cache for layer in shape.layers for cache in layer.caches]
-    if any(isinstance(one, AttentionCache) and one.kind in ("window", "chunk") for one in caches):
+    if any(isinstance(cache, AttentionCache) and cache.kind in ("window", "chunk") for cache in caches):
         return None
     width = kv_dtype_bytes(kv_dtype, dtype or shape.dtype)
-    of_stages = [
+    stage_bytes = [
         sum(
             _token_bytes(cache, tp, width)
-            for place in places
-            for cache in shape.layers[place].caches
+            for index in stage
+            for cache in shape.layers[index].caches
             if isinstance(cache, AttentionCache)
         )
-        for places in pipeline_stages(shape.num_layers, pp)
+        for stage in pipeline_stages(shape.num_layers, pp)
     ]
-    return max(of_stages)
+    return max(stage_bytes)
 
 
 def _token_bytes(cache: AttentionCache, tp: int, width: int) -> int:
@@ -66,10 +66,12 @@ class KvCacheGroup:
 
     kind: Literal["full", "window", "chunk", "mla", "state"]
     span: int
+    """Tokens of the window or chunk; 0 without one."""
     layers: tuple[int, ...]
 
     def blocks(self, tokens: int, *, block_size: int) -> int:
-        """That a request holds with so many tokens stored, once those out of reach are freed."""
+        """Blocks that a request with `tokens` stored holds, once blocks outside the window or chunk are
+        freed."""
         needed = -(-tokens // block_size)
         match self.kind:
             case "window":
@@ -80,8 +82,8 @@ class KvCacheGroup:
                 return 1
         return needed
 
-    def most_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
-        """What vLLM reckons for a request of `tokens` while `in_flight` tokens may be under way."""
+    def max_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
+        """Blocks that vLLM allows for a request of `tokens` while a step may compute `in_flight` tokens."""
         match self.kind:
             case "window":
                 return -(-min(self.span - 1 + in_flight, tokens) // block_size) + 1
@@ -94,38 +96,38 @@ class KvCacheGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KvLayout:
-    """vLLM's shared pool of equal blocks: each group of layers takes blocks of its own from it.
+    """vLLM's pool of equal blocks, from which each group of layers takes its own blocks.
 
-    Full attention alone is one group. Otherwise layers are dealt to groups of equal size, so that a block is
-    as large for all (vLLM's _get_kv_cache_groups_uniform_page_size).
+    A model with full attention alone has one group. Otherwise layers are divided into groups of equal size,
+    so that a block has the same size for all (vLLM's _get_kv_cache_groups_uniform_page_size).
     """
 
     block_size: int
-    """Tokens of a block; raised where a recurrent state needs a larger one."""
+    """Tokens of a block; larger than vLLM's flag where a recurrent state needs it."""
     bytes_per_block: int
-    """On the GPU of the stage that holds most of a group."""
+    """Bytes of a block on a GPU of the stage that holds most layers of a group."""
     groups: tuple[KvCacheGroup, ...]
     states: int
-    """Blocks that vLLM reckons for a recurrent state: 2 with prefix caching ("align"), else 1."""
+    """Blocks that vLLM allows for a recurrent state: 2 with prefix caching ("align"), else 1."""
 
     @property
     def uniform(self) -> bool:
-        """One group of full attention: blocks are tokens."""
+        """Whether all attention is full, so that the pool can be stated in tokens."""
         return len(self.groups) == 1 and self.groups[0].kind in ("full", "mla")
 
     def blocks(self, tokens: int) -> int:
-        """That a request holds with so many tokens stored."""
+        """Blocks that a request with `tokens` stored holds."""
         return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
 
     @property
     def fixed_blocks(self) -> int:
-        """That a request holds for recurrent states, whatever its length."""
+        """Blocks that a request holds for recurrent states, whatever its length."""
         return sum(group.kind == "state" for group in self.groups)
 
-    def most_blocks(self, max_model_len: int, *, in_flight: int) -> int:
-        """Of one request at `max_model_len`, as the "Maximum concurrency" line reckons."""
+    def max_blocks(self, max_model_len: int, *, in_flight: int) -> int:
+        """Blocks of one request of `max_model_len` tokens, as in vLLM's log line "Maximum concurrency"."""
         return sum(
-            group.most_blocks(
+            group.max_blocks(
                 max_model_len, block_size=self.block_size, in_flight=in_flight, states=self.states
             )
             for group in self.groups
@@ -143,9 +145,9 @@ def kv_layout(
     block_size: int = 16,
     enable_prefix_caching: bool = True,
 ) -> KvLayout:
-    """How vLLM divides the KV cache of this model: on one pipeline stage, or on the one that holds most.
+    """Lays out the KV cache as vLLM does, on one pipeline stage or (None) on the stage that holds most of it.
 
-    Raises UnsupportedModelError where pages cannot be made equal.
+    Raises UnsupportedModelError where blocks cannot have the same size for all layers.
     """
     model_dtype = dtype or shape.dtype
     width = kv_dtype_bytes(kv_dtype, model_dtype)
@@ -168,9 +170,9 @@ def kv_layout(
         block_size *= -(-state.pop() // (block_size * per_token))
     groups = _groups(shape)
     busiest = max(
-        sum(place in places for place in group.layers)
+        sum(index in stage_layers for index in group.layers)
         for group in groups
-        for number, places in enumerate(pipeline_stages(shape.num_layers, pp))
+        for number, stage_layers in enumerate(pipeline_stages(shape.num_layers, pp))
         if stage in (None, number)
     )
     return KvLayout(
@@ -183,23 +185,23 @@ def kv_layout(
 
 def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
     kinds: dict[tuple[str, int], list[int]] = {}
-    for place, layer in enumerate(shape.layers):
+    for index, layer in enumerate(shape.layers):
         for cache in layer.caches:
             key = (cache.kind, cache.span) if isinstance(cache, AttentionCache) else ("state", 0)
-            kinds.setdefault(key, []).append(place)
+            kinds.setdefault(key, []).append(index)
     least, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
     size = most if most < 1.5 * least else least  # vLLM's heuristic: rather pad than split
-    found = []
-    for (kind, span), places in kinds.items():
-        count = -(-len(places) // size)
+    groups = []
+    for (kind, span), indices in kinds.items():
+        count = -(-len(indices) // size)
         for first in range(count):
-            layers = tuple(places[first::count])
-            found.append(KvCacheGroup(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
-    return tuple(found)
+            layers = tuple(indices[first::count])
+            groups.append(KvCacheGroup(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
+    return tuple(groups)
 
 
 def cache_kinds(shape: ModelShape) -> list[str]:
-    """Of cache, in words, the commonest first."""
+    """Kinds of layers' caches in words, with their numbers, the most common first."""
     words = {
         "full": "full attention",
         "mla": "latent attention (MLA)",

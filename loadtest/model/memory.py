@@ -1,7 +1,4 @@
-"""Bytes of weights and KV cache on one GPU, and vLLM's block arithmetic, for a model of any layout.
-
-Layers come from loadtest/architectures.py; what start-up takes beside them from loadtest/startup.py.
-"""
+"""The memory of one GPU as vLLM divides it at start-up. Knows no model."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryBudget:
-    """vLLM's memory on one GPU, as it is divided at start. All in bytes but the last two."""
+    """The memory that vLLM may use on one GPU, and its parts."""
 
     budget_bytes: int
     weights_bytes: int
@@ -23,17 +20,18 @@ class MemoryBudget:
     """What is left for the KV cache, before rounding to blocks."""
     bytes_per_block: int
     block_size: int
+    """Tokens of a block."""
     num_gpu_blocks: int
-    """Whole blocks, with the null block."""
+    """Whole blocks, including the null block."""
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Of a block's tokens, where all attention is full."""
+        """Bytes of one token, where all attention is full."""
         return self.bytes_per_block // self.block_size
 
     @property
     def tokens(self) -> int:
-        """Tokens that requests can hold where all attention is full: one block is lost to the null block."""
+        """Tokens that requests can hold where all attention is full; the null block holds none."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
@@ -47,8 +45,8 @@ def divide_budget(
     cuda_graphs: int,
     non_torch: int,
 ) -> MemoryBudget:
-    """The pool that vLLM would allocate on each GPU of `vram_bytes` (as the driver reports it). `cuda_graphs`
-    is what start-up sets aside for them, 0 before vLLM 0.21.
+    """Computes the KV pool that vLLM allocates on a GPU of `vram_bytes` (as the driver reports them).
+    `cuda_graphs` is the memory that start-up sets aside for them, 0 before vLLM 0.21.
 
     Raises ValueError when nothing is left for the KV cache.
     """
@@ -58,7 +56,7 @@ def divide_budget(
     if blocks < 2:
         raise ValueError(
             f"Nothing is left for the KV cache: of a budget of {budget / GIB:.2f} GiB, weights take "
-            f"{weights / GIB:.2f} and the rest of the start-up "
+            f"{weights / GIB:.2f} GiB and the rest of the start-up "
             f"{(activation + cuda_graphs + non_torch) / GIB:.2f} GiB."
         )
     return MemoryBudget(

@@ -1,7 +1,6 @@
-"""Transformer layers as tensors and KV caches, from the keys of a config.json. Knows no GPU and no bytes.
+"""Attention and recurrence of a layer (its token mixer) as tensors and KV caches. Knows no GPU and no bytes.
 
-One builder for each kind of attention, recurrence and MLP; loadtest/architectures.py says which family has
-which.
+One builder for each kind of mixer; `architectures` says which family has which.
 """
 
 from collections.abc import Callable
@@ -21,8 +20,9 @@ from loadtest.model.tensors import (
 )
 
 
-def grouped_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
-    """Multi-head, grouped-query and multi-query attention, of the whole context or of a window."""
+def grouped_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds multi-head, grouped-query and multi-query attention over the whole context, a window or a
+    chunk."""
     heads, kv_heads, dim, hidden = keys.heads, keys.kv_heads, keys.head_dim, keys.hidden
     bias = keys.bias(family.qkv_bias)
     query = heads * dim * (2 if family.gated_query else 1)
@@ -37,12 +37,13 @@ def grouped_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tupl
         tensors += norm_tensors("self_attn.qk_norm", size, 1)
     if family.sinks:
         tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=ANY_SHARDS))
-    kind, span = attention_span(keys, family, place)
+    kind, span = attention_span(keys, family, layer)
     return tensors, [AttentionCache(kind=kind, heads=kv_heads, width=2 * dim, span=span)]
 
 
-def latent_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
-    """MLA, as DeepSeek made it: one latent vector a token, on every GPU of the group."""
+def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds multi-head latent attention (DeepSeek): one latent vector per token, on every GPU of the
+    group."""
     heads, hidden = keys.heads, keys.hidden
     rope, rank = keys.integer("qk_rope_head_dim"), keys.integer("kv_lora_rank")
     nope, value = keys.integer("qk_nope_head_dim"), keys.integer("v_head_dim")
@@ -66,16 +67,16 @@ def latent_attention(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple
 
 
 def attention_span(
-    keys: ConfigKeys, family: ModelFamily, place: int
+    keys: ConfigKeys, family: ModelFamily, layer: int
 ) -> tuple[Literal["full", "window", "chunk"], int]:
-    """How far layer `place` looks back, and the window's or chunk's tokens."""
+    """The kind of attention of a layer, and the tokens of its window or chunk."""
     kinds = keys.items("layer_types")
     if kinds:
-        kind = str(kinds[place])
+        kind = str(kinds[layer])
     elif family.slides and keys.get("sliding_window") and keys.flag("use_sliding_window", default=True):
-        kind = "sliding_attention" if family.slides(keys, place) else "full_attention"
+        kind = "sliding_attention" if family.slides(keys, layer) else "full_attention"
     elif keys.get("attention_chunk_size") is not None:
-        kind = "chunked_attention" if _has_rotary_positions(keys, place) else "full_attention"
+        kind = "chunked_attention" if _has_rotary_positions(keys, layer) else "full_attention"
     else:
         kind = "full_attention"
     match kind:
@@ -90,39 +91,43 @@ def attention_span(
     raise UnsupportedModelError(f"This config.json has layers of the kind {kind!r}, which is not supported.")
 
 
-def _has_rotary_positions(keys: ConfigKeys, place: int) -> bool:
-    """Llama 4: layers with rotary positions look at a chunk, the others at everything."""
+def _has_rotary_positions(keys: ConfigKeys, layer: int) -> bool:
+    """Whether a layer of Llama 4 has rotary positions: such a layer attends to a chunk, the others to
+    everything."""
     listed = keys.items("no_rope_layers")
     return (
-        bool(listed[place]) if listed else (place + 1) % keys.integer("no_rope_layer_interval", default=4) > 0
+        bool(listed[layer]) if listed else (layer + 1) % keys.integer("no_rope_layer_interval", default=4) > 0
     )
 
 
-def every_layer(keys: ConfigKeys, place: int) -> bool:
+def every_layer(keys: ConfigKeys, layer: int) -> bool:
+    """A window in every layer."""
     return True
 
 
-def even_layers(keys: ConfigKeys, place: int) -> bool:
-    return place % 2 == 0
+def even_layers(keys: ConfigKeys, layer: int) -> bool:
+    """A window in layers 0, 2, 4, ..."""
+    return layer % 2 == 0
 
 
 def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
-    """Every `period`-th layer looks at everything; the config may state another period."""
+    """A window in all layers but each `period`-th; the config may state another period."""
 
-    def slides(keys: ConfigKeys, place: int) -> bool:
+    def slides(keys: ConfigKeys, layer: int) -> bool:
         stated = keys.get("sliding_window_pattern")
-        return (place + 1) % (stated if isinstance(stated, int) else period) > 0
+        return (layer + 1) % (stated if isinstance(stated, int) else period) > 0
 
     return slides
 
 
-def last_layers(keys: ConfigKeys, place: int) -> bool:
-    """Qwen: windows from max_window_layers on, and only where use_sliding_window says so."""
-    return keys.flag("use_sliding_window") and place >= keys.integer("max_window_layers", default=28)
+def last_layers(keys: ConfigKeys, layer: int) -> bool:
+    """A window from layer max_window_layers on, where use_sliding_window is true (Qwen)."""
+    return keys.flag("use_sliding_window") and layer >= keys.integer("max_window_layers", default=28)
 
 
 def _delta_net(keys: ConfigKeys) -> tuple[list[Tensor], list[Cache]]:
-    """Gated delta net (Qwen3-Next, Qwen3.5): a matrix for each value head, and a short convolution."""
+    """Builds a gated delta net (Qwen3-Next, Qwen3.5): a matrix for each value head, and a short
+    convolution."""
     hidden = keys.hidden
     key_dim, value_dim = keys.integer("linear_key_head_dim"), keys.integer("linear_value_head_dim")
     key_heads, value_heads = keys.integer("linear_num_key_heads"), keys.integer("linear_num_value_heads")
@@ -191,38 +196,42 @@ def _mamba_head_dim(keys: ConfigKeys) -> int:
     return stated if isinstance(stated, int) else width // keys.integer("mamba_n_heads")
 
 
-def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
+def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds Qwen3-Next's layers: a gated delta net in most of them, attention in each fourth."""
     kinds = keys.items("layer_types")
     interval = keys.integer("full_attention_interval", default=4)
-    is_linear = kinds[place] == "linear_attention" if kinds else (place + 1) % interval > 0
-    return _delta_net(keys) if is_linear else grouped_attention(keys, family, place)
+    is_linear = kinds[layer] == "linear_attention" if kinds else (layer + 1) % interval > 0
+    return _delta_net(keys) if is_linear else grouped_attention(keys, family, layer)
 
 
-def falcon_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
-    """Attention and Mamba side by side in every layer."""
-    attention, keys_values = grouped_attention(keys, family, place)
+def falcon_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds Falcon-H1's layers: attention and Mamba side by side in each of them."""
+    attention, keys_values = grouped_attention(keys, family, layer)
     mamba, state = _bamba_mamba(keys, norm=keys.flag("mamba_rms_norm"))
     return attention + mamba, keys_values + state
 
 
-def bamba_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
-    if place in keys.items("attn_layer_indices"):
-        return grouped_attention(keys, family, place)
+def bamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds Bamba's layers: attention in the listed ones, Mamba 2 in the others."""
+    if layer in keys.items("attn_layer_indices"):
+        return grouped_attention(keys, family, layer)
     return _bamba_mamba(keys)
 
 
-def granite_hybrid(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
+def granite_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds Granite 4's layers: Mamba 2 in those listed as such, attention in the others."""
     kinds = keys.items("layer_types") or keys.items("layers_block_type")
-    if kinds and kinds[place] == "mamba":
+    if kinds and kinds[layer] == "mamba":
         return _bamba_mamba(keys)
-    return grouped_attention(keys, family, place)
+    return grouped_attention(keys, family, layer)
 
 
-def jamba_mixer(keys: ConfigKeys, family: ModelFamily, place: int) -> tuple[list[Tensor], list[Cache]]:
+def jamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds Jamba's layers: attention in one of each period, Mamba 1 in the others."""
     period = keys.integer("attn_layer_period", default=8)
     offset = keys.integer("attn_layer_offset", default=0)
-    if place % period == offset:
-        return grouped_attention(keys, family, place)
+    if layer % period == offset:
+        return grouped_attention(keys, family, layer)
     hidden, state = keys.hidden, keys.integer("mamba_d_state")
     width, kernel = keys.integer("mamba_expand") * hidden, keys.integer("mamba_d_conv")
     rank = keys.integer("mamba_dt_rank", default=-(-hidden // 16))

@@ -1,10 +1,11 @@
-"""TODO."""
+"""MLPs and experts of a layer as tensors, one builder for each kind. Knows no GPU and no bytes."""
 
 from loadtest.model.family import ConfigKeys, ModelFamily
 from loadtest.model.tensors import Tensor, column_parallel, row_parallel
 
 
 def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+    """Builds an MLP of three matrices: gate, up and down."""
     return [
         *column_parallel(f"{name}.gate_proj", width, hidden, bias=bias, count=count),
         *column_parallel(f"{name}.up_proj", width, hidden, bias=bias, count=count),
@@ -13,6 +14,7 @@ def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: 
 
 
 def plain_mlp(name: str, hidden: int, width: int, *, bias: bool, count: int = 1) -> list[Tensor]:
+    """Builds an MLP of two matrices: up and down."""
     return [
         *column_parallel(f"{name}.up_proj", width, hidden, bias=bias, count=count),
         *row_parallel(f"{name}.down_proj", hidden, width, bias=bias, count=count),
@@ -20,18 +22,19 @@ def plain_mlp(name: str, hidden: int, width: int, *, bias: bool, count: int = 1)
 
 
 def expert_router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
-    """Never split, never quantised."""
-    found = [Tensor(name=name, rows=experts, columns=hidden)]
-    return [*found, Tensor(name=f"{name}.bias", rows=experts)] if bias else found
+    """Builds the router of experts, which is never split and never quantised."""
+    router = [Tensor(name=name, rows=experts, columns=hidden)]
+    return [*router, Tensor(name=f"{name}.bias", rows=experts)] if bias else router
 
 
-def dense_mlp(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
+def dense_mlp(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds one dense MLP, gated or plain as its family has it."""
     width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
     return (gated_mlp if family.gated else plain_mlp)("mlp", keys.hidden, width, bias=bias)
 
 
-def mixtral_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
-    """Every layer has experts and nothing else."""
+def mixtral_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds Mixtral's layers: experts alone, in every layer."""
     experts, hidden = keys.integer("num_local_experts", "num_experts"), keys.hidden
     width = keys.integer("moe_intermediate_size", "intermediate_size")
     bias = keys.flag("use_routing_bias")
@@ -40,10 +43,11 @@ def mixtral_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[T
     )
 
 
-def qwen_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
-    """Experts in every decoder_sparse_step-th layer that is not listed as dense; perhaps a shared one."""
-    if place in keys.items("mlp_only_layers") or (place + 1) % keys.integer("decoder_sparse_step", default=1):
-        return dense_mlp(keys, family, place)
+def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds Qwen's layers: experts in each decoder_sparse_step-th layer that is not listed as dense, and a
+    shared expert where the config has one."""
+    if layer in keys.items("mlp_only_layers") or (layer + 1) % keys.integer("decoder_sparse_step", default=1):
+        return dense_mlp(keys, family, layer)
     experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
     tensors = expert_router("mlp.gate", experts, hidden)
     tensors += gated_mlp("mlp.experts", hidden, keys.integer("moe_intermediate_size"), count=experts)
@@ -54,11 +58,12 @@ def qwen_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tens
     return tensors
 
 
-def deepseek_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
-    """The first layers dense, then routed and shared experts; V3's router carries a correction."""
+def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds DeepSeek's layers: the first ones dense, then routed and shared experts. V3's router has a
+    correction bias."""
     every = keys.integer("moe_layer_freq", default=1)
-    if place < keys.integer("first_k_dense_replace", default=0) or place % every:
-        return dense_mlp(keys, family, place)
+    if layer < keys.integer("first_k_dense_replace", default=0) or layer % every:
+        return dense_mlp(keys, family, layer)
     experts, hidden = keys.integer("n_routed_experts"), keys.hidden
     width = keys.integer("moe_intermediate_size")
     corrected = keys.get("topk_method") == "noaux_tc" or keys.model_type in _CORRECTED_ROUTERS
@@ -71,10 +76,11 @@ def deepseek_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[
 _CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
 
 
-def llama4_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
+def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds Llama 4's layers: routed experts and a shared one in some layers, a dense MLP in the others."""
     listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
     hidden, width = keys.hidden, keys.integer("intermediate_size")
-    if place not in listed if listed else (place + 1) % step:
+    if layer not in listed if listed else (layer + 1) % step:
         return gated_mlp("feed_forward", hidden, keys.integer("intermediate_size_mlp"))
     experts = keys.integer("num_local_experts")
     return [
@@ -84,26 +90,28 @@ def llama4_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Te
     ]
 
 
-def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
+def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds gpt-oss's layers: experts with biases, in every layer."""
     experts, hidden, width = keys.integer("num_local_experts"), keys.hidden, keys.integer("intermediate_size")
     return expert_router("mlp.router", experts, hidden, bias=True) + gated_mlp(
         "mlp.experts", hidden, width, bias=True, count=experts
     )
 
 
-def jamba_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
+def jamba_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds Jamba's layers: experts in one of each period, a dense MLP in the others."""
     period = keys.integer("expert_layer_period", default=2)
     offset = keys.integer("expert_layer_offset", default=0)
     experts = keys.integer("num_experts", default=16)
-    if place % period != offset or experts == 1:
+    if layer % period != offset or experts == 1:
         return gated_mlp("feed_forward", keys.hidden, keys.integer("intermediate_size"))
     return expert_router("feed_forward.router", experts, keys.hidden) + gated_mlp(
         "feed_forward.experts", keys.hidden, keys.integer("intermediate_size"), count=experts
     )
 
 
-def granite_experts(keys: ConfigKeys, family: ModelFamily, place: int) -> list[Tensor]:
-    """Experts where there are any, and a shared MLP where there is one."""
+def granite_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds Granite's layers: experts and a shared MLP, each where the config has them."""
     experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
     tensors = []
     if experts:

@@ -1,4 +1,4 @@
-"""Quantised weights: what of a model is quantised, and to how many bytes, scales counted. Knows no layers."""
+"""Quantised weights: which matrices are quantised, and their bytes with scales. Knows no layers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,12 @@ DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 
 
 class UnsupportedModelError(ValueError):
-    """The config.json describes something that this module would get wrong, or is not one."""
+    """The model of this config.json is not supported, or the file is not a config.json."""
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Raises UnsupportedModelError for a type other than float16, bfloat16 and float32."""
+    """Bytes of one element. Raises UnsupportedModelError for a type other than float16, bfloat16 and
+    float32."""
     if dtype not in DTYPE_BYTES:
         raise UnsupportedModelError(
             f"The type {dtype!r} is not supported: use one of float16, bfloat16, float32."
@@ -22,26 +23,27 @@ def dtype_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How one matrix is stored: `bits` a weight, and a scale for each `group` columns of a row (0: a row,
-    -1: the matrix) or for each block."""
+    """How one matrix is stored: `bits` per weight, and one scale for each block or for each `group` columns
+    of a row (0: for each row, -1: for the matrix)."""
 
     bits: int
     scale_bytes: float = 2.0
-    """A scale, and a zero point where there is one."""
+    """Bytes of a scale, and of its zero point where there is one."""
     group: int = 0
     block: tuple[int, int] | None = None
+    """Rows and columns of a block that has one scale."""
     column_bytes: int = 0
-    """GPTQ's order of activations: an index for each column."""
+    """Bytes of an index for each column, which GPTQ stores for its order of activations."""
     pad: int = 1
-    """Both sides are padded to a multiple of it, on each GPU."""
+    """Rows and columns are padded to a multiple of this, on each GPU."""
 
     def matrix_bytes(self, rows: float, columns: float) -> float:
-        """Of a matrix as one GPU holds it."""
-        rows, columns = (-(-side // self.pad) * self.pad for side in (rows, columns))
+        """Bytes of a matrix as one GPU holds it."""
+        rows, columns = (-(-size // self.pad) * self.pad for size in (rows, columns))
         weights = rows * columns * self.bits / 8
         if self.block is not None:
-            high, wide = self.block
-            return weights + -(-rows // high) * -(-columns // wide) * self.scale_bytes
+            block_rows, block_columns = self.block
+            return weights + -(-rows // block_rows) * -(-columns // block_columns) * self.scale_bytes
         if self.group < 0:
             return weights + self.scale_bytes
         scales = rows * (-(-columns // self.group) if self.group else 1)
@@ -50,31 +52,35 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantisation:
-    """Which matrices are stored in which way. The first rule that names a module decides."""
+    """How the matrices of a model are stored. The first rule whose target matches a module decides."""
 
     method: str
     rules: tuple[tuple[str, Scheme], ...]
-    """Targets: "Linear", "experts", "re:PATTERN", or a part of the module's path."""
+    """Pairs of target and scheme. A target is "Linear", "experts", "re:PATTERN" or a part of the module's
+    path."""
     ignored: tuple[str, ...]
+    """Targets that stay in the model's type."""
     head: bool = False
     """Whether the output head is quantised too."""
     fp8_cache: bool = False
-    """Whether the checkpoint brings scales for an FP8 KV cache, which vLLM then makes of "auto"."""
+    """Whether the checkpoint has scales for an FP8 KV cache, which vLLM then uses for `--kv-cache-dtype
+    auto`."""
 
     def scheme(self, name: str) -> Scheme | None:
-        """Of the matrix of that module; None where it stays in the model's type."""
+        """Scheme of the matrix of the module `name`; None where it stays in the model's type."""
         if name == "lm_head" and not self.head:
             return None
-        if any(_names(pattern, name) for pattern in self.ignored):
+        if any(_matches(pattern, name) for pattern in self.ignored):
             return None
         for target, scheme in self.rules:
-            if target == "Linear" or (target == "experts" and ".experts." in name) or _names(target, name):
+            if target == "Linear" or (target == "experts" and ".experts." in name) or _matches(target, name):
                 return scheme
         return None
 
 
-def _names(pattern: str, name: str) -> bool:
-    """vLLM's and compressed-tensors' lists: a regular expression, a glob's star, or part of a path."""
+def _matches(pattern: str, name: str) -> bool:
+    """Whether `pattern` of a list of vLLM or compressed-tensors names the module: a regular expression, a
+    glob or a part of the path."""
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     if "*" in pattern:
@@ -83,7 +89,7 @@ def _names(pattern: str, name: str) -> bool:
 
 
 _ONLINE_SCHEMES = {"fp8": Scheme(bits=8, scale_bytes=4.0, group=-1)}
-"""What `--quantization` makes of 16-bit weights while loading."""
+"""Schemes to which `--quantization` converts 16-bit weights while it loads them."""
 _DECLARED_METHODS = {
     "modelopt",
     "modelopt_fp4",
@@ -94,11 +100,12 @@ _DECLARED_METHODS = {
     "compressed-tensors",
     "mxfp4",
 }
-"""Values of the flag that only name what the checkpoint must declare itself."""
+"""Values of the flag that need a checkpoint which is stored in this way and declares it."""
 
 
 def parse_quantisation(declared: object, flag: str | None) -> Quantisation | None:
-    """`declared`: config.json's quantization_config, or a hf_quant_config.json. `flag`: --quantization.
+    """Reads the quantisation that a checkpoint declares (quantization_config of config.json, or a
+    hf_quant_config.json), else the one that the flag `--quantization` asks for.
 
     Raises UnsupportedModelError for a method whose bytes are not known here.
     """
@@ -114,18 +121,20 @@ def parse_quantisation(declared: object, flag: str | None) -> Quantisation | Non
         return Quantisation(method=str(flag), rules=(("Linear", _ONLINE_SCHEMES[str(flag)]),), ignored=())
     if flag in _DECLARED_METHODS:
         raise UnsupportedModelError(
-            f"--quantization {flag} needs a checkpoint that is stored so, and this config.json does not say "
-            "it is: give the config.json of the quantised checkpoint."
+            f"--quantization {flag} needs a checkpoint that is stored in this way, and this config.json does "
+            "not declare it: give the config.json of the quantised checkpoint."
         )
     raise UnsupportedModelError(f"The quantisation {flag!r} is not supported.")
 
 
 _NF4 = Scheme(bits=4, scale_bytes=1.0 + 4.0 / 256, group=64)
-"""bitsandbytes' NF4, doubly quantised: a byte for each 64 weights, a float for each 256 of those."""
+"""NF4 of bitsandbytes with double quantisation: one byte for each 64 weights, one float for each 256
+bytes."""
 _NVFP4 = Scheme(bits=4, scale_bytes=1.0, group=16)
 _MXFP4 = Scheme(bits=4, scale_bytes=1.0, group=32)
 _GPT_OSS = Scheme(bits=4, scale_bytes=1.0, group=32, pad=256)
-"""The kernels' padding, by vLLM's logs: gpt-oss-120b on four A100 and 20b on two H100 within 1 %."""
+"""MXFP4 with the padding of vLLM's kernels. Agrees with vLLM's logs within 1 % (gpt-oss-120b on four A100,
+20b on two H100)."""
 
 
 def _declared(config: Mapping[str, object]) -> Quantisation:
@@ -159,8 +168,8 @@ def _fp8(method: str, config: Mapping[str, object]) -> Quantisation:
     block = _listed(config, "weight_block_size")
     scheme = _ONLINE_SCHEMES["fp8"]
     if block:
-        high, wide = (int(side) for side in block)
-        scheme = Scheme(bits=8, scale_bytes=4.0, block=(high, wide))
+        rows, columns = map(int, block)
+        scheme = Scheme(bits=8, scale_bytes=4.0, block=(rows, columns))
     elif method == "fbgemm_fp8":
         scheme = Scheme(bits=8, scale_bytes=4.0)
     ignored = _listed(config, "modules_to_not_convert", "ignored_layers")
@@ -179,7 +188,7 @@ def _awq(method: str, config: Mapping[str, object]) -> Quantisation:
 
 def _gptq(method: str, config: Mapping[str, object]) -> Quantisation:
     if config.get("dynamic"):
-        raise UnsupportedModelError("GPTQ with rules of its own for some modules (dynamic) is not supported.")
+        raise UnsupportedModelError("GPTQ with special rules for some modules (dynamic) is not supported.")
     bits, group = _integer(config, "bits", 4), _integer(config, "group_size", 128)
     scheme = Scheme(bits=bits, scale_bytes=2.0 + bits / 8, group=max(group, 0), column_bytes=4)
     return Quantisation(
@@ -191,7 +200,7 @@ def _gptq(method: str, config: Mapping[str, object]) -> Quantisation:
 
 
 def _mxfp4(method: str, config: Mapping[str, object]) -> Quantisation:
-    """gpt-oss: the experts alone."""
+    """Reads gpt-oss's quantisation, of the experts alone."""
     return Quantisation(method=method, rules=(("experts", _GPT_OSS),), ignored=())
 
 
@@ -225,7 +234,7 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
         if not isinstance(weights, Mapping):
             continue
         rules += [(target, _compressed(weights)) for target in _listed(group, "targets")]
-    # Rules that name modules come before the one for all.
+    # Rules that name modules come before the rule for all.
     rules.sort(key=lambda rule: rule[0] == "Linear")
     return Quantisation(
         method=method,
@@ -236,7 +245,7 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
 
 
 def _eight_bits(config: Mapping[str, object]) -> bool:
-    """Of a kv_cache_scheme."""
+    """Whether kv_cache_scheme asks for eight bits."""
     scheme = config.get("kv_cache_scheme")
     return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
 
@@ -247,7 +256,7 @@ def _compressed(weights: Mapping[str, object]) -> Scheme:
     if bits == 4 and kind == "float":
         return _NVFP4 if group in (0, 16) else _MXFP4
     if bits not in (4, 8):
-        raise UnsupportedModelError(f"compressed-tensors with {bits} bits a weight is not supported.")
+        raise UnsupportedModelError(f"compressed-tensors with {bits} bits per weight is not supported.")
     symmetric = weights.get("symmetric", True)
     match strategy:
         case "group":
@@ -257,8 +266,8 @@ def _compressed(weights: Mapping[str, object]) -> Scheme:
         case "tensor":
             return Scheme(bits=bits, scale_bytes=4.0, group=-1)
         case "block":
-            high, wide = (int(side) for side in _listed(weights, "block_structure") or ("128", "128"))
-            return Scheme(bits=bits, scale_bytes=4.0, block=(high, wide))
+            rows, columns = map(int, _listed(weights, "block_structure") or ("128", "128"))
+            return Scheme(bits=bits, scale_bytes=4.0, block=(rows, columns))
     raise UnsupportedModelError(f"compressed-tensors with the strategy {strategy!r} is not supported.")
 
 

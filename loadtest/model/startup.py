@@ -1,4 +1,5 @@
-"""What vLLM's start-up takes beside the weights, by version, and how sure that is. Knows no workload."""
+"""Memory that vLLM's start-up takes beside the weights, by version, with its uncertainty. Knows no
+workload."""
 
 import re
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ SORTING_SAMPLER_FROM: VllmVersion = (0, 11, 1)
 TRITON_SAMPLER_FROM: VllmVersion = (0, 17, 0)
 """Top-k and top-p need no sort (vllm-project/vllm#33538, February 2026)."""
 GRAPHS_COUNTED_FROM: VllmVersion = (0, 21, 0)
+"""CUDA graphs count against --gpu-memory-utilization."""
 HIGHER_UTILIZATION_FROM: VllmVersion = (0, 20, 0)
+"""The default of --gpu-memory-utilization rises from 0.9 to 0.92."""
 CALIBRATED_VERSION: VllmVersion = (0, 19, 0)
-"""The version of the published start-up logs (llm-d-planner, H100) that the constants were fitted to."""
+"""Version of the published start-up logs (llm-d-planner, H100) to which the constants were fitted."""
 
 
 def parse_version(text: str) -> VllmVersion:
-    """ "0.19.0", "v0.10.1.1", "0.32.0+cpu". Raises ValueError."""
+    """Reads a version such as "0.19.0", "v0.10.1.1" or "0.32.0+cpu". Raises ValueError."""
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a version of vLLM: write it like 0.32.0.")
@@ -30,12 +33,13 @@ def parse_version(text: str) -> VllmVersion:
 
 
 def default_utilization(version: VllmVersion) -> float:
-    """Of --gpu-memory-utilization."""
+    """Default of --gpu-memory-utilization."""
     return 0.92 if version >= HIGHER_UTILIZATION_FROM else 0.9
 
 
 def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
-    """(max_num_batched_tokens, max_num_seqs) of `vllm serve` (arg_utils.get_batch_defaults, 0.32)."""
+    """Defaults of (max_num_batched_tokens, max_num_seqs) of `vllm serve` (arg_utils.get_batch_defaults,
+    0.32)."""
     if gpu.vram_bytes >= 160 * GIB:
         return 16384, 1024
     if gpu.vram_bytes >= 70 * GIB and "A100" not in gpu.name:
@@ -44,11 +48,12 @@ def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
 
 
 def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
-    """Peak of the profiled sampling step, for each of max_num_seqs * vocab_size logits.
+    """Peak bytes of the profiled sampling step for each of max_num_seqs * vocab_size logits.
 
-    Sorting (0.11.1 to 0.16) holds the sorted values, their 64-bit places and the sort's own copies: 38.8 by
-    start-up logs; since, and before with FlashInfer, the logits as computed, in float32, and two such arrays
-    of probabilities: 13.45 bytes and the type's, fitted to Llama's rows of vLLM 0.19 on an H100.
+    A sampler that sorts (0.11.1 to 0.16) holds the sorted values, their 64-bit indices and copies: 38.8 bytes
+    by start-up logs. Later versions hold the logits as computed and in float32, and two arrays of
+    probabilities: 13.45 bytes plus the model's type, fitted to the logs of Llama models (vLLM 0.19 on an
+    H100).
     """
     if SORTING_SAMPLER_FROM <= version < TRITON_SAMPLER_FROM:
         return 38.8
@@ -67,9 +72,9 @@ def activation_bytes(
     tp: int = 1,
     last_stage: bool = True,
 ) -> int:
-    """Peak of vLLM's profile run: the larger of sampling `max_num_seqs` rows of logits and one forward of
-    `max_num_batched_tokens`, taken as 3 MLP rows and 4 hidden rows a token (Granite 3.1 8B on an H100:
-    0.84 GiB here, 0.85 logged), and under both the workspace of the experts."""
+    """Peak bytes of vLLM's profile run: the larger of two needs, plus the workspace of the experts. The needs
+    are sampling `max_num_seqs` rows of logits, and a forward pass of `max_num_batched_tokens` with 3 MLP rows
+    and 4 hidden rows per token (Granite 3.1 8B on an H100: 0.84 GiB here, 0.85 logged)."""
     model_dtype = dtype or shape.dtype
     width = dtype_bytes(model_dtype)
     rows = min(max_num_seqs, max_num_batched_tokens)
@@ -79,8 +84,8 @@ def activation_bytes(
 
 
 def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> int:
-    """vLLM's fused_moe: for each token and chosen expert the widest of its intermediate rows, and the one
-    after the activation. It stays allocated while the sampling is profiled. MXFP4 has other kernels."""
+    """Bytes of vLLM's fused_moe: for each token and chosen expert the widest intermediate row and the row
+    after the activation. They stay allocated while sampling is profiled. MXFP4 has other kernels."""
     if shape.quantisation is not None and shape.quantisation.method == "mxfp4":
         return 0
     gate_up = 2 * shape.expert_width // tp
@@ -90,18 +95,18 @@ def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupOverheads:
-    """In bytes on one GPU, each with its standard deviation: what start-up takes beside the weights."""
+    """Bytes that start-up takes on one GPU beside the weights, each with its standard deviation."""
 
     activation: int
     activation_sd: float
     cuda_graphs: int
     cuda_graphs_sd: float
     graphs_counted: bool
-    """Whether graphs come out of the budget, or on top of it (before 0.21)."""
+    """Whether CUDA graphs count against the budget; before 0.21 they come on top of it."""
     non_torch: int
     non_torch_sd: float
     weights_sd: float
-    """Of the weights' own figure: what the loader rounds and repacks."""
+    """Standard deviation of the weights themselves: what the loader rounds and repacks."""
 
 
 def startup_overheads(
@@ -117,8 +122,8 @@ def startup_overheads(
     enforce_eager: bool = False,
     last_stage: bool = True,
 ) -> StartupOverheads:
-    """From nothing but data sheet and config. The deviations are those of the published logs around these
-    figures, doubled for versions and cards that none of them shows."""
+    """Estimates start-up's memory from the data sheet and the config alone. The deviations are those of the
+    published logs around these figures, doubled for versions and GPUs that no log covers."""
     activation = activation_bytes(
         shape,
         max_num_seqs=max_num_seqs,
@@ -128,32 +133,33 @@ def startup_overheads(
         tp=tp,
         last_stage=last_stage,
     )
-    strange = 1.0 if version[:2] == CALIBRATED_VERSION[:2] and gpu.big_buffers else 2.0
+    unfamiliar = 1.0 if version[:2] == CALIBRATED_VERSION[:2] and gpu.big_buffers else 2.0
     graphs = 0 if enforce_eager else _cuda_graphs(shape, gpu, pp)
     non_torch, non_torch_sd = _non_torch(gpu, version, tp)
     experts = 1.5 if shape.experts_per_token else 1.0
     return StartupOverheads(
         activation=activation,
-        activation_sd=strange * experts * (0.05 * activation + 0.04 * GIB),
+        activation_sd=unfamiliar * experts * (0.05 * activation + 0.04 * GIB),
         cuda_graphs=graphs,
         cuda_graphs_sd=0.4 * graphs,
         graphs_counted=version >= GRAPHS_COUNTED_FROM,
         non_torch=non_torch,
-        non_torch_sd=strange * non_torch_sd,
+        non_torch_sd=unfamiliar * non_torch_sd,
         weights_sd=0.05 * GIB,
     )
 
 
 def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
-    """About 51 captured sizes: 0.35 GiB and 0.014 GiB a layer, the median of the published logs (0.49 to
-    1.9 GiB). Cards without full graphs keep the piecewise half."""
+    """Bytes of about 51 captured sizes: 0.35 GiB and 0.014 GiB per layer, the median of the published logs
+    (0.49 to 1.9 GiB). GPUs without full graphs have only piecewise ones, half of it."""
     whole = (0.35 + 0.014 * shape.num_layers / pp) * GIB
     return round(whole if gpu.full_graphs else whole / 2)
 
 
 def _non_torch(gpu: Gpu, version: VllmVersion, tp: int) -> tuple[int, float]:
-    """Libraries and collectives. vLLM 0.19 logs 0.25 GiB on one H100 (0.07 of two pipeline stages, 0.46 of
-    another kernel) and 2.07 to 2.17 on two and four; 0.10 logs 0.07, and 0.12 more for two A100."""
+    """Bytes of libraries and collectives, and their standard deviation. vLLM 0.19 logs 0.25 GiB on one H100
+    (0.07 with two pipeline stages, 0.46 with another kernel) and 2.07 to 2.17 on two and four; 0.10 logs
+    0.07, and 0.12 more on two A100."""
     recent = version >= TRITON_SAMPLER_FROM
     alone = 0.25 if recent else 0.1
     if tp == 1:

@@ -1,26 +1,29 @@
-"""TODO."""
+"""Weight tensors and KV caches of a layer: their sizes, and how tensor parallelism splits them. Knows no
+GPU."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 ANY_SHARDS = 1 << 30
-"""Shards of a tensor that tensor parallelism can split over any number of GPUs; 1 is one copy on each."""
+"""Value of `Tensor.shards` for a tensor that can be split over any number of GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """One weight of a layer, `count` times (experts)."""
+    """`count` weight tensors of one shape; more than one for experts."""
 
     name: str
-    """Its module's path in the checkpoint, as quantisation's lists of exceptions name it."""
+    """Path of the module in the checkpoint, as lists of quantisation exceptions name it."""
     rows: int
     columns: int = 1
     count: int = 1
     shards: int = 1
+    """Largest number of GPUs that tensor parallelism splits the tensor over; each further GPU holds a
+    copy."""
     split: Literal["rows", "columns"] = "rows"
-    """Which of them tensor parallelism divides."""
+    """The side that tensor parallelism divides."""
     linear: bool = False
-    """A matrix of a linear layer or an expert: what quantisation applies to."""
+    """Whether the tensor is a matrix of a linear layer or an expert, to which quantisation applies."""
 
     @property
     def parameters(self) -> int:
@@ -28,11 +31,12 @@ class Tensor:
 
     @property
     def expert(self) -> bool:
-        """Of experts, only the chosen ones are read for a token."""
+        """Whether the tensor belongs to routed experts, of which only the chosen ones are read for a
+        token."""
         return ".experts." in self.name
 
     def part(self, tp: int) -> tuple[float, float]:
-        """Rows and columns that one of `tp` GPUs holds."""
+        """Rows and columns that one of `tp` GPUs holds; they may be fractional."""
         pieces = min(tp, self.shards)
         return (
             (self.rows / pieces, self.columns) if self.split == "rows" else (self.rows, self.columns / pieces)
@@ -41,26 +45,27 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCache:
-    """Keys and values of one layer, a token: `heads * width` elements. MLA: one latent, on every GPU."""
+    """Keys and values of one layer: `heads * width` elements per token. With MLA, one latent vector on every
+    GPU."""
 
     kind: Literal["full", "window", "chunk", "mla"]
     heads: int
     width: int
-    """Elements a token and head, keys and values together."""
+    """Elements per token and head, keys and values together."""
     span: int = 0
-    """Tokens of the window or chunk."""
+    """Tokens of the window or chunk; 0 without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateCache:
-    """Recurrent state of one layer, a request, whatever its length. Split over the tensor-parallel group."""
+    """Recurrent state of one layer: the same size for each request, split over the tensor-parallel group."""
 
     convolution: int
-    """Elements, in the model's type."""
+    """Elements of the convolution's state, in the model's type."""
     recurrent: int
-    """Elements, in `dtype`."""
+    """Elements of the recurrent state, in `dtype`."""
     dtype: str
-    """"auto" is the model's."""
+    """Type of the recurrent state; "auto" stands for the model's type."""
 
 
 Cache = AttentionCache | StateCache
@@ -68,20 +73,20 @@ Cache = AttentionCache | StateCache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
+    """All tensors and caches of one layer."""
+
     tensors: tuple[Tensor, ...]
     caches: tuple[Cache, ...]
-
-
-# Pieces of layers. Column-parallel projections split their bias, row-parallel ones repeat it.
 
 
 def column_parallel(
     name: str, rows: int, columns: int, *, bias: bool = False, shards: int = ANY_SHARDS, count: int = 1
 ) -> list[Tensor]:
-    found = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
+    """Builds a projection that is split by rows of outputs, and its bias, which is split too."""
+    tensors = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
     if bias:
-        found.append(Tensor(name=f"{name}.bias", rows=rows, count=count, shards=shards))
-    return found
+        tensors.append(Tensor(name=f"{name}.bias", rows=rows, count=count, shards=shards))
+    return tensors
 
 
 def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Parameters of vision towers, which multimodal models load beside the text model. Knows no GPU."""
 
 from collections.abc import Callable, Mapping
 

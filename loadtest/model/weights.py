@@ -1,8 +1,8 @@
-"""TODO."""
+"""Parameters and bytes of weights on one GPU, under tensor and pipeline parallelism. Knows no KV cache."""
 
 import math
 from collections.abc import Iterable
-from itertools import chain
+from itertools import accumulate, chain
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.quantisation import dtype_bytes
@@ -10,18 +10,18 @@ from loadtest.model.tensors import Tensor
 
 
 def parameter_count(shape: ModelShape, *, tp: int = 1) -> int:
-    """Parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts and the
-    vocabulary; it repeats norms, routers and KV heads that do not go round."""
+    """Counts the parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts
+    and the vocabulary; it repeats norms, routers, and KV heads where there are more GPUs than heads."""
     return round(sum(math.prod(tensor.part(tp)) * tensor.count for tensor in _tensors(shape)))
 
 
 def pipeline_stages(num_layers: int, pp: int) -> list[range]:
-    """Layers of each pipeline stage. What does not go round goes to stages from the last but one backwards
-    (vLLM's get_pp_indices)."""
+    """The layers of each pipeline stage. Layers that cannot be divided evenly go to the last stage but one
+    and the stages before it (vLLM's get_pp_indices)."""
     counts = [num_layers // pp] * pp
     for extra in range(num_layers % pp):
         counts[-extra - 2] += 1
-    ends = [sum(counts[: place + 1]) for place in range(pp)]
+    ends = list(accumulate(counts))
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
@@ -33,37 +33,39 @@ def weights_bytes(
     pp: int = 1,
     stage: int = 0,
 ) -> int:
-    """Bytes of weights on one GPU of a stage, scales of quantised ones counted. `dtype` overrides the
-    config's, as vLLM's flag does."""
+    """Bytes of the weights on one GPU of a stage, with the scales of quantised ones. `dtype` overrides the
+    type of the config, as vLLM's flag does."""
     width = dtype_bytes(dtype or shape.dtype)
-    return round(sum(_tensor_bytes(shape, one, width, tp) for one in _tensors(shape, pp=pp, stage=stage)))
+    return round(
+        sum(_tensor_bytes(shape, tensor, width, tp) for tensor in _tensors(shape, pp=pp, stage=stage))
+    )
 
 
 def step_bytes(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, sequences: float | None = None
 ) -> float:
-    """Bytes of weights that one decode step reads, on one GPU of each stage together: all layers and the
-    head, but of the embeddings only rows (a tied head reads them all), and of experts those that at least one
-    of so many sequences chooses, were they chosen evenly (None: all)."""
+    """Bytes of weights that one decode step reads, summed over one GPU of each stage. All layers and the head
+    are read; of the embeddings only a few rows, unless they are a tied head; of the experts those that at
+    least one of `sequences` chooses, if all are chosen equally often (None: all experts)."""
     width = dtype_bytes(dtype or shape.dtype)
     head = shape.before[:1] if shape.tie_word_embeddings else ()
     total = 0.0
     for tensor in chain(*(layer.tensors for layer in shape.layers), shape.after, head):
-        touched = 1.0
+        read_fraction = 1.0
         if tensor.expert and sequences is not None:
-            left = 1.0 - min(shape.experts_per_token / tensor.count, 1.0 - 1e-12)
-            touched = 1.0 - left ** max(sequences, 1.0)
-        total += touched * _tensor_bytes(shape, tensor, width, tp)
+            unused = 1.0 - min(shape.experts_per_token / tensor.count, 1.0 - 1e-12)
+            read_fraction = 1.0 - unused ** max(sequences, 1.0)
+        total += read_fraction * _tensor_bytes(shape, tensor, width, tp)
     return total
 
 
 def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
-    """The tables of rotary positions, in the model's type (vLLM's RotaryEmbedding.cos_sin_cache)."""
+    """Bytes of the tables of rotary positions, in the model's type (vLLM's RotaryEmbedding.cos_sin_cache)."""
     return shape.rotary_elements * dtype_bytes(dtype or shape.dtype)
 
 
 def _tensors(shape: ModelShape, *, pp: int = 1, stage: int = 0) -> Iterable[Tensor]:
-    layers = (shape.layers[place].tensors for place in pipeline_stages(shape.num_layers, pp)[stage])
+    layers = (shape.layers[index].tensors for index in pipeline_stages(shape.num_layers, pp)[stage])
     last = stage == pp - 1
     head = shape.before[:1] if last and pp > 1 and shape.tie_word_embeddings else ()
     return chain(shape.before if stage == 0 else (), *layers, shape.after if last else (), head)
@@ -72,5 +74,5 @@ def _tensors(shape: ModelShape, *, pp: int = 1, stage: int = 0) -> Iterable[Tens
 def _tensor_bytes(shape: ModelShape, tensor: Tensor, width: int, tp: int) -> float:
     scheme = shape.quantisation.scheme(tensor.name) if shape.quantisation and tensor.linear else None
     rows, columns = tensor.part(tp)
-    one = rows * columns * width if scheme is None else scheme.matrix_bytes(rows, columns)
-    return one * tensor.count
+    matrix_bytes = rows * columns * width if scheme is None else scheme.matrix_bytes(rows, columns)
+    return matrix_bytes * tensor.count

@@ -38,7 +38,7 @@ def test_blocks_bytes_and_concurrency_are_exactly_the_servers(tmp_path: Path) ->
     assert kv_bytes_per_token(shape, dtype="float32") == KV_BYTES_PER_TOKEN
     assert int(said["num_gpu_blocks"]) == blocks
     assert int(said["kv_cache_size_tokens"]) == blocks * layout.block_size
-    concurrency = blocks / layout.most_blocks(MAX_MODEL_LEN, in_flight=2048)
+    concurrency = blocks / layout.max_blocks(MAX_MODEL_LEN, in_flight=2048)
     assert float(said["kv_cache_max_concurrency"]) == pytest.approx(concurrency, abs=1e-9)
     loaded = re.search(r"Model loading took ([\d.]+) GiB", log)
     if loaded:  # the CPU build does not always say

@@ -149,7 +149,7 @@ def test_blocks_and_concurrency_are_those_of_vllms_log(
     layout = kv_layout(parse_config(config), tp=2 if config is GPT_OSS_20B else 1)
     found = kv_gib * GIB / layout.bytes_per_block
     assert found == pytest.approx(blocks, rel=0.005 / kv_gib + 1 / blocks)
-    reckoned = layout.most_blocks(max_model_len, in_flight=in_flight)
+    reckoned = layout.max_blocks(max_model_len, in_flight=in_flight)
     assert blocks / reckoned == pytest.approx(concurrency, abs=0.006)
 
 
@@ -269,7 +269,7 @@ def test_modules_that_are_listed_keep_their_type() -> None:
         ({"index_topk": 2048}, "sparse attention index"),
         (
             {"model_type": "llama", "sliding_window": 4096, "use_sliding_window": None},
-            "a window that its family does not have",
+            "a sliding window that models of its type do not have",
         ),
         ({"layer_types": ["hash_attention"] * 28}, "'hash_attention'"),
         ({"quantization_config": {"quant_method": "quark"}}, "'quark'"),
