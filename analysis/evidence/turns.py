@@ -10,6 +10,7 @@ from analysis.evidence.lengths import conversation_ids
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
+from analysis.statistics.samples import Window
 
 ANSWERS_SEEN = 0.05  # of turns found more cached than the prompt before: never so where answers are not kept
 
@@ -43,7 +44,7 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
     """Of all requests whose usage the server sent; None where no conversation has a second turn."""
     if not any((run.requests.turn > 0).any() for run in runs):
         return None
-    kept = _answers_cached(runs)
+    kept = answers_cached_of(runs)
     parts = [_of_run(run.requests, kept, block_tokens, shared_prefix) for run in runs]
     prompt, output, reusable = np.concatenate([part for part, _, _ in parts], axis=1)
     length = np.concatenate([length for _, length, _ in parts])
@@ -80,12 +81,9 @@ def turn_before(rows: Requests) -> Ints:
     return before
 
 
-def _of_run(
-    rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
-) -> tuple[Floats, Ints, Bools]:
-    """Prompt, output and reusable tokens, shape (3, n); of each conversation its turns, and whether it ended
-    before the run did."""
-    reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
+def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
+    """Rows of known lengths, conversation after conversation and turn after turn, shape (n,); the number of
+    turns of each conversation, and whether it ended before the run did, shape (c,) each."""
     chat = conversation_ids(rows)
     newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
     np.maximum.at(newest, rows.user, chat)
@@ -93,12 +91,24 @@ def _of_run(
     order = known[np.lexsort((rows.start_unix_s[known], chat[known]))]
     _, begins, length = np.unique(chat[order], return_index=True, return_counts=True)
     last = order[begins]
-    table = np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order]
-    return table, length.astype(np.int64), chat[last] < newest[rows.user[last]]
+    return order, length.astype(np.int64), chat[last] < newest[rows.user[last]]
 
 
-def pauses_seen(run: Run) -> Floats:
-    """Seconds, and 1 where the pause ended or 0 where the user's last level did. Shape (2, m)."""
+def _of_run(
+    rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
+) -> tuple[Floats, Ints, Bools]:
+    """Prompt, output and reusable tokens, shape (3, n); of each conversation its turns, and whether it ended
+    before the run did."""
+    reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
+    order, length, whole = conversation_turns(rows)
+    return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
+
+
+def pauses_seen(run: Run, window: Window | None = None) -> Floats:
+    """Seconds, and 1 where the pause ended or 0 where the user's last level did. Shape (2, m).
+
+    window: where given, only pauses that began inside it.
+    """
     rows = run.requests
     order = np.lexsort((rows.start_unix_s, rows.user))
     ended = rows.end_unix_s[order]
@@ -108,6 +118,8 @@ def pauses_seen(run: Run) -> Floats:
     begin, stop = plateaus[np.searchsorted(plateaus[:-1, 1], ended)].T
     pause = np.where(same, begun, stop) - ended
     kept = same | ((begin <= ended) & (pause < math.inf))
+    if window is not None:
+        kept &= (window.begin_unix_s <= ended) & (ended < window.end_unix_s)
     return np.stack([np.maximum(pause, 0.0), same])[:, kept]
 
 
@@ -126,7 +138,7 @@ def uncut_weights(values: Floats, seen: Bools) -> Floats:
     return weight
 
 
-def _answers_cached(runs: Sequence[Run]) -> bool:
+def answers_cached_of(runs: Sequence[Run]) -> bool:
     """From what turns found; where the server did not say, from prompts that hold all that came before."""
     found, whole = [], []
     for run in runs:

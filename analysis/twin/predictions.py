@@ -18,9 +18,10 @@ from analysis.reading.runs import find_runs
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import Bar, progress
 from analysis.statistics.samples import student
-from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calibrate
+from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
 from analysis.twin.fleet import Fleet, size_fleet
 from analysis.twin.maximum import VirtualMaximum, find_maximum
+from analysis.twin.step_fit import STEP_TERMS
 from analysis.twin.what_if import MemoryFacts, changes_of
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users

@@ -35,8 +35,10 @@ from analysis.levels.window import ended_inside
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run, find_runs, read_run
 from analysis.statistics.arrays import Ints
-from analysis.twin.calibration import STEP_TERMS, ServerFlags, ServiceFit, calibrate, chatting_of
+from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
+from analysis.twin.chatting import chatting_of
 from analysis.twin.predictions import measured_figures
+from analysis.twin.step_fit import STEP_TERMS
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
 from analysis.virtual.service import Chatting, Service

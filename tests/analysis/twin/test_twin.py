@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from analysis.evidence.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
 from analysis.twin import predictions
-from analysis.twin.calibration import STEP_TERMS, CalibrationError, ServerFlags, ServiceFit, calibrate
+from analysis.twin.calibration import CalibrationError, ServerFlags, ServiceFit, calibrate
+from analysis.twin.chatting import chatting_of
 from analysis.twin.fleet import size_fleet
 from analysis.twin.maximum import find_maximum
+from analysis.twin.step_fit import STEP_TERMS
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import simulate_arrivals, simulate_users
 from analysis.virtual.service import Chatting, Service
@@ -42,6 +45,32 @@ def evidence(folder: Path) -> Evidence:
 @pytest.fixture(scope="module")
 def calibration(evidence: Evidence) -> ServiceFit:
     return calibrate(evidence, [level for level in evidence.levels if level.users < 16], FLAGS)
+
+
+def people_of(folder: Path, level_s: float) -> Chatting:
+    """A hundred people who think for ten seconds in the mean, in conversations of eight turns in the mean."""
+    write_run(folder, TRUTH, Plan(levels=(100,), level_s=level_s, think_s=10.0))
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    rng, turn = np.random.default_rng(0), np.zeros(len(run.requests), dtype=np.int64)
+    for user in range(100):
+        (of_user,) = np.nonzero(run.requests.user == user)
+        in_order = of_user[np.argsort(run.requests.start_unix_s[of_user])]
+        for before, now in pairwise(in_order):
+            turn[now] = 0 if rng.random() < 1 / 8 else turn[before] + 1
+    told = gather([replace(run, requests=replace(run.requests, turn=turn))], slo=SLO)
+    return chatting_of(told, told.levels)
+
+
+def test_a_run_cut_short_has_the_pauses_and_conversations_of_a_long_one(tmp_path: Path) -> None:
+    """Its end cuts off the long ones; without their weight both would come out too short."""
+    long = people_of(tmp_path / "long", 400.0)
+    short = people_of(tmp_path / "short", 30.0)
+    for most_s in (5.0, 10.0, 25.0):  # nothing is known of pauses longer than the short run's window
+        known = (float(np.minimum(chatting.pauses_s, most_s).mean()) for chatting in (short, long))
+        assert next(known) == pytest.approx(next(known), rel=0.1)
+    turns = (np.minimum([len(one) for one in chatting.conversations], 4).mean() for chatting in (short, long))
+    assert next(turns) == pytest.approx(next(turns), rel=0.1)
 
 
 def people(prompt: int = 124, outputs: tuple[int, ...] = (40, 60, 90, 140, 200)) -> Chatting:

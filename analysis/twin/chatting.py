@@ -1,0 +1,71 @@
+"""How the people of a load test chat: conversations and pauses from its rows.
+
+A conversation or a pause that the end of the run cut off is not dropped, which would favour short ones: its
+weight goes to longer ones (`analysis.evidence.turns`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.evidence.evidence import Evidence
+from analysis.evidence.turns import answers_cached_of, conversation_turns, pauses_seen, uncut_weights
+from analysis.levels.level import Level
+from analysis.reading.runs import Run
+from analysis.statistics.arrays import Bools, Floats, Ints
+from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, TurnTokens
+
+Conversation = tuple[TurnTokens, ...]
+
+
+def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:
+    """Lengths and shared text of all conversations of the runs, and the pauses in the windows of `levels`."""
+    assert evidence.pairs is not None
+    return Chatting(
+        conversations=_conversations(evidence.runs),
+        pauses_s=_pauses_s(evidence.runs, levels),
+        shared_prefix_tokens=evidence.pairs.shared_prefix,
+        answers_cached=answers_cached_of(evidence.runs),
+    )
+
+
+def _conversations(runs: Sequence[Run]) -> list[Conversation]:
+    found: list[Conversation] = []
+    ended: list[Bools] = []
+    for run in runs:
+        rows = run.requests
+        order, length, whole = conversation_turns(rows)
+        tokens = zip(rows.prompt_tokens[order].tolist(), rows.output_tokens[order].tolist(), strict=True)
+        turns = [(int(prompt), int(output)) for prompt, output in tokens]
+        ends = np.cumsum(length)
+        found += [tuple(turns[end - count : end]) for end, count in zip(ends, length, strict=True)]
+        ended.append(whole)
+    if max(map(len, found)) == 1:
+        return found  # the end of a run does not cut what has one turn
+    return [found[index] for index in _equal_weights(_conversation_weights(found, np.concatenate(ended)))]
+
+
+def _conversation_weights(conversations: Sequence[Conversation], ended: Bools) -> Floats:
+    turns = np.array([len(turns) for turns in conversations], dtype=np.float64)
+    weight = uncut_weights(turns, ended)
+    longest = ~ended & (turns == turns.max())  # they stand for what is longer than all that ended
+    if longest.any():
+        weight[longest] = weight[longest].mean()
+    return weight
+
+
+def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:
+    found = [
+        pauses_seen(run, level.window) for run in runs for level in levels if level.run_id == run.info.run_id
+    ]
+    pauses_s, ended = np.concatenate(found, axis=1) if found else np.empty((2, 0))
+    if not ended.any():
+        return np.array([CLIENT_TURNAROUND_S])
+    return np.asarray(pauses_s[_equal_weights(uncut_weights(pauses_s, ended > 0))])
+
+
+def _equal_weights(weight: Floats) -> Ints:
+    """As many positions as there are weights, each as often as its weight says. Equal weights: each once."""
+    cumulative = np.cumsum(weight)
+    at = (np.arange(len(weight)) + 0.5) / len(weight) * cumulative[-1]
+    return np.asarray(np.minimum(np.searchsorted(cumulative, at), len(weight) - 1))
