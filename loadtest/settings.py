@@ -59,7 +59,7 @@ def _object(value: object) -> object:
 def _token_distribution(value: object) -> object:
     text = str(value)
     if Distribution.parse(text).mean < 1:
-        raise ValueError(f"'{text}' has a mean of less than one token.")
+        raise ValueError(f"'{text}' is less than one token.")
     return text
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What an OpenAI-compatible server says at /v1/models and /version. Knows no requests for text."""
 
 import asyncio
 import ipaddress
@@ -11,7 +11,7 @@ from loadtest.client.target import Target
 from loadtest.errors import InputError
 
 ANSWER_TIMEOUT_S = 30.0
-"""For questions that every server answers at once."""
+"""Time limit of requests that every server answers at once."""
 
 
 async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
@@ -23,6 +23,8 @@ async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 class _RefusedError(Exception):
+    """An answer with a status other than 200."""
+
     def __init__(self, status: int, location: str | None) -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
@@ -30,6 +32,7 @@ class _RefusedError(Exception):
 
 
 async def list_models(session: aiohttp.ClientSession, target: Target) -> list[dict[str, Any]]:
+    """The entries of /v1/models. Raises InputError, with the reason, when the server does not list them."""
     url = f"{target.api_url}/models"
     try:
         listed = await _get_json(session, url)
@@ -39,11 +42,14 @@ async def list_models(session: aiohttp.ClientSession, target: Target) -> list[di
     except TimeoutError:
         raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
     except aiohttp.ClientConnectorSSLError as error:
-        raise InputError(f"{target.shown}: no TLS connection ({_reason(error)}); is it http://?") from None
+        raise InputError(
+            f"{target.shown}: no TLS connection ({_reason(error)}): if the server speaks plain HTTP, "
+            "give --host http://..."
+        ) from None
     except aiohttp.ClientConnectorCertificateError as error:
         raise InputError(
             f"{target.shown} has no certificate that is trusted here ({_reason(error)}): "
-            "give its authority as --ca-file."
+            "name its certificate authority with --ca-file."
         ) from None
     except aiohttp.ClientConnectorError as error:
         raise InputError(f"{target.shown} cannot be reached ({_reason(error)}).") from None
@@ -65,11 +71,12 @@ def _refusal_sentence(url: str, refusal: _RefusedError) -> str:
     if refusal.location:
         return f"{url} redirects to {refusal.location}: give that server as --host."
     if refusal.status == 404:
-        return f"{url} does not exist: --host is no OpenAI-compatible server, or has another path prefix."
+        return f"{url} does not exist: --host is not an OpenAI-compatible server, or has another path prefix."
     return f"{url} answered {refusal.status}: the server is not ready, or not an OpenAI-compatible one."
 
 
 async def server_version(session: aiohttp.ClientSession, target: Target) -> str | None:
+    """The version that the server states at /version; None when it states none."""
     try:
         answer = await _get_json(session, target.api_url.removesuffix("/v1") + "/version")
     except (_RefusedError, aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -78,6 +85,7 @@ async def server_version(session: aiohttp.ClientSession, target: Target) -> str 
 
 
 def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str, dict[str, Any]]:
+    """The wanted model, or the only one, with its entry. Raises InputError with the names of the others."""
     names = [entry["id"] for entry in listed]
     if wanted is None and len(names) == 1:
         wanted = names[0]
@@ -90,7 +98,7 @@ def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str,
 
 
 async def is_local(url: str) -> bool:
-    """Whether this address is this machine: then its GPUs are the server's."""
+    """Whether the address is of this machine, whose GPUs are then the server's."""
     host = urlsplit(url).hostname or ""
     try:
         addresses = {info[4][0] for info in await asyncio.get_running_loop().getaddrinfo(host, None)}

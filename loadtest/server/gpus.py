@@ -1,4 +1,5 @@
-"""TODO."""
+"""Memory and utilisation of GPUs, from NVML on this machine or from a remote DCGM exporter. Knows no
+server."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +11,15 @@ from prometheus_client.samples import Sample
 from loadtest.client.target import split_credentials
 from loadtest.errors import InputError
 from loadtest.record import GpuInfo
-from loadtest.server.vllm import parse_samples
+from loadtest.server.prometheus import parse_samples
 from loadtest.units import MIB
 
-DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
+_DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re.MULTILINE)
 
 
 class NvmlGpus:
-    """This machine's GPUs, through NVIDIA's management library. Raises pynvml.NVMLError without one."""
+    """The GPUs of this machine, read through NVIDIA's management library. Raises pynvml.NVMLError without
+    GPUs."""
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
@@ -34,6 +36,7 @@ class NvmlGpus:
         self.refresh()
 
     def refresh(self) -> None:
+        """Reads the current memory and utilisation; both are None when that fails."""
         try:
             used = [int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]
             rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
@@ -44,7 +47,7 @@ class NvmlGpus:
 
 
 class DcgmGpus:
-    """A remote machine's GPUs, through the address of its DCGM exporter."""
+    """The GPUs of a remote machine, read from the page of its DCGM exporter."""
 
     def __init__(self, url: str) -> None:
         page = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/metrics"
@@ -55,11 +58,11 @@ class DcgmGpus:
         self.util: float | None = None
 
     def refresh(self) -> None:
-        """Nothing blocks here: `take` is given what the scraper fetched."""
+        """Does nothing: the scraper fetches the page and passes it to `read`."""
 
-    def take(self, text: str) -> None:
-        """Reads the exporter's page. Raises ValueError on text that is not Prometheus' format."""
-        samples = parse_samples(text, wanted=DCGM_LINES)
+    def read(self, page: str) -> None:
+        """Reads the exporter's page. Raises ValueError when it is not in Prometheus' format."""
+        samples = parse_samples(page, wanted=_DCGM_LINES)
         used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
         free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
         rates = list(_by_gpu(samples, "DCGM_FI_DEV_GPU_UTIL").values())
@@ -78,7 +81,8 @@ def _by_gpu(samples: Iterable[Sample], name: str) -> dict[str, float]:
 
 
 def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus | None:
-    """`auto`, `nvml`, `off` or the address of a DCGM exporter. Raises InputError."""
+    """Opens the source of GPU figures that the setting names: `auto`, `nvml`, `off` or the address of a DCGM
+    exporter. Raises InputError."""
     if setting == "off" or (setting == "auto" and not server_is_local):
         return None
     if setting in ("auto", "nvml"):
@@ -86,7 +90,9 @@ def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus |
             return NvmlGpus()
         except pynvml.NVMLError as error:
             if setting == "nvml":
-                raise InputError(f"--gpu-metrics nvml: NVML does not work here ({error}).") from error
+                raise InputError(
+                    f"--gpu-metrics nvml: NVML does not work on this machine ({error})."
+                ) from error
             return None
     if urlsplit(setting).scheme not in ("http", "https"):
         raise InputError("--gpu-metrics must be auto, nvml, off or the address of a DCGM exporter.")

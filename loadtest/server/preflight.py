@@ -1,5 +1,5 @@
-"""The first minute with a server: is it there, what does it serve, how does it count our words, is it free?
-Asks, warms up and reports; leaves no rows. Knows no Locust."""
+"""Everything that is asked and checked before a run: the model, the KV pool, lengths, metrics, other load.
+Leaves no rows; knows no Locust."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from loadtest.workload.prompts import PromptScale, read_prompts
 
 
 class Preflight(msgspec.Struct, kw_only=True, frozen=True):
-    """What was learned about the server before the first counted request."""
+    """What is known about the server before the first counted request."""
 
     model: str
     server: ServerInfo
@@ -34,14 +34,14 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
     sends_usage: bool
     has_metrics: bool
     ttft_s: float | None
-    """Of the test request, alone on the server."""
+    """Time to first token of a test request, alone on the server; None without content."""
     warnings: list[str]
 
 
 async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> tuple[Preflight, Scraper]:
-    """Asks the server everything a run needs and warms it up. Raises InputError.
+    """Collects what a run needs to know about the server and warms the server up. Raises InputError.
 
-    The scraper stays open; the caller closes it.
+    The caller closes the scraper that is returned.
     """
     session = open_session(headers=target.headers, tls=target.tls())
     scraper: Scraper | None = None
@@ -51,30 +51,30 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         gpus = choose_gpus(settings.gpu_metrics, server_is_local=await is_local(target.api_url))
         scraper = Scraper(target, model=model, gpus=gpus)
         page = await scraper.find()
-        warnings = [*_metrics_warnings(target, page), *_foreign_load(page, model)]
+        warnings = [*_metrics_warnings(target, page), *_foreign_load_warnings(page, model)]
         server = _server_info(entry, version, page, settings)
         _refuse_impossible_lengths(settings, server.max_model_len)
         _check_prompts(settings)
-        warnings += _clipping(settings, server.max_model_len)
+        warnings += _clipping_warnings(settings, server.max_model_len)
         scale, alone = await measure_prompt_scale(
             session, target, settings, model=model, server=server, nonce=nonce
         )
         sends_usage = alone.output_tokens is not None
         if not sends_usage:
             warnings.append(
-                "The server sends no usage: token counts, TPOT and the memory law are missing, and prompts "
-                "are sized at a guess of 1.3 tokens a word."
+                "The server sends no usage: token counts, TPOT and the memory model are missing, and "
+                "prompts are sized by a guess of 1.3 tokens per word."
             )
         await warm_up(session, target, settings, model=model, scale=scale, nonce=nonce)
         await scraper.settle()
-        await scraper.sample()  # a DCGM exporter tells its GPUs with the first sample
+        await scraper.sample()  # a DCGM exporter names its GPUs in the first sample
     except BaseException:
         if scraper is not None:
             await scraper.close()
         raise
     finally:
         await session.close()
-    found = Preflight(
+    preflight = Preflight(
         model=model,
         server=server,
         gpu=scraper.gpu,
@@ -84,21 +84,21 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         ttft_s=alone.chunk_s[0] - (alone.sent_s or 0) if alone.chunk_s else None,
         warnings=warnings,
     )
-    return found, scraper
+    return preflight, scraper
 
 
 def _metrics_warnings(target: Target, page: str | None) -> list[str]:
     if page is not None or not target.metrics_urls:
         return []
-    return ["No vLLM metrics at /metrics: the memory wall is not measured; the latency walls still answer."]
+    return ["No vLLM metrics at /metrics: the memory wall cannot be measured, the latency walls can."]
 
 
-def _foreign_load(page: str | None, model: str) -> list[str]:
+def _foreign_load_warnings(page: str | None, model: str) -> list[str]:
     rows = read_server_samples(page, model=model, unix_s=0) if page else []
     busy = sum((row.running or 0) + (row.waiting or 0) for row in rows)
     if not busy:
         return []
-    return [f"{busy:g} requests of somebody else were on the server before the test began."]
+    return [f"{busy:g} requests of other clients were on the server before the test began."]
 
 
 def _server_info(
@@ -118,7 +118,7 @@ def _server_info(
 
 
 def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
-    """Bytes of a token's keys and values over all GPUs; None where the server quantises them."""
+    """Bytes of one token's keys and values over all GPUs; None where the server quantises them."""
     try:
         config = json.loads(config_file.read_bytes())
         shape = parse_config(config)
@@ -131,8 +131,8 @@ def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) ->
     if max_model_len is None or not _draws_lengths(settings):
         return
     shortest = [
-        law.a if law.kind in ("fixed", "uniform") else law.mean
-        for law in map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
+        lengths.a if lengths.kind in ("fixed", "uniform") else lengths.mean
+        for lengths in map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
     ]
     if sum(shortest) > max_model_len:
         raise InputError(
@@ -141,8 +141,8 @@ def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) ->
         )
 
 
-def _clipping(settings: Settings, max_model_len: int | None) -> list[str]:
-    """Says early that lengths will be clipped, from a few hundred draws."""
+def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[str]:
+    """Warns before the run when lengths will be clipped, judged by a few hundred draws."""
     if max_model_len is None or not _draws_lengths(settings):
         return []
     prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
@@ -158,7 +158,7 @@ def _clipping(settings: Settings, max_model_len: int | None) -> list[str]:
 
 
 def _draws_lengths(settings: Settings) -> bool:
-    """Whether prompts have drawn lengths: a person's own traffic and a trace bring theirs."""
+    """Whether lengths are drawn: a file of prompts and a trace have lengths of their own."""
     return settings.prompts is None and settings.trace is None
 
 
@@ -170,9 +170,9 @@ def _check_prompts(settings: Settings) -> None:
             raise InputError(f"--prompts: {error}") from None
 
 
-def preflight_summary(found: Preflight, target: Target) -> list[str]:
-    """What a person wants to know before the load begins, a line each."""
-    server = found.server
+def preflight_summary(preflight: Preflight, target: Target) -> list[str]:
+    """The lines that are shown before the load begins."""
+    server = preflight.server
     engine = " ".join(filter(None, [server.engine, server.version])) or "unknown engine"
     simulated = f" - SIMULATED, preset {server.simulated}" if server.simulated else ""
     pool = "unknown"
@@ -180,15 +180,15 @@ def preflight_summary(found: Preflight, target: Target) -> list[str]:
         tokens = (server.num_gpu_blocks - 1) * server.block_size
         pool = f"{tokens:,} tokens ({server.num_gpu_blocks - 1:,} blocks of {server.block_size})"
     context = f"{server.max_model_len:,} tokens" if server.max_model_len else "unknown"
-    gpu = f"{found.gpu.count} x {found.gpu.name or 'unknown'}" if found.gpu else "not seen"
-    usage = "sent" if found.sends_usage else "NOT sent"
-    ttft = f"{found.ttft_s * 1000:.0f} ms" if found.ttft_s is not None else "no content"
-    scale = found.scale
+    gpu = f"{preflight.gpu.count} x {preflight.gpu.name or 'unknown'}" if preflight.gpu else "unknown"
+    usage = "sent" if preflight.sends_usage else "NOT sent"
+    ttft = f"{preflight.ttft_s * 1000:.0f} ms" if preflight.ttft_s is not None else "no content"
+    scale = preflight.scale
     return [
         f"server   {target.shown} ({engine}){simulated}",
-        f"model    {found.model}, context {context}",
-        f"KV pool  {pool}; metrics {'found' if found.has_metrics else 'not found'}; GPU {gpu}",
-        f"answers  TTFT {ttft} alone; usage {usage}; {scale.tokens_per_word:.2f} tokens a word, "
+        f"model    {preflight.model}, context {context}",
+        f"KV pool  {pool}; metrics {'found' if preflight.has_metrics else 'not found'}; GPU {gpu}",
+        f"answers  TTFT {ttft} alone; usage {usage}; {scale.tokens_per_word:.2f} tokens per word, "
         f"{scale.overhead_tokens:.0f} for the template",
-        *(f"warning  {warning}" for warning in found.warnings),
+        *(f"warning  {warning}" for warning in preflight.warnings),
     ]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Requests before the load: how the server counts tokens, and a warm-up. Leaves no rows; knows no Locust."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from loadtest.settings import Settings
 from loadtest.workload.prompts import PromptScale, probe_text
 
 FIRST_TOKENS_TIMEOUT_S = 180.0
-"""A test request may wake a server that compiles on first use."""
+"""Time limit of a test request: a server may compile on first use."""
 WARM_UPS = 4
 PROBE_TOKENS = 8
 
@@ -27,7 +27,7 @@ async def _ask(
     text: str,
     max_tokens: int = PROBE_TOKENS,
 ) -> RequestRecord:
-    """One request that is not counted. Raises InputError unless it is answered."""
+    """Sends one request that is not counted. Raises InputError unless it is answered."""
     request = StreamRequest(
         url=f"{target.api_url}/chat/completions",
         body=chat_body(
@@ -54,9 +54,9 @@ async def _ask(
 def _unanswered(record: RequestRecord) -> str:
     if record.http_status in (401, 403):
         return f"A test request was answered {record.http_status}: set the server's key as LOADTEST_API_KEY."
-    what = f"HTTP {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else record.outcome.value
-    said = f": {record.error.rstrip('.')}" if record.error else ""
-    return f"A streamed test request failed ({what}{said})."
+    failure = f"HTTP {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else record.outcome.value
+    detail = f": {record.error.rstrip('.')}" if record.error else ""
+    return f"A streamed test request failed ({failure}{detail})."
 
 
 async def measure_prompt_scale(
@@ -68,7 +68,8 @@ async def measure_prompt_scale(
     server: ServerInfo,
     nonce: str,
 ) -> tuple[PromptScale, RequestRecord]:
-    """Two prompts of known length tell what the chat template adds and how many tokens a word takes."""
+    """Measures with two prompts what the chat template adds and how many tokens a word takes. Also returns
+    the record of the first request. Raises InputError."""
     room = (server.max_model_len or 4096) - PROBE_TOKENS
     long = max(24, min(400, room // 4))
     short = long // 4
@@ -93,7 +94,7 @@ async def warm_up(
     scale: PromptScale,
     nonce: str,
 ) -> None:
-    """A few requests at once, so that the first counted ones do not pay for caches and compilation."""
+    """Sends a few requests at once, so that the first counted ones do not wait for caches and compilation."""
     texts = [probe_text(nonce=f"{nonce}w{i}", words=32 + i) for i in range(WARM_UPS)]
     asks = (_ask(session, target, settings, model=model, text=text, max_tokens=16) for text in texts)
     await asyncio.gather(*asks)

@@ -1,4 +1,4 @@
-"""vLLM's /metrics and GPU memory -> ServerSample. Missing stays missing. Knows no Locust, no statistics."""
+"""Samples the server's metrics and its GPUs' memory during a run. Knows no Locust and no statistics."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ FETCH_TIMEOUT_S = 5.0
 
 
 class Scraper:
-    """Reads one server's metrics over one session of its own."""
+    """Reads the metrics of one server, over a session of its own."""
 
     def __init__(self, target: Target, *, model: str, gpus: NvmlGpus | DcgmGpus | None) -> None:
         self._target = target
@@ -27,14 +27,16 @@ class Scraper:
         self.gpus = gpus
         self._session: aiohttp.ClientSession | None = None
         self.url: str | None = None
-        """Where /metrics answered; None until `find`, or when there is none."""
+        """Address at which /metrics answered; None before `find`, and without metrics."""
 
     @property
     def gpu(self) -> GpuInfo | None:
+        """The server's GPUs; None when they are unknown."""
         return self.gpus.info if self.gpus and self.gpus.info.count else None
 
     async def find(self) -> str | None:
-        """Looks for vLLM's metrics at the target's addresses and returns the page."""
+        """Looks for vLLM's metrics at the target's addresses and returns the page; None when there is
+        none."""
         for url in self._target.metrics_urls:
             try:
                 text = await self._fetch(url, self._target.metrics_headers)
@@ -46,7 +48,8 @@ class Scraper:
         return None
 
     async def sample(self) -> list[ServerSample]:
-        """The server now, one row for each engine. A failed scrape gives a row with `error`."""
+        """Reads the current state of the server, one row for each engine. A failed scrape gives a row with
+        `error`."""
         unix_s = time.time()
         rows, error = await self._engines(unix_s)
         error = error or await self._refresh_gpus()
@@ -63,7 +66,7 @@ class Scraper:
         return [first, *rows[1:]]
 
     async def follow(self, *, seconds: float, take: Callable[[ServerSample], object]) -> None:
-        """Samples every `seconds`, from one interval on, until cancelled."""
+        """Passes a sample to `take` every `seconds`, first after one interval, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -73,8 +76,8 @@ class Scraper:
                 take(row)
 
     async def settle(self, *, limit_s: float = 5.0) -> None:
-        """Waits, bounded, until nothing runs and the counters stand still: then they can be compared with
-        the rows."""
+        """Waits until no request runs and the counters have stopped, so that they can be compared with the
+        rows, but at most `limit_s`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         before: list[tuple[float | None, float | None]] | None = None
@@ -103,7 +106,7 @@ class Scraper:
         if not isinstance(self.gpus, DcgmGpus):
             return None
         try:
-            self.gpus.take(await self._fetch(self.gpus.url, self.gpus.headers))
+            self.gpus.read(await self._fetch(self.gpus.url, self.gpus.headers))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self.gpus.used_bytes_each = self.gpus.util = None
             return f"DCGM exporter: {type(error).__name__}"

@@ -380,7 +380,7 @@ def test_failing_requests_still_exit_0_and_stop_the_sweep(run_locust: RunLocust)
         ({"level_s": "inf"}, "--level-s:"),
         ({"settle_s": "9"}, "--settle-s must be shorter than --level-s"),
         ({"prompts": "/no/such/file"}, "/no/such/file does not exist"),
-        ({"gpu_metrics": "nvml"}, "--gpu-metrics nvml: NVML does not work here"),
+        ({"gpu_metrics": "nvml"}, "--gpu-metrics nvml: NVML does not work on this machine"),
         ({"thinking": "maybe"}, "--thinking:"),
     ],
 )
@@ -397,7 +397,7 @@ def test_bad_input_gets_one_sentence_and_exit_2(
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        (None, "Say which server to test"),
+        (None, "No server is given"),
         ("127.0.0.1:80", "is not an address such as"),
         ("http://127.0.0.1:99999", "is not an address such as"),
         ("http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached"),

@@ -12,7 +12,8 @@ from prometheus_client.samples import Sample
 
 from loadtest.errors import InputError
 from loadtest.record import ServerInfo, ServerSample
-from loadtest.server.vllm import METRIC_LINES, build_server_info, build_server_samples, parse_samples
+from loadtest.server.prometheus import parse_samples
+from loadtest.server.vllm import METRIC_LINES, build_server_info, build_server_samples
 
 # A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
 # `date -Is` write between two scrapes. A sample ends in a number too, so only a comment may have words.
@@ -199,7 +200,7 @@ def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
     """Samples of pages of /metrics, each after its time, or of lines with times, as /federate writes them."""
     for unix_s, page in _pages(path, text):
         try:
-            samples = parse_samples(page)
+            samples = parse_samples(page, wanted=METRIC_LINES)
         except ValueError as problem:
             raise InputError(f"{path} is not what /metrics writes ({problem}).") from None
         for sample in samples:
