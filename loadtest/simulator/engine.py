@@ -194,9 +194,9 @@ class Engine:
             request.first_token_s = now_s
             self._queued_tokens -= request.prompt_tokens
             self.counters.prompt_tokens += request.prompt_tokens
-        if request._unreported:
-            self.counters.preemptions += request._unreported
-            request._unreported = 0
+        if request.unreported_preemptions:
+            self.counters.preemptions += request.unreported_preemptions
+            request.unreported_preemptions = 0
 
     def _finish(self, request: Request, now_s: float) -> None:
         # A victim whose last token was in flight has left the batch already (asynchronous scheduling).
@@ -204,8 +204,8 @@ class Engine:
             del self._running[request]
             self._free(request)
             self._settled = False
-        self.counters.preemptions += request._unreported
-        request._unreported = 0
+        self.counters.preemptions += request.unreported_preemptions
+        request.unreported_preemptions = 0
         request.state = RequestState.FINISHED
         request.end_s = now_s
         self.counters.finished += 1
@@ -277,7 +277,7 @@ class Engine:
         """The last admitted loses its blocks and goes to the queue's front, to be recomputed."""
         victim, _ = self._running.popitem()
         victim.preemptions += 1
-        victim._unreported += 1
+        victim.unreported_preemptions += 1
         self._leave_batch(victim)
         self._free(victim)
         if victim.state is not RequestState.ENDING:
@@ -291,8 +291,8 @@ class Engine:
         """The next chunk of a prompt. False when it found no blocks and preempted itself."""
         if budget <= 0:
             return True
-        chunk = min(request._target - request._computed, budget)
-        needed = self._blocks(request._computed + chunk) - self._blocks(request._computed)
+        chunk = min(request.prefill_target - request.computed_tokens, budget)
+        needed = self._blocks(request.computed_tokens + chunk) - self._blocks(request.computed_tokens)
         if needed > self.pool.free:
             # The chunk's request is always the last admitted, so it is its own victim.
             self._preempt_last()
@@ -305,7 +305,7 @@ class Engine:
         """First come first served. The whole sequence must fit now, but only the chunk's blocks are taken."""
         while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
-            target = request.prompt_tokens + request._made
+            target = request.prompt_tokens + request.made_tokens
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
@@ -313,11 +313,11 @@ class Engine:
                 return
             self._waiting.popleft()
             self.pool.share(shared)
-            request._registered = hits
-            request._target = target
-            request._computed = hits * self.config.block_size
-            chunk = min(target - request._computed, budget)
-            self.pool.take(self._blocks(request._computed + chunk) - hits)
+            request.registered_blocks = hits
+            request.prefill_target = target
+            request.computed_tokens = hits * self.config.block_size
+            chunk = min(target - request.computed_tokens, budget)
+            self.pool.take(self._blocks(request.computed_tokens + chunk) - hits)
             self._enter_batch(request, now_s)
             budget -= chunk
             self._compute(request, chunk, prefill, completed)
@@ -333,25 +333,25 @@ class Engine:
 
     def _enter_batch(self, request: Request, now_s: float) -> None:
         self._admissions += 1
-        request._admission = self._admissions
+        request.admission_number = self._admissions
         request.state = RequestState.PREFILL
         self._running[request] = None
         if request.admitted_s is None:
             request.admitted_s = now_s
         if self.config.enable_prefix_caching and not request.preemptions:
-            request.cached_tokens = request._computed
+            request.cached_tokens = request.computed_tokens
             self.counters.prefix_queries += request.prompt_tokens
             self.counters.prefix_hits += request.cached_tokens
 
     def _compute(
         self, request: Request, chunk: int, prefill: "PrefillTotals", completed: list[Request]
     ) -> None:
-        request._computed += chunk
+        request.computed_tokens += chunk
         prefill.sequences += 1
         prefill.tokens += chunk
-        prefill.kv_tokens += request._computed
-        self._register(request, request._computed)
-        if request._computed == request._target:
+        prefill.kv_tokens += request.computed_tokens
+        self._register(request, request.computed_tokens)
+        if request.computed_tokens == request.prefill_target:
             self._prefilling = None
             completed.append(request)
         else:
@@ -361,56 +361,56 @@ class Engine:
         """Its prefill completes in the current step, which makes one token; each later one makes one more."""
         number = self._step_number
         request.state = RequestState.DECODE
-        request._run_start = number
+        request.run_start_step = number
         self._decoding[request] = None
-        self._decode_kv_tokens += request._target
+        self._decode_kv_tokens += request.prefill_target
         self._growers[self._growth_residue(request)][request] = None
         self._ends_at.setdefault(self._last_step(request), []).append(request)
 
     def _growth_residue(self, request: Request) -> int:
         # The step after `number` stores token target + 1, which needs a block when target is whole blocks.
-        return (request._run_start + 1 - request._target) % self.config.block_size
+        return (request.run_start_step + 1 - request.prefill_target) % self.config.block_size
 
     @staticmethod
     def _last_step(request: Request) -> int:
-        return request._run_start + request.output_tokens - request._made - 1
+        return request.run_start_step + request.output_tokens - request.made_tokens - 1
 
     def _leave_batch(self, request: Request) -> None:
         """Stops computing for it; its blocks stay held."""
         if request.state is RequestState.PREFILL:
             self._prefilling = None
         elif request.state is RequestState.DECODE:
-            steps = self._step_number - request._run_start
-            request._computed = request._target + steps
-            self._decode_kv_tokens -= request._computed
+            steps = self._step_number - request.run_start_step
+            request.computed_tokens = request.prefill_target + steps
+            self._decode_kv_tokens -= request.computed_tokens
             del self._decoding[request]
             del self._growers[self._growth_residue(request)][request]
             if ending := self._ends_at.get(self._last_step(request)):
                 ending.remove(request)
-            request.step_runs.append((request._run_start, self._step_number + 1))
-            request._made += steps + 1
+            request.step_runs.append((request.run_start_step, self._step_number + 1))
+            request.made_tokens += steps + 1
 
     def _free(self, request: Request) -> None:
         """Gives all its blocks back, the last first, so that a prefix outlives what follows it."""
-        self._register(request, request._computed)
-        held = self._blocks(request._computed)
-        self.pool.give_back(held - request._registered + len(request._duplicates))
-        for index in range(request._registered - 1, -1, -1):
-            if index not in request._duplicates:
+        self._register(request, request.computed_tokens)
+        held = self._blocks(request.computed_tokens)
+        self.pool.give_back(held - request.registered_blocks + len(request.duplicate_blocks))
+        for index in range(request.registered_blocks - 1, -1, -1):
+            if index not in request.duplicate_blocks:
                 self.pool.unshare(request.block_hashes[index])
-        request._registered = 0
-        request._duplicates.clear()
-        request._computed = 0
+        request.registered_blocks = 0
+        request.duplicate_blocks.clear()
+        request.computed_tokens = 0
 
     def _register(self, request: Request, computed: int) -> None:
         """Makes its full blocks findable. Blocks that decoding fills become so when they are freed."""
         if not request.block_hashes or not self.config.enable_prefix_caching:
             return
         full = min(computed // self.config.block_size, len(request.block_hashes))
-        for index in range(request._registered, full):
+        for index in range(request.registered_blocks, full):
             if not self.pool.register(request.block_hashes[index]):
-                request._duplicates.add(index)
-        request._registered = max(request._registered, full)
+                request.duplicate_blocks.add(index)
+        request.registered_blocks = max(request.registered_blocks, full)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
@@ -428,4 +428,4 @@ class PrefillTotals:
 
 
 def admission_order(request: Request) -> int:
-    return request._admission
+    return request.admission_number

@@ -25,25 +25,25 @@ class Request:
     """
 
     __slots__ = (
-        "_admission",
-        "_computed",
-        "_duplicates",
-        "_made",
-        "_registered",
-        "_run_start",
-        "_target",
-        "_unreported",
+        "admission_number",
         "admitted_s",
         "arrival_s",
         "block_hashes",
         "cached_tokens",
+        "computed_tokens",
+        "duplicate_blocks",
         "end_s",
         "first_token_s",
+        "made_tokens",
         "output_tokens",
         "preemptions",
+        "prefill_target",
         "prompt_tokens",
+        "registered_blocks",
+        "run_start_step",
         "state",
         "step_runs",
+        "unreported_preemptions",
         "user",
     )
 
@@ -76,11 +76,11 @@ class Request:
         """Prompt tokens found in the prefix cache at the first admission."""
         self.step_runs: list[tuple[int, int]] = []
         """Half-open ranges of step numbers; each step of them made one token."""
-        self._made = 0
-        self._target = prompt_tokens
-        self._computed = 0
-        self._run_start = 0
-        self._admission = 0
-        self._unreported = 0
-        self._registered = 0
-        self._duplicates: set[int] = set()
+        self.made_tokens = 0
+        self.prefill_target = prompt_tokens
+        self.computed_tokens = 0
+        self.run_start_step = 0
+        self.admission_number = 0
+        self.unreported_preemptions = 0
+        self.registered_blocks = 0
+        self.duplicate_blocks: set[int] = set()
