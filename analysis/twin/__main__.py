@@ -12,7 +12,7 @@ from analysis.twin.calibration import CalibrationError
 from analysis.twin.predictions import twin_answer, user_list
 from loadtest.errors import InputError
 from loadtest.simulator.presets import PRESETS
-from loadtest.simulator.virtual import ROUTERS
+from loadtest.simulator.routers import ROUTERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

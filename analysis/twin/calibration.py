@@ -17,7 +17,7 @@ from analysis.twin.step_fit import StepHistory, StepSums, solve_step_terms, step
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import Service
 from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.virtual import ROUTERS
+from loadtest.simulator.routers import ROUTERS
 
 DRAWS = 24  # services that the data would also allow
 MAX_PREEMPTED, MAX_WAITING = 0.02, 0.1  # of a level whose gaps between tokens are steps

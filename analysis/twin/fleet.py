@@ -9,7 +9,7 @@ from analysis.virtual.run import VirtualFigures, simulate_users
 from analysis.virtual.service import Service
 from analysis.walls.names import WallName
 from loadtest.record import Slo
-from loadtest.simulator.virtual import ROUTERS
+from loadtest.simulator.routers import ROUTERS
 
 SIMULATED_REPLICAS = 4
 """Replicas that are played together and stand for all: more of them cost time and change the answer little,

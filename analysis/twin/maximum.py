@@ -17,7 +17,7 @@ from analysis.virtual.service import Service, users_at_half_load
 from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo
-from loadtest.simulator.virtual import Route
+from loadtest.simulator.routers import Route
 
 PROBE_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
 MIN_REQUESTS_PER_USER = 12  # requests of each user at least

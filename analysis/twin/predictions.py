@@ -30,7 +30,7 @@ from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import find_preset
-from loadtest.simulator.virtual import ROUTERS
+from loadtest.simulator.routers import ROUTERS
 from loadtest.workload.arrivals import ArrivalProcess
 from loadtest.workload.traces import read_trace
 

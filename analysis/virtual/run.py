@@ -12,8 +12,9 @@ from analysis.virtual.service import Service
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
+from loadtest.simulator.routers import Route, first_replica
 from loadtest.simulator.steps import Shortage
-from loadtest.simulator.virtual import EngineTrace, Route, first_replica, simulate_replicas
+from loadtest.simulator.virtual import EngineTrace, simulate_replicas
 
 REQUESTS_PER_USER = 60  # where the caller does not say how long to simulate
 ITL_REQUESTS = 2000  # about so many requests have the times of all their tokens looked at

@@ -44,7 +44,7 @@ from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, 
 from analysis.virtual.service import Chatting, Service
 from loadtest.record import ServerSample, Slo
 from loadtest.server.vllm import read_server_samples
-from loadtest.simulator.virtual import round_robin
+from loadtest.simulator.routers import round_robin
 from loadtest.workload.traces import read_trace
 from testing.processes import ROOT
 from testing.vllm.server import BLOCK_SIZE, MODEL, start_vllm

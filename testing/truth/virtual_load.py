@@ -18,7 +18,8 @@ from analysis.virtual.crowd import RequestMaker, VirtualUser
 from analysis.virtual.service import Service
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import Simulation, TimedRequest, first_replica
+from loadtest.simulator.routers import first_replica
+from loadtest.simulator.virtual import Simulation, TimedRequest
 
 SAMPLE_S = 1.0
 SETTLE_S = 5.0

@@ -11,16 +11,8 @@ from analysis.virtual.service import Chatting, Service
 from loadtest.record import Slo
 from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.requests import Request
-from loadtest.simulator.virtual import (
-    ROUTERS,
-    Simulation,
-    TimedRequest,
-    first_replica,
-    prefix_aware,
-    round_robin,
-    simulate,
-    simulate_replicas,
-)
+from loadtest.simulator.routers import ROUTERS, first_replica, prefix_aware, round_robin
+from loadtest.simulator.virtual import Simulation, TimedRequest, simulate, simulate_replicas
 
 CONFIG = EngineConfig(
     num_gpu_blocks=65,
