@@ -1,51 +1,83 @@
-"""What the command lines of analysis share."""
+"""What the commands `python -m analysis.*` share: types of flags, the objectives, and exit codes.
+
+| exit code | meaning |
+|---|---|
+| 0 | answered |
+| 1 | unexpected error |
+| 2 | wrong usage or unreadable input: one sentence on stderr |
+| 3 | refused: the data cannot support an answer; the reasons are printed |
+| 4 | a gate failed |
+| 130 | interrupted |
+"""
 
 import argparse
 import math
+from enum import IntEnum
 
 import msgspec
 
 from loadtest.record import RunInfo, Slo
 
 
+class ExitCode(IntEnum):
+    """How a command ended; argparse ends with 2 by itself, Python with 1."""
+
+    ANSWERED = 0
+    BAD_INPUT = 2
+    REFUSED = 3
+    GATE_FAILED = 4
+    INTERRUPTED = 130
+
+
+class RefusedError(Exception):
+    """The data cannot support an answer; the text gives the reasons. The command ends with REFUSED."""
+
+
 def positive_number(text: str) -> float:
-    """An argparse type."""
-    value = float(text)
+    """A flag's value as a number above 0. Raises argparse.ArgumentTypeError."""
+    value = _number(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
 def positive_integer(text: str) -> int:
-    """An argparse type: a whole number above 0."""
+    """A flag's value as a whole number above 0. Raises argparse.ArgumentTypeError."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """An argparse type: above 0 and below 1."""
-    value = float(text)
+    """A flag's value as a number above 0 and below 1. Raises argparse.ArgumentTypeError."""
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
+
+
 def add_slo_flags(parser: argparse.ArgumentParser) -> None:
-    """The four objectives. A flag that is not given is None."""
+    """Adds the four objectives. A flag that is not given is None."""
     default = Slo()
-    add = parser.add_argument
+    add = parser.add_argument_group("objectives").add_argument
     add(
         "--slo-ttft-p95-s",
         type=positive_number,
         metavar="S",
-        help=f"95 of 100 requests see their first token within S seconds (default {default.ttft_p95_s:g})",
+        help=f"95 of 100 requests get their first token within S seconds (default {default.ttft_p95_s:g})",
     )
     add(
         "--slo-tpot-p95-s",
         type=positive_number,
         metavar="S",
-        help=f"95 of 100 requests get a token every S seconds or faster (default {default.tpot_p95_s:g})",
+        help=f"95 of 100 requests take at most S seconds a further token (default {default.tpot_p95_s:g})",
     )
     add(
         "--slo-preempted-fraction",
@@ -57,23 +89,19 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
         "--slo-kv-blocked-fraction",
         type=fraction,
         metavar="F",
-        help="share of time in which a request waits for KV blocks, at most "
+        help="share of the time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",
     )
 
 
-class RefusedError(Exception):
-    """The data cannot support an answer. Exit code 3."""
-
-
 def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
-    """A flag, else what the run was made with, else the default."""
+    """The objectives to judge a run by: each from its flag, else from the run, else the default."""
     flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
     given = {name: flag for name, flag in flags.items() if flag is not None}
     return msgspec.structs.replace(stored_slo(info), **given)
 
 
 def stored_slo(info: RunInfo) -> Slo:
-    """What the run was made with, else the default."""
+    """The objectives that a run was made with; the default for each that it does not state."""
     stored = {name: info.settings.get(f"slo_{name}") for name in Slo.__struct_fields__}
     return Slo(**{name: float(value) for name, value in stored.items() if isinstance(value, int | float)})

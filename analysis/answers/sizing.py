@@ -1,4 +1,5 @@
-"""The sizing JSON as types. Bands are [lower end, estimate, upper end] and cover 90 %. Knows no maths."""
+"""The answers of `python -m analysis.sizing` as types; Sizing is its JSON. Bands are [lower end, estimate,
+upper end] and cover 90 %."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,14 +8,26 @@ import msgspec
 
 from analysis.answers.capacity import Bound
 from analysis.walls.names import WallName
+from loadtest.record import Slo
 
-SCHEMA = 1
+SIZING_SCHEMA = 1
 
-Bytes = tuple[int, int, int]
+IntBand = tuple[int, int, int]
+FloatBand = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatedWorkload:
+    """What users ask, as the flags state it: distributions in the forms of `--prompt-tokens`."""
+
+    prompt_tokens: str
+    output_tokens: str
+    think_s: str
+    slo: Slo
 
 
 class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
-    """What start-up takes beside the weights, on one GPU."""
+    """Memory that start-up takes beside the weights, on one GPU."""
 
     activation: int
     cuda_graphs: int
@@ -22,15 +35,17 @@ class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class OverheadBand(msgspec.Struct, kw_only=True, frozen=True):
-    activation: Bytes
-    cuda_graphs: Bytes
-    non_torch: Bytes
+    """Bands of the memory that start-up takes beside the weights, on one GPU."""
+
+    activation: IntBand
+    cuda_graphs: IntBand
+    non_torch: IntBand
     graphs_in_budget: bool
     """Whether CUDA graphs come out of the budget (from vLLM 0.21 on) or on top of it."""
 
 
 class Effect(msgspec.Struct, kw_only=True, frozen=True):
-    """What a change of one input does to the estimate."""
+    """How the estimate moves when one input changes."""
 
     input: str
     change: str
@@ -38,10 +53,10 @@ class Effect(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Sizing(msgspec.Struct, kw_only=True, frozen=True):
-    """The answer of `python -m analysis.sizing`. Bytes are of one GPU unless they say otherwise; where it is
-    refused, what needs a pool is null."""
+    """The answer: users, the walls, memory and what vLLM will log. Bytes are of one GPU unless the name says
+    otherwise. Where the answer is refused, what needs a KV pool is null."""
 
-    schema: int = SCHEMA
+    schema: int = SIZING_SCHEMA
     model: str
     gpu: str
     gpus: int
@@ -52,40 +67,41 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     refused: bool = False
     reasons: list[str] = []
     parameters: int
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     weights_bytes: int
-    weights_band_bytes: Bytes
+    weights_band_bytes: IntBand
     kv_bytes_per_token: int | None
-    """Null where windows leave no single figure."""
+    """Null where layers with windows leave no single figure."""
     kv_fixed_bytes_per_request: int
     kv_layout: list[str]
     vram_bytes: int
     budget_bytes: int
     overhead_bytes: OverheadBytes
     overhead_band_bytes: OverheadBand
-    pool_bytes: Bytes | None = None
-    pool_tokens: Bytes | None = None
-    blocks: Bytes | None = None
-    """With the null block, as vLLM counts."""
+    pool_bytes: IntBand | None = None
+    pool_tokens: IntBand | None = None
+    blocks: IntBand | None = None
+    """KV blocks with the null block, as vLLM counts them."""
     block_size: int
     vllm_kv_cache_tokens: int | None = None
-    """"GPU KV cache size" of the log."""
+    """Tokens in the log line "GPU KV cache size"."""
     vllm_max_concurrency: float | None = None
-    vllm_max_concurrency_band: tuple[float, float, float] | None = None
+    vllm_max_concurrency_band: FloatBand | None = None
     max_model_len: int
     tokens_per_user: float | None = None
-    """Mean of a request in flight, whole blocks; null where layers hold different numbers of tokens."""
+    """Mean KV tokens of a request in flight, in whole blocks; null where layers differ in tokens held."""
     kv_bytes_per_user: float | None = None
-    """The same in bytes, on one GPU."""
+    """Mean KV bytes of a request in flight, on one GPU."""
     in_flight_at_estimate: float | None = None
-    users: tuple[int, int, int] | None = None
-    users_x: tuple[float, float, float] | None = None
+    users: IntBand | None = None
+    users_x: FloatBand | None = None
     binding: WallName = "not_reached"
     bounds: list[Bound] = []
     not_met: list[WallName] = []
-    """Walls that stand beyond twice the first one."""
-    decode_tok_s_alone: tuple[float, float, float] | None = None
-    """Of one request with nobody else."""
+    """Walls of latency that are not crossed at the simulated loads: up to 1.5 times the first wall of memory
+    and slots."""
+    decode_tok_s_alone: FloatBand | None = None
+    """Tokens a second of one request with nobody else."""
     vllm_flags: list[str] = []
     sensitivity: list[Effect] = []
     calibrated_by: str | None
@@ -98,7 +114,7 @@ ClaimVerdict = Literal["consistent", "impossible", "cannot be told"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedClaim:
-    """One figure's verdict, with the arithmetic in words."""
+    """The verdict on one claimed figure, with the arithmetic in words."""
 
     model: str
     figure: str

@@ -1,40 +1,57 @@
-"""Sizing -> text, Markdown, JSON. Makes strings; analysis.report prints them. Knows no maths."""
+"""A sizing as text, Markdown or JSON on standard output, and as a figure."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
 from analysis.answers.capacity import WALL_NAMES, Bound
-from analysis.answers.sizing import CheckedClaim, Sizing
+from analysis.answers.sizing import CheckedClaim, Effect, Sizing, StatedWorkload
+from analysis.reporting.console import put
+from loadtest.errors import InputError
 from loadtest.units import GIB
 
-WIDTH = 92
+SIZING_FORMS = ("text", "markdown", "json")
+LINE_WIDTH = 92
 
-WALL_WORDS = {
-    "kv_cache": "GPU memory for the KV cache",
+LIMIT_WORDS = {
+    "kv_cache": "the GPU memory for the KV cache",
     "max_num_seqs": "--max-num-seqs",
     "ttft": "the time to first token",
     "tpot": "the time per output token",
 }
 
 
-def sizing_text(found: Sizing, *, form: str) -> str:
-    """form: text, markdown or json."""
+def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
+    """Prints the answer in one of SIZING_FORMS."""
     if form == "json":
-        return msgspec.json.format(msgspec.json.encode(found), indent=1).decode()
-    return _Page(markdown=form == "markdown").sizing(found)
+        put(msgspec.json.format(msgspec.json.encode(sizing), indent=1).decode())
+    else:
+        put(_Page(markdown=form == "markdown").sizing(sizing, workload))
 
 
-def claims_text(checked: Sequence[CheckedClaim], *, form: str) -> str:
-    """form: text, markdown or json."""
-    if form == "json":
-        rows = [
-            {"model": one.model, "figure": one.figure, "claimed": one.claimed}
-            | {"verdict": one.verdict, "why": one.why}
-            for one in checked
-        ]
-        return msgspec.json.format(msgspec.json.encode({"schema": 1, "claims": rows}), indent=1).decode()
-    return _Page(markdown=form == "markdown").claims(checked)
+def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
+    """Prints the verdicts in one of SIZING_FORMS."""
+    if form != "json":
+        put(_Page(markdown=form == "markdown").claims(checked))
+        return
+    rows = [
+        {"model": claim.model, "figure": claim.figure, "claimed": claim.claimed}
+        | {"verdict": claim.verdict, "why": claim.why}
+        for claim in checked
+    ]
+    put(msgspec.json.format(msgspec.json.encode({"schema": 1, "claims": rows}), indent=1).decode())
+
+
+def write_vram_figure(sizing: Sizing, path: Path) -> None:
+    """Draws where the memory of one GPU goes, as SVG. Raises InputError where it cannot be written."""
+    from analysis.reporting.figure_style import svg
+    from analysis.reporting.figures import vram_parts
+
+    try:
+        path.write_text(svg(lambda axes: vram_parts(axes, sizing), (7.2, 2.6)), encoding="utf-8")
+    except OSError as problem:
+        raise InputError(f"--figure {path} cannot be written ({problem.strerror}).") from None
 
 
 class _Page:
@@ -43,34 +60,34 @@ class _Page:
     def __init__(self, *, markdown: bool) -> None:
         self._markdown = markdown
 
-    def sizing(self, found: Sizing) -> str:
-        parts = [self._title(sizing_headline(found)), *self._sentences(summary_sentences(found))]
-        parts += [self._heading("Where the memory of one GPU goes"), self._table(memory_cells(found))]
-        if not found.refused:
+    def sizing(self, sizing: Sizing, workload: StatedWorkload) -> str:
+        parts = [self._title(_headline(sizing)), *self._sentences(_summary(sizing, workload))]
+        parts += [self._heading("Where the memory of one GPU goes"), self._table(_memory_cells(sizing))]
+        if not sizing.refused:
             parts += [
-                self._heading("What stands first"),
-                self._table([("wall", "users", "90 %"), *map(_wall_cells, found.bounds)]),
-                *self._sentences(_beyond(found)),
-                self._heading("What vLLM will say"),
-                *self._sentences(log_lines(found)),
-                self._heading("Start it so"),
-                self._code(f"vllm serve {found.model} {' '.join(found.vllm_flags)}"),
-                self._heading("What the answer depends on"),
-                self._table([("input", "change", "users"), *_effect_cells(found)]),
+                self._heading("Users at each limit"),
+                self._table([("limit", "users", "90 %"), *map(_wall_cells, sizing.bounds)]),
+                *self._sentences(_farther_walls(sizing)),
+                self._heading("What vLLM will log at start-up"),
+                *self._sentences(_log_lines(sizing)),
+                self._heading("Command"),
+                self._code(f"vllm serve {sizing.model} {' '.join(sizing.vllm_flags)}"),
+                self._heading("Users more or fewer, if one input changes"),
+                self._table([("input", "change", "users"), *map(_effect_cells, sizing.sensitivity)]),
             ]
-        for title, lines in (("Warnings", found.warnings), ("Assumed", found.assumptions)):
+        for title, lines in (("Warnings", sizing.warnings), ("Assumptions", sizing.assumptions)):
             if lines:
                 parts += [self._heading(title), self._list(lines)]
         return "\n".join(parts)
 
     def claims(self, checked: Sequence[CheckedClaim]) -> str:
         parts = []
-        for model in dict.fromkeys(one.model for one in checked):
+        for model in dict.fromkeys(claim.model for claim in checked):
             parts.append(self._heading(model))
             parts += [
-                self._list([f"{one.figure}, {one.claimed}: {one.verdict.upper()}. {one.why}"])
-                for one in checked
-                if one.model == model
+                self._list([f"{claim.figure}, {claim.claimed}: {claim.verdict.upper()}. {claim.why}"])
+                for claim in checked
+                if claim.model == model
             ]
         return "\n".join(parts).lstrip("\n")
 
@@ -95,77 +112,80 @@ class _Page:
         if self._markdown:
             lines = [f"| {' | '.join(row)} |" for row in rows]
             return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  "
             + row[0].ljust(widths[0])
-            + "".join(f"  {cell:>{width}}" for cell, width in _rest(row, widths))
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
             for row in rows
         )
-
-
-def _rest(row: Sequence[str], widths: Sequence[int]) -> list[tuple[str, int]]:
-    return list(zip(row[1:], widths[1:], strict=True))
 
 
 def _wrapped(text: str, indent: str, *, first: str | None = None) -> str:
     lines, line = [], ""
     for word in text.split(" "):
-        if line and len(line) + len(word) + 1 > WIDTH:
+        if line and len(line) + len(word) + 1 > LINE_WIDTH:
             lines.append(line)
             line = word
         else:
             line = f"{line} {word}" if line else word
-    head = indent if first is None else first
-    return "\n".join((indent if place else head) + one for place, one in enumerate([*lines, line]))
+    opening, *others = [*lines, line]
+    return "\n".join([(indent if first is None else first) + opening, *(indent + text for text in others)])
 
 
-def sizing_headline(found: Sizing) -> str:
-    """How many users, in a few words."""
-    where = f"{found.model} on {_cards(found)}"
-    if found.users is None:
+def _headline(sizing: Sizing) -> str:
+    where = f"{sizing.model} on {sizing.gpu if sizing.gpus == 1 else f'{sizing.gpus} x {sizing.gpu}'}"
+    if sizing.users is None:
         return f"{where}: does not fit"
-    low, middle, high = found.users
-    users = "1 user" if middle == 1 else f"{middle:,} users"
+    low, estimate, high = sizing.users
+    users = "1 user" if estimate == 1 else f"{estimate:,} users"
     return f"{where}: about {users} (90 %: {low:,} to {high:,})"
 
 
-def _cards(found: Sizing) -> str:
-    return found.gpu if found.gpus == 1 else f"{found.gpus} x {found.gpu}"
-
-
-def summary_sentences(found: Sizing) -> list[str]:
-    """What limits, and where the estimate comes from."""
-    if found.refused:
-        return list(found.reasons)
-    source = (
-        f"Start-up figures corrected by {found.calibrated_by}."
-        if found.calibrated_by
-        else "Nothing was measured: config.json, data sheet, and what vLLM is known to take."
+def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
+    """What to plan with, what limits, for which workload and objectives, and what the estimate rests on."""
+    if sizing.users is None:
+        return list(sizing.reasons)
+    low, slo = sizing.users[0], workload.slo
+    plan = (
+        f"Plan for {low:,} user{'s' * (low != 1)}, the lower end."
+        if low
+        else "The lower end is below 1 user."
     )
-    flying = found.in_flight_at_estimate or 0.0
-    each = f"{(found.kv_bytes_per_user or 0) / 2**20:,.0f} MiB of KV cache"
-    if found.tokens_per_user is not None:
-        each = f"{found.tokens_per_user:,.0f} KV tokens ({each})"
-    wall = WALL_WORDS.get(found.binding, found.binding)
-    return [f"Limited by {wall}; {flying:,.0f} requests in flight there, of {each} each on average. {source}"]
+    think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
+    rest = f"the start-up {sizing.calibrated_by}" if sizing.calibrated_by else "what vLLM is known to take"
+    return [
+        f"{plan} What limits is {LIMIT_WORDS.get(sizing.binding, sizing.binding)}.",
+        f"Users {think}, prompts of {workload.prompt_tokens} and answers of {workload.output_tokens} tokens; "
+        f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s.",
+        f"At the estimate {sizing.in_flight_at_estimate or 0.0:,.0f} requests are in flight, and each holds "
+        f"{_kv_per_request(sizing)} on average.",
+        f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}.",
+    ]
 
 
-def memory_cells(found: Sizing) -> list[tuple[str, ...]]:
-    """Label, GiB, band."""
-    band = found.overhead_band_bytes
+def _kv_per_request(sizing: Sizing) -> str:
+    size = f"{(sizing.kv_bytes_per_user or 0) / 2**20:,.0f} MiB"
+    if sizing.tokens_per_user is None:
+        return f"{size} of KV cache"
+    return f"{sizing.tokens_per_user:,.0f} tokens of KV cache ({size})"
+
+
+def _memory_cells(sizing: Sizing) -> list[tuple[str, ...]]:
+    """Rows of the table of memory: label, GiB, band."""
+    band = sizing.overhead_band_bytes
     inside = "" if band.graphs_in_budget else " (on top of the budget)"
     rows: list[tuple[str, ...]] = [
         ("", "GiB", "90 %"),
-        ("memory that the driver reports", _gib(found.vram_bytes), ""),
-        ("vLLM's budget", _gib(found.budget_bytes or 0), ""),
-        ("weights", _gib(found.weights_bytes), _span(found.weights_band_bytes)),
+        ("memory that the driver reports", _gib(sizing.vram_bytes), ""),
+        ("vLLM's budget", _gib(sizing.budget_bytes or 0), ""),
+        ("weights", _gib(sizing.weights_bytes), _span(sizing.weights_band_bytes)),
         ("activation peak", _gib(band.activation[1]), _span(band.activation)),
         (f"CUDA graphs{inside}", _gib(band.cuda_graphs[1]), _span(band.cuda_graphs)),
         ("libraries and collectives", _gib(band.non_torch[1]), _span(band.non_torch)),
     ]
-    if found.pool_bytes is not None:
-        rows.append(("KV pool", _gib(found.pool_bytes[1]), _span(found.pool_bytes)))
+    if sizing.pool_bytes is not None:
+        rows.append(("KV pool", _gib(sizing.pool_bytes[1]), _span(sizing.pool_bytes)))
     return rows
 
 
@@ -183,28 +203,28 @@ def _wall_cells(bound: Bound) -> tuple[str, ...]:
     return WALL_NAMES[bound.name], f"{bound.users_x:,.1f}", span
 
 
-def _beyond(found: Sizing) -> list[str]:
-    if not found.not_met:
+def _farther_walls(sizing: Sizing) -> list[str]:
+    if not sizing.not_met:
         return []
-    names = " and ".join(WALL_NAMES[wall] for wall in found.not_met)
-    return [f"Beyond twice the first wall: {names}."]
+    names = " and ".join(WALL_NAMES[wall] for wall in sizing.not_met)
+    return [f"Not reached at the loads that were simulated: {names}."]
 
 
-def log_lines(found: Sizing) -> list[str]:
-    """The lines to look for when it starts, and what they do not say."""
-    if found.pool_tokens is None or found.vllm_max_concurrency is None or found.blocks is None:
+def _log_lines(sizing: Sizing) -> list[str]:
+    """The lines to look for in the log, and what they do not mean."""
+    if sizing.pool_tokens is None or sizing.vllm_max_concurrency is None or sizing.blocks is None:
         return []
-    per = found.kv_bytes_per_token
+    per = sizing.kv_bytes_per_token
     each = f", {per / 1024:g} KiB a token on each GPU" if per else ""
-    low, _, high = found.vllm_max_concurrency_band or (0.0, 0.0, 0.0)
+    low, _, high = sizing.vllm_max_concurrency_band or (0.0, 0.0, 0.0)
     return [
-        f"GPU KV cache size: {found.vllm_kv_cache_tokens or 0:,} tokens ({found.blocks[1]:,} blocks of "
-        f"{found.block_size} tokens{each}).",
-        f"Maximum concurrency for {found.max_model_len:,} tokens per request: "
-        f"{found.vllm_max_concurrency:.2f}x (90 %: {low:.2f} to {high:.2f}). That is the worst case of "
+        f"GPU KV cache size: {sizing.vllm_kv_cache_tokens or 0:,} tokens ({sizing.blocks[1]:,} blocks of "
+        f"{sizing.block_size} tokens{each}).",
+        f"Maximum concurrency for {sizing.max_model_len:,} tokens per request: "
+        f"{sizing.vllm_max_concurrency:.2f}x (90 %: {low:.2f} to {high:.2f}). That is the worst case of "
         "full-length requests, not the number of users.",
     ]
 
 
-def _effect_cells(found: Sizing) -> list[tuple[str, ...]]:
-    return [(one.input, one.change, f"{one.effect_users:+,.1f}") for one in found.sensitivity]
+def _effect_cells(effect: Effect) -> tuple[str, ...]:
+    return effect.input, effect.change, f"{effect.effect_users:+,.1f}"

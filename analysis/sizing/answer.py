@@ -1,38 +1,20 @@
-"""TODO."""
+"""The answer for a deployment and a workload, or the refusal: memory, walls, warnings and assumptions."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.answers.sizing import Effect, OverheadBand, OverheadBytes, Sizing
-from analysis.sizing.deployment import (
-    BAND_SIGMAS,
-    Band,
-    PlannedDeployment,
-    PoolBand,
-    log_tokens,
-    max_concurrency,
-    pool_tokens,
-    serve_flags,
-)
-from analysis.sizing.predicted import (
-    LENGTH_PAIRS,
-    LENGTHS_KNOWN,
-    PlannedWorkload,
-    PredictedWall,
-    SizedEngine,
-    simulated_p95_s,
-    size_engine,
-)
+from analysis.answers.sizing import FloatBand, IntBand, OverheadBand, OverheadBytes, Sizing
+from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment, serve_flags
+from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
+from analysis.sizing.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
+from analysis.sizing.sensitivity import effects_of_inputs
 from analysis.sizing.step_model import SPEED_BAND, StepModel
+from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
 from loadtest.model.kv_cache import cache_kinds, kv_bytes_per_token
 from loadtest.model.weights import parameter_count
-from loadtest.workload.distributions import Distribution
-
-# The answer.
 
 
 def size_deployment(
@@ -42,17 +24,19 @@ def size_deployment(
     quantization: str | None,
     notes: Sequence[str] = (),
 ) -> Sizing:
-    """Raises ValueError where nothing is left for the KV cache."""
+    """The answer for all replicas. Raises ValueError where nothing is left for the KV cache.
+
+    quantization: the flag of `vllm serve`, where it was given. notes: warnings that go before the others.
+    """
     sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
     engines = deployment.replicas
-    low, high = min(one.low for one in walls), min(one.high for one in walls)
+    low, high = min(placed.low for placed in walls), min(placed.high for placed in walls)
     xs = (low * engines, walls[0].x * engines, high * engines)
-    blocks = sized.band.blocks
-    layout = sized.band.layout
-    placed = {one.name for one in walls}
+    blocks, layout = sized.band.blocks, sized.band.layout
+    names = {placed.name for placed in walls}
     return msgspec.structs.replace(
-        memory_facts(deployment, sized.band),
+        _without_pool(deployment, sized.band),
         pool_bytes=sized.band.kv_bytes,
         pool_tokens=pool_tokens(deployment, sized.band),
         blocks=blocks,
@@ -65,21 +49,28 @@ def size_deployment(
         users=(math.floor(xs[0]), math.floor(xs[1]), math.floor(xs[2])),
         users_x=xs,
         binding=walls[0].name,
-        bounds=[_bound(one, engines) for one in walls],
-        not_met=[name for name in ("ttft", "tpot") if name not in placed],
+        bounds=[_bound(placed, engines) for placed in walls],
+        not_met=[name for name in ("ttft", "tpot") if name not in names],
         decode_tok_s_alone=_alone(sized.steps, workload),
         vllm_flags=serve_flags(deployment, quantization),
-        sensitivity=_sensitivity(sized, workload),
-        assumptions=_assumptions(deployment, workload),
+        sensitivity=effects_of_inputs(sized),
+        assumptions=_assumptions(deployment),
         warnings=[*notes, *_warnings(deployment, workload, sized)],
     )
 
 
-def memory_facts(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing:
-    """What is known of the memory, even where it is too small (`band` None)."""
-    found = band.overheads if band else deployment.overheads(deployment.pp - 1)
+def refuse_sizing(deployment: PlannedDeployment, reason: str) -> Sizing:
+    """The answer where no request can be held: what is known of the memory, and why."""
+    return msgspec.structs.replace(_without_pool(deployment, None), refused=True, reasons=[reason])
+
+
+def _without_pool(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing:
+    """The part of the answer that needs no KV pool. band: None where the memory is too small for one."""
+    overheads = band.overheads if band else deployment.overheads(deployment.pp - 1)
     weights = band.pool.weights_bytes if band else deployment.weights()
-    spread = 0.0 if deployment.stated_weights_bytes else BAND_SIGMAS * (found.weights_sd + 0.003 * weights)
+    spread = (
+        0.0 if deployment.stated_weights_bytes else BAND_SIGMAS * (overheads.weights_sd + 0.003 * weights)
+    )
     shape, layout = deployment.shape, deployment.layout()
     return Sizing(
         model=deployment.model,
@@ -100,13 +91,13 @@ def memory_facts(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing
         vram_bytes=deployment.gpu.vram_bytes,
         budget_bytes=math.ceil(deployment.gpu.vram_bytes * deployment.utilization),
         overhead_bytes=OverheadBytes(
-            activation=found.activation, cuda_graphs=found.cuda_graphs, non_torch=found.non_torch
+            activation=overheads.activation, cuda_graphs=overheads.cuda_graphs, non_torch=overheads.non_torch
         ),
         overhead_band_bytes=OverheadBand(
-            activation=_around(found.activation, BAND_SIGMAS * found.activation_sd),
-            cuda_graphs=_around(found.cuda_graphs, BAND_SIGMAS * found.cuda_graphs_sd),
-            non_torch=_around(found.non_torch, BAND_SIGMAS * found.non_torch_sd),
-            graphs_in_budget=found.graphs_counted,
+            activation=_around(overheads.activation, BAND_SIGMAS * overheads.activation_sd),
+            cuda_graphs=_around(overheads.cuda_graphs, BAND_SIGMAS * overheads.cuda_graphs_sd),
+            non_torch=_around(overheads.non_torch, BAND_SIGMAS * overheads.non_torch_sd),
+            graphs_in_budget=overheads.graphs_counted,
         ),
         block_size=layout.block_size,
         max_model_len=deployment.max_model_len,
@@ -114,22 +105,17 @@ def memory_facts(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing
     )
 
 
-def refused_sizing(deployment: PlannedDeployment, reason: str) -> Sizing:
-    """What is known where nothing can be held."""
-    return msgspec.structs.replace(memory_facts(deployment, None), refused=True, reasons=[reason])
+def _around(estimate: int, reach: float) -> IntBand:
+    return max(round(estimate - reach), 0), estimate, round(estimate + reach)
 
 
-def _around(middle: int, reach: float) -> Band:
-    return max(round(middle - reach), 0), middle, round(middle + reach)
-
-
-def _of_band(band: Band, function: Callable[[int], float]) -> tuple[float, float, float]:
-    low, middle, high = (function(one) for one in band)
-    return low, middle, high
+def _of_band(band: IntBand, function: Callable[[int], float]) -> FloatBand:
+    low, estimate, high = (function(end) for end in band)
+    return low, estimate, high
 
 
 def _bound(placed: PredictedWall, engines: int) -> Bound:
-    low, x, high = (one * engines for one in (placed.low, placed.x, placed.high))
+    low, x, high = (users * engines for users in (placed.low, placed.x, placed.high))
     return Bound(
         name=placed.name,
         users=math.floor(x),
@@ -140,112 +126,50 @@ def _bound(placed: PredictedWall, engines: int) -> Bound:
     )
 
 
-def _alone(steps: StepModel, workload: PlannedWorkload) -> tuple[float, float, float]:
+def _alone(steps: StepModel, workload: PlannedWorkload) -> FloatBand:
+    """Tokens a second of one request with nobody else: lower end, estimate, upper end."""
     tokens = float(workload.prompt.mean() + workload.output.mean() / 2)
     rate = 1.0 / (steps.base_s(1) + steps.per_sequence_s + steps.per_kv_token_s * tokens)
     return rate / SPEED_BAND, rate, rate * SPEED_BAND
 
 
-def _sensitivity(sized: SizedEngine, workload: PlannedWorkload) -> list[Effect]:
-    """Each input moved alone, the largest effect first."""
-    deployment, limit, think = sized.deployment, sized.deployment.max_model_len, workload.think
-    longer = Distribution(think.kind, 1.1 * think.a, think.b * (1.1 if think.kind == "uniform" else 1.0))
-    lower, fewer = deployment.utilization - 0.02, max(deployment.max_num_seqs // 2, 1)
-    asked = {
-        "prompt_tokens": workload.stretched(prompt=1.1, limit=limit),
-        "output_tokens": workload.stretched(output=1.1, limit=limit),
-        **({"think_s": replace(workload, think=longer)} if think.mean > 0 else {}),
-    }
-    served = {
-        ("gpu_memory_utilization", f"{lower:.2f}"): replace(deployment, utilization=lower),
-        ("max_num_seqs", f"{fewer}"): replace(deployment, max_num_seqs=fewer),
-        ("kv_cache_dtype", "fp8"): replace(deployment, kv_dtype="fp8"),
-    }
-    users = max(int(min(sized.first.x, sized.curve.reach)), 1) if sized.curve else 0
-    now = simulated_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
-    found = [
-        (name, "10 % longer", _asked_otherwise(sized, other, users, now)) for name, other in asked.items()
-    ]
-    found += [(name, change, _served_otherwise(sized, other)) for (name, change), other in served.items()]
-    found.append(("speed of the GPU", f"{SPEED_BAND:g} times slower", _first(sized, scale=SPEED_BAND)))
-    effects = [
-        Effect(
-            input=name, change=change, effect_users=round((x - sized.first.x) * deployment.replicas, 1) + 0.0
-        )
-        for name, change, x in found
-    ]
-    return sorted(effects, key=lambda effect: -abs(effect.effect_users))
-
-
-def _asked_otherwise(
-    sized: SizedEngine, workload: PlannedWorkload, users: int, now: tuple[float, float]
-) -> float:
-    """The first wall of another workload. The curve of latency is kept, stretched by what the change does at
-    one load near the first wall, `users`, where the p95 of TTFT and TPOT are `now`."""
-    moved = size_engine(sized.deployment, workload, latency=False)
-    scale = (1.0, 1.0)
-    if users:
-        after = simulated_p95_s(sized.deployment, sized.steps, workload, users)
-        ttft, tpot = (late / soon if soon > 0 < late else 1.0 for soon, late in zip(now, after, strict=True))
-        scale = (ttft, tpot)
-    return min([one.x for one in moved.walls] + _latency(sized, *scale))
-
-
-def _served_otherwise(sized: SizedEngine, deployment: PlannedDeployment) -> float:
-    """The first wall of a changed server, its latency taken as the same; 0 where it would not start."""
-    try:
-        moved = size_engine(deployment, sized.workload, latency=False)
-    except ValueError:
-        return 0.0
-    return min([one.x for one in moved.walls] + _latency(sized, 1.0, 1.0))
-
-
-def _first(sized: SizedEngine, *, scale: float) -> float:
-    """The first wall, were every step so many times longer."""
-    others = [one.x for one in sized.walls if one.name not in ("ttft", "tpot")]
-    return min(others + _latency(sized, scale, scale))
-
-
-def _latency(sized: SizedEngine, ttft: float, tpot: float) -> list[float]:
-    if sized.curve is None:
-        return []
-    return [one.x for one in sized.curve.walls(sized.workload.slo, ttft_scale=ttft, tpot_scale=tpot)]
-
-
-def _assumptions(deployment: PlannedDeployment, workload: PlannedWorkload) -> list[str]:
-    found = [
-        f"Lengths are guesses until they are measured: their means are taken as known to "
-        f"{100 * (LENGTHS_KNOWN - 1):.0f} %.",
-        "Step times are a roofline of the data sheet (75 % of the bandwidth, 40 % of the FLOP/s), good to a "
-        f"factor of {SPEED_BAND:g}.",
-        "No prefix is shared: with shared system prompts or long conversations the pool holds more.",
+def _assumptions(deployment: PlannedDeployment) -> list[str]:
+    assumptions = [
+        "Prompt and answer lengths are guesses until they are measured: the band of the KV cache allows for "
+        f"means that are {100 * (LENGTHS_KNOWN - 1):.0f} % off.",
+        "Step times follow from the data sheet: 75 % of the memory bandwidth and 40 % of the FLOP/s. The "
+        f"bands of the latency limits allow for steps that are {SPEED_BAND:g} times slower or faster.",
+        "Requests share no prefix. Where they share a system prompt, or conversations have many turns, the "
+        "KV cache holds more users.",
     ]
     if deployment.calibration is None:
-        found.append(
-            "What start-up takes is estimated: --vllm-log or --calibrate with a start-up of any model on "
-            "this card narrows the band."
+        assumptions.append(
+            "The memory that vLLM's start-up takes is estimated. The log of a start-up of any model on this "
+            "card (--vllm-log), or a run (--calibrate), narrows the band."
         )
     if deployment.replicas > 1:
-        found.append("Users are spread evenly over the replicas.")
-    return found
+        assumptions.append("Users are spread evenly over the replicas.")
+    return assumptions
 
 
 def _warnings(deployment: PlannedDeployment, workload: PlannedWorkload, sized: SizedEngine) -> list[str]:
-    found = [
-        f"{part[0].upper()}{part[1:]} of this model is not counted: give --weights-gib."
+    warnings = [
+        f"{part[0].upper()}{part[1:]} of this model is not counted in its weights: give --weights-gib."
         for part in deployment.shape.uncounted
     ]
     if workload.clipped > LENGTH_PAIRS / 100:
-        found.append(
+        warnings.append(
             f"{100 * workload.clipped / LENGTH_PAIRS:.0f} % of the requests were longer than max_model_len "
-            f"({deployment.max_model_len:,}) and are counted as cut there."
+            f"({deployment.max_model_len:,} tokens) and are cut to it."
         )
     spread = float(workload.output.std() / workload.output.mean())
     if spread < 0.1:
-        found.append(
-            f"Output lengths hardly vary (CV {spread:.2f}): requests march in step, and the memory wall "
-            "may be off by users."
+        warnings.append(
+            f"Answer lengths hardly vary (coefficient of variation {spread:.2f}): requests then start and "
+            "end together, and the KV cache may hold some users more or fewer."
         )
     if sized.first.low < 1:
-        found.append("The band reaches below one user: this deployment is at the edge of its memory.")
-    return found
+        warnings.append(
+            "The lower end of the band is below one user: this deployment may not hold a single one."
+        )
+    return warnings

@@ -1,4 +1,5 @@
-"""What vLLM said of its memory when it started: from its log, or from a run folder. Knows no workload."""
+"""What vLLM said of its memory at a start-up, in its log or a run folder, and what that corrects. Knows no
+workload."""
 
 import math
 import re
@@ -19,7 +20,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupLog:
-    """None where it does not say. Bytes are of one GPU, the first that speaks."""
+    """Figures of one start-up; None where it does not give them. Bytes are of the first GPU in the log."""
 
     source: str
     model: str | None = None
@@ -45,7 +46,7 @@ class StartupLog:
 
 
 def read_startup_log(path: Path) -> StartupLog:
-    """Of `vllm serve`; the lines of INFO suffice, those of DEBUG split the overhead too.
+    """The start-up in a log of `vllm serve`. INFO lines suffice; DEBUG lines also split the overhead.
 
     Raises InputError when the file cannot be read or says nothing of memory.
     """
@@ -53,47 +54,47 @@ def read_startup_log(path: Path) -> StartupLog:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as problem:
         raise InputError(f"--vllm-log {path} cannot be read ({problem.strerror}).") from None
-    say = _Reader(text)
-    consumed = say.gib(r"total consumed \(from mem_get_info\): ([\d.]+) ?GiB")
-    other = say.gib(r"Total non KV cache memory: ([\d.]+) ?GiB")
-    weights = say.gib(r"Model loading took ([\d.]+) ?GiB") or say.gib(r"weights memory: ([\d.]+) ?GiB")
-    activation = say.gib(r"torch peak memory increase: ([\d.]+) ?GiB")
-    non_torch = say.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
+    log = _LogText(text)
+    consumed = log.gib(r"total consumed \(from mem_get_info\): ([\d.]+) ?GiB")
+    other = log.gib(r"Total non KV cache memory: ([\d.]+) ?GiB")
+    weights = log.gib(r"Model loading took ([\d.]+) ?GiB") or log.gib(r"weights memory: ([\d.]+) ?GiB")
+    activation = log.gib(r"torch peak memory increase: ([\d.]+) ?GiB")
+    non_torch = log.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
     if consumed is not None and other is not None and weights is not None:  # from 0.2x on
         activation, non_torch = other - consumed, max(consumed - weights, 0)
     found = StartupLog(
         source=path.name,
-        model=say.text(r"model='([^']+)'") or say.text(r"version [\d.]+\S*\s.*?model +(\S+)"),
-        version=_version(say.text(r"LLM engine \(v([\d.]+)") or say.text(r"version (\d+\.\d+\.\d+)")),
-        tp=say.integer(r"tensor_parallel_size=(\d+)"),
-        pp=say.integer(r"pipeline_parallel_size=(\d+)"),
-        dtype=say.text(r"dtype=torch\.(\w+)"),
-        kv_dtype=say.text(r"kv_cache_dtype='?(\w+)"),
-        quantization=_stated(say.text(r"[ (]quantization='?([\w-]+)")),
-        enforce_eager=say.flag(r"enforce_eager=(True|False)"),
-        utilization=say.number(r"gpu_memory_utilization'?[=:] ?([\d.]+)")
-        or say.number(r"Requested memory: ([\d.]+) \(util\)"),
-        max_model_len=say.integer(r"max_seq_len=(\d+)") or say.integer(r"[Uu]sing max model len (\d+)"),
-        max_num_seqs=say.integer(r"max_num_seqs(?:'?[=:] ?| to )(\d+)"),
-        max_num_batched_tokens=say.integer(r"max_num_batched_tokens(?:'?[=:] ?| to )(\d+)"),
-        vram_bytes=say.gib(r"total_memory=([\d.]+) ?GiB"),
+        model=log.text(r"model='([^']+)'") or log.text(r"version [\d.]+\S*\s.*?model +(\S+)"),
+        version=_version(log.text(r"LLM engine \(v([\d.]+)") or log.text(r"version (\d+\.\d+\.\d+)")),
+        tp=log.integer(r"tensor_parallel_size=(\d+)"),
+        pp=log.integer(r"pipeline_parallel_size=(\d+)"),
+        dtype=log.text(r"dtype=torch\.(\w+)"),
+        kv_dtype=log.text(r"kv_cache_dtype='?(\w+)"),
+        quantization=_stated(log.text(r"[ (]quantization='?([\w-]+)")),
+        enforce_eager=log.flag(r"enforce_eager=(True|False)"),
+        utilization=log.number(r"gpu_memory_utilization'?[=:] ?([\d.]+)")
+        or log.number(r"Requested memory: ([\d.]+) \(util\)"),
+        max_model_len=log.integer(r"max_seq_len=(\d+)") or log.integer(r"[Uu]sing max model len (\d+)"),
+        max_num_seqs=log.integer(r"max_num_seqs(?:'?[=:] ?| to )(\d+)"),
+        max_num_batched_tokens=log.integer(r"max_num_batched_tokens(?:'?[=:] ?| to )(\d+)"),
+        vram_bytes=log.gib(r"total_memory=([\d.]+) ?GiB"),
         weights_bytes=weights,
-        kv_bytes=say.gib(r"Available KV cache memory: ([\d.]+) ?GiB"),
-        tokens=say.count(r"GPU KV cache size: ([\d,]+) tokens"),
+        kv_bytes=log.gib(r"Available KV cache memory: ([\d.]+) ?GiB"),
+        tokens=log.count(r"GPU KV cache size: ([\d,]+) tokens"),
         activation_bytes=activation,
         non_torch_bytes=non_torch,
-        cuda_graphs_bytes=say.gib(r"Estimated CUDA graph memory: ([\d.]+) ?GiB")
-        or say.gib(r"Graph capturing finished in .*? took ([\d.]+) ?GiB"),
+        cuda_graphs_bytes=log.gib(r"Estimated CUDA graph memory: ([\d.]+) ?GiB")
+        or log.gib(r"Graph capturing finished in .*? took ([\d.]+) ?GiB"),
     )
     if found.kv_bytes is None and found.tokens is None:
         raise InputError(
-            f"--vllm-log {path} has no line 'Available KV cache memory': give the log of a vLLM that came up."
+            f"--vllm-log {path} has no line 'Available KV cache memory': give the log of a vLLM that started."
         )
     return found
 
 
-class _Reader:
-    """First match of a pattern in the log."""
+class _LogText:
+    """The text of a log; each method returns the first match of a pattern, None where there is none."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -103,8 +104,8 @@ class _Reader:
         return match[1] if match else None
 
     def _as(self, pattern: str, kind: Callable[[str], _Value]) -> _Value | None:
-        found = self.text(pattern)
-        return None if found is None else kind(found)
+        value = self.text(pattern)
+        return None if value is None else kind(value)
 
     def integer(self, pattern: str) -> int | None:
         return self._as(pattern, int)
@@ -113,13 +114,13 @@ class _Reader:
         return self._as(pattern, float)
 
     def gib(self, pattern: str) -> int | None:
-        return self._as(pattern, lambda found: round(float(found) * GIB))
+        return self._as(pattern, lambda value: round(float(value) * GIB))
 
     def count(self, pattern: str) -> int | None:
-        return self._as(pattern, lambda found: int(found.replace(",", "")))
+        return self._as(pattern, lambda value: int(value.replace(",", "")))
 
     def flag(self, pattern: str) -> bool | None:
-        return self._as(pattern, lambda found: found == "True")
+        return self._as(pattern, lambda value: value == "True")
 
 
 def _stated(text: str | None) -> str | None:
@@ -131,7 +132,7 @@ def _version(text: str | None) -> VllmVersion | None:
 
 
 def startup_of_run(folder: Path) -> StartupLog:
-    """What the server of a load test said of its pool. Raises InputError."""
+    """The start-up of the server that a load test measured. Raises InputError where it is not known."""
     info = find_runs(folder)[-1].info
     server, gpu = info.server, info.gpu
     if server.num_gpu_blocks is None or server.num_gpu_blocks_override is not None or server.simulated:
@@ -154,7 +155,7 @@ def startup_of_run(folder: Path) -> StartupLog:
 
 
 def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape) -> PlannedDeployment:
-    """The deployment that wrote the log, on the same card."""
+    """The deployment that wrote the log: this one with the log's model and flags, on the same card."""
     stated = {
         "version": log.version,
         "tp": log.tp,
@@ -172,10 +173,10 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
 
 
 def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: bool) -> StartupCalibration:
-    """What the log corrects: logged over predicted. Without DEBUG lines, what weights and pool leave of the
-    budget stands for the activation peak.
+    """The corrections that a start-up gives: logged figures over predicted ones.
 
-    Raises InputError when the log and the model it is said to be of do not go together.
+    Without DEBUG lines, the activation peak is what weights and pool leave of the budget. Raises InputError
+    when the log does not fit the model and the card.
     """
     stage = started.pp - 1
     predicted = started.overheads(stage)
@@ -193,7 +194,7 @@ def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: b
         activation -= graphs if predicted.graphs_counted else 0
     if activation is None or not 0.1 < activation / predicted.activation < 10:
         raise InputError(
-            f"{log.source} does not go with this model and card: its activation peak would be "
+            f"{log.source} does not fit this model and card: its activation peak would be "
             f"{(activation or 0) / GIB:.2f} GiB, where {predicted.activation / GIB:.2f} are expected. "
             "Check --gpu, --gpu-memory-utilization and --calibrate-config."
         )

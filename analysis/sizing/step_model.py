@@ -1,4 +1,5 @@
-"""How long a step takes, from data sheet and config: a roofline with stated fractions. Knows no users."""
+"""The time of an engine step from the data sheet and config.json: a roofline with stated fractions. Knows no
+users."""
 
 import math
 from dataclasses import dataclass
@@ -9,40 +10,44 @@ from loadtest.simulator.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 
 HOST_S = 1e-3
-"""What a step takes beside the GPU's memory traffic: launching and scheduling that nothing hides. Assumed;
+"""Seconds of a step for launching and scheduling that the GPU's memory traffic does not hide. Assumed:
 published single-stream rates of models below 2 B leave 1 to 3 ms."""
 EAGER_LAYER_S = 80e-6
-"""Launching a layer's kernels one by one, without CUDA graphs: about ten at 8 us each. Assumed."""
+"""Seconds to launch a layer's kernels one by one without CUDA graphs: about ten at 8 us each. Assumed."""
 ALL_REDUCE_S = {True: 10e-6, False: 40e-6}
-"""Of one layer's half on two or more GPUs, with NVLink and over PCIe. Assumed."""
+"""Seconds of one all-reduce, of which a layer has two, with NVLink (True) and over PCIe. Assumed."""
 SPEED_BAND = 1.3
-"""Steps may be so many times slower or faster (90 %): from 0.62 to 0.9 of the bandwidth around 0.75, and
-host and collectives are assumed."""
-EIGHT_BITS = {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"}
-"""Methods whose products run in 8 bits where the card has them and the weights are stored so."""
+"""Factor by which steps may be slower or faster (90 %): the bandwidth that is reached may be 0.62 to 0.9 of
+the data sheet's where 0.75 is assumed, and the times of host and collectives are assumed."""
+EIGHT_BIT_METHODS = {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"}
+"""Quantisations whose matrix products run in 8 bits on cards that can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepModel:
-    """tau = base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill."""
+    """Seconds of a step: base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill.
+
+    n: sequences in the step; tokens: theirs in the KV cache; prefill: prompt tokens computed in the step.
+    """
 
     dense_s: float
-    """Weights that every step reads, host and collectives."""
+    """Seconds for the weights that every step reads, the host and collectives."""
     experts_s: float
-    """All experts' weights read once."""
+    """Seconds to read the weights of all experts once."""
     chosen_share: float
-    """Of the experts, what one token touches."""
+    """Share of the experts that one token chooses."""
     per_sequence_s: float
     per_kv_token_s: float
     per_prefill_token_s: float
 
     def base_s(self, sequences: float) -> float:
-        """Experts that at least one of so many tokens touches, were they chosen evenly."""
+        """Seconds to read the dense weights, and the experts that at least one sequence chooses, were they
+        chosen evenly."""
         untouched = math.exp(max(sequences, 1.0) * math.log1p(-min(self.chosen_share, 1.0 - 1e-9)))
         return self.dense_s + self.experts_s * (1.0 - untouched)
 
     def engine(self, deployment: PlannedDeployment, sequences: float) -> EngineConfig:
-        """An engine whose pool never binds: what latency alone allows near so many sequences."""
+        """A simulated engine whose pool never limits, with the step times of so many sequences."""
         length = deployment.max_model_len
         return EngineConfig(
             num_gpu_blocks=2 + (deployment.max_num_seqs + 1) * (length // 16 + 2),
@@ -58,20 +63,20 @@ class StepModel:
 
 
 def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> StepModel:
-    """kv_bytes_per_token: that a token in the cache makes one GPU read, a step."""
+    """The step times of a deployment. kv_bytes_per_token: read by one GPU in a step for each token held."""
     shape, gpu = deployment.shape, deployment.gpu
     bandwidth = gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
-    every = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp)
-    one = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp, sequences=1.0)
+    all_bytes = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp)
+    single_bytes = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp, sequences=1.0)
     chosen = _chosen_share(deployment)
-    experts = (every - one) / (1.0 - chosen) if chosen < 1.0 else 0.0
+    experts = (all_bytes - single_bytes) / (1.0 - chosen) if chosen < 1.0 else 0.0
     host = HOST_S + (EAGER_LAYER_S * shape.num_layers if deployment.enforce_eager else 0.0)
     collectives = 2 * shape.num_layers * ALL_REDUCE_S[gpu.big_buffers] if deployment.tp > 1 else 0.0
     flops = gpu.flops_s
-    if shape.quantisation is not None and shape.quantisation.method in EIGHT_BITS and gpu.flops_8bit_s:
+    if shape.quantisation is not None and shape.quantisation.method in EIGHT_BIT_METHODS and gpu.flops_8bit_s:
         flops = gpu.flops_8bit_s
     return StepModel(
-        dense_s=(every - experts) / bandwidth + host + collectives,
+        dense_s=(all_bytes - experts) / bandwidth + host + collectives,
         experts_s=experts / bandwidth,
         chosen_share=chosen,
         per_sequence_s=SAMPLING_PASSES_BYTES * shape.vocab_size / bandwidth,
@@ -81,6 +86,6 @@ def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> S
 
 
 def _chosen_share(deployment: PlannedDeployment) -> float:
-    """Of the experts of a layer, what one token chooses; 1 for a dense model."""
-    counts = [one.count for layer in deployment.shape.layers for one in layer.tensors if one.expert]
+    """Share of a layer's experts that one token chooses; 1 for a dense model."""
+    counts = [tensor.count for layer in deployment.shape.layers for tensor in layer.tensors if tensor.expert]
     return deployment.shape.experts_per_token / max(counts) if counts else 1.0

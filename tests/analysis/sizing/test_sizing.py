@@ -13,9 +13,12 @@ from analysis.evidence.lengths import Pairs
 from analysis.sizing.__main__ import main
 from analysis.sizing.answer import size_deployment
 from analysis.sizing.claims import check_claims, read_claims
-from analysis.sizing.deployment import PlannedDeployment, StartupCalibration, max_concurrency, pool_band
-from analysis.sizing.predicted import LatencyCurve, PlannedWorkload, block_law_of, draw_workload, size_engine
+from analysis.sizing.deployment import PlannedDeployment, StartupCalibration
+from analysis.sizing.engine import latency_walls, size_engine
+from analysis.sizing.latency_curve import LatencyCurve
+from analysis.sizing.pool import max_concurrency, pool_band
 from analysis.sizing.startup_log import as_started, calibration_of, read_startup_log, startup_of_run
+from analysis.sizing.workload import PlannedWorkload, block_law_of, draw_workload
 from analysis.walls.block_law import block_law
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -55,9 +58,11 @@ def _replaced(found: PlannedDeployment, changes: dict[str, object]) -> PlannedDe
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
-def workload(*, think: str = "0", prompt: str = "lognormal:512,0.6", limit: int = 8192) -> PlannedWorkload:
-    laws = [Distribution.parse(text) for text in (prompt, "lognormal:256,0.8", think)]
-    return draw_workload(laws[0], laws[1], laws[2], slo=Slo(), limit=limit)
+def workload(
+    *, think: str = "0", prompt: str = "lognormal:512,0.6", max_model_len: int = 8192
+) -> PlannedWorkload:
+    distributions = [Distribution.parse(text) for text in (prompt, "lognormal:256,0.8", think)]
+    return draw_workload(*distributions, slo=Slo(), max_model_len=max_model_len)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> 
 
 
 def test_windows_and_states_bound_what_long_requests_hold() -> None:
-    asked = workload(prompt="4000", limit=8192)
+    asked = workload(prompt="4000", max_model_len=8192)
     windows, full = kv_layout(parse_config(GEMMA2_27B)), kv_layout(parse_config(LLAMA31_8B))
     # Half of Gemma's groups stop at a window of 4,096; its requests are just longer than that.
     assert block_law_of(asked, windows).mean < 2 * block_law_of(asked, full).mean
@@ -157,7 +162,7 @@ def test_windows_and_states_bound_what_long_requests_hold() -> None:
 
 def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
     found = deployment(QWEN3_1_7B, max_num_seqs=1000, max_num_batched_tokens=2048)
-    asked = workload(prompt="lognormal:256,0.5", limit=1500)
+    asked = workload(prompt="lognormal:256,0.5", max_model_len=1500)
     sized = size_engine(found, asked, latency=False)
     wall = sized.first.x
     assert sized.first.name == "kv_cache"
@@ -192,11 +197,11 @@ def test_thinking_users_are_more_than_requests_in_flight() -> None:
 def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
     curve = LatencyCurve(users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0)
     slo = Slo(ttft_p95_s=0.2, tpot_p95_s=0.1)
-    (ttft,) = curve.walls(slo)
+    (ttft,) = latency_walls(curve, slo)
     assert ttft.name == "ttft"
     assert ttft.x == pytest.approx(20)
     assert 10 < ttft.low < 20 < ttft.high <= 40
-    (slower,) = curve.walls(slo, ttft_scale=1.5)
+    (slower,) = latency_walls(curve, slo, ttft_scale=1.5)
     assert slower.x < ttft.x
 
 
@@ -458,6 +463,6 @@ def test_physics_forbids_what_it_must(tmp_path: Path) -> None:
 
 
 def test_lengths_are_cut_to_the_context_and_counted() -> None:
-    cut = workload(limit=600)
+    cut = workload(max_model_len=600)
     assert int((cut.prompt + cut.output).max()) == 600
     assert cut.clipped > 0

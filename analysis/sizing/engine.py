@@ -1,0 +1,171 @@
+"""One engine of a deployment, and where its walls stand: memory, slots, TTFT and TPOT. Knows no files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.evidence.think_time import Active, Thinking, always
+from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
+from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
+from analysis.sizing.pool import PoolBand, pool_band
+from analysis.sizing.step_model import StepModel, step_model
+from analysis.sizing.workload import PlannedWorkload, block_law_of
+from analysis.walls.block_law import BlockLaw, Occupancy
+from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
+from analysis.walls.max_num_seqs import slots_wall
+from analysis.walls.names import WallName
+from loadtest.record import Slo
+
+LENGTHS_KNOWN = 1.1
+"""Factor to which the mean lengths are taken as known (90 %): before a deployment they are a guess."""
+REACH_FACTOR = 1.5
+"""Multiple of the first wall of memory and slots up to which the walls of latency are placed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictedWall:
+    """Where one wall stands, in users of one engine, with a band of 90 %."""
+
+    name: WallName
+    low: float
+    x: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SizedEngine:
+    """One engine with all that its answer is made of."""
+
+    deployment: PlannedDeployment
+    workload: PlannedWorkload
+    band: PoolBand
+    law: BlockLaw
+    steps: StepModel
+    active: Active
+    walls: Sequence[PredictedWall]
+    curve: LatencyCurve | None
+    """None where latency was left out."""
+
+    @property
+    def first(self) -> PredictedWall:
+        """The wall that limits."""
+        return min(self.walls, key=lambda placed: placed.x)
+
+
+def size_engine(
+    deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True
+) -> SizedEngine:
+    """Places the walls of one engine.
+
+    latency: False leaves out the walls of TTFT and TPOT, and all bands. Raises ValueError where nothing is
+    left for the KV cache.
+    """
+    band = pool_band(deployment)
+    law = block_law_of(workload, band.layout)
+    steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, law, workload))
+    active = _active(steps, workload, deployment)
+    walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
+    slots = slots_wall(deployment.max_num_seqs, active=active)
+    walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
+    curve = None
+    if latency:
+        reach = REACH_FACTOR * min(placed.x for placed in walls)
+        curve = simulate_curve(deployment, steps, workload, reach=reach)
+        walls += latency_walls(curve, workload.slo)
+    return SizedEngine(
+        deployment=deployment,
+        workload=workload,
+        band=band,
+        law=law,
+        steps=steps,
+        active=active,
+        walls=walls,
+        curve=curve,
+    )
+
+
+def latency_walls(
+    curve: LatencyCurve, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0
+) -> list[PredictedWall]:
+    """Where the objectives of TTFT and TPOT are crossed within the curve's reach, were all times longer by
+    these factors."""
+    crossings: list[tuple[WallName, tuple[float, float, float]]] = [
+        ("ttft", curve.crossings(curve.ttft_s, slo.ttft_p95_s, scale=ttft_scale)),
+        ("tpot", curve.crossings(curve.tpot_s, slo.tpot_p95_s, scale=tpot_scale)),
+    ]
+    return [
+        PredictedWall(name=name, low=low, x=x, high=min(high, max(curve.reach, x)))
+        for name, (low, x, high) in crossings
+        if x < curve.reach
+    ]
+
+
+def _read_bytes_per_token(band: PoolBand, law: BlockLaw, workload: PlannedWorkload) -> float:
+    """Bytes of KV cache that one GPU reads in a step for each token of a request. With sliding windows a
+    request holds fewer blocks than its tokens would need."""
+    prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
+    tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
+    return law.mean * band.layout.bytes_per_block / max(tokens, 1.0)
+
+
+def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> Active:
+    """Share of its time that a user is in flight: R/(R + Z), with R = idle + slope * n by the step model."""
+    if workload.think.mean <= 0:
+        return always
+    output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
+    tokens = prompt + output / 2
+    each = steps.per_sequence_s + steps.per_kv_token_s * tokens + steps.per_prefill_token_s * prompt / output
+    base = steps.base_s(deployment.max_num_seqs / 4)
+    return Thinking(
+        think_s=workload.think.mean,
+        idle_s=output * base + prompt * steps.per_prefill_token_s,
+        slope_s=output * each,
+    ).active
+
+
+def _memory_wall(
+    band: PoolBand,
+    law: BlockLaw,
+    workload: PlannedWorkload,
+    active: Active,
+    deployment: PlannedDeployment,
+    *,
+    banded: bool,
+) -> PredictedWall:
+    """The wall of memory; its band combines those of the pool, the lengths and the formula as independent."""
+    start = max(int(band.blocks[1] / law.mean), 1)
+
+    def users(law: BlockLaw, blocks: int, shift: Shift) -> float:
+        if blocks < 2:
+            return 0.0
+        return wall(Occupancy(law, blocks - 1, active), workload.slo, shift=shift, start=start)
+
+    plain = Shift()
+    estimate = users(law, band.blocks[1], plain)
+    if not banded:
+        return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
+    ends = []
+    for sign in (1.0, -1.0):  # first all that lowers the wall
+        factor = LENGTHS_KNOWN**sign
+        other = workload.stretched(prompt=factor, output=factor, max_model_len=deployment.max_model_len)
+        shift = Shift(
+            preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
+        )
+        moved = [
+            users(law, band.blocks[0 if sign > 0 else 2], plain),
+            users(block_law_of(other, band.layout), band.blocks[1], plain),
+            users(law, band.blocks[1], shift),
+        ]
+        ends.append(_combined(estimate, moved, -sign))
+    return PredictedWall(name="kv_cache", low=ends[0], x=estimate, high=ends[1])
+
+
+def _combined(estimate: float, moved: Sequence[float], sign: float) -> float:
+    """One end of a band: the logarithms of several moves, added in squares. sign: -1 for the lower end."""
+    if estimate <= 0:
+        return estimate if sign < 0 else max(moved)
+    if min(moved) <= 0:
+        return 0.0
+    return estimate * math.exp(sign * math.sqrt(sum(math.log(x / estimate) ** 2 for x in moved)))

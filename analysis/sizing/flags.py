@@ -1,0 +1,182 @@
+"""The flags of the command, and the model, card and deployment that they describe, with vLLM's defaults."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from analysis.answers.sizing import StatedWorkload
+from analysis.sizing.deployment import PlannedDeployment
+from loadtest.errors import InputError
+from loadtest.model.architectures import ModelShape, parse_config
+from loadtest.model.cards import Gpu, find_gpu
+from loadtest.model.startup import (
+    CURRENT_VERSION,
+    VllmVersion,
+    default_batch_limits,
+    default_utilization,
+    parse_version,
+)
+from loadtest.units import GIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizingFlags:
+    """The values of the flags; None where a flag is not given."""
+
+    config: Path
+    name: str | None
+    gpu: str | None
+    vram_gib: float | None
+    bandwidth_gbps: float | None
+    tflops: float | None
+    gpus: int | None
+    tp: int | None
+    pp: int | None
+    dtype: str
+    quantization: str | None
+    kv_cache_dtype: str
+    gpu_memory_utilization: float | None
+    max_model_len: int | None
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    enforce_eager: bool
+    block_size: int
+    vllm_version: str | None
+    weights_gib: float | None
+    vllm_log: Path | None
+    calibrate: Path | None
+    calibrate_config: Path | None
+    workload: StatedWorkload
+
+
+def read_shape(path: Path, quantization: str | None) -> ModelShape:
+    """The model of a config.json, with the hf_quant_config.json beside it where there is one.
+
+    Raises InputError where it cannot be read or is not supported.
+    """
+    beside = path.with_name("hf_quant_config.json")
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+        extra = msgspec.json.decode(beside.read_bytes(), type=dict[str, object]) if beside.exists() else None
+        return parse_config(config, quantization=quantization, extra=extra)
+    except OSError as problem:
+        raise InputError(f"--config {path} cannot be read ({problem.strerror}).") from None
+    except (msgspec.DecodeError, ValueError) as problem:
+        raise InputError(f"--config {path}: {problem}") from None
+
+
+def find_card(flags: SizingFlags) -> Gpu:
+    """The card that is named, with the figures that are given. Raises InputError for an unknown card of which
+    not all figures are given."""
+    gpu = _named_card(flags)
+    if gpu is None:
+        if not (flags.vram_gib and flags.bandwidth_gbps and flags.tflops):
+            raise InputError("A card that is not named needs --vram-gib, --bandwidth-gbps and --tflops.")
+        gpu = Gpu(
+            name=flags.gpu or f"{flags.vram_gib:g} GiB card",
+            vram_bytes=round(flags.vram_gib * GIB),
+            bandwidth_bytes_s=flags.bandwidth_gbps * 1e9,
+            flops_s=flags.tflops * 1e12,
+        )
+    changes: dict[str, float] = {}
+    if flags.vram_gib:
+        changes |= {"vram_bytes": round(flags.vram_gib * GIB), "vram_sd_bytes": 0.02 * GIB}
+    if flags.bandwidth_gbps:
+        changes["bandwidth_bytes_s"] = flags.bandwidth_gbps * 1e9
+    if flags.tflops:
+        changes["flops_s"] = flags.tflops * 1e12
+    return replace(gpu, **changes)  # type: ignore[arg-type]
+
+
+def _named_card(flags: SizingFlags) -> Gpu | None:
+    if flags.gpu is None:
+        return None
+    try:
+        return find_gpu(flags.gpu)
+    except ValueError as problem:
+        if flags.vram_gib and flags.bandwidth_gbps and flags.tflops:
+            return None
+        raise InputError(str(problem)) from None
+
+
+def plan_deployment(
+    flags: SizingFlags, shape: ModelShape, gpu: Gpu, *, started: VllmVersion | None
+) -> PlannedDeployment:
+    """The deployment that `vllm serve` would start. Raises InputError for flags with which it would not.
+
+    started: the version of the start-up that calibrates; it stands for one that is not given.
+    """
+    version = _version(flags, started)
+    default_tokens, default_seqs = default_batch_limits(gpu)
+    pp = flags.pp or 1
+    tp = flags.tp or (max((flags.gpus or 1) // pp, 1))
+    gpus = flags.gpus or tp * pp
+    _refuse_impossible(flags, shape, gpu, tp=tp, pp=pp, gpus=gpus)
+    tokens = flags.max_num_batched_tokens or default_tokens
+    if tokens < (flags.max_num_seqs or 0):
+        raise InputError("--max-num-batched-tokens must be at least --max-num-seqs, or vLLM does not start.")
+    deployment = PlannedDeployment(
+        model=flags.name or flags.config.stem,
+        shape=shape,
+        gpu=gpu,
+        version=version,
+        utilization=flags.gpu_memory_utilization or default_utilization(version),
+        max_model_len=flags.max_model_len or shape.max_position_embeddings,
+        max_num_seqs=flags.max_num_seqs or min(default_seqs, tokens),
+        max_num_batched_tokens=tokens,
+        dtype=_dtype(flags.dtype, shape, gpu),
+        kv_dtype=_kv_dtype(flags.kv_cache_dtype, shape),
+        tp=tp,
+        pp=pp,
+        replicas=gpus // (tp * pp),
+        enforce_eager=flags.enforce_eager,
+        block_size=flags.block_size,
+        stated_weights_bytes=round(flags.weights_gib * GIB) if flags.weights_gib else None,
+    )
+    try:
+        deployment.layout()
+        deployment.weights()
+    except ValueError as problem:
+        raise InputError(f"--config {flags.config}: {problem}") from None
+    return deployment
+
+
+def _version(flags: SizingFlags, started: VllmVersion | None) -> VllmVersion:
+    if flags.vllm_version is None:
+        return started or CURRENT_VERSION
+    try:
+        return parse_version(flags.vllm_version)
+    except ValueError as problem:
+        raise InputError(f"--vllm-version: {problem}") from None
+
+
+def _refuse_impossible(
+    flags: SizingFlags, shape: ModelShape, gpu: Gpu, *, tp: int, pp: int, gpus: int
+) -> None:
+    if gpus % (tp * pp):
+        raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}.")
+    if shape.num_heads % tp:
+        raise InputError(f"vLLM cannot split {shape.num_heads} heads over {tp} GPUs: choose another --tp.")
+    if pp > shape.num_layers:
+        raise InputError(f"--pp {pp} is more than the model's {shape.num_layers} layers.")
+    if flags.dtype == "bfloat16" and not gpu.full_graphs:
+        raise InputError(f"A {gpu.name} has no bfloat16, and vLLM would not start: use --dtype half.")
+    if flags.max_model_len == 1:
+        raise InputError("--max-model-len 1 leaves no room for an answer.")
+
+
+def _kv_dtype(stated: str, shape: ModelShape) -> str:
+    """The type of the KV cache. With `auto` vLLM takes FP8 where the checkpoint has scales for it."""
+    return "fp8" if stated == "auto" and shape.quantisation and shape.quantisation.fp8_cache else stated
+
+
+def _dtype(stated: str, shape: ModelShape, gpu: Gpu) -> str:
+    """The type of the weights. With `auto` vLLM serves float32 checkpoints in 16 bits, and bfloat16 ones in
+    float16 on cards without it."""
+    if stated in ("half", "float"):
+        return {"half": "float16", "float": "float32"}[stated]
+    if stated != "auto":
+        return stated
+    dtype = "bfloat16" if shape.dtype == "float32" else shape.dtype
+    return "float16" if dtype == "bfloat16" and not gpu.full_graphs else dtype

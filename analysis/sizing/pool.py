@@ -1,0 +1,99 @@
+"""The KV pool that a deployment's start-up leaves, with a band, and what vLLM's log will say of it."""
+
+import math
+from dataclasses import dataclass
+
+from analysis.answers.sizing import IntBand
+from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
+from loadtest.model.kv_cache import KvLayout
+from loadtest.model.memory import MemoryBudget, divide_budget
+from loadtest.model.startup import GRAPHS_COUNTED_FROM, StartupOverheads
+from loadtest.units import GIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolBand:
+    """The KV pool of one engine: that of each GPU on the pipeline stage with the smallest."""
+
+    pool: MemoryBudget
+    layout: KvLayout
+    overheads: StartupOverheads
+    blocks: IntBand
+    kv_bytes: IntBand
+
+
+def pool_band(deployment: PlannedDeployment) -> PoolBand:
+    """The pool of one engine of the deployment. Raises ValueError when nothing is left for the KV cache."""
+    return min(
+        (_stage_pool_band(deployment, stage) for stage in range(deployment.pp)),
+        key=lambda band: band.blocks[1],
+    )
+
+
+def _stage_pool_band(deployment: PlannedDeployment, stage: int) -> PoolBand:
+    found, layout = deployment.overheads(stage), deployment.layout(stage)
+    pool = divide_budget(
+        layout,
+        vram_bytes=deployment.gpu.vram_bytes,
+        gpu_memory_utilization=deployment.utilization,
+        weights=deployment.weights(stage),
+        activation=found.activation,
+        cuda_graphs=found.cuda_graphs if found.graphs_counted else 0,
+        non_torch=found.non_torch,
+    )
+    reach = BAND_SIGMAS * _kv_bytes_sd(deployment, found, pool)
+    ends = [max(round(pool.kv_bytes + sign * reach), 0) for sign in (-1, 0, 1)]
+    blocks = [end // layout.bytes_per_block for end in ends]
+    return PoolBand(
+        pool=pool,
+        layout=layout,
+        overheads=found,
+        blocks=(blocks[0], blocks[1], blocks[2]),
+        kv_bytes=(ends[0], ends[1], ends[2]),
+    )
+
+
+def _kv_bytes_sd(deployment: PlannedDeployment, found: StartupOverheads, pool: MemoryBudget) -> float:
+    """Standard deviation of the pool in bytes; the errors of its parts are independent."""
+    calibration = deployment.calibration
+    weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
+    parts = [
+        found.activation_sd,
+        found.cuda_graphs_sd if found.graphs_counted else 0.0,
+        found.non_torch_sd,
+        0.0 if weights_known else found.weights_sd + 0.003 * pool.weights_bytes,
+        0.0 if calibration else deployment.utilization * deployment.gpu.vram_sd_bytes,
+        0.15 * GIB * len(deployment.shape.uncounted) * 5,
+    ]
+    return math.sqrt(sum(part**2 for part in parts))
+
+
+def max_concurrency(deployment: PlannedDeployment, blocks: int) -> float:
+    """Requests of max_model_len tokens that the pool holds at once: "Maximum concurrency" in vLLM's log."""
+    return blocks / deployment.max_blocks()
+
+
+def pool_tokens(deployment: PlannedDeployment, band: PoolBand) -> IntBand:
+    """Tokens that requests share: those of all blocks but the null block. Where layers hold different numbers
+    of tokens, tokens of requests at max_model_len, as vLLM's log counts them."""
+    low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
+    return low, middle, high
+
+
+def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
+    """Tokens in the log line "GPU KV cache size", which counts the null block too."""
+    layout = deployment.layout()
+    if layout.uniform:
+        return blocks * layout.block_size
+    if deployment.version >= GRAPHS_COUNTED_FROM:
+        return int(max_concurrency(deployment, blocks) * deployment.max_model_len)
+    return blocks // len(layout.groups) * layout.block_size
+
+
+def longest_context(deployment: PlannedDeployment, blocks: int) -> int:
+    """The largest max_model_len with which vLLM would start: one request must fit beside the null block."""
+    low, high = 0, deployment.shape.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if deployment.max_blocks(middle) <= blocks - 1 else (low, middle - 1)
+    return low

@@ -1,0 +1,116 @@
+"""From the flags to the answer, or to a refusal: deployment, calibration, context length, workload."""
+
+from dataclasses import replace
+
+from analysis.answers.sizing import Sizing, StatedWorkload
+from analysis.sizing.answer import refuse_sizing, size_deployment
+from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.flags import SizingFlags, find_card, plan_deployment, read_shape
+from analysis.sizing.pool import longest_context, pool_band
+from analysis.sizing.startup_log import (
+    StartupLog,
+    as_started,
+    calibration_of,
+    read_startup_log,
+    startup_of_run,
+)
+from analysis.sizing.workload import draw_workload
+from loadtest.errors import InputError
+from loadtest.units import GIB
+from loadtest.workload.distributions import Distribution
+
+QUANTISED_NAMES = ("fp8", "awq", "gptq", "int8", "int4", "nvfp4", "w8a8", "w4a16")
+SAME_SIZE = 0.03
+"""Share by which the sizes of one card, or of one model's weights, differ at most."""
+
+
+def predict(flags: SizingFlags) -> Sizing:
+    """The answer, or the refusal, for these flags.
+
+    Raises InputError for what cannot be read, is not supported, or does not go together.
+    """
+    stated = flags.workload
+    prompt, output, think = (
+        _distribution(stated, name) for name in ("prompt_tokens", "output_tokens", "think_s")
+    )
+    shape = read_shape(flags.config, flags.quantization)
+    gpu = find_card(flags)
+    log = _startup_log(flags)
+    deployment = plan_deployment(flags, shape, gpu, started=log.version if log else None)
+    notes = _notes(flags, deployment, log)
+    if log is not None:
+        deployment = _calibrated(flags, deployment, log)
+    try:
+        band = pool_band(deployment)
+    except ValueError as problem:
+        return refuse_sizing(deployment, str(problem))
+    longest = longest_context(deployment, band.blocks[1])
+    if longest < deployment.max_model_len:
+        if flags.max_model_len is not None or longest < 2:
+            return refuse_sizing(
+                deployment,
+                f"vLLM would not start: the KV pool holds no request of {deployment.max_model_len:,} tokens, "
+                f"at most one of {longest:,}. Lower --max-model-len.",
+            )
+        notes.append(
+            f"The model's own context of {deployment.max_model_len:,} tokens does not fit the KV pool, and "
+            f"vLLM would not start with it: the answer is for --max-model-len {longest:,}."
+        )
+        deployment = replace(deployment, max_model_len=longest)
+    workload = draw_workload(prompt, output, think, slo=stated.slo, max_model_len=deployment.max_model_len)
+    return size_deployment(deployment, workload, quantization=flags.quantization, notes=notes)
+
+
+def _distribution(stated: StatedWorkload, name: str) -> Distribution:
+    try:
+        return Distribution.parse(getattr(stated, name))
+    except ValueError as problem:
+        raise InputError(f"--{name.replace('_', '-')}: {problem}") from None
+
+
+def _startup_log(flags: SizingFlags) -> StartupLog | None:
+    if flags.vllm_log is not None:
+        return read_startup_log(flags.vllm_log)
+    return startup_of_run(flags.calibrate) if flags.calibrate is not None else None
+
+
+def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | None) -> list[str]:
+    notes = []
+    name = flags.config.name.lower()
+    if deployment.shape.quantisation is None and any(word in name for word in QUANTISED_NAMES):
+        notes.append(
+            f"{flags.config.name} sounds quantised, but neither it nor a hf_quant_config.json beside it says "
+            "so: the answer is for 16 bits. Put that file beside it, or give --quantization."
+        )
+    if deployment.kv_dtype != flags.kv_cache_dtype:
+        notes.append(
+            "The checkpoint has scales for an FP8 KV cache, which vLLM then uses: the answer is for FP8."
+        )
+    if log is not None and log.version is not None and log.version[:2] != deployment.version[:2]:
+        notes.append("The start-up that calibrates was of another version of vLLM than the answer is for.")
+    return notes
+
+
+def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog) -> PlannedDeployment:
+    """The deployment corrected by a start-up. Raises InputError where that was on another card, or of another
+    model of which there is no config.json."""
+    if log.vram_bytes is not None:
+        if abs(log.vram_bytes / deployment.gpu.vram_bytes - 1) > SAME_SIZE:
+            raise InputError(
+                f"{log.source} is of a card with {log.vram_bytes / GIB:.2f} GiB, not of a "
+                f"{deployment.gpu.name}: calibrate with a start-up on the same card."
+            )
+        gpu = replace(deployment.gpu, vram_bytes=log.vram_bytes, vram_sd_bytes=0.005 * GIB)
+        deployment = replace(deployment, gpu=gpu)
+    shape, same_model = deployment.shape, True
+    if flags.calibrate_config is not None:
+        shape = read_shape(flags.calibrate_config, log.quantization)
+        same_model = flags.calibrate_config.read_bytes() == flags.config.read_bytes()
+    started = as_started(deployment, log, shape)
+    weights = log.weights_bytes
+    if flags.calibrate_config is None and weights and abs(weights / started.weights() - 1) > SAME_SIZE:
+        raise InputError(
+            f"{log.source} loaded {weights / GIB:.2f} GiB of weights, this model has "
+            f"{started.weights() / GIB:.2f}: name the other model's config.json with --calibrate-config."
+        )
+    return replace(deployment, calibration=calibration_of(started, log, same_model=same_model))

@@ -1,0 +1,99 @@
+"""How the estimate changes when one input does."""
+
+from dataclasses import replace
+
+from analysis.answers.sizing import Effect
+from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.engine import SizedEngine, latency_walls, size_engine
+from analysis.sizing.latency_curve import simulate_p95_s
+from analysis.sizing.step_model import SPEED_BAND
+from analysis.sizing.workload import PlannedWorkload
+from loadtest.workload.distributions import Distribution
+
+LONGER = 1.1
+"""Factor by which lengths and think time are made longer."""
+LOWER_UTILIZATION = 0.02
+"""Share of the memory by which --gpu-memory-utilization is lowered."""
+
+
+def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
+    """Effects on the users of all replicas, each input changed alone, the largest effect first."""
+    deployment, workload = sized.deployment, sized.workload
+    users = max(int(min(sized.first.x, sized.curve.reach)), 1) if sized.curve else 0
+    now_s = simulate_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
+    changed = [
+        (name, "10 % longer", _with_workload(sized, other, users, now_s))
+        for name, other in _longer_workloads(sized).items()
+    ]
+    changed += [
+        (name, change, _with_deployment(sized, other))
+        for (name, change), other in _other_deployments(deployment).items()
+    ]
+    changed.append(
+        ("speed of the GPU", f"{SPEED_BAND:g} times slower", _with_slower_steps(sized, SPEED_BAND))
+    )
+    effects = [
+        Effect(
+            input=name, change=change, effect_users=round((x - sized.first.x) * deployment.replicas, 1) + 0.0
+        )
+        for name, change, x in changed
+    ]
+    return sorted(effects, key=lambda effect: -abs(effect.effect_users))
+
+
+def _longer_workloads(sized: SizedEngine) -> dict[str, PlannedWorkload]:
+    workload, max_model_len = sized.workload, sized.deployment.max_model_len
+    think = workload.think
+    longer = Distribution(
+        think.kind, LONGER * think.a, think.b * (LONGER if think.kind == "uniform" else 1.0)
+    )
+    return {
+        "prompt_tokens": workload.stretched(prompt=LONGER, max_model_len=max_model_len),
+        "output_tokens": workload.stretched(output=LONGER, max_model_len=max_model_len),
+        **({"think_s": replace(workload, think=longer)} if think.mean > 0 else {}),
+    }
+
+
+def _other_deployments(deployment: PlannedDeployment) -> dict[tuple[str, str], PlannedDeployment]:
+    lower, fewer = deployment.utilization - LOWER_UTILIZATION, max(deployment.max_num_seqs // 2, 1)
+    return {
+        ("gpu_memory_utilization", f"{lower:.2f}"): replace(deployment, utilization=lower),
+        ("max_num_seqs", f"{fewer}"): replace(deployment, max_num_seqs=fewer),
+        ("kv_cache_dtype", "fp8"): replace(deployment, kv_dtype="fp8"),
+    }
+
+
+def _with_workload(
+    sized: SizedEngine, workload: PlannedWorkload, users: int, now_s: tuple[float, float]
+) -> float:
+    """Users at the first wall with another workload. The latency curve is kept, and stretched by what the
+    change does to one load near the first wall: `users`, where p95 of TTFT and TPOT are `now_s`."""
+    others = size_engine(sized.deployment, workload, latency=False)
+    scale = (1.0, 1.0)
+    if users:
+        then_s = simulate_p95_s(sized.deployment, sized.steps, workload, users)
+        ttft, tpot = (then / now if now > 0 < then else 1.0 for now, then in zip(now_s, then_s, strict=True))
+        scale = (ttft, tpot)
+    return min([placed.x for placed in others.walls] + _latency_users(sized, *scale))
+
+
+def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float:
+    """Users at the first wall with a changed server of the same latency; 0 where it would not start."""
+    try:
+        others = size_engine(deployment, sized.workload, latency=False)
+    except ValueError:
+        return 0.0
+    return min([placed.x for placed in others.walls] + _latency_users(sized, 1.0, 1.0))
+
+
+def _with_slower_steps(sized: SizedEngine, scale: float) -> float:
+    """Users at the first wall, were every step `scale` times longer."""
+    others = [placed.x for placed in sized.walls if placed.name not in ("ttft", "tpot")]
+    return min(others + _latency_users(sized, scale, scale))
+
+
+def _latency_users(sized: SizedEngine, ttft_scale: float, tpot_scale: float) -> list[float]:
+    if sized.curve is None:
+        return []
+    walls = latency_walls(sized.curve, sized.workload.slo, ttft_scale=ttft_scale, tpot_scale=tpot_scale)
+    return [placed.x for placed in walls]

@@ -1,0 +1,92 @@
+"""What users will ask, as drawn lengths, and the KV blocks that their requests hold. Knows no deployment."""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.statistics.arrays import Floats, Ints
+from analysis.walls.block_law import BlockLaw
+from loadtest.model.kv_cache import KvLayout
+from loadtest.record import Slo
+from loadtest.workload.distributions import Distribution
+
+LENGTH_PAIRS = 2000
+"""Pairs of prompt and answer lengths that are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlannedWorkload:
+    """Lengths of what users ask and get, how long they think, and their objectives."""
+
+    prompt: Ints
+    """Prompt tokens of each pair of lengths, shape (n,)."""
+    output: Ints
+    """Answer tokens of each pair of lengths, shape (n,)."""
+    think: Distribution
+    slo: Slo
+    clipped: int = 0
+    """Pairs that were cut to fit max_model_len."""
+
+    def stretched(self, *, prompt: float = 1.0, output: float = 1.0, max_model_len: int) -> "PlannedWorkload":
+        """The workload with lengths multiplied by these factors, and cut to fit max_model_len."""
+        prompts = np.maximum(np.rint(self.prompt * prompt).astype(np.int64), 1)
+        outputs = np.maximum(np.rint(self.output * output).astype(np.int64), 1)
+        prompts, outputs = _cut(prompts, outputs, max_model_len)
+        return replace(self, prompt=prompts, output=outputs)
+
+
+def _cut(prompt: Ints, output: Ints, max_model_len: int) -> tuple[Ints, Ints]:
+    """Lengths that fit max_model_len together: the answer is cut first, then the prompt."""
+    prompt = np.minimum(prompt, max_model_len - 1)
+    return prompt, np.minimum(output, max_model_len - prompt)
+
+
+def draw_workload(
+    prompt: Distribution,
+    output: Distribution,
+    think: Distribution,
+    *,
+    slo: Slo,
+    max_model_len: int,
+    seed: int = 0,
+) -> PlannedWorkload:
+    """LENGTH_PAIRS draws from the distributions of lengths, cut to fit max_model_len."""
+    rng = random.Random(seed)
+    drawn = [(prompt.draw_count(rng), output.draw_count(rng)) for _ in range(LENGTH_PAIRS)]
+    lengths = np.array(drawn, dtype=np.int64)
+    clipped = int(np.sum(lengths.sum(axis=1) > max_model_len))
+    prompts, outputs = _cut(lengths[:, 0], lengths[:, 1], max_model_len)
+    return PlannedWorkload(prompt=prompts, output=outputs, think=think, slo=slo, clipped=clipped)
+
+
+def block_law_of(workload: PlannedWorkload, layout: KvLayout) -> BlockLaw:
+    """The distribution of a request's blocks over its steps j = 0..o-1, for any layout of the cache.
+
+    With full attention it equals `analysis.walls.block_law.block_law`. Elsewhere each group of layers adds
+    the blocks that it reaches, and a growth by g blocks at once counts as g growths, which is exact for
+    whether the requests still fit.
+    """
+    longest = int((workload.prompt + workload.output).max())
+    blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])
+    size = int(blocks.max()) + 2
+    steps = np.bincount(workload.prompt, minlength=longest + 1).astype(np.float64)
+    at_length = np.cumsum(steps - np.bincount(workload.prompt + workload.output, minlength=longest + 1))
+    held = np.bincount(blocks, weights=at_length, minlength=size)
+    requests = len(workload.prompt)
+    # A step from x to x + 1 tokens is made by every request that holds x tokens and is not at its end.
+    rises = np.diff(blocks)
+    passes = (np.cumsum(steps) - np.cumsum(_counts(workload.prompt + workload.output - 1, longest + 1)))[:-1]
+    growth = np.zeros(size)
+    for tokens in np.flatnonzero((rises > 0) & (passes > 0)):
+        growth[blocks[tokens] : blocks[tokens + 1]] += passes[tokens]
+    return BlockLaw(
+        held=held / held.sum(),
+        growth=growth / requests,
+        entry=np.bincount(blocks[workload.prompt], minlength=size) / requests,
+        steps=float(held.sum()) / requests,
+    )
+
+
+def _counts(values: Ints, size: int) -> Floats:
+    return np.bincount(values, minlength=size).astype(np.float64)
