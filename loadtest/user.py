@@ -13,6 +13,7 @@ from locust.exception import StopUser
 from loadtest.locust_plugin.control import Control
 from loadtest.locust_plugin.levels import LevelShape
 from loadtest.locust_plugin.shape import Shape
+from loadtest.locust_plugin.statistics import tell_locust
 from loadtest.run.generator import Generator
 from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.conversations import ChatRequest, Conversation
@@ -69,7 +70,7 @@ class ChatUser(User):
         self._conversation.answered(
             text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
         )
-        self.control.tell_locust(record)
+        tell_locust(self.environment, record)
 
     def _send_what_is_due(self, generator: Generator) -> None:
         """Open loop: one Locust user a worker hands out the worker's share, and waits for no answer."""
@@ -95,10 +96,8 @@ def _take_control(environment: Environment, **_: object) -> None:
     if environment.shape_class is None:
         environment.shape_class = LevelShape()
         environment.shape_class.runner = environment.runner
-    if isinstance(environment.shape_class, Shape):
-        environment.shape_class.serve(control, scenario=_scenario_name(environment))
-    if environment.parsed_options is not None and not environment.parsed_options.print_stats:
-        environment.parsed_options.only_summary = True  # the live line takes the place of Locust's table
+    if control.leader is not None and isinstance(environment.shape_class, Shape):
+        environment.shape_class.serve(control.leader, scenario=_scenario_name(environment))
 
 
 def _scenario_name(environment: Environment) -> str:

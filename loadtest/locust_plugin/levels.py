@@ -1,13 +1,17 @@
-"""TODO."""
+"""Which number of users when: levels one after the other, a doubling sweep, one number until it is stopped,
+or an open loop. Knows no requests."""
 
+import logging
 import time
 from collections.abc import Iterator
 
 from loadtest.errors import InputError
-from loadtest.locust_plugin.shape import Shape, Wanted, logger
+from loadtest.locust_plugin.shape import Shape, Wanted
 from loadtest.run.coordinator import Coordinator
 from loadtest.run.live_line import live_text
 from loadtest.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SWEEP_MAX_USERS = 256
 
@@ -23,22 +27,22 @@ class LevelShape(Shape):
         self._sweeping = False
 
     def _check(self, settings: Settings) -> None:
-        users_given = self.control.headless and self.control.users_given is not None
+        users_given = self.leader.options.users_flag_given
         if settings.levels and users_given:
             raise InputError("--levels and -u exclude each other: both say how many users there are.")
         if settings.open_loop and users_given:
             raise InputError("-u is of users; --arrivals and --trace have none.")
         if settings.settle_s >= settings.level_s:
             raise InputError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
-        if self.control.given("budget_s"):
+        if self.leader.options.given("budget_s"):
             raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
 
     def _begin(self, coordinator: Coordinator) -> Wanted:
-        self.control.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
+        self.leader.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
         self._choose_levels(coordinator)
-        limit = self._run_time_s()
+        limit = self.leader.options.run_time_s
         self._until = None if limit is None else time.monotonic() + limit
-        self.control.announce(self._plan_text(coordinator, limit))
+        self._announce(coordinator, self._plan_text(coordinator, limit))
         self._users, self._spawn_rate = next(self._levels), self._rate()
         return self._users, self._spawn_rate
 
@@ -52,10 +56,10 @@ class LevelShape(Shape):
 
     def _choose_levels(self, coordinator: Coordinator) -> None:
         levels = list(coordinator.settings.levels)
-        asked = self.control.options.num_users if not self.control.headless else self.control.users_given
+        asked = self.leader.options.users
         self._held_until_told = self._sweeping = False
         if coordinator.settings.open_loop:
-            levels = [self.control.worker_count]  # one Locust user a worker sends what is due
+            levels = [self.leader.worker_count]  # one Locust user a worker sends what is due
         elif not levels and asked is not None:
             levels, self._held_until_told = [asked], True
         elif not levels:
@@ -78,9 +82,9 @@ class LevelShape(Shape):
 
     def _follow_web_page(self) -> None:
         """The page's edit form writes the new number into Locust's options."""
-        asked = self.control.options.num_users
-        if self._held_until_told and not self.control.headless and asked and asked != self._users:
-            self.control.leave_level()
+        asked = self.leader.options.users
+        if self._held_until_told and not self.leader.options.headless and asked and asked != self._users:
+            self.leader.leave_level()
             self._users, self._spawn_rate = asked, self._rate()
 
     def _level_is_over(self, coordinator: Coordinator) -> bool:
@@ -93,8 +97,8 @@ class LevelShape(Shape):
         assert level is not None
         wall = level.past_wall() if self._sweeping else None
         stop = wall or level.hopeless()
-        self.control.line.clear()
-        self.control.leave_level()
+        self.leader.line.clear()
+        self.leader.leave_level()
         users = next(self._levels, None)
         if stop and users is not None:
             logger.info("The sweep stops at %d users: %s.", level.users, stop)
@@ -102,13 +106,13 @@ class LevelShape(Shape):
             self._end(drain_s=coordinator.settings.request_timeout_s)
             return None
         if users == self._users:
-            self.control.begin_level(users)  # nothing changes for Locust, which would not tell of it
+            self.leader.begin_level(users)  # nothing changes for Locust, which would not tell of it
         self._users = users
         return self._users, self._spawn_rate
 
     def _arrive(self, coordinator: Coordinator) -> Wanted:
-        self._users = self.control.worker_count
-        if self.control.arriving:
+        self._users = self.leader.worker_count
+        if self.leader.reports.arriving:
             return self._users, self._spawn_rate
         self._end(drain_s=coordinator.settings.request_timeout_s)
         return None
@@ -116,9 +120,7 @@ class LevelShape(Shape):
     def _show(self, coordinator: Coordinator) -> None:
         level_s = None if self._held_until_told else coordinator.settings.level_s
         level_s = coordinator.arrivals_s if coordinator.settings.open_loop else level_s
-        self.control.line.show(
-            live_text(coordinator.level, level_s=level_s, left_s=self._left_s(coordinator))
-        )
+        self.leader.line.show(live_text(coordinator.level, level_s=level_s, left_s=self._left_s(coordinator)))
 
     def _left_s(self, coordinator: Coordinator) -> float | None:
         if self._held_until_told or self._sweeping:

@@ -5,7 +5,7 @@ import logging
 import time
 
 from loadtest.errors import InputError
-from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
+from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
 from loadtest.locust_plugin.shape import Shape, Wanted
 from loadtest.record import SearchAdvice, SearchState
 from loadtest.run.advisor import Advisor, AdvisorLostError
@@ -15,6 +15,10 @@ from loadtest.run.live_line import live_text
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+ROWS_S = 1.0
+"""How long after its end a request's row is on the leader's disk: FLUSH_S, from another machine SHIP_S
+too."""
 
 
 class SearchShape(Shape):
@@ -27,13 +31,12 @@ class SearchShape(Shape):
         self._advised_unix_s = 0.0
         self._alarms: set[tuple[float, str]] = set()
 
-    def serve(self, control: Control, *, scenario: str) -> None:
-        super().serve(control, scenario=scenario)
+    def serve(self, leader: Leader, *, scenario: str) -> None:
+        super().serve(leader, scenario=scenario)
         type(self).use_common_options = False  # from now on: the web form needs no field for users
 
     def _check(self, settings: Settings) -> None:
-        users_given = self.control.headless and self.control.users_given is not None
-        if settings.levels or users_given:
+        if settings.levels or self.leader.options.users_flag_given:
             raise InputError(
                 "The search chooses the users itself: leave out --levels and -u, or run scenarios/chat.py."
             )
@@ -41,7 +44,7 @@ class SearchShape(Shape):
             raise InputError(
                 "The search is for users, and --arrivals and --trace have none: run scenarios/chat.py."
             )
-        if self.control.given("level_s"):
+        if self.leader.options.given("level_s"):
             raise InputError(
                 "The search decides how long it stays: leave out --level-s; --budget-s limits the whole."
             )
@@ -50,10 +53,10 @@ class SearchShape(Shape):
         self._advice = None
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
-        self.control.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
-        limits = [coordinator.settings.budget_s, self._run_time_s()]
+        self.leader.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
+        limits = [coordinator.settings.budget_s, self.leader.options.run_time_s]
         seconds = min(limit for limit in limits if limit is not None)
-        self.control.announce(f"a search for the most users, at most {seconds:.0f} s")
+        self._announce(coordinator, f"a search for the most users, at most {seconds:.0f} s")
         coordinator.advisor = Advisor(coordinator.folder)
         try:
             advice = coordinator.advisor.ask(SearchState(left_s=seconds))
@@ -77,7 +80,7 @@ class SearchShape(Shape):
             and not coordinator.advisor.asking
             and self._look_is_due(coordinator.level)
         ):
-            self._look(coordinator.advisor, coordinator.level)
+            self._look(coordinator, coordinator.advisor, coordinator.level)
         return self._users, self._spawn_rate
 
     def _look_is_due(self, level: LiveLevel) -> bool:
@@ -90,29 +93,32 @@ class SearchShape(Shape):
         since = max(self._advised_unix_s, level.start_unix_s)
         return time.time() - since >= self._advice.look_s
 
-    def _look(self, advisor: Advisor, level: LiveLevel) -> None:
-        after_s = self.control.save_for_look()
+    def _look(self, coordinator: Coordinator, advisor: Advisor, level: LiveLevel) -> None:
+        """Asks the advisor, once all that the rows so far are read with is on the disk."""
+        self.leader.keep_level()
+        coordinator.info.workers = self.leader.reports.workers()
+        coordinator.save()
         held_s = level.end_unix_s - level.start_unix_s
-        look = SearchState(holding=level.users, held_s=held_s, left_s=self._left_s())
-        advisor.begin_asking(look, after_s=after_s)
+        state = SearchState(holding=level.users, held_s=held_s, left_s=self._left_s())
+        advisor.begin_asking(state, after_s=ROWS_S)
 
     def _follow(self, advice: SearchAdvice) -> Wanted:
         self._advice, self._advised_unix_s = advice, time.time()
         if advice.users is None:
-            self.control.line.clear()
+            self.leader.line.clear()
             logger.info("The search ends: %s.", advice.why)
             self._end(drain_s=STOP_DRAIN_S)
             return None
         if advice.users != self._users:
-            self.control.line.clear()
-            self.control.leave_level()
+            self.leader.line.clear()
+            self.leader.leave_level()
             logger.info("Now %d users: %s.", advice.users, advice.why)
             self._users = advice.users
         return self._users, self._spawn_rate
 
     def _give_up(self, error: AdvisorLostError) -> None:
-        self.control.line.clear()
-        self.control.fail(f"The search cannot go on, because its advisor is lost ({error}).")
+        self.leader.line.clear()
+        self.leader.ending.fail(f"The search cannot go on, because its advisor is lost ({error}).")
         self._end(drain_s=STOP_DRAIN_S)
 
     def _left_s(self) -> float:
@@ -122,4 +128,4 @@ class SearchShape(Shape):
     def _show(self, coordinator: Coordinator) -> None:
         assert self._advice is not None
         level = live_text(coordinator.level, level_s=None, left_s=self._left_s())
-        self.control.line.show(f"{self._advice.line} | {level}")
+        self.leader.line.show(f"{self._advice.line} | {level}")

@@ -1,4 +1,4 @@
-"""Which number of users when: levels one after the other, a doubling sweep, or `-u`. Knows no requests."""
+"""Which number of users when: what every plan of users has in common. Knows no requests."""
 
 import logging
 import time
@@ -6,18 +6,18 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from locust import LoadTestShape
-from locust.util.timespan import parse_timespan
 
-from loadtest.locust_plugin.control import STOP_DRAIN_S, Control
-from loadtest.run.coordinator import Coordinator
+from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
+from loadtest.run.coordinator import Coordinator, opening
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
+
 FAST_SPAWN_RATE = 100.0
-"""Users a second; above this Locust warns."""
+"""Users a second; with more, Locust warns."""
 
 Wanted = tuple[int, float] | None
-"""Users, and how many a second to start; None: the test ends."""
+"""Users, and how many to start a second; None: the test ends."""
 
 
 class Shape(LoadTestShape):
@@ -25,7 +25,7 @@ class Shape(LoadTestShape):
 
     abstract: ClassVar[bool] = True
     use_common_options: ClassVar[bool] = True
-    control: Control
+    leader: Leader
     scenario = ""
 
     def __init__(self) -> None:
@@ -36,26 +36,26 @@ class Shape(LoadTestShape):
         self._fresh = False
         self._until: float | None = None
 
-    def serve(self, control: Control, *, scenario: str) -> None:
-        """Called once, when Locust is ready."""
-        self.control = control
+    def serve(self, leader: Leader, *, scenario: str) -> None:
+        """Gets ready to plan the leader's runs; called once, when Locust is ready."""
+        self.leader = leader
         self.scenario = scenario
 
     def reset_time(self) -> None:
         """Called by Locust when a test is started, by the master a second time."""
         super().reset_time()  # type: ignore[no-untyped-call]
-        self._fresh = self.control.coordinator is None
+        self._fresh = self.leader.coordinator is None
 
     def tick(self) -> Wanted:
         """Called by Locust once a second, in the only process or the master."""
         if self._fresh:
             self._fresh = False
-            self._coordinator = self.control.begin(self.scenario, check=self._check)
+            self._coordinator = self.leader.begin(self.scenario, check=self._check)
             return self._begin(self._coordinator) if self._coordinator is not None else None
         coordinator = self._coordinator
-        if coordinator is None or coordinator is not self.control.coordinator:
+        if coordinator is None or coordinator is not self.leader.coordinator:
             return self._users, self._spawn_rate  # being stopped by somebody else: ask for nothing new
-        self.control.keep_level()
+        self.leader.keep_level()
         self._show(coordinator)
         if self._until is not None and time.monotonic() >= self._until:
             logger.info("The time limit is reached.")
@@ -77,18 +77,15 @@ class Shape(LoadTestShape):
 
     @abstractmethod
     def _show(self, coordinator: Coordinator) -> None:
-        """The live line."""
+        """Rewrites the live line."""
 
-    def _run_time_s(self) -> float | None:
-        value = self.control.options.run_time
-        if not value:
-            return None
-        return float(parse_timespan(value) if isinstance(value, str) else value)
+    def _announce(self, coordinator: Coordinator, plan: str) -> None:
+        for text in opening(coordinator, plan=plan):
+            logger.info(text)
 
     def _rate(self) -> float:
-        given = self.control.spawn_rate_given if self.control.headless else self.control.options.spawn_rate
-        return float(given or FAST_SPAWN_RATE)
+        return float(self.leader.options.spawn_rate or FAST_SPAWN_RATE)
 
     def _end(self, *, drain_s: float) -> None:
-        self.control.end(drain_s=drain_s)
+        self.leader.end(drain_s=drain_s)
         self._coordinator = None

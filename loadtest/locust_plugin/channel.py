@@ -1,0 +1,38 @@
+"""Messages between the processes of a run, sent over Locust's own connection. The only place that encodes,
+decodes and registers them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from locust.runners import Runner
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class Channel:
+    """Sends typed messages and calls who waits for them. A process without workers sends to itself."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def send(self, message: msgspec.Struct, *, to: str | None = None) -> None:
+        """Sends to the leader or, from the leader, to one worker (`to`) or to all of them."""
+        data = msgspec.to_builtins(message, builtin_types=(bytes,))  # msgpack knows bytes and plain values
+        self._runner.send_message(_wire_name(type(message)), data, to)
+
+    def on(self, kind: type[M], handle: Callable[[M], object]) -> None:
+        """Calls `handle` with each message of this kind."""
+        self.on_from(kind, lambda message, _sender: handle(message))
+
+    def on_from(self, kind: type[M], handle: Callable[[M, str], object]) -> None:
+        """Calls `handle` with each message of this kind and its sender, whom an answer may be sent to."""
+
+        def receive(msg: Any, **_: object) -> None:
+            handle(msgspec.convert(msg.data, kind), msg.node_id)
+
+        self._runner.register_message(_wire_name(kind), receive)
+
+
+def _wire_name(kind: type[msgspec.Struct]) -> str:
+    return f"seatcount_{kind.__name__}"

@@ -1,0 +1,251 @@
+"""The part of a process that leads runs: the only process, or the master. Knows no plan of users: a shape
+says which level comes next."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gevent
+from locust.env import Environment
+from locust.runners import MasterRunner, Runner
+
+from loadtest.errors import InputError
+from loadtest.locust_plugin.channel import Channel
+from loadtest.locust_plugin.ending import Ending, take_sigterm_as_ctrl_c
+from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper
+from loadtest.locust_plugin.options import HiddenHost, LocustOptions
+from loadtest.locust_plugin.reports import WorkerReports, worker_names
+from loadtest.locust_plugin.worker import DELIVERY_S, Worker
+from loadtest.run.coordinator import Coordinator
+from loadtest.run.live_line import LiveLine
+from loadtest.run.loop import LoopThread
+from loadtest.run.messages import (
+    LeaderTime,
+    RowBatch,
+    StopAsking,
+    StopMeasuring,
+    WorkerRefused,
+    WorkerReport,
+)
+from loadtest.run.shipping import Receiver
+from loadtest.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+STOP_DRAIN_S = 10.0
+"""How long streams may finish after a time limit or the web page's stop button."""
+
+
+class _LedRun(NamedTuple):
+    coordinator: Coordinator
+    levels: LevelKeeper
+    arrivals: ArrivalSharing
+
+
+class Leader:
+    """Begins and ends runs, and does in between what a shape asks. Methods are for greenlets."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        channel: Channel,
+        options: LocustOptions,
+        host: HiddenHost,
+        ending: Ending,
+        loop: Callable[[], LoopThread],
+        own_worker: Worker | None,
+    ) -> None:
+        """Leads `own_worker` where one process does everything, else the workers of Locust's master."""
+        assert environment.runner is not None
+        self.options = options
+        self.ending = ending
+        self.line = LiveLine()
+        self.reports = WorkerReports()
+        self._environment = environment
+        self._runner: Runner = environment.runner
+        self._channel = channel
+        self._host = host
+        self._loop = loop
+        self._own_worker = own_worker
+        self._run: _LedRun | None = None
+        self._unfinished: Coordinator | None = None
+        """It is being ended, or its end was interrupted."""
+        self._receiver: Receiver | None = None
+        self._complete = False
+        self._listen()
+
+    def _listen(self) -> None:
+        self._channel.on_from(WorkerReport, self._take_report)
+        self._channel.on(WorkerRefused, self._take_refusal)
+        self._environment.events.spawning_complete.add_listener(self._on_spawning_complete)
+        self._environment.events.test_stopping.add_listener(self._on_test_stopping)
+        if self.options.headless:
+            take_sigterm_as_ctrl_c()
+        if isinstance(self._runner, MasterRunner):
+            self.options.rebalance_users()
+            self._channel.on_from(RowBatch, self._take_rows)
+            self._environment.events.worker_connect.add_listener(self._on_worker_connect)
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """Leads the run that goes on; None between two runs."""
+        return None if self._run is None else self._run.coordinator
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that run users."""
+        return max(1, len(worker_names(self._runner)))
+
+    def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Coordinator | None:
+        """Reads the settings, asks the server and opens the run. On bad input, which `check` may find too
+        (InputError), says what is wrong, notes the exit code and returns None."""
+        self._complete = False
+        self.reports.clear()
+        try:
+            self._host.hide()
+            logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
+            settings = self.options.settings()
+            check(settings)
+            coordinator = Coordinator(
+                host=self._host.address, settings=settings, scenario=scenario, loop=self._loop()
+            )
+            levels = LevelKeeper(
+                coordinator, runner=self._runner, channel=self._channel, reports=self.reports
+            )
+            arrivals = ArrivalSharing(coordinator, runner=self._runner, channel=self._channel)
+            self._run = _LedRun(coordinator, levels, arrivals)
+            self.options.send_plan(coordinator.plan)
+            if self._own_worker is not None:
+                self._own_worker.begin()
+        except InputError as error:
+            self.ending.refuse(str(error))
+            return None
+        return coordinator
+
+    def let_surplus_finish(self, seconds: float) -> None:
+        """Lets the streams of users that stop go on for so long, before they are cancelled; Locust's
+        --stop-timeout goes before."""
+        if not self._environment.stop_timeout:
+            self._environment.stop_timeout = seconds
+
+    def begin_level(self, users: int) -> None:
+        if self._run is not None:
+            self._run.levels.begin(users)
+
+    def keep_level(self) -> None:
+        if self._run is not None:
+            self._run.levels.keep()
+
+    def leave_level(self) -> None:
+        if self._run is not None:
+            self._run.levels.leave()
+
+    def end(self, *, drain_s: float) -> None:
+        """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
+        completes the run folder. What a Ctrl-C cuts short, the next call takes up."""
+        if self._run is not None:
+            self._run.levels.end()
+        coordinator, self._run = self.coordinator or self._unfinished, None
+        if coordinator is None:
+            return
+        self._unfinished = coordinator
+        self._receiver = coordinator.receiver  # rows keep coming until the next run
+        self.line.clear()
+        self._channel.send(StopAsking())
+        self._wait(drain_s, lambda report: report.in_flight == 0, "streams to end")
+        self._channel.send(StopMeasuring())
+        self._wait(DELIVERY_S, lambda report: report.stopped, "workers to deliver their rows")
+        for warning in self.reports.warnings(processes=self.options.processes):
+            coordinator.warn(warning)
+        _conclude_search(coordinator, patiently=drain_s > 0)
+        coordinator.finish(workers=self.reports.workers(), clipped=self.reports.clipped)
+        self._unfinished = None
+        self._complete = True
+        folder = coordinator.folder
+        logger.info("The run is in %s; next: python -m analysis.capacity %s", folder, folder.parent)
+
+    def quit(self) -> None:
+        """Ends what is not ended when the process goes, and notes that the plan was cut short."""
+        if self._run is not None or (self.options.headless and not self._complete):
+            self.ending.interrupt()
+        if self._shape_is_ending():
+            self._end_in_its_place()
+        self.end(drain_s=0)
+
+    def _wait(self, seconds: float, ready: Callable[[WorkerReport], bool], what: str) -> None:
+        """Waits until every worker that is not lost is ready, or nothing was delivered for `seconds`."""
+        began, undelivered = time.monotonic(), self.reports.undelivered_bytes
+        while not all(ready(report) for report in self.reports.audible()):
+            if self.reports.undelivered_bytes < undelivered:
+                began, undelivered = time.monotonic(), self.reports.undelivered_bytes
+            if time.monotonic() - began >= seconds:
+                return
+            self.line.show(f"waiting for {what} ...")
+            gevent.sleep(0.1)
+
+    def _take_report(self, report: WorkerReport, sender: str) -> None:
+        self.reports.take(report)
+        if not report.shares_disk:
+            answer = LeaderTime(asked_unix_s=report.unix_s, leader_unix_s=time.time())
+            self._channel.send(answer, to=sender)
+        if self._run is not None:
+            self._run.coordinator.take_live(report.live)
+
+    def _take_refusal(self, refusal: WorkerRefused) -> None:
+        """A worker cannot take part: a test with fewer users than it says would mislead."""
+        self.ending.refuse(f"A worker cannot take part: {refusal.reason}")
+        gevent.spawn(self._runner.quit if self.options.headless else self._runner.stop)
+
+    def _take_rows(self, batch: RowBatch, sender: str) -> None:
+        receiver = self._receiver if self._run is None else self._run.coordinator.receiver
+        if receiver is not None:
+            self._channel.send(receiver.take(batch), to=sender)
+
+    def _on_spawning_complete(self, user_count: int, **_: object) -> None:
+        if self._run is None or not user_count:
+            return
+        if self._run.coordinator.settings.open_loop:
+            self._run.arrivals.share()
+        elif self._runner.user_count > user_count:
+            self._run.levels.begin_when_others_have_ended(user_count)
+        else:
+            self._run.levels.begin(user_count)
+
+    def _on_worker_connect(self, **_: object) -> None:
+        """Locust is about to move users between workers: the level begins anew when that is done."""
+        if self._run is not None and not self._run.coordinator.settings.open_loop:
+            self._run.levels.leave()
+
+    def _on_test_stopping(self, **_: object) -> None:
+        """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
+        if self._shape_is_ending():
+            self._end_in_its_place()
+        if self._run is None:
+            return
+        if self.options.headless:
+            self.ending.interrupt()
+        self.end(drain_s=0 if self.options.headless else STOP_DRAIN_S)
+
+    def _shape_is_ending(self) -> bool:
+        """Whether another greenlet is in `end`, or was killed there."""
+        return self._unfinished is not None and self._runner.shape_greenlet is not gevent.getcurrent()
+
+    def _end_in_its_place(self) -> None:
+        """A plan that has come to its end waits for streams no longer."""
+        if self.options.headless:
+            self.ending.interrupt()
+        if self._runner.shape_greenlet is not None:
+            self._runner.shape_greenlet.kill()
+        self.end(drain_s=0)
+
+
+def _conclude_search(coordinator: Coordinator, *, patiently: bool) -> None:
+    """Ends the advisor of a search; its last answer is waited for unless somebody wants the test to end."""
+    advisor = coordinator.advisor
+    if advisor is None:
+        return
+    if patiently and (advice := advisor.conclude()) is not None:
+        logger.info("The answer: %s.", advice.line)
+    advisor.close()

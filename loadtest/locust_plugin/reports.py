@@ -1,0 +1,99 @@
+"""What the leader knows of the processes that run users. Knows no coordinator."""
+
+import time
+
+from locust.runners import MasterRunner, Runner
+
+from loadtest.record import WorkerInfo
+from loadtest.run.messages import WorkerReport
+
+SILENT_S = 2.5
+"""After so long without a report, it is not known whether a worker still holds its users."""
+LOST_S = 10.0
+"""After so long without a report, a worker is not waited for."""
+
+
+def worker_names(runner: Runner) -> tuple[str, ...]:
+    """The processes that run users now."""
+    if not isinstance(runner, MasterRunner):
+        return ("0",)
+    present = [*runner.clients.ready, *runner.clients.spawning, *runner.clients.running]
+    return tuple(str(index) for index in sorted(runner.worker_indexes[client.id] for client in present))
+
+
+class WorkerReports:
+    """The last report of each worker of a run, and when it came."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, WorkerReport] = {}
+        self._heard_unix_s: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def clear(self) -> None:
+        self._reports.clear()
+        self._heard_unix_s.clear()
+
+    def take(self, report: WorkerReport) -> None:
+        self._reports[report.worker] = report
+        self._heard_unix_s[report.worker] = time.time()
+
+    def audible(self) -> list[WorkerReport]:
+        """The reports of workers that are not lost."""
+        now = time.time()
+        return [report for name, report in self._reports.items() if now - self._heard_unix_s[name] < LOST_S]
+
+    def heard_until(self, workers: tuple[str, ...]) -> float:
+        """Until when all of these are known to hold their users: now, or when the first of those that have
+        fallen silent was last heard of (Unix seconds)."""
+        now = time.time()
+        heard = [self._heard_unix_s.get(name, 0.0) for name in workers]
+        return min((unix_s for unix_s in heard if now - unix_s > SILENT_S), default=now)
+
+    @property
+    def arriving(self) -> bool:
+        """Open loop: whether some requests have not begun."""
+        return not self._reports or any(report.arriving for report in self.audible())
+
+    @property
+    def clipped(self) -> int:
+        """Drawn lengths that did not fit into the model's context."""
+        return sum(report.clipped for report in self._reports.values())
+
+    @property
+    def undelivered_bytes(self) -> int:
+        """Bytes of rows that wait on other machines."""
+        return sum(report.undelivered_bytes for report in self._reports.values())
+
+    def workers(self) -> list[WorkerInfo]:
+        """What `run.json` says of the workers."""
+        return [
+            WorkerInfo(name=name, clock_offset_s=None if report.shares_disk else report.clock_offset_s)
+            for name, report in sorted(self._reports.items())
+        ]
+
+    def warnings(self, *, processes: int) -> list[str]:
+        """What a reader of the finished run must know. `processes`: as many workers were asked for, 0:
+        unknown."""
+        warnings = [
+            _undelivered(report.worker, shares_disk=report.shares_disk)
+            for report in self._reports.values()
+            if not report.stopped
+        ]
+        if 0 < processes < len(self._reports):
+            warnings.insert(
+                0,
+                f"{len(self._reports)} workers took part and --processes is {processes}: workers of "
+                "another test have joined (same master port).",
+            )
+        return warnings
+
+
+def _undelivered(worker: str, *, shares_disk: bool) -> str:
+    if shares_disk:
+        return f"Worker {worker} was lost: its last second of rows may be missing."
+    return (
+        f"Worker {worker} did not deliver all of its rows: copy requests-{worker}.jsonl and "
+        f"client-{worker}.jsonl from its machine over those in this folder."
+    )

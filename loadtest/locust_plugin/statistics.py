@@ -1,0 +1,37 @@
+"""What Locust's own statistics, console and web page show of a request. Our rows do not depend on it."""
+
+import logging
+from argparse import Namespace
+
+from locust.env import Environment
+
+from loadtest.record import Outcome, RequestRecord
+
+
+class RequestFailed(Exception):  # noqa: N818 (the words that Locust's statistics show)
+    """A request that was not answered, as Locust counts failures."""
+
+
+def tell_locust(environment: Environment, record: RequestRecord) -> None:
+    """Counts one request in Locust's statistics. Cancelled requests and empty answers are no failures."""
+    status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
+    failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
+    environment.events.request.fire(
+        request_type="SSE",
+        name=record.scenario,
+        response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
+        response_length=0,  # Locust shows it as bytes, which are not counted
+        exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
+        context={},
+    )
+
+
+def show_only_summary(options: Namespace | None) -> None:
+    """Lets the live line take the place of Locust's table, unless the person asked for the table."""
+    if options is not None and not options.print_stats:
+        options.only_summary = True
+
+
+def hide_statistics() -> None:
+    """Prints no tables of nothing when a test ends before it began."""
+    logging.getLogger("locust.stats_logger").disabled = True

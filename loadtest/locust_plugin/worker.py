@@ -1,0 +1,168 @@
+"""The part of a process that runs users: the only process, or a worker, on this machine or on another. Knows
+nothing of levels and their plan."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import gevent
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+from loadtest.errors import InputError
+from loadtest.locust_plugin.channel import Channel
+from loadtest.locust_plugin.ending import Ending, leave_ctrl_c_to_master
+from loadtest.locust_plugin.options import HiddenHost, LocustOptions
+from loadtest.locust_plugin.statistics import tell_locust
+from loadtest.run.generator import Generator
+from loadtest.run.loop import LoopThread
+from loadtest.run.messages import (
+    ArrivalAssignments,
+    CurrentLevel,
+    LeaderTime,
+    RowReceipt,
+    StopAsking,
+    StopMeasuring,
+    WorkerRefused,
+)
+
+logger = logging.getLogger(__name__)
+
+REPORT_S = 1.0
+"""How often the leader is told what this process has."""
+SHIP_S = 0.25
+"""How often a worker on another machine looks for rows to send."""
+DELIVERY_S = 15.0
+"""How long the leader waits for workers to say that it has their rows, while nothing is delivered."""
+QUIT_S = 5.0
+"""How long a worker that is told to end tries to deliver its rows."""
+
+
+class Worker:
+    """Measures what the users of this process ask, reports to the leader and hands it the rows. Methods are
+    for greenlets."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        channel: Channel,
+        options: LocustOptions,
+        host: HiddenHost,
+        ending: Ending,
+        loop: Callable[[], LoopThread],
+    ) -> None:
+        self.generator: Generator | None = None
+        """Measures while a run goes on."""
+        self._environment = environment
+        self._channel = channel
+        self._options = options
+        self._host = host
+        self._ending = ending
+        self._loop = loop
+        channel.on(CurrentLevel, self._take_level)
+        channel.on(ArrivalAssignments, self._take_assignments)
+        channel.on(StopAsking, self._stop_asking)
+        channel.on(StopMeasuring, self._stop_measuring)
+        gevent.spawn(self._keep_reporting)
+        if isinstance(environment.runner, WorkerRunner):
+            self._follow_master()
+
+    def _follow_master(self) -> None:
+        self._channel.on(RowReceipt, self._take_receipt)
+        self._channel.on(LeaderTime, self._take_leader_time)
+        gevent.spawn(self._keep_shipping)
+        if self._options.processes:
+            leave_ctrl_c_to_master(within_s=DELIVERY_S + QUIT_S)
+        self._environment.events.test_start.add_listener(self._on_test_start)
+
+    def begin(self) -> None:
+        """Gets ready to measure, as the leader's plan says. Raises InputError."""
+        plan = self._options.read_plan()
+        if self.generator is not None:
+            self.generator.stop()
+        name = str(getattr(self._environment.runner, "worker_index", 0))
+        self.generator = Generator(plan, worker=name, loop=self._loop(), host=self._host.for_plan(plan))
+        self._report()
+
+    def quit(self) -> None:
+        """Ends before the run does: what was measured goes to the leader, or stays where it can be found."""
+        if self.generator is None:
+            return
+        generator, delivery = self.generator, self.generator.delivery
+        generator.stop()
+        until = time.monotonic() + QUIT_S
+        while delivery.undelivered_bytes and time.monotonic() < until:
+            gevent.sleep(SHIP_S)
+        if delivery.undelivered_bytes:
+            logger.warning(
+                "The master did not take all rows. Merge them (or scp): cp %s/*-%s.jsonl %s/",
+                generator.folder,
+                generator.worker,
+                generator.plan.folder,
+            )
+        self.generator = None
+
+    def _on_test_start(self, **_: object) -> None:
+        try:
+            self.begin()
+        except InputError as error:
+            self._ending.refuse(str(error))
+            self._channel.send(WorkerRefused(reason=str(error)))
+
+    def _keep_reporting(self) -> None:
+        while True:
+            gevent.sleep(REPORT_S)
+            self._report()
+
+    def _report(self, *, stopped: bool = False) -> None:
+        generator = self.generator
+        if generator is None:
+            return
+        report = generator.report(stopped=stopped)
+        for record in generator.take_unattended():
+            tell_locust(self._environment, record)
+        self._channel.send(report)
+
+    def _keep_shipping(self) -> None:
+        while True:
+            self._ship()
+            gevent.sleep(SHIP_S)
+
+    def _ship(self) -> None:
+        if self.generator is not None:
+            for batch in self.generator.delivery.next_batches():
+                self._channel.send(batch)
+
+    def _take_receipt(self, receipt: RowReceipt) -> None:
+        if self.generator is not None:
+            self.generator.delivery.take(receipt)
+            self._ship()
+
+    def _take_leader_time(self, answer: LeaderTime) -> None:
+        if self.generator is not None:
+            self.generator.clock.take(answer)
+
+    def _take_level(self, level: CurrentLevel) -> None:
+        if self.generator is not None:
+            self.generator.level_users = level.users
+
+    def _take_assignments(self, message: ArrivalAssignments) -> None:
+        if self.generator is not None:
+            self.generator.arrivals.take_assignments(message)
+
+    def _stop_asking(self, _: StopAsking) -> None:
+        if self.generator is not None:
+            self.generator.stop_asking()
+            self._report()
+
+    def _stop_measuring(self, _: StopMeasuring) -> None:
+        if self.generator is not None:
+            self.generator.stop()
+            gevent.spawn(self._report_when_delivered)
+
+    def _report_when_delivered(self) -> None:
+        while self.generator is not None and self.generator.delivery.undelivered_bytes:
+            gevent.sleep(SHIP_S)
+        self._report(stopped=True)
+        self.generator = None
