@@ -7,19 +7,24 @@ from pathlib import Path
 
 from analysis.cli import RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
-from analysis.reporting.console import complain
+from analysis.reporting.console import complain, progress
+from analysis.twin.answer import twin_answer
 from analysis.twin.calibration import CalibrationError
-from analysis.twin.predictions import twin_answer, user_list
 from loadtest.errors import InputError
+from loadtest.record import RUN_FILE
 from loadtest.simulator.presets import PRESETS
 from loadtest.simulator.routers import ROUTERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 answered, 2 wrong usage or unreadable input, 3 the run cannot tell."""
+    """Returns the exit code: 0 answered, 2 wrong usage or unreadable input, 3 no twin can be fitted."""
     options = _parser().parse_args(argv)
     try:
-        answer = twin_answer(options)
+        with progress() as bar:
+            answer = twin_answer(options, bar)
+        folder = options.output or _run_folder(options.run)
+        if folder is not None:
+            twin_report.write_twin(answer, folder=folder)
     except (InputError, ValueError) as problem:
         complain(str(problem))
         return 2
@@ -30,6 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     twin_report.show_twin(answer, as_json=options.format == "json")
     return 0
+
+
+def _run_folder(folder: Path | None) -> Path | None:
+    """The folder, if it is of one run and not of several."""
+    return folder if folder and (folder / RUN_FILE).is_file() else None
+
+
+def _user_list(text: str) -> list[int]:
+    """An argparse type: whole numbers above 0 with commas between them."""
+    found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", metavar="NAME", help=f"no run: one of {', '.join(PRESETS)}")
     add(
         "--users",
-        type=user_list,
+        type=_user_list,
         metavar="N,N,...",
         help="plateaus to predict (default: the levels of the run)",
     )

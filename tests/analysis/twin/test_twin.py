@@ -12,7 +12,7 @@ import pytest
 from analysis.evidence.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
-from analysis.twin import predictions
+from analysis.twin import source
 from analysis.twin.calibration import CalibrationError, ServerFlags, ServiceFit, calibrate
 from analysis.twin.chatting import chatting_of
 from analysis.twin.fleet import size_fleet
@@ -257,7 +257,7 @@ def test_the_command_fits_checks_and_predicts(folder: Path, capsys: pytest.Captu
 def test_what_if_moves_the_limit(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "DRAWS_PLAYED", 2)
+    monkeypatch.setattr(source, "SIMULATED_DRAWS", 2)
     found = {}
     for name, flags in {
         "as it is": [],
@@ -279,7 +279,7 @@ def test_what_if_moves_the_limit(
 def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "DRAWS_PLAYED", 2)
+    monkeypatch.setattr(source, "SIMULATED_DRAWS", 2)
     code, said, err = ask(
         *("--preset", "qwen3-1.7b-t4", "--prompt-tokens", "lognormal:400,0.6", "--output-tokens", "20-60"),
         *("--max-num-seqs", "16", "--users", "8", "--fleet-users", "5000", "--price-per-gpu-hour", "1.5"),
@@ -307,7 +307,7 @@ def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
             "Choose one",
         ),
         (["--preset", "qwen3-1.7b-t4", "--max-num-batched-tokens", "8"], "must be at least max_num_seqs"),
-        (["--preset", "qwen3-1.7b-t4", "--arrivals", "often"], "is not a law of arrivals"),
+        (["--preset", "qwen3-1.7b-t4", "--arrivals", "often"], "is not an arrival process"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_2(

@@ -1,0 +1,212 @@
+"""The answer of a twin: predictions, the limit, fleets, and what was fitted, as twin.json has them."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import fields
+
+import msgspec
+import numpy as np
+
+from analysis.answers.twin import FleetAnswer, LimitAnswer, Prediction, Term, TwinAnswer
+from analysis.cli import RefusedError
+from analysis.reporting.console import Bar
+from analysis.twin.fleet import Fleet, size_fleet
+from analysis.twin.maximum import VirtualMaximum, find_maximum
+from analysis.twin.predictions import (
+    Advance,
+    Scenario,
+    beside_measured,
+    check_held_out,
+    due_requests,
+    interval_of,
+    predict_levels,
+    predict_open_loop,
+)
+from analysis.twin.source import FittedTwin, twin_of_preset, twin_of_run
+from analysis.twin.step_fit import STEP_TERMS
+from analysis.twin.what_if import changes_of
+from analysis.virtual.service import Service
+from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.routers import ROUTERS
+
+PRESET_USERS = (1, 2, 4, 8, 16)  # predicted where no run has levels and nobody names users
+FLEET_PROBES = 8  # about so many simulations find the limit of one service, for the progress bar
+FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users, beside those that were asked for
+
+
+def twin_answer(options: argparse.Namespace, bar: Bar) -> TwinAnswer:
+    """Fits the twin, checks it, changes what was asked, and predicts.
+
+    Raises InputError, ValueError, RefusedError, CalibrationError.
+    """
+    twin = twin_of_preset(options) if options.preset else twin_of_run(options, bar)
+    simulations = len(twin.draws) + 1
+    check = check_held_out(twin, options.router, advance=bar.task("checking", total=simulations))
+    changes, change = changes_of(options, twin.fit.service, twin.memory)
+    scenario = Scenario(
+        service=change(twin.fit.service),
+        draws=[change(draw) for draw in twin.draws],
+        replicas=options.replicas or twin.fit.replicas,
+        router=options.router,
+    )
+    as_measured = not changes and scenario.replicas == twin.fit.replicas
+    return TwinAnswer(
+        source=twin.source,
+        changes=changes,
+        slo=twin.slo,
+        engine=_engine_facts(scenario.service.engine),
+        terms=_terms(twin),
+        fitted_users=list(twin.fit.fitted_users),
+        check=check,
+        predictions=_predictions(options, twin, scenario, as_measured=as_measured, bar=bar),
+        limit=_limit(options, twin, scenario, advance=bar.task("limit", total=simulations)),
+        fleet=_fleets(options, twin, scenario, bar),
+        warnings=_warnings(twin, scenario.service),
+    )
+
+
+def _predictions(
+    options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: Bar
+) -> list[Prediction]:
+    """Predictions for the users that were asked for, or for an open loop; beside what was measured there."""
+    simulations = len(scenario.draws) + 1
+    if options.arrivals or options.trace:
+        due = due_requests(
+            scenario.service,
+            arrivals=options.arrivals,
+            duration_s=options.duration_s,
+            trace=options.trace,
+            speed=options.trace_speed,
+            seed=options.seed,
+        )
+        return [predict_open_loop(scenario, due, twin.slo, advance=bar.task("predicting", total=simulations))]
+    trusted = sorted({level.users for level in twin.levels if level.trusted})
+    users = options.users or trusted or PRESET_USERS
+    advance = bar.task("predicting", total=len(users) * simulations)
+    found = predict_levels(scenario, users, twin.slo, advance=advance)
+    return [beside_measured(prediction, twin) for prediction in found] if as_measured else found
+
+
+# The limit.
+
+
+def _limit(
+    options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, advance: Advance
+) -> LimitAnswer | None:
+    """Users who fit within the objectives; None in an open loop."""
+    if options.arrivals or options.trace:
+        return None
+    route = ROUTERS[scenario.router]
+
+    def search(service: Service, start: int | None) -> VirtualMaximum | None:
+        advance(1)
+        return find_maximum(service, twin.slo, start=start, replicas=scenario.replicas, route=route)
+
+    point = search(scenario.service, None)
+    if point is None:
+        return LimitAnswer(x=0.0, interval=(0.0, 0.0), wall="not even one user")
+    start = max(point.users, 1) if math.isfinite(point.x) else None
+    maxima = [point, *(search(draw, start) for draw in scenario.draws)]
+    x = [maximum.x if maximum is not None else 0.0 for maximum in maxima]
+    if not all(map(math.isfinite, x)):
+        return LimitAnswer(x=_finite(point.x), interval=(_finite(min(x)), None), wall=point.wall)
+    return LimitAnswer(x=float(np.mean(x)), interval=interval_of(x), wall=point.wall)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# Fleets.
+
+
+def _fleets(options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, bar: Bar) -> list[FleetAnswer]:
+    """The fleet for the users that were asked for, and larger ones in proportion. Raises RefusedError."""
+    if options.fleet_users is None:
+        return []
+    advance: Callable[[int], None] = bar.task("fleet", total=FLEET_PROBES * (len(scenario.draws) + 1))
+    found = size_fleet(
+        scenario.service,
+        scenario.draws,
+        options.fleet_users,
+        twin.slo,
+        router=scenario.router,
+        spare=options.spare_replicas,
+        on_probe=advance,
+    )
+    if found is None:
+        raise RefusedError("One replica does not hold one user within the objectives: no fleet does.")
+    price = options.price_per_gpu_hour
+    first = _fleet_answer(found, scenario.router, price and price * twin.gpus)
+    return [first, *(_scaled(first, users) for users in FLEET_SIZES if users > options.fleet_users)]
+
+
+def _fleet_answer(fleet: Fleet, router: str, price_per_replica: float | None) -> FleetAnswer:
+    return FleetAnswer(
+        users=fleet.users,
+        replicas=fleet.replicas,
+        interval=fleet.interval,
+        spare=fleet.spare,
+        per_replica=fleet.per_replica_x,
+        binding=fleet.binding,
+        router=router,
+        price_per_hour=price_per_replica and price_per_replica * fleet.replicas,
+        usual_ttft_p95_s=fleet.usual.ttft_p95_s,
+        after_loss_ttft_p95_s=fleet.after_loss.ttft_p95_s,
+    )
+
+
+def _scaled(fleet: FleetAnswer, users: int) -> FleetAnswer:
+    """The fleet for other users: each replica holds as many as before."""
+    factor = users / fleet.users
+    needed = [replicas - fleet.spare for replicas in fleet.interval]
+    low, high = (math.ceil(replicas * factor) + fleet.spare for replicas in needed)
+    replicas = math.ceil(users / fleet.per_replica) + fleet.spare
+    price = fleet.price_per_hour and fleet.price_per_hour / fleet.replicas * replicas
+    return msgspec.structs.replace(
+        fleet,
+        users=users,
+        replicas=replicas,
+        interval=(min(low, replicas), max(high, replicas)),
+        price_per_hour=price,
+    )
+
+
+# What was fitted, and what to be wary of.
+
+
+def _engine_facts(engine: EngineConfig) -> dict[str, float | int | bool | None]:
+    return {field.name: getattr(engine, field.name) for field in fields(engine) if field.name != "seed"}
+
+
+def _terms(twin: FittedTwin) -> list[Term]:
+    service = twin.fit.service
+    steps = [
+        Term(
+            name=name,
+            value=getattr(service.engine, name),
+            interval=interval_of([getattr(draw.engine, name) for draw in twin.fit.draws]),
+        )
+        for name in STEP_TERMS
+    ]
+    overhead = {"overhead_s": service.overhead_s, "overhead_per_user_s": service.overhead_per_user_s}
+    return steps + [
+        Term(name=name, value=value, interval=(value, value)) for name, value in overhead.items() if value
+    ]
+
+
+def _warnings(twin: FittedTwin, asked: Service) -> list[str]:
+    found = []
+    if twin.levels and twin.held_out is None:
+        found.append(
+            "No level was held out, because fewer than three were trusted: the twin's error is unknown."
+        )
+    measured = twin.fit.service.chatting.conversations
+    other_lengths = asked.chatting.conversations is not measured
+    if twin.levels and other_lengths and not asked.engine.step_per_kv_token_s:
+        found.append(
+            "The run could not tell what a KV token costs a step apart from a sequence: with other lengths "
+            "the decode times are less certain than the intervals say."
+        )
+    return found

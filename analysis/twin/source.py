@@ -1,0 +1,143 @@
+"""Where a twin comes from: a load test that it is fitted to, or a preset of model and GPU."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.cli import RefusedError, slo_of
+from analysis.evidence.evidence import Evidence, gather
+from analysis.levels.level import Level
+from analysis.reading.pooling import choose_runs, read_group
+from analysis.reading.runs import find_runs
+from analysis.reporting.console import Bar
+from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
+from analysis.twin.what_if import MemoryFacts
+from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
+from loadtest.errors import InputError
+from loadtest.record import Slo
+from loadtest.simulator.presets import find_preset
+
+SIMULATED_DRAWS = 8  # of the fit's draws, for the intervals: each costs a simulation, or a search, of its own
+PRESET_DRAWS = 16
+PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
+PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
+PRESET_LENGTHS = (512, 128)  # prompt and output tokens, where nobody states others
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FittedTwin:
+    """A fitted service, where it comes from, and what it can be checked against."""
+
+    source: str
+    """The runs' identifiers, or the preset's name."""
+    fit: ServiceFit
+    slo: Slo
+    memory: MemoryFacts
+    gpus: int = 1
+    """GPUs of one replica."""
+    levels: Sequence[Level] = ()
+    """All levels of the runs."""
+    held_out: Level | None = None
+    """The level that the fit did not see."""
+
+    @property
+    def draws(self) -> Sequence[Service]:
+        """The services that are simulated beside the fitted one, for the intervals."""
+        return self.fit.draws[:SIMULATED_DRAWS]
+
+
+def twin_of_run(options: argparse.Namespace, bar: Bar) -> FittedTwin:
+    """Fits a twin to the newest runs in the folder that may be pooled.
+
+    Raises InputError, RefusedError, CalibrationError.
+    """
+    if options.run is None:
+        raise InputError("Name a run folder, or a preset with --preset.")
+    groups, _ = choose_runs(find_runs(options.run), None)
+    if len(groups) > 1:
+        models = ", ".join(group[0].info.model for group in groups)
+        raise InputError(f"{options.run} holds runs of several models ({models}): name one run folder.")
+    slo = slo_of(options, groups[0][-1].info)
+    runs = read_group(groups[0], bar.task)
+    evidence = gather(runs, slo=slo)
+    if evidence.open_loop:
+        raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
+    held_out = _held_out(evidence, options.hold_out)
+    flags = ServerFlags(
+        max_num_seqs=options.measured_max_num_seqs,
+        max_num_batched_tokens=options.measured_max_num_batched_tokens,
+        async_scheduling=options.async_scheduling,
+    )
+    info = runs[-1].info
+    return FittedTwin(
+        source=", ".join(run.info.run_id for run in runs),
+        fit=calibrate(
+            evidence,
+            [level for level in evidence.levels if level is not held_out],
+            flags,
+            replicas=options.measured_replicas or (evidence.pool.engines if evidence.pool else 1),
+            router=options.router,
+            seed=options.seed,
+        ),
+        slo=slo,
+        levels=evidence.levels,
+        held_out=held_out,
+        memory=MemoryFacts(
+            bytes_per_token=info.server.kv_bytes_per_token,
+            vram_bytes=info.gpu.vram_bytes if info.gpu else None,
+            gpu_memory_utilization=info.server.gpu_memory_utilization,
+        ),
+        gpus=info.gpu.count if info.gpu else 1,
+    )
+
+
+def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
+    """The level that the fit does not see: as asked, else the highest trusted one of three or more."""
+    trusted = sorted((level for level in evidence.levels if level.trusted), key=lambda level: level.users)
+    if wanted is not None:
+        found = [level for level in trusted if level.users == wanted]
+        if not found:
+            known = ", ".join(str(level.users) for level in trusted) or "none"
+            raise InputError(
+                f"--hold-out {wanted}: no level with that number of users is trusted. Trusted: {known}."
+            )
+        return found[-1]
+    return trusted[-1] if len({level.users for level in trusted}) > 2 else None
+
+
+def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
+    """A twin from data sheets: its draws differ in what share of bandwidth and FLOP/s a server reaches.
+
+    Raises InputError.
+    """
+    if options.run is not None:
+        raise InputError("Choose one: a run folder or --preset.")
+    preset = find_preset(options.preset)
+    chatting = Chatting(conversations=[(PRESET_LENGTHS,)], pauses_s=np.array([CLIENT_TURNAROUND_S]))
+    service = Service(engine=preset.engine_config(), chatting=chatting)
+    rng = np.random.default_rng(options.seed)
+    draws = [_at_other_speed(service, rng) for _ in range(PRESET_DRAWS)]
+    slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
+    return FittedTwin(
+        source=f"preset {preset.name}",
+        fit=ServiceFit(service=service, draws=draws, fitted_users=()),
+        slo=slo,
+        memory=MemoryFacts(
+            bytes_per_token=preset.pool().kv_bytes_per_token,
+            vram_bytes=preset.gpu.vram_bytes,
+            gpu_memory_utilization=preset.gpu_memory_utilization,
+        ),
+    )
+
+
+def _at_other_speed(service: Service, rng: np.random.Generator) -> Service:
+    engine = service.engine
+    memory, compute = rng.uniform(*PRESET_BANDWIDTH), rng.uniform(*PRESET_FLOPS)
+    return service.with_engine(
+        step_base_s=engine.step_base_s * memory,
+        step_per_seq_s=engine.step_per_seq_s * memory,
+        step_per_kv_token_s=engine.step_per_kv_token_s * memory,
+        prefill_per_token_s=engine.prefill_per_token_s * compute,
+    )
