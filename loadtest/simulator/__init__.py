@@ -1,1 +1,3 @@
-"""An embedded vLLM: `engine` (pure, clock passed in), `presets` (data), `server` (its API in real time)."""
+"""An embedded vLLM: a deterministic engine, run in virtual time or in real time behind vLLM's API.
+
+Knows neither the load test nor its analysis."""

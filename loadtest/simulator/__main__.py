@@ -1,4 +1,4 @@
-"""`python -m loadtest.simulator`: the embedded server alone, on 127.0.0.1."""
+"""Runs the embedded server alone, on 127.0.0.1: `python -m loadtest.simulator`."""
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM. Exit codes: 0, or 2 for input that cannot be served."""
+    """Serves until SIGINT or SIGTERM. Returns 0, or 2 for input that cannot be served."""
     flags = _parser().parse_args(arguments)
     if flags.list:
         sys.stdout.writelines(f"{_describe(preset)}\n" for preset in PRESETS.values())
@@ -59,30 +59,38 @@ async def _serve(options: ServerOptions, *, port: int, tls: ssl.SSLContext | Non
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.simulator",
-        description="A simulated vLLM on 127.0.0.1. Flags carry vLLM's names where vLLM has them.",
+        description="A simulated vLLM on 127.0.0.1. Flags that vLLM has too carry its names.",
     )
     add = parser.add_argument
-    add("--preset", default=DEFAULT_PRESET, help=f"model and GPU (default {DEFAULT_PRESET})")
+    add("--preset", default=DEFAULT_PRESET, help=f"model and GPU to simulate (default {DEFAULT_PRESET})")
     add("--list", action="store_true", help="list the presets and exit")
-    add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
-    add("--served-model-name", help="default: the model's own name")
-    add("--max-model-len", type=int)
-    add("--max-num-seqs", type=int)
-    add("--max-num-batched-tokens", type=int)
-    add("--block-size", type=int)
-    add("--num-gpu-blocks-override", type=int, help="blocks of the pool, with the null block")
-    add("--gpu-memory-utilization", type=float)
-    add("--no-enable-prefix-caching", action="store_true")
-    add("--async-scheduling", action="store_true")
-    add("--max-num-queued-reqs", type=int, help="answer 503 above so many unfinished requests")
-    add("--max-num-queued-tokens", type=int, help="the same from so many prompt tokens in prefill")
-    add("--enable-prompt-tokens-details", action="store_true", help="tell cached tokens in usage")
-    add("--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default 8000)")
+    add("--served-model-name", help="name of the served model (default: the model's own)")
+    add("--max-model-len", type=int, help="longest request in tokens, prompt and answer together")
+    add("--max-num-seqs", type=int, help="most requests in one batch")
+    add("--max-num-batched-tokens", type=int, help="most tokens computed in one step")
+    add("--block-size", type=int, help="tokens in a block of the KV cache")
+    add("--num-gpu-blocks-override", type=int, help="blocks of the KV pool, including the null block")
+    add("--gpu-memory-utilization", type=float, help="fraction of the GPU's memory that is used")
+    add("--no-enable-prefix-caching", action="store_true", help="switch the prefix cache off")
+    add("--async-scheduling", action="store_true", help="schedule each step while the one before it runs")
+    add("--max-num-queued-reqs", type=int, help="answer 503 above this many unfinished requests")
+    add(
+        "--max-num-queued-tokens",
+        type=int,
+        help="answer 503 from this many prompt tokens without a first token",
+    )
+    add("--enable-prompt-tokens-details", action="store_true", help="report cached tokens in usage")
+    add(
+        "--api-key",
+        default=os.environ.get("VLLM_API_KEY"),
+        help="key that clients must send (default: $VLLM_API_KEY)",
+    )
     add("--root-path", default="", help="prefix of every path, such as /gateway")
-    add("--certfile", help="PEM certificate: serve https")
+    add("--certfile", help="PEM certificate, with which the server speaks https")
     add("--keyfile", help="PEM key of --certfile")
     add("--jitter-cv", type=float, default=0.0, help="coefficient of variation of step times")
-    add("--seed", type=int, default=0, help="of the jitter")
+    add("--seed", type=int, default=0, help="random seed of the jitter")
     return parser
 
 

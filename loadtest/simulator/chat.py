@@ -1,7 +1,7 @@
-"""A chat request in, vLLM 0.32's chunks out, byte for byte in structure. Knows no socket and no clock.
+"""Reads chat completion requests and writes the chunks of vLLM 0.32, equal in structure byte for byte.
 
-Knows one model, one choice a request and no tools; sampling parameters other than `seed` and the length
-are accepted and change nothing.
+Knows no socket and no clock. There is one model, one choice per request and no tools; sampling parameters
+other than `seed` and the length are accepted and have no effect.
 """
 
 import json
@@ -16,7 +16,7 @@ FINGERPRINT = f"vllm-{VLLM_VERSION}-seatcount"
 
 
 class RefusalError(Exception):
-    """A request that is answered with an error status: vLLM's status, message, type and parameter."""
+    """A request that is answered with an error: vLLM's status, message, type and parameter."""
 
     def __init__(self, status: int, message: str, *, kind: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -26,11 +26,11 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionRequest:
-    """What of a chat request matters here."""
+    """The parts of a chat completion request that have an effect."""
 
     model: str
     prompt: list[str]
-    """Tokens."""
+    """Tokens of the prompt."""
     max_tokens: int
     ignore_eos: bool
     seed: int
@@ -43,7 +43,8 @@ class CompletionRequest:
 def parse_completion_request(
     raw: bytes, *, model: str, max_model_len: int, thinks: bool
 ) -> CompletionRequest:
-    """Raises RefusalError: 404 for an unknown model, 400 for what vLLM refuses."""
+    """Reads the body of a request. Raises RefusalError: 404 for an unknown model, 400 for what vLLM
+    refuses."""
     body = _load(raw)
     asked_model = body.get("model") or model
     if asked_model != model:
@@ -56,8 +57,8 @@ def parse_completion_request(
     thinking = thinks and _asks_to_think(body)
     prompt = render_prompt(list(_messages(body)), thinks=thinks, thinking=thinking)
     options = body.get("stream_options")
-    wants = options if isinstance(options, dict) else {}
-    include_usage = wants.get("include_usage") is True
+    stream_options = options if isinstance(options, dict) else {}
+    include_usage = stream_options.get("include_usage") is True
     seed = body.get("seed")
     return CompletionRequest(
         model=model,
@@ -68,16 +69,16 @@ def parse_completion_request(
         thinking=thinking,
         stream=body.get("stream") is True,
         include_usage=include_usage,
-        continuous_usage=include_usage and wants.get("continuous_usage_stats") is True,
+        continuous_usage=include_usage and stream_options.get("continuous_usage_stats") is True,
     )
 
 
 class Completion:
-    """One request on its way out. `advance` is called for every token and does little: the bytes around
-    the text are made once.
+    """Writes the answer to one request. `advance` is called for every token and is cheap: the bytes around
+    the text are built once.
 
-    `write` takes bytes that are framed for HTTP's chunked encoding: into `pending` until the caller has a
-    socket to put there, None where nothing streams.
+    `write` is given bytes that are framed for HTTP's chunked encoding. It appends to `pending` until the
+    caller replaces it with a socket's; it is None when the answer is not streamed.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Completion:
         self.answer = answer
         self.request = request
         self.made = 0
-        """Tokens so far."""
+        """Tokens made so far."""
         self.last_token_s = 0.0
         self.pending: list[bytes] = []
         self.write: Callable[[bytes], None] | None = self.pending.append if chat.stream else None
@@ -115,7 +116,7 @@ class Completion:
         self._close = _NOT_FINISHED + (b"" if chat.continuous_usage else _END)
 
     def advance(self) -> None:
-        """One more token."""
+        """Counts one more token and writes its event."""
         index = self.made
         self.made = index + 1
         if self.write is None:
@@ -132,7 +133,7 @@ class Completion:
             self._write_event(event)
 
     def finish(self) -> None:
-        """After the last token."""
+        """Writes what follows the last token: usage and the end of the stream."""
         if self.write is not None:
             if self.chat.include_usage:
                 usage = _dump({name: value for name, value in self.usage().items() if value is not None})
@@ -142,7 +143,8 @@ class Completion:
             self.on_end()
 
     def usage(self, made: int | None = None) -> dict[str, object]:
-        """vLLM's usage after `made` tokens, all of them by default; null for what is not told."""
+        """Builds vLLM's usage after `made` tokens (by default all); null for what the server does not
+        report."""
         made = self.made if made is None else made
         prompt = self.request.prompt_tokens
         cached = {"cached_tokens": self.request.cached_tokens} if self._shows_cached_tokens else None
@@ -156,7 +158,7 @@ class Completion:
         }
 
     def whole(self) -> bytes:
-        """The body of an answer that does not stream."""
+        """Builds the body of an answer that is not streamed."""
         tokens, reasoning = self.answer.tokens, self.answer.reasoning
         texts = [token for index, token in enumerate(tokens) if not self.answer.is_silent(index)]
         thought = "".join(texts[: len(reasoning)])
@@ -206,7 +208,7 @@ class Completion:
         )
 
     def _write_event(self, event: bytes) -> None:
-        assert self.write is not None  # callers have looked
+        assert self.write is not None  # callers have checked
         self.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _running_usage(self, made: int) -> bytes:
@@ -251,7 +253,7 @@ def _load(raw: bytes) -> dict[str, object]:
 
 
 def _asks_to_think(body: Mapping[str, object]) -> bool:
-    """Off unless asked for. (Qwen3's own template thinks unless told not to.)"""
+    """Whether the request asks for reasoning. It is off by default, unlike in Qwen3's own template."""
     keywords = body.get("chat_template_kwargs")
     asked = keywords.get("enable_thinking") if isinstance(keywords, dict) else None
     return (body.get("enable_thinking") if asked is None else asked) is True
@@ -275,7 +277,7 @@ def _text_of(content: object) -> str:
 
 
 def _max_tokens(body: Mapping[str, object], prompt_tokens: int, max_model_len: int) -> int:
-    """What may be made: refused where vLLM refuses, else clipped to the context, as vLLM does."""
+    """Number of tokens that may be made, clipped to the context as vLLM does. Raises RefusalError."""
     name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = body.get(name)
     if asked is None:

@@ -1,11 +1,11 @@
-"""TODO."""
+"""The configuration of an engine. Knows no requests and no time."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """What decides capacity, under vLLM's own names. A step lasts
+    """The parameters that decide capacity, under vLLM's names. A step lasts
     `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read
     + prefill_per_token_s * prefill tokens`, times a lognormal factor of mean 1 where `jitter_cv` is set.
 
@@ -14,7 +14,7 @@ class EngineConfig:
     """
 
     num_gpu_blocks: int
-    """With the null block, as vLLM counts: requests share one less."""
+    """Blocks including the null block, as vLLM counts; requests share one block less."""
     max_model_len: int
     step_base_s: float
     step_per_seq_s: float = 0.0
@@ -25,11 +25,12 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     async_scheduling: bool = False
-    """The next step is scheduled when one starts: an ended request holds its blocks one step more."""
+    """Whether a step is scheduled when the one before it starts, so that ended requests hold their blocks for
+    one more step."""
     max_num_queued_reqs: int | None = None
-    """vLLM's name; it limits all unfinished requests, running ones too."""
+    """Limit of all unfinished requests, also of running ones, despite vLLM's name."""
     max_num_queued_tokens: int | None = None
-    """No request is accepted while prompts without a first token have so many tokens together."""
+    """Limit of the tokens of all prompts without a first token; from it on requests are rejected."""
     jitter_cv: float = 0.0
     seed: int = 0
 
@@ -45,7 +46,7 @@ class EngineConfig:
                 f"({self.max_model_len}): lower max_model_len or raise num_gpu_blocks."
             )
         if not self.step_base_s > 0:
-            raise ValueError("step_base_s must be above 0: a step takes time.")
+            raise ValueError("step_base_s must be above 0: every step takes time.")
 
     @property
     def pool_tokens(self) -> int:

@@ -1,6 +1,6 @@
-"""A deterministic model of one vLLM 0.32 engine: scheduler, paged KV pool, prefix cache, step times.
+"""A deterministic model of one vLLM 0.32 engine: scheduler, paged KV pool, prefix cache and step times.
 
-Knows no I/O, no clock and no text: time is passed in, prompts are lengths and optional block hashes.
+Knows no I/O, no clock and no text: the caller passes the time; prompts are lengths and optional block hashes.
 """
 
 import math
@@ -14,11 +14,11 @@ from loadtest.simulator.steps import Counters, Gauges, OnStep, Shortage, Step
 
 
 class Engine:
-    """The scheduler. A driver calls `begin(now)`, waits until the instant that it returns, calls `end()`,
-    and so on; `submit` and `abort` may come at any time between.
+    """The scheduler. Its driver calls `begin(now)`, waits until the instant that this returns, calls `end()`,
+    and so on. `submit` and `abort` may be called at any time between.
 
-    Cost a step grows with what happens (blocks filled, requests begun and ended), not with the number
-    of running requests: all decodes advance with the step number.
+    The cost of a step grows with the number of events (blocks filled, requests begun and ended), not with the
+    number of running requests: all decodes advance with the number of the step.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -27,22 +27,25 @@ class Engine:
         self.counters = Counters()
         self.gauges = Gauges()
         self._shortages = Shortage.NOTHING
-        self._arrived: list[Request] = []  # the scheduler, and so the gauges, see them at the next step
+        self._arrived: list[Request] = []  # enter the queue, and so the gauges, at the next step
         self._waiting: deque[Request] = deque()
-        # Dicts are ordered sets here: admission order, removal anywhere, popitem() for the last admitted.
+        # Dicts serve as ordered sets: in order of admission, with removal anywhere and popitem() for the
+        # last.
         self._running: dict[Request, None] = {}
         self._decoding: dict[Request, None] = {}
-        # Every decode fills a block when the step number has its residue, and ends at a known step.
+        # Each decode fills a block at steps of one residue modulo the block size, and ends at a known step.
         self._growers: list[dict[Request, None]] = [{} for _ in range(config.block_size)]
         self._ends_at: dict[int, list[Request]] = {}
-        self._prefilling: Request | None = None  # at most one is cut by the budget, and it is the last
+        self._prefilling: Request | None = (
+            None  # at most one prefill is split by the token budget, that of the last admitted request
+        )
         self._decode_kv_tokens = 0
         self._step_number = -1
         self._admissions = 0
         self._current: Step | None = None
         self._current_end_s = math.nan
         self._next: Step | None = None
-        self._settled = False  # the last schedule left nothing that the next one could admit or cut
+        self._settled = False  # the next schedule could neither admit a request nor split a prefill
         self._queued_tokens = 0
         self._random = random.Random(config.seed)
         sigma2 = math.log1p(config.jitter_cv**2)
@@ -50,17 +53,18 @@ class Engine:
 
     @property
     def unfinished(self) -> int:
+        """Number of running and waiting requests."""
         return len(self._running) + len(self._waiting) + len(self._arrived)
 
     @property
     def usage(self) -> float:
-        """`vllm:kv_cache_usage_perc`: the gauge over blocks without the null block."""
+        """Fraction of blocks in use, without the null block: `vllm:kv_cache_usage_perc`."""
         return self.gauges.used_blocks / self.pool.blocks
 
     def submit(self, request: Request, now_s: float) -> bool:
-        """Queues a request; False when the queue limit rejects it.
+        """Queues a request. Returns False when a queue limit rejects it.
 
-        Raises ValueError for a request longer than max_model_len: the front end refuses those.
+        Raises ValueError for a request longer than max_model_len, which vLLM's front end refuses.
         """
         if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             raise ValueError(
@@ -80,7 +84,7 @@ class Engine:
         return True
 
     def abort(self, request: Request, now_s: float) -> None:
-        """Ends a request at once and frees its blocks; nothing happens when it has ended already."""
+        """Ends a request at once and frees its blocks; does nothing when it has ended already."""
         if request.state in (RequestState.FINISHED, RequestState.ABORTED):
             return
         self._settled = False
@@ -100,7 +104,7 @@ class Engine:
         self.counters.aborted += 1
 
     def begin(self, now_s: float) -> float | None:
-        """Starts a step; returns the instant at which it ends, None when there is nothing to do.
+        """Starts a step. Returns the instant at which it ends, None when there is nothing to compute.
 
         Raises RuntimeError while a step is under way.
         """
@@ -119,7 +123,7 @@ class Engine:
         return self._current_end_s
 
     def end(self) -> Step:
-        """Ends the step under way: hands out tokens, frees what ended, takes the gauges.
+        """Ends the step under way: counts tokens, frees the blocks of ended requests, sets the gauges.
 
         Raises RuntimeError when no step is under way.
         """
@@ -138,10 +142,11 @@ class Engine:
         return step
 
     def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
-        """Does, between two steps, all that begin before `until_s` and change neither batch nor queue: nobody
-        arrives, ends, prefills or shortages a block. Returns the instant at which the next step may begin.
+        """Runs, between two steps, all steps that begin before `until_s` and change neither batch nor queue:
+        no request arrives, ends, prefills or lacks a block. Returns the instant at which the next step may
+        begin.
 
-        The same as `begin` and `end` step by step, at a fraction of the cost. Nothing but tokens comes of it.
+        The result is the same as with `begin` and `end` for each step, at a fraction of the cost.
         """
         ahead = self._next
         if not self._settled or self._arrived or self._prefilling is not None or not self._decoding:
@@ -167,10 +172,10 @@ class Engine:
             ahead_s = duration_s
             on_step(now_s, running, waiting, used, shortages)
         if number > first:
-            self._leapt(number - first, kv_tokens, ahead_s)
+            self._count_leap(number - first, kv_tokens, ahead_s)
         return now_s
 
-    def _leapt(self, steps: int, kv_tokens: int, ahead_s: float) -> None:
+    def _count_leap(self, steps: int, kv_tokens: int, ahead_s: float) -> None:
         self._step_number += steps
         self._decode_kv_tokens = kv_tokens
         self.counters.steps += steps
@@ -199,7 +204,7 @@ class Engine:
             request.unreported_preemptions = 0
 
     def _finish(self, request: Request, now_s: float) -> None:
-        # A victim whose last token was in flight has left the batch already (asynchronous scheduling).
+        # With asynchronous scheduling a request may have been preempted while its last token was computed.
         if request in self._running:
             del self._running[request]
             self._free(request)
@@ -255,26 +260,28 @@ class Engine:
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
 
     def _grow(self) -> bool:
-        """Gives a block to every decode that has filled its last one. True when that preempted."""
+        """Gives a block to each decode that has filled its last one. Returns whether a request was
+        preempted."""
         growers = self._growers[(self._step_number + 1) % self.config.block_size]
         if len(growers) <= self.pool.free:
             self.pool.take(len(growers))
             return False
         preempted = False
-        for request in sorted(growers, key=admission_order):
+        for request in sorted(growers, key=_admission_number):
             if request not in growers:
-                continue  # a victim of one before it
+                continue  # preempted for a request before it
             while not self.pool.free:
                 preempted = True
                 if self._preempt_last() is request:
                     return True
             self.pool.take(1)
-            # Counted as held only from the next step number on; nobody preempts it before that, because
-            # victims come from behind it.
+            # The block counts as held from the next step on. Until then the request cannot be preempted,
+            # because only requests admitted after it are.
         return preempted
 
     def _preempt_last(self) -> Request:
-        """The last admitted loses its blocks and goes to the queue's front, to be recomputed."""
+        """Takes the blocks of the request admitted last and puts it at the front of the queue, to be
+        recomputed."""
         victim, _ = self._running.popitem()
         victim.preemptions += 1
         victim.unreported_preemptions += 1
@@ -288,13 +295,14 @@ class Engine:
     def _continue_prefill(
         self, request: Request, budget: int, prefill: "PrefillTotals", completed: list[Request]
     ) -> bool:
-        """The next chunk of a prompt. False when it found no blocks and preempted itself."""
+        """Computes the next chunk of a prompt. Returns False when the request lacked blocks and was
+        preempted."""
         if budget <= 0:
             return True
         chunk = min(request.prefill_target - request.computed_tokens, budget)
         needed = self._blocks(request.computed_tokens + chunk) - self._blocks(request.computed_tokens)
         if needed > self.pool.free:
-            # The chunk's request is always the last admitted, so it is its own victim.
+            # The request was admitted last, so it is the one that is preempted.
             self._preempt_last()
             return False
         self.pool.take(needed)
@@ -302,7 +310,8 @@ class Engine:
         return True
 
     def _admit(self, now_s: float, budget: int, prefill: "PrefillTotals", completed: list[Request]) -> None:
-        """First come first served. The whole sequence must fit now, but only the chunk's blocks are taken."""
+        """Admits waiting requests, first come, first served. The whole sequence must fit now, but only the
+        blocks of the chunk are taken."""
         while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
             target = request.prompt_tokens + request.made_tokens
@@ -358,7 +367,8 @@ class Engine:
             self._prefilling = request
 
     def _start_decoding(self, request: Request) -> None:
-        """Its prefill completes in the current step, which makes one token; each later one makes one more."""
+        """Moves a request to the decodes. Its prefill completes in the current step, which makes one token,
+        as does each step after it."""
         number = self._step_number
         request.state = RequestState.DECODE
         request.run_start_step = number
@@ -376,7 +386,7 @@ class Engine:
         return request.run_start_step + request.output_tokens - request.made_tokens - 1
 
     def _leave_batch(self, request: Request) -> None:
-        """Stops computing for it; its blocks stay held."""
+        """Stops computing for a request, which keeps its blocks."""
         if request.state is RequestState.PREFILL:
             self._prefilling = None
         elif request.state is RequestState.DECODE:
@@ -391,7 +401,8 @@ class Engine:
             request.made_tokens += steps + 1
 
     def _free(self, request: Request) -> None:
-        """Gives all its blocks back, the last first, so that a prefix outlives what follows it."""
+        """Frees all blocks of a request, the last first, so that a prefix stays cached longer than what
+        follows."""
         self._register(request, request.computed_tokens)
         held = self._blocks(request.computed_tokens)
         self.pool.give_back(held - request.registered_blocks + len(request.duplicate_blocks))
@@ -403,7 +414,8 @@ class Engine:
         request.computed_tokens = 0
 
     def _register(self, request: Request, computed: int) -> None:
-        """Makes its full blocks findable. Blocks that decoding fills become so when they are freed."""
+        """Puts a request's full blocks into the prefix cache. Blocks that decoding fills follow when they are
+        freed."""
         if not request.block_hashes or not self.config.enable_prefix_caching:
             return
         full = min(computed // self.config.block_size, len(request.block_hashes))
@@ -427,5 +439,5 @@ class PrefillTotals:
         self.kv_tokens = 0
 
 
-def admission_order(request: Request) -> int:
+def _admission_number(request: Request) -> int:
     return request.admission_number

@@ -1,4 +1,4 @@
-"""vLLM's metrics in Prometheus' text format: the names, types, labels and buckets of vLLM 0.32."""
+"""Writes metrics in Prometheus' text format, with the names, types, labels and buckets of vLLM 0.32."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,13 +27,13 @@ ITERATION_BUCKETS = tuple(2.0**power for power in (0, 3, 4, 5, 6, 7, 8, 9, 10, 1
 
 
 def token_buckets(max_model_len: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, ... up to the context."""
+    """Bounds of token counts: 1, 2, 5, 10, ... up to `max_model_len`."""
     series = (float(mantissa * 10**power) for power in range(10) for mantissa in (1, 2, 5))
     return tuple(bound for bound in series if bound <= max_model_len)
 
 
 class Histogram:
-    """Counts by upper bound; the last bucket is +Inf."""
+    """A histogram with counts by upper bound; the last bucket is +Inf."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -41,10 +41,12 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
+        """Adds a value, `times` times."""
         self._counts[bisect_left(self.bounds, value)] += times
         self._sum += value * times
 
     def render(self, name: str, documentation: str, labels: Labels) -> Iterable[str]:
+        """The lines of the histogram."""
         yield from _header(name, documentation, "histogram")
         total = 0
         for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
@@ -56,7 +58,7 @@ class Histogram:
 
 
 class Histograms:
-    """Those of vLLM that a load test may want to compare itself with."""
+    """vLLM's histograms with which a load test can compare its own figures."""
 
     def __init__(self, max_model_len: int) -> None:
         self.ttft = Histogram(TTFT_BUCKETS_S)
@@ -73,6 +75,7 @@ class Histograms:
         self.generation_tokens = Histogram(token_buckets(max_model_len))
 
     def observe_finished(self, request: Request) -> None:
+        """Adds the times and lengths of a finished request. Raises ValueError for an unfinished one."""
         admitted_s, first_s, end_s = request.admitted_s, request.first_token_s, request.end_s
         if admitted_s is None or first_s is None or end_s is None:
             raise ValueError("Only a finished request has all its times.")
@@ -87,6 +90,7 @@ class Histograms:
         self.generation_tokens.observe(request.output_tokens)
 
     def render(self, labels: Labels) -> Iterator[str]:
+        """The lines of all histograms."""
         for name, histogram, documentation in (
             ("request_prompt_tokens", self.prompt_tokens, "Number of prefill tokens processed."),
             ("request_generation_tokens", self.generation_tokens, "Number of generation tokens processed."),
@@ -131,14 +135,14 @@ class Histograms:
 def render_metric(
     name: str, documentation: str, kind: str, samples: Iterable[tuple[Labels, float]]
 ) -> Iterable[str]:
-    """Lines of a gauge or a counter: `samples` are labels and values."""
+    """The lines of a gauge or a counter; `samples` are pairs of labels and value."""
     yield from _header(name, documentation, kind)
     for labels, value in samples:
         yield sample_line(name, labels, value)
 
 
 def sample_line(name: str, labels: Labels, value: float) -> str:
-    """One line; labels sorted by name, as vLLM's come."""
+    """The line of one sample, with labels sorted by name, as in vLLM."""
     inner = ",".join(f'{key}="{_escape(labels[key])}"' for key in sorted(labels))
     return f"{name}{{{inner}}} {float(value)!r}" if labels else f"{name} {float(value)!r}"
 
@@ -161,7 +165,7 @@ def render_metrics(
     cached_tokens: int,
     lateness_s: float,
 ) -> list[str]:
-    """/metrics, line by line."""
+    """The lines of /metrics."""
     labels = {"engine": "0", "model_name": preset.model}
     return [
         *_gauges(engine, labels),
@@ -209,7 +213,7 @@ def _counters(engine: Engine, labels: Labels, cached_tokens: int) -> Iterator[st
 
 
 def _outcomes(engine: Engine, labels: Labels, finished_by_reason: Mapping[str, int]) -> Iterator[str]:
-    reasons = ("stop", "length", "abort", "error", "repetition")  # vLLM counts no abort either
+    reasons = ("stop", "length", "abort", "error", "repetition")  # vLLM counts no aborts either
     yield from render_metric(
         "vllm:request_success_total",
         "Count of successfully processed requests.",
@@ -251,7 +255,7 @@ def _identity(preset: Preset, engine: Engine, lateness_s: float) -> Iterator[str
 
 
 def _cache_config(preset: Preset, engine: Engine) -> dict[str, str]:
-    """Labels of vLLM 0.32, all strings. The size in tokens includes the null block."""
+    """Labels of vLLM 0.32, all as strings. The size in tokens includes the null block."""
     config = engine.config
     tokens = config.num_gpu_blocks * config.block_size
     pool = preset.pool()

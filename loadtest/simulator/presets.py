@@ -1,6 +1,6 @@
 """Deployments to simulate: a model's architecture, a GPU's data sheet, and step times derived from both.
 
-The derivation is a roofline with stated fractions; nothing here was measured on the GPU that it names.
+Step times come from a roofline with stated fractions; none was measured on the GPU that is named.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from loadtest.model.weights import parameter_count, rotary_bytes, step_bytes, we
 from loadtest.simulator.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75
-"""Of the data sheet's bandwidth, what a decode step reaches. Assumed, between the 0.62 of a published
-hands-on figure (Qwen3-1.7B on a T4: 57.8 tok/s of a ceiling of 93) and the 0.9 of a plain copy."""
+"""Fraction of the data sheet's bandwidth that a decode step reaches. Assumed, between 0.62 of a published
+measurement (Qwen3-1.7B on a T4: 57.8 of at most 93 tok/s) and 0.9 of a plain copy."""
 
 SAMPLING_PASSES_BYTES = 38.8
-"""Memory traffic of sampling, for each logit of a row: what a sampler that sorts holds at its peak, once."""
+"""Bytes that sampling reads and writes for each logit: the peak memory of a sampler that sorts, once."""
 
 FLOPS_FRACTION = 0.4
-"""Of the data sheet's dense FLOP/s, what prefill sustains. Assumed from training, where well-run dense
-transformers report a model FLOP/s utilisation near it (PaLM, arXiv:2204.02311: 0.46)."""
+"""Fraction of the data sheet's dense FLOP/s that prefill reaches. Assumed from training, where dense
+transformers report a similar utilisation (PaLM, arXiv:2204.02311: 0.46)."""
 
 
-# Architectures: the models' own config.json, without what memory does not depend on.
+# Architectures: config.json of each model, without keys that do not affect memory.
 QWEN3_1_7B = parse_config(
     {
         "model_type": "qwen3",
@@ -73,11 +73,11 @@ LLAMA31_8B = parse_config(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """One model on one GPU, with the flags that vLLM would be started with."""
+    """One model on one GPU, with the flags of `vllm serve`."""
 
     name: str
     model: str
-    """As it is served."""
+    """Name of the served model."""
     shape: ModelShape
     gpu: Gpu
     max_model_len: int
@@ -92,8 +92,8 @@ class Preset:
     num_gpu_blocks_override: int | None = None
 
     def pool(self) -> MemoryBudget:
-        """The pool that vLLM would find, before any override."""
-        found = startup_overheads(
+        """The KV pool that vLLM would allocate, before any override."""
+        overheads = startup_overheads(
             self.shape,
             self.gpu,
             version=CURRENT_VERSION,
@@ -106,9 +106,9 @@ class Preset:
             vram_bytes=self.gpu.vram_bytes,
             gpu_memory_utilization=self.gpu_memory_utilization,
             weights=weights_bytes(self.shape, dtype=self.dtype) + rotary_bytes(self.shape, dtype=self.dtype),
-            activation=found.activation,
-            cuda_graphs=found.cuda_graphs,
-            non_torch=found.non_torch,
+            activation=overheads.activation,
+            cuda_graphs=overheads.cuda_graphs,
+            non_torch=overheads.non_torch,
         )
 
     def engine_config(
@@ -121,8 +121,8 @@ class Preset:
         jitter_cv: float = 0.0,
         seed: int = 0,
     ) -> EngineConfig:
-        """The engine of this deployment. `max_model_len` is lowered to what the pool can hold, as
-        `--max-model-len auto` does."""
+        """Configures the engine of this deployment. `max_model_len` is lowered to what the pool can hold, as
+        with `--max-model-len auto`."""
         pool = self.pool()
         blocks = self.num_gpu_blocks_override or pool.num_gpu_blocks
         bandwidth = self.gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
@@ -141,9 +141,9 @@ class Preset:
             # Weights are read once a step, each sequence's keys and values once.
             step_base_s=step_bytes(self.shape, dtype=self.dtype) / bandwidth,
             step_per_kv_token_s=pool.bytes_per_block / pool.block_size / bandwidth,
-            # Sampling passes over a row of logits: its working memory, once.
+            # Sampling reads and writes its working memory once for each row of logits.
             step_per_seq_s=SAMPLING_PASSES_BYTES * self.shape.vocab_size / bandwidth,
-            # Two FLOP a parameter and token.
+            # Two FLOP per parameter and token.
             prefill_per_token_s=2 * parameter_count(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
         )
 
@@ -151,7 +151,7 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        # A T4 has no bfloat16. The contexts are the published comparison's.
+        # A T4 has no bfloat16. The contexts are those of the published comparison.
         Preset(
             name="qwen3-1.7b-t4",
             model="Qwen3-1.7B",
@@ -200,7 +200,7 @@ DEFAULT_PRESET = "qwen3-1.7b-t4"
 
 
 def find_preset(name: str) -> Preset:
-    """Raises ValueError, with the names, for an unknown one."""
+    """Finds a preset by name. Raises ValueError, with the known names, for an unknown one."""
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

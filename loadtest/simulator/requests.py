@@ -1,11 +1,11 @@
-"""TODO."""
+"""A request in the engine: its lengths, its state and its times. Knows no scheduler."""
 
 from collections.abc import Sequence
 from enum import Enum
 
 
 class RequestState(Enum):
-    """Where a request stands."""
+    """The states of a request."""
 
     WAITING = "waiting"
     PREFILL = "prefill"
@@ -17,11 +17,11 @@ class RequestState(Enum):
 
 
 class Request:
-    """One request and what became of it. Instants are in the driver's clock; None until they happen.
+    """One request and its history. Instants are in the driver's time; None until they happen.
 
-    `block_hashes` name the full blocks of prompt *and* output (the output is known beforehand here), each
-    hash standing for everything up to its block's end; None for text that nobody shares. Without hashes a
-    preempted request does not find its own blocks again.
+    `block_hashes` identify the full blocks of prompt *and* output (the simulator knows the output
+    beforehand). Each hash stands for all text up to its block's end; None for text that no other request
+    shares. Without hashes a preempted request does not find its own blocks again.
     """
 
     __slots__ = (
@@ -63,24 +63,32 @@ class Request:
         self.output_tokens = output_tokens
         self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
         self.user = user
-        """Free for the driver."""
+        """Free for use by the driver."""
         self.state = RequestState.WAITING
         self.arrival_s = 0.0
         self.admitted_s: float | None = None
-        """First admission; preemptions leave it."""
+        """Instant of the first admission; preemptions do not change it."""
         self.first_token_s: float | None = None
         self.end_s: float | None = None
-        """Last token, or abort."""
+        """Instant of the last token, or of the abort."""
         self.preemptions = 0
         self.cached_tokens = 0
         """Prompt tokens found in the prefix cache at the first admission."""
         self.step_runs: list[tuple[int, int]] = []
-        """Half-open ranges of step numbers; each step of them made one token."""
+        """Half-open ranges of numbers of steps, each of which made one token."""
+        # What follows belongs to the scheduler.
         self.made_tokens = 0
+        """Output tokens made before the current run of decode steps."""
         self.prefill_target = prompt_tokens
+        """Tokens to compute before the next token can be made."""
         self.computed_tokens = 0
+        """Tokens in the KV cache; while the request decodes, as of the end of its prefill."""
         self.run_start_step = 0
+        """Number of the step that completed the last prefill."""
         self.admission_number = 0
         self.unreported_preemptions = 0
+        """Preemptions that the counters do not hold yet."""
         self.registered_blocks = 0
+        """Blocks at the beginning that have their hash in the pool."""
         self.duplicate_blocks: set[int] = set()
+        """Indices of registered blocks whose hash another request had cached before."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Routers: which replica gets a request. Know no time."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -7,48 +7,50 @@ from loadtest.simulator.engine import Engine
 from loadtest.simulator.requests import Request
 
 Route = Callable[[Request, Sequence[Engine]], int]
-"""Which replica gets a request, by index."""
+"""A function that returns the index of the replica that gets a request."""
 
 
 def round_robin() -> Route:
-    """Each request to the next replica."""
+    """Sends each request to the next replica."""
     turn = count()
     return lambda _, engines: next(turn) % len(engines)
 
 
 def least_loaded() -> Route:
-    """To the replica with the fewest unfinished requests; equals take turns."""
+    """Sends a request to the replica with the fewest unfinished requests; equal ones take turns."""
     turn = count()
 
     def route(_: Request, engines: Sequence[Engine]) -> int:
-        return min(_rotation(next(turn), len(engines)), key=lambda place: engines[place].unfinished)
+        return min(_rotation(next(turn), len(engines)), key=lambda index: engines[index].unfinished)
 
     return route
 
 
 def _rotation(turn: int, replicas: int) -> list[int]:
-    """All places, another one first each time."""
-    return [(turn + place) % replicas for place in range(replicas)]
+    """The indices of all replicas, beginning with a different one each time."""
+    return [(turn + offset) % replicas for offset in range(replicas)]
 
 
 BALANCE_REQUESTS, BALANCE_FACTOR = 8, 1.5
-"""A replica that is ahead of the least loaded by both is passed over, whatever it has cached."""
+"""A replica gets no request, whatever it has cached, when its unfinished requests exceed those of the least
+loaded one by both this number and this factor."""
 
 
 def prefix_aware() -> Route:
-    """To the replica that has most of the prompt cached; of equals to the least loaded, by turns."""
+    """Sends a request to the replica that has most of the prompt cached; among equal ones to the least
+    loaded, in turns."""
     turn = count()
 
     def route(request: Request, engines: Sequence[Engine]) -> int:
         least = min(engine.unfinished for engine in engines)
         most = max(least + BALANCE_REQUESTS, BALANCE_FACTOR * least)
 
-        def worth(place: int) -> tuple[int, int]:
-            engine = engines[place]
+        def preference(index: int) -> tuple[int, int]:
+            engine = engines[index]
             cached = engine.pool.hits(request.block_hashes, len(request.block_hashes))
             return cached if engine.unfinished <= most else -1, -engine.unfinished
 
-        return max(_rotation(next(turn), len(engines)), key=worth)
+        return max(_rotation(next(turn), len(engines)), key=preference)
 
     return route
 
@@ -57,5 +59,5 @@ ROUTERS = {"round-robin": round_robin, "least-loaded": least_loaded, "prefix-awa
 
 
 def first_replica(_: Request, __: Sequence[Engine]) -> int:
-    """To the first replica: where there is no other."""
+    """Sends every request to the first replica."""
     return 0

@@ -1,6 +1,6 @@
-"""The engine in real time behind vLLM's OpenAI-compatible API, on 127.0.0.1 only.
+"""Runs the engine in real time behind vLLM's OpenAI-compatible API, on 127.0.0.1 only.
 
-Knows one engine; `chat` knows the wire format, `metrics` what /metrics says.
+Knows one engine; `chat` knows the format of requests and answers, `metrics` that of /metrics.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from loadtest.simulator.steps import Step
 from loadtest.simulator.text import block_hashes, write_answer
 
 OWNER = "seatcount-simulator"
-"""`owned_by` in /v1/models: how a client knows that this is not a real vLLM."""
+"""Value of `owned_by` in /v1/models, by which a client knows that this is not a real vLLM."""
 
 _MAX_BODY_BYTES = 64 * 1024**2
 _LATENESS_WINDOW_S = 10.0
@@ -38,7 +38,7 @@ _METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerOptions:
-    """What is served and how; flags carry vLLM's names."""
+    """The served model and the options of the server, under vLLM's names."""
 
     preset: Preset
     config: EngineConfig
@@ -49,7 +49,8 @@ class ServerOptions:
 
 
 class LiveEngine:
-    """Steps an engine by absolute deadlines, so that a late wake-up does not move the steps after it."""
+    """Runs the steps of an engine at absolute times, so that a late step does not delay the steps after
+    it."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.engine = Engine(config)
@@ -63,20 +64,22 @@ class LiveEngine:
         self._previous_end_s = 0.0
 
     def start(self) -> None:
+        """Starts the engine on the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
+        """Stops the engine between two steps."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def failure(self) -> None:
-        """Waits for the engine's end and raises what ended it: without its engine a server only hangs."""
+        """Waits until the engine ends and raises its error; without its engine a server would only hang."""
         assert self._task is not None
         await asyncio.shield(self._task)
 
     def submit(self, completion: Completion) -> None:
-        """Raises RefusalError (503) when the queue limit rejects it."""
+        """Queues a request. Raises RefusalError (503) when a queue limit rejects it."""
         if not self.engine.submit(completion.request, time.monotonic()):
             raise RefusalError(
                 503,
@@ -88,12 +91,12 @@ class LiveEngine:
         self._work.set()
 
     def forget(self, completion: Completion) -> None:
-        """Ends what its client no longer waits for; nothing when it has ended."""
+        """Aborts a request for which its client no longer waits; does nothing when it has ended."""
         if self._completions.pop(completion.request, None) is not None:
             self.engine.abort(completion.request, time.monotonic())
 
     def lateness_s(self) -> float:
-        """Largest delay of a step's tokens in the last ten seconds: this process's own error."""
+        """Largest delay of a step's tokens in the last ten seconds, which is the error of this process."""
         self._drop_old_lateness(time.monotonic())
         return max((late_s for _, late_s in self._lateness), default=0.0)
 
@@ -112,7 +115,7 @@ class LiveEngine:
             now_s = end_s
 
     def _note_lateness(self, due_s: float, now_s: float) -> None:
-        # Kept descending: the window's largest stands first and the deque stays short.
+        # Delays descend, so that the largest of the window comes first and the deque stays short.
         late_s = now_s - due_s
         while self._lateness and self._lateness[-1][1] <= late_s:
             self._lateness.pop()
@@ -133,7 +136,8 @@ class LiveEngine:
             self._finish(self._completions.pop(request))
 
     def _observe(self, step: Step) -> None:
-        """Histograms. Decodes share one inter-token latency: they got a token in the step before, too."""
+        """Adds a step to the histograms. Decodes have the same inter-token latency: each got a token in the
+        step before."""
         for request in step.first:
             completion = self._completions[request]
             if completion.made:  # recomputed after a preemption
@@ -153,7 +157,7 @@ class LiveEngine:
 
 
 class SimulatorServer:
-    """The HTTP side. Everything here belongs to the running event loop."""
+    """The HTTP server. All its methods must run on one event loop."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -166,8 +170,8 @@ class SimulatorServer:
         )
 
     async def start(self, port: int, tls: ssl.SSLContext | None = None) -> str:
-        """Listens on 127.0.0.1 and runs the engine. Port 0 takes a free one. Returns the URL that ends in
-        /v1. Raises OSError when the port is taken."""
+        """Listens on 127.0.0.1 and starts the engine. Port 0 takes a free one. Returns the URL, which ends in
+        /v1. Raises OSError when the port is in use."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls, backlog=4096)
         await site.start()
@@ -176,7 +180,7 @@ class SimulatorServer:
         return f"{scheme}://127.0.0.1:{self._runner.addresses[0][1]}{self.options.root_path}/v1"
 
     async def stop(self) -> None:
-        """Stops the engine and closes connections, also those that stream."""
+        """Stops the engine and closes all connections, also those with a stream."""
         await self.live.stop()
         await self._runner.cleanup()
 
@@ -205,7 +209,9 @@ class SimulatorServer:
         except RefusalError as refusal:
             return _json(refusal.body, status=refusal.status)
         except ConnectionError:
-            return web.Response(status=_CLIENT_LEFT)  # nobody reads it; aiohttp would log a traceback
+            return web.Response(
+                status=_CLIENT_LEFT
+            )  # no client reads it, but without it aiohttp would log a traceback
         except web.HTTPException as error:
             return _json({"detail": error.reason}, status=error.status)
 
@@ -296,7 +302,7 @@ async def _stream(http: web.Request, completion: Completion, ended: asyncio.Even
     await response.prepare(http)
     if http.transport is None:
         raise ConnectionResetError("The client left before its answer began.")
-    # aiohttp's own writer costs a coroutine a token; the engine's loop frames chunks itself.
+    # aiohttp's own writer would run a coroutine for each token; `Completion` frames chunks itself.
     http.transport.writelines(completion.pending)
     completion.write = functools.partial(_write_while_open, http.transport)
     await ended.wait()
@@ -305,13 +311,14 @@ async def _stream(http: web.Request, completion: Completion, ended: asyncio.Even
 
 
 def _write_while_open(transport: asyncio.Transport, data: bytes) -> None:
-    # Between a client's leaving and the cancelled handler, uvloop's transport raises.
+    # After a client has left, and before its handler is cancelled, uvloop's transport would raise.
     if not transport.is_closing():
         transport.write(data)
 
 
 async def _sleep_until(due_s: float) -> None:
-    """Timers of the loop are whole milliseconds: the rest is spent turning it."""
+    """Sleeps until `due_s`. The loop's timers have whole milliseconds; the rest is spent in its
+    iterations."""
     rest_s = due_s - time.monotonic() - _TIMER_RESOLUTION_S
     if rest_s > 0:
         await asyncio.sleep(rest_s)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a step of the engine does, and what the engine counts and shows. Knows no scheduler."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,12 @@ from enum import IntEnum
 from loadtest.simulator.requests import Request
 
 OnStep = Callable[[float, int, int, int, "Shortage"], None]
-"""Is told of a step's end: the instant, and the gauges in their order."""
+"""A function that is called at a step's end with the instant and the gauges, in the order of `Gauges`."""
 
 
 class Shortage(IntEnum):
-    """What a request waited for as the step began. Waiting for the step's token budget is none of it."""
+    """What the first waiting request lacked when the step began. Waiting for the step's token budget does not
+    count."""
 
     NOTHING = 0
     BLOCKS = 1
@@ -20,7 +21,7 @@ class Shortage(IntEnum):
 
 
 class Step:
-    """One step: what was scheduled, and what its end brought."""
+    """One step: the requests that it computes, and those that end with it."""
 
     __slots__ = ("duration_s", "end_s", "finished", "first", "number", "prefill_tokens", "tokens")
 
@@ -32,11 +33,13 @@ class Step:
         self.tokens = tokens
         """Requests that get one token each, in order of admission."""
         self.first: list[Request] = []
-        """Those of `tokens` that complete a prefill: first tokens, and first after a preemption."""
+        """Requests of `tokens` that complete a prefill: their first token, or the first after a
+        preemption."""
         self.finished: list[Request] = []
-        """Those of `tokens` that get their last one."""
+        """Requests of `tokens` that get their last token."""
 
     def drop(self, request: Request) -> None:
+        """Removes a request that was aborted."""
         for requests in (self.tokens, self.first, self.finished):
             if request in requests:
                 requests.remove(request)
@@ -44,33 +47,35 @@ class Step:
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals, incremented when vLLM's are."""
+    """Totals since the start, increased at the same moments as vLLM's."""
 
     preemptions: int = 0
-    """Counted with the victim's next token, as vLLM's front end does."""
+    """Preemptions, counted with the preempted request's next token, as in vLLM's front end."""
     prompt_tokens: int = 0
-    """Counted with the first token; cached ones included."""
+    """Prompt tokens, cached ones included, counted with the first token."""
     generation_tokens: int = 0
     prefix_queries: int = 0
-    """Tokens looked up, at a first admission."""
+    """Tokens looked up in the prefix cache at first admissions."""
     prefix_hits: int = 0
+    """Tokens found in the prefix cache at first admissions."""
     finished: int = 0
     aborted: int = 0
     rejected: int = 0
-    """For `max_num_queued_reqs`."""
+    """Requests rejected because of `max_num_queued_reqs`."""
     rejected_for_tokens: int = 0
-    """For `max_num_queued_tokens`."""
+    """Requests rejected because of `max_num_queued_tokens`."""
     steps: int = 0
 
 
 @dataclass(slots=True)
 class Gauges:
-    """As vLLM shows them: taken at a step's end, after endings are freed and before admissions."""
+    """Current values as vLLM shows them: taken at a step's end, after ended requests have freed their blocks
+    and before others are admitted."""
 
     running: int = 0
     waiting: int = 0
-    """All for capacity: nothing here is ever deferred."""
+    """Waiting requests, all of them for capacity: the simulator defers none."""
     used_blocks: int = 0
-    """Blocks that live requests hold, shared ones once."""
+    """Blocks that running requests hold, shared ones counted once."""
     shortages: Shortage = Shortage.NOTHING
-    """vLLM does not show this."""
+    """What the first waiting request lacked; vLLM does not show this."""

@@ -1,4 +1,4 @@
-"""Text for the embedded server: a pseudo-tokenizer, a chat template and answers that follow from the prompt.
+"""Texts of the embedded server: a simple tokenizer, a chat template, and answers determined by the prompt.
 
 Knows no real vocabulary: a token is a short run of letters or digits, or one other character.
 """
@@ -25,20 +25,22 @@ ANSWER_WORDS = _VOCABULARY.split()
 
 ANSWER_TOKENS_MEAN = 200.0
 ANSWER_TOKENS_CV = 0.6
-"""Length of an answer that may end by itself. Taste, not data: load tests force the length."""
+"""Distribution of the length of answers that may end by themselves. An assumption: load tests force the
+length."""
 
 REASONING_SHARE = 0.6
-"""Of an answer's tokens, where the model thinks. Taste, not data."""
+"""Fraction of an answer's tokens that is reasoning, where the model reasons. An assumption."""
 
 
 def tokenize(text: str) -> list[str]:
-    """The tokens of a text; joined they give it back, and so do those of an answer of this module."""
+    """Splits a text into tokens. Joined, they give the text; so do the tokens of an answer from this
+    module."""
     return _PIECE.findall(text)
 
 
 def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking: bool) -> list[str]:
-    """Tokens of (role, content) pairs under a ChatML template, Qwen's: five a message and the header of the
-    answer, and an empty thought where a thinking model is told not to think."""
+    """Renders (role, content) pairs as tokens with Qwen's ChatML template. It adds five tokens per message
+    and the header of the answer, and empty reasoning where a model that can reason is told not to."""
     tokens: list[str] = []
     for role, content in messages:
         tokens += ("<|im_start|>", role, "\n")
@@ -51,7 +53,7 @@ def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking
 
 
 def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
-    """Hashes of the full blocks, each over everything up to its end. Stable within a process."""
+    """Hashes of the full blocks, each over all tokens up to the block's end. Stable within a process."""
     hashes: list[int] = []
     previous = 0
     for end in range(block_size, len(tokens) + 1, block_size):
@@ -62,25 +64,27 @@ def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedAnswer:
-    """What the model will say, token by token."""
+    """The answer that the model will give, token by token."""
 
     tokens: list[str]
-    """As the model makes them: with the marks around a thought, "" for the end of sequence."""
+    """Tokens as the model makes them: with marks around the reasoning, and "" for the end of sequence."""
     reasoning: range
-    """Which of `tokens` are the thought; the tokens before and after it are marks without text."""
+    """Indices of the reasoning in `tokens`; the tokens before and after it are marks without text."""
     finish_reason: str
 
     def is_silent(self, index: int) -> bool:
-        """Whether a token leaves no text: a mark around the thought."""
+        """Whether a token has no text, because it is a mark around the reasoning."""
         return bool(self.reasoning) and index in (self.reasoning.start - 1, self.reasoning.stop)
 
 
 def write_answer(
     prompt: Sequence[str], *, seed: int, max_tokens: int, forced: bool, thinking: bool
 ) -> SimulatedAnswer:
-    """The answer to a prompt: the same for the same prompt and seed, whatever the load. A lower
-    `max_tokens` cuts it, except that the thought's share is of what is made. `forced` (`ignore_eos`) makes
-    `max_tokens` tokens; otherwise the length follows from the prompt too.
+    """Writes the answer to a prompt: the same for the same prompt and seed, whatever the load.
+
+    A lower `max_tokens` cuts it off, except that the reasoning is a fraction of the tokens that are made.
+    With `forced` (`ignore_eos`) there are `max_tokens` tokens; otherwise the length is drawn from the prompt
+    too.
     """
     digest = blake2b("\0".join(prompt).encode(), digest_size=8, key=str(seed).encode()).digest()
     random = Random(int.from_bytes(digest, "big"))
@@ -106,5 +110,5 @@ def _natural_length(random: Random) -> int:
 
 
 def _reasoning(length: int) -> range:
-    """A short answer is cut within its thought."""
+    """Indices of the reasoning; a short answer is cut off within it."""
     return range(1, max(2, int(length * REASONING_SHARE)) if length > 3 else length)

@@ -1,4 +1,5 @@
-"""Engines in virtual time: one, or replicas behind a router. The other clock is `server`'s."""
+"""Runs engines in virtual time: one, or several replicas behind a router. Knows no real time: see
+`server`."""
 
 import heapq
 import math
@@ -14,17 +15,17 @@ from loadtest.simulator.routers import Route, first_replica
 from loadtest.simulator.steps import Counters, Shortage, Step
 
 TimedRequest = tuple[float, Request]
-"""An instant and the request that arrives then."""
+"""An instant in seconds, and the request that arrives at it."""
 OnEnd = Callable[[Request, float], TimedRequest | None]
-"""Answers an ended request with another one (a closed loop), or with None."""
+"""A function that follows an ended request with another one (a closed loop), or with None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTrace:
-    """What a virtual run of one engine left. Arrays have one entry for each step, at its end."""
+    """The record of one engine's virtual run. Arrays have one entry for each step, at its end."""
 
     requests: list[Request] = field(default_factory=list)
-    """Finished ones, in order of ending."""
+    """Finished requests, in the order in which they ended."""
     counters: Counters
     pool_blocks: int
     step_end_s: "array[float]" = field(default_factory=lambda: array("d"))
@@ -35,14 +36,14 @@ class EngineTrace:
     """`Shortage` of each step."""
 
     def token_times_s(self, request: Request) -> "array[float]":
-        """When each output token was made, ascending."""
+        """Instants at which the request's output tokens were made, ascending."""
         times_s = array("d")
         for first, stop in request.step_runs:
             times_s.extend(self.step_end_s[first:stop])
         return times_s
 
     def note(self, end_s: float, running: int, waiting: int, used_blocks: int, shortages: Shortage) -> None:
-        """One step's end."""
+        """Records the end of one step."""
         self.step_end_s.append(end_s)
         self.running.append(running)
         self.waiting.append(waiting)
@@ -51,8 +52,8 @@ class EngineTrace:
 
 
 class Simulation:
-    """Replicas behind a router, in virtual time. `run` goes on where it stopped: whoever drives it may look,
-    push requests, and go on."""
+    """Replicas behind a router, in virtual time. `run` continues where it stopped, so that its caller may
+    inspect the traces and push requests in between."""
 
     def __init__(
         self,
@@ -62,25 +63,25 @@ class Simulation:
         route: Route,
         on_end: OnEnd | None = None,
     ) -> None:
-        """`arrivals` ascend in time. A request that the queue limit rejects is counted, and ends without an
-        answer."""
+        """`arrivals` ascend in time. A request that the queue limit rejects is counted and not followed by
+        another."""
         self._replicas = [_Replica(Engine(config)) for config in configs]
         self._engines = [replica.engine for replica in self._replicas]
         self._arriving = _Arrivals(arrivals)
         self._route, self._on_end = route, on_end
-        self._ends: list[tuple[float, int]] = []  # of steps under way, and of leaps
+        self._ends: list[tuple[float, int]] = []  # instants and replicas: ends of steps and of leaps
 
     @property
     def traces(self) -> list[EngineTrace]:
-        """Of each replica, so far."""
+        """The trace of each replica so far."""
         return [replica.trace for replica in self._replicas]
 
     def push(self, at_s: float, request: Request) -> None:
-        """One more arrival; not before the instant up to which `run` has been called."""
+        """Adds an arrival, which must not lie before the instant up to which `run` has been called."""
         self._arriving.push((at_s, request))
 
     def run(self, until_s: float = math.inf) -> None:
-        """All that happens until then. Without an end: until nothing is left."""
+        """Runs up to `until_s`, by default until no request is left."""
         ends, arriving = self._ends, self._arriving
         while (now_s := min(arriving.next_s, ends[0][0] if ends else math.inf)) <= until_s:
             if now_s == math.inf:
@@ -90,22 +91,22 @@ class Simulation:
                 ready.append(heapq.heappop(ends)[1])
                 self._replicas[ready[0]].end(arriving, self._on_end)
             for at_s, request in arriving.due(now_s):
-                place = self._route(request, self._engines)
-                if self._engines[place].submit(request, at_s) and self._replicas[place].idle:
-                    self._replicas[place].idle = False
-                    ready.append(place)
-            for place in ready:
-                # What another replica's step ends may send a request here: nobody leaps over it.
+                index = self._route(request, self._engines)
+                if self._engines[index].submit(request, at_s) and self._replicas[index].idle:
+                    self._replicas[index].idle = False
+                    ready.append(index)
+            for index in ready:
+                # The end of another replica's step may send a request here: no replica leaps past it.
                 others_s = ends[0][0] if ends else math.inf
-                end_s = self._replicas[place].go_on(now_s, min(arriving.next_s, others_s, until_s))
+                end_s = self._replicas[index].go_on(now_s, min(arriving.next_s, others_s, until_s))
                 if end_s is not None:
-                    heapq.heappush(ends, (end_s, place))
+                    heapq.heappush(ends, (end_s, index))
 
 
 def simulate(
     config: EngineConfig, arrivals: Iterable[TimedRequest], *, on_end: OnEnd | None = None
 ) -> EngineTrace:
-    """Runs one engine until nothing is left. See `Simulation`."""
+    """Runs one engine until no request is left. See `Simulation`."""
     (trace,) = simulate_replicas([config], arrivals, route=first_replica, on_end=on_end)
     return trace
 
@@ -117,7 +118,7 @@ def simulate_replicas(
     route: Route,
     on_end: OnEnd | None = None,
 ) -> list[EngineTrace]:
-    """Runs replicas behind a router until nothing is left; a trace for each. See `Simulation`."""
+    """Runs replicas behind a router until no request is left. Returns a trace for each. See `Simulation`."""
     simulation = Simulation(configs, arrivals, route=route, on_end=on_end)
     simulation.run()
     return simulation.traces
@@ -132,15 +133,16 @@ def closed_loop(
     think_s: Callable[[], float] | None = None,
     start_spread_s: float = 0.0,
 ) -> EngineTrace:
-    """`users` people who each take the next of `requests` when their last one has ended, until none is left.
+    """Runs one engine under `users` users, each of whom sends the next of `requests` when the last one has
+    ended, until none is left.
 
-    Between an end and the next arrival lie `turn_round_s` (a client is never instant: its next request
-    misses the step that starts as its last one ends) and a draw of `think_s`. Users start evenly over
+    Between an end and the next arrival pass `turn_round_s` (a client needs time, and its next request misses
+    the step that starts when the last one ends) and a draw of `think_s`. Users start evenly over
     `start_spread_s`.
     """
     source = iter(requests)
 
-    def answer(ended: Request, now_s: float) -> TimedRequest | None:
+    def follow(ended: Request, now_s: float) -> TimedRequest | None:
         request = next(source, None)
         if request is None:
             return None
@@ -151,11 +153,11 @@ def closed_loop(
     for user, request in enumerate(islice(source, users)):
         request.user = user
         first.append((start_spread_s * user / users, request))
-    return simulate(config, first, on_end=answer)
+    return simulate(config, first, on_end=follow)
 
 
 class _Replica:
-    """An engine, what it left, and what it is doing."""
+    """An engine, its trace and its current state."""
 
     __slots__ = ("_stepping", "engine", "idle", "trace")
 
@@ -166,8 +168,8 @@ class _Replica:
         self.trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
 
     def go_on(self, now_s: float, until_s: float) -> float | None:
-        """Leaps as far as nothing can happen, and begins the step after that unless something did meanwhile.
-        Returns when to call `end`; None when there is nothing to do."""
+        """Leaps ahead while nothing can happen, then begins the next step, unless `until_s` comes first.
+        Returns the instant at which to call `end`; None when there is nothing to do."""
         landed_s = self.engine.leap(now_s, until_s, self.trace.note)
         if now_s < until_s <= landed_s:
             return landed_s
@@ -177,6 +179,7 @@ class _Replica:
         return end_s
 
     def end(self, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
+        """Ends the step, if one is under way, and adds the requests that follow those that ended."""
         if not self._stepping:
             return
         self._stepping = False
@@ -187,34 +190,34 @@ class _Replica:
         if on_end is None:
             return
         for request in step.finished:
-            if answer := on_end(request, step.end_s):
-                arriving.push(answer)
+            if follower := on_end(request, step.end_s):
+                arriving.push(follower)
 
 
 class _Arrivals:
-    """Two sources merged by time: a given ascending one, and answers to ended requests."""
+    """Arrivals of two sources, merged by time: the given ones, and those that follow ended requests."""
 
     def __init__(self, given: Iterable[TimedRequest]) -> None:
         self._given = iter(given)
         self._head = next(self._given, None)
-        self._answers: list[tuple[float, int, Request]] = []
+        self._followers: list[tuple[float, int, Request]] = []
         self._pushed = 0
 
     @property
     def next_s(self) -> float:
-        """Infinite when there is none."""
+        """Instant of the next arrival; infinite when there is none."""
         given_s = math.inf if self._head is None else self._head[0]
-        return min(given_s, self._answers[0][0]) if self._answers else given_s
+        return min(given_s, self._followers[0][0]) if self._followers else given_s
 
     def push(self, arrival: TimedRequest) -> None:
         self._pushed += 1
-        heapq.heappush(self._answers, (arrival[0], self._pushed, arrival[1]))
+        heapq.heappush(self._followers, (arrival[0], self._pushed, arrival[1]))
 
     def due(self, now_s: float) -> Iterator[TimedRequest]:
-        """Takes what arrives until `now_s`, in order."""
+        """Removes and yields the arrivals up to `now_s`, in order of time."""
         while self.next_s <= now_s:
-            if self._answers and (self._head is None or self._answers[0][0] <= self._head[0]):
-                at_s, _, request = heapq.heappop(self._answers)
+            if self._followers and (self._head is None or self._followers[0][0] <= self._head[0]):
+                at_s, _, request = heapq.heappop(self._followers)
                 yield at_s, request
             elif self._head is not None:
                 arrival = self._head
