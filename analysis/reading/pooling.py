@@ -1,11 +1,11 @@
 """Which runs are read together as one sample, because host, server, GPU and workload are equal."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from analysis.notes import NotPooled
 from analysis.reading.runs import FoundRun, Run, read_run, run_bytes
 from loadtest.errors import InputError
 from loadtest.record import RunInfo
@@ -26,15 +26,6 @@ WORKLOAD_SETTINGS = (
     "trace",
     "trace_speed",
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NotPooled:
-    """Runs of a model that are left out, because they differ from those that answer."""
-
-    run_ids: tuple[str, ...]
-    differing: tuple[str, ...]
-    """Names of the fields that differ, as in `pooling_fields`."""
 
 
 class ProgressTask(Protocol):
@@ -62,8 +53,8 @@ def choose_runs(
             chosen[model] = group
             continue
         note = NotPooled(
-            run_ids=tuple(run.info.run_id for run in group),
-            differing=tuple(differing_fields(group[0].info, chosen[model][0].info)),
+            run_ids=[run.info.run_id for run in group],
+            differing=differing_fields(group[0].info, chosen[model][0].info),
         )
         left_out.setdefault(model, []).append(note)
     return [chosen[model] for model in sorted(chosen)], left_out

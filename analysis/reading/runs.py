@@ -62,14 +62,14 @@ def find_runs(folder: Path) -> list[RunFolder]:
         raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
     if (folder / RUN_FILE).is_file():
         return [RunFolder(path=folder, info=_read_info(folder / RUN_FILE))]
-    found = [
+    folders = [
         RunFolder(path=path.parent, info=_read_info(path)) for path in sorted(folder.glob(f"*/{RUN_FILE}"))
     ]
-    if not found:
+    if not folders:
         raise InputError(
             f"{folder} holds no run (no {RUN_FILE}): run a load test first, or name another folder."
         )
-    return sorted(found, key=lambda run: run.info.started_unix_s)
+    return sorted(folders, key=lambda run: run.info.started_unix_s)
 
 
 def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:

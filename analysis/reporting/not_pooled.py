@@ -1,6 +1,6 @@
 """Words for runs that are left out because they differ from those that answer."""
 
-from analysis.reading.pooling import NotPooled
+from analysis.notes import NotPooled
 
 
 def not_pooled_text(note: NotPooled) -> str:

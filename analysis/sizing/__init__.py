@@ -1,3 +1,3 @@
-"""Before deployment: from config.json and a data sheet to users, with bands.
+"""How many users a deployment would hold, predicted with bands from config.json and a data sheet.
 
-Knows no run but a start-up's log or run.json that calibrates it."""
+Knows no measured run, except a start-up's log or run.json that calibrates the prediction."""

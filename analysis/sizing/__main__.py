@@ -1,5 +1,4 @@
-"""How many users a deployment would hold, from a config.json and a data sheet, before anything runs:
-`python -m analysis.sizing --config FILE --gpu NAME`."""
+"""`python -m analysis.sizing --config FILE --gpu NAME`: how many users a deployment would hold."""
 
 import argparse
 import sys

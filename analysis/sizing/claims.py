@@ -1,7 +1,7 @@
-"""Claimed figures against physics: weights and KV cache must fit, bytes must be read, FLOP must be done.
+"""Claimed figures checked against physics: weights and KV cache must fit, bytes be read, and FLOP be done.
 
-A claim is impossible only where arithmetic alone forbids it; what depends on things it does not state cannot
-be told.
+A claim is impossible only where arithmetic alone forbids it. Where that depends on something that the claim
+does not state, it cannot be told.
 """
 
 import tomllib
@@ -24,15 +24,15 @@ from loadtest.units import GIB
 
 GB = 1e9
 ROUNDING = 0.02
-"""Published figures are rounded: this much is forgiven."""
+"""Share by which a published figure may be off, because it is rounded."""
 
 
 class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One [[claim]] of the file: how a model was served, and what was claimed of it."""
+    """A [[claim]] of the file: how a model was served, and the figures that are claimed."""
 
     model: str
     config: str
-    """Its config.json, relative to the file."""
+    """Path of the model's config.json, relative to the file of claims."""
     gpu: str
     gpus: int = 1
     dtype: str | None = None
@@ -41,18 +41,20 @@ class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     gpu_memory_utilization: float | None = None
     vllm_version: str | None = None
     prompt_tokens: int | None = None
-    """Of the requests that were timed."""
+    """Prompt tokens of the requests whose TTFT is claimed."""
     tokens_per_request: int | None = None
-    """Prompt and answer, of the requests that were counted; without it the context stands for them."""
+    """Prompt and answer tokens of the requests that `max_concurrency` counts; `context` where not given."""
     context: int | None = None
     peak_vram_gb: float | None = None
     max_concurrency: int | None = None
     decode_tok_s: float | None = None
-    """Of one stream."""
+    """Tokens a second of a single stream."""
     ttft_ms: float | None = None
 
 
 class ClaimFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A TOML file of claims."""
+
     claim: list[Claim]
 
 
@@ -66,40 +68,41 @@ class ClaimedDeployment:
 
     @property
     def weights(self) -> int:
+        """Bytes of the weights on one GPU."""
         return self.deployment.weights()
 
-    def requests(self, tokens: int) -> tuple[float, float, float]:
-        """Of so many tokens that the pool holds at once: lower end, estimate, upper end."""
+    def requests_held(self, tokens: int) -> tuple[float, float, float]:
+        """Requests of so many tokens that the pool holds at once: lower end, estimate, upper end."""
         need = self.band.layout.blocks(tokens)
         low, middle, high = (max(blocks - 1, 0) / need for blocks in self.band.blocks)
         return low, middle, high
 
     @property
     def request_bytes(self) -> float:
-        """KV cache of the smallest request that could have been served: one block."""
+        """Bytes of KV cache of the smallest request there is: one block."""
         return float(self.band.layout.bytes_per_block)
 
-    def tokens_each(self, requests: int) -> int:
-        """The longest requests of which the pool's estimate holds so many."""
+    def longest_request(self, requests: int) -> int:
+        """Tokens of the longest requests of which the pool's estimate holds so many."""
         low, high = 1, self.deployment.shape.max_position_embeddings
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.requests(middle)[1] >= requests else (low, middle - 1)
+            low, high = (middle, high) if self.requests_held(middle)[1] >= requests else (low, middle - 1)
         return low
 
 
 def read_claims(path: Path) -> list[ClaimedDeployment]:
-    """Raises InputError for a file, a config or a card that cannot be used."""
+    """The claims of a file. Raises InputError for a file, a config or a card that cannot be used."""
     try:
         claims = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ClaimFile).claim
     except OSError as problem:
         raise InputError(f"--claim {path} cannot be read ({problem.strerror}).") from None
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as problem:
         raise InputError(f"--claim {path}: {problem}.") from None
-    return [_case(claim, path) for claim in claims]
+    return [_claimed_deployment(claim, path) for claim in claims]
 
 
-def _case(claim: Claim, path: Path) -> ClaimedDeployment:
+def _claimed_deployment(claim: Claim, path: Path) -> ClaimedDeployment:
     config = path.parent / claim.config
     try:
         shape = parse_config(
@@ -128,31 +131,35 @@ def _case(claim: Claim, path: Path) -> ClaimedDeployment:
         raise InputError(f"--claim, {claim.model}: {problem}") from None
 
 
-def check_claims(cases: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
-    """Every figure of every claim, then pairs of claims whose figures contradict each other."""
-    found = []
-    for case in cases:
-        for check in (_peak_vram, _context, _concurrency, _decode, _ttft):
-            verdict = check(case)
-            if verdict is not None:
-                found.append(verdict)
-    for one, other in combinations(cases, 2):
-        if one.deployment.gpu == other.deployment.gpu:
-            found += [pair for check in (_one_context, _order) if (pair := check(one, other)) is not None]
-    return found
+def check_claims(claims: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
+    """Verdicts on every figure of every claim, then on pairs of claims about one kind of card."""
+    checked = [
+        verdict
+        for served in claims
+        for check in (_peak_vram, _context, _concurrency, _decode_rate, _ttft)
+        if (verdict := check(served)) is not None
+    ]
+    for first, second in combinations(claims, 2):
+        if first.deployment.gpu == second.deployment.gpu:
+            checked += [
+                verdict
+                for check_both in (_both_concurrencies, _order_of_decode_rates)
+                if (verdict := check_both(first, second)) is not None
+            ]
+    return checked
 
 
-def _peak_vram(case: ClaimedDeployment) -> CheckedClaim | None:
-    """Weights and at least a block of KV cache must be there; vLLM holds its whole budget from the start."""
-    claimed = case.claim.peak_vram_gb
+def _peak_vram(served: ClaimedDeployment) -> CheckedClaim | None:
+    """Weights and a block of KV cache a request must fit; vLLM holds its whole budget from the start."""
+    claimed = served.claim.peak_vram_gb
     if claimed is None:
         return None
-    weights, budget = case.weights, case.band.pool.budget_bytes
-    streams = case.claim.max_concurrency or 1
-    least = weights + streams * case.request_bytes
+    weights, budget = served.weights, served.band.pool.budget_bytes
+    streams = served.claim.max_concurrency or 1
+    least = weights + streams * served.request_bytes
     needs = (
         f"the weights alone are {weights / GIB:.2f} GiB ({weights / GB:.2f} GB), and {streams} requests need "
-        f"{streams * case.request_bytes / 2**20:.0f} MiB of KV cache for their first block"
+        f"{streams * served.request_bytes / 2**20:.0f} MiB of KV cache for their first block"
     )
     held = f"vLLM holds its budget of {budget / GIB:.1f} GiB from the start, whatever is used of it"
     if claimed * GIB < least * (1 - ROUNDING / 10):
@@ -160,150 +167,154 @@ def _peak_vram(case: ClaimedDeployment) -> CheckedClaim | None:
         bare = min(abs(claimed * unit / weights - 1) for unit in (GB, GIB))
         if bare < 0.05:
             text += " The claimed figure is the bare weights."
-        return _checked(case, "peak VRAM", f"{claimed:g} GB", "impossible", text)
+        return _checked(served, "peak VRAM", f"{claimed:g} GB", "impossible", text)
     if claimed * GIB < 0.95 * budget:
         bare = claimed * GIB / weights - 1
         text = f"{needs}; {held}. A peak of {claimed:g} is not what nvidia-smi shows"
         if bare < 0.1:
-            text += f": it is the weights and {100 * bare:.0f} %"
-        return _checked(case, "peak VRAM", f"{claimed:g} GB", "impossible", f"{text}.")
-    if claimed * GB > case.deployment.gpu.vram_bytes * (1 + ROUNDING):
-        text = f"the card has {case.deployment.gpu.vram_bytes / GIB:.1f} GiB."
-        return _checked(case, "peak VRAM", f"{claimed:g} GB", "impossible", text)
-    return _checked(case, "peak VRAM", f"{claimed:g} GB", "consistent", f"{held}.")
+            text += f": it is {100 * bare:.0f} % more than the weights"
+        return _checked(served, "peak VRAM", f"{claimed:g} GB", "impossible", f"{text}.")
+    if claimed * GB > served.deployment.gpu.vram_bytes * (1 + ROUNDING):
+        text = f"the card has {served.deployment.gpu.vram_bytes / GIB:.1f} GiB."
+        return _checked(served, "peak VRAM", f"{claimed:g} GB", "impossible", text)
+    return _checked(served, "peak VRAM", f"{claimed:g} GB", "consistent", f"{held}.")
 
 
-def _context(case: ClaimedDeployment) -> CheckedClaim | None:
-    context = case.claim.context
+def _context(served: ClaimedDeployment) -> CheckedClaim | None:
+    context = served.claim.context
     if context is None:
         return None
-    most, (_, fit, _) = case.deployment.shape.max_position_embeddings, case.requests(context)
-    text = f"the model was made for {most:,} tokens, and the pool holds {fit:.1f} requests of {context:,}."
+    most, (_, fit, _) = served.deployment.shape.max_position_embeddings, served.requests_held(context)
+    text = f"the model takes at most {most:,} tokens, and the pool holds {fit:.1f} requests of {context:,} tokens."
     verdict: ClaimVerdict = "consistent" if context <= most and fit >= 1 else "impossible"
-    return _checked(case, "context", f"{context:,}", verdict, text)
+    return _checked(served, "context", f"{context:,}", verdict, text)
 
 
-def _concurrency(case: ClaimedDeployment) -> CheckedClaim | None:
-    """As the number that VRAM allows, which depends on how long the requests are."""
-    claimed, tokens = case.claim.max_concurrency, case.claim.tokens_per_request or case.claim.context
+def _concurrency(served: ClaimedDeployment) -> CheckedClaim | None:
+    """The claim as the number of requests that VRAM allows, which depends on their length."""
+    claimed, tokens = served.claim.max_concurrency, served.claim.tokens_per_request or served.claim.context
     if claimed is None:
         return None
-    low, _, high = pool_tokens(case.deployment, case.band)
+    low, _, high = pool_tokens(served.deployment, served.band)
     pool = f"the pool holds {low:,} to {high:,} tokens"
-    each = case.tokens_each(claimed)
+    each = served.longest_request(claimed)
     if tokens is None:
         text = f"{pool}: {claimed} at once would be requests of about {each:,} tokens each."
-        return _checked(case, "maximum concurrency", str(claimed), "cannot be told", text)
-    few, fit, many = case.requests(tokens)
+        return _checked(served, "maximum concurrency", str(claimed), "cannot be told", text)
+    few, fit, many = served.requests_held(tokens)
     text = (
         f"{pool}: {few:.1f} to {many:.1f} requests of {tokens:,} tokens. {claimed} is the limit for requests "
         f"of about {each:,} tokens."
     )
     if few - 1 < claimed <= many:
-        return _checked(case, "maximum concurrency", str(claimed), "consistent", text)
-    if case.claim.tokens_per_request is None and claimed > fit:
-        text += f" At the full context of {tokens:,} it does not fit; at shorter requests it is no limit."
-        return _checked(case, "maximum concurrency", str(claimed), "impossible", text)
+        return _checked(served, "maximum concurrency", str(claimed), "consistent", text)
+    if served.claim.tokens_per_request is None and claimed > fit:
+        text += (
+            f" At the full context of {tokens:,} it does not fit; for shorter requests it is not the limit."
+        )
+        return _checked(served, "maximum concurrency", str(claimed), "impossible", text)
     if claimed < few:
-        text += " VRAM holds more, so it is not what limits."
-    return _checked(case, "maximum concurrency", str(claimed), "impossible", text)
+        text += " VRAM holds more requests, so it is not what limits."
+    return _checked(served, "maximum concurrency", str(claimed), "impossible", text)
 
 
-def _decode(case: ClaimedDeployment) -> CheckedClaim | None:
-    """Every token of a single stream reads all weights that it touches once."""
-    claimed = case.claim.decode_tok_s
+def _decode_rate(served: ClaimedDeployment) -> CheckedClaim | None:
+    """Each token of a single stream needs a step, which reads the weights that the token needs once."""
+    claimed = served.claim.decode_tok_s
     if claimed is None:
         return None
-    ceiling = _ceiling(case)
+    ceiling = _max_decode_tok_s(served)
     share = claimed / ceiling
     text = (
-        f"a step reads {_read(case) / GB:.2f} GB through "
-        f"{case.deployment.gpu.bandwidth_bytes_s / GB:,.0f} GB/s: at most {ceiling:.0f} tokens/s for "
+        f"a step reads {_step_bytes(served) / GB:.2f} GB through "
+        f"{served.deployment.gpu.bandwidth_bytes_s / GB:,.0f} GB/s: at most {ceiling:.0f} tokens/s for "
         f"one stream; the claim is {100 * share:.0f} % of it."
     )
     if share > 1 + ROUNDING:
-        return _checked(case, "decode rate", f"{claimed:g} tokens/s", "impossible", text)
-    return _checked(case, "decode rate", f"{claimed:g} tokens/s", "consistent", text)
+        return _checked(served, "decode rate", f"{claimed:g} tokens/s", "impossible", text)
+    return _checked(served, "decode rate", f"{claimed:g} tokens/s", "consistent", text)
 
 
-def _ceiling(case: ClaimedDeployment) -> float:
-    """Tokens a second of one stream with an empty cache, at the data sheet's bandwidth."""
-    return case.deployment.gpu.bandwidth_bytes_s / _read(case)
+def _max_decode_tok_s(served: ClaimedDeployment) -> float:
+    """Tokens a second of a single stream with an empty KV cache, at the bandwidth of the data sheet."""
+    return served.deployment.gpu.bandwidth_bytes_s / _step_bytes(served)
 
 
-def _read(case: ClaimedDeployment) -> float:
-    """Bytes that a decode step of one stream reads on each GPU: of experts, the chosen ones."""
-    found = case.deployment
-    return step_bytes(found.shape, dtype=found.dtype, tp=found.tp, sequences=1.0)
+def _step_bytes(served: ClaimedDeployment) -> float:
+    """Bytes that a decode step of a single stream reads on each GPU, those of the chosen experts included."""
+    deployment = served.deployment
+    return step_bytes(deployment.shape, dtype=deployment.dtype, tp=deployment.tp, sequences=1.0)
 
 
-def _ttft(case: ClaimedDeployment) -> CheckedClaim | None:
-    """Two FLOP for each active parameter and prompt token, at the data sheet's rate."""
-    claimed = case.claim.ttft_ms
+def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
+    """The prompt takes two FLOP for each token and active parameter, at the rate of the data sheet."""
+    claimed = served.claim.ttft_ms
     if claimed is None:
         return None
-    gpu, shape = case.deployment.gpu, case.deployment.shape
-    per_token_s = 2 * shape.active_parameters / (gpu.flops_s * case.deployment.tp)
-    step_s = 1 / _ceiling(case)
+    gpu, shape = served.deployment.gpu, served.deployment.shape
+    per_token_s = 2 * shape.active_parameters / (gpu.flops_s * served.deployment.tp)
+    step_s = 1 / _max_decode_tok_s(served)
     most = int(max(claimed / 1e3 - step_s, 0) / per_token_s)
-    at_full = (
-        f"{gpu.flops_s / 1e12:.0f} TFLOP/s fill {1e-3 / per_token_s:,.1f} prompt tokens a millisecond at most"
-    )
-    tokens = case.claim.prompt_tokens
+    rate = 1e-3 / per_token_s
+    at_full = f"{gpu.flops_s / 1e12:.0f} TFLOP/s compute at most {rate:,.1f} prompt tokens a millisecond"
+    tokens = served.claim.prompt_tokens
     if tokens is None:
-        text = f"the prompt's length is not stated; {at_full}, so prompts up to {most:,} tokens could be."
-        return _checked(case, "time to first token", f"{claimed:g} ms", "cannot be told", text)
+        text = f"the prompt's length is not stated; {at_full}: possible for prompts of up to {most:,} tokens."
+        return _checked(served, "time to first token", f"{claimed:g} ms", "cannot be told", text)
     verdict: ClaimVerdict = "consistent" if tokens <= most else "impossible"
     text = f"{at_full}: {tokens:,} tokens take {1e3 * (tokens * per_token_s + step_s):.0f} ms or more."
-    return _checked(case, "time to first token", f"{claimed:g} ms", verdict, text)
+    return _checked(served, "time to first token", f"{claimed:g} ms", verdict, text)
 
 
-def _one_context(one: ClaimedDeployment, other: ClaimedDeployment) -> CheckedClaim | None:
-    """Two maximum concurrencies as VRAM limits at one length of requests: n requests fit means that the pool
-    holds n to n + 1 of them, so the pools' ratio is bounded."""
-    a, b = one.claim.max_concurrency, other.claim.max_concurrency
+def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
+    """Two maximum concurrencies as VRAM limits for requests of one length. A limit of n means that the pool
+    holds n to n + 1 requests, which bounds the ratio of the pools."""
+    a, b = first.claim.max_concurrency, second.claim.max_concurrency
     if a is None or b is None:
         return None
     ratios = [
-        one.requests(tokens)[end] / other.requests(tokens)[end] for tokens in (1024, 8192) for end in range(3)
+        first.requests_held(tokens)[end] / second.requests_held(tokens)[end]
+        for tokens in (1024, 8192)
+        for end in range(3)
     ]
     least, most = a / (b + 1), (a + 1) / b
     possible = max(ratios) > least and min(ratios) < most
+    models = f"{first.claim.model}, {second.claim.model}"
     text = (
-        f"At one length of requests the pools hold {min(ratios):.2f} to {max(ratios):.2f} times as many "
-        f"of {one.claim.model} as of {other.claim.model}; {a} against {b} needs a factor between {least:.2f} "
-        f"and {most:.2f}."
+        f"For requests of one length the pools hold {min(ratios):.2f} to {max(ratios):.2f} times as many "
+        f"of {first.claim.model} as of {second.claim.model}; {a} against {b} needs a factor between "
+        f"{least:.2f} and {most:.2f}."
     )
     return CheckedClaim(
-        model=f"{one.claim.model}, {other.claim.model}",
+        model=models,
         figure="maximum concurrency, both",
         claimed=f"{a} against {b}",
         verdict="consistent" if possible else "impossible",
-        why=text if possible else f"{text} They are not VRAM limits at any one context length.",
+        why=text if possible else f"{text} They are not VRAM limits for requests of any one length.",
     )
 
 
-def _order(one: ClaimedDeployment, other: ClaimedDeployment) -> CheckedClaim | None:
-    """The faster claim should have fewer bytes to read."""
-    a, b = one.claim.decode_tok_s, other.claim.decode_tok_s
-    if a is None or b is None or (a > b) == (_ceiling(one) > _ceiling(other)):
+def _order_of_decode_rates(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
+    """The deployment that is claimed to be faster should have fewer bytes to read; None where it has."""
+    a, b = first.claim.decode_tok_s, second.claim.decode_tok_s
+    most_a, most_b = _max_decode_tok_s(first), _max_decode_tok_s(second)
+    if a is None or b is None or (a > b) == (most_a > most_b):
         return None
     return CheckedClaim(
-        model=f"{one.claim.model}, {other.claim.model}",
+        model=f"{first.claim.model}, {second.claim.model}",
         figure="order of decode rates",
         claimed=f"{a:g} against {b:g} tokens/s",
         verdict="cannot be told",
-        why=f"Memory bandwidth says the opposite at short contexts: at most {_ceiling(one):.0f} against "
-        f"{_ceiling(other):.0f}. It needs {100 * a / _ceiling(one):.0f} % of the bandwidth in one case and "
-        f"{100 * b / _ceiling(other):.0f} % in the other.",
+        why=f"By memory bandwidth the order is the opposite at short contexts: at most {most_a:.0f} against "
+        f"{most_b:.0f} tokens/s. The claims need {100 * a / most_a:.0f} % and {100 * b / most_b:.0f} % of it.",
     )
 
 
 def _checked(
-    case: ClaimedDeployment, figure: str, claimed: str, verdict: ClaimVerdict, why: str
+    served: ClaimedDeployment, figure: str, claimed: str, verdict: ClaimVerdict, why: str
 ) -> CheckedClaim:
     return CheckedClaim(
-        model=case.claim.model,
+        model=served.claim.model,
         figure=figure,
         claimed=claimed,
         verdict=verdict,

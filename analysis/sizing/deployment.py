@@ -32,33 +32,34 @@ class StartupCalibration:
     cuda_graphs: float | None = None
     """Factor of the CUDA graphs."""
     non_torch_bytes: int | None = None
-    """Bytes, which are the same for any model."""
+    """Bytes outside of torch, which do not depend on the model."""
     weights: float | None = None
     """Factor of the weights; only where the start-up was of the same model."""
     same_model: bool = False
 
-    def apply(self, found: StartupOverheads) -> StartupOverheads:
+    def apply(self, predicted: StartupOverheads) -> StartupOverheads:
         """Overheads corrected, with the spread that is left: a few percent for another model's peak."""
+        corrected = predicted
         spread = 0.015 if self.same_model else 0.05
         if self.activation is not None:
             # Where the log does not split its overhead, the peak's factor holds the other parts' errors too.
-            activation = round(found.activation * self.activation)
+            activation = round(corrected.activation * self.activation)
             sd = spread * activation + (0.01 if self.same_model else 0.04) * GIB
-            found = replace(
-                found,
+            corrected = replace(
+                corrected,
                 activation=activation,
-                activation_sd=min(sd, found.activation_sd),
+                activation_sd=min(sd, corrected.activation_sd),
                 non_torch_sd=(0.03 if self.same_model else 0.1) * GIB,
-                cuda_graphs_sd=(0.1 if self.same_model else 0.3) * found.cuda_graphs,
+                cuda_graphs_sd=(0.1 if self.same_model else 0.3) * corrected.cuda_graphs,
             )
         if self.cuda_graphs is not None:
-            graphs = round(found.cuda_graphs * self.cuda_graphs)
-            found = replace(
-                found, cuda_graphs=graphs, cuda_graphs_sd=(0.1 if self.same_model else 0.3) * graphs
+            graphs = round(corrected.cuda_graphs * self.cuda_graphs)
+            corrected = replace(
+                corrected, cuda_graphs=graphs, cuda_graphs_sd=(0.1 if self.same_model else 0.3) * graphs
             )
         if self.non_torch_bytes is not None:
-            found = replace(found, non_torch=self.non_torch_bytes)
-        return found
+            corrected = replace(corrected, non_torch=self.non_torch_bytes)
+        return corrected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,14 +102,14 @@ class PlannedDeployment:
         """Bytes that the log line "Model loading took" will give, on one GPU of the stage."""
         if self.stated_weights_bytes is not None:
             return self.stated_weights_bytes
-        found = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
-        found += rotary_bytes(self.shape, dtype=self.dtype)
+        weights = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
+        weights += rotary_bytes(self.shape, dtype=self.dtype)
         factor = self.calibration.weights if self.calibration else None
-        return round(found * (factor or 1.0))
+        return round(weights * (factor or 1.0))
 
     def overheads(self, stage: int = 0) -> StartupOverheads:
         """What start-up takes beside the weights, on one GPU of the stage."""
-        found = startup_overheads(
+        overheads = startup_overheads(
             self.shape,
             self.gpu,
             version=self.version,
@@ -120,7 +121,7 @@ class PlannedDeployment:
             enforce_eager=self.enforce_eager,
             last_stage=stage == self.pp - 1,
         )
-        return self.calibration.apply(found) if self.calibration else found
+        return self.calibration.apply(overheads) if self.calibration else overheads
 
     def max_blocks(self, max_model_len: int | None = None) -> int:
         """Blocks of one request at max_model_len, as vLLM's "Maximum concurrency" counts them."""

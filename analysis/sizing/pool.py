@@ -31,37 +31,37 @@ def pool_band(deployment: PlannedDeployment) -> PoolBand:
 
 
 def _stage_pool_band(deployment: PlannedDeployment, stage: int) -> PoolBand:
-    found, layout = deployment.overheads(stage), deployment.layout(stage)
+    overheads, layout = deployment.overheads(stage), deployment.layout(stage)
     pool = divide_budget(
         layout,
         vram_bytes=deployment.gpu.vram_bytes,
         gpu_memory_utilization=deployment.utilization,
         weights=deployment.weights(stage),
-        activation=found.activation,
-        cuda_graphs=found.cuda_graphs if found.graphs_counted else 0,
-        non_torch=found.non_torch,
+        activation=overheads.activation,
+        cuda_graphs=overheads.cuda_graphs if overheads.graphs_counted else 0,
+        non_torch=overheads.non_torch,
     )
-    reach = BAND_SIGMAS * _kv_bytes_sd(deployment, found, pool)
+    reach = BAND_SIGMAS * _kv_bytes_sd(deployment, overheads, pool)
     ends = [max(round(pool.kv_bytes + sign * reach), 0) for sign in (-1, 0, 1)]
     blocks = [end // layout.bytes_per_block for end in ends]
     return PoolBand(
         pool=pool,
         layout=layout,
-        overheads=found,
+        overheads=overheads,
         blocks=(blocks[0], blocks[1], blocks[2]),
         kv_bytes=(ends[0], ends[1], ends[2]),
     )
 
 
-def _kv_bytes_sd(deployment: PlannedDeployment, found: StartupOverheads, pool: MemoryBudget) -> float:
+def _kv_bytes_sd(deployment: PlannedDeployment, overheads: StartupOverheads, pool: MemoryBudget) -> float:
     """Standard deviation of the pool in bytes; the errors of its parts are independent."""
     calibration = deployment.calibration
     weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
     parts = [
-        found.activation_sd,
-        found.cuda_graphs_sd if found.graphs_counted else 0.0,
-        found.non_torch_sd,
-        0.0 if weights_known else found.weights_sd + 0.003 * pool.weights_bytes,
+        overheads.activation_sd,
+        overheads.cuda_graphs_sd if overheads.graphs_counted else 0.0,
+        overheads.non_torch_sd,
+        0.0 if weights_known else overheads.weights_sd + 0.003 * pool.weights_bytes,
         0.0 if calibration else deployment.utilization * deployment.gpu.vram_sd_bytes,
         0.15 * GIB * len(deployment.shape.uncounted) * 5,
     ]

@@ -62,7 +62,7 @@ def read_startup_log(path: Path) -> StartupLog:
     non_torch = log.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
     if consumed is not None and other is not None and weights is not None:  # from 0.2x on
         activation, non_torch = other - consumed, max(consumed - weights, 0)
-    found = StartupLog(
+    startup = StartupLog(
         source=path.name,
         model=log.text(r"model='([^']+)'") or log.text(r"version [\d.]+\S*\s.*?model +(\S+)"),
         version=_version(log.text(r"LLM engine \(v([\d.]+)") or log.text(r"version (\d+\.\d+\.\d+)")),
@@ -86,11 +86,11 @@ def read_startup_log(path: Path) -> StartupLog:
         cuda_graphs_bytes=log.gib(r"Estimated CUDA graph memory: ([\d.]+) ?GiB")
         or log.gib(r"Graph capturing finished in .*? took ([\d.]+) ?GiB"),
     )
-    if found.kv_bytes is None and found.tokens is None:
+    if startup.kv_bytes is None and startup.tokens is None:
         raise InputError(
             f"--vllm-log {path} has no line 'Available KV cache memory': give the log of a vLLM that started."
         )
-    return found
+    return startup
 
 
 class _LogText:

@@ -100,32 +100,32 @@ def _stage(file: Path, document: Document) -> LoadStage:
         raise InputError(
             f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
         )
-    found = msgspec.json.decode(document.data, type=VllmBenchResult)
-    if not found.ttfts:
+    result = msgspec.json.decode(document.data, type=VllmBenchResult)
+    if not result.ttfts:
         raise InputError(f"{file} holds no request.")
-    starts = found.start_times or _starts_from_queue(file, found)
-    ended = max(start + duration for start, duration in zip(starts, found.durations_s(), strict=True))
-    clock_zero_unix_s = _local_unix_s(file, found.date) - ended
-    role = found.role_chunks
+    starts = result.start_times or _starts_from_queue(file, result)
+    ended = max(start + duration for start, duration in zip(starts, result.durations_s(), strict=True))
+    clock_zero_unix_s = _local_unix_s(file, result.date) - ended
+    role = result.role_chunks
     rows = [
-        found.row(number, start_unix_s=clock_zero_unix_s + start, role_chunk=role)
+        result.row(number, start_unix_s=clock_zero_unix_s + start, role_chunk=role)
         for number, start in enumerate(starts)
     ]
     source = ResultFile(
         path=file,
         tool="vllm bench serve",
-        model=found.model_id,
+        model=result.model_id,
         host="unknown",
-        lacks=_lacks(found, rows),
+        lacks=_lacks(result, rows),
         whole_seconds=True,
     )
-    name = f"concurrency@{found.users}" if found.users else f"rate@{found.request_rate}"
-    return LoadStage(source=source, name=name, users=found.users, rows=rows)
+    name = f"concurrency@{result.users}" if result.users else f"rate@{result.request_rate}"
+    return LoadStage(source=source, name=name, users=result.users, rows=rows)
 
 
-def _lacks(found: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
+def _lacks(result: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
-    if found.start_times is None:
+    if result.start_times is None:
         lacks.append(
             "These files are of a vLLM that kept no start times (before 2026): a request is taken to begin "
             "as soon as one of --max-concurrency users is free."
@@ -137,12 +137,12 @@ def _lacks(found: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     return lacks
 
 
-def _starts_from_queue(file: Path, found: VllmBenchResult) -> list[float]:
+def _starts_from_queue(file: Path, result: VllmBenchResult) -> list[float]:
     """Seconds at which each request was sent, rebuilt: in their order, each as soon as a user is free."""
-    if found.users is None:
+    if result.users is None:
         raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
-    free, starts = [0.0] * found.users, list[float]()
-    for duration_s in found.durations_s():
+    free, starts = [0.0] * result.users, list[float]()
+    for duration_s in result.durations_s():
         starts.append(free[0])
         heapq.heapreplace(free, free[0] + duration_s)
     return starts
