@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-SCHEMA = 1
+RUN_SCHEMA = 1
 RUN_FILE = "run.json"
 SERVER_FILE = "server.jsonl"
 REQUESTS_GLOB = "requests-*.jsonl"
@@ -53,7 +53,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     """One attempted request. Fields that end in `_s`, but not in `_unix_s`, are seconds after `start_unix_s`
     by a monotonic clock."""
 
-    schema: int = SCHEMA
+    schema: int = RUN_SCHEMA
     request_id: str
     """Also sent as the `X-Request-Id` header."""
     model: str
@@ -202,7 +202,7 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """The content of `run.json`: what was run, and against which server. The file is rewritten during the
     run."""
 
-    schema: int = SCHEMA
+    schema: int = RUN_SCHEMA
     run_id: str
     model: str
     scenario: str

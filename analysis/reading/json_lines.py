@@ -20,7 +20,7 @@ from analysis.reading.columns import (
     server_samples_of,
 )
 from loadtest.errors import InputError
-from loadtest.record import SCHEMA, ClientSample, RequestRecord, ServerSample
+from loadtest.record import RUN_SCHEMA, ClientSample, RequestRecord, ServerSample
 
 _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 
@@ -45,7 +45,7 @@ def schema_of(data: bytes) -> int:
 def other_schema(path: Path, schema: int) -> str:
     """The message for a file of another schema."""
     return (
-        f"{path} is of schema {schema} and this version reads schema {SCHEMA}: "
+        f"{path} is of schema {schema} and this version reads schema {RUN_SCHEMA}: "
         "analyse it with the version that wrote it."
     )
 
@@ -73,7 +73,7 @@ def decoded_lines(
             except msgspec.DecodeError:
                 bad.append(number)
                 continue
-            if isinstance(row, RequestRecord) and row.schema != SCHEMA:
+            if isinstance(row, RequestRecord) and row.schema != RUN_SCHEMA:
                 raise InputError(_bad_row(path, number, line, None))
             yield row
     on_bytes(unreported)
@@ -92,8 +92,8 @@ def _bad_row(path: Path, number: int, line: bytes, problem: Exception | None) ->
     try:
         schema = schema_of(line)
     except msgspec.DecodeError:
-        schema = SCHEMA
-    if schema != SCHEMA:
+        schema = RUN_SCHEMA
+    if schema != RUN_SCHEMA:
         return other_schema(path, schema)
     return f"{path}, line {number}, is not a row of this tool ({problem}): remove the line or the folder."
 

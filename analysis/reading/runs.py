@@ -19,7 +19,7 @@ from loadtest.record import (
     CLIENT_GLOB,
     REQUESTS_GLOB,
     RUN_FILE,
-    SCHEMA,
+    RUN_SCHEMA,
     SERVER_FILE,
     RunInfo,
 )
@@ -102,7 +102,7 @@ def _read_info(path: Path) -> RunInfo:
     data = path.read_bytes()
     try:
         schema = schema_of(data)
-        info = msgspec.json.decode(data, type=RunInfo) if schema == SCHEMA else None
+        info = msgspec.json.decode(data, type=RunInfo) if schema == RUN_SCHEMA else None
     except msgspec.DecodeError as problem:
         raise InputError(
             f"{path} cannot be read ({problem}): remove that folder or restore the file."

@@ -26,7 +26,7 @@ class Engine:
         self.pool = BlockPool(config.num_gpu_blocks - 1)
         self.counters = Counters()
         self.gauges = Gauges()
-        self._shortages = Shortage.NOTHING
+        self._shortage = Shortage.NOTHING
         self._arrived: list[Request] = []  # enter the queue, and so the gauges, at the next step
         self._waiting: deque[Request] = deque()
         # Dicts serve as ordered sets: in order of admission, with removal anywhere and popitem() for the
@@ -155,7 +155,7 @@ class Engine:
             return now_s
         batch, first, kv_tokens = len(self._decoding), self._step_number + 1, self._decode_kv_tokens
         running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
-        shortages = self._shortages
+        shortage = self._shortage
         growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
         ahead_s = math.nan if ahead is None else ahead.duration_s
         number = first
@@ -170,7 +170,7 @@ class Engine:
             duration_s = self._duration_s(batch, kv_tokens, 0)
             now_s += duration_s if ahead is None else ahead_s
             ahead_s = duration_s
-            on_step(now_s, running, waiting, used, shortages)
+            on_step(now_s, running, waiting, used, shortage)
         if number > first:
             self._count_leap(number - first, kv_tokens, ahead_s)
         return now_s
@@ -192,7 +192,7 @@ class Engine:
         self.gauges.running = len(self._running)
         self.gauges.waiting = len(self._waiting)
         self.gauges.used_blocks = self.pool.blocks - self.pool.free
-        self.gauges.shortages = self._shortages
+        self.gauges.shortage = self._shortage
 
     def _report_prefill(self, request: Request, now_s: float) -> None:
         if request.first_token_s is None:
@@ -223,7 +223,7 @@ class Engine:
         prefill = PrefillTotals()
         if self._prefilling is not None:
             preempted |= not self._continue_prefill(self._prefilling, budget, prefill, completed)
-        self._shortages = Shortage.BLOCKS if preempted else Shortage.NOTHING
+        self._shortage = Shortage.BLOCKS if preempted else Shortage.NOTHING
         if not preempted:
             self._admit(now_s, budget - prefill.tokens, prefill, completed)
         if not self._decoding and not prefill.tokens:
@@ -318,7 +318,7 @@ class Engine:
             hits = self._cached_blocks(request, target)
             shared = request.block_hashes[:hits]
             if self._blocks(target) - hits > self.pool.free - self.pool.idle_among(shared):
-                self._settled, self._shortages = True, Shortage.BLOCKS
+                self._settled, self._shortage = True, Shortage.BLOCKS
                 return
             self._waiting.popleft()
             self.pool.share(shared)
@@ -332,7 +332,7 @@ class Engine:
             self._compute(request, chunk, prefill, completed)
         self._settled = budget > 0 or not self._waiting
         if self._waiting and len(self._running) >= self.config.max_num_seqs:
-            self._shortages = Shortage.SLOTS
+            self._shortage = Shortage.SLOTS
 
     def _cached_blocks(self, request: Request, target: int) -> int:
         # The last token is always computed, for its logits.

@@ -26,7 +26,7 @@ transformers report a similar utilisation (PaLM, arXiv:2204.02311: 0.46)."""
 
 
 # Architectures: config.json of each model, without keys that do not affect memory.
-QWEN3_1_7B = parse_config(
+_QWEN3_1_7B = parse_config(
     {
         "model_type": "qwen3",
         "num_hidden_layers": 28,
@@ -41,7 +41,7 @@ QWEN3_1_7B = parse_config(
         "torch_dtype": "bfloat16",
     }
 )
-QWEN15_1_8B = parse_config(
+_QWEN15_1_8B = parse_config(
     {
         "model_type": "qwen2",
         "num_hidden_layers": 24,
@@ -55,7 +55,7 @@ QWEN15_1_8B = parse_config(
         "torch_dtype": "bfloat16",
     }
 )
-LLAMA31_8B = parse_config(
+_LLAMA31_8B = parse_config(
     {
         "model_type": "llama",
         "num_hidden_layers": 32,
@@ -155,7 +155,7 @@ PRESETS = {
         Preset(
             name="qwen3-1.7b-t4",
             model="Qwen3-1.7B",
-            shape=QWEN3_1_7B,
+            shape=_QWEN3_1_7B,
             gpu=T4,
             dtype="float16",
             max_model_len=32768,
@@ -164,7 +164,7 @@ PRESETS = {
         Preset(
             name="qwen1.5-1.8b-t4",
             model="Qwen1.5-1.8B-Chat",
-            shape=QWEN15_1_8B,
+            shape=_QWEN15_1_8B,
             gpu=T4,
             dtype="float16",
             max_model_len=8192,
@@ -172,7 +172,7 @@ PRESETS = {
         Preset(
             name="qwen3-1.7b-l4",
             model="Qwen3-1.7B",
-            shape=QWEN3_1_7B,
+            shape=_QWEN3_1_7B,
             gpu=L4,
             max_model_len=32768,
             thinks=True,
@@ -180,14 +180,14 @@ PRESETS = {
         Preset(
             name="llama-3.1-8b-a10g",
             model="Llama-3.1-8B-Instruct",
-            shape=LLAMA31_8B,
+            shape=_LLAMA31_8B,
             gpu=A10G,
             max_model_len=16384,
         ),
         Preset(
             name="llama-3.1-8b-h100",
             model="Llama-3.1-8B-Instruct",
-            shape=LLAMA31_8B,
+            shape=_LLAMA31_8B,
             gpu=H100,
             max_model_len=131072,
             # vLLM 0.32's server defaults from 70 GiB.

@@ -77,5 +77,5 @@ class Gauges:
     """Waiting requests, all of them for capacity: the simulator defers none."""
     used_blocks: int = 0
     """Blocks that running requests hold, shared ones counted once."""
-    shortages: Shortage = Shortage.NOTHING
+    shortage: Shortage = Shortage.NOTHING
     """What the first waiting request lacked; vLLM does not show this."""

@@ -42,13 +42,13 @@ class EngineTrace:
             times_s.extend(self.step_end_s[first:stop])
         return times_s
 
-    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, shortages: Shortage) -> None:
+    def note(self, end_s: float, running: int, waiting: int, used_blocks: int, shortage: Shortage) -> None:
         """Records the end of one step."""
         self.step_end_s.append(end_s)
         self.running.append(running)
         self.waiting.append(waiting)
         self.used_blocks.append(used_blocks)
-        self.shortages.append(shortages)
+        self.shortages.append(shortage)
 
 
 class Simulation:
@@ -185,7 +185,7 @@ class _Replica:
         self._stepping = False
         step: Step = self.engine.end()
         gauges = self.engine.gauges
-        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortages)
+        self.trace.note(step.end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortage)
         self.trace.requests.extend(step.finished)
         if on_end is None:
             return

@@ -9,7 +9,7 @@ import msgspec
 
 from loadtest.workload.arrivals import Arrival
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import VOCABULARY, Message, Prompt, PromptScale, sentence
+from loadtest.workload.prompts import PROMPT_WORDS, Message, Prompt, PromptScale, sentence
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
@@ -72,7 +72,7 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         for block in blocks:
             left = words - len(text)
             size = left if block == blocks[-1] else min(left, block_words)
-            text += random.Random(f"{self.nonce}/{block}").choices(VOCABULARY, k=max(0, size))
+            text += random.Random(f"{self.nonce}/{block}").choices(PROMPT_WORDS, k=max(0, size))
         return " ".join(text)
 
     @property

@@ -34,7 +34,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 def sentence(rng: random.Random, *, title: str, words: int) -> str:
     """A text of `words` words, at least one, that begins with `title`, which should occur nowhere else."""
-    return " ".join([title, *rng.choices(VOCABULARY, k=max(0, words - 1))])
+    return " ".join([title, *rng.choices(PROMPT_WORDS, k=max(0, words - 1))])
 
 
 def probe_text(*, nonce: str, words: int) -> str:
@@ -59,7 +59,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 # Short, frequent English words: one token each, with their space, in the vocabularies of most models.
-VOCABULARY = (
+PROMPT_WORDS = (
     "time year people way day man thing woman life child world school state family student group country "
     "problem hand part place case week company system program question work government number night point "
     "home water room mother area money story fact month lot right study book eye job word business issue "

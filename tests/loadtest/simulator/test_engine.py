@@ -434,7 +434,7 @@ def step_by_step(engine_config: EngineConfig, arrivals: list[tuple[float, Reques
             continue
         engine.end()
         gauges = engine.gauges
-        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortages)
+        trace.note(end_s, gauges.running, gauges.waiting, gauges.used_blocks, gauges.shortage)
         now_s = end_s
 
 
