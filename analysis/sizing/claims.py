@@ -185,7 +185,9 @@ def _context(served: ClaimedDeployment) -> CheckedClaim | None:
     if context is None:
         return None
     most, (_, fit, _) = served.deployment.shape.max_position_embeddings, served.requests_held(context)
-    text = f"the model takes at most {most:,} tokens, and the pool holds {fit:.1f} requests of {context:,} tokens."
+    text = (
+        f"the model takes at most {most:,} tokens; the pool holds {fit:.1f} requests of {context:,} tokens."
+    )
     verdict: ClaimVerdict = "consistent" if context <= most and fit >= 1 else "impossible"
     return _checked(served, "context", f"{context:,}", verdict, text)
 
@@ -306,7 +308,8 @@ def _order_of_decode_rates(first: ClaimedDeployment, second: ClaimedDeployment) 
         claimed=f"{a:g} against {b:g} tokens/s",
         verdict="cannot be told",
         why=f"By memory bandwidth the order is the opposite at short contexts: at most {most_a:.0f} against "
-        f"{most_b:.0f} tokens/s. The claims need {100 * a / most_a:.0f} % and {100 * b / most_b:.0f} % of it.",
+        f"{most_b:.0f} tokens/s. The claims need {100 * a / most_a:.0f} % and "
+        f"{100 * b / most_b:.0f} % of it.",
     )
 
 
