@@ -96,13 +96,16 @@ class Transcript:
 
     @property
     def text(self) -> str:
+        """The text of the answer so far; empty unless `keep_text`."""
         return "".join(self._text or ())
 
     def feed(self, piece: bytes) -> None:
+        """Reads the next piece of the stream."""
         for event in self._decoder.feed(piece):
             self._event(event)
 
     def finish(self) -> None:
+        """Reads the event that was still open when the stream ended, if any."""
         for event in self._decoder.flush():
             self._event(event)
 
@@ -154,6 +157,7 @@ class Transcript:
 
     @property
     def written_at(self) -> float | None:
+        """When the kernel took the last byte of the request; None where only the transport knows."""
         return self._byte_times.written_at
 
     def _arrival(self, end: int) -> float:

@@ -183,9 +183,11 @@ class RequestClock:
         self.end_s: float | None = None
 
     def now(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self.zero
 
     def stamp_sent(self) -> None:
+        """Notes the current time as the sending of the request, the first time it is called."""
         if self.sent_s is None:
             self.sent_s = self.now()
 

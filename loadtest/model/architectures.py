@@ -70,6 +70,7 @@ class ModelShape:
 
     @property
     def num_layers(self) -> int:
+        """Number of layers of the whole model."""
         return len(self.layers)
 
 

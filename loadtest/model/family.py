@@ -38,6 +38,7 @@ class ConfigKeys:
         return default
 
     def flag(self, name: str, default: object = False) -> bool:
+        """The value of a key as a boolean."""
         value = self.get(name)
         return bool(default if value is None else value)
 
@@ -46,23 +47,28 @@ class ConfigKeys:
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def items(self, name: str) -> Sequence[object]:
+        """The list under a key; empty where it is absent or not a list."""
         value = self.get(name)
         return value if isinstance(value, list | tuple) else ()
 
     @property
     def hidden(self) -> int:
+        """Hidden size."""
         return self.integer("hidden_size")
 
     @property
     def heads(self) -> int:
+        """Number of attention heads."""
         return self.integer("num_attention_heads")
 
     @property
     def kv_heads(self) -> int:
+        """Number of heads of keys and values."""
         return self.integer("num_key_value_heads", default=self.heads)
 
     @property
     def head_dim(self) -> int:
+        """Elements of one head."""
         return self.integer("head_dim", default=self.hidden // self.heads)
 
 

@@ -190,7 +190,7 @@ def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
             key = (cache.kind, cache.span) if isinstance(cache, AttentionCache) else ("state", 0)
             kinds.setdefault(key, []).append(index)
     least, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
-    size = most if most < 1.5 * least else least  # vLLM's heuristic: rather pad than split
+    size = most if most < 1.5 * least else least  # vLLM's heuristic: pad rather than split
     groups = []
     for (kind, span), indices in kinds.items():
         count = -(-len(indices) // size)

@@ -197,7 +197,8 @@ def _mamba_head_dim(keys: ConfigKeys) -> int:
 
 
 def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Qwen3-Next's layers: a gated delta net in most of them, attention in each fourth."""
+    """Builds Qwen3-Next's layers: attention in each full_attention_interval-th, a gated delta net in the
+    others."""
     kinds = keys.items("layer_types")
     interval = keys.integer("full_attention_interval", default=4)
     is_linear = kinds[layer] == "linear_attention" if kinds else (layer + 1) % interval > 0

@@ -113,7 +113,7 @@ def parse_quantisation(declared: object, flag: str | None) -> Quantisation | Non
         return _declared(declared)
     if flag in (None, "none"):
         return None
-    if flag == "modelopt":  # NVIDIA's FP8 checkpoints: a scale a matrix, the head left alone
+    if flag == "modelopt":  # NVIDIA's FP8 checkpoints: one scale per matrix, and a head that is not quantised
         return Quantisation(method="modelopt", rules=(("Linear", _ONLINE_SCHEMES["fp8"]),), ignored=())
     if flag == "bitsandbytes":
         return Quantisation(method="bitsandbytes", rules=(("Linear", _NF4),), ignored=())

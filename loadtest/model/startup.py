@@ -51,7 +51,7 @@ def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
     """Peak bytes of the profiled sampling step for each of max_num_seqs * vocab_size logits.
 
     A sampler that sorts (0.11.1 to 0.16) holds the sorted values, their 64-bit indices and copies: 38.8 bytes
-    by start-up logs. Later versions hold the logits as computed and in float32, and two arrays of
+    by start-up logs. Other versions hold the logits as computed and in float32, and two arrays of
     probabilities: 13.45 bytes plus the model's type, fitted to the logs of Llama models (vLLM 0.19 on an
     H100).
     """

@@ -27,6 +27,7 @@ class Tensor:
 
     @property
     def parameters(self) -> int:
+        """Parameters of all `count` tensors."""
         return self.rows * self.columns * self.count
 
     @property
@@ -90,6 +91,8 @@ def column_parallel(
 
 
 def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
+    """Builds a projection that is split by columns of inputs, and its bias, of which every GPU holds a
+    copy."""
     found = [
         Tensor(
             name=name,
@@ -105,4 +108,5 @@ def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, coun
 
 
 def norm_tensors(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
+    """Builds `count` norms, of which every GPU holds a copy."""
     return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []

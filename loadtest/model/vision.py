@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from loadtest.model.family import ConfigKeys
 from loadtest.model.tensors import ANY_SHARDS, Tensor
 
-# Vision towers: transformers whose weights are loaded beside the text model's.
-
 
 def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:
+    """The vision tower as one tensor, or its name among the parts that are not counted; both empty without
+    one."""
     nested = config.get("vision_config")
     if not isinstance(nested, Mapping):
         return [], ()

@@ -1,3 +1,3 @@
-"""What the server and its GPU say of themselves: before the load (preflight) and beside it (scrapes).
+"""What the server and its GPUs report about themselves, before the load (preflight) and during it (scrapes).
 
 Knows no Locust, no users and no statistics."""

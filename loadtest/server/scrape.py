@@ -89,6 +89,7 @@ class Scraper:
             await asyncio.sleep(0.3)
 
     async def close(self) -> None:
+        """Closes the session."""
         if self._session is not None:
             await self._session.close()
 

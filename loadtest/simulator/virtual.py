@@ -210,6 +210,7 @@ class _Arrivals:
         return min(given_s, self._followers[0][0]) if self._followers else given_s
 
     def push(self, arrival: TimedRequest) -> None:
+        """Adds the request that follows an ended one."""
         self._pushed += 1
         heapq.heappush(self._followers, (arrival[0], self._pushed, arrival[1]))
 

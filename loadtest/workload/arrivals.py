@@ -18,7 +18,7 @@ class Arrival(NamedTuple):
 
     number: int
     due_s: float
-    """Seconds after the first instant at which requests may arrive."""
+    """When the request is due, in seconds after the start of the arrivals."""
     prompt_tokens: int | None = None
     """None when the length is drawn from the workload's distribution."""
     output_tokens: int | None = None
@@ -71,6 +71,7 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
             number += 1
 
     def mean_count(self, duration_s: float) -> float:
+        """Expected number of arrivals in `duration_s` seconds."""
         return (self.rate + self.end_rate) / 2 * duration_s
 
     def _gap(self, rng: random.Random) -> float:

@@ -42,6 +42,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @property
     def mean(self) -> float:
+        """Mean of the distribution."""
         return (self.a + self.b) / 2 if self.kind == "uniform" else self.a
 
     def draw(self, rng: random.Random) -> float:
