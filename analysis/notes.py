@@ -205,3 +205,53 @@ class SentLate(Note):
     """TTFT from due."""
     sent_p95_s: float | None
     """TTFT from sent."""
+
+
+# Changes of the deployment that would move the answer.
+
+
+class RaiseMemoryUtilization(Note):
+    """Give vLLM a larger share of the GPU's memory."""
+
+    to: float
+    now: float
+
+
+class LargerPool(Note):
+    """Give the KV cache more memory, by a share of what it has."""
+
+    by: float
+
+
+class Fp8Cache(Note):
+    """Store keys and values in eight bits."""
+
+
+class ShorterContext(Note):
+    """Cut requests that are longer than nearly all."""
+
+    max_model_len: int
+    cut_share: float
+
+
+class OffloadHistories(Note):
+    """Keep evicted histories in the host's memory."""
+
+
+class ShorterHistories(Note):
+    """Send less of each conversation back."""
+
+
+class RaiseMaxNumSeqs(Note):
+    """Let more requests into the batch."""
+
+
+class LighterWork(Note):
+    """Ask less of each step, or accept more time."""
+
+
+class SecondReplica(Note):
+    """Run the server twice."""
+
+    keep_conversations: bool
+    """Each conversation must return to the replica that has its history."""

@@ -1,27 +1,34 @@
-"""capacity.json as types: what is recommended, and the evidence. Knows no maths."""
+"""The answer of `python -m analysis.capacity`: how many users each model holds, and the evidence."""
 
 import msgspec
 
+from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
-from analysis.statistics.samples import Quantiles
+from analysis.notes import Note
 from analysis.walls.names import Basis, WallName
 from loadtest.record import Slo
 
-SCHEMA = 1
-WALL_NAMES: dict[WallName, str] = {
-    "kv_cache": "KV cache",
-    "prefix_cache": "prefix cache",
-    "ttft": "time to first token",
-    "tpot": "time per output token",
-    "throughput": "throughput",
-    "max_num_seqs": "max_num_seqs",
-    "errors": "errors",
-    "not_reached": "none reached",
-}
+
+class Headline(msgspec.Struct, kw_only=True, frozen=True):
+    """The number to plan with, and what it rests on. All numbers are null in a refusal.
+
+    `max_users` is the lower end of `interval_x` rounded down, as are `estimate` and `interval`.
+    """
+
+    max_users: int | None = None
+    estimate: int | None = None
+    interval: tuple[int, int | None] | None = None
+    estimate_x: float | None = None
+    interval_x: tuple[float, float | None] | None = None
+    at_least: bool = False
+    """No wall was reached: the estimate and the upper end are null."""
+    binding: WallName = "not_reached"
+    p_binding: dict[str, float] = {}
+    """Probability that each wall is the first."""
 
 
 class Bound(msgspec.Struct, kw_only=True, frozen=True):
-    """One wall: the users at which it stands. `users` and `interval` are whole users, `*_x` real-valued."""
+    """The number of users at which one wall stands: whole users, and real-valued ones in `*_x`."""
 
     name: WallName
     users: int
@@ -31,14 +38,14 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
     interval_x: tuple[float, float]
 
 
-class Untouched(msgspec.Struct, kw_only=True, frozen=True):
-    """A wall that was not met up to so many users."""
+class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
+    """A wall that was not met by the highest trusted level."""
 
     name: WallName
     up_to_users: int
 
 
-class Memory(msgspec.Struct, kw_only=True, frozen=True):
+class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     """KV cache of one request in flight. Null where the server did not say enough."""
 
     pool_tokens: int | None = None
@@ -50,17 +57,17 @@ class Memory(msgspec.Struct, kw_only=True, frozen=True):
     vram_base_bytes: int | None = None
     vram_bytes_per_user: int | None = None
     r2: float | None = None
-    """Of usage against requests running, over scrapes of trusted levels in which nobody waited."""
+    """Fit of usage against requests running, over scrapes of trusted levels in which nobody waited."""
     gauge_tokens_per_user: float | None = None
-    """The server's own twin of `tokens_per_user`: usage over running of the same scrape."""
+    """The same figure by the server's gauge: usage over running of the same scrape."""
     preempted_fraction_shift: float | None = None
     """ln of measured over predicted preemptions near the wall: how far the formula was moved."""
     pairs: int = 0
-    """Requests whose lengths make the law."""
+    """Requests whose lengths make the distribution."""
 
 
-class Latency(msgspec.Struct, kw_only=True, frozen=True):
-    """Step time of the engine: tau = base + per_seq * sequences + per_kv_token * tokens + prefill."""
+class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):
+    """Step time of the engine: base + per_seq * sequences + per_kv_token * tokens + prefill."""
 
     step_base_s: float | None = None
     step_per_seq_s: float | None = None
@@ -71,45 +78,29 @@ class Latency(msgspec.Struct, kw_only=True, frozen=True):
     """Where output throughput reaches 90 % of its limit. Advisory."""
 
 
-class LevelAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """What was seen at one number of users. Counts: n (ended), errors, cancelled."""
+class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):
+    """What was asked of the server, and the lengths that came of it."""
 
-    users: int
-    run_id: str
-    in_flight: float
-    n: int
-    window_s: float
-    ttft_s: Quantiles
-    tpot_s: Quantiles
-    decode_tok_s: Quantiles
-    chunk_gap_s: Quantiles
-    gap_is_itl: bool
-    e2e_s: Quantiles
-    output_tok_s: float
-    goodput_rps: float
-    kv_cache_usage: float | None
-    preempted_fraction: float | None
-    kv_blocked_fraction: float | None
-    prefix_hit_rate: float | None = None
-    """Prompt tokens that the prefix cache held, of those looked up."""
-    ttft_miss_fraction: float | None
-    tpot_miss_fraction: float | None
-    errors: int
-    cancelled: int
-    trusted: bool
-    why_not: list[str]
+    settings: dict[str, str]
+    """Settings of the load test that shape the workload, as they were given."""
+    requests: int = 0
+    """Finished requests whose lengths are known; 0 where they are too few."""
+    prompt_mean: float | None = None
+    """Tokens, the history included."""
+    output_mean: float | None = None
 
 
-class Lever(msgspec.Struct, kw_only=True, frozen=True):
-    """Something that would move the answer. `users` is the new estimate, null where no model says."""
+class Option(msgspec.Struct, kw_only=True, frozen=True):
+    """A change that would move the limit. `users` is the new estimate, `users_x` the same real-valued; both
+    are null where no model says."""
 
-    change: str
+    change: Note
     users: int | None
+    users_x: float | None
     gain_users: int | None
     limited_by: WallName | None
     beyond: bool = False
     """More users than a quarter above the highest trusted level: the model reaches far."""
-    note: str = ""
 
 
 class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
@@ -117,39 +108,38 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
     model: str
     runs: list[str]
-    max_users: int | None
-    estimate: int | None
-    interval: tuple[int, int | None] | None
-    estimate_x: float | None
-    interval_x: tuple[float, float | None] | None
+    headline: Headline
     max_in_flight: int | None
-    at_least: bool
-    binding: WallName
-    p_binding: dict[str, float]
     bounds: list[Bound]
-    not_met: list[Untouched]
-    memory: Memory
-    latency: Latency
-    levels: list[LevelAnswer]
+    """The nearest first."""
+    not_met: list[WallNotMet]
+    memory: MemoryFigures
+    latency: LatencyFigures
+    levels: list[Level]
     open_loop: list[Slice]
     """Empty unless requests came when they were due (`--arrivals`, `--trace`)."""
-    levers: list[Lever]
+    options: list[Option]
     refused: bool
-    reasons: list[str]
-    warnings: list[str]
+    reasons: list[Note]
+    warnings: list[Note]
     host: str
     server: str
     gpu: str | None
     simulated: str | None
-    workload: dict[str, str]
+    """What the embedded server simulates; null of any other server."""
+    workload: WorkloadSummary
     timing_error_s: float | None
     """How late the load generator's own stamps may be at this load."""
 
+    @property
+    def trusted(self) -> list[Level]:
+        """Levels that the answer rests on."""
+        return [level for level in self.levels if level.trusted]
+
 
 class Answer(msgspec.Struct, kw_only=True, frozen=True):
-    """`capacity.json`."""
+    """What `capacity.json` holds."""
 
-    schema: int = SCHEMA
     generated_unix_s: float
     confidence: float
     slo: Slo

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.answers.capacity import WALL_NAMES
 from analysis.evidence.evidence import Evidence, gather
 from analysis.evidence.gauge import Gauge, gauge_of
 from analysis.levels.level import load_points
+from analysis.notes import NoLevels, NoRequests, NoSuccess, Note, NoTrustedLevel, OpenLoop, PastWallAtLowest
 from analysis.reading.runs import Run
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.walls.errors import OVERLOAD_LIMIT
@@ -27,11 +27,6 @@ from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from analysis.walls.throughput import throughput_fall
 from loadtest.record import Slo
 
-OPEN_LOOP = (
-    "This is an open loop: requests came when they were due, so there is no number of users. The table shows "
-    "what the server did with them; for a number of users, run levels."
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judgement:
@@ -41,8 +36,8 @@ class Judgement:
     memory: MemoryWall | None
     prefix: PrefixWall | None
     gauge: Gauge | None
-    stands: Sequence[PlacedWall]
-    reasons: list[str]
+    walls: Sequence[PlacedWall]
+    reasons: list[Note]
 
 
 def judge(
@@ -62,14 +57,14 @@ def judge(
     evidence = gather(runs, slo=slo)
     memory = _memory_wall(evidence, rng, on_step, quick=quick)
     prefix = _prefix_wall(evidence, np.random.default_rng(seed + 1))
-    stands = _stands(evidence, memory, prefix, rng)
+    walls = _placed_walls(evidence, memory, prefix, rng)
     return Judgement(
         evidence=evidence,
         memory=memory,
         prefix=prefix,
         gauge=_gauge(evidence),
-        stands=stands,
-        reasons=_reasons_to_refuse(evidence, stands),
+        walls=walls,
+        reasons=_reasons_to_refuse(evidence, walls),
     )
 
 
@@ -112,7 +107,7 @@ def _gauge(evidence: Evidence) -> Gauge | None:
     return gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix)
 
 
-def _stands(
+def _placed_walls(
     evidence: Evidence, memory: MemoryWall | None, prefix: PrefixWall | None, rng: np.random.Generator
 ) -> list[PlacedWall]:
     """Every wall that was met, or that a model places."""
@@ -125,7 +120,7 @@ def _stands(
         found.append(
             placed_by_draws("prefix_cache", evidence, prefix.x, prefix.draws, measured=prefix.measured)
         )
-    found += _crossing_stands(evidence, rng)
+    found += _objective_walls(evidence, rng)
     fall = throughput_fall(evidence.levels)
     if fall is not None:
         found.append(placed_between("throughput", evidence, fall, rng))
@@ -134,18 +129,24 @@ def _stands(
     return found
 
 
-def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[PlacedWall]:
+def _objective_walls(evidence: Evidence, rng: np.random.Generator) -> list[PlacedWall]:
     slo, levels = evidence.slo, evidence.levels
     crossings: dict[WallName, Crossing | None] = {
         "ttft": p95_crossing(
-            load_points(levels, lambda level: level.ttft_miss, lambda level: level.ttft.p95),
+            load_points(
+                levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
+            ),
             objective=slo.ttft_p95_s,
         ),
         "tpot": p95_crossing(
-            load_points(levels, lambda level: level.tpot_miss, lambda level: level.tpot.p95),
+            load_points(
+                levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
+            ),
             objective=slo.tpot_p95_s,
         ),
-        "errors": miss_crossing(load_points(levels, lambda level: level.overload), limit=OVERLOAD_LIMIT),
+        "errors": miss_crossing(
+            load_points(levels, lambda level: level.requests.overload), limit=OVERLOAD_LIMIT
+        ),
     }
     return [
         placed_at_crossing(name, evidence, crossing, rng)
@@ -154,23 +155,22 @@ def _crossing_stands(evidence: Evidence, rng: np.random.Generator) -> list[Place
     ]
 
 
-def _reasons_to_refuse(evidence: Evidence, stands: Sequence[PlacedWall]) -> list[str]:
-    """Full sentences; empty when the data can carry an answer."""
+def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[Note]:
+    """Why the data cannot carry an answer; empty when they can."""
     if not any(len(run.requests) for run in evidence.runs):
-        return ["The run holds no request: let a level finish, then analyse again."]
+        return [NoRequests()]
     if not any(run.requests.ok.any() for run in evidence.runs):
-        return ["No request succeeded: the errors in the rows say why."]
+        return [NoSuccess()]
     if evidence.open_loop:
-        return [OPEN_LOOP]
+        return [OpenLoop()]
     if not evidence.levels:
-        return ["No level ran longer than its settling time: use longer levels (--level-s)."]
+        return [NoLevels()]
     trusted = evidence.trusted
     if not trusted:
-        why = sorted({reason for level in evidence.levels for reason in level.why_not})
-        return ["No level can be trusted: " + "; ".join(why) + "."]
+        doubts = [note for level in evidence.levels for note in level.why_not]
+        return [NoTrustedLevel(why=[note for at, note in enumerate(doubts) if note not in doubts[:at]])]
     return [
-        f"Already the lowest trusted level, {trusted[0]} users, is past the {WALL_NAMES[stand.name]} wall: "
-        "measure at fewer users."
-        for stand in stands
-        if stand.name in ("ttft", "tpot", "errors") and stand.x < trusted[0] and trusted[0] > 1
+        PastWallAtLowest(users=trusted[0], wall=wall.name)
+        for wall in walls
+        if wall.name in ("ttft", "tpot", "errors") and wall.x < trusted[0] and trusted[0] > 1
     ]

@@ -22,6 +22,7 @@ from analysis.reading.runs import RunFolder, find_runs, run_bytes
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import complain, progress
 from analysis.reporting.not_pooled import not_pooled_text
+from analysis.reporting.words import sentences
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
@@ -86,7 +87,7 @@ def comparison_of(
     """Raises RefusedError where the two have nothing that can be compared."""
     common = common_levels(a, b)
     if not common and (a.refused or b.refused):
-        why = " ".join((a if a.refused else b).judgement.reasons)
+        why = " ".join(sentences((a if a.refused else b).judgement.reasons))
         raise RefusedError(
             f"These runs have no level that is trusted in both, and no capacity to compare: {why}"
         )

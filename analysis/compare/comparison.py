@@ -104,7 +104,9 @@ def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Compar
 def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
     """The lowest common level, and the highest that both hold; fewer where there are fewer."""
     common = common_levels(a, b)
-    held = [users for users in common if all(users <= (side.answer.max_users or 0) for side in (a, b))]
+    held = [
+        users for users in common if all(users <= (side.answer.headline.max_users or 0) for side in (a, b))
+    ]
     return sorted({*common[:1], *held[-1:]})
 
 
@@ -134,7 +136,7 @@ def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Figu
 def _row(one: FigureContrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> ComparisonRow:
     open_ended = one.figure == "max_users"
     sides = [
-        _side(quantity, at_least=open_ended and side.answer.at_least, predicted=one.predicted)
+        _side(quantity, at_least=open_ended and side.answer.headline.at_least, predicted=one.predicted)
         for quantity, side in ((one.a, a), (one.b, b))
     ]
     both = one.a is not None and one.b is not None and not any(side.at_least for side in sides)

@@ -18,6 +18,7 @@ from analysis.compare.sides import (
     common_levels,
     contrast_at_level,
 )
+from analysis.reporting.words import sentences
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
@@ -67,7 +68,7 @@ def gate_of(
 
 def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
     """Beyond the baseline's wall latencies are noise, and nobody deploys there."""
-    held = baseline.answer.max_users
+    held = baseline.answer.headline.max_users
     return [users for users in common_levels(baseline, run) if held is None or users <= held]
 
 
@@ -87,14 +88,16 @@ def _capacity(
     ours, theirs = capacity_of(baseline), capacity_of(run)
     if ours is None or theirs is None:
         reasons = (baseline if ours is None else run).judgement.reasons
-        return GateCriterion(figure="max_users", verdict="unclear", checks=[], why=" ".join(reasons))
-    if baseline.answer.at_least:
+        return GateCriterion(
+            figure="max_users", verdict="unclear", checks=[], why=" ".join(sentences(reasons))
+        )
+    if baseline.answer.headline.at_least:
         ours = fact(ours.value)  # it is not known to hold more, so the run need not
     one = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
     found = _check(ours, theirs, one, error=error, tolerance=tolerance)
     why = ""
     if found.verdict == "unclear":
-        why = "The run met no wall: measure it at more users." if run.answer.at_least else TOO_WIDE
+        why = "The run met no wall: measure it at more users." if run.answer.headline.at_least else TOO_WIDE
     return GateCriterion(figure="max_users", verdict=found.verdict, checks=[found], why=why)
 
 

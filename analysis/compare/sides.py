@@ -117,13 +117,13 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
     """Mean over the levels of so many users, weighted by their windows."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
-    if not levels or not all(level.output_tok_s > 0 for level in levels):
+    if not levels or not all(level.requests.output_tok_s > 0 for level in levels):
         return None
     weights = [level.window.length_s / window_s for level in levels]
     pairs = list(zip(weights, levels, strict=True))
     return estimate(
-        sum(weight * level.output_tok_s for weight, level in pairs),
-        se=math.hypot(*(weight * level.output_tok_se for weight, level in pairs)),
+        sum(weight * level.requests.output_tok_s for weight, level in pairs),
+        se=math.hypot(*(weight * level.requests.output_tok_se for weight, level in pairs)),
         freedom=sum(level.window.batches - 1 for level in levels),
     )
 
@@ -132,14 +132,14 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
     """Users at which the first wall stands; where none was met, the highest trusted level, open above."""
     if side.refused:
         return None
-    evidence, stands = side.judgement.evidence, side.judgement.stands
-    head = headline_of(evidence, stands, confidence=CONFIDENCE)
+    evidence, walls = side.judgement.evidence, side.judgement.walls
+    head = headline_of(evidence, walls, confidence=CONFIDENCE)
     value = head.interval_x[0] if head.estimate_x is None and head.interval_x else head.estimate_x
     if not value:
         return None
 
     def bounds(error: float) -> tuple[float, float]:
-        interval = headline_of(evidence, stands, confidence=1.0 - 2.0 * error).interval_x
+        interval = headline_of(evidence, walls, confidence=1.0 - 2.0 * error).interval_x
         assert interval is not None
         return interval[0], math.inf if interval[1] is None else interval[1]
 
@@ -148,8 +148,8 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
 def memory_users(side: MeasuredDeployment) -> Quantity | None:
     """Users at which the KV cache alone would bind."""
-    stands = [] if side.refused else [one for one in side.judgement.stands if one.name == "kv_cache"]
-    return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
+    walls = [] if side.refused else [one for one in side.judgement.walls if one.name == "kv_cache"]
+    return Quantity(value=walls[0].x, bounds=walls[0].bound) if walls and walls[0].x > 0 else None
 
 
 def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
@@ -219,7 +219,11 @@ def _predicted_vram(side: MeasuredDeployment, preset: Preset) -> Vram:
 
 def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
     memory = side.answer.memory
-    usage = [level.kv_usage for level in side.levels if level.trusted and not math.isnan(level.kv_usage)]
+    usage = [
+        level.server.kv_cache_usage
+        for level in side.levels
+        if level.trusted and not math.isnan(level.server.kv_cache_usage)
+    ]
     if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
         return None
     return base + max(usage) * memory.pool_tokens * memory.bytes_per_token

@@ -125,10 +125,12 @@ def slots_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     if stated is not None:
         return stated
     trusted = [level for level in levels if level.trusted]
-    seen = [level.slots for level in trusted if level.slots is not None]
+    seen = [level.server.max_num_seqs for level in trusted if level.server.max_num_seqs is not None]
     if seen:
         return min(seen)
-    alike = {level.users: level.most_running for level in trusted if level.most_running is not None}
+    alike = {
+        level.users: level.server.most_running for level in trusted if level.server.most_running is not None
+    }
     if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
         return None
     return next(iter(alike.values()))

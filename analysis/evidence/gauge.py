@@ -26,7 +26,7 @@ class Gauge:
 
 def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
     """None where fewer than five scrapes had requests running."""
-    free = [level for level in levels if level.trusted and not level.waiting_fraction > 0]
+    free = [level for level in levels if level.trusted and not level.server.waiting_fraction > 0]
     scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
     held = np.concatenate([one.held for one in scrapes])

@@ -70,18 +70,22 @@ def pace_of(
 def is_free(level: Level) -> bool:
     """A trusted level in which hardly anybody waited for blocks (where that is not known, for anything), nor,
     as far as running shows, for slots."""
-    waited = level.blocked.fraction if level.blocked else level.waiting_fraction
-    return level.trusted and level.most_running is None and not waited > 0.1
+    waited = level.server.blocked.fraction if level.server.blocked else level.server.waiting_fraction
+    return level.trusted and level.server.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
     """Least squares of n/X on n over trusted levels with free slots and blocks; needs two loads."""
-    free = [level for level in levels if is_free(level) and level.output_tok_s > 0]
+    free = [level for level in levels if is_free(level) and level.requests.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
     n = np.array([level.in_flight for level in free])
-    x = np.array([level.output_tok_s for level in free])
-    error = np.array([max(level.output_tok_se / level.output_tok_s, 0.01) for level in free]) * n / x
+    x = np.array([level.requests.output_tok_s for level in free])
+    error = (
+        np.array([max(level.requests.output_tok_se / level.requests.output_tok_s, 0.01) for level in free])
+        * n
+        / x
+    )
     design = np.column_stack([np.ones(len(n)), n]) / error[:, None]
     (base, slope), _ = optimize.nnls(design, n / x / error)
     return StepTime(base_s=float(base), per_sequence_s=float(slope)) if base > 0 else None

@@ -44,18 +44,21 @@ class Thinking:
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     """Z by Little's law, which holds at any load, and R against requests in flight, from trusted levels with
     free slots and blocks where there are any."""
-    known = [level for level in levels if level.trusted and level.in_flight > 0 and level.n > level.errors]
+    known = [
+        level
+        for level in levels
+        if level.trusted and level.in_flight > 0 and level.requests.n > level.requests.errors
+    ]
     if not known:
         return None
     free = [level for level in known if is_free(level)] or known
-    n, life, weight = (
-        np.array([getattr(level, name) for level in free], dtype=np.float64)
-        for name in ("in_flight", "e2e_mean_s", "n")
-    )
+    n = np.array([level.in_flight for level in free], dtype=np.float64)
+    duration_s = np.array([level.requests.e2e_mean_s for level in free], dtype=np.float64)
+    weight = np.array([level.requests.n for level in free], dtype=np.float64)
     root = np.sqrt(weight)
-    (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * life)
-    requests = np.array([level.n for level in known], dtype=np.float64)
-    think = [level.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in known]
+    (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * duration_s)
+    requests = np.array([level.requests.n for level in known], dtype=np.float64)
+    think = [level.requests.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in known]
     return Thinking(
         think_s=max(float(np.average(think, weights=requests)), 0.0),
         idle_s=float(idle),

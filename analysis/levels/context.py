@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a level is judged against: the objectives, the KV pool, and the lengths of the whole run."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Pool:
 
     @property
     def tokens(self) -> int:
-        """Of all engines together."""
+        """Tokens that the pools of all engines hold."""
         return self.blocks * self.block_tokens * self.engines
 
 
@@ -26,9 +26,9 @@ class Context:
     slo: Slo
     pool: Pool | None
     largest_prompt_blocks: int
-    """Bounds what one arrival asks of the pool."""
+    """The most that one arrival asks of the pool."""
     mean_output: float
-    """Tokens, and so steps, of a request."""
+    """Output tokens of a request, and so its decode steps."""
     mean_end_blocks: float
-    """What an ending gives back."""
+    """What a request that ends gives back to the pool."""
     thinks: bool

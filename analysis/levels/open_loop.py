@@ -10,8 +10,9 @@ import numpy as np
 
 from analysis.levels.measure import in_flight_of
 from analysis.levels.requests import tpot_of
-from analysis.levels.trust import client_doubts
+from analysis.levels.trust import generator_doubts
 from analysis.levels.window import ended_inside
+from analysis.notes import Note, SentLate
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
@@ -64,7 +65,7 @@ class Slice(msgspec.Struct, kw_only=True, frozen=True):
     """From due: scheduled TTFT."""
     errors: int
     cancelled: int
-    why_not: list[str]
+    why_not: list[Note]
     """Why the load generator's times are not trusted; empty when they are."""
 
 
@@ -100,7 +101,7 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
         due_ttft_s=_percentiles(delays.due_ttft_s),
         errors=int((due & ~rows.ok & ~ours).sum()),
         cancelled=int((due & ours).sum()),
-        why_not=client_doubts(run, window, tpot_s=_median_tpot(rows, due)),
+        why_not=generator_doubts(run, window, tpot_s=_median_tpot(rows, due)),
     )
 
 
@@ -119,9 +120,9 @@ def _median_tpot(rows: Requests, chosen: Bools) -> float:
     return float(np.median(known)) if len(known) else 0.0
 
 
-def open_loop_warnings(runs: Sequence[Run]) -> list[str]:
-    """Where sending parted from what was due."""
-    found = []
+def open_loop_warnings(runs: Sequence[Run]) -> list[Note]:
+    """Runs whose requests were sent later than they were due."""
+    found: list[Note] = []
     for run in runs:
         rows = run.requests
         delays = Delays.of(rows, ~np.isnan(rows.scheduled_unix_s))
@@ -131,12 +132,12 @@ def open_loop_warnings(runs: Sequence[Run]) -> list[str]:
         limit_s = max(LATE_FLOOR_S, LATE_SHARE * (sent.p50 or 0.0))
         if late.p99 is not None and late.p99 > limit_s:
             found.append(
-                f"{run.info.run_id}: requests were sent late, p99 {1e3 * late.p99:.0f} ms after they were "
-                f"due (limit {1e3 * limit_s:.0f} ms). TTFT p95 is {_s(due.p95)} from due, {_s(sent.p95)} "
-                "from sent: the load generator was the bottleneck; use more workers, or a lower rate."
+                SentLate(
+                    run_id=run.info.run_id,
+                    late_p99_s=late.p99,
+                    limit_s=limit_s,
+                    due_p95_s=due.p95,
+                    sent_p95_s=sent.p95,
+                )
             )
     return found
-
-
-def _s(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f} s"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Queues in the server's scrapes: whether requests waited for KV blocks or for `max_num_seqs` slots."""
 
 import math
 
@@ -16,9 +16,9 @@ AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: `python -m benchm
 
 
 def blocked_share(
-    server: ServerSamples, scrapes: Bools, context: Context, window: Window, slots: int | None
+    server: ServerSamples, scrapes: Bools, context: Context, window: Window, max_num_seqs: int | None
 ) -> Share | None:
-    """Scrapes in which a request waited for blocks; a queue while any prompt would fit is not that."""
+    """Scrapes in which a request waited for KV blocks. A queue while any prompt would fit is not that."""
     usage = server.kv_cache_usage[scrapes]
     waiting = server.waiting_capacity[scrapes]
     if np.isnan(waiting).all():
@@ -27,12 +27,12 @@ def blocked_share(
     if not known.any():
         return None
     room = _room(context, server.running[scrapes])
-    blocked = (waiting[known] > 0) & (usage[known] >= room) & (slots is None)
+    blocked = (waiting[known] > 0) & (usage[known] >= room) & (max_num_seqs is None)
     return _share_of_scrapes(blocked, server.unix_s[scrapes][known], window)
 
 
 def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> Share:
-    """What is a response time apart is independent at best."""
+    """Share of scrapes; scrapes that are a request duration apart are independent at best."""
     effect = max(
         design_effect(events.astype(np.float64), at_unix_s, window),
         len(events) * window.request_duration_s / window.length_s,
@@ -41,8 +41,8 @@ def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> Share
 
 
 def _room(context: Context, running: Floats) -> float:
-    """Pool usage from which on a scrape may show a request that waits for blocks: the largest prompt may lack
-    them, and what a step's endings give back is in the gauge before the next admissions."""
+    """Pool usage from which on a waiting request may wait for blocks. The largest prompt may lack them, and
+    the gauge has already lost the blocks of requests that ended, before the next are admitted."""
     if context.pool is None:
         return ROOM
     unseen = context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
@@ -50,22 +50,23 @@ def _room(context: Context, running: Floats) -> float:
 
 
 def _queues_with_room(server: ServerSamples, scrapes: Bools, context: Context) -> Bools:
-    """In which of these scrapes a request waited, and not for blocks."""
+    """Scrapes in which a request waited, and not for blocks, shape (scrapes,)."""
     room = min(_room(context, server.running[scrapes]), ROOM)
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
 def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> Share:
+    """Scrapes in which a request waited while the pool had room."""
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
 
 
-def slots_seen(
+def detected_max_num_seqs(
     server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
 ) -> int | None:
-    """max_num_seqs where, with a queue for over 10 % of the time and room in the pool, running stands at a
-    maximum or as far below as a step's endings explain, because the gauge is read after them.
+    """max_num_seqs, where running stands at a maximum with a queue for over 10 % of the time and room in the
+    pool, or as far below it as the requests that end in a step explain: the gauge is read after them.
 
     A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
     running, it looks as if it had: then the queue must hardly ever be empty.
@@ -78,8 +79,9 @@ def slots_seen(
     return top if float(np.mean(running >= top - below)) >= NEAR_TOP else None
 
 
-def most_running_seen(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
-    """Of requests, where one in ten scrapes of a queue with room shows so many."""
+def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
+    """Most requests that ran while others waited and the pool had room; None unless one in ten such scrapes
+    shows so many."""
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < MIN_QUEUES:

@@ -1,14 +1,12 @@
-"""TODO."""
+"""What the rows of requests say of one window: percentiles, misses of the objectives, throughput."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.levels import definitions as metrics
-from analysis.levels.window import (
-    known_mean,
-)
+from analysis.levels import definitions
+from analysis.levels.window import ended_inside, known_mean
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Quantiles, Share, Window, quantiles, share
@@ -18,29 +16,37 @@ OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RowFigures:
-    """What the rows of a level say."""
+class RequestFigures:
+    """What the rows say of one window. Requests that the load test cancelled are counted apart."""
 
     n: int
-    cancelled: int
+    """Requests that ended in the window, whatever their outcome."""
+    finished: int
+    """Those that succeeded."""
     errors: int
     client_errors: int
+    cancelled: int
     e2e_mean_s: float
-    e2e: Quantiles
-    ttft: Quantiles
-    tpot: Quantiles
-    decode: Quantiles
-    gap: Quantiles
+    e2e_s: Quantiles
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    decode_tok_s: Quantiles
+    chunk_gap_s: Quantiles
     gap_is_itl: bool
+    """Every chunk carried one token, so that chunk gaps are inter-token latencies."""
     ttft_miss: Share
     tpot_miss: Share
     overload: Share
-    good: int
-    output_cv: float
+    """Answers with a status that says: too much load."""
+    output_tok_s: float
+    output_tok_se: float
+    goodput_rps: float
 
     @classmethod
-    def of(cls, rows: Requests, ended: Bools, ours: Bools, window: Window, slo: Slo) -> "RowFigures":
-        """ended: not cancelled by us; ours: cancelled by us. Both ended in the window, shape (n,)."""
+    def of(cls, rows: Requests, window: Window, slo: Slo) -> "RequestFigures":
+        """Figures of the requests that ended in the window."""
+        inside, cancelled = ended_inside(rows, window), rows.with_outcome(Outcome.CANCELLED)
+        ended = inside & ~cancelled
         times = _Times.of(rows)
         index = np.flatnonzero(ended)
         at, ok = rows.end_unix_s[index], rows.ok[index]
@@ -48,30 +54,32 @@ class RowFigures:
         late, slow = ~ok | (ttft > slo.ttft_p95_s), ~ok | (tpot > slo.tpot_p95_s)
         overload = np.isin(rows.http_status[index], OVERLOAD_STATUS)
         counted = ~ok | ~np.isnan(tpot)
-        gap = _rows_gaps(rows, index[ok])
+        output_tok_s, output_tok_se = _output_rate(rows, window)
         return cls(
             n=len(index),
-            cancelled=int(ours.sum()),
+            finished=int(ok.sum()),
             errors=int((~ok).sum()),
             client_errors=int((ended & rows.with_outcome(Outcome.CONNECT_ERROR, Outcome.TIMEOUT)).sum()),
+            cancelled=int((inside & cancelled).sum()),
             e2e_mean_s=known_mean(e2e[ok]),
-            e2e=quantiles(e2e[ok], at[ok], window),
-            ttft=quantiles(ttft[ok], at[ok], window),
-            tpot=quantiles(tpot[ok], at[ok], window),
-            decode=quantiles(metrics.decode_tok_s(tpot[ok]), at[ok], window),
-            gap=_gap_quantiles(gap),
+            e2e_s=quantiles(e2e[ok], at[ok], window),
+            ttft_s=quantiles(ttft[ok], at[ok], window),
+            tpot_s=quantiles(tpot[ok], at[ok], window),
+            decode_tok_s=quantiles(definitions.decode_tok_s(tpot[ok]), at[ok], window),
+            chunk_gap_s=_gap_quantiles(_chunk_gaps(rows, index[ok])),
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
-            ttft_miss=_ttft_share(late, ttft, at, times.ttft_so_far_s[ours], slo, window),
+            ttft_miss=_ttft_misses(late, ttft, at, times.ttft_so_far_s[inside & cancelled], slo, window),
             tpot_miss=share(slow[counted], tpot[counted], at[counted], window),
             overload=share(overload, e2e, at, window),
-            good=int((ok & ~late & ~slow).sum()),
-            output_cv=variation(rows.output_tokens[index[ok]]),
+            output_tok_s=output_tok_s,
+            output_tok_se=output_tok_se,
+            goodput_rps=int((ok & ~late & ~slow).sum()) / window.length_s,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Times:
-    """The metrics of every row, shape (n,) each."""
+    """Times of every request, shape (n,) each."""
 
     ttft_s: Floats
     ttft_so_far_s: Floats
@@ -81,20 +89,22 @@ class _Times:
 
     @classmethod
     def of(cls, rows: Requests) -> "_Times":
-        ttft = metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
-        e2e = metrics.e2e_s(sent_s=rows.sent_s, end_s=rows.end_s)
+        ttft = definitions.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
+        e2e = definitions.e2e_s(sent_s=rows.sent_s, end_s=rows.end_s)
         return cls(
             ttft_s=ttft,
             ttft_so_far_s=np.where(np.isnan(ttft), e2e, ttft),
             e2e_s=e2e,
             tpot_s=tpot_of(rows),
-            chunks_are_tokens=metrics.chunks_are_tokens(chunks=rows.chunks, output_tokens=rows.output_tokens),
+            chunks_are_tokens=definitions.chunks_are_tokens(
+                chunks=rows.chunks, output_tokens=rows.output_tokens
+            ),
         )
 
 
 def tpot_of(rows: Requests) -> Floats:
     """Time per output token of every request, shape (n,)."""
-    return metrics.tpot_s(
+    return definitions.tpot_s(
         first_chunk_s=rows.first_chunk_s,
         last_chunk_s=rows.last_chunk_s,
         output_tokens=rows.output_tokens,
@@ -102,23 +112,24 @@ def tpot_of(rows: Requests) -> Floats:
     )
 
 
-def _ttft_share(
+def _ttft_misses(
     late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
 ) -> Share:
-    """Misses of the TTFT objective; one that we cancelled is a miss if it was late already, else censored."""
+    """Misses of the TTFT objective. A request that the load test cancelled is one if it was late already, and
+    is left out otherwise."""
     base = share(late, ttft, at, window)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
     return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)
 
 
-def _rows_gaps(rows: Requests, index: Ints) -> Floats:
-    """Chunk gaps of these requests, one after the other."""
+def _chunk_gaps(rows: Requests, index: Ints) -> Floats:
+    """Chunk gaps of the requests at `index`, one request after the other."""
     parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
     return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
 
 
 def _gap_quantiles(gap: Floats) -> Quantiles:
-    """Gaps of one request are far from independent: no interval is given."""
+    """Percentiles without an interval: the gaps of one request are far from independent."""
     if len(gap) < 100 * 3:
         return Quantiles()
     p50, p95, p99 = (float(q) for q in np.quantile(gap, [0.5, 0.95, 0.99]))
@@ -126,11 +137,12 @@ def _gap_quantiles(gap: Floats) -> Quantiles:
 
 
 def variation(values: Floats) -> float:
+    """Coefficient of variation; nan of fewer than two values."""
     known = values[~np.isnan(values)]
     return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan
 
 
-def output_rate(rows: Requests, window: Window) -> tuple[float, float]:
+def _output_rate(rows: Requests, window: Window) -> tuple[float, float]:
     """Output tokens a second inside the window, and its standard error by batches."""
     tokens = rows.tokens
     some = rows.chunks > 0
@@ -141,7 +153,7 @@ def output_rate(rows: Requests, window: Window) -> tuple[float, float]:
     edges = np.linspace(window.begin_unix_s, window.end_unix_s, window.batches + 1)
     near = (last >= edges[0]) & (first <= edges[-1])
     by = [
-        metrics.tokens_by(
+        definitions.tokens_by(
             edge, first_unix_s=first[near], last_unix_s=last[near], tokens=tokens[some][near]
         ).sum()
         for edge in edges

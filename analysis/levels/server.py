@@ -1,15 +1,61 @@
-"""TODO."""
+"""What the scrapes of the server's metrics say of one window. nan where they do not tell."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.levels.context import Context
+from analysis.levels.queues import blocked_share, detected_max_num_seqs, most_running_with_queue, queue_share
+from analysis.levels.window import ended_inside, known_fraction, known_mean
 from analysis.reading.runs import Run
-from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Window
+from analysis.statistics.arrays import Floats
+from analysis.statistics.samples import Share, Window
 
 
-def growth(unix_s: Floats, counter: Floats, window: Window) -> float:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ServerFigures:
+    """Means over the window's scrapes, growth of counters, and queues."""
+
+    running: float
+    kv_cache_usage: float
+    waiting_fraction: float
+    """Share of scrapes in which a request waited, for whatever reason."""
+    preemptions: float
+    blocked: Share | None
+    """Scrapes in which a request waited for KV blocks; None where that cannot be told."""
+    queue: Share
+    """Scrapes in which a request waited while the pool had room."""
+    max_num_seqs: int | None
+    """Detected where running stood flat at it, with a queue and room in the pool."""
+    most_running: int | None
+    """Most requests that ran while others waited and the pool had room."""
+    prefix_hit_rate: float
+    """Prompt tokens that the prefix cache held, of those looked up."""
+    vram_bytes: float
+
+    @classmethod
+    def of(cls, run: Run, window: Window, context: Context, *, users: int) -> "ServerFigures":
+        """Figures of the scrapes in the window."""
+        server = run.server
+        inside = (server.unix_s >= window.begin_unix_s) & (server.unix_s <= window.end_unix_s)
+        most_running = most_running_with_queue(server, inside, context)
+        max_num_seqs = detected_max_num_seqs(server, inside, context, users, most_running)
+        return cls(
+            running=known_mean(server.running[inside]),
+            kv_cache_usage=known_mean(server.kv_cache_usage[inside]),
+            waiting_fraction=known_fraction(server.waiting[inside] > 0, server.waiting[inside]),
+            preemptions=_growth(server.unix_s, server.preemptions_total, window),
+            blocked=blocked_share(server, inside, context, window, max_num_seqs),
+            queue=queue_share(server, inside, context, window),
+            max_num_seqs=max_num_seqs,
+            most_running=most_running,
+            prefix_hit_rate=_prefix_hit_rate(run, window),
+            vram_bytes=known_mean(server.vram_used_bytes[inside]),
+        )
+
+
+def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
     """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
     known = ~np.isnan(counter)
     at, value = unix_s[known], counter[known]
@@ -20,11 +66,12 @@ def growth(unix_s: Floats, counter: Floats, window: Window) -> float:
     return float(ends[1] - ends[0])
 
 
-def prefix_hit_rate(run: Run, ended: Bools, window: Window) -> float:
-    """By the server's counters, else by the usage of the requests that ended; nan where neither says."""
+def _prefix_hit_rate(run: Run, window: Window) -> float:
+    """Hit rate by the server's counters, else by the usage that requests brought; nan where neither says."""
     server, rows = run.server, run.requests
-    queries = growth(server.unix_s, server.prefix_cache_queries_total, window)
+    queries = _growth(server.unix_s, server.prefix_cache_queries_total, window)
     if queries > 0:
-        return growth(server.unix_s, server.prefix_cache_hits_total, window) / queries
-    told = ended & ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
+        return _growth(server.unix_s, server.prefix_cache_hits_total, window) / queries
+    told = rows.ok & ended_inside(rows, window)
+    told &= ~np.isnan(rows.cached_tokens) & (rows.prompt_tokens >= 1)
     return float(rows.cached_tokens[told].sum() / rows.prompt_tokens[told].sum()) if told.any() else math.nan

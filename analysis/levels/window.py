@@ -1,4 +1,4 @@
-"""TODO."""
+"""The window of a level: the part of it that is steady, and means over it."""
 
 import math
 
@@ -15,21 +15,23 @@ CUTS = (0.0, 0.25, 0.5)
 
 
 def ended_inside(rows: Requests, window: Window) -> Bools:
-    """Which requests ended in the window, shape (n,)."""
+    """True for requests that ended in the window, shape (n,)."""
     end = rows.end_unix_s
     return (end >= window.begin_unix_s) & (end < window.end_unix_s)
 
 
 def begin_unix_s(rows: Requests) -> Floats:
+    """When the server could begin with each request, shape (n,)."""
     return rows.start_unix_s + np.nan_to_num(rows.sent_s)
 
 
-def steady_window(run: Run, plateau: tuple[float, float]) -> tuple[Window, bool]:
-    """The part without a trend in response time and KV usage: all of it, its last 3/4, or its last half."""
-    first = _window(run.requests, *plateau)
+def steady_window(run: Run, span: tuple[float, float]) -> tuple[Window, bool]:
+    """The part of a level without a trend in request duration and KV usage: all, the last three quarters or
+    the last half of it; and whether there is one. `span`: seconds since 1970, the settling time left out."""
+    first = _window(run.requests, *span)
     for cut in CUTS:
-        begin = plateau[0] + cut * (plateau[1] - plateau[0])
-        window = _window(run.requests, begin, plateau[1])
+        begin = span[0] + cut * (span[1] - span[0])
+        window = _window(run.requests, begin, span[1])
         if not _drifts(run, window):
             return window, True
     return first, False
@@ -38,22 +40,22 @@ def steady_window(run: Run, plateau: tuple[float, float]) -> tuple[Window, bool]
 def _window(rows: Requests, begin: float, end: float) -> Window:
     ended = rows.end_unix_s
     inside = rows.ok & (ended >= begin) & (ended < end)
-    life = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
     return Window(
         begin_unix_s=begin,
         end_unix_s=end,
-        request_duration_s=float(life.mean()) if len(life) else end - begin,
+        request_duration_s=float(duration_s.mean()) if len(duration_s) else end - begin,
     )
 
 
 def _drifts(run: Run, window: Window) -> bool:
     rows = run.requests
     inside = rows.ok & ended_inside(rows, window)
-    life = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
     scrapes = (run.server.unix_s >= window.begin_unix_s) & (run.server.unix_s <= window.end_unix_s)
     scrapes &= ~np.isnan(run.server.kv_cache_usage)
     series = [
-        (life, rows.end_unix_s[inside]),
+        (duration_s, rows.end_unix_s[inside]),
         (run.server.kv_cache_usage[scrapes], run.server.unix_s[scrapes]),
     ]
     for values, at in series:
@@ -65,12 +67,12 @@ def _drifts(run: Run, window: Window) -> bool:
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:
-    """Mean over the window of the load generator's process that fares worst: others must not hide it."""
+    """Mean over the window in the load generator's process that fares worst: others must not hide it."""
     return max(means_by_worker(run, values, window), default=math.nan)
 
 
 def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
-    """Means over the window, of the load generator's processes that say something in it."""
+    """Means over the window, one for each process of the load generator that was sampled in it."""
     client = run.client
     means = [
         window_mean(client.unix_s[client.worker == worker], values[client.worker == worker], window)
@@ -80,14 +82,17 @@ def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
 
 
 def known_mean(values: Floats) -> float:
+    """Mean without nan; nan where nothing is known."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def known_fraction(events: Bools, values: Floats) -> float:
+    """Share of events among the known values; nan where nothing is known."""
     known = ~np.isnan(values)
     return float(events[known].mean()) if known.any() else math.nan
 
 
 def window_mean(unix_s: Floats, values: Floats, window: Window) -> float:
+    """Mean of what was sampled in the window, without nan."""
     return known_mean(values[(unix_s >= window.begin_unix_s) & (unix_s <= window.end_unix_s)])

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis.answers.capacity import WALL_NAMES, ModelAnswer
+from analysis.answers.capacity import ModelAnswer
 from analysis.answers.compare import (
     FIGURE_NAMES,
     MORE_IS_BETTER,
@@ -23,9 +24,11 @@ from analysis.answers.compare import (
     SideFigure,
     row_name,
 )
-from analysis.reporting import capacity as report
+from analysis.reporting.capacity_json import model_object
+from analysis.reporting.capacity_words import first_screen, objectives, plan_title
 from analysis.reporting.console import Output, grid, say, show_list
 from analysis.reporting.files import day, json_text, page, write_files
+from analysis.reporting.words import WALL_NAMES
 from loadtest.units import GIB
 
 COMPARE_FORMS = ("text", "markdown", "json")
@@ -62,7 +65,7 @@ def show_comparison(
     """Prints it. folder: where the reports went, if anywhere."""
     out = console or Output()
     if form == "json":
-        out.print(json_text(found), soft_wrap=True, markup=False, end="")
+        out.print(json_text(_json_object(found)), soft_wrap=True, markup=False, end="")
     elif form == "markdown":
         out.print(comparison_markdown(found), soft_wrap=True, markup=False, end="")
     else:
@@ -74,7 +77,7 @@ def show_comparison(
 def write_comparison(found: Comparison, *, folder: Path) -> None:
     """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
     files = {
-        COMPARE_JSON: json_text(found),
+        COMPARE_JSON: json_text(_json_object(found)),
         COMPARE_MARKDOWN: comparison_markdown(found),
         COMPARE_HTML: comparison_html(found),
     }
@@ -84,11 +87,15 @@ def write_comparison(found: Comparison, *, folder: Path) -> None:
 # Words that every form shares.
 
 
+def _json_object(found: Comparison) -> dict[str, object]:
+    """`compare.json`, with each answer as `capacity.json` has it."""
+    return {**msgspec.structs.asdict(found), "answers": [model_object(answer) for answer in found.answers]}
+
+
 def comparison_headline(found: Comparison) -> str:
     """What each holds, in one line."""
     return "; ".join(
-        f"{name}: {report.headline(answer).lower() if answer.refused else report.headline(answer)}"
-        for name, answer in zip(found.names, found.answers, strict=True)
+        f"{name}: {plan_title(answer)}" for name, answer in zip(found.names, found.answers, strict=True)
     )
 
 
@@ -105,7 +112,7 @@ def comparison_summary(found: Comparison) -> list[str]:
 
 
 def _limit(answer: ModelAnswer) -> str:
-    return "nothing yet" if answer.at_least else f"the {WALL_NAMES[answer.binding]} wall"
+    return "nothing yet" if answer.headline.at_least else f"the {WALL_NAMES[answer.headline.binding]} wall"
 
 
 def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
@@ -144,7 +151,7 @@ def _value(figure: FigureName, side: SideFigure, answer: ModelAnswer) -> str:
     if side.value is None:
         return NONE
     if figure == "max_users" and not side.at_least:
-        return f"{answer.max_users} ({_spread(figure, side)})"
+        return f"{answer.headline.max_users} ({_spread(figure, side)})"
     text = f"at least {side.value:.0f}" if side.at_least else _plain(figure, side.value)
     if side.interval is not None and not side.at_least:
         text += f" ({_spread(figure, side)})"
@@ -217,12 +224,12 @@ def level_rows(found: Comparison) -> list[list[str]]:
             for answer in found.answers
         ]
         times = [
-            *(level.ttft_s.p50 for level in sides),
-            *(level.ttft_s.p95 for level in sides),
-            *(level.tpot_s.p95 for level in sides),
+            *(level.requests.ttft_s.p50 for level in sides),
+            *(level.requests.ttft_s.p95 for level in sides),
+            *(level.requests.tpot_s.p95 for level in sides),
         ]
         cells = [NONE if value is None else _milliseconds(value) for value in times]
-        rows.append([str(users), *cells, *(f"{level.output_tok_s:,.0f}" for level in sides)])
+        rows.append([str(users), *cells, *(f"{level.requests.output_tok_s:,.0f}" for level in sides)])
     return rows
 
 
@@ -331,8 +338,10 @@ def comparison_html(found: Comparison) -> str:
         "compare.html.j2",
         found=found,
         generated=day(found.generated_unix_s),
-        headlines=[report.headline(answer) for answer in found.answers],
-        certainties=[report.certainty(answer, confidence=found.confidence) for answer in found.answers],
+        headlines=[plan_title(answer) for answer in found.answers],
+        certainties=[
+            first_screen(answer, slo=found.slo, confidence=found.confidence)[0] for answer in found.answers
+        ],
         summary=comparison_summary(found),
         simulated=simulated_note(found),
         gate=found.gate
@@ -346,7 +355,7 @@ def comparison_html(found: Comparison) -> str:
         notes=reading_notes(found),
         level_head=level_head(found),
         levels=level_rows(found),
-        objectives=report.objectives(found.slo),
+        objectives=objectives(found.slo),
         figures={name: Markup(text) for name, text in comparison_figures(found).items()},
     )
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answers.capacity import LevelAnswer
 from analysis.answers.compare import Comparison, ComparisonRow, row_name
+from analysis.levels.level import Level
 from analysis.reporting.figure_style import BLUE, INK, MUTED, ORANGE, PAPER, beyond_text, in_milliseconds, svg
 from analysis.statistics.samples import Quantiles
 
@@ -17,7 +17,7 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
     """Name -> SVG text of every figure that the comparison has data for. Deterministic."""
     ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
-    if any(answer.interval_x is not None for answer in found.answers):
+    if any(answer.headline.interval_x is not None for answer in found.answers):
         wanted["capacity"] = (7.2, 1.7), lambda axes: two_capacities(axes, found)
     if ratios:
         wanted["ratios"] = (7.2, 0.9 + 0.27 * len(ratios)), lambda axes: ratio_forest(axes, found, ratios)
@@ -31,15 +31,19 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
 def two_capacities(axes: Axes, found: Comparison) -> None:
     """Where the limit of each lies; an arrow where none was met."""
     sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
-    known = [(name, answer, answer.interval_x, colour) for name, answer, colour in sides if answer.interval_x]
+    known = [
+        (name, answer, answer.headline.interval_x, colour)
+        for name, answer, colour in sides
+        if answer.headline.interval_x
+    ]
     right = 1.2 * max(high or 1.3 * low for _, _, (low, high), _ in known)
     for place, (_, answer, (low, high), colour) in enumerate(known):
-        if answer.estimate_x is None or high is None:
+        if answer.headline.estimate_x is None or high is None:
             beyond_text(axes, round(low), place, right)
             continue
         axes.plot([low, high], [place, place], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
-        axes.plot(answer.estimate_x, place, "o", color=colour, markersize=7)
-        words, end = f"{answer.estimate_x:.1f}", (high, place)
+        axes.plot(answer.headline.estimate_x, place, "o", color=colour, markersize=7)
+        words, end = f"{answer.headline.estimate_x:.1f}", (high, place)
         axes.annotate(words, end, (8, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(range(len(known)), [name for name, *_ in known])
     axes.grid(visible=False, axis="y")
@@ -74,17 +78,15 @@ def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -
 
 def two_ttfts(axes: Axes, found: Comparison) -> None:
     """p95 of the time to first token of both against users, with intervals and the objective."""
-    _two(axes, found, lambda level: level.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
+    _two(axes, found, lambda level: level.requests.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
 
 
 def two_tpots(axes: Axes, found: Comparison) -> None:
     """The same for the time per output token."""
-    _two(axes, found, lambda level: level.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
+    _two(axes, found, lambda level: level.requests.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
 
 
-def _two(
-    axes: Axes, found: Comparison, of: Callable[[LevelAnswer], Quantiles], limit_s: float, title: str
-) -> None:
+def _two(axes: Axes, found: Comparison, of: Callable[[Level], Quantiles], limit_s: float, title: str) -> None:
     seen = [1e3 * limit_s]
     for answer, colour in zip(found.answers, (BLUE, ORANGE), strict=True):
         known = [(level, of(level)) for level in answer.levels if level.trusted and of(level).p95 is not None]
@@ -119,7 +121,7 @@ def two_throughputs(axes: Axes, found: Comparison) -> None:
     top = 1.0
     for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
         known = [level for level in answer.levels if level.trusted]
-        rates = [level.output_tok_s for level in known]
+        rates = [level.requests.output_tok_s for level in known]
         axes.plot([level.users for level in known], rates, "o-", color=colour, linewidth=1.6, label=name)
         top = max([top, *rates])
     axes.set(xlim=(0, None), ylim=(0, 1.2 * top), xlabel="users")

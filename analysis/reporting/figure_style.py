@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.answers.capacity import LevelAnswer
+from analysis.levels.level import Level
 from analysis.walls.names import WallName
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
@@ -117,7 +117,7 @@ def beyond_text(axes: Axes, users: int, place: int, right: float) -> None:
     )
 
 
-def connect(axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float]) -> None:
+def connect(axes: Axes, levels: Sequence[Level], x: Sequence[float], y: Sequence[float]) -> None:
     trusted = [(a, b) for level, a, b in zip(levels, x, y, strict=True) if level.trusted]
     if trusted:
         axes.plot(*zip(*trusted, strict=True), color=BLUE, linewidth=1.6)

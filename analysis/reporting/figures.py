@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from analysis.answers.capacity import Bound, LevelAnswer, ModelAnswer
+from analysis.answers.capacity import Bound, ModelAnswer
 from analysis.answers.sizing import Sizing
 from analysis.answers.twin import TwinAnswer
+from analysis.levels.level import Level
 from analysis.reporting.figure_style import (
     BAND,
     BLUE,
@@ -33,7 +34,7 @@ from loadtest.units import GIB
 def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
     """Name -> SVG text of every figure that the answer has data for. Deterministic."""
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
-    if any(level.kv_cache_usage is not None for level in answer.levels) and answer.memory.pool_tokens:
+    if any(level.server.kv_cache_usage is not None for level in answer.levels) and answer.memory.pool_tokens:
         wanted["memory"] = (7.2, 3.5), lambda axes: memory(axes, answer)
     if answer.memory.vram_base_bytes is not None and answer.memory.vram_bytes_per_user is not None:
         wanted["vram"] = (7.2, 3.0), lambda axes: vram(axes, answer)
@@ -52,7 +53,7 @@ def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 def memory(axes: Axes, answer: ModelAnswer) -> None:
     """KV tokens held against requests in flight: measured, the law's line and band, the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
-    seen = [level for level in answer.levels if level.kv_cache_usage is not None]
+    seen = [level for level in answer.levels if level.server.kv_cache_usage is not None]
     reach = _reach(answer, [level.in_flight for level in seen])
     if found.tokens_per_user is not None and found.tokens_per_user_sd is not None:
         _law(axes, answer, pool, reach)
@@ -61,7 +62,7 @@ def memory(axes: Axes, answer: ModelAnswer) -> None:
         f"pool {thousands(pool)} tokens", (0, pool), (6, 5), textcoords="offset points", color=ORANGE
     )
     in_flight = [level.in_flight for level in seen]
-    held = [(level.kv_cache_usage or 0.0) * pool for level in seen]
+    held = [(level.server.kv_cache_usage or 0.0) * pool for level in seen]
     _points(axes, seen, in_flight, held, BLUE)
     _answer_line(axes, answer, at=answer.max_in_flight)
     axes.set(xlim=(0, reach), ylim=(0, 1.25 * pool), xlabel="requests in flight")
@@ -156,16 +157,16 @@ def vram_parts(axes: Axes, found: Sizing) -> None:
 
 def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """p95 of the time to first token against users, with its interval and the objective."""
-    _latency(axes, answer, lambda level: level.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
+    _latency(axes, answer, lambda level: level.requests.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
 
 
 def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """The same for the time per output token."""
-    _latency(axes, answer, lambda level: level.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
+    _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
 
 
 def _latency(
-    axes: Axes, answer: ModelAnswer, of: Callable[[LevelAnswer], Quantiles], limit_s: float, title: str
+    axes: Axes, answer: ModelAnswer, of: Callable[[Level], Quantiles], limit_s: float, title: str
 ) -> None:
     seen = [(level, of(level), of(level).p95) for level in answer.levels]
     known = [(level, found, 1e3 * p95) for level, found, p95 in seen if p95 is not None]
@@ -207,7 +208,7 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     """Output tokens a second of all users against users, with the batch errors left out: they are small."""
     seen = answer.levels
     users = [level.users for level in seen]
-    rate = [level.output_tok_s for level in seen]
+    rate = [level.requests.output_tok_s for level in seen]
     reach = _reach(answer, users)
     connect(axes, seen, users, rate)
     _points(axes, seen, users, rate, BLUE)
@@ -270,13 +271,13 @@ def walls(axes: Axes, answer: ModelAnswer) -> None:
     )
     names = [bound.name for bound in answer.bounds] + [wall.name for wall in answer.not_met]
     for place, bound in enumerate(answer.bounds):
-        _wall(axes, bound, place, binds=bound.name == answer.binding)
+        _wall(axes, bound, place, binds=bound.name == answer.headline.binding)
     for place, wall in enumerate(answer.not_met, start=len(answer.bounds)):
         beyond_text(axes, wall.up_to_users, place, right)
     axes.set_yticks(range(len(names)), [WALLS[name] for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_color(INK if name == answer.binding else MUTED)
-        label.set_fontweight("bold" if name == answer.binding else "normal")
+        label.set_color(INK if name == answer.headline.binding else MUTED)
+        label.set_fontweight("bold" if name == answer.headline.binding else "normal")
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     axes.set(xlim=(0, right), ylim=(len(names) - 0.4, -0.6), xlabel="users")
@@ -294,22 +295,24 @@ def _wall(axes: Axes, bound: Bound, place: int, *, binds: bool) -> None:
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
     """Right end of a users axis: all levels, and the answer with its interval."""
-    upper = answer.interval_x[1] if answer.interval_x and answer.interval_x[1] else 0.0
-    return 1.08 * max([*users, upper, answer.max_users or 1])
+    upper = (
+        answer.headline.interval_x[1] if answer.headline.interval_x and answer.headline.interval_x[1] else 0.0
+    )
+    return 1.08 * max([*users, upper, answer.headline.max_users or 1])
 
 
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
     """The recommended users and the limit's interval. at: their place on an axis that does not show users."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    if answer.max_users is None:
+    if answer.headline.max_users is None:
         return
-    scale = 1.0 if at is None or not answer.max_users else at / answer.max_users
-    if answer.interval_x is not None and answer.interval_x[1] is not None:
-        low, high = answer.interval_x[0], answer.interval_x[1]
+    scale = 1.0 if at is None or not answer.headline.max_users else at / answer.headline.max_users
+    if answer.headline.interval_x is not None and answer.headline.interval_x[1] is not None:
+        low, high = answer.headline.interval_x[0], answer.headline.interval_x[1]
         axes.axvspan(low * scale, high * scale, color=GREEN, alpha=0.16, linewidth=0)
-    line = answer.max_users * scale
+    line = answer.headline.max_users * scale
     axes.axvline(line, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
-    users = "1 user" if answer.max_users == 1 else f"{answer.max_users} users"
+    users = "1 user" if answer.headline.max_users == 1 else f"{answer.headline.max_users} users"
     axes.annotate(
         users,
         (line, 1.0),
@@ -323,9 +326,7 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
     )
 
 
-def _points(
-    axes: Axes, levels: Sequence[LevelAnswer], x: Sequence[float], y: Sequence[float], colour: str
-) -> None:
+def _points(axes: Axes, levels: Sequence[Level], x: Sequence[float], y: Sequence[float], colour: str) -> None:
     """Filled where trusted, hollow where not."""
     for level, a, b in zip(levels, x, y, strict=True):
         face = colour if level.trusted else PAPER

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files of a report, each replaced whole; and its HTML templates."""
 
 import re
 import tempfile
@@ -12,8 +12,8 @@ import msgspec
 from loadtest.errors import InputError
 
 
-def json_text(answer: msgspec.Struct) -> str:
-    """As files and `--format json` have it."""
+def json_text(answer: object) -> str:
+    """JSON as files and `--format json` have it; nan becomes null."""
     return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.answers.capacity import WALL_NAMES, Bound
+from analysis.answers.capacity import Bound
 from analysis.answers.sizing import CheckedClaim, Effect, Sizing, StatedWorkload
 from analysis.reporting.console import put
+from analysis.reporting.words import WALL_NAMES
 from loadtest.errors import InputError
 from loadtest.units import GIB
 

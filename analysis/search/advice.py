@@ -6,13 +6,13 @@ Knows no window and no server: whoever drives the load asks again when `SearchAd
 import math
 from collections.abc import Callable
 
-from analysis.answers.capacity import WALL_NAMES
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
+from analysis.reporting.words import WALL_NAMES, sentences, words
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_shift import Shift, wall
 from loadtest.record import SearchAdvice
@@ -49,11 +49,11 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
-        if level.n < MIN_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
+        if level.requests.n < MIN_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
             return to(int(MAX_STEP * holding), "too few requests a minute to judge by")
-        if level.n < MIN_REQUESTS or held_s < MAX_HOLDS * _quantum_s(level):
+        if level.requests.n < MIN_REQUESTS or held_s < MAX_HOLDS * _quantum_s(level):
             return stay
-        return to(_away_from(level, judgement.evidence), "; ".join(level.why_not))
+        return to(_away_from(level, judgement.evidence), "; ".join(sentences(level.why_not)))
     users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
     if users is not None and users != holding and left_s < _settled_s(level):
         return stay  # too late for another level to tell anything
@@ -67,7 +67,7 @@ def answer_line(judgement: Judgement) -> str:
         return "no level to judge by yet"
     if judgement.reasons:
         return f"fewer than {evidence.trusted[0]} users"
-    head = headline_of(evidence, judgement.stands, confidence=CONFIDENCE)
+    head = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
     if head.interval is None or head.interval[1] is None:
         return f"no wall met up to {evidence.trusted[-1]} users"
     low, high = head.interval
@@ -76,7 +76,7 @@ def answer_line(judgement: Judgement) -> str:
 
 def _under_way(evidence: Evidence, holding: int) -> Level | None:
     level = max(evidence.levels, key=lambda level: level.window.end_unix_s, default=None)
-    return level if level is not None and level.users == holding and level.n else None
+    return level if level is not None and level.users == holding and level.requests.n else None
 
 
 def _settled_s(level: Level) -> float:
@@ -89,8 +89,8 @@ def _quantum_s(level: Level) -> float:
 
 def _hopeless(level: Level) -> bool:
     """So far past a wall that staying tells nothing."""
-    misses = (level.ttft_miss, level.tpot_miss, level.overload)
-    return level.n >= MIN_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
+    misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
+    return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
@@ -112,8 +112,8 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
     lowest = evidence.trusted[0]
     if judgement.reasons:
         lower = min(lowest, holding) // 2
-        return (lower, "past a wall already") if lower else (None, judgement.reasons[0])
-    head = headline_of(evidence, judgement.stands, confidence=CONFIDENCE)
+        return (lower, "past a wall already") if lower else (None, words(judgement.reasons[0]))
+    head = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
     if head.estimate_x is None or head.interval_x is None or head.interval_x[1] is None:
         return _up(judgement)
     if head.estimate_x < 1.0:
@@ -126,7 +126,7 @@ def _up(judgement: Judgement) -> tuple[int | None, str]:
     top = judgement.evidence.trusted[-1]
     if top >= MAX_SEARCHED_USERS:
         return None, f"nothing broke at {top} users"
-    placed = min([stand.x for stand in judgement.stands] + _guesses(judgement.evidence), default=math.inf)
+    placed = min([stand.x for stand in judgement.walls] + _guesses(judgement.evidence), default=math.inf)
     reach = placed if placed > UNLIMITED_STEP * top else UNLIMITED_STEP * top
     users = min(max(math.ceil(min(reach, MAX_STEP * top)), top + 1), MAX_SEARCHED_USERS)
     return users, "no wall met yet"
@@ -145,8 +145,8 @@ def _guesses(evidence: Evidence) -> list[float]:
             occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_of_one)
             found.append(evidence.pool.engines * wall(occupancy, slo, shift=Shift(), start=1))
     objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
-        (slo.ttft_p95_s, lambda level: level.ttft.p95),
-        (slo.tpot_p95_s, lambda level: level.tpot.p95),
+        (slo.ttft_p95_s, lambda level: level.requests.ttft_s.p95),
+        (slo.tpot_p95_s, lambda level: level.requests.tpot_s.p95),
     )
     for objective_s, p95_of in objectives:
         known = {level.users: p95 for level in evidence.levels if level.trusted and (p95 := p95_of(level))}

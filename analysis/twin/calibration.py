@@ -94,8 +94,8 @@ def calibrate(
 
 
 def _is_calm(level: Level) -> bool:
-    preempted = level.preemptions / max(level.finished, 1)
-    return not preempted > MAX_PREEMPTED and not level.waiting_fraction > MAX_WAITING
+    preempted = level.server.preemptions / max(level.requests.finished, 1)
+    return not preempted > MAX_PREEMPTED and not level.server.waiting_fraction > MAX_WAITING
 
 
 def _jitter(steps: Sequence[StepSums]) -> float:
@@ -144,7 +144,8 @@ class _Spread:
 def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], spread: _Spread) -> Service:
     """Adds the client's median TTFT less the engine's, as a line in users."""
     calm = sorted(
-        (level for level in levels if _is_calm(level) and level.ttft.p50), key=lambda level: level.users
+        (level for level in levels if _is_calm(level) and level.requests.ttft_s.p50),
+        key=lambda level: level.users,
     )
     if not calm:
         return base
@@ -166,9 +167,9 @@ def _beyond_engine_s(service: Service, level: Level, evidence: Evidence, spread:
         replicas=spread.replicas,
         route=ROUTERS[spread.router](),
     )
-    assert level.ttft.p50 is not None
+    assert level.requests.ttft_s.p50 is not None
     engine_s = run.figures(evidence.slo).ttft_p50_s - service.overhead_at(level.users / spread.replicas)
-    return level.ttft.p50 - engine_s
+    return level.requests.ttft_s.p50 - engine_s
 
 
 def _draw(fitted: Service, steps: Sequence[StepSums], rng: np.random.Generator) -> Service:

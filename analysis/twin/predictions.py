@@ -95,16 +95,18 @@ def measured_figures(level: Level) -> dict[str, float]:
     """The level's own figures under the names of `VirtualFigures`, those that are known."""
     values = {
         "in_flight": level.in_flight,
-        "ttft_p50_s": level.ttft.p50,
-        "ttft_p95_s": level.ttft.p95,
-        "tpot_p50_s": level.tpot.p50,
-        "tpot_p95_s": level.tpot.p95,
-        "itl_p50_s": level.gap.p50 if level.gap_is_itl else None,
-        "itl_p95_s": level.gap.p95 if level.gap_is_itl else None,
-        "output_tok_s": level.output_tok_s,
-        "kv_usage": level.kv_usage,
-        "running": level.running,
-        "preempted_fraction": level.preemptions / level.finished if level.finished else None,
+        "ttft_p50_s": level.requests.ttft_s.p50,
+        "ttft_p95_s": level.requests.ttft_s.p95,
+        "tpot_p50_s": level.requests.tpot_s.p50,
+        "tpot_p95_s": level.requests.tpot_s.p95,
+        "itl_p50_s": level.requests.chunk_gap_s.p50 if level.requests.gap_is_itl else None,
+        "itl_p95_s": level.requests.chunk_gap_s.p95 if level.requests.gap_is_itl else None,
+        "output_tok_s": level.requests.output_tok_s,
+        "kv_usage": level.server.kv_cache_usage,
+        "running": level.server.running,
+        "preempted_fraction": level.server.preemptions / level.requests.finished
+        if level.requests.finished
+        else None,
     }
     return {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
 

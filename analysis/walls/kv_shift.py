@@ -106,13 +106,15 @@ def pressure_seen(levels: Sequence[Level], *, slots: int | None = None) -> list[
     return [
         Seen(
             users=level.users,
-            preemptions=level.preemptions,
-            finished=level.finished,
-            blocked=level.blocked.fraction if level.blocked else math.nan,
-            scrapes=level.blocked.effective if level.blocked else 0.0,
+            preemptions=level.server.preemptions,
+            finished=level.requests.finished,
+            blocked=level.server.blocked.fraction if level.server.blocked else math.nan,
+            scrapes=level.server.blocked.effective if level.server.blocked else 0.0,
         )
         for level in levels
-        if level.trusted and level.slots is None and (slots is None or level.most_running != slots)
+        if level.trusted
+        and level.server.max_num_seqs is None
+        and (slots is None or level.server.most_running != slots)
     ]
 
 

@@ -45,7 +45,7 @@ def slots_placed(evidence: Evidence, slots: int, rng: np.random.Generator) -> Pl
     crossing = None
     if evidence.thinking is not None:
         levels = [level for level in evidence.levels if level.users > slots]
-        crossing = miss_crossing(load_points(levels, lambda level: level.queue), limit=QUEUE_LIMIT)
+        crossing = miss_crossing(load_points(levels, lambda level: level.server.queue), limit=QUEUE_LIMIT)
     if crossing is None or crossing.between[0] == 0:
         at = slots_wall(slots, active=evidence.active)
         if evidence.thinking is None:

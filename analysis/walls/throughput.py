@@ -46,7 +46,7 @@ class _Rate:
         share = window / window.sum()
         return cls(
             users=levels[0].users,
-            tok_s=float(share @ [level.output_tok_s for level in levels]),
-            se=math.sqrt(float(share**2 @ [level.output_tok_se**2 for level in levels])),
+            tok_s=float(share @ [level.requests.output_tok_s for level in levels]),
+            se=math.sqrt(float(share**2 @ [level.requests.output_tok_se**2 for level in levels])),
             batches=min(level.window.batches for level in levels),
         )

@@ -1,0 +1,321 @@
+"""What a report says of one model: the first screen, and the cells of its tables."""
+
+import math
+from collections.abc import Sequence
+
+from analysis.answers.capacity import Bound, ModelAnswer, Option, WorkloadSummary
+from analysis.levels.level import Level
+from analysis.levels.open_loop import Slice
+from analysis.reporting.capacity_json import WITHOUT_MODEL
+from analysis.reporting.numbers import (
+    NONE,
+    fine_milliseconds,
+    gib,
+    milliseconds,
+    percent,
+    tokens_text,
+    users_text,
+)
+from analysis.reporting.words import BASIS_WORDS, BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
+from loadtest.record import Slo
+
+MIN_SHOWN_P = 0.05  # walls less likely than this to be the first are not named
+DASH_NOTE = (
+    "A dash: too few independent requests for that percentile (59 for a p95): those that share a batch and a "
+    "queue count as fewer."
+)
+
+
+def plan_title(model: ModelAnswer) -> str:
+    """The number to plan with, in a few words."""
+    if model.open_loop:
+        return "open loop, no number of users"
+    users = model.headline.max_users
+    if users is None:
+        return "no answer: the data cannot support one"
+    if model.headline.at_least:
+        return f"plan for at least {users_text(users)}"
+    return f"plan for {users_text(users)}"
+
+
+def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str]:
+    """What a manager reads under the title, a paragraph each: the limit and how sure it is, what happens
+    beyond it, workload and objectives, what was trusted, and whether the server was a simulated one."""
+    parts = [_limit_text(model, confidence=confidence)]
+    if not model.refused:
+        parts.append(_beyond_text(model))
+    parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
+    if model.levels:
+        parts.append(_trusted_text(model.levels))
+    if model.simulated:
+        parts.append(
+            f"SIMULATED: measured on Seatcount's embedded server ({model.simulated}), not on hardware."
+        )
+    return [part for part in parts if part]
+
+
+def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
+    head = model.headline
+    if model.refused:
+        return " ".join(sentences(model.reasons))
+    if head.interval_x is None or head.estimate_x is None or head.interval_x[1] is None:
+        top = max(level.users for level in model.trusted)
+        text = f"No wall was met up to {users_text(top)}, the highest trusted level: run higher levels."
+        if model.bounds:
+            nearest = model.bounds[0]
+            text += f" The {WALL_NAMES[nearest.name]} wall is predicted at about {nearest.users_x:.1f} users."
+        return text
+    low, high = head.interval_x
+    interval = f"{100 * confidence:.0f} %: {low:.1f} to {high:.1f}"
+    return (
+        f"The limit is {head.estimate_x:.1f} users ({interval}): {WALL_NAMES[head.binding]}{_rivals(model)}. "
+        "Plan with the lower end, rounded down."
+    )
+
+
+def _rivals(model: ModelAnswer) -> str:
+    """How sure it is which wall comes first, where that is in doubt."""
+    head = model.headline
+    others = [
+        f"{wall_name(name)} {100 * p:.0f} %"
+        for name, p in head.p_binding.items()
+        if name != head.binding and p >= MIN_SHOWN_P
+    ]
+    if not others:
+        return ""
+    return f" ({100 * head.p_binding.get(head.binding, 0.0):.0f} % sure; else {', '.join(others)})"
+
+
+def _beyond_text(model: ModelAnswer) -> str:
+    beyond = BEYOND_WALL[model.headline.binding]
+    return f"With more users, {beyond}." if beyond else ""
+
+
+def _workload_text(workload: WorkloadSummary) -> str:
+    """`Closed loop without think time, prompts 128 and answers 32 tokens`."""
+    given = workload.settings
+    if "arrivals" in given or "trace" in given:
+        parts = [f"Open loop, {given.get('arrivals') or given['trace']}"]
+    else:
+        parts = ["Closed loop" + _think_text(given.get("think_s"))]
+    if workload.prompt_mean is not None and workload.output_mean is not None:
+        parts.append(
+            f"prompts {workload.prompt_mean:.0f} and answers {workload.output_mean:.0f} tokens (means of "
+            f"{workload.requests:,} requests)"
+        )
+    if given.get("turns", "1") != "1":
+        parts.append(f"conversations of {given['turns']} turns")
+    if "thinking" in given:
+        parts.append(f"thinking {given['thinking']}")
+    return ", ".join(parts)
+
+
+def _think_text(think_s: str | None) -> str:
+    if think_s is None:
+        return ""
+    return " without think time" if think_s in ("0", "0.0") else f" with think time {think_s} s"
+
+
+def _objectives_text(slo: Slo) -> str:
+    return f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s"
+
+
+def _trusted_text(levels: Sequence[Level]) -> str:
+    trusted = [level for level in levels if level.trusted]
+    requests = sum(level.requests.n for level in trusted)
+    of = sum(level.requests.n for level in levels)
+    text = f"Trusted: {len(trusted)} of {len(levels)} levels, {requests:,} of {of:,} requests"
+    return f"{text} (why not the others: see the warnings)." if len(trusted) < len(levels) else f"{text}."
+
+
+def options_title(model: ModelAnswer) -> str:
+    """What the options start from: the limit of the first screen."""
+    return f"What would raise the limit of {model.headline.estimate_x:.1f} users"
+
+
+def option_text(option: Option, *, limit_x: float) -> str:
+    """One change and where it would bring the limit."""
+    change = words(option.change)
+    if option.users_x is None:
+        return f"{change} ({WITHOUT_MODEL})."
+    text = f"{change}: about {option.users_x:.1f} users ({option.users_x - limit_x:+.1f})"
+    if option.beyond:
+        text += ", far beyond what was measured"
+    if option.limited_by is not None:
+        text += f", then limited by {WALL_NAMES[option.limited_by]}"
+    return f"{text}."
+
+
+def option_texts(model: ModelAnswer) -> list[str]:
+    """All options of a model, none in a refusal."""
+    limit_x = model.headline.estimate_x
+    return [] if limit_x is None else [option_text(option, limit_x=limit_x) for option in model.options]
+
+
+def objectives(slo: Slo) -> list[str]:
+    """What a level must meet to hold its users."""
+    return [
+        f"95 of 100 requests see their first token within {slo.ttft_p95_s:g} s",
+        f"95 of 100 requests get a token at least every {1e3 * slo.tpot_p95_s:g} ms",
+        f"at most {percent(slo.preempted_fraction)} preemptions for each finished request",
+        f"a request waits for memory at most {percent(slo.kv_blocked_fraction)} of the time",
+    ]
+
+
+def workload_rows(workload: WorkloadSummary) -> list[tuple[str, str]]:
+    """Labels and values of what was asked of the server."""
+    rows = list(workload.settings.items())
+    if workload.prompt_mean is not None and workload.output_mean is not None:
+        means = f"prompt {workload.prompt_mean:.0f}, answer {workload.output_mean:.0f} tokens"
+        rows.append(("measured means", f"{means}, of {workload.requests:,} requests"))
+    return rows
+
+
+LEVEL_COLUMNS = (
+    ("users", "users"),
+    ("ended", "requests that ended in the window"),
+    ("TTFT p50 ms", "sent to first token"),
+    ("TTFT p95 ms", "sent to first token"),
+    ("TPOT p95 ms", "time per output token after the first"),
+    ("tokens/s", "output of all users"),
+    ("goodput req/s", "requests a second that met every objective"),
+    ("KV cache", "share of the pool in use"),
+    ("preempted", "preemptions for each finished request"),
+    ("blocked", "share of time in which a request waited for memory"),
+    ("errors", "requests that failed"),
+    ("trusted", "the answer may rest on it"),
+)
+
+
+def level_cells(level: Level) -> list[str]:
+    """One row of the table of levels."""
+    requests, server = level.requests, level.server
+    return [
+        str(level.users),
+        f"{requests.n:,}",
+        milliseconds(requests.ttft_s.p50),
+        milliseconds(requests.ttft_s.p95),
+        milliseconds(requests.tpot_s.p95),
+        f"{requests.output_tok_s:,.0f}",
+        f"{requests.goodput_rps:.1f}",
+        percent(server.kv_cache_usage),
+        percent(level.preempted_fraction),
+        percent(server.blocked.fraction if server.blocked else None),
+        str(requests.errors),
+        "yes" if level.trusted else "no",
+    ]
+
+
+SLICE_COLUMNS = (
+    ("seconds", "after the start of the arrivals"),
+    ("due/s", "requests that were due, a second"),
+    ("ended/s", "requests that ended, a second"),
+    ("in flight", "mean"),
+    ("tokens/s", "output of the requests that ended"),
+    ("late p99 ms", "from due to sent: how late the load generator was"),
+    ("TTFT p50 ms", "from sent"),
+    ("TTFT p95 ms", "from sent"),
+    ("from due p50 ms", "TTFT from when it was due"),
+    ("from due p95 ms", "TTFT from when it was due"),
+    ("errors", "requests that failed"),
+    ("trusted", "the load generator's times are good"),
+)
+
+
+def slice_cells(one: Slice) -> list[str]:
+    """One row of the table of an open loop."""
+    return [
+        f"{one.from_s:.0f}–{one.to_s:.0f}",
+        f"{one.due_rps:.1f}",
+        f"{one.ended_rps:.1f}",
+        f"{one.in_flight:.1f}",
+        f"{one.output_tok_s:,.0f}",
+        milliseconds(one.due_to_sent_s.p99),
+        milliseconds(one.ttft_s.p50),
+        milliseconds(one.ttft_s.p95),
+        milliseconds(one.due_ttft_s.p50),
+        milliseconds(one.due_ttft_s.p95),
+        str(one.errors),
+        "no" if one.why_not else "yes",
+    ]
+
+
+def wall_cells(bound: Bound) -> list[str]:
+    """One row of the table of walls."""
+    low, high = bound.interval_x
+    span = f"{low:.1f} to {high:.1f}" if high - low >= 0.05 else "exact"
+    return [WALL_NAMES[bound.name], f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
+
+
+def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
+    """Labels and values of what is known of the KV cache."""
+    found = model.memory
+    per = found.bytes_per_token
+    rows = [
+        ("KV pool", tokens_text(found.pool_tokens, per)),
+        ("a request in flight holds (mean)", tokens_text(found.tokens_per_user, per)),
+        ("its spread (standard deviation)", tokens_text(found.tokens_per_user_sd, per)),
+        ("the server's gauge says", tokens_text(found.gauge_tokens_per_user, per)),
+        ("gauge against requests running, R²", NONE if found.r2 is None else f"{found.r2:.3f}"),
+        ("one token", NONE if per is None else f"{per / 1024:,.0f} KiB"),
+        ("GPU memory beside the KV cache", gib(found.vram_base_bytes)),
+    ]
+    rows.append(("prompt tokens found in the prefix cache", _hit_rates(model.levels)))
+    if found.shared_prefix_tokens:
+        rows.insert(3, ("prompt prefix that all share", tokens_text(found.shared_prefix_tokens, per)))
+    return [(label, value) for label, value in rows if value != NONE]
+
+
+def _hit_rates(levels: Sequence[Level]) -> str:
+    """Hit rates at the lowest and the highest load; a dash where nothing is ever found."""
+    known = [level for level in levels if level.trusted and not math.isnan(level.server.prefix_hit_rate)]
+    if not any(level.server.prefix_hit_rate for level in known):
+        return NONE
+    ends = known[:1] if len(known) == 1 else [known[0], known[-1]]
+    return ", ".join(
+        f"{percent(level.server.prefix_hit_rate)} with {users_text(level.users)}" for level in ends
+    )
+
+
+def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
+    """Labels and values of the step-time model."""
+    found = model.latency
+    rows = [
+        ("a decode step takes at least", fine_milliseconds(found.step_base_s)),
+        ("each sequence adds", fine_milliseconds(found.step_per_seq_s)),
+        ("each prompt token adds", fine_milliseconds(found.prefill_per_token_s)),
+        ("90 % of the most throughput at", _knee(model)),
+        (
+            "timings are good to",
+            NONE if model.timing_error_s is None else f"± {1e3 * model.timing_error_s:.1f} ms at this load",
+        ),
+    ]
+    return [(label, value) for label, value in rows if value != NONE]
+
+
+def _knee(model: ModelAnswer) -> str:
+    """The knee as far as twice the highest load: beyond that the fit is a guess."""
+    knee, loads = model.latency.knee_users, [level.in_flight for level in model.trusted]
+    if knee is None or not loads:
+        return NONE
+    highest = max(loads)
+    return (
+        f"{knee:,.0f} requests in flight" if knee <= 2 * highest else f"more than {2 * highest:.0f} in flight"
+    )
+
+
+def not_met_text(model: ModelAnswer) -> str:
+    """Walls that were not met; empty when all were."""
+    if not model.not_met:
+        return ""
+    names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
+    return f"No wall up to {users_text(model.not_met[0].up_to_users)} from: {names}."
+
+
+def percentile_cells(level: Level) -> list[str]:
+    """Users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and E2E, in ms."""
+    requests = level.requests
+    return [str(level.users)] + [
+        " / ".join(milliseconds(value) for value in (found.p50, found.p95, found.p99))
+        for found in (requests.ttft_s, requests.tpot_s, requests.chunk_gap_s, requests.e2e_s)
+    ]

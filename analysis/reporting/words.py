@@ -1,0 +1,321 @@
+"""Sentences for codes: what each note of the analysis says to a person."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+
+from analysis import notes
+from analysis.notes import Note
+from analysis.walls.names import Basis, WallName
+
+WALL_NAMES: dict[WallName, str] = {
+    "kv_cache": "KV cache",
+    "prefix_cache": "prefix cache",
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "throughput": "throughput",
+    "max_num_seqs": "max_num_seqs",
+    "errors": "errors",
+    "not_reached": "none reached",
+}
+BEYOND_WALL: dict[WallName, str] = {
+    "kv_cache": "requests wait for GPU memory, or are preempted and computed again",
+    "prefix_cache": "the histories of users who think are evicted before their next turn and computed again, "
+    "although the KV cache in use looks small",
+    "ttft": "answers start too late",
+    "tpot": "answers come too slowly",
+    "throughput": "the server makes fewer tokens a second in all",
+    "max_num_seqs": "further requests wait for one of the server's max_num_seqs slots, with memory free",
+    "errors": "the server turns requests away",
+    "not_reached": "",
+}
+BASIS_WORDS: dict[Basis, str] = {
+    "measured": "measured at this load",
+    "interpolated": "between two levels",
+    "extrapolated": "beyond the levels",
+    "model": "from the formula alone",
+}
+
+
+def wall_name(code: str) -> str:
+    """A wall's name in words."""
+    return next((name for wall, name in WALL_NAMES.items() if wall == code), code)
+
+
+def sentences(found: Sequence[Note]) -> list[str]:
+    """One sentence a note."""
+    return [words(note) for note in found]
+
+
+@singledispatch
+def words(note: Note) -> str:
+    """What a note says: a sentence, or a clause without a full stop for doubts about a level."""
+    raise NotImplementedError(type(note).__name__)
+
+
+def _because(why: Sequence[Note]) -> str:
+    return "; ".join(sentences(why))
+
+
+@words.register
+def _(note: notes.Told) -> str:
+    return note.sentence
+
+
+# Why a level is not trusted: clauses that follow "Level 8 not trusted:".
+
+
+@words.register
+def _(note: notes.NotSteady) -> str:
+    return "not steady: request durations or KV usage still drift at the end"
+
+
+@words.register
+def _(note: notes.TooFewRequests) -> str:
+    return f"too few: {note.ended} requests ended in the window, {note.needed} are needed"
+
+
+@words.register
+def _(note: notes.GeneratorLate) -> str:
+    return f"load generator late: event-loop lag {1e3 * note.lag_s:.0f} ms, limit {1e3 * note.limit_s:.0f} ms"
+
+
+@words.register
+def _(note: notes.GeneratorBusy) -> str:
+    return f"load generator busy: {100 * note.cpu:.0f} % of a core, limit {100 * note.limit:.0f} %"
+
+
+@words.register
+def _(note: notes.ClientErrors) -> str:
+    return f"{note.failed} of {note.ended} requests failed on the client's side"
+
+
+@words.register
+def _(note: notes.LoadNotReached) -> str:
+    return f"load not reached: {note.in_flight:.1f} in flight of {note.users}"
+
+
+@words.register
+def _(note: notes.TooMuchLoad) -> str:
+    return (
+        f"more load than users: {note.in_flight:.1f} in flight of {note.users}, as when a worker that is cut "
+        "off keeps its users"
+    )
+
+
+@words.register
+def _(note: notes.LittlesLawOff) -> str:
+    return f"Little's law is off by {100 * note.off:+.0f} %: rows are missing, or clocks differ"
+
+
+@words.register
+def _(note: notes.TokensDisagree) -> str:
+    more = "more" if note.off > 0 else "fewer"
+    return (
+        f"tokens disagree: the server counted {100 * abs(note.off):.0f} % {more} than our rows, over the "
+        "whole run"
+    )
+
+
+@words.register
+def _(note: notes.ForeignLoad) -> str:
+    return f"foreign load: the server holds {note.requests:.1f} requests more than we sent"
+
+
+# Why there is no answer.
+
+
+@words.register
+def _(note: notes.NoRequests) -> str:
+    return "The run holds no request: let a level finish, then analyse again."
+
+
+@words.register
+def _(note: notes.NoSuccess) -> str:
+    return "No request succeeded: the errors in the rows say why."
+
+
+@words.register
+def _(note: notes.OpenLoop) -> str:
+    return (
+        "This is an open loop: requests came when they were due, so there is no number of users. The table "
+        "shows what the server did with them; for a number of users, run levels."
+    )
+
+
+@words.register
+def _(note: notes.NoLevels) -> str:
+    return "No level ran longer than its settling time: use longer levels (--level-s)."
+
+
+@words.register
+def _(note: notes.NoTrustedLevel) -> str:
+    return f"No level can be trusted: {'; '.join(sorted(sentences(note.why)))}."
+
+
+@words.register
+def _(note: notes.PastWallAtLowest) -> str:
+    return (
+        f"Already the lowest trusted level, {note.users} users, is past the {wall_name(note.wall)} wall: "
+        "measure at fewer users."
+    )
+
+
+# Warnings.
+
+
+@words.register
+def _(note: notes.NotPooled) -> str:
+    names = " and ".join(filter(None, [", ".join(note.differing[:-1]), note.differing[-1]]))
+    differ = "differs" if len(note.differing) == 1 else "differ"
+    return f"Not pooled, because {names} {differ}: {', '.join(note.run_ids)} (choose with --run)."
+
+
+@words.register
+def _(note: notes.SimulatorLate) -> str:
+    return (
+        f"The simulated server was late itself: half of the time some tokens came {1e3 * note.late_s:.0f} ms "
+        "or more after they were due, because its process lacked CPU. Give it a core of its own."
+    )
+
+
+@words.register
+def _(note: notes.PoolUnknown) -> str:
+    return (
+        "The memory wall is missing: the server's /metrics did not say how many KV blocks it has "
+        "(--kv-cache-tokens says it). Latency and throughput walls still answer."
+    )
+
+
+@words.register
+def _(note: notes.TooFewLengths) -> str:
+    return f"The memory wall is missing: fewer than {note.needed} finished requests carried token counts."
+
+
+@words.register
+def _(note: notes.SpreadOverEngines) -> str:
+    return f"{note.engines} engines: the memory wall takes users as spread evenly over equal pools."
+
+
+@words.register
+def _(note: notes.GaugeDisagrees) -> str:
+    more = "more" if note.off > 0 else "less"
+    return (
+        f"The server's gauge shows {100 * abs(note.off):.0f} % {more} KV cache a request than the requests' "
+        "lengths explain: hidden tokens, shared prefixes or a hybrid cache layout."
+    )
+
+
+@words.register
+def _(note: notes.Lockstep) -> str:
+    return (
+        f"Lockstep: output lengths hardly vary (CV {note.cv:.2f}). Requests march in step, preemptions then "
+        "depend on how users started, and the memory wall may be off by users. Vary the lengths."
+    )
+
+
+@words.register
+def _(note: notes.HeavyTail) -> str:
+    return (
+        f"Output lengths are heavy-tailed (CV {note.cv:.2f}): {note.requests} requests are few, the interval "
+        f"may be too narrow. Measure {note.needed}, or cap max_tokens."
+    )
+
+
+@words.register
+def _(note: notes.SeedRepeated) -> str:
+    return "Runs with the same seed are pooled: their lengths repeat, so the interval is too narrow."
+
+
+@words.register
+def _(note: notes.LevelsNotTrusted) -> str:
+    plural = "s" * (len(note.users) > 1)
+    return f"Level{plural} {', '.join(map(str, note.users))} not trusted: {_because(note.why)}."
+
+
+@words.register
+def _(note: notes.Extrapolated) -> str:
+    if note.side == "above":
+        return (
+            f"Extrapolated: the highest trusted level is {note.users} users, below the "
+            f"{wall_name(note.wall)} wall. Run one level above it."
+        )
+    return (
+        f"Extrapolated: the lowest trusted level is {note.users} users, above the {wall_name(note.wall)} "
+        "wall. Run one level below it."
+    )
+
+
+@words.register
+def _(note: notes.FormulaAlone) -> str:
+    return "No trusted level near the memory wall counted preemptions: it rests on the formula alone."
+
+
+@words.register
+def _(note: notes.SentLate) -> str:
+    return (
+        f"{note.run_id}: requests were sent late, p99 {1e3 * note.late_p99_s:.0f} ms after they were due "
+        f"(limit {1e3 * note.limit_s:.0f} ms). TTFT p95 is {_seconds(note.due_p95_s)} from due, "
+        f"{_seconds(note.sent_p95_s)} from sent: the load generator was the bottleneck; use more workers, or "
+        "a lower rate."
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
+
+
+# Changes of the deployment: what is done, without a full stop.
+
+
+@words.register
+def _(note: notes.RaiseMemoryUtilization) -> str:
+    return f"--gpu-memory-utilization {note.to:g} (now {note.now:g})"
+
+
+@words.register
+def _(note: notes.LargerPool) -> str:
+    return (
+        f"A KV pool {100 * note.by:.0f} % larger (--gpu-memory-utilization, or fewer other users of the GPU)"
+    )
+
+
+@words.register
+def _(note: notes.Fp8Cache) -> str:
+    return "--kv-cache-dtype fp8 (twice the tokens; check answer quality)"
+
+
+@words.register
+def _(note: notes.ShorterContext) -> str:
+    return (
+        f"--max-model-len {note.max_model_len} (1 in {1 / note.cut_share:.0f} requests was longer and would "
+        "be cut)"
+    )
+
+
+@words.register
+def _(note: notes.OffloadHistories) -> str:
+    "KV offloading to the host's memory (--kv-offloading-size): evicted histories are loaded, not"
+    "computed"
+
+
+@words.register
+def _(note: notes.ShorterHistories) -> str:
+    return "Shorter histories: fewer turns sent back, or summaries of old ones"
+
+
+@words.register
+def _(note: notes.RaiseMaxNumSeqs) -> str:
+    return "Raise --max-num-seqs"
+
+
+@words.register
+def _(note: notes.LighterWork) -> str:
+    return "Shorter prompts, a faster GPU, or a looser objective"
+
+
+@words.register
+def _(note: notes.SecondReplica) -> str:
+    text = "A second replica, users spread evenly"
+    if note.keep_conversations:
+        return f"{text} and each conversation sent where its history is (a prefix-aware router)"
+    return text
