@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 
 from analysis.levels.level import Level
+from analysis.levels.requests import RequestFigures
+from analysis.levels.server import ServerFigures
 from analysis.statistics.samples import Quantiles, Share, Window
 from loadtest.record import (
     RUN_FILE,
@@ -223,41 +225,47 @@ def _info(
 
 
 def level(users: int, **changes: object) -> Level:
-    """A trusted level whose requests take a second; `changes` set its fields."""
+    """A trusted level whose requests take a second; `changes` set its fields, or its requests' or server's."""
     window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
-    values: dict[str, object] = {
-        "users": users,
-        "run_id": "run",
-        "window": window,
+    requests: dict[str, object] = {
         "n": 100 * users,
-        "cancelled": 0,
+        "finished": 100 * users,
         "errors": 0,
-        "in_flight": float(users),
+        "client_errors": 0,
+        "cancelled": 0,
         "e2e_mean_s": 1.0,
-        "e2e": Quantiles(),
-        "ttft": Quantiles(),
-        "tpot": Quantiles(),
-        "decode": Quantiles(),
-        "gap": Quantiles(),
+        **dict.fromkeys(("e2e_s", "ttft_s", "tpot_s", "decode_tok_s", "chunk_gap_s"), Quantiles()),
         "gap_is_itl": True,
-        "ttft_miss": Share(misses=0, n=100 * users),
-        "tpot_miss": Share(misses=0, n=100 * users),
-        "overload": Share(misses=0, n=100 * users),
+        **dict.fromkeys(("ttft_miss", "tpot_miss", "overload"), Share(misses=0, n=100 * users)),
         "output_tok_s": 100.0 * users,
         "output_tok_se": 1.0,
         "goodput_rps": float(users),
+    }
+    server: dict[str, object] = {
         "running": float(users),
-        "kv_usage": 0.1,
+        "kv_cache_usage": 0.1,
         "waiting_fraction": 0.0,
         "preemptions": 0.0,
-        "finished": 100 * users,
         "blocked": None,
         "queue": Share(misses=0, n=100),
-        "slots": None,
+        "max_num_seqs": None,
         "most_running": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
+    }
+    own: dict[str, object] = {
+        "users": users,
+        "run_id": "run",
+        "window": window,
+        "in_flight": float(users),
         "lag_s": 0.0,
         "why_not": (),
     }
-    return Level(**(values | changes))  # type: ignore[arg-type]
+    for values in (requests, server, own):
+        values |= {name: changes.pop(name) for name in list(changes) if name in values}
+    assert not changes, changes
+    return Level(
+        requests=RequestFigures(**requests),  # type: ignore[arg-type]
+        server=ServerFigures(**server),  # type: ignore[arg-type]
+        **own,  # type: ignore[arg-type]
+    )

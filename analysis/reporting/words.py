@@ -294,8 +294,10 @@ def _(note: notes.ShorterContext) -> str:
 
 @words.register
 def _(note: notes.OffloadHistories) -> str:
-    "KV offloading to the host's memory (--kv-offloading-size): evicted histories are loaded, not"
-    "computed"
+    return (
+        "KV offloading to the host's memory (--kv-offloading-size): evicted histories are loaded, not "
+        "computed"
+    )
 
 
 @words.register

@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
 from analysis.capacity.answer import recommend
+from analysis.reporting.words import sentences
 from benchmarks.proofs.kept import DATA, Row, completed, kept
 from testing.truth.deployments import Truth, deployment, sought_se, truth_of
 from testing.truth.methods import estimate, life_s, search, sweep
@@ -83,15 +84,15 @@ def measured(number: int) -> Row:
 
 
 def _said(answer: ModelAnswer, *, gpu_s: float, requests: int) -> Row:
-    low, high = answer.interval_x or (None, None)
+    low, high = answer.headline.interval_x or (None, None)
     return {
-        "refused": answer.reasons,
-        "at_least": answer.at_least,
-        "x": answer.estimate_x,
+        "refused": sentences(answer.reasons),
+        "at_least": answer.headline.at_least,
+        "x": answer.headline.estimate_x,
         "low": low,
         "high": high,
-        "max_users": answer.max_users,
-        "binding": answer.binding,
+        "max_users": answer.headline.max_users,
+        "binding": answer.headline.binding,
         "bounds": {one.name: [one.users_x, *one.interval_x] for one in answer.bounds},
         "gpu_s": round(gpu_s, 1),
         "requests": requests,

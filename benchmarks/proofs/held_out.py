@@ -110,7 +110,11 @@ def _of(levels: Sequence[Level], users: int) -> Level | None:
 
 
 def _figures(level: Level) -> tuple[float, ...]:
-    return (level.kv_usage, level.ttft.p95 or math.nan, level.tpot.p95 or math.nan)
+    return (
+        level.server.kv_cache_usage,
+        level.requests.ttft_s.p95 or math.nan,
+        level.requests.tpot_s.p95 or math.nan,
+    )
 
 
 def _logs(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:

@@ -83,7 +83,7 @@ def estimate(seen: Judgement) -> float:
     """Of a judgement; the highest level that held where no wall was met, nan where it cannot say."""
     if seen.reasons or not seen.evidence.trusted:
         return math.nan
-    head = headline_of(seen.evidence, seen.stands, confidence=CONFIDENCE)
+    head = headline_of(seen.evidence, seen.walls, confidence=CONFIDENCE)
     return head.estimate_x if head.estimate_x is not None else float(seen.evidence.trusted[-1])
 
 

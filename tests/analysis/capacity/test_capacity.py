@@ -16,6 +16,7 @@ from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
 from analysis.reading.runs import find_runs, read_run
+from analysis.reporting.words import sentences, words
 from loadtest.record import GpuInfo, ServerInfo, Slo
 from testing.processes import ROOT
 from testing.virtual_runs import Plan, chat_lengths, small_engine, write_run
@@ -79,34 +80,34 @@ def test_the_same_rows_give_the_same_answer(memory_run, memory_answer):
 def test_slots_bind_and_memory_is_left_to_the_formula(tmp_path):
     write_run(tmp_path / "r", small_engine(max_num_seqs=8), Plan(levels=SWEEP))
     found = answer_for(tmp_path / "r")
-    assert found.binding == "max_num_seqs"
-    assert (found.max_users, found.estimate, found.interval) == (8, 8, (8, 8))
+    assert found.headline.binding == "max_num_seqs"
+    assert (found.headline.max_users, found.headline.estimate, found.headline.interval) == (8, 8, (8, 8))
     (memory,) = (bound for bound in found.bounds if bound.name == "kv_cache")
     assert memory.basis == "model"
     assert memory.users in (16, 17)
-    assert found.levels[-1].kv_blocked_fraction == 0.0
+    assert found.levels[-1].server.blocked.fraction == 0.0
 
 
 def test_slow_tokens_bind_where_the_engine_gets_slow(tmp_path):
     plan = Plan(levels=(8, 16, 24, 32, 40), level_s=20.0)
     write_run(tmp_path / "r", small_engine(num_gpu_blocks=2000), plan)
     found = answer_for(tmp_path / "r", slo=Slo(tpot_p95_s=0.008))
-    assert found.binding == "tpot"  # the engine misses 4 % at 33 users and 38 % at 34
-    assert found.max_users in (31, 32, 33)
-    assert found.interval_x is not None
-    assert found.interval_x[0] <= 33.0 <= (found.interval_x[1] or 0)
+    assert found.headline.binding == "tpot"  # the engine misses 4 % at 33 users and 38 % at 34
+    assert found.headline.max_users in (31, 32, 33)
+    assert found.headline.interval_x is not None
+    assert found.headline.interval_x[0] <= 33.0 <= (found.headline.interval_x[1] or 0)
 
 
 def test_without_metrics_memory_is_missing_and_latency_still_answers(tmp_path):
     plan = Plan(levels=(8, 16, 20, 24, 28, 32), level_s=20.0, metrics=False)
     write_run(tmp_path / "r", small_engine(), plan)
     found = answer_for(tmp_path / "r", slo=Slo(ttft_p95_s=0.2))
-    assert found.binding == "ttft"  # the engine misses 3 % at 22 users and 6 % at 23
-    assert found.estimate in range(20, 26)
+    assert found.headline.binding == "ttft"  # the engine misses 3 % at 22 users and 6 % at 23
+    assert found.headline.estimate in range(20, 26)
     assert found.memory.pool_tokens is None
-    assert found.levels[0].kv_cache_usage is None
+    assert found.levels[0].server.kv_cache_usage is None
     assert found.levels[0].preempted_fraction is None
-    assert any(warning.startswith("The memory wall is missing") for warning in found.warnings)
+    assert any(warning.startswith("The memory wall is missing") for warning in sentences(found.warnings))
 
 
 def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
@@ -119,44 +120,44 @@ def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
 def test_where_nothing_broke_the_answer_is_at_least_the_highest_level(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=20.0))
     found = answer_for(tmp_path / "r")
-    assert found.at_least
-    assert found.max_users == 4
-    assert found.estimate is None
-    assert found.interval == (4, None)
-    assert found.binding == "not_reached"
+    assert found.headline.at_least
+    assert found.headline.max_users == 4
+    assert found.headline.estimate is None
+    assert found.headline.interval == (4, None)
+    assert found.headline.binding == "not_reached"
     assert [(bound.name, bound.basis) for bound in found.bounds] == [("kv_cache", "extrapolated")]
 
 
 def test_a_wall_just_beyond_the_levels_is_flagged_and_not_recommended(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(4, 8, 14, 16), level_s=20.0, seed=1))
     found = answer_for(tmp_path / "r")
-    assert found.max_users is not None
-    assert found.max_users <= 16
-    if found.estimate_x is not None and found.estimate_x > 16:
-        assert any(warning.startswith("Extrapolated") for warning in found.warnings)
+    assert found.headline.max_users is not None
+    assert found.headline.max_users <= 16
+    if found.headline.estimate_x is not None and found.headline.estimate_x > 16:
+        assert any(warning.startswith("Extrapolated") for warning in sentences(found.warnings))
 
 
 def test_thinking_users_outnumber_requests_in_flight(tmp_path):
     plan = Plan(levels=(8, 16, 32, 48), think_s=1.0, level_s=30.0)
     write_run(tmp_path / "r", small_engine(), plan)
     found = answer_for(tmp_path / "r")
-    assert found.binding == "kv_cache"
-    assert found.max_users is not None
+    assert found.headline.binding == "kv_cache"
+    assert found.headline.max_users is not None
     assert found.max_in_flight is not None
-    assert found.max_in_flight < 0.5 * found.max_users
+    assert found.max_in_flight < 0.5 * found.headline.max_users
     at_48 = found.levels[-1]
     assert at_48.preempted_fraction is not None
     assert at_48.preempted_fraction > 0.01
-    assert 32 <= found.max_users < 48
+    assert 32 <= found.headline.max_users < 48
 
 
 def test_a_late_load_generator_is_refused(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(4, 8), level_s=12.0, lag_s=0.05))
     found = answer_for(tmp_path / "r")
     assert found.refused
-    assert found.max_users is None
+    assert found.headline.max_users is None
     assert found.bounds == []
-    assert "event-loop lag 50 ms, limit 5 ms" in found.reasons[0]
+    assert "event-loop lag 50 ms, limit 5 ms" in words(found.reasons[0])
 
 
 def test_a_level_that_still_drifts_at_its_end_is_refused(tmp_path):
@@ -170,13 +171,13 @@ def test_a_level_that_still_drifts_at_its_end_is_refused(tmp_path):
     write_run(tmp_path / "r", engine, Plan(levels=(4,), level_s=60.0, lengths=growing))
     found = answer_for(tmp_path / "r")
     assert found.refused
-    assert "not steady" in found.reasons[0]
+    assert "not steady" in words(found.reasons[0])
 
 
 def test_equal_lengths_are_flagged_as_lockstep(tmp_path):
     plan = Plan(levels=(4, 8), level_s=12.0, lengths=lambda _: (124, 96))
     write_run(tmp_path / "r", small_engine(), plan)
-    assert any(warning.startswith("Lockstep") for warning in answer_for(tmp_path / "r").warnings)
+    assert any(warning.startswith("Lockstep") for warning in sentences(answer_for(tmp_path / "r").warnings))
 
 
 def test_foreign_load_on_the_server_is_not_trusted(tmp_path):
@@ -187,7 +188,7 @@ def test_foreign_load_on_the_server_is_not_trusted(tmp_path):
     (folder / "server.jsonl").write_text("".join(json.dumps(line) + "\n" for line in busy))
     found = answer_for(folder)
     assert found.refused
-    assert "foreign load" in found.reasons[0]
+    assert "foreign load" in words(found.reasons[0])
 
 
 # The command.
@@ -353,7 +354,7 @@ def test_tokens_that_the_server_counted_and_we_did_not_make_levels_untrusted(tmp
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join(line for number, line in enumerate(lines) if number % 20))
     answer = answer_for(tmp_path / "run")
-    assert re.search("the server counted [4-7] % more than our rows", answer.levels[0].why_not[0])
+    assert re.search("the server counted [4-7] % more than our rows", words(answer.levels[0].why_not[0]))
 
 
 def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, capsys):
@@ -365,8 +366,13 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
         msgspec.json.decode((path / "capacity.json").read_bytes(), type=Answer) for path in (folder, example)
     )
     (now,), (then,) = made.models, stands.models
-    assert (now.max_users, now.estimate, now.binding, now.reasons) == (18, 18, "kv_cache", [])
-    assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
-    assert [level.n for level in now.levels] == [level.n for level in then.levels]
+    assert (now.headline.max_users, now.headline.estimate, now.headline.binding, now.reasons) == (
+        18,
+        18,
+        "kv_cache",
+        [],
+    )
+    assert now.headline.interval_x == pytest.approx(then.headline.interval_x, rel=1e-6)
+    assert [level.requests.n for level in now.levels] == [level.requests.n for level in then.levels]
     assert now.warnings == then.warnings
     assert "18 users" in capsys.readouterr().out

@@ -433,7 +433,7 @@ def test_a_baseline_without_a_wall_asks_only_for_what_it_has_shown(tmp_path):
         deployed(write(tmp_path / name, seed=seed, levels=(1, 8), num_gpu_blocks=blocks))
         for name, seed, blocks in (("calm", 0, 128), ("wide", 1, 200))
     )
-    assert calm.answer.at_least
+    assert calm.answer.headline.at_least
     assert gate_of(calm, wide).criteria[0].verdict == "ok"
     narrow = deployed(
         write(tmp_path / "narrow", seed=2, levels=(1, 4, 6, 8), num_gpu_blocks=40, max_model_len=1024)

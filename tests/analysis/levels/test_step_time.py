@@ -9,6 +9,7 @@ from analysis.evidence import step_time as latency
 from analysis.evidence.evidence import gather, slots_of
 from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.levels.level import load_points
+from analysis.notes import NotSteady
 from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
 from analysis.walls.max_num_seqs import binomial_queue, slots_wall
@@ -43,7 +44,7 @@ def miss_levels(rng, *, at, slope, users=(4, 8, 12, 16, 20, 24), n=400):
 
 
 def ttft_crossing(levels):
-    return miss_crossing(load_points(levels, lambda one: one.ttft_miss), limit=0.05)
+    return miss_crossing(load_points(levels, lambda one: one.requests.ttft_miss), limit=0.05)
 
 
 def test_the_crossing_of_misses_is_recovered():
@@ -68,7 +69,10 @@ def test_one_sided_bounds_cover_as_often_as_they_claim():
 def test_dependent_requests_widen_the_bounds():
     levels = miss_levels(np.random.default_rng(1), at=15.0, slope=8.0)
     wide = [
-        level(one.users, ttft_miss=Share(misses=one.ttft_miss.misses, n=one.ttft_miss.n, effect=8.0))
+        level(
+            one.users,
+            ttft_miss=Share(misses=one.requests.ttft_miss.misses, n=one.requests.ttft_miss.n, effect=8.0),
+        )
         for one in levels
     ]
     narrow, widened = ttft_crossing(levels), ttft_crossing(wide)
@@ -107,11 +111,12 @@ def test_a_cliff_between_two_levels_is_known_no_better_than_the_levels():
 def test_a_p95_places_the_crossing_inside_a_cliff():
     shares = ((8, 0, 0.25), (16, 0, 0.5), (32, 500, 1.0))
     levels = [
-        level(users, ttft_miss=Share(misses=missed, n=500), ttft=Quantiles(p95=p95))
+        level(users, ttft_miss=Share(misses=missed, n=500), ttft_s=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
     found = p95_crossing(
-        load_points(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95), objective=0.625
+        load_points(levels, lambda one: one.requests.ttft_miss, lambda one: one.requests.ttft_s.p95),
+        objective=0.625,
     )
     assert found is not None
     assert found.x == pytest.approx(20.0)
@@ -120,11 +125,12 @@ def test_a_p95_places_the_crossing_inside_a_cliff():
 def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
     shares = ((8, 0, 0.2), (16, 40, 0.97), (32, 900, 9.0))
     levels = [
-        level(users, ttft_miss=Share(misses=missed, n=1000), ttft=Quantiles(p95=p95))
+        level(users, ttft_miss=Share(misses=missed, n=1000), ttft_s=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
     found = p95_crossing(
-        load_points(levels, lambda one: one.ttft_miss, lambda one: one.ttft.p95), objective=1.0
+        load_points(levels, lambda one: one.requests.ttft_miss, lambda one: one.requests.ttft_s.p95),
+        objective=1.0,
     )
     assert found is not None
     for error in (0.05, 0.3, 0.49):
@@ -143,7 +149,7 @@ def test_levels_that_hold_make_no_wall_and_one_chance_miss_makes_none_either():
 
 
 def test_untrusted_levels_are_never_fitted():
-    levels = [level(1), level(2, ttft_miss=Share(misses=200, n=200), why_not=("late",))]
+    levels = [level(1), level(2, ttft_miss=Share(misses=200, n=200), why_not=(NotSteady(),))]
     assert ttft_crossing(levels) is None
 
 
@@ -168,7 +174,7 @@ def test_thinking_users_may_outnumber_the_slots():
 def test_slots_are_as_stated_or_as_seen():
     assert slots_of([level(4)], stated=None) is None
     assert slots_of([level(4)], stated=64) == 64
-    assert slots_of([level(16, slots=8), level(20, slots=8)], stated=None) == 8
+    assert slots_of([level(16, max_num_seqs=8), level(20, max_num_seqs=8)], stated=None) == 8
 
 
 def test_slots_are_seen_where_three_numbers_of_users_leave_equally_many_running():

@@ -15,6 +15,8 @@ from analysis.capacity.answer import recommend
 from analysis.reading.other_tools.results import read_results
 from analysis.reading.other_tools.server_metrics import read_metrics_dump
 from analysis.reading.runs import Run, find_runs, read_run
+from analysis.reading.server_metrics import read_metrics_dump
+from analysis.reporting.words import sentences
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
 from testing import other_tools as tools
@@ -75,20 +77,24 @@ def test_a_sweep_of_another_tool_gives_the_answer_of_our_own_rows(ours, tool, tm
     ours.write_metrics(tmp_path / "results")
     answer = recommend(read_results(tmp_path / "results"), slo=Slo())
     assert not answer.refused
-    assert (answer.max_users, answer.estimate) == (ours.answer.max_users, ours.answer.estimate) == (16, 17)
-    assert answer.binding == ours.answer.binding == "kv_cache"
-    assert answer.interval_x == pytest.approx(ours.answer.interval_x, abs=0.1)
+    assert (
+        (answer.headline.max_users, answer.headline.estimate)
+        == (ours.answer.max_users, ours.answer.estimate)
+        == (16, 17)
+    )
+    assert answer.headline.binding == ours.answer.binding == "kv_cache"
+    assert answer.headline.interval_x == pytest.approx(ours.answer.interval_x, abs=0.1)
     assert answer.memory.pool_tokens == ours.answer.memory.pool_tokens
     assert answer.memory.gauge_tokens_per_user == pytest.approx(answer.memory.tokens_per_user, rel=0.02)
     assert [level.users for level in answer.levels] == list(SWEEP)
     for level, own in zip(answer.levels, ours.answer.levels, strict=True):
         assert level.trusted, level.why_not
-        assert level.ttft_s.p50 == pytest.approx(own.ttft_s.p50, rel=0.03)
-        assert level.tpot_s.p50 == pytest.approx(own.tpot_s.p50, rel=0.02)
-        assert level.output_tok_s == pytest.approx(own.output_tok_s, rel=0.01)
-        assert level.kv_cache_usage == pytest.approx(own.kv_cache_usage, abs=0.01)
-        assert (level.chunk_gap_s.p95 is None) == (tool == "guidellm")
-    assert any("how late it was itself" in warning for warning in answer.warnings)
+        assert level.requests.ttft_s.p50 == pytest.approx(own.ttft_s.p50, rel=0.03)
+        assert level.requests.tpot_s.p50 == pytest.approx(own.tpot_s.p50, rel=0.02)
+        assert level.requests.output_tok_s == pytest.approx(own.output_tok_s, rel=0.01)
+        assert level.server.kv_cache_usage == pytest.approx(own.kv_cache_usage, abs=0.01)
+        assert (level.requests.chunk_gap_s.p95 is None) == (tool == "guidellm")
+    assert any("how late it was itself" in warning for warning in sentences(answer.warnings))
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -96,13 +102,15 @@ def test_what_only_the_server_can_tell_is_missing_without_its_metrics_and_never_
     TOOLS[tool](ours.rows, tmp_path / "results")
     assert main([str(tmp_path / "results")]) == 0
     (model,) = _answer(tmp_path / "results").models
-    assert model.at_least
-    assert model.max_users == 20
+    assert model.headline.at_least
+    assert model.headline.max_users == 20
     assert model.memory.pool_tokens is None
     for level in model.levels:
         assert level.trusted
-        assert level.kv_cache_usage is level.preempted_fraction is level.kv_blocked_fraction is None
-    said = " ".join(model.warnings)
+        assert (
+            level.server.kv_cache_usage is level.preempted_fraction is level.server.blocked.fraction is None
+        )
+    said = " ".join(sentences(model.warnings))
     assert "Without server metrics there is no KV usage" in said
     assert "The memory wall is missing" in said
 
@@ -116,10 +124,10 @@ def test_a_pool_that_the_user_states_places_the_memory_wall_by_the_formula_alone
     pool = ["--kv-cache-tokens", "4096", "--block-size", "32"]
     assert main([str(tmp_path / "v"), *pool]) == 0
     (model,) = _answer(tmp_path / "v").models
-    assert model.binding == "kv_cache"
-    assert model.estimate_x == pytest.approx(ours.answer.estimate_x, abs=1.0)
+    assert model.headline.binding == "kv_cache"
+    assert model.headline.estimate_x == pytest.approx(ours.answer.estimate_x, abs=1.0)
     assert model.bounds[0].basis == "model"
-    assert any("rests on the formula alone" in warning for warning in model.warnings)
+    assert any("rests on the formula alone" in warning for warning in sentences(model.warnings))
 
 
 # Pieces of real files.
@@ -222,7 +230,7 @@ def test_failures_and_what_was_cut_off_keep_their_meaning(ours, tool, tmp_path):
     assert np.isnan(run.requests.first_chunk_s[~run.requests.ok]).all()
     assert np.isnan(run.requests.output_tokens[~run.requests.ok]).all()
     answer = recommend([run], slo=Slo())
-    assert answer.levels[0].errors == 5
+    assert answer.levels[0].requests.errors == 5
 
 
 def _failed(row: RequestRecord, outcome: Outcome, status: int | None) -> RequestRecord:
@@ -294,7 +302,7 @@ def test_open_loops_are_shown_and_refused_and_left_out_beside_levels(ours, tmp_p
     assert main([str(folder)]) == 0
     (model,) = _answer(folder).models
     assert [level.users for level in model.levels] == [4]
-    assert any("Left out" in one and "sweep.json (constant@5)" in one for one in model.warnings)
+    assert any("Left out" in one and "sweep.json (constant@5)" in one for one in sentences(model.warnings))
 
 
 # Files that cannot answer: one sentence, exit code 2.
@@ -439,9 +447,9 @@ def test_aiperfs_own_scrapes_are_found_and_tell_the_pool_and_the_preemptions(our
     (tmp_path / "a" / "server_metrics_export.jsonl").write_text(tools.aiperf_scrapes(ours.scrapes))
     (tmp_path / "a" / "server_metrics_export.json").write_text(json.dumps(tools.aiperf_cache(ours.info)))
     answer = recommend(read_results(tmp_path / "a"), slo=Slo())
-    assert (answer.max_users, answer.binding) == (ours.answer.max_users, "kv_cache")
+    assert (answer.headline.max_users, answer.headline.binding) == (ours.answer.max_users, "kv_cache")
     assert answer.memory.preempted_fraction_shift is not None
-    assert not any("scrape" in warning for warning in answer.warnings)
+    assert not any("scrape" in warning for warning in sentences(answer.warnings))
 
 
 @pytest.mark.parametrize(
@@ -520,7 +528,7 @@ def test_foreign_tokens_on_the_server_make_a_level_untrusted(ours, tmp_path):
     guidellm_folder([row for number, row in enumerate(ours.level(4)) if number % 10], tmp_path / "g")
     (run,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
     (level,) = recommend([run], slo=Slo()).levels
-    assert any("tokens disagree" in why for why in level.why_not)
+    assert any("tokens disagree" in why for why in sentences(level.why_not))
 
 
 def test_metrics_of_another_tool_do_not_go_with_runs_of_ours(ours, tmp_path, capsys):

@@ -26,7 +26,7 @@ def test_a_search_is_close_and_cheaper_than_a_bisection(number: int) -> None:
     assert estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
     assert load.now_s < bisection(one, requests=2000).gpu_s
     answer = answer_of(judge([load.run()], slo=one.slo))
-    assert answer.estimate_x == pytest.approx(TRUE_X[number], rel=0.08)
+    assert answer.headline.estimate_x == pytest.approx(TRUE_X[number], rel=0.08)
 
 
 def test_levels_follow_each_other_without_a_jump_beyond_four_times_what_has_held() -> None:

@@ -95,12 +95,12 @@ def test_step_times_are_recovered_and_the_intervals_hold_them(calibration: Servi
 def test_a_level_that_was_held_out_is_predicted(calibration: ServiceFit, evidence: Evidence) -> None:
     (level,) = (level for level in evidence.levels if level.users == 16)
     seen = simulate_users(calibration.service, 16, requests=3000).figures(SLO)
-    assert seen.ttft_p50_s == pytest.approx(level.ttft.p50, rel=0.1)
-    assert seen.ttft_p95_s == pytest.approx(level.ttft.p95, rel=0.15)
-    assert seen.tpot_p50_s == pytest.approx(level.tpot.p50, rel=0.05)
-    assert seen.itl_p95_s == pytest.approx(level.gap.p95, rel=0.05)
-    assert seen.kv_usage == pytest.approx(level.kv_usage, abs=0.02)
-    assert seen.output_tok_s == pytest.approx(level.output_tok_s, rel=0.03)
+    assert seen.ttft_p50_s == pytest.approx(level.requests.ttft_s.p50, rel=0.1)
+    assert seen.ttft_p95_s == pytest.approx(level.requests.ttft_s.p95, rel=0.15)
+    assert seen.tpot_p50_s == pytest.approx(level.requests.tpot_s.p50, rel=0.05)
+    assert seen.itl_p95_s == pytest.approx(level.requests.chunk_gap_s.p95, rel=0.05)
+    assert seen.kv_usage == pytest.approx(level.server.kv_cache_usage, abs=0.02)
+    assert seen.output_tok_s == pytest.approx(level.requests.output_tok_s, rel=0.03)
 
 
 def test_an_overhead_between_engine_and_client_is_found(evidence: Evidence) -> None:

@@ -12,6 +12,7 @@ from analysis.evidence.evidence import gather
 from analysis.evidence.gauge import gauge_of
 from analysis.evidence.lengths import Pairs
 from analysis.levels.context import Pool
+from analysis.notes import NotSteady
 from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from analysis.walls.block_law import Occupancy, block_law
@@ -154,14 +155,14 @@ def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
 
 
 def test_levels_that_queue_for_slots_do_not_move_the_formula():
-    seated = level(20, slots=8)
-    doubted = level(18, why_not=("late",))
+    seated = level(20, max_num_seqs=8)
+    doubted = level(18, why_not=(NotSteady(),))
     plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
     found = pressure_seen([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
     capped = level(22, most_running=8)
-    assert pressure_seen([capped], slots=8) == []
+    assert pressure_seen([capped], max_num_seqs=8) == []
     assert [one.users for one in pressure_seen([capped], slots=9)] == [22]
 
 

@@ -12,6 +12,7 @@ from analysis.evidence.evidence import gather
 from analysis.evidence.turns import Turns, turns_of, uncut_weights
 from analysis.levels.context import Pool
 from analysis.reading.runs import Run
+from analysis.reporting.words import words
 from analysis.twin.maximum import find_maximum
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import Chatting, Service
@@ -73,26 +74,26 @@ def test_a_run_across_the_wall_knows_it_by_cached_tokens_and_by_counters_alike(r
 
 def test_it_is_named_explained_and_given_levers(run):
     answer = recommend([run], slo=SLO)
-    assert answer.binding == "prefix_cache"
+    assert answer.headline.binding == "prefix_cache"
     assert answer.bounds[0].basis in ("measured", "interpolated")
-    rates = [level.prefix_hit_rate for level in answer.levels]
+    rates = [level.server.prefix_hit_rate for level in answer.levels]
     assert rates[0] > 0.5
     assert rates == sorted(rates, reverse=True)
-    fp8 = next(lever for lever in answer.levers if "fp8" in lever.change)
-    assert fp8.users == pytest.approx(2 * answer.estimate, rel=0.1)
-    assert any("offloading" in lever.change for lever in answer.levers)
+    fp8 = next(option for option in answer.options if "fp8" in words(option.change))
+    assert fp8.users == pytest.approx(2 * answer.headline.estimate, rel=0.1)
+    assert any("offloading" in words(option.change) for option in answer.options)
     # Memory in use says nothing of it.
-    assert next(level for level in answer.levels if level.users == 24).kv_cache_usage < 0.4
+    assert next(level for level in answer.levels if level.users == 24).server.kv_cache_usage < 0.4
 
 
 def test_where_it_was_not_met_the_report_says_so(run):
     far = recommend([run_of(service(), (2, 4), seed=0)], slo=SLO)
-    assert far.at_least
+    assert far.headline.at_least
     met = {bound.name for bound in far.bounds}
     assert "prefix_cache" in met  # predicted, far above what was measured
     off = recommend([without_cache(run)], slo=SLO)
     assert "prefix_cache" in {wall.name for wall in off.not_met}
-    assert off.levels[0].prefix_hit_rate is None
+    assert off.levels[0].server.prefix_hit_rate is None
 
 
 def test_levels_that_find_everything_overrule_the_formula():
