@@ -1,8 +1,11 @@
 """Run folders from the engine in virtual time: what the load test would have written."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -225,7 +228,7 @@ def _info(
 
 
 def level(users: int, **changes: object) -> Level:
-    """A trusted level whose requests take a second; `changes` set its fields, or its requests' or server's."""
+    """A trusted level whose requests take a second; `changes` set fields of it or of its parts."""
     window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
     requests: dict[str, object] = {
         "n": 100 * users,
@@ -269,3 +272,8 @@ def level(users: int, **changes: object) -> Level:
         server=ServerFigures(**server),  # type: ignore[arg-type]
         **own,  # type: ignore[arg-type]
     )
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON with attributes for keys: what a script that reads our files sees."""
+    return json.loads(text, object_hook=lambda values: SimpleNamespace(**values))

@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.answers.capacity import ModelAnswer
 from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting.words import sentences, words
 from loadtest.record import GpuInfo, ServerInfo, Slo
 from testing.processes import ROOT
-from testing.virtual_runs import Plan, chat_lengths, small_engine, write_run
+from testing.virtual_runs import Plan, chat_lengths, read_json, small_engine, write_run
 
 SWEEP = (1, 2, 4, 8, 16, 20)
 
@@ -43,15 +43,15 @@ def memory_answer(memory_run) -> ModelAnswer:
 
 def test_the_kv_cache_binds_where_the_engine_starts_to_preempt(memory_answer):
     assert memory_answer.binding == "kv_cache"
-    assert memory_answer.estimate in (16, 17)
+    assert memory_answer.headline.estimate in (16, 17)
     assert memory_answer.interval is not None
     low, high = memory_answer.interval
     assert high is not None
     assert high - low <= 4
     assert memory_answer.interval_x is not None
-    assert memory_answer.estimate_x is not None
+    assert memory_answer.headline.estimate_x is not None
     assert memory_answer.max_users == low == math.floor(memory_answer.interval_x[0])
-    assert memory_answer.estimate == math.floor(memory_answer.estimate_x)
+    assert memory_answer.headline.estimate == math.floor(memory_answer.headline.estimate_x)
     assert memory_answer.p_binding == {"kv_cache": 1.0}
     assert memory_answer.max_in_flight == memory_answer.max_users
 
@@ -67,9 +67,9 @@ def test_memory_is_counted_in_tokens_and_bytes(memory_answer):
 
 
 def test_what_would_raise_it_is_ordered_by_what_the_model_says(memory_answer):
-    gains = {lever.change.split()[0]: lever.gain_users for lever in memory_answer.levers}
-    assert gains["a"] >= 1
-    assert gains["--kv-cache-dtype"] >= memory_answer.estimate
+    gains = {words(option.change).split()[0]: option.gain_users for option in memory_answer.options}
+    assert gains["A"] >= 1
+    assert gains["--kv-cache-dtype"] >= memory_answer.headline.estimate
 
 
 def test_the_same_rows_give_the_same_answer(memory_run, memory_answer):
@@ -197,7 +197,7 @@ def test_foreign_load_on_the_server_is_not_trusted(tmp_path):
 def test_the_command_answers_and_writes_what_the_contract_names(memory_run, capsys):
     assert main([str(memory_run)]) == 0
     first = capsys.readouterr().out.strip().splitlines()[0]
-    assert first.startswith("tiny: 1")
+    assert first.startswith("tiny: plan for 1")
     assert first.endswith(" users")
     written = json.loads((memory_run / "capacity.json").read_text())
     assert set(written) == {"schema", "generated_unix_s", "confidence", "slo", "models"}
@@ -221,10 +221,22 @@ def test_the_command_answers_and_writes_what_the_contract_names(memory_run, caps
     assert not list(memory_run.glob("tmp*"))
 
 
-def test_capacity_json_reads_back_as_the_answer(memory_run, memory_answer):
+def test_capacity_json_has_the_numbers_of_the_answer(memory_run, memory_answer):
     assert main([str(memory_run)]) == 0
-    found = msgspec.json.decode((memory_run / "capacity.json").read_bytes(), type=Answer)
-    assert found.models == [memory_answer]
+    (found,) = read_json((memory_run / "capacity.json").read_bytes()).models
+    head = memory_answer.headline
+    assert (found.max_users, found.estimate_x, found.binding) == (
+        head.max_users,
+        head.estimate_x,
+        head.binding,
+    )
+    assert found.interval_x == list(head.interval_x)
+    assert found.warnings == sentences(memory_answer.warnings)
+    for level, own in zip(found.levels, memory_answer.levels, strict=True):
+        assert (level.users, level.n, level.window_s) == (own.users, own.requests.n, own.window.length_s)
+        assert level.tpot_s.p50 == own.requests.tpot_s.p50
+        assert level.kv_cache_usage == own.server.kv_cache_usage
+        assert level.preempted_fraction == own.preempted_fraction
 
 
 def test_bad_folders_exit_2_with_one_sentence(tmp_path, capsys):
@@ -239,7 +251,7 @@ def test_bad_folders_exit_2_with_one_sentence(tmp_path, capsys):
 def test_a_run_that_cannot_carry_an_answer_exits_3(tmp_path, capsys):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(1,), level_s=6.0, settle_s=5.8))
     assert main([str(tmp_path)]) == 3
-    assert "No answer" in capsys.readouterr().out
+    assert "no answer" in capsys.readouterr().out
     (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
     assert model["refused"]
     assert model["reasons"]
@@ -362,17 +374,15 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
     folder = tmp_path / "run"
     shutil.copytree(example, folder)
     assert main([str(folder)]) == 0
-    made, stands = (
-        msgspec.json.decode((path / "capacity.json").read_bytes(), type=Answer) for path in (folder, example)
-    )
+    made, stands = (read_json((path / "capacity.json").read_bytes()) for path in (folder, example))
     (now,), (then,) = made.models, stands.models
-    assert (now.headline.max_users, now.headline.estimate, now.headline.binding, now.reasons) == (
+    assert (now.max_users, now.estimate, now.binding, now.reasons) == (
         18,
         18,
         "kv_cache",
         [],
     )
     assert now.headline.interval_x == pytest.approx(then.headline.interval_x, rel=1e-6)
-    assert [level.requests.n for level in now.levels] == [level.requests.n for level in then.levels]
+    assert [level.n for level in now.levels] == [level.n for level in then.levels]
     assert now.warnings == then.warnings
     assert "18 users" in capsys.readouterr().out

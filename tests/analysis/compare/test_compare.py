@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 import pytest
 
-from analysis.answers.compare import Comparison, ComparisonRow
 from analysis.compare.__main__ import main
 from analysis.compare.comparison import mismatches
 from analysis.compare.gate import gate_of
@@ -39,7 +39,7 @@ from loadtest.record import ArrivalsInfo, GpuInfo, RunInfo, ServerInfo, Slo
 from scenarios import reference_pair
 from testing.processes import ROOT, clean_environment
 from testing.truth.gate_pairs import CHANGES, pair_of
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.virtual_runs import Plan, read_json, small_engine, write_run
 
 LEVELS = (1, 8, 12, 16, 20)
 SMALLER = {"num_gpu_blocks": 90}
@@ -70,17 +70,17 @@ def smaller(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("c") / "smaller", seed=2, **SMALLER)
 
 
-def run_json(*arguments: str | Path, capsys) -> Comparison:
+def run_json(*arguments: str | Path, capsys) -> Any:
     assert main([*map(str, arguments), "--format", "json"]) in (0, 3, 4)
-    return msgspec.json.decode(capsys.readouterr().out, type=Comparison)
+    return read_json(capsys.readouterr().out)
 
 
-def row(found: Comparison, figure: str, users: int | None = None) -> ComparisonRow:
+def row(found: Any, figure: str, users: int | None = None) -> Any:
     (only,) = (one for one in found.rows if (one.figure, one.users) == (figure, users))
     return only
 
 
-def highest(found: Comparison) -> int:
+def highest(found: Any) -> int:
     """The highest level in the table: 12 or 16, as the walls fall."""
     return max(one.users for one in found.rows if one.users is not None)
 
@@ -171,7 +171,7 @@ def test_a_smaller_pool_holds_fewer_users_and_is_as_fast_alone(baseline, smaller
     assert found.common_levels == [1, 8, 12, 16, 20]
     assert {one.users for one in found.rows} == {None, 1, 8}
     assert [one.name for one in found.differs] == ["server kv_cache_tokens", "server num_gpu_blocks", "seed"]
-    assert found.names == ("before", "smaller")
+    assert found.names == ["before", "smaller"]
 
 
 def test_equal_deployments_do_not_differ(baseline, again, capsys):
@@ -191,7 +191,7 @@ def test_a_slower_server_is_seen_at_every_level_and_versions_name_the_sides(base
         step_per_seq_s=0.0002,
     )
     found = run_json(baseline, slow, capsys=capsys)
-    assert found.names == ("vllm 0.32.0", "vllm 0.33.0")
+    assert found.names == ["vllm 0.32.0", "vllm 0.33.0"]
     assert row(found, "tpot_p95_s", highest(found)).different == "yes"
     for users in (1, highest(found)):
         assert row(found, "decode_tok_s", users).ratio == pytest.approx(1 / 1.3, rel=0.03)
@@ -368,7 +368,7 @@ def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "compare.html", "compare.json", "compare.md",
     ]  # fmt: skip
-    found = msgspec.json.decode((tmp_path / "out" / "compare.json").read_bytes(), type=Comparison)
+    found = read_json((tmp_path / "out" / "compare.json").read_bytes())
     assert row(found, "max_users").different == "yes"
 
 

@@ -8,11 +8,13 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.answers.capacity import Answer, Headline, ModelAnswer
 from analysis.capacity.answer import recommend
+from analysis.notes import NoRequests
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
 from analysis.reporting import figures as plots
+from analysis.reporting.capacity_words import first_screen, plan_title
 from analysis.reporting.console import PLAIN_WIDTH
 from analysis.reporting.numbers import milliseconds, percent
 from loadtest.errors import InputError
@@ -40,12 +42,19 @@ def shown(answer: Answer, *, width: int = PLAIN_WIDTH, terminal: bool = False) -
 
 def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
     lines = shown(answer_of(model)).strip().splitlines()
-    assert re.fullmatch(r"tiny: 1[5-7] users", lines[0].strip())
+    assert re.fullmatch(r"tiny: plan for 1[5-7] users", lines[0].strip())
+    limit = re.match(r" *The limit is (1[67]\.\d) users \(90 %: (1\d\.\d) to (1\d\.\d)\): KV cache", lines[1])
+    assert limit is not None
+    low, high = float(limit[2]), float(limit[3])
+    assert low <= float(limit[1]) <= high
+    assert lines[0].endswith(f"plan for {int(low)} users")
+    assert "Plan with the lower end, rounded down." in lines[1]
+    assert "With more users, requests wait for GPU memory" in lines[2]
     assert re.search(
-        r"Best estimate 1[67]: 90 % sure that the limit lies between 1\d and 1\d users", lines[1]
+        r"Closed loop.*, prompts \d+ and answers \d+ tokens \(means of [\d,]+ requests\); TTFT p95", lines[3]
     )
-    assert "Limited by GPU memory for the KV cache" in lines[2]
-    assert "What would raise the estimate of" in "\n".join(lines[3:7])
+    assert re.search(r"Trusted: 4 of 4 levels, ([\d,]+) of \1 requests", lines[4])
+    assert f"What would raise the limit of {limit[1]} users" in "\n".join(lines[5:8])
 
 
 def test_the_terminal_shows_each_level_and_no_column_is_cut(model):
@@ -54,26 +63,27 @@ def test_the_terminal_shows_each_level_and_no_column_is_cut(model):
     assert re.search(r"tokens/s .*preempted +trusted", text)
     assert "…" not in text
     for level in model.levels:
-        assert re.search(rf"^ +{level.users} +{level.n:,} ", text, re.MULTILINE)
+        assert re.search(rf"^ +{level.users} +{level.requests.n:,} ", text, re.MULTILINE)
 
 
 def test_a_refusal_says_why_and_shows_no_number(model):
     refused = msgspec.structs.replace(
-        model, refused=True, max_users=None, estimate=None, interval=None, reasons=["Too few requests."]
+        model, refused=True, headline=Headline(), options=[], bounds=[], reasons=[NoRequests()]
     )
     text = shown(answer_of(refused))
-    assert "No answer" in text
-    assert "Too few requests." in text
+    assert "no answer" in text
+    assert "The run holds no request" in text
     page = report.html(answer_of(refused), [{}])
-    assert "Too few requests." in page
+    assert "The run holds no request" in page
 
 
 def test_at_least_is_said_when_nothing_broke(model):
-    open_ended = msgspec.structs.replace(
-        model, at_least=True, estimate=None, interval=(16, None), max_users=16
-    )
-    assert report.headline(open_ended) == "At least 16 users"
-    assert "run higher levels" in report.certainty(open_ended, confidence=0.9)
+    head = Headline(max_users=16, interval=(16, None), interval_x=(16.2, None), at_least=True)
+    open_ended = msgspec.structs.replace(model, headline=head, options=[])
+    assert plan_title(open_ended) == "plan for at least 16 users"
+    first = first_screen(open_ended, slo=Slo(), confidence=0.9)[0]
+    assert "No wall was met up to 20 users" in first
+    assert "run higher levels" in first
 
 
 def test_the_page_is_self_contained_and_knows_dark_and_print(model):

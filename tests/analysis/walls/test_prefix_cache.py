@@ -93,7 +93,7 @@ def test_where_it_was_not_met_the_report_says_so(run):
     assert "prefix_cache" in met  # predicted, far above what was measured
     off = recommend([without_cache(run)], slo=SLO)
     assert "prefix_cache" in {wall.name for wall in off.not_met}
-    assert off.levels[0].server.prefix_hit_rate is None
+    assert math.isnan(off.levels[0].server.prefix_hit_rate)
 
 
 def test_levels_that_find_everything_overrule_the_formula():
