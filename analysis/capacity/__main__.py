@@ -21,7 +21,6 @@ from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import FoundRun, Run, find_runs, has_runs
 from analysis.reporting import capacity as report
 from analysis.reporting.console import complain, progress
-from analysis.reporting.not_pooled import not_pooled_text
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -58,8 +57,8 @@ def analyse(options: argparse.Namespace) -> Answer:
                 bytes_per_token=per_token,
                 on_step=bar.task("placing the walls", total=RESAMPLES),
             )
-            not_pooled = [not_pooled_text(note) for note in left_out.get(model.model, [])]
-            models.append(msgspec.structs.replace(model, warnings=not_pooled + model.warnings))
+            not_pooled = left_out.get(model.model, [])
+            models.append(msgspec.structs.replace(model, warnings=[*not_pooled, *model.warnings]))
     answer = Answer(generated_unix_s=time.time(), confidence=options.confidence, slo=slo, models=models)
     report.write(answer, folder=_folder(options))
     return answer

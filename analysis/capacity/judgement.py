@@ -13,7 +13,7 @@ from analysis.reading.runs import Run
 from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
 from analysis.walls.errors import OVERLOAD_LIMIT
 from analysis.walls.kv_cache import MemoryWall, memory_wall
-from analysis.walls.max_num_seqs import slots_placed
+from analysis.walls.max_num_seqs import placed_max_num_seqs
 from analysis.walls.names import WallName
 from analysis.walls.placed import (
     QUICK_RESAMPLES,
@@ -80,7 +80,7 @@ def _memory_wall(
         evidence.slo,
         thinking=evidence.thinking,
         pace=None if quick else evidence.pace,
-        slots=evidence.slots,
+        max_num_seqs=evidence.max_num_seqs,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,
@@ -124,8 +124,8 @@ def _placed_walls(
     fall = throughput_fall(evidence.levels)
     if fall is not None:
         found.append(placed_between("throughput", evidence, fall, rng))
-    if evidence.slots is not None:
-        found.append(slots_placed(evidence, evidence.slots, rng))
+    if evidence.max_num_seqs is not None:
+        found.append(placed_max_num_seqs(evidence, evidence.max_num_seqs, rng))
     return found
 
 

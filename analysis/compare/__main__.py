@@ -21,8 +21,7 @@ from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import RunFolder, find_runs, run_bytes
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import complain, progress
-from analysis.reporting.not_pooled import not_pooled_text
-from analysis.reporting.words import sentences
+from analysis.reporting.words import sentences, words
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
@@ -131,7 +130,7 @@ def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
         raise InputError(f"{folder} holds runs of several models ({names}): name the run folder of one.")
-    return groups[0], [not_pooled_text(note) for notes in left_out.values() for note in notes]
+    return groups[0], [words(note) for notes in left_out.values() for note in notes]
 
 
 def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> None:

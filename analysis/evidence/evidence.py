@@ -52,11 +52,11 @@ class Evidence:
         )
 
     @property
-    def slots(self) -> int | None:
+    def max_num_seqs(self) -> int | None:
         """max_num_seqs of all engines together, as stated or as seen."""
         stated = self.runs[-1].info.server.max_num_seqs
         engines = self.pool.engines if self.pool else 1
-        return slots_of(self.levels, stated=stated * engines if stated else None)
+        return max_num_seqs_of(self.levels, stated=stated * engines if stated else None)
 
     @property
     def open_loop(self) -> bool:
@@ -119,7 +119,7 @@ def users_think(runs: Sequence[Run]) -> bool:
 ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
 
 
-def slots_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
+def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
     numbers of users, a third apart, left equally many running, with queues and room."""
     if stated is not None:

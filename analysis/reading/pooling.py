@@ -54,7 +54,7 @@ def choose_runs(
             continue
         note = NotPooled(
             run_ids=[run.info.run_id for run in group],
-            differing=differing_fields(group[0].info, chosen[model][0].info),
+            differing=list(differing_fields(group[0].info, chosen[model][0].info)),
         )
         left_out.setdefault(model, []).append(note)
     return [chosen[model] for model in sorted(chosen)], left_out

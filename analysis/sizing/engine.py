@@ -14,7 +14,7 @@ from analysis.sizing.step_model import StepModel, step_model
 from analysis.sizing.workload import PlannedWorkload, block_law_of
 from analysis.walls.block_law import BlockLaw, Occupancy
 from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
-from analysis.walls.max_num_seqs import slots_wall
+from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 
@@ -67,7 +67,7 @@ def size_engine(
     steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, law, workload))
     active = _active(steps, workload, deployment)
     walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
-    slots = slots_wall(deployment.max_num_seqs, active=active)
+    slots = max_num_seqs_wall(deployment.max_num_seqs, active=active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
     if latency:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from analysis.evidence.evidence import Evidence, slots_of
+from analysis.evidence.evidence import Evidence, max_num_seqs_of
 from analysis.levels.level import Level
 from analysis.statistics.arrays import Floats
 from analysis.twin.chatting import chatting_of
@@ -107,7 +107,7 @@ def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: fl
     pool = evidence.pool
     assert pool is not None
     stated = flags.max_num_seqs or info.server.max_num_seqs
-    slots = slots_of(evidence.levels, stated=stated) or DEFAULT_SLOTS
+    slots = max_num_seqs_of(evidence.levels, stated=stated) or DEFAULT_SLOTS
     asynchronous = info.gpu is not None and info.server.simulated is None
     engine = EngineConfig(
         num_gpu_blocks=pool.blocks + 1,

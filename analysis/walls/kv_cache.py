@@ -13,7 +13,7 @@ from analysis.levels.context import Pool
 from analysis.levels.level import Level
 from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.block_law import SMALLEST, BlockLaw, Occupancy, block_law
-from analysis.walls.kv_shift import Seen, Shift, pressure_seen, shift_of, wall
+from analysis.walls.kv_shift import Seen, Shift, measured_pressure, shift_of, wall
 from analysis.walls.replay import replayed
 from loadtest.record import Slo
 
@@ -41,7 +41,7 @@ def memory_wall(
     *,
     thinking: Thinking | None = None,
     pace: Pace | None = None,
-    slots: int | None = None,
+    max_num_seqs: int | None = None,
     replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
@@ -52,7 +52,9 @@ def memory_wall(
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.of_one(pool.engines) if thinking else None
     pace = pace.of_one(pool.engines) if pace else None
-    seen = [_for_one_engine(one, pool.engines) for one in pressure_seen(levels, slots=slots)]
+    seen = [
+        _for_one_engine(one, pool.engines) for one in measured_pressure(levels, max_num_seqs=max_num_seqs)
+    ]
 
     law = block_law(pairs, block_tokens=pool.block_tokens)
     formula = Occupancy(law, blocks, active_of(thinking))

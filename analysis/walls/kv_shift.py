@@ -101,7 +101,7 @@ class Seen:
     """Effective number of scrapes behind `blocked`."""
 
 
-def pressure_seen(levels: Sequence[Level], *, slots: int | None = None) -> list[Seen]:
+def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[Seen]:
     """Of trusted levels whose queue, if any, was not for slots: where these are known, for so many."""
     return [
         Seen(
@@ -114,7 +114,7 @@ def pressure_seen(levels: Sequence[Level], *, slots: int | None = None) -> list[
         for level in levels
         if level.trusted
         and level.server.max_num_seqs is None
-        and (slots is None or level.server.most_running != slots)
+        and (max_num_seqs is None or level.server.most_running != max_num_seqs)
     ]
 
 

@@ -42,18 +42,18 @@ def memory_answer(memory_run) -> ModelAnswer:
 
 
 def test_the_kv_cache_binds_where_the_engine_starts_to_preempt(memory_answer):
-    assert memory_answer.binding == "kv_cache"
+    assert memory_answer.headline.binding == "kv_cache"
     assert memory_answer.headline.estimate in (16, 17)
-    assert memory_answer.interval is not None
-    low, high = memory_answer.interval
+    assert memory_answer.headline.interval is not None
+    low, high = memory_answer.headline.interval
     assert high is not None
     assert high - low <= 4
-    assert memory_answer.interval_x is not None
+    assert memory_answer.headline.interval_x is not None
     assert memory_answer.headline.estimate_x is not None
-    assert memory_answer.max_users == low == math.floor(memory_answer.interval_x[0])
+    assert memory_answer.headline.max_users == low == math.floor(memory_answer.headline.interval_x[0])
     assert memory_answer.headline.estimate == math.floor(memory_answer.headline.estimate_x)
-    assert memory_answer.p_binding == {"kv_cache": 1.0}
-    assert memory_answer.max_in_flight == memory_answer.max_users
+    assert memory_answer.headline.p_binding == {"kv_cache": 1.0}
+    assert memory_answer.max_in_flight == memory_answer.headline.max_users
 
 
 def test_memory_is_counted_in_tokens_and_bytes(memory_answer):
@@ -105,8 +105,8 @@ def test_without_metrics_memory_is_missing_and_latency_still_answers(tmp_path):
     assert found.headline.binding == "ttft"  # the engine misses 3 % at 22 users and 6 % at 23
     assert found.headline.estimate in range(20, 26)
     assert found.memory.pool_tokens is None
-    assert found.levels[0].server.kv_cache_usage is None
-    assert found.levels[0].preempted_fraction is None
+    assert math.isnan(found.levels[0].server.kv_cache_usage)
+    assert math.isnan(found.levels[0].preempted_fraction)
     assert any(warning.startswith("The memory wall is missing") for warning in sentences(found.warnings))
 
 
@@ -382,7 +382,7 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
         "kv_cache",
         [],
     )
-    assert now.headline.interval_x == pytest.approx(then.headline.interval_x, rel=1e-6)
+    assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
     assert [level.n for level in now.levels] == [level.n for level in then.levels]
     assert now.warnings == then.warnings
     assert "18 users" in capsys.readouterr().out

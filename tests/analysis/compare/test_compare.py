@@ -358,7 +358,7 @@ def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main([str(baseline), str(smaller)]) == 0
     text = capsys.readouterr().out
-    assert text.strip().splitlines()[0].startswith("before: 1")
+    assert text.strip().splitlines()[0].startswith("before: plan for 1")
     assert re.search(r"before holds more users: 1\.\d+ to 1\.\d+ times as many", text)
     assert re.search(r"^ *maximum users .* yes *$", text, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from analysis.evidence import step_time as latency
-from analysis.evidence.evidence import gather, slots_of
+from analysis.evidence.evidence import gather, max_num_seqs_of
 from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.levels.level import load_points
 from analysis.notes import NotSteady
 from analysis.statistics.crossings import miss_crossing, p95_crossing
 from analysis.statistics.samples import Quantiles, Share
-from analysis.walls.max_num_seqs import binomial_queue, slots_wall
+from analysis.walls.max_num_seqs import max_num_seqs_wall, waiting_share
 from analysis.walls.throughput import throughput_fall
 from testing.truth.deployments import deployment
 from testing.truth.methods import sweep
@@ -162,32 +162,32 @@ def test_throughput_falls_only_when_it_is_sure():
 
 
 def test_slots_are_the_wall_themselves_without_think_time():
-    assert slots_wall(8, active=lambda _: 1.0) == 8.0
+    assert max_num_seqs_wall(8, active=lambda _: 1.0) == 8.0
 
 
 def test_thinking_users_may_outnumber_the_slots():
-    found = slots_wall(8, active=lambda _: 0.5)
-    queue = [binomial_queue(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
+    found = max_num_seqs_wall(8, active=lambda _: 0.5)
+    queue = [waiting_share(8, users, lambda _: 0.5) for users in (math.floor(found), math.floor(found) + 1)]
     assert queue[0] <= 0.1 < queue[1]
 
 
 def test_slots_are_as_stated_or_as_seen():
-    assert slots_of([level(4)], stated=None) is None
-    assert slots_of([level(4)], stated=64) == 64
-    assert slots_of([level(16, max_num_seqs=8), level(20, max_num_seqs=8)], stated=None) == 8
+    assert max_num_seqs_of([level(4)], stated=None) is None
+    assert max_num_seqs_of([level(4)], stated=64) == 64
+    assert max_num_seqs_of([level(16, max_num_seqs=8), level(20, max_num_seqs=8)], stated=None) == 8
 
 
 def test_slots_are_seen_where_three_numbers_of_users_leave_equally_many_running():
     def seen(*most_running):
         levels = zip((19, 22, 26, 32), most_running, strict=False)
-        return slots_of([level(users, most_running=most) for users, most in levels], stated=None)
+        return max_num_seqs_of([level(users, most_running=most) for users, most in levels], stated=None)
 
     assert seen(17, 17, 17) == 17
     assert seen(17, 17) is None
     assert seen(17, 18, 17, 17) is None
     assert seen(None, 17, 17, 17) == 17
     near = [level(users, most_running=42) for users in (45, 48, 52)]  # prefill keeps the others waiting
-    assert slots_of(near, stated=None) is None
+    assert max_num_seqs_of(near, stated=None) is None
 
 
 def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():

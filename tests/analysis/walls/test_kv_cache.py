@@ -17,7 +17,7 @@ from analysis.reading.runs import find_runs, read_run
 from analysis.statistics.samples import Share
 from analysis.walls.block_law import Occupancy, block_law
 from analysis.walls.kv_cache import _resampled, memory_wall
-from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, margins, pressure_seen, shift_of, wall
+from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, margins, measured_pressure, shift_of, wall
 from analysis.walls.replay import replayed
 from loadtest.record import Slo
 from loadtest.simulator.requests import Request
@@ -158,12 +158,12 @@ def test_levels_that_queue_for_slots_do_not_move_the_formula():
     seated = level(20, max_num_seqs=8)
     doubted = level(18, why_not=(NotSteady(),))
     plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
-    found = pressure_seen([seated, doubted, plain])
+    found = measured_pressure([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
     capped = level(22, most_running=8)
-    assert pressure_seen([capped], max_num_seqs=8) == []
-    assert [one.users for one in pressure_seen([capped], slots=9)] == [22]
+    assert measured_pressure([capped], max_num_seqs=8) == []
+    assert [one.users for one in measured_pressure([capped], max_num_seqs=9)] == [22]
 
 
 def test_conversations_are_resampled_whole():
