@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analysis.answers.compare import Comparison
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import RefusedError, add_slo_flags, slo_of
+from analysis.cli import ExitCode, RefusedError, add_slo_flags, slo_of
 from analysis.compare.comparison import SAME_RUN, comparison_rows, differs, gpu_of, mismatches, version_of
 from analysis.compare.gate import TOLERANCE, gate_of
 from analysis.compare.sides import (
@@ -39,14 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             compare_report.write_comparison(found, folder=options.output)
     except InputError as problem:
         complain(str(problem))
-        return 2
+        return ExitCode.BAD_INPUT
     except RefusedError as refusal:
         complain(str(refusal))
-        return 3
+        return ExitCode.REFUSED
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     compare_report.show_comparison(found, form=options.format, folder=options.output)
-    return {"ok": 0, "unclear": 3, "worse": 4}[found.gate.verdict] if found.gate else 0
+    if found.gate is None:
+        return ExitCode.ANSWERED
+    exit_codes = {"ok": ExitCode.ANSWERED, "unclear": ExitCode.REFUSED, "worse": ExitCode.GATE_FAILED}
+    return exit_codes[found.gate.verdict]
 
 
 def read_and_compare(options: argparse.Namespace) -> Comparison:

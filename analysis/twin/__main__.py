@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import RefusedError, add_slo_flags, positive_integer
+from analysis.cli import ExitCode, RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import complain, progress
 from analysis.twin.answer import twin_answer
@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             twin_report.write_twin(answer, folder=folder)
     except (InputError, ValueError) as problem:
         complain(str(problem))
-        return 2
+        return ExitCode.BAD_INPUT
     except (RefusedError, CalibrationError) as refusal:
         complain(str(refusal))
-        return 3
+        return ExitCode.REFUSED
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     twin_report.show_twin(answer, as_json=options.format == "json")
-    return 0
+    return ExitCode.ANSWERED
 
 
 def _run_folder(folder: Path | None) -> Path | None:
