@@ -21,8 +21,8 @@ from loadtest.record import (
     ServerSample,
     encode_line,
 )
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import EngineTrace, TimedRequest, simulate
 
 BEGIN_UNIX_S = 1.8e9

@@ -29,7 +29,9 @@ FORBIDDEN = {
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
-    **dict.fromkeys(["loadtest.simulator.engine", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB),
+    **dict.fromkeys(
+        ["loadtest.simulator.engine.scheduler", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB
+    ),
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
         [

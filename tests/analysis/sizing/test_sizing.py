@@ -26,8 +26,8 @@ from loadtest.model.cards import A100_40, A100_80, H100, L4, RTX_4090, T4, find_
 from loadtest.model.kv_cache import kv_layout
 from loadtest.record import GpuInfo, RunInfo, ServerInfo, Slo
 from loadtest.run.sink import write_run_info
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import closed_loop
 from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution

@@ -19,7 +19,7 @@ from analysis.walls.kv_cache import _resampled, memory_wall
 from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, margins, pressure_seen, shift_of, wall
 from analysis.walls.replay import replayed
 from loadtest.record import Slo
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import closed_loop
 from testing.virtual_runs import Plan, chat_lengths, level, small_engine, write_run
 

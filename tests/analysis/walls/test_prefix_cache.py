@@ -19,7 +19,7 @@ from analysis.walls import prefix_cache
 from analysis.walls.eviction import INSTANTS, Eviction, _TimeLine
 from analysis.walls.prefix_cache import Found, found_in
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from testing.truth.prefix_services import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 
 LEVELS = (4, 8, 16, 24, 32)

@@ -9,8 +9,8 @@ import pytest
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import Chatting, Service
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.routers import ROUTERS, first_replica, prefix_aware, round_robin
 from loadtest.simulator.virtual import Simulation, TimedRequest, simulate, simulate_replicas
 

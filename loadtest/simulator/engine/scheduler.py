@@ -7,10 +7,10 @@ import math
 import random
 from collections import deque
 
-from loadtest.simulator.block_pool import BlockPool
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request, RequestState
-from loadtest.simulator.steps import Counters, Gauges, OnStep, Shortage, Step
+from loadtest.simulator.engine.block_pool import BlockPool
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request, RequestState
+from loadtest.simulator.engine.steps import Counters, Gauges, OnStep, Shortage, Step
 
 
 class Engine:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 
 OnStep = Callable[[float, int, int, int, "Shortage"], None]
 """A function that is called at a step's end with the instant and the gauges, in the order of `Gauges`."""

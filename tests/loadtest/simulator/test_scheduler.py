@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Request, RequestState
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request, RequestState
+from loadtest.simulator.engine.scheduler import Engine
 from loadtest.simulator.virtual import EngineTrace, closed_loop, simulate
 
 
