@@ -11,13 +11,8 @@ from analysis.answers.compare import (
     GateCriterion,
     GateVerdict,
 )
-from analysis.compare.sides import (
-    FigureContrast,
-    MeasuredDeployment,
-    capacity_of,
-    common_levels,
-    contrast_at_level,
-)
+from analysis.compare.contrasts import FigureContrast, contrast_at_level
+from analysis.compare.sides import MeasuredDeployment, capacity_of, common_levels
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
-from analysis.answers.compare import FigureName
 from analysis.capacity.answer import answer_of
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
@@ -20,15 +19,10 @@ from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.ratios import (
-    Bounds,
     Quantity,
     Sample,
     Series,
     estimate,
-    fact,
-    quantile,
-    quantile_ratio_bounds,
-    ratio_bounds,
 )
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS, Preset
@@ -92,7 +86,7 @@ def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
     return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
 
 
-def _latencies(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
+def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
     """One value a successful request that ended in the windows of these levels; None where there are none."""
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
@@ -105,11 +99,11 @@ def _latencies(side: MeasuredDeployment, users: int, of: Callable[[Requests], Fl
     return Sample(series=found) if found else None
 
 
-def _ttft(rows: Requests) -> Floats:
+def ttft_s_of(rows: Requests) -> Floats:
     return metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
 
 
-def _decode(rows: Requests) -> Floats:
+def decode_tok_s_of(rows: Requests) -> Floats:
     return metrics.decode_tok_s(tpot_of(rows))
 
 
@@ -187,91 +181,3 @@ def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity
         return low * factor, high * factor
 
     return Quantity(value=quantity.value * factor, bounds=bounds)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Vram:
-    """Bytes on the GPU. vLLM takes `held` at its start; `no_load` is that without the KV cache."""
-
-    held: float | None
-    no_load: float | None
-    at_peak: float | None
-    """`no_load`, and the KV cache that the fullest trusted level used."""
-    predicted: bool = False
-
-
-def vram_of(side: MeasuredDeployment) -> Vram:
-    """As the driver says; of an embedded server, as its preset's arithmetic says."""
-    if side.preset is not None:
-        return _predicted_vram(side, side.preset)
-    seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]
-    base = side.answer.memory.vram_base_bytes
-    return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
-
-
-def _predicted_vram(side: MeasuredDeployment, preset: Preset) -> Vram:
-    pool, server = preset.pool(), side.info.server
-    base = pool.weights_bytes + pool.activation_bytes + pool.cuda_graphs_bytes + pool.non_torch_bytes
-    blocks, size = server.num_gpu_blocks or pool.num_gpu_blocks, server.block_size or pool.block_size
-    held = base + blocks * size * pool.kv_bytes_per_token
-    return Vram(held=held, no_load=base, at_peak=_at_peak(side, base), predicted=True)
-
-
-def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
-    memory = side.answer.memory
-    usage = [level.kv_usage for level in side.levels if level.trusted and not math.isnan(level.kv_usage)]
-    if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
-        return None
-    return base + max(usage) * memory.pool_tokens * memory.bytes_per_token
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FigureContrast:
-    """One figure of two sides. `bounds` are those of b / a; None: two facts."""
-
-    figure: FigureName
-    users: int | None = None
-    a: Quantity | None
-    b: Quantity | None
-    bounds: Bounds | None = None
-    predicted: bool = False
-
-
-def contrast_of_estimates(
-    figure: FigureName,
-    a: MeasuredDeployment,
-    b: MeasuredDeployment,
-    of: Callable[[MeasuredDeployment], Quantity | None],
-) -> FigureContrast:
-    ours, theirs = of(a), of(b)
-    bounds = ratio_bounds(ours, theirs) if ours and theirs else None
-    return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
-
-
-def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
-    ours, theirs = (fact(value) if value else None for value in values)
-    return FigureContrast(figure=figure, a=ours, b=theirs)
-
-
-def contrast_at_level(
-    figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
-) -> FigureContrast:
-    """A figure of both at one number of users."""
-    if figure == "output_tok_s":
-        return replace(
-            contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users
-        )
-    of, share = _QUANTILES[figure]
-    ours, theirs = _latencies(a, users, of), _latencies(b, users, of)
-    one, other = (quantile(sample, share) if sample else None for sample in (ours, theirs))
-    known = ours and theirs and one and other
-    bounds = quantile_ratio_bounds(ours, theirs, share) if known and ours and theirs else None
-    return FigureContrast(figure=figure, users=users, a=one, b=other, bounds=bounds)
-
-
-_QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {
-    "ttft_p50_s": (_ttft, 0.5),
-    "ttft_p95_s": (_ttft, 0.95),
-    "decode_tok_s": (_decode, 0.5),
-    "tpot_p95_s": (tpot_of, 0.95),
-}

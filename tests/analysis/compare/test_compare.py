@@ -19,7 +19,7 @@ import pytest
 
 from analysis.answers.compare import Comparison, ComparisonRow
 from analysis.compare.__main__ import main
-from analysis.compare.comparison import mismatches
+from analysis.compare.differences import mismatches
 from analysis.compare.gate import gate_of
 from analysis.compare.sides import MeasuredDeployment, deployment_of, held_tokens
 from analysis.evidence.lengths import Pairs
