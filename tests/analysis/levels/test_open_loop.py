@@ -8,7 +8,7 @@ from analysis.capacity.answer import recommend
 from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import ArrivalsInfo, ClientSample, Outcome, RequestRecord, Slo, encode_line
-from testing.run_folders import make_folder, row
+from testing.runs.folders import make_folder, row
 
 START = 1000.0
 

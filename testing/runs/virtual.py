@@ -261,3 +261,17 @@ def level(users: int, **changes: object) -> Level:
         "why_not": (),
     }
     return Level(**(values | changes))  # type: ignore[arg-type]
+
+
+def write_short_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    levels: tuple[int, ...] = (1, 8, 12, 16, 20),
+    info: dict[str, object] | None = None,
+    **engine: object,
+) -> Path:
+    """Writes a run of short levels of a small engine, changed as stated; returns its folder."""
+    plan = Plan(levels=levels, seed=seed, level_s=20.0)
+    write_run(folder, small_engine(seed=seed, **engine), plan, info=info)
+    return folder

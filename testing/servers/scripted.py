@@ -5,7 +5,7 @@ the others `--gap-s` apart, each event a packet of its own, written at its deadl
 right before the first token, as from vLLM. GET /log gives the true times, GET /tokens the number of tokens
 written so far, that of answers under way, and the server's CPU time.
 
-    python -m testing.scripted_server --port 0 --ttft-s 0.2 --gap-s 0.02
+    python -m testing.servers.scripted --port 0 --ttft-s 0.2 --gap-s 0.02
 """
 
 import argparse

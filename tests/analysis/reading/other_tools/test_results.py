@@ -1,7 +1,6 @@
 """The results of other tools give the answer that our own rows of the same run give."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,64 +8,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.answers.capacity import Answer
 from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
 from analysis.reading.other_tools.results import read_results
-from analysis.reading.other_tools.server_metrics import read_metrics_dump
-from analysis.reading.runs import Run, find_runs, read_run
-from loadtest.errors import InputError
-from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample, Slo
-from testing import other_tools as tools
+from loadtest.record import Outcome, RequestRecord, Slo
 from testing.processes import ROOT
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs import other_tools as tools
+from testing.runs.own import OWN_LEVELS, OwnRun, refusal_of, write_guidellm_folder
+from testing.runs.virtual import Plan, small_engine, write_run
 
 DATA = ROOT / "tests" / "data"
-SWEEP = (1, 2, 4, 8, 16, 20)
+
+
 Writer = Callable[[list[RequestRecord], Path], None]
 
 
-def guidellm_folder(rows: list[RequestRecord], folder: Path) -> None:
-    folder.mkdir()
-    tools.write_guidellm(rows, folder / "sweep.json")
-
-
 TOOLS: dict[str, Writer] = {
-    "guidellm": guidellm_folder,
+    "guidellm": write_guidellm_folder,
     "aiperf": tools.write_aiperf,
     "vllm bench serve": tools.write_vllm_bench,
 }
-
-
-class Ours:
-    """A run of ours in virtual time: 128 blocks of 32, which preempt one in a hundred at 17 users."""
-
-    def __init__(self, folder: Path) -> None:
-        self.info: RunInfo = write_run(folder, small_engine(), Plan(levels=SWEEP))
-        self.run: Run = read_run(find_runs(folder)[0])
-        self.rows: list[RequestRecord] = tools.rows_of(folder)
-        first, *_ = scrapes = tools.scrapes_of(folder)
-        before = msgspec.structs.replace(first, unix_s=first.unix_s - 3.0)
-        self.scrapes: list[ServerSample] = [before, *scrapes]
-        self.answer: ModelAnswer = recommend([self.run], slo=Slo())
-
-    def level(self, users: int) -> list[RequestRecord]:
-        return [row for row in self.rows if row.level_users == users]
-
-    def write_metrics(self, folder: Path) -> None:
-        query = tools.range_query(self.scrapes, self.info)
-        (folder / "server_metrics.json").write_text(json.dumps(query))
-
-
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory) -> Ours:
-    return Ours(tmp_path_factory.mktemp("reports") / "run")
-
-
-def refusal(path: Path, **options: Path) -> str:
-    with pytest.raises(InputError) as refused:
-        read_results(path, **options)
-    return str(refused.value)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -80,7 +42,7 @@ def test_a_sweep_of_another_tool_gives_the_answer_of_our_own_rows(ours, tool, tm
     assert answer.interval_x == pytest.approx(ours.answer.interval_x, abs=0.1)
     assert answer.memory.pool_tokens == ours.answer.memory.pool_tokens
     assert answer.memory.gauge_tokens_per_user == pytest.approx(answer.memory.tokens_per_user, rel=0.02)
-    assert [level.users for level in answer.levels] == list(SWEEP)
+    assert [level.users for level in answer.levels] == list(OWN_LEVELS)
     for level, own in zip(answer.levels, ours.answer.levels, strict=True):
         assert level.trusted, level.why_not
         assert level.ttft_s.p50 == pytest.approx(own.ttft_s.p50, rel=0.03)
@@ -122,9 +84,6 @@ def test_a_pool_that_the_user_states_places_the_memory_wall_by_the_formula_alone
     assert any("rests on the formula alone" in warning for warning in model.warnings)
 
 
-# Pieces of real files.
-
-
 def test_a_real_file_of_vllm_bench_serve_is_read_without_its_role_chunk():
     (run,) = read_results(DATA / "vllm_bench.json")
     rows = run.requests
@@ -160,9 +119,6 @@ def test_real_files_of_aiperf_are_read_with_the_metrics_that_lie_beside_them():
     assert run.server.running.tolist() == [0, 1, 4]
 
 
-# What a format says otherwise, or not at all.
-
-
 def test_the_clock_of_vllm_bench_serve_is_set_by_the_requests_on_the_server(ours, tmp_path):
     """Its file holds a date of whole seconds; here it was written up to two seconds after the end."""
     tools.write_vllm_bench(ours.level(8), tmp_path / "v")
@@ -187,10 +143,10 @@ def test_start_times_that_an_old_vllm_did_not_keep_are_rebuilt_from_the_queue(ou
     apart = np.sort(old.requests.start_unix_s) - np.sort(new.requests.start_unix_s)
     assert np.ptp(apart) < 0.25
     assert any("kept no start times" in warning for warning in old.warnings)
-    assert "does not say when its requests began" in refusal(_with(tmp_path, ours, request_rate="5.0"))
+    assert "does not say when its requests began" in refusal_of(_with(tmp_path, ours, request_rate="5.0"))
 
 
-def _with(folder: Path, ours: Ours, **changes: object) -> Path:
+def _with(folder: Path, ours: OwnRun, **changes: object) -> Path:
     tools.write_vllm_bench(ours.level(4), folder / "changed", start_times=None, **changes)
     return folder / "changed"
 
@@ -245,14 +201,11 @@ def test_token_counts_of_aiperfs_own_tokenizer_are_named(ours, tmp_path):
 
 
 def test_credentials_of_a_target_are_not_repeated(ours, tmp_path):
-    guidellm_folder(ours.level(4), tmp_path / "g")
+    write_guidellm_folder(ours.level(4), tmp_path / "g")
     assert main([str(tmp_path / "g" / "sweep.json")]) == 0
     assert _answer(tmp_path / "g").models[0].host == "http://host:8000"
     for name in ("capacity.json", "report.html", "report.md"):
         assert "secret" not in (tmp_path / "g" / name).read_text()
-
-
-# Which files answer.
 
 
 def test_two_models_in_one_folder_are_two_answers(ours, tmp_path, capsys):
@@ -269,7 +222,7 @@ def test_two_workloads_in_one_folder_are_refused(ours, tmp_path):
     tools.write_vllm_bench(ours.level(4), tmp_path / "v")
     long = [msgspec.structs.replace(row, prompt_tokens=1000) for row in ours.level(8)]
     tools.write_vllm_bench(long, tmp_path / "v")
-    assert "c8.json (concurrency@8) 1000: these are two workloads" in refusal(tmp_path / "v")
+    assert "c8.json (concurrency@8) 1000: these are two workloads" in refusal_of(tmp_path / "v")
 
 
 def test_results_that_were_appended_to_one_file_are_levels_of_it(ours, tmp_path):
@@ -295,9 +248,6 @@ def test_open_loops_are_shown_and_refused_and_left_out_beside_levels(ours, tmp_p
     (model,) = _answer(folder).models
     assert [level.users for level in model.levels] == [4]
     assert any("Left out" in one and "sweep.json (constant@5)" in one for one in model.warnings)
-
-
-# Files that cannot answer: one sentence, exit code 2.
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -341,16 +291,16 @@ def test_a_file_of_another_kind_is_refused_in_a_sentence(content, said, tmp_path
 def test_benchmarks_without_a_request_are_refused(tmp_path, ours):
     report = {"metadata": {}, "benchmarks": [tools.guidellm_benchmark(4, [])]}
     (tmp_path / "g.json").write_text(json.dumps(report))
-    assert refusal(tmp_path / "g.json") == "No request was made in g.json (concurrent@4)."
+    assert refusal_of(tmp_path / "g.json") == "No request was made in g.json (concurrent@4)."
     nothing = {"ttfts": [], "itls": [], "input_lens": [], "output_lens": [], "errors": []}
     nothing |= {"start_times": [], "queue_times": []}
     tools.write_vllm_bench(ours.level(4), tmp_path / "v", **nothing)
-    assert refusal(tmp_path / "v" / "c4.json").endswith("holds no request.")
+    assert refusal_of(tmp_path / "v" / "c4.json").endswith("holds no request.")
 
 
 def test_lists_of_several_lengths_are_refused(ours, tmp_path):
     tools.write_vllm_bench(ours.level(4), tmp_path / "v", errors=[""])
-    assert "its lists are of several lengths" in refusal(tmp_path / "v")
+    assert "its lists are of several lengths" in refusal_of(tmp_path / "v")
 
 
 def test_the_older_form_of_aiperfs_summary_is_read(ours, tmp_path):
@@ -366,165 +316,22 @@ def test_a_sample_of_the_requests_is_refused(ours, tmp_path):
     benchmark = tools.guidellm_benchmark(4, ours.level(4))
     del benchmark["requests"]["successful"][10:]
     (tmp_path / "g.json").write_text(json.dumps({"metadata": {}, "benchmarks": [benchmark]}))
-    assert "keeps 10 of" in refusal(tmp_path / "g.json")
+    assert "keeps 10 of" in refusal_of(tmp_path / "g.json")
 
 
 def test_records_of_aiperf_without_their_summary_are_refused(ours, tmp_path):
     tools.write_aiperf(ours.level(4), tmp_path / "a")
     (file,) = tmp_path.glob("a/*/profile_export.jsonl")
     file.with_name("profile_export_aiperf.json").unlink()
-    assert "profile_export_aiperf.json must lie beside it" in refusal(file)
+    assert "profile_export_aiperf.json must lie beside it" in refusal_of(file)
 
 
 def test_a_folder_of_other_things_holds_no_run(tmp_path):
     (tmp_path / "notes.json").write_text("{}")
-    assert "holds no run" in refusal(tmp_path)
+    assert "holds no run" in refusal_of(tmp_path)
 
 
 def test_all_requests_failed_is_a_refusal_of_the_data(ours, tmp_path, capsys):
     tools.write_vllm_bench([_failed(row, Outcome.HTTP_ERROR, 503) for row in ours.level(4)], tmp_path / "v")
     assert main([str(tmp_path / "v")]) == 3
     assert "No request succeeded" in capsys.readouterr().out
-
-
-# Dumps of the server's metrics.
-
-
-def _federated(ours: Ours) -> str:
-    """As /federate writes them: each line with its own time, in milliseconds."""
-    lines = []
-    for page in tools.scrape_text(ours.scrapes, ours.info).split("# 1")[1:]:
-        stamp, *rest = page.splitlines()
-        at = round(1e3 * float("1" + stamp))
-        lines += [line if line.startswith("#") else f"{line} {at}" for line in rest]
-    return "\n".join(lines)
-
-
-def _iso(ours: Ours) -> str:
-    text = tools.scrape_text(ours.scrapes, ours.info, stamp="=== {} ===")
-    return "\n".join(
-        f"=== {np.datetime64(round(1e3 * float(line[4:-4])), 'ms')}Z ===" if line.startswith("===") else line
-        for line in text.splitlines()
-    )
-
-
-DUMPS: dict[str, Callable[[Ours], str]] = {
-    "range query": lambda ours: json.dumps(tools.range_query(ours.scrapes, ours.info), indent=1),
-    "a query for each metric": lambda ours: "\n".join(
-        json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [one]}})
-        for one in tools.range_query(ours.scrapes, ours.info)["data"]["result"]
-    ),
-    "scrapes": lambda ours: tools.scrape_text(ours.scrapes, ours.info),
-    "scrapes after plain times": lambda ours: tools.scrape_text(ours.scrapes, ours.info, stamp="{}"),
-    "scrapes after ISO times": _iso,
-    "federate": _federated,
-}
-
-
-@pytest.mark.parametrize("kind", DUMPS)
-def test_every_form_of_dump_says_the_same(ours, kind, tmp_path):
-    (tmp_path / "dump").write_text(DUMPS[kind](ours))
-    dump = read_metrics_dump(tmp_path / "dump")
-    rows = dump.rows("tiny")
-    assert [round(row.unix_s, 3) for row in rows] == [round(one.unix_s, 3) for one in ours.scrapes]
-    for field in tools.GAUGES.values():
-        assert [getattr(row, field) for row in rows] == [getattr(one, field) for one in ours.scrapes]
-    assert dump.models() == ["tiny"]
-    info = dump.info()
-    assert (info.num_gpu_blocks, info.block_size, info.kv_cache_tokens) == (128, 32, 4096)
-
-
-def test_aiperfs_own_scrapes_are_found_and_tell_the_pool_and_the_preemptions(ours, tmp_path):
-    tools.write_aiperf(ours.rows, tmp_path / "a")
-    (tmp_path / "a" / "server_metrics_export.jsonl").write_text(tools.aiperf_scrapes(ours.scrapes))
-    (tmp_path / "a" / "server_metrics_export.json").write_text(json.dumps(tools.aiperf_cache(ours.info)))
-    answer = recommend(read_results(tmp_path / "a"), slo=Slo())
-    assert (answer.max_users, answer.binding) == (ours.answer.max_users, "kv_cache")
-    assert answer.memory.preempted_fraction_shift is not None
-    assert not any("scrape" in warning for warning in answer.warnings)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"status": "success", "data": {"resultType": "vector", "result": []}}', "query_range"),
-        ('{"status": "error", "error": "bad"}', "is not the result of Prometheus' query_range"),
-        ('{"capacity": 1}', "is not the result of Prometheus' query_range"),
-        ('{"status": "success", "data": {"resultType": "ma', "is not whole JSON"),
-        ('{"status": "success", "data": {"resultType": "matrix", "result": []}}', "holds no metric of vLLM"),
-        ("1800000000\nup 1\n", "holds no metric of vLLM"),
-        ("vllm:num_requests_running 1\n", "does not say when it was scraped"),
-        ("2027-01-01 00:00:00\nvllm:num_requests_running 1\n", "has times without a zone"),
-        ("1800000000\n" + 2 * "vllm:num_requests_running 1\n", "more than one scrape for the time"),
-        ("1800000000\nvllm:num_requests_running{ 1\n", "is not what /metrics writes"),
-    ],
-)
-def test_a_dump_of_another_kind_is_refused_in_a_sentence(ours, content, said, tmp_path, capsys):
-    guidellm_folder(ours.level(4), tmp_path / "g")
-    dump = tmp_path / "dump"
-    dump.write_text(content)
-    assert main([str(tmp_path / "g"), "--server-metrics", str(dump)]) == 2
-    assert said in capsys.readouterr().err
-    dump.unlink()
-    assert main([str(tmp_path / "g"), "--server-metrics", str(dump)]) == 2
-
-
-def test_a_dump_of_another_time_or_of_other_models_does_not_belong_to_the_results(ours, tmp_path):
-    guidellm_folder(ours.level(4), tmp_path / "g")
-    later = [msgspec.structs.replace(one, unix_s=one.unix_s + 1e5) for one in ours.scrapes]
-    file = tmp_path / "dump.json"
-    file.write_text(json.dumps(tools.range_query(later, ours.info)))
-    assert "does not belong to sweep.json (concurrent@4)" in refusal(tmp_path / "g", server_metrics=file)
-    named = [tools.range_query(ours.scrapes, ours.info, model_name=name) for name in ("a", "b")]
-    file.write_text("\n".join(map(json.dumps, named)))
-    assert "is of the models a, b, the results are of tiny" in refusal(tmp_path / "g", server_metrics=file)
-    file.write_text(json.dumps(named[0]))
-    (run,) = read_results(tmp_path / "g", server_metrics=file)
-    assert any("The server metrics are of a" in warning for warning in run.warnings)
-
-
-def test_replicas_are_added_up_on_one_grid_and_refused_on_two(ours, tmp_path):
-    guidellm_folder(ours.level(4), tmp_path / "g")
-    file = tmp_path / "dump.json"
-    two = [tools.range_query(ours.scrapes, ours.info, instance=name) for name in ("a:8000", "b:8000")]
-    file.write_text("\n".join(map(json.dumps, two)))
-    (run,) = read_results(tmp_path / "g", server_metrics=file)
-    (one,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
-    assert (run.server.engines, one.server.engines) == (2, 1)
-    assert run.server.running.tolist() == (2 * one.server.running).tolist()
-    assert run.server.kv_cache_usage.tolist() == one.server.kv_cache_usage.tolist()
-    apart = [msgspec.structs.replace(one, unix_s=one.unix_s + 0.3) for one in ours.scrapes]
-    two[1] = tools.range_query(apart, ours.info, instance="b:8000")
-    file.write_text("\n".join(map(json.dumps, two)))
-    assert "cannot be added up" in refusal(tmp_path / "g", server_metrics=file)
-
-
-def _dump(ours: Ours, folder: Path, *, every: int = 1) -> Path:
-    file = folder / "one.json"
-    file.write_text(json.dumps(tools.range_query(ours.scrapes, ours.info, every=every)))
-    return file
-
-
-def test_counts_of_tokens_are_compared_only_where_scrapes_lie_close_to_the_ends(ours, tmp_path):
-    """Prometheus' usual 15 seconds and more: the counter also holds what other levels made."""
-    guidellm_folder(ours.level(4), tmp_path / "g")
-    (close,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
-    (rare,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path, every=15))
-    assert not np.isnan(close.server.generation_tokens_total).any()
-    assert np.isnan(rare.server.generation_tokens_total).all()
-    assert any("No scrape lies shortly before and after" in warning for warning in rare.warnings)
-    assert recommend([rare], slo=Slo()).levels[0].trusted
-
-
-def test_foreign_tokens_on_the_server_make_a_level_untrusted(ours, tmp_path):
-    guidellm_folder([row for number, row in enumerate(ours.level(4)) if number % 10], tmp_path / "g")
-    (run,) = read_results(tmp_path / "g", server_metrics=_dump(ours, tmp_path))
-    (level,) = recommend([run], slo=Slo()).levels
-    assert any("tokens disagree" in why for why in level.why_not)
-
-
-def test_metrics_of_another_tool_do_not_go_with_runs_of_ours(ours, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(ROOT / "docs" / "example-run", run)
-    assert main([str(run), "--server-metrics", str(_dump(ours, tmp_path))]) == 2
-    assert "--server-metrics goes with the results of other tools" in capsys.readouterr().err
