@@ -1,5 +1,4 @@
-"""Runs engines in virtual time: one, or several replicas behind a router. Knows no real time: see
-`server`."""
+"""Runs engines in virtual time: one, or several replicas behind a router. Real time is in `real_time`."""
 
 import heapq
 import math
