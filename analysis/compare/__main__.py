@@ -1,5 +1,7 @@
-"""Two models, or two versions of a server, side by side: `python -m analysis.compare RUN RUN`; with `--gate`,
-a verdict on whether the second got worse."""
+"""`python -m analysis.compare RUN RUN` compares two models, or two versions of a server.
+
+With `--gate` it says whether the second got worse.
+"""
 
 import argparse
 import sys
@@ -42,30 +44,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tolerance(text: str) -> float:
+    """An argparse type: 0 or more and below 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.compare",
-        description="Two models, or two versions of a server, side by side: how many users each holds, how "
-        "fast and at what memory, and which differences are real. Both runs must have the same workload and "
-        "GPU.",
+        description="Compares two models, or two versions of a server: how many users each holds, how fast "
+        "it answers, how much memory it takes, and which differences are real. Both runs must have the same "
+        "workload and GPU.",
         epilog="Exit codes: 0 compared, and with --gate: not worse; 2 wrong usage or unreadable input; 3 "
         "refused, or the data cannot support a verdict; 4 the gate failed.",
     )
     add = parser.add_argument
     add("runs", type=Path, nargs=2, metavar="RUN", help="a run folder, or a folder of runs of one model")
-    add("--gate", action="store_true", help="has the second run got worse than the first, its baseline?")
+    add(
+        "--gate",
+        action="store_true",
+        help="judge whether the second run got worse than the first, its baseline",
+    )
     add(
         "--tolerance",
         type=_tolerance,
         default=TOLERANCE,
         metavar="F",
-        help="with --gate: let pass what is worse by less than this share (default %(default)s)",
+        help="with --gate: a figure may be worse by this share (default %(default)s)",
     )
     add(
         "--format",

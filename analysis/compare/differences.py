@@ -10,7 +10,7 @@ LOAD_KEYS = ("levels", "level_s", "seed")
 
 
 def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
-    """Why two runs must not be compared, one `name (a against b)` each; empty when they may be."""
+    """What forbids to compare two runs, each as `name (a against b)`; empty where they may be compared."""
     if bool(a.arrivals) != bool(b.arrivals):
         return ["how requests came (an open loop against levels of users)"]
     ours, theirs = pooling_fields(a), pooling_fields(b)

@@ -43,7 +43,7 @@ def read_and_compare(options: argparse.Namespace, bar: Bar) -> Comparison:
 
 
 def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
-    """The newest runs there that may be pooled, as `analysis.capacity` chooses them, and what it left out."""
+    """The newest runs of a folder that may be pooled, and sentences on those that were left out."""
     groups, left_out = choose_runs(find_runs(folder), None)
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
@@ -52,7 +52,7 @@ def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
 
 
 def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> None:
-    """Raises RefusedError, or InputError where both sides share a run."""
+    """Raises RefusedError for what must not be compared, InputError where both sides share a run."""
     first, second = ({run.info.run_id: run_bytes(run) for run in group} for group in groups)
     if first.items() & second.items():
         raise InputError("Both are the same run: a comparison needs two that were made apart.")
@@ -64,12 +64,12 @@ def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> No
         )
     if a.arrivals and b.arrivals:
         raise RefusedError(
-            "Both are open loops: they have no users, so there is no equal load to compare at. Run levels."
+            "Both runs are open loops: without users there is no equal load to compare at. Run levels."
         )
 
 
 def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
-    """Raises RefusedError where the runs were made with different objectives and no flag decides."""
+    """The objectives of both sides. Raises RefusedError where they differ and no flag decides."""
     ours, theirs = slo_of(options, a), slo_of(options, b)
     differ = [name for name in Slo.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)]
     if differ:
@@ -81,7 +81,7 @@ def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
 
 
 def _names(groups: Sequence[Sequence[RunFolder]], options: argparse.Namespace) -> tuple[str, str]:
-    """What tells the two apart: their models, else their servers' versions, else their folders."""
+    """Names that tell the sides apart: the models, else the servers' versions, else the folders."""
     a, b = (group[-1].info for group in groups)
     if options.gate:
         return "baseline", "run"

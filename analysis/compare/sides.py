@@ -30,12 +30,13 @@ from loadtest.simulator.presets import PRESETS, Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MeasuredDeployment:
-    """One side: runs that may be pooled, judged, and what the preset says where a server was simulated."""
+    """One side of a comparison: runs that may be pooled, judged."""
 
     name: str
     judgement: Judgement
     answer: ModelAnswer
     preset: Preset | None
+    """The preset of an embedded server; None for a real one."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -54,7 +55,7 @@ class MeasuredDeployment:
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
-        """Trusted levels of so many users."""
+        """Trusted levels with that number of users."""
         return [level for level in self.levels if level.trusted and level.users == users]
 
 
@@ -69,7 +70,7 @@ def deployment_of(
 
 
 def _preset_of(info: RunInfo) -> Preset | None:
-    """What the embedded server simulates, with the memory share that it was started with."""
+    """The preset of an embedded server, with the memory share that it was started with."""
     preset = PRESETS.get(info.server.simulated or "")
     share = info.server.gpu_memory_utilization
     return replace(preset, gpu_memory_utilization=share) if preset and share else preset
@@ -82,12 +83,12 @@ def _bytes_per_token(info: RunInfo, preset: Preset | None) -> int | None:
 
 
 def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """Users at which both have a trusted level, rising."""
+    """Numbers of users at which both sides have a trusted level, rising."""
     return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
 
 
 def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
-    """One value a successful request that ended in the windows of these levels; None where there are none."""
+    """A value of each successful request that ended in the levels' windows; None without requests."""
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
     for level in side.at(users):
@@ -100,15 +101,17 @@ def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests]
 
 
 def ttft_s_of(rows: Requests) -> Floats:
+    """TTFT of each request, seconds."""
     return metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
 
 
 def decode_tok_s_of(rows: Requests) -> Floats:
+    """Decode rate of each request, tokens a second."""
     return metrics.decode_tok_s(tpot_of(rows))
 
 
 def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
-    """Mean over the levels of so many users, weighted by their windows."""
+    """Output tokens a second at that number of users: the mean over its levels, weighted by their windows."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.output_tok_s > 0 for level in levels):
@@ -123,7 +126,7 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
 
 
 def capacity_of(side: MeasuredDeployment) -> Quantity | None:
-    """Users at which the first wall stands; where none was met, the highest trusted level, open above."""
+    """Users at the limit; where no wall was met, the highest trusted level, open above."""
     if side.refused:
         return None
     evidence, stands = side.judgement.evidence, side.judgement.stands
@@ -141,14 +144,16 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
 
 def memory_users(side: MeasuredDeployment) -> Quantity | None:
-    """Users at which the KV cache alone would bind."""
+    """Users at the KV-cache wall, whatever other walls come first."""
     stands = [] if side.refused else [one for one in side.judgement.stands if one.name == "kv_cache"]
     return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
 
 
 def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
-    """KV tokens that a request in flight holds, whole blocks, mean over its steps: a ratio estimate over
-    requests, those of one conversation together."""
+    """KV tokens in whole blocks that a request in flight holds, the mean over its steps.
+
+    A ratio estimate over requests; those of one conversation are one observation.
+    """
     pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
     if pairs is None or pool is None:
         return None
@@ -160,7 +165,7 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
 
 
 def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
-    """Tokens in whole blocks summed over the steps of each request, and its steps, shape (n,) each."""
+    """Tokens in whole blocks summed over each request's steps, and its steps. Shape (n,) each."""
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
 
@@ -173,6 +178,7 @@ def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
 
 
 def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
+    """The quantity times a factor without error; None where either is not known."""
     if quantity is None or factor is None:
         return None
 

@@ -23,9 +23,9 @@ from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
 CHANCE = 0.05
-"""Probability that the table calls any figure of two equal deployments different, at most."""
+"""The probability, at most, that the table calls any figure of two equal deployments different."""
 SAME_FACT = 0.001
-"""Facts nearer than this are equal: memory comes in whole blocks."""
+"""Facts that differ by a smaller share are called equal: memory comes in whole blocks."""
 LEVEL_FIGURES: tuple[FigureName, ...] = (
     "ttft_p50_s",
     "ttft_p95_s",
@@ -36,7 +36,7 @@ LEVEL_FIGURES: tuple[FigureName, ...] = (
 
 
 def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
-    """The table. Latencies stand at the lowest common level and at the highest that both deployments hold."""
+    """The rows of the table; latencies and throughput at the levels of `headline_levels`."""
     contrasts = [
         contrast_of_estimates("max_users", a, b, capacity_of),
         contrast_of_estimates("memory_users", a, b, memory_users),
@@ -44,13 +44,13 @@ def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Compar
     for users in headline_levels(a, b):
         contrasts += [contrast_at_level(figure, a, b, users) for figure in LEVEL_FIGURES]
     contrasts += _memory_contrasts(a, b)
-    shown = [one for one in contrasts if one.a is not None or one.b is not None]
-    tests = sum(one.bounds is not None for one in shown)
-    return [_row(one, a, b, tests=max(tests, 1)) for one in shown]
+    known = [contrast for contrast in contrasts if contrast.a is not None or contrast.b is not None]
+    tests = sum(contrast.bounds is not None for contrast in known)
+    return [_row(contrast, a, b, tests=max(tests, 1)) for contrast in known]
 
 
 def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """The lowest common level, and the highest that both hold; fewer where there are fewer."""
+    """Users of the lowest common level, and of the highest that both sides hold, where there are such."""
     common = common_levels(a, b)
     held = [users for users in common if all(users <= (side.answer.max_users or 0) for side in (a, b))]
     return sorted({*common[:1], *held[-1:]})
@@ -61,7 +61,7 @@ def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Figu
     tokens = contrast_of_estimates("kv_tokens_per_user", a, b, kv_tokens)
     ours, theirs = scaled_quantity(tokens.a, per[0]), scaled_quantity(tokens.b, per[1])
     vram = [vram_of(side) for side in (a, b)]
-    predicted = any(one.predicted for one in vram)
+    predicted = any(side.predicted for side in vram)
     return [
         tokens,
         FigureContrast(
@@ -72,28 +72,34 @@ def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Figu
         ),
         contrast_of_facts("kv_bytes_per_token", per),
         contrast_of_facts("kv_pool_tokens", [side.answer.memory.pool_tokens for side in (a, b)]),
-        replace(contrast_of_facts("vram_no_load_bytes", [one.no_load for one in vram]), predicted=predicted),
-        replace(contrast_of_facts("vram_at_peak_bytes", [one.at_peak for one in vram]), predicted=predicted),
-        replace(contrast_of_facts("vram_held_bytes", [one.held for one in vram]), predicted=predicted),
+        replace(
+            contrast_of_facts("vram_no_load_bytes", [side.no_load for side in vram]), predicted=predicted
+        ),
+        replace(
+            contrast_of_facts("vram_at_peak_bytes", [side.at_peak for side in vram]), predicted=predicted
+        ),
+        replace(contrast_of_facts("vram_held_bytes", [side.held for side in vram]), predicted=predicted),
         contrast_of_facts("max_model_len", [side.info.server.max_model_len for side in (a, b)]),
     ]
 
 
-def _row(one: FigureContrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> ComparisonRow:
-    open_ended = one.figure == "max_users"
+def _row(
+    contrast: FigureContrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int
+) -> ComparisonRow:
+    open_ended = contrast.figure == "max_users"
     sides = [
-        _side(quantity, at_least=open_ended and side.answer.at_least, predicted=one.predicted)
-        for quantity, side in ((one.a, a), (one.b, b))
+        _side(quantity, at_least=open_ended and side.answer.at_least, predicted=contrast.predicted)
+        for quantity, side in ((contrast.a, a), (contrast.b, b))
     ]
-    both = one.a is not None and one.b is not None and not any(side.at_least for side in sides)
+    both = contrast.a is not None and contrast.b is not None and not any(side.at_least for side in sides)
     return ComparisonRow(
-        figure=one.figure,
-        users=one.users,
+        figure=contrast.figure,
+        users=contrast.users,
         a=sides[0],
         b=sides[1],
-        ratio=one.b.value / one.a.value if both and one.a and one.b else None,
-        ratio_interval=_ends(one.bounds((1.0 - CONFIDENCE) / 2)) if one.bounds else None,
-        different=_different(one, tests),
+        ratio=contrast.b.value / contrast.a.value if both and contrast.a and contrast.b else None,
+        ratio_interval=_ends(contrast.bounds((1.0 - CONFIDENCE) / 2)) if contrast.bounds else None,
+        different=_different(contrast, tests),
     )
 
 
@@ -106,20 +112,20 @@ def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> Side
 
 
 def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
-    """Open ends are null."""
+    """The interval with None for an open end."""
     low, high = bounds
     return low if low > 0 else None, finite_or_none(high)
 
 
-def _different(one: FigureContrast, tests: int) -> DifferenceVerdict | None:
-    """Bonferroni's correction over the rows: a dozen of them have chance differences at 10 % each."""
-    if one.a is None or one.b is None:
+def _different(contrast: FigureContrast, tests: int) -> DifferenceVerdict | None:
+    """Whether a and b differ; "yes" by Bonferroni's correction for the number of tests in the table."""
+    if contrast.a is None or contrast.b is None:
         return None
-    if one.bounds is None:
-        return "equal" if abs(one.b.value / one.a.value - 1.0) < SAME_FACT else "yes"
-    if _excludes_one(one.bounds(CHANCE / 2 / tests)):
+    if contrast.bounds is None:
+        return "equal" if abs(contrast.b.value / contrast.a.value - 1.0) < SAME_FACT else "yes"
+    if _excludes_one(contrast.bounds(CHANCE / 2 / tests)):
         return "yes"
-    return "perhaps" if _excludes_one(one.bounds((1.0 - CONFIDENCE) / 2)) else "not_seen"
+    return "perhaps" if _excludes_one(contrast.bounds((1.0 - CONFIDENCE) / 2)) else "not_seen"
 
 
 def _excludes_one(ends: tuple[float, float]) -> bool:
