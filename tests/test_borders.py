@@ -80,7 +80,9 @@ FORBIDDEN = {
         ],
         LOCUST | WEB | {"matplotlib"},
     ),
-    **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),
+    **dict.fromkeys(
+        ["scenarios.demo.__main__", "scenarios.demo.compare"], LOCUST | WEB | SCIENCE | {"analysis"}
+    ),
     **dict.fromkeys(
         [
             "analysis.capacity",

@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from analysis.compare.__main__ import main
-from scenarios import reference_pair
+from loadtest.simulator.presets import find_preset
+from scenarios.demo.claims import claims_beside_measurements, claims_beside_physics
+from scenarios.demo.compare import CLAIMS_FILE
 from testing.processes import ROOT, clean_environment
 from testing.runs.virtual import write_short_run
 
@@ -25,13 +27,13 @@ def test_the_claims_stand_beside_what_was_measured_and_physics_answers(tmp_path,
     found = json.loads((tmp_path / "compare.json").read_text())
     import tomllib
 
-    claims = tomllib.loads(reference_pair.CLAIMS.read_text())
-    text = reference_pair.beside_claims(found, claims)
+    claims = tomllib.loads(CLAIMS_FILE.read_text())
+    text = claims_beside_measurements(found, claims)
     assert re.search(r"first-token latency, ms +260 ± 30 +\d+ +320 ± 40 +\d+\n", text)
     assert re.search(r"decode, tokens/s +57\.8 +\d+\.\d +44\.2 +\d+\.\d\n", text)
     assert re.search(r"peak GPU memory in use, GB +3\.2 +– +3\.6 +–\n", text)
-    presets = [reference_pair.find_preset(claim["preset"]) for claim in claims["models"]]
-    said = reference_pair.physics(presets, claims["models"])
+    presets = [find_preset(claim["preset"]) for claim in claims["models"]]
+    said = claims_beside_physics(presets, claims["models"])
     for words in (
         "3.205 and 3.421 GiB",
         "112 and 192 KiB",
@@ -44,7 +46,7 @@ def test_the_claims_stand_beside_what_was_measured_and_physics_answers(tmp_path,
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_make_compare_leaves_nothing_behind(sent, tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-m", "scenarios.reference_pair"],
+        [sys.executable, "-m", "scenarios.demo.compare"],
         cwd=ROOT,
         env=clean_environment(),
         stderr=subprocess.PIPE,

@@ -1,5 +1,5 @@
-"""The embedded server and the user's own commands as processes, for `make demo` and `make compare`. Every one
-of them has ended when its block is left, also when interrupted."""
+"""The embedded server and the user's own commands as processes. Each of them has ended when its block is
+left, also when it is interrupted."""
 
 import contextlib
 import os
@@ -9,62 +9,66 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-READY = " on "
+_READY = " on "
+"""Stands in the server's first line, before its address."""
 
 
-class FailedError(Exception):
-    """A process did not do its part; `code` is what to exit with."""
+class ProcessFailedError(Exception):
+    """A process did not do its part; `code` is the exit code to hand on."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
 
 
-def guarded(work: Callable[[], None]) -> int:
-    """Does the work; returns the exit code. SIGTERM is taken as Ctrl-C."""
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Does the work and returns the exit code. SIGTERM is taken as Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         work()
-    except FailedError as failure:
-        say(str(failure))
+    except ProcessFailedError as failure:
+        tell(str(failure))
         return failure.code
     except KeyboardInterrupt:
-        say("Interrupted; nothing is left running.")
+        tell("Interrupted; nothing is left running.")
         return 130
     return 0
 
 
 @contextlib.contextmanager
 def served(preset: str, *flags: str) -> Iterator[str]:
-    """The embedded server on a free port; yields its address. Raises FailedError when it does not start."""
+    """Starts the embedded server on a free port and yields its address. Raises ProcessFailedError when it
+    does not start."""
     command = [sys.executable, "-m", "loadtest.simulator", "--preset", preset, "--port", "0", *flags]
     with _process(command, pipe=True) as server:
         assert server.stdout is not None
         line = server.stdout.readline().strip()
-        if READY not in line:
-            raise FailedError("The embedded server did not start.")
-        say(line)
-        yield line.rpartition(READY)[2]
+        if _READY not in line:
+            raise ProcessFailedError(
+                f"The embedded server did not start. Run it alone to see why: python {' '.join(command[1:])}"
+            )
+        tell(line)
+        yield line.rpartition(_READY)[2]
 
 
-def load_test(host: str, flags: Mapping[str, str]) -> None:
-    """scenarios/chat.py from its first level to its last. Raises FailedError."""
+def run_chat(host: str, flags: Mapping[str, str]) -> None:
+    """Runs scenarios/chat.py from its first level to its last. Raises ProcessFailedError."""
     words = [word for pair in {"--host": host, **flags}.items() for word in pair]
     locust = Path(sys.executable).with_name("locust")
-    run([str(locust), "-f", str(Path("scenarios") / "chat.py"), "--headless", *words])
+    run_command([str(locust), "-f", str(Path("scenarios") / "chat.py"), "--headless", *words])
 
 
-def run(command: Sequence[str]) -> None:
-    """Waits for it. Raises FailedError where its exit code is not 0."""
+def run_command(command: Sequence[str]) -> None:
+    """Runs a command to its end. Raises ProcessFailedError when its exit code is not 0."""
     with _process(command) as process:
         code = process.wait()
     if code != 0:
-        raise FailedError(f"{' '.join(command[:3])} ... ended with exit code {code}.", code)
+        raise ProcessFailedError(f"{' '.join(command[:3])} ... ended with exit code {code}.", code)
 
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], *, pipe: bool = False) -> "Iterator[subprocess.Popen[str]]":
-    """A process in a group of its own, which is gone when the block is left."""
+    """Starts a process in a group of its own, which is gone when the block is left."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOADTEST_", "LOCUST_"))}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE if pipe else None, text=True, env=environment, start_new_session=True
@@ -85,6 +89,6 @@ def _end(process: "subprocess.Popen[str]") -> None:
             process.wait(seconds)
 
 
-def say(text: str) -> None:
-    """For the person who waits: stderr."""
+def tell(text: str) -> None:
+    """Tells the person who waits, on stderr."""
     sys.stderr.write(text + "\n")
