@@ -20,7 +20,7 @@ demo: setup
 	@$(BIN)/python -m scenarios.demo
 
 compare: setup
-	@$(BIN)/python -m scenarios.reference_pair
+	@$(BIN)/python -m scenarios.demo.compare
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,1 +1,2 @@
-"""Locustfiles: which workload, which think time."""
+"""Locustfiles: who asks what, with which think time. They know neither how a request is measured nor how many
+users a server holds."""

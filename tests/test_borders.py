@@ -29,7 +29,9 @@ FORBIDDEN = {
         ],
         LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
     ),
-    **dict.fromkeys(["loadtest.simulator.engine", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB),
+    **dict.fromkeys(
+        ["loadtest.simulator.engine.scheduler", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB
+    ),
     **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
     **dict.fromkeys(
         [
@@ -78,7 +80,9 @@ FORBIDDEN = {
         ],
         LOCUST | WEB | {"matplotlib"},
     ),
-    **dict.fromkeys(["scenarios.demo", "scenarios.reference_pair"], LOCUST | WEB | SCIENCE | {"analysis"}),
+    **dict.fromkeys(
+        ["scenarios.demo.__main__", "scenarios.demo.compare"], LOCUST | WEB | SCIENCE | {"analysis"}
+    ),
     **dict.fromkeys(
         [
             "analysis.capacity",

@@ -1,4 +1,4 @@
-"""compare.json as types: two runs side by side, and the verdict of a gate. Knows no maths."""
+"""The types of compare.json: two runs side by side, and the verdict of a gate. Knows no maths."""
 
 from typing import Literal
 
@@ -44,22 +44,24 @@ FIGURE_NAMES: dict[FigureName, str] = {
     "max_model_len": "context",
 }
 MORE_IS_BETTER: frozenset[FigureName] = frozenset(("max_users", "output_tok_s"))
-"""Of what a gate judges; of the rest less is better."""
+"""Figures of which more is better; of the others that a gate judges, less is better."""
 DifferenceVerdict = Literal["yes", "perhaps", "not_seen", "equal"]
-"""yes: beyond chance, all rows of the table considered; perhaps: beyond chance if this row stood alone;
-equal: two facts that are the same."""
+"""yes: beyond chance, with all rows of the table considered; perhaps: beyond chance if this row were alone;
+not_seen: not detected; equal: two facts that are the same."""
 GateVerdict = Literal["ok", "worse", "unclear"]
 
 
 class SideFigure(msgspec.Struct, kw_only=True, frozen=True):
-    """One figure of one run. No interval: a fact, not an estimate. Null value: not known."""
+    """One figure of one run."""
 
     value: float | None = None
+    """Null where it is not known."""
     interval: tuple[float, float | None] | None = None
-    """At the confidence of the comparison; a null end is open."""
+    """The interval at the confidence of the comparison; a null end is open; null for a fact."""
     at_least: bool = False
+    """No wall was met: the limit is this value or more."""
     predicted: bool = False
-    """From the model's architecture and the GPU's data sheet, not measured."""
+    """Computed from the model's architecture and the GPU's data sheet, not measured."""
 
 
 class ComparisonRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -67,23 +69,23 @@ class ComparisonRow(msgspec.Struct, kw_only=True, frozen=True):
 
     figure: FigureName
     users: int | None = None
-    """The level at which both were measured; null for what belongs to no level."""
+    """Users of the level at which both were measured; null for a figure of no level."""
     a: SideFigure
     b: SideFigure
     ratio: float | None = None
-    """b over a."""
+    """b divided by a."""
     ratio_interval: tuple[float | None, float | None] | None = None
     different: DifferenceVerdict | None = None
 
 
 def row_name(row: ComparisonRow) -> str:
-    """Figure and level, for tables and axes."""
+    """The figure's name and its level, for tables and axes."""
     at = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
     return FIGURE_NAMES[row.figure] + at
 
 
 class RunDifference(msgspec.Struct, kw_only=True, frozen=True):
-    """Something that may differ, and does: what the comparison is about."""
+    """Something that may differ between the runs, and does: what the comparison is about."""
 
     name: str
     a: str
@@ -91,41 +93,43 @@ class RunDifference(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GateCheck(msgspec.Struct, kw_only=True, frozen=True):
-    """One criterion of the gate at one level. `worse_by` is a factor: 1.2 is 20 % worse."""
+    """One criterion of the gate at one level."""
 
     users: int | None
     baseline: float | None
     run: float | None
     worse_by: float | None
+    """How many times worse the run is: 1.2 is 20 % worse."""
     at_least: float | None
-    """Lower bound on `worse_by` at the error that this check may make."""
+    """The lower bound on `worse_by` at the error that this check may make."""
     at_most: float | None
-    """Upper bound at 95 %; null when open."""
+    """The upper bound on `worse_by` at 95 %; null where it is open."""
     verdict: GateVerdict
 
 
 class GateCriterion(msgspec.Struct, kw_only=True, frozen=True):
-    """One criterion: worse where one check is, ok where one check at least is and none is worse."""
+    """One criterion: worse where one check is; ok where one check is and none is worse."""
 
     figure: FigureName
     verdict: GateVerdict
     checks: list[GateCheck]
     why: str = ""
+    """The reason for a verdict of "unclear"."""
 
 
 class GateAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """Did the second run get worse than the first, its baseline?"""
+    """The verdict on whether the second run got worse than the first, its baseline."""
 
     verdict: GateVerdict
     tolerance: float
-    """Worse by less than this share is let pass."""
+    """A figure may be worse by this share."""
     false_alarms: float
-    """Probability of calling any of two equal deployments worse, all checks together, at most."""
+    """The probability, at most, of calling one of two equal deployments worse, all checks together."""
     criteria: list[GateCriterion]
 
 
 class Comparison(msgspec.Struct, kw_only=True, frozen=True):
-    """`compare.json`."""
+    """The content of compare.json."""
 
     schema: int = COMPARE_SCHEMA
     generated_unix_s: float
@@ -133,9 +137,9 @@ class Comparison(msgspec.Struct, kw_only=True, frozen=True):
     slo: Slo
     names: tuple[str, str]
     answers: tuple[ModelAnswer, ModelAnswer]
-    """Of capacity.json, one for each run, under the same objectives."""
+    """The answers of capacity.json for each run, under the same objectives."""
     common_levels: list[int]
-    """Users at which both runs have a trusted level."""
+    """Numbers of users at which both runs have a trusted level."""
     rows: list[ComparisonRow]
     differs: list[RunDifference]
     gate: GateAnswer | None = None

@@ -1,4 +1,4 @@
-"""twin.json as types: what was fitted, how far off it was, and what it predicts. Knows no maths."""
+"""The types of twin.json: what was fitted, how far off it was, and what it predicts. Knows no maths."""
 
 import msgspec
 
@@ -16,26 +16,29 @@ class Term(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Prediction(msgspec.Struct, kw_only=True, frozen=True):
-    """What a plateau sees, by the names of `VirtualFigures`, each with its 90 % interval."""
+    """Figures at one number of users, by the names of `VirtualFigures`, each with its 90 % interval."""
 
     users: int
+    """0 for an open loop."""
     values: dict[str, float]
     intervals: dict[str, Interval]
     measured: dict[str, float] = {}
-    """Of the level that stood there, where there was one and nothing was changed."""
+    """Figures of the level measured at this load, where there was one and nothing was changed."""
     held_out: bool = False
+    """The level was not fitted to."""
 
 
 class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """How many users fit; `x` is null where nothing broke."""
+    """How many users fit within the objectives."""
 
     x: float | None
+    """Null where no wall was found."""
     interval: tuple[float | None, float | None]
     wall: str
 
 
 class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """Replicas for so many users, `spare` of which may be lost, and what they cost."""
+    """Replicas for a number of users, `spare` of which may be lost, and what they cost."""
 
     users: int
     replicas: int
@@ -50,7 +53,7 @@ class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class TwinAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """`twin.json`."""
+    """The content of twin.json."""
 
     schema: int = 1
     source: str
@@ -60,7 +63,7 @@ class TwinAnswer(msgspec.Struct, kw_only=True, frozen=True):
     terms: list[Term]
     fitted_users: list[int]
     check: Prediction | None
-    """The level that was held out."""
+    """The prediction for the level that was held out; null where none was."""
     predictions: list[Prediction]
     limit: LimitAnswer | None
     fleet: list[FleetAnswer]

@@ -14,7 +14,7 @@ from analysis.answers.capacity import (
 )
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import add_slo_flags, fraction, positive_integer, slo_of
+from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = analyse(options)
     except InputError as problem:
         complain(str(problem))
-        return 2
+        return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     report.show(answer, folder=_folder(options))
-    return 3 if all(model.refused for model in answer.models) else 0
+    refused = all(model.refused for model in answer.models)
+    return ExitCode.REFUSED if refused else ExitCode.ANSWERED
 
 
 def analyse(options: argparse.Namespace) -> Answer:

@@ -1,184 +1,67 @@
-"""TODO."""
+"""Two judged sides compared: the table, the gate, and what to be wary of."""
 
-from dataclasses import replace
+import time
+from collections.abc import Sequence
 
-from analysis.answers.compare import ComparisonRow, DifferenceVerdict, FigureName, RunDifference, SideFigure
+from analysis.answers.compare import Comparison
 from analysis.capacity.headline import CONFIDENCE
-from analysis.compare.sides import (
-    FigureContrast,
-    MeasuredDeployment,
-    capacity_of,
-    common_levels,
-    contrast_at_level,
-    contrast_of_estimates,
-    contrast_of_facts,
-    kv_tokens,
-    memory_users,
-    scaled_quantity,
-    vram_of,
-)
-from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
-from analysis.statistics.ratios import Quantity, ratio_bounds
-from analysis.statistics.samples import finite_or_none
-from loadtest.record import RunInfo
-from loadtest.simulator.presets import PRESETS
-
-CHANCE = 0.05
-"""Probability that the table calls any figure of two equal deployments different, at most."""
-SAME_FACT = 0.001
-"""Facts nearer than this are equal: memory comes in whole blocks."""
-LEVEL_FIGURES: tuple[FigureName, ...] = (
-    "ttft_p50_s",
-    "ttft_p95_s",
-    "decode_tok_s",
-    "tpot_p95_s",
-    "output_tok_s",
-)
-WORKLOAD_KEYS = ("scenario", *WORKLOAD_SETTINGS)
-SAME_RUN = "Both are the same run: a comparison needs two that were made apart."
+from analysis.cli import RefusedError
+from analysis.compare.differences import gpu_of, run_differences
+from analysis.compare.gate import TOLERANCE, gate_of
+from analysis.compare.sides import MeasuredDeployment, common_levels
+from analysis.compare.table import comparison_rows
+from analysis.reporting.words import sentences
+from loadtest.record import Slo
 
 
-# What may be compared.
+def comparison_of(
+    a: MeasuredDeployment,
+    b: MeasuredDeployment,
+    *,
+    slo: Slo,
+    gate: bool = False,
+    tolerance: float = TOLERANCE,
+    notes: Sequence[str] = (),
+) -> Comparison:
+    """Compares two sides; notes are warnings from reading them.
 
-
-def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
-    """Why two runs must not be compared, one `name (a against b)` each; empty when they may be."""
-    if bool(a.arrivals) != bool(b.arrivals):
-        return ["how requests came (an open loop against levels of users)"]
-    ours, theirs = pooling_fields(a), pooling_fields(b)
-    found = [
-        f"{name} ({ours[name]} against {theirs[name]})"
-        for name in WORKLOAD_KEYS
-        if ours[name] != theirs[name]
-    ]
-    gpus = [gpu_of(info) for info in (a, b)]
-    if None not in gpus and gpus[0] != gpus[1]:
-        found.append(f"GPU ({gpus[0]} against {gpus[1]})")
-    return found
-
-
-def gpu_of(info: RunInfo) -> str | None:
-    """Of an embedded server, the one that it simulates."""
-    if info.server.simulated is not None:
-        preset = PRESETS.get(info.server.simulated)
-        return f"simulated {preset.gpu.name if preset else 'GPU'}"
-    if info.gpu is None or info.gpu.name is None:
-        return None
-    return f"{info.gpu.count} x {info.gpu.name}"
-
-
-def differs(a: RunInfo, b: RunInfo) -> list[RunDifference]:
-    """What differs and may: model, server, its flags; and how the load was stepped."""
-    ours, theirs = (_may_differ(info) for info in (a, b))
-    names = [name for name in ours if ours[name] != theirs[name]]
-    return [RunDifference(name=name, a=ours[name], b=theirs[name]) for name in names]
-
-
-def _may_differ(info: RunInfo) -> dict[str, str]:
-    names = {
-        name: value
-        for name, value in pooling_fields(info).items()
-        if name not in WORKLOAD_KEYS and name != "gpu"
-    }
-    stepped = {name: str(info.settings.get(name)) for name in ("levels", "level_s", "seed")}
-    return {name: value.strip('"') for name, value in {**names, **stepped}.items()}
-
-
-# The table.
-
-
-def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
-    """The table. Latencies stand at the lowest common level and at the highest that both deployments hold."""
-    contrasts = [
-        contrast_of_estimates("max_users", a, b, capacity_of),
-        contrast_of_estimates("memory_users", a, b, memory_users),
-    ]
-    for users in headline_levels(a, b):
-        contrasts += [contrast_at_level(figure, a, b, users) for figure in LEVEL_FIGURES]
-    contrasts += _memory_contrasts(a, b)
-    shown = [one for one in contrasts if one.a is not None or one.b is not None]
-    tests = sum(one.bounds is not None for one in shown)
-    return [_row(one, a, b, tests=max(tests, 1)) for one in shown]
-
-
-def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """The lowest common level, and the highest that both hold; fewer where there are fewer."""
+    Raises RefusedError where they have nothing in common.
+    """
     common = common_levels(a, b)
-    held = [
-        users for users in common if all(users <= (side.answer.headline.max_users or 0) for side in (a, b))
-    ]
-    return sorted({*common[:1], *held[-1:]})
-
-
-def _memory_contrasts(a: MeasuredDeployment, b: MeasuredDeployment) -> list[FigureContrast]:
-    per = [side.answer.memory.bytes_per_token for side in (a, b)]
-    tokens = contrast_of_estimates("kv_tokens_per_user", a, b, kv_tokens)
-    ours, theirs = scaled_quantity(tokens.a, per[0]), scaled_quantity(tokens.b, per[1])
-    vram = [vram_of(side) for side in (a, b)]
-    predicted = any(one.predicted for one in vram)
-    return [
-        tokens,
-        FigureContrast(
-            figure="kv_bytes_per_user",
-            a=ours,
-            b=theirs,
-            bounds=ratio_bounds(ours, theirs) if ours and theirs else None,
-        ),
-        contrast_of_facts("kv_bytes_per_token", per),
-        contrast_of_facts("kv_pool_tokens", [side.answer.memory.pool_tokens for side in (a, b)]),
-        replace(contrast_of_facts("vram_no_load_bytes", [one.no_load for one in vram]), predicted=predicted),
-        replace(contrast_of_facts("vram_at_peak_bytes", [one.at_peak for one in vram]), predicted=predicted),
-        replace(contrast_of_facts("vram_held_bytes", [one.held for one in vram]), predicted=predicted),
-        contrast_of_facts("max_model_len", [side.info.server.max_model_len for side in (a, b)]),
-    ]
-
-
-def _row(one: FigureContrast, a: MeasuredDeployment, b: MeasuredDeployment, *, tests: int) -> ComparisonRow:
-    open_ended = one.figure == "max_users"
-    sides = [
-        _side(quantity, at_least=open_ended and side.answer.headline.at_least, predicted=one.predicted)
-        for quantity, side in ((one.a, a), (one.b, b))
-    ]
-    both = one.a is not None and one.b is not None and not any(side.at_least for side in sides)
-    return ComparisonRow(
-        figure=one.figure,
-        users=one.users,
-        a=sides[0],
-        b=sides[1],
-        ratio=one.b.value / one.a.value if both and one.a and one.b else None,
-        ratio_interval=_ends(one.bounds((1.0 - CONFIDENCE) / 2)) if one.bounds else None,
-        different=_different(one, tests),
+    if not common and (a.refused or b.refused):
+        why = " ".join(sentences((a if a.refused else b).judgement.reasons))
+        raise RefusedError(
+            f"These runs have no level that is trusted in both, and no capacity to compare: {why}"
+        )
+    return Comparison(
+        generated_unix_s=time.time(),
+        confidence=CONFIDENCE,
+        slo=slo,
+        names=(a.name, b.name),
+        answers=(a.answer, b.answer),
+        common_levels=common,
+        rows=comparison_rows(a, b),
+        differs=run_differences(a.info, b.info),
+        gate=gate_of(a, b, tolerance=tolerance) if gate else None,
+        warnings=[*notes, *_warnings(a, b, common)],
     )
 
 
-def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> SideFigure:
-    if quantity is None:
-        return SideFigure()
-    low, high = quantity.bounds((1.0 - CONFIDENCE) / 2)
-    interval = (low, finite_or_none(high)) if low != high else None
-    return SideFigure(value=quantity.value, interval=interval, at_least=at_least, predicted=predicted)
-
-
-def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
-    """Open ends are null."""
-    low, high = bounds
-    return low if low > 0 else None, finite_or_none(high)
-
-
-def _different(one: FigureContrast, tests: int) -> DifferenceVerdict | None:
-    """Bonferroni's correction over the rows: a dozen of them have chance differences at 10 % each."""
-    if one.a is None or one.b is None:
-        return None
-    if one.bounds is None:
-        return "equal" if abs(one.b.value / one.a.value - 1.0) < SAME_FACT else "yes"
-    if _excludes_one(one.bounds(CHANCE / 2 / tests)):
-        return "yes"
-    return "perhaps" if _excludes_one(one.bounds((1.0 - CONFIDENCE) / 2)) else "not_seen"
-
-
-def _excludes_one(ends: tuple[float, float]) -> bool:
-    return ends[0] > 1.0 or ends[1] < 1.0
-
-
-def version_of(info: RunInfo) -> str:
-    return " ".join(filter(None, [info.server.engine, info.server.version])) or "unknown server"
+def _warnings(a: MeasuredDeployment, b: MeasuredDeployment, common: Sequence[int]) -> list[str]:
+    found = []
+    if not common:
+        levels = " and ".join(
+            ", ".join(map(str, side.judgement.evidence.trusted)) or "none" for side in (a, b)
+        )
+        found.append(
+            f"No level is trusted in both runs (users: {levels}): latency and throughput are not compared. "
+            "Run both at the same --levels."
+        )
+    if None in (gpu_of(a.info), gpu_of(b.info)):
+        found.append(
+            "Whether both ran on the same kind of GPU is not known: a run does not say which it was."
+        )
+    for side in (a, b):
+        found += [f"{side.name}: {warning}" for warning in sentences(side.answer.warnings)]
+        found += [f"{side.name}: {reason}" for reason in sentences(side.judgement.reasons)]
+    return found

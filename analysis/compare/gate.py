@@ -1,4 +1,4 @@
-"""Has the second run got worse than its baseline, beyond noise? Knows no files."""
+"""The gate: whether the second run got worse than its baseline, beyond noise. Knows no files."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,8 @@ from analysis.answers.compare import (
     GateCriterion,
     GateVerdict,
 )
-from analysis.compare.sides import (
-    FigureContrast,
-    MeasuredDeployment,
-    capacity_of,
-    common_levels,
-    contrast_at_level,
-)
+from analysis.compare.contrasts import FigureContrast, contrast_at_level
+from analysis.compare.sides import MeasuredDeployment, capacity_of, common_levels
 from analysis.reporting.words import sentences
 from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
 from analysis.statistics.samples import finite_or_none
@@ -25,9 +20,9 @@ from analysis.statistics.samples import finite_or_none
 FALSE_ALARMS = 0.05
 TOLERANCE = 0.05
 BLIND_FACTOR = 1.5
-"""A check that cannot exclude that the run got this many times worse does not say that it is well."""
+"""A check is ok only where it excludes that the run got this many times worse."""
 OK_ERROR = 0.05
-"""One-sided error of saying so."""
+"""The one-sided error with which it excludes that."""
 JUDGED_LEVEL_FIGURES: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
@@ -40,10 +35,10 @@ def gate_of(
 ) -> GateAnswer:
     """Judges capacity, and at each common level that the baseline holds TTFT p95, TPOT p95 and throughput.
 
-    Each of the four may err with a quarter of `false_alarms`, each of its levels with an equal part of that
-    (Bonferroni). A check is worse when it is sure of more than `tolerance`, and ok when it is 95 % sure of
-    less than BLIND_FACTOR times. The gate fails where one criterion is worse; it gives no verdict where
-    one is unclear.
+    Each of these four criteria may err with a quarter of `false_alarms`, each of its levels with an equal
+    part of that (Bonferroni). A check is worse where the run is surely worse by more than `tolerance`, and
+    ok where it is 95 % sure that the run is less than BLIND_FACTOR times as bad. One worse criterion fails
+    the gate; where none is worse, an unclear one leaves it without a verdict.
     """
     levels, share = _levels(baseline, run), false_alarms / (1 + len(JUDGED_LEVEL_FIGURES))
     criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]
@@ -51,35 +46,35 @@ def gate_of(
         contrasts = [contrast_at_level(figure, baseline, run, users) for users in levels]
         checks = [
             _check(
-                one.a,
-                one.b,
-                one,
+                contrast.a,
+                contrast.b,
+                contrast,
                 error=share / len(levels),
-                tolerance=_let_pass(one, baseline, run, tolerance),
+                tolerance=_check_tolerance(contrast, baseline, run, tolerance),
             )
-            for one in contrasts
-            if one.a is not None and one.b is not None
+            for contrast in contrasts
+            if contrast.a is not None and contrast.b is not None
         ]
-        criteria.append(_judged(figure, checks))
-    verdicts = {one.verdict for one in criteria}
+        criteria.append(_criterion(figure, checks))
+    verdicts = {criterion.verdict for criterion in criteria}
     verdict: GateVerdict = "worse" if "worse" in verdicts else "unclear" if "unclear" in verdicts else "ok"
     return GateAnswer(verdict=verdict, tolerance=tolerance, false_alarms=false_alarms, criteria=criteria)
 
 
 def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
-    """Beyond the baseline's wall latencies are noise, and nobody deploys there."""
+    """Common levels that the baseline holds: past its limit latencies are noise, and nobody deploys there."""
     held = baseline.answer.headline.max_users
     return [users for users in common_levels(baseline, run) if held is None or users <= held]
 
 
-def _let_pass(
-    one: FigureContrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
+def _check_tolerance(
+    contrast: FigureContrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
 ) -> float:
-    """A TTFT may also differ by what the load generator's own stamps are good to."""
-    if one.figure != "ttft_p95_s" or one.a is None or one.users is None:
+    """The tolerance of one check: a TTFT may also differ by how late the load generator was."""
+    if contrast.figure != "ttft_p95_s" or contrast.a is None or contrast.users is None:
         return tolerance
-    lags = [level.lag_s for side in (baseline, run) for level in side.at(one.users)]
-    return tolerance + max((lag for lag in lags if not math.isnan(lag)), default=0.0) / one.a.value
+    lags = [level.lag_s for side in (baseline, run) for level in side.at(contrast.users)]
+    return tolerance + max((lag for lag in lags if not math.isnan(lag)), default=0.0) / contrast.a.value
 
 
 def _capacity(
@@ -92,9 +87,9 @@ def _capacity(
             figure="max_users", verdict="unclear", checks=[], why=" ".join(sentences(reasons))
         )
     if baseline.answer.headline.at_least:
-        ours = fact(ours.value)  # it is not known to hold more, so the run need not
-    one = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
-    found = _check(ours, theirs, one, error=error, tolerance=tolerance)
+        ours = fact(ours.value)  # the baseline is not known to hold more, so the run need not
+    contrast = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
+    found = _check(ours, theirs, contrast, error=error, tolerance=tolerance)
     why = ""
     if found.verdict == "unclear":
         why = "The run met no wall: measure it at more users." if run.answer.headline.at_least else TOO_WIDE
@@ -110,19 +105,19 @@ NO_LEVEL = (
 
 
 def _check(
-    ours: Quantity, theirs: Quantity, one: FigureContrast, *, error: float, tolerance: float
+    ours: Quantity, theirs: Quantity, contrast: FigureContrast, *, error: float, tolerance: float
 ) -> GateCheck:
-    """one: has bounds on theirs / ours."""
-    assert one.bounds is not None
-    turned = one.figure in MORE_IS_BETTER
-    worse_by = _inverse(one.bounds) if turned else one.bounds
+    """One check of a contrast that has bounds on its ratio."""
+    assert contrast.bounds is not None
+    turned = contrast.figure in MORE_IS_BETTER
+    worse_by = _inverse(contrast.bounds) if turned else contrast.bounds
     ratio = theirs.value / ours.value
     at_least, at_most = worse_by(error)[0], worse_by(OK_ERROR)[1]
     verdict: GateVerdict = (
         "worse" if at_least > 1.0 + tolerance else "ok" if at_most < BLIND_FACTOR else "unclear"
     )
     return GateCheck(
-        users=one.users,
+        users=contrast.users,
         baseline=ours.value,
         run=theirs.value,
         worse_by=1.0 / ratio if turned else ratio,
@@ -140,8 +135,8 @@ def _inverse(bounds: Bounds) -> Bounds:
     return turned
 
 
-def _judged(figure: FigureName, checks: Sequence[GateCheck]) -> GateCriterion:
-    """Worse where one level is; ok where one level at least is, and none is worse."""
+def _criterion(figure: FigureName, checks: Sequence[GateCheck]) -> GateCriterion:
+    """One criterion from its checks: worse where one is; ok where one is and none is worse."""
     verdicts = {check.verdict for check in checks}
     verdict: GateVerdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
     why = "" if verdict != "unclear" else TOO_WIDE if checks else NO_LEVEL

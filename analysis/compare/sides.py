@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.answers.capacity import ModelAnswer
-from analysis.answers.compare import FigureName
 from analysis.capacity.answer import answer_of
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
@@ -20,15 +19,10 @@ from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.ratios import (
-    Bounds,
     Quantity,
     Sample,
     Series,
     estimate,
-    fact,
-    quantile,
-    quantile_ratio_bounds,
-    ratio_bounds,
 )
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS, Preset
@@ -36,12 +30,13 @@ from loadtest.simulator.presets import PRESETS, Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MeasuredDeployment:
-    """One side: runs that may be pooled, judged, and what the preset says where a server was simulated."""
+    """One side of a comparison: runs that may be pooled, judged."""
 
     name: str
     judgement: Judgement
     answer: ModelAnswer
     preset: Preset | None
+    """The preset of an embedded server; None for a real one."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -60,7 +55,7 @@ class MeasuredDeployment:
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
-        """Trusted levels of so many users."""
+        """Trusted levels with that number of users."""
         return [level for level in self.levels if level.trusted and level.users == users]
 
 
@@ -75,7 +70,7 @@ def deployment_of(
 
 
 def _preset_of(info: RunInfo) -> Preset | None:
-    """What the embedded server simulates, with the memory share that it was started with."""
+    """The preset of an embedded server, with the memory share that it was started with."""
     preset = PRESETS.get(info.server.simulated or "")
     share = info.server.gpu_memory_utilization
     return replace(preset, gpu_memory_utilization=share) if preset and share else preset
@@ -88,12 +83,12 @@ def _bytes_per_token(info: RunInfo, preset: Preset | None) -> int | None:
 
 
 def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """Users at which both have a trusted level, rising."""
+    """Numbers of users at which both sides have a trusted level, rising."""
     return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
 
 
-def _latencies(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
-    """One value a successful request that ended in the windows of these levels; None where there are none."""
+def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
+    """A value of each successful request that ended in the levels' windows; None without requests."""
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
     for level in side.at(users):
@@ -105,16 +100,18 @@ def _latencies(side: MeasuredDeployment, users: int, of: Callable[[Requests], Fl
     return Sample(series=found) if found else None
 
 
-def _ttft(rows: Requests) -> Floats:
+def ttft_s_of(rows: Requests) -> Floats:
+    """TTFT of each request, seconds."""
     return metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
 
 
-def _decode(rows: Requests) -> Floats:
+def decode_tok_s_of(rows: Requests) -> Floats:
+    """Decode rate of each request, tokens a second."""
     return metrics.decode_tok_s(tpot_of(rows))
 
 
 def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
-    """Mean over the levels of so many users, weighted by their windows."""
+    """Output tokens a second at that number of users: the mean over its levels, weighted by their windows."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.requests.output_tok_s > 0 for level in levels):
@@ -129,7 +126,7 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
 
 
 def capacity_of(side: MeasuredDeployment) -> Quantity | None:
-    """Users at which the first wall stands; where none was met, the highest trusted level, open above."""
+    """Users at the limit; where no wall was met, the highest trusted level, open above."""
     if side.refused:
         return None
     evidence, walls = side.judgement.evidence, side.judgement.walls
@@ -147,14 +144,16 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
 
 def memory_users(side: MeasuredDeployment) -> Quantity | None:
-    """Users at which the KV cache alone would bind."""
-    walls = [] if side.refused else [one for one in side.judgement.walls if one.name == "kv_cache"]
-    return Quantity(value=walls[0].x, bounds=walls[0].bound) if walls and walls[0].x > 0 else None
+    """Users at the KV-cache wall, whatever other walls come first."""
+    stands = [] if side.refused else [one for one in side.judgement.walls if one.name == "kv_cache"]
+    return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
 
 
 def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
-    """KV tokens that a request in flight holds, whole blocks, mean over its steps: a ratio estimate over
-    requests, those of one conversation together."""
+    """KV tokens in whole blocks that a request in flight holds, the mean over its steps.
+
+    A ratio estimate over requests; those of one conversation are one observation.
+    """
     pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
     if pairs is None or pool is None:
         return None
@@ -166,7 +165,7 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
 
 
 def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
-    """Tokens in whole blocks summed over the steps of each request, and its steps, shape (n,) each."""
+    """Tokens in whole blocks summed over each request's steps, and its steps. Shape (n,) each."""
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
 
@@ -179,6 +178,7 @@ def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
 
 
 def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
+    """The quantity times a factor without error; None where either is not known."""
     if quantity is None or factor is None:
         return None
 
@@ -187,95 +187,3 @@ def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity
         return low * factor, high * factor
 
     return Quantity(value=quantity.value * factor, bounds=bounds)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Vram:
-    """Bytes on the GPU. vLLM takes `held` at its start; `no_load` is that without the KV cache."""
-
-    held: float | None
-    no_load: float | None
-    at_peak: float | None
-    """`no_load`, and the KV cache that the fullest trusted level used."""
-    predicted: bool = False
-
-
-def vram_of(side: MeasuredDeployment) -> Vram:
-    """As the driver says; of an embedded server, as its preset's arithmetic says."""
-    if side.preset is not None:
-        return _predicted_vram(side, side.preset)
-    seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]
-    base = side.answer.memory.vram_base_bytes
-    return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
-
-
-def _predicted_vram(side: MeasuredDeployment, preset: Preset) -> Vram:
-    pool, server = preset.pool(), side.info.server
-    base = pool.weights_bytes + pool.activation_bytes + pool.cuda_graphs_bytes + pool.non_torch_bytes
-    blocks, size = server.num_gpu_blocks or pool.num_gpu_blocks, server.block_size or pool.block_size
-    held = base + blocks * size * pool.kv_bytes_per_token
-    return Vram(held=held, no_load=base, at_peak=_at_peak(side, base), predicted=True)
-
-
-def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
-    memory = side.answer.memory
-    usage = [
-        level.server.kv_cache_usage
-        for level in side.levels
-        if level.trusted and not math.isnan(level.server.kv_cache_usage)
-    ]
-    if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
-        return None
-    return base + max(usage) * memory.pool_tokens * memory.bytes_per_token
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FigureContrast:
-    """One figure of two sides. `bounds` are those of b / a; None: two facts."""
-
-    figure: FigureName
-    users: int | None = None
-    a: Quantity | None
-    b: Quantity | None
-    bounds: Bounds | None = None
-    predicted: bool = False
-
-
-def contrast_of_estimates(
-    figure: FigureName,
-    a: MeasuredDeployment,
-    b: MeasuredDeployment,
-    of: Callable[[MeasuredDeployment], Quantity | None],
-) -> FigureContrast:
-    ours, theirs = of(a), of(b)
-    bounds = ratio_bounds(ours, theirs) if ours and theirs else None
-    return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
-
-
-def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
-    ours, theirs = (fact(value) if value else None for value in values)
-    return FigureContrast(figure=figure, a=ours, b=theirs)
-
-
-def contrast_at_level(
-    figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
-) -> FigureContrast:
-    """A figure of both at one number of users."""
-    if figure == "output_tok_s":
-        return replace(
-            contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users
-        )
-    of, share = _QUANTILES[figure]
-    ours, theirs = _latencies(a, users, of), _latencies(b, users, of)
-    one, other = (quantile(sample, share) if sample else None for sample in (ours, theirs))
-    known = ours and theirs and one and other
-    bounds = quantile_ratio_bounds(ours, theirs, share) if known and ours and theirs else None
-    return FigureContrast(figure=figure, users=users, a=one, b=other, bounds=bounds)
-
-
-_QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {
-    "ttft_p50_s": (_ttft, 0.5),
-    "ttft_p95_s": (_ttft, 0.95),
-    "decode_tok_s": (_decode, 0.5),
-    "tpot_p95_s": (tpot_of, 0.95),
-}

@@ -50,7 +50,7 @@ def other_schema(path: Path, schema: int) -> str:
     )
 
 
-def decoded_lines(
+def _decoded_lines(
     path: Path, kind: type[_Record], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Iterator[_Record]:
     """Rows of a JSON Lines file. Lines that are not JSON are left out, with a warning.
@@ -163,7 +163,7 @@ def read_requests(
     users: dict[tuple[str, int], int] = {}
     gaps = _Gaps()
     for path in paths:
-        for row in decoded_lines(path, RequestRecord, warnings, on_bytes):
+        for row in _decoded_lines(path, RequestRecord, warnings, on_bytes):
             scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
             user = users.setdefault((row.worker, row.user), len(users))
             labels.append((OUTCOME_CODES[row.outcome], user, row.turn))
@@ -183,7 +183,7 @@ def _requests(
 
 def read_server(path: Path, warnings: list[str]) -> ServerSamples:
     """The scrapes of a run as columns; empty, with a warning, where there are none. Raises InputError."""
-    samples = list(decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
+    samples = list(_decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
         why = "every scrape failed" if samples else "there is none"
@@ -200,7 +200,7 @@ def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
     numbered = [
         (worker, row)
         for worker, path in enumerate(paths)
-        for row in decoded_lines(path, ClientSample, warnings, lambda _: None)
+        for row in _decoded_lines(path, ClientSample, warnings, lambda _: None)
     ]
     rows = [row for _, row in numbered]
     lag = [row.loop_lag_max_s if row.loop_lag_p99_s is None else row.loop_lag_p99_s for row in rows]

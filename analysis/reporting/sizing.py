@@ -1,5 +1,6 @@
 """A sizing as text, Markdown or JSON on standard output, and as a figure."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from loadtest.errors import InputError
 from loadtest.units import GIB
 
 SIZING_FORMS = ("text", "markdown", "json")
-LINE_WIDTH = 92
+LINE_WIDTH = 94
 
 LIMIT_WORDS = {
     "kv_cache": "the GPU memory for the KV cache",
@@ -56,13 +57,14 @@ def write_vram_figure(sizing: Sizing, path: Path) -> None:
 
 
 class _Page:
-    """The same words as plain text or as Markdown."""
+    """An answer as plain text or as Markdown."""
 
     def __init__(self, *, markdown: bool) -> None:
         self._markdown = markdown
 
     def sizing(self, sizing: Sizing, workload: StatedWorkload) -> str:
         parts = [self._title(_headline(sizing)), *self._sentences(_summary(sizing, workload))]
+        parts += self._section("Warnings", sizing.warnings)
         parts += [self._heading("Where the memory of one GPU goes"), self._table(_memory_cells(sizing))]
         if not sizing.refused:
             parts += [
@@ -76,9 +78,7 @@ class _Page:
                 self._heading("Users more or fewer, if one input changes"),
                 self._table([("input", "change", "users"), *map(_effect_cells, sizing.sensitivity)]),
             ]
-        for title, lines in (("Warnings", sizing.warnings), ("Assumptions", sizing.assumptions)):
-            if lines:
-                parts += [self._heading(title), self._list(lines)]
+        parts += self._section("Assumptions", sizing.assumptions)
         return "\n".join(parts)
 
     def claims(self, checked: Sequence[CheckedClaim]) -> str:
@@ -97,6 +97,9 @@ class _Page:
 
     def _heading(self, text: str) -> str:
         return f"\n## {text}\n" if self._markdown else f"\n{text}"
+
+    def _section(self, title: str, points: Sequence[str]) -> list[str]:
+        return [self._heading(title), self._list(points)] if points else []
 
     def _sentences(self, lines: Sequence[str]) -> list[str]:
         return [line if self._markdown else _wrapped(line, "  ") for line in lines]
@@ -123,15 +126,15 @@ class _Page:
 
 
 def _wrapped(text: str, indent: str, *, first: str | None = None) -> str:
-    lines, line = [], ""
-    for word in text.split(" "):
-        if line and len(line) + len(word) + 1 > LINE_WIDTH:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    opening, *others = [*lines, line]
-    return "\n".join([(indent if first is None else first) + opening, *(indent + text for text in others)])
+    lines = textwrap.wrap(
+        text.replace(" %", "\N{NO-BREAK SPACE}%"),
+        width=LINE_WIDTH,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _headline(sizing: Sizing) -> str:

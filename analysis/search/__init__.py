@@ -1,3 +1,3 @@
-"""Where a search goes next and when it stops, from the rows so far.
+"""Where a search goes next and when it stops, from the levels so far.
 
-Knows no Locust; it answers looks on standard input with advice on standard output."""
+Knows no Locust; the process that asks and answers is `__main__`."""

@@ -1,6 +1,8 @@
-"""Advises a search that is under way: `python -m analysis.search FOLDER` reads one `SearchState` a line from
-stdin, judges the run so far, and answers with one `SearchAdvice` a line on stdout, until stdin ends. The
-other end is `loadtest.run.advisor`."""
+"""`python -m analysis.search FOLDER` advises a search that is under way, as a child process of the load test.
+
+Reads one `SearchState` a line from stdin, judges the run so far, and answers with one `SearchAdvice` a line
+on stdout, until stdin ends. The other end is `loadtest.run.advisor`.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -16,19 +18,19 @@ from loadtest.record import SearchState
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code. An error ends it with a traceback, whose last line the search shows."""
+    """Returns the exit code. An error ends the process with a traceback, whose last line the search shows."""
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
-        look = msgspec.json.decode(line, type=SearchState)
-        judgement = judgement_of(folder, quick=look.left_s > 0)  # the last one is the answer
-        advice = advise(judgement, holding=look.holding, held_s=look.held_s, left_s=look.left_s)
+        state = msgspec.json.decode(line, type=SearchState)
+        judgement = judgement_of(folder, quick=state.left_s > 0)  # the last one is the answer
+        advice = advise(judgement, holding=state.holding, held_s=state.held_s, left_s=state.left_s)
         sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")
         sys.stdout.buffer.flush()
     return 0
 
 
 def judgement_of(folder: Path, *, quick: bool) -> Judgement:
-    """Of the run as far as it went, by the objectives that it is made with. Raises InputError."""
+    """Judges the run as far as it went, by the objectives that it is made with. Raises InputError."""
     (found,) = find_runs(folder)
     run = read_run(found)
     return judge([run], slo=stored_slo(run.info), quick=quick)

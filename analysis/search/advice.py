@@ -1,6 +1,6 @@
-"""Where to probe next: what a judgement of the levels so far says about the next number of users to hold.
+"""The next number of users to hold, from a judgement of the levels so far.
 
-Knows no window and no server: whoever drives the load asks again when `SearchAdvice.look_s` has passed.
+Knows no clock and no server: whoever drives the load asks again when `SearchAdvice.look_s` has passed.
 """
 
 import math
@@ -19,21 +19,25 @@ from loadtest.record import SearchAdvice
 from loadtest.run.live import HOPELESS_SHARE
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
-MAX_STEP = 4.0  # the most that the next level has over the highest one that holds
-UNLIMITED_STEP = 1.15  # the next level, where all walls that the models place have held
+MAX_STEP = 4.0  # the next level has at most so many times the users of the highest trusted one
+UNLIMITED_STEP = 1.15  # the factor to the next level, past where the models place every wall
 MAX_SEARCHED_USERS = 8192
-LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # between two looks: the larger
+LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # between two looks: the larger of seconds and request durations
 MIN_LENGTHS = 10  # for a first guess of where the memory wall stands
-SETTLED_DURATIONS = 4.0  # response times after which a level tells something
-HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # a level near the wall is held so long before the other side's turn
-MAX_HOLDS = 3  # quanta in which a level must become trustworthy
+SETTLED_DURATIONS = 4.0  # request durations after which a level can be judged
+HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # how long one side of the wall is held before the other
+MAX_HOLDS = 3  # such times, in which a level must become trusted
 NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
 MIN_PROBE_DISTANCE, MAX_PROBE_DISTANCE = 0.03, 0.2  # of both probes from the wall, as a share of its users
 NEAR_SHARE = 0.35  # levels this near the wall count as one of its sides
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> SearchAdvice:
-    """holding, held_s: the plateau under way and for how long; left_s: of the budget."""
+    """The next number of users, or None to stop.
+
+    holding, held_s: the level under way and for how long it has been held; left_s: seconds of the budget that
+    are left.
+    """
     line = answer_line(judgement)
 
     def to(users: int | None, why: str) -> SearchAdvice:
@@ -49,19 +53,19 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
         return stay
     if not level.trusted and not _hopeless(level):
-        if level.requests.n < MIN_REQUESTS and held_s >= _quantum_s(level) and not judgement.evidence.trusted:
+        if level.requests.n < MIN_REQUESTS and held_s >= _hold_s(level) and not judgement.evidence.trusted:
             return to(int(MAX_STEP * holding), "too few requests a minute to judge by")
-        if level.requests.n < MIN_REQUESTS or held_s < MAX_HOLDS * _quantum_s(level):
+        if level.requests.n < MIN_REQUESTS or held_s < MAX_HOLDS * _hold_s(level):
             return stay
         return to(_away_from(level, judgement.evidence), "; ".join(sentences(level.why_not)))
-    users, why = _next(judgement, holding, waited=held_s >= _quantum_s(level))
+    users, why = _next(judgement, holding, waited=held_s >= _hold_s(level))
     if users is not None and users != holding and left_s < _settled_s(level):
         return stay  # too late for another level to tell anything
     return stay if users == holding else to(users, why)
 
 
 def answer_line(judgement: Judgement) -> str:
-    """`18 users, 90 % sure of 16 to 21, KV cache`."""
+    """The answer so far in a few words, such as `18 users, 90 % sure of 16 to 21, KV cache`."""
     evidence = judgement.evidence
     if not evidence.trusted:
         return "no level to judge by yet"
@@ -83,18 +87,18 @@ def _settled_s(level: Level) -> float:
     return 2 * LOOK_S + SETTLED_DURATIONS * level.window.request_duration_s
 
 
-def _quantum_s(level: Level) -> float:
+def _hold_s(level: Level) -> float:
     return max(HOLD_S, HOLD_DURATIONS * level.window.request_duration_s)
 
 
 def _hopeless(level: Level) -> bool:
-    """So far past a wall that staying tells nothing."""
+    """Whether a level is so far past a wall that holding it longer tells nothing."""
     misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
     return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
-    """From a level that cannot be trusted: half as far, to begin anew; the second time nowhere."""
+    """Half the users of a level that cannot be trusted, to begin anew; the second time None."""
     again = [
         other
         for other in evidence.levels
@@ -104,7 +108,7 @@ def _away_from(level: Level, evidence: Evidence) -> int | None:
 
 
 def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | None, str]:
-    """The next number of users, and why."""
+    """The next number of users and the reason; None to stop."""
     evidence = judgement.evidence
     if not evidence.trusted:
         lower = holding // 2
@@ -122,7 +126,7 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
 
 
 def _up(judgement: Judgement) -> tuple[int | None, str]:
-    """No wall is met: to where the models place the first one, by steps of `MAX_STEP` at most."""
+    """The next users while no wall is met: where the models place one, at most MAX_STEP times as many."""
     top = judgement.evidence.trusted[-1]
     if top >= MAX_SEARCHED_USERS:
         return None, f"nothing broke at {top} users"
@@ -133,8 +137,8 @@ def _up(judgement: Judgement) -> tuple[int | None, str]:
 
 
 def _guesses(evidence: Evidence) -> list[float]:
-    """Where the memory law stands with the few lengths that there are, and where straight lines through the
-    p95s of the two highest trusted levels meet the objectives."""
+    """Guesses at walls: the memory wall from the few lengths that there are, and where straight lines through
+    the p95s of the two highest trusted levels meet the objectives."""
     slo = evidence.slo
     found = []
     if evidence.pool is not None and evidence.pairs is None:
@@ -162,7 +166,7 @@ def _guesses(evidence: Evidence) -> list[float]:
 def _nearer(
     evidence: Evidence, x: float, width: float, holding: int, *, waited: bool
 ) -> tuple[int | None, str]:
-    """By turns below and above the wall, the closer the better it is known."""
+    """The next users near a wall: by turns below and above it, the nearer the better it is known."""
     around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < NEAR_SHARE]
     seconds = [
         sum(level.window.length_s for level in around if (level.users > x) == above)

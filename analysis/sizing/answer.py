@@ -51,7 +51,7 @@ def size_deployment(
         binding=walls[0].name,
         bounds=[_bound(placed, engines) for placed in walls],
         not_met=[name for name in ("ttft", "tpot") if name not in names],
-        decode_tok_s_alone=_alone(sized.steps, workload),
+        decode_tok_s_alone=_decode_tok_s_alone(sized.steps, workload),
         vllm_flags=serve_flags(deployment, quantization),
         sensitivity=effects_of_inputs(sized),
         assumptions=_assumptions(deployment),
@@ -126,7 +126,7 @@ def _bound(placed: PredictedWall, engines: int) -> Bound:
     )
 
 
-def _alone(steps: StepModel, workload: PlannedWorkload) -> FloatBand:
+def _decode_tok_s_alone(steps: StepModel, workload: PlannedWorkload) -> FloatBand:
     """Tokens a second of one request with nobody else: lower end, estimate, upper end."""
     tokens = float(workload.prompt.mean() + workload.output.mean() / 2)
     rate = 1.0 / (steps.base_s(1) + steps.per_sequence_s + steps.per_kv_token_s * tokens)

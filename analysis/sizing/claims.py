@@ -309,7 +309,7 @@ def _order_of_decode_rates(first: ClaimedDeployment, second: ClaimedDeployment) 
         verdict="cannot be told",
         why=f"By memory bandwidth the order is the opposite at short contexts: at most {most_a:.0f} against "
         f"{most_b:.0f} tokens/s. The claims need {100 * a / most_a:.0f} % and "
-        f"{100 * b / most_b:.0f} % of it.",
+        f"{100 * b / most_b:.0f} % of this bandwidth.",
     )
 
 

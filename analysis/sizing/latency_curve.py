@@ -10,7 +10,7 @@ import numpy as np
 from analysis.sizing.deployment import PlannedDeployment
 from analysis.sizing.step_model import SPEED_BAND, StepModel
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import EngineTrace, closed_loop
 
 MIN_P95_REQUESTS = 120

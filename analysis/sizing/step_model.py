@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from analysis.sizing.deployment import PlannedDeployment
 from loadtest.model.weights import step_bytes
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 
 HOST_S = 1e-3

@@ -1,3 +1,3 @@
 """The simulated engine fitted to a run, and what it predicts of loads that were never run.
 
-Knows no wall of a measured run and no words."""
+Knows how levels are measured and walls defined only through other folders, and no words."""

@@ -1,11 +1,11 @@
-"""What if? `python -m analysis.twin reports/RUN` fits the engine to a run and asks it about others."""
+"""`python -m analysis.twin RUN` fits the simulated engine to a run and predicts loads that were never run."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import RefusedError, add_slo_flags, positive_integer
+from analysis.cli import ExitCode, RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import complain, progress
 from analysis.twin.answer import twin_answer
@@ -17,7 +17,7 @@ from loadtest.simulator.routers import ROUTERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 answered, 2 wrong usage or unreadable input, 3 no twin can be fitted."""
+    """Runs `python -m analysis.twin`. Returns an exit code, REFUSED where no twin can be fitted."""
     options = _parser().parse_args(argv)
     try:
         with progress() as bar:
@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             twin_report.write_twin(answer, folder=folder)
     except (InputError, ValueError) as problem:
         complain(str(problem))
-        return 2
+        return ExitCode.BAD_INPUT
     except (RefusedError, CalibrationError) as refusal:
         complain(str(refusal))
-        return 3
+        return ExitCode.REFUSED
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.INTERRUPTED
     twin_report.show_twin(answer, as_json=options.format == "json")
-    return 0
+    return ExitCode.ANSWERED
 
 
 def _run_folder(folder: Path | None) -> Path | None:
@@ -67,30 +67,28 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="a run folder, or a folder of runs that may be pooled",
     )
-    add("--preset", metavar="NAME", help=f"no run: one of {', '.join(PRESETS)}")
+    add("--preset", metavar="NAME", help=f"instead of a run: one of {', '.join(PRESETS)}")
     add(
         "--users",
         type=_user_list,
         metavar="N,N,...",
-        help="plateaus to predict (default: the levels of the run)",
+        help="numbers of users to predict (default: the levels of the run)",
     )
     add(
         "--hold-out",
         type=int,
         metavar="USERS",
-        help="the level to check against (default: the highest)",
+        help="the level that the fit does not see and is checked against (default: the highest trusted one)",
     )
     add("--format", choices=("text", "json"), default="text")
     add("--output", type=Path, metavar="FOLDER", help="where twin.json and twin.svg go")
     add("--seed", type=int, default=0)
-    measured = parser.add_argument_group(
-        "the server as it was measured (vLLM does not export these)"
-    ).add_argument
+    measured = parser.add_argument_group("the measured server, where vLLM does not export it").add_argument
     measured(
         "--measured-replicas",
         type=positive_integer,
         metavar="N",
-        help="behind its address (default: its engines)",
+        help="replicas behind its address (default: its engines)",
     )
     measured("--measured-max-num-seqs", type=positive_integer, metavar="N")
     measured("--measured-max-num-batched-tokens", type=positive_integer, metavar="N")
@@ -110,27 +108,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     change("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
     change("--gpu-memory-utilization", type=float, metavar="SHARE")
-    change("--kv-cache-dtype", choices=("fp8",), help="half the bytes: twice the blocks, half the reading")
+    change(
+        "--kv-cache-dtype",
+        choices=("fp8",),
+        help="half the bytes a token: twice the blocks, half the time to read them",
+    )
     change("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     change(
-        "--prompt-tokens", metavar="LAW", help="as in the load test: 512, 100-900, lognormal:512,0.6, exp:512"
+        "--prompt-tokens",
+        metavar="DISTRIBUTION",
+        help="as in the load test: 512, 100-900, lognormal:512,0.6, exp:512",
     )
-    change("--output-tokens", metavar="LAW")
-    change("--think-s", metavar="LAW", help="pauses, in seconds")
+    change("--output-tokens", metavar="DISTRIBUTION")
+    change("--think-s", metavar="DISTRIBUTION", help="pauses, in seconds")
     change(
-        "--arrivals", metavar="LAW", help="an open loop instead of users: poisson:4, gamma:4,0.25, constant:4"
+        "--arrivals",
+        metavar="PROCESS",
+        help="an open loop instead of users: poisson:4, gamma:4,0.25, constant:4",
     )
-    change("--duration-s", type=float, default=300.0, help="of --arrivals (default %(default)g)")
+    change(
+        "--duration-s",
+        type=float,
+        default=300.0,
+        help="how long requests arrive, with --arrivals (default %(default)g)",
+    )
     change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
     change("--trace-speed", type=float, default=1.0)
-    change("--replicas", type=positive_integer, metavar="N", help="behind a router (default: as measured)")
-    change("--router", choices=tuple(ROUTERS), default="least-loaded", help="default: %(default)s")
+    change(
+        "--replicas",
+        type=positive_integer,
+        metavar="N",
+        help="replicas behind a router (default: as measured)",
+    )
+    change(
+        "--router",
+        choices=tuple(ROUTERS),
+        default="least-loaded",
+        help="how requests are spread over replicas (default %(default)s)",
+    )
     fleets = parser.add_argument_group("fleets").add_argument
     fleets(
-        "--fleet-users", type=positive_integer, metavar="N", help="how many replicas do so many users need?"
+        "--fleet-users",
+        type=positive_integer,
+        metavar="N",
+        help="say how many replicas this number of users needs",
     )
     fleets(
-        "--spare-replicas", type=int, default=1, metavar="N", help="that may be lost (default %(default)s)"
+        "--spare-replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="replicas that may be lost (default %(default)s)",
     )
     fleets("--price-per-gpu-hour", type=float, metavar="PRICE")
     add_slo_flags(parser)

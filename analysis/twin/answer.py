@@ -27,7 +27,7 @@ from analysis.twin.source import FittedTwin, twin_of_preset, twin_of_run
 from analysis.twin.step_fit import STEP_TERMS
 from analysis.twin.what_if import changes_of
 from analysis.virtual.service import Service
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
 PRESET_USERS = (1, 2, 4, 8, 16)  # predicted where no run has levels and nobody names users

@@ -16,7 +16,7 @@ from analysis.twin.chatting import chatting_of
 from analysis.twin.step_fit import StepHistory, StepSums, solve_step_terms, step_sums
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import Service
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
 DRAWS = 24  # services that the data would also allow

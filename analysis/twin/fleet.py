@@ -1,4 +1,4 @@
-"""How many replicas a number of users needs, and what they cost."""
+"""The number of replicas that a number of users needs. Knows no price."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from loadtest.record import Slo
 from loadtest.simulator.routers import ROUTERS
 
 SIMULATED_REPLICAS = 4
-"""Replicas that are played together and stand for all: more of them cost time and change the answer little,
-because a router evens out load among four nearly as well as among a thousand."""
+"""Replicas that are simulated together and stand for all. More would cost time and change the answer little,
+because a router spreads load over four nearly as evenly as over a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +27,9 @@ class Fleet:
     per_replica_x: float
     binding: WallName
     usual: VirtualFigures
-    """With all replicas; users are those of SIMULATED_REPLICAS replicas, or of all where there are fewer."""
+    """Figures with all replicas; `users` counts those of the simulated replicas."""
     after_loss: VirtualFigures
+    """Figures with the spare replicas lost."""
 
 
 def size_fleet(
@@ -41,7 +42,7 @@ def size_fleet(
     spare: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
-    """None where one replica does not hold one user."""
+    """The fleet that holds `users` with `spare` replicas lost; None if one replica does not hold a user."""
     point = _of_alike(service, slo, router, on_probe, start=None)
     if point is None:
         return None

@@ -1,6 +1,6 @@
-"""The true maximum of a service in virtual time: at how many users each wall is crossed.
+"""The maximum of a service by simulation: the number of users at which the first wall is crossed.
 
-The definitions are those of the answer (docs/method.md), with long plateaus in place of measured levels.
+The walls are defined as for measured levels (docs/method.md); long simulated levels stand in for those.
 """
 
 import math
@@ -19,34 +19,37 @@ from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.routers import Route
 
-PROBE_REQUESTS = 3000  # of a probe near a wall: thirty preemptions at one in a hundred
+PROBE_REQUESTS = 3000  # near a wall: thirty preemptions at one in a hundred
 MIN_REQUESTS_PER_USER = 12  # requests of each user at least
-QUICK_PROBE = 6  # a probe begins with this fraction, and stops there where it is clear
-CLEAR_MARGIN = 1.2  # margin, in ln or logit, that so few requests leave no doubt about
-BRACKET = 0.01  # above a hundred users, how far apart two probes may be that a crossing is read between
-MAX_VIRTUAL_USERS = 100_000
+QUICK_PROBE = 6  # a probe simulates a sixth first, and stops there where the result is clear
+CLEAR_MARGIN = 1.2  # ln or logit from the limit at which a sixth of the requests leaves no doubt
+BRACKET = 0.01  # share of the users that two probes may be apart for a crossing to be read between them
+MAX_VIRTUAL_USERS = 100_000  # beyond it nothing is searched
 
 WallMargins = dict[WallName, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualMaximum:
-    """x users fit, real-valued; infinite where nothing broke up to `MAX_VIRTUAL_USERS`."""
+    """The number of users that fit, and the wall that ends it."""
 
     x: float
+    """Users, real-valued; infinite where nothing broke up to MAX_VIRTUAL_USERS."""
     wall: WallName
     below: VirtualFigures
-    """What the last plateau that holds sees."""
+    """Figures at the last number of users that holds."""
 
     @property
     def users(self) -> int:
+        """Whole users that fit."""
         return math.floor(self.x)
 
 
 def wall_margins(seen: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
-    """How far each wall is crossed: ln of rates, logit of shares, against their limits. Positive: broken.
+    """How far each wall is crossed: the ln of rates, the logit of shares, less that of their limits.
 
-    `alone`: what one user sees, where histories are found in the prefix cache.
+    Positive where the wall is crossed. alone: the figures of one user, where histories are found in the
+    prefix cache.
     """
     n = max(seen.requests, 1)
     preempted = math.log(max(seen.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
@@ -76,16 +79,16 @@ def find_maximum(
     requests: int = PROBE_REQUESTS,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> VirtualMaximum | None:
-    """The first wall, between the last plateau of users that holds and the next; None where one user breaks
-    it.
+    """The first wall, read between the last number of users that holds and the next; None where one user is
+    too many.
 
-    `start` only saves time; by default it is where the pool is half full. All plateaus have the same people
-    (common random numbers).
+    start: where the search begins, which only saves time. All probes have the same users (common random
+    numbers).
     """
     known: dict[int, VirtualFigures] = {}
     turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
     chats = turns > 1 and service.engine.enable_prefix_caching
-    # The cache fills, and first conversations end, before the window begins: no first look is short enough.
+    # Before the window begins the cache must fill and first conversations end: a quick probe is too short.
     each = math.ceil(MIN_REQUESTS_PER_USER + turns / WARM_UP_SHARE) if chats else MIN_REQUESTS_PER_USER
 
     def seen(users: int) -> VirtualFigures:
@@ -123,7 +126,7 @@ def find_maximum(
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:
-    """The last users that hold and the first that do not, next to each other up to a hundred users."""
+    """The last number of users that holds and the first that does not: neighbours up to a hundred users."""
     low, high, step = 0, start, max(start // 8, 1)
     while high <= MAX_VIRTUAL_USERS and worst(high) <= 0.0:
         low, high, step = high, high + step, 2 * step

@@ -1,4 +1,4 @@
-"""What a person asks the twin to change: flags, pool, lengths, pauses -> a function on deployments."""
+"""Changes that a person asks of the twin: flags, pool, lengths and pauses, as functions on services."""
 
 import argparse
 import random
@@ -11,13 +11,13 @@ from analysis.virtual.service import Service, TurnTokens
 from loadtest.errors import InputError
 from loadtest.workload.distributions import Distribution
 
-LENGTH_DRAWS = 2000  # of a stated law
+LENGTH_DRAWS = 2000  # from a stated distribution
 Change = Callable[[Service], Service]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFacts:
-    """What GiB and shares of VRAM are worth in blocks; None where nobody said."""
+    """What turns GiB and shares of VRAM into blocks; None where it is not known."""
 
     bytes_per_token: int | None = None
     vram_bytes: int | None = None
@@ -25,7 +25,7 @@ class MemoryFacts:
 
 
 def changes_of(options: argparse.Namespace, now: Service, memory: MemoryFacts) -> tuple[list[str], Change]:
-    """What was asked, in words, and as a function. Raises InputError, ValueError."""
+    """The changes that were asked for, in words, and as one function. Raises InputError, ValueError."""
     steps: list[tuple[str, Change]] = []
     engine = {
         name: getattr(options, name)
@@ -131,7 +131,7 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
 def _with_lengths(
     service: Service, prompt: Distribution | None, output: Distribution | None, seed: int
 ) -> Service:
-    """Conversations of the same numbers of turns with drawn lengths; what is not drawn stays as it was."""
+    """The service with drawn lengths in as many turns; what is not drawn stays as it was."""
     rng = random.Random(seed)
     room = service.engine.max_model_len
     chats = service.chatting.conversations

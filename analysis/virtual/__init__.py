@@ -1,3 +1,3 @@
-"""People who use a simulated engine in virtual time, and what they and the server see.
+"""Users of a simulated engine in virtual time, and the figures that they and the server would report.
 
-Knows no run, no measurement and no wall."""
+Knows no load test, no measurement and no wall."""

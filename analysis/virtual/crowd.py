@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.virtual.service import Chatting, Service, TurnTokens, typical_duration_s
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import TimedRequest
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 

@@ -10,10 +10,10 @@ from analysis.statistics.arrays import Bools, Floats
 from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker
 from analysis.virtual.service import Service
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.steps import Shortage
 from loadtest.simulator.routers import Route, first_replica
-from loadtest.simulator.steps import Shortage
 from loadtest.simulator.virtual import EngineTrace, simulate_replicas
 
 REQUESTS_PER_USER = 60  # where the caller does not say how long to simulate

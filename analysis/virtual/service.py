@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.statistics.arrays import Floats
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 
 CLIENT_TURNAROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
 

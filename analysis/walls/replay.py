@@ -13,7 +13,7 @@ from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
 from analysis.walls.block_law import Occupancy
 from analysis.walls.kv_shift import Seen, Shift, shift_of, wall
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 
 REPLAY_TOKENS = 2e6  # output tokens of the engine's replay: about a second
 REPLAY_LIVES = 60  # of each user in it, at least

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
-from testing.scripted_server import HEAD, MODEL, ROLE, TOKEN, TOKENS
+from testing.servers.scripted import HEAD, MODEL, ROLE, TOKEN, TOKENS
 
 ASKED = {
     "model": MODEL,

@@ -46,7 +46,7 @@ def run() -> None:
 def scripted_server() -> Iterator[str]:
     """The address of a fresh one."""
     times = ["--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S)]
-    server = [sys.executable, "-m", "testing.scripted_server", *times]
+    server = [sys.executable, "-m", "testing.servers.scripted", *times]
     with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
         try:
             assert scripted.stdout is not None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.instrument.client import LOCUST, TOKENS
-from testing.scripted_server import MODEL
+from testing.servers.scripted import MODEL
 from testing.vllm.environment import VllmUnavailableError, prepare, vllm_home
 
 RAMP_S, LOAD_S = 4.0, 20.0

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from locust.runners import Runner
 
-M = TypeVar("M", bound=msgspec.Struct)
+_M = TypeVar("_M", bound=msgspec.Struct)
 
 
 class Channel:
@@ -21,11 +21,11 @@ class Channel:
         data = msgspec.to_builtins(message, builtin_types=(bytes,))  # msgpack knows bytes and plain values
         self._runner.send_message(_wire_name(type(message)), data, to)
 
-    def on(self, kind: type[M], handle: Callable[[M], object]) -> None:
+    def on(self, kind: type[_M], handle: Callable[[_M], object]) -> None:
         """Calls `handle` with each message of this kind."""
         self.on_from(kind, lambda message, _sender: handle(message))
 
-    def on_from(self, kind: type[M], handle: Callable[[M, str], object]) -> None:
+    def on_from(self, kind: type[_M], handle: Callable[[_M, str], object]) -> None:
         """Calls `handle` with each message of this kind and its sender, whom an answer may be sent to."""
 
         def receive(msg: Any, **_: object) -> None:

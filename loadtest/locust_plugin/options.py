@@ -6,7 +6,7 @@ from locust.env import Environment
 from locust.util.timespan import parse_timespan
 
 from loadtest.client.target import split_credentials
-from loadtest.run.messages import Plan
+from loadtest.run.messages import RunPlan
 from loadtest.settings import Settings, resolve_settings
 
 _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn message
@@ -56,13 +56,13 @@ class LocustOptions:
             return None
         return float(parse_timespan(value) if isinstance(value, str) else value)
 
-    def send_plan(self, plan: Plan) -> None:
+    def send_plan(self, plan: RunPlan) -> None:
         """Lets the plan travel to the workers with Locust's options."""
         setattr(self._parsed, _PLAN, plan.write())
 
-    def read_plan(self) -> Plan:
+    def read_plan(self) -> RunPlan:
         """The plan of this run, once the leader has sent it."""
-        return Plan.read(getattr(self._parsed, _PLAN))
+        return RunPlan.read(getattr(self._parsed, _PLAN))
 
     def rebalance_users(self) -> None:
         """Lets Locust give the users of a lost worker to the others."""
@@ -89,7 +89,7 @@ class HiddenHost:
         if self._environment.parsed_options is not None:
             self._environment.parsed_options.host = shown
 
-    def for_plan(self, plan: Plan) -> str:
+    def for_plan(self, plan: RunPlan) -> str:
         """The plan's address, with this process's own password where it has one for that server."""
         own = self.address or ""
         is_same = split_credentials(own)[0].rstrip("/").removesuffix("/v1") == plan.host

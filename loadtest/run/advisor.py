@@ -21,7 +21,7 @@ CONCLUDE_S = 15.0
 """How long the last answer may take, after the run."""
 END_S = 5.0
 """How long an advisor that fails may take to say why."""
-ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 """Where `analysis` lies beside this package."""
 
 
@@ -41,7 +41,7 @@ class Advisor:
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
             ["nice", "-n", NICENESS, sys.executable, "-m", "analysis.search", str(folder.resolve())],
-            cwd=ROOT,
+            cwd=_ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # one core at most
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ from loadtest.run.advisor import Advisor
 from loadtest.run.live import LiveLevel, LiveRow
 from loadtest.run.live_line import describe
 from loadtest.run.loop import LoopThread
-from loadtest.run.messages import Plan
+from loadtest.run.messages import RunPlan
 from loadtest.run.open_loop import planned_arrivals
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
@@ -97,7 +97,7 @@ class Coordinator:
             loop.run(scraper.close())
             raise
         self.info = _run_info(self.folder.name, self.preflight, self.target, settings, scenario, now)
-        self.plan = Plan(
+        self.plan = RunPlan(
             run_id=self.folder.name,
             folder=str(self.folder.resolve()),
             host=self.target.shown,

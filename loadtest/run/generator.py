@@ -16,7 +16,7 @@ from loadtest.record import RequestRecord
 from loadtest.run.live import LiveRow
 from loadtest.run.loop import LoopThread
 from loadtest.run.measuring import open_measuring
-from loadtest.run.messages import Plan, WorkerReport
+from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import DueArrivals, PunctualStarts, planned_arrivals
 from loadtest.run.shipping import Delivery, LeaderClock
 from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
@@ -27,14 +27,14 @@ from loadtest.workload.prompts import read_prompts
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Generator:
     """Measures on behalf of one process. Methods are for greenlets of the main thread: the requests run on
     the event loop's thread (`Measuring`), and rows are written on a third one."""
 
-    def __init__(self, plan: Plan, *, worker: str, loop: LoopThread, host: str) -> None:
+    def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
         """Opens the files and the session. `host` is the plan's, with this process's own credentials. Raises
         InputError."""
         self.plan = plan
@@ -149,12 +149,12 @@ class Generator:
         )
 
 
-def _taken(queue: "collections.deque[T]") -> list[T]:
+def _taken(queue: "collections.deque[_T]") -> list[_T]:
     """Empties a deque that another thread appends to."""
     return [queue.popleft() for _ in range(len(queue))]
 
 
-def _workload(plan: Plan, settings: Settings) -> Workload:
+def _workload(plan: RunPlan, settings: Settings) -> Workload:
     return Workload(
         prompt_tokens=Distribution.parse(settings.prompt_tokens),
         output_tokens=Distribution.parse(settings.output_tokens),

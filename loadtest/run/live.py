@@ -14,7 +14,7 @@ HOPELESS_SHARE = 0.5
 BIN_WIDTH = 0.02
 """In ln seconds: what is shown while the test runs is right to 2 %."""
 SMALLEST_S = 1e-6
-MIN_REQUESTS = 20
+MIN_VERDICT_REQUESTS = 20
 """With fewer requests, one slow one is 5 % of the level: no verdict on a p95."""
 
 
@@ -53,7 +53,7 @@ class _Tally:
 
     @property
     def miss_share(self) -> float:
-        return self.misses / self.count if self.count >= MIN_REQUESTS else 0.0
+        return self.misses / self.count if self.count >= MIN_VERDICT_REQUESTS else 0.0
 
     def p95_s(self) -> float | None:
         below = 0
@@ -116,7 +116,7 @@ class LiveLevel:
             (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
             (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
             (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
-            (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait for a place"),
+            (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait in the server's queue"),
         ]
         return next((words for past, words in walls if past), None)
 

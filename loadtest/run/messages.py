@@ -8,7 +8,7 @@ from loadtest.workload.arrivals import WorkerAssignment
 from loadtest.workload.prompts import PromptScale
 
 
-class Plan(msgspec.Struct, kw_only=True, frozen=True):
+class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
     """What the leader tells every process that measures, before the first request. Holds no secrets."""
 
     run_id: str
@@ -24,7 +24,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     settings: dict[str, object]
 
     @classmethod
-    def read(cls, text: str) -> "Plan":
+    def read(cls, text: str) -> "RunPlan":
         return msgspec.json.decode(text, type=cls)
 
     def write(self) -> str:

@@ -59,7 +59,7 @@ async def _serve(options: ServerOptions, *, port: int, tls: ssl.SSLContext | Non
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.simulator",
-        description="A simulated vLLM on 127.0.0.1. Flags that vLLM has too carry its names.",
+        description="A simulated vLLM on 127.0.0.1. Flags have vLLM's names where vLLM has them.",
     )
     add = parser.add_argument
     add("--preset", default=DEFAULT_PRESET, help=f"model and GPU to simulate (default {DEFAULT_PRESET})")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.text import ANSWER_WORDS, SimulatedAnswer, render_prompt
 
 VLLM_VERSION = "0.32.0"

@@ -3,9 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
-from loadtest.simulator.engine import Engine
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.scheduler import Engine
 from loadtest.simulator.presets import Preset
-from loadtest.simulator.requests import Request
 
 Labels = Mapping[str, str]
 

@@ -11,7 +11,7 @@ from loadtest.model.kv_cache import kv_layout
 from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import CURRENT_VERSION, startup_overheads
 from loadtest.model.weights import parameter_count, rotary_bytes, step_bytes, weights_bytes
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75
 """Fraction of the data sheet's bandwidth that a decode step reaches. Assumed, between 0.62 of a published

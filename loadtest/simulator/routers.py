@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.scheduler import Engine
 
 Route = Callable[[Request, Sequence[Engine]], int]
 """A function that returns the index of the replica that gets a request."""

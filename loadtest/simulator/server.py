@@ -1,4 +1,4 @@
-"""Runs the engine in real time behind vLLM's OpenAI-compatible API, on 127.0.0.1 only.
+"""vLLM's OpenAI-compatible API over HTTP, on 127.0.0.1 only.
 
 Knows one engine; `chat` knows the format of requests and answers, `metrics` that of /metrics.
 """
@@ -10,28 +10,24 @@ import json
 import ssl
 import time
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from loadtest.simulator.chat import VLLM_VERSION, Completion, RefusalError, parse_completion_request
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.engine import Engine
-from loadtest.simulator.metrics import Histograms, render_metrics
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.metrics import render_metrics
 from loadtest.simulator.presets import Preset
-from loadtest.simulator.requests import Request
-from loadtest.simulator.steps import Step
+from loadtest.simulator.real_time import LiveEngine
 from loadtest.simulator.text import block_hashes, write_answer
 
 OWNER = "seatcount-simulator"
 """Value of `owned_by` in /v1/models, by which a client knows that this is not a real vLLM."""
 
 _MAX_BODY_BYTES = 64 * 1024**2
-_LATENESS_WINDOW_S = 10.0
 _SHUTDOWN_S = 0.2
-_TIMER_RESOLUTION_S = 0.001
 _CLIENT_LEFT = 499
 _METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
@@ -46,114 +42,6 @@ class ServerOptions:
     enable_prompt_tokens_details: bool = False
     root_path: str = ""
     """Prefix of every path, such as "/gateway"."""
-
-
-class LiveEngine:
-    """Runs the steps of an engine at absolute times, so that a late step does not delay the steps after
-    it."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.engine = Engine(config)
-        self.histograms = Histograms(config.max_model_len)
-        self.finished_by_reason = {"stop": 0, "length": 0}
-        self.cached_tokens = 0
-        self._completions: dict[Request, Completion] = {}
-        self._work = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._lateness: deque[tuple[float, float]] = deque()
-        self._previous_end_s = 0.0
-
-    def start(self) -> None:
-        """Starts the engine on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        """Stops the engine between two steps."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def failure(self) -> None:
-        """Waits until the engine ends and raises its error; without its engine a server would only hang."""
-        assert self._task is not None
-        await asyncio.shield(self._task)
-
-    def submit(self, completion: Completion) -> None:
-        """Queues a request. Raises RefusalError (503) when a queue limit rejects it."""
-        if not self.engine.submit(completion.request, time.monotonic()):
-            raise RefusalError(
-                503,
-                "The engine is currently busy and cannot accept new requests. "
-                "Please try again later or on a different instance.",
-                kind="Service Unavailable",
-            )
-        self._completions[completion.request] = completion
-        self._work.set()
-
-    def forget(self, completion: Completion) -> None:
-        """Aborts a request for which its client no longer waits; does nothing when it has ended."""
-        if self._completions.pop(completion.request, None) is not None:
-            self.engine.abort(completion.request, time.monotonic())
-
-    def lateness_s(self) -> float:
-        """Largest delay of a step's tokens in the last ten seconds, which is the error of this process."""
-        self._drop_old_lateness(time.monotonic())
-        return max((late_s for _, late_s in self._lateness), default=0.0)
-
-    async def _run(self) -> None:
-        now_s = time.monotonic()
-        while True:
-            end_s = self.engine.begin(now_s)
-            if end_s is None:
-                self._work.clear()
-                await self._work.wait()
-                now_s = time.monotonic()
-                continue
-            await _sleep_until(end_s)
-            self._note_lateness(end_s, time.monotonic())
-            self._hand_out(self.engine.end())
-            now_s = end_s
-
-    def _note_lateness(self, due_s: float, now_s: float) -> None:
-        # Delays descend, so that the largest of the window comes first and the deque stays short.
-        late_s = now_s - due_s
-        while self._lateness and self._lateness[-1][1] <= late_s:
-            self._lateness.pop()
-        self._lateness.append((now_s, late_s))
-        self._drop_old_lateness(now_s)
-
-    def _drop_old_lateness(self, now_s: float) -> None:
-        while self._lateness and self._lateness[0][0] < now_s - _LATENESS_WINDOW_S:
-            self._lateness.popleft()
-
-    def _hand_out(self, step: Step) -> None:
-        self._observe(step)
-        for request in step.tokens:
-            completion = self._completions[request]
-            completion.last_token_s = step.end_s
-            completion.advance()
-        for request in step.finished:
-            self._finish(self._completions.pop(request))
-
-    def _observe(self, step: Step) -> None:
-        """Adds a step to the histograms. Decodes have the same inter-token latency: each got a token in the
-        step before."""
-        for request in step.first:
-            completion = self._completions[request]
-            if completion.made:  # recomputed after a preemption
-                self.histograms.itl.observe(step.end_s - completion.last_token_s)
-            else:
-                self.histograms.ttft.observe(step.end_s - request.arrival_s)
-                self.cached_tokens += request.cached_tokens
-        if decodes := len(step.tokens) - len(step.first):
-            self.histograms.itl.observe(step.end_s - self._previous_end_s, decodes)
-        self.histograms.iteration.observe(len(step.tokens) - len(step.first) + step.prefill_tokens)
-        self._previous_end_s = step.end_s
-
-    def _finish(self, completion: Completion) -> None:
-        self.finished_by_reason[completion.answer.finish_reason] += 1
-        self.histograms.observe_finished(completion.request)
-        completion.finish()
 
 
 class SimulatorServer:
@@ -314,16 +202,6 @@ def _write_while_open(transport: asyncio.Transport, data: bytes) -> None:
     # After a client has left, and before its handler is cancelled, uvloop's transport would raise.
     if not transport.is_closing():
         transport.write(data)
-
-
-async def _sleep_until(due_s: float) -> None:
-    """Sleeps until `due_s`. The loop's timers have whole milliseconds; the rest is spent in its
-    iterations."""
-    rest_s = due_s - time.monotonic() - _TIMER_RESOLUTION_S
-    if rest_s > 0:
-        await asyncio.sleep(rest_s)
-    while time.monotonic() < due_s:  # noqa: ASYNC110 (a clock has no event)
-        await asyncio.sleep(0)
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

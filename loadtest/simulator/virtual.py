@@ -1,5 +1,4 @@
-"""Runs engines in virtual time: one, or several replicas behind a router. Knows no real time: see
-`server`."""
+"""Runs engines in virtual time: one, or several replicas behind a router. Real time is in `real_time`."""
 
 import heapq
 import math
@@ -8,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.engine import Engine
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.scheduler import Engine
+from loadtest.simulator.engine.steps import Counters, Shortage, Step
 from loadtest.simulator.routers import Route, first_replica
-from loadtest.simulator.steps import Counters, Shortage, Step
 
 TimedRequest = tuple[float, Request]
 """An instant in seconds, and the request that arrives at it."""

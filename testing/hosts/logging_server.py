@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from testing.scripted_server import Connection, Script
+from testing.servers.scripted import Connection, Script
 
 
 async def serve(address: str, port: int, log: Path) -> None:

@@ -16,7 +16,7 @@ from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import A10G, H100, L4, T4
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset
 
 BLOCK_TOKENS = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from analysis.compare.sides import MeasuredDeployment, deployment_of
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Slo
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs.virtual import Plan, small_engine, write_run
 
 LEVELS, LEVEL_S = (1, 4, 8, 12, 16, 20), 30.0
 CHANGES: dict[str, dict[str, float]] = {

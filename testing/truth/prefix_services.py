@@ -13,7 +13,7 @@ from analysis.virtual.service import Chatting, Service
 from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
+from loadtest.simulator.engine.config import EngineConfig
 from testing.truth.virtual_load import VirtualLoad
 
 TRUE_TURNS = 8000  # of a plateau

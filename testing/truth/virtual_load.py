@@ -17,7 +17,7 @@ from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import RequestMaker, VirtualUser
 from analysis.virtual.service import Service
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.routers import first_replica
 from loadtest.simulator.virtual import Simulation, TimedRequest
 

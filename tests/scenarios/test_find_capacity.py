@@ -18,7 +18,7 @@ from analysis.search.__main__ import judgement_of
 from loadtest.record import RUN_FILE, RequestRecord, encode_line
 from testing.load_tests import Finished, RunLocust, locust_command, post, two_processes
 from testing.processes import ROOT, clean_environment, free_port, listening, simulator, until
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs.virtual import Plan, small_engine, write_run
 
 SEARCH = {"scenario": "find_capacity", "output_tokens": "lognormal:16,0.4"}
 

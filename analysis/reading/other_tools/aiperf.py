@@ -67,7 +67,7 @@ class _AiperfError(msgspec.Struct):
     type: str | None = None
 
 
-class AiperfRecord(msgspec.Struct):
+class _AiperfRecord(msgspec.Struct):
     metadata: _AiperfMetadata
     metrics: _AiperfMetrics
     error: _AiperfError | None = None
@@ -137,7 +137,7 @@ class _AiperfModels(msgspec.Struct):
     items: list[dict[str, object]] = []
 
 
-class AiperfInput(msgspec.Struct):
+class _AiperfInput(msgspec.Struct):
     """What aiperf was asked for: `phases` and `models`; in older versions `loadgen` and
     `endpoint.model_names`."""
 
@@ -164,13 +164,13 @@ class AiperfInput(msgspec.Struct):
         return (phase.concurrency, "") if phase.type == "concurrency" else (None, phase.type)
 
 
-class AiperfSummary(msgspec.Struct):
-    input_config: AiperfInput
+class _AiperfSummary(msgspec.Struct):
+    input_config: _AiperfInput
 
 
 def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
     """One stage: a run of aiperf has one concurrency. Raises InputError when the summary is missing."""
-    records = [msgspec.json.decode(document.data, type=AiperfRecord) for document in documents]
+    records = [msgspec.json.decode(document.data, type=_AiperfRecord) for document in documents]
     config = _config(file)
     users, arrivals = config.load()
     rows = [record.row() for record in records if record.metadata.benchmark_phase == "profiling"]
@@ -188,14 +188,14 @@ def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
     ]
 
 
-def _config(file: Path) -> AiperfInput:
+def _config(file: Path) -> _AiperfInput:
     """The part of the summary beside the records that says what was asked. Raises InputError."""
     beside = file.with_name("profile_export_aiperf.json")
     summary = beside if beside.is_file() else file.with_suffix(".json")
     if not summary.is_file():
         raise InputError(f"{file} does not say its concurrency: {beside.name} must lie beside it.")
     try:
-        return msgspec.json.decode(summary.read_bytes(), type=AiperfSummary).input_config
+        return msgspec.json.decode(summary.read_bytes(), type=_AiperfSummary).input_config
     except msgspec.DecodeError as problem:
         raise InputError(
             f"{summary} cannot be read ({problem}): it holds the concurrency of {file.name}."

@@ -19,7 +19,7 @@ READERS: tuple[tuple[frozenset[str], Callable[[Path, list[Document]], list[LoadS
     (frozenset({"model_id", "duration", "completed"}), read_vllm_bench),
     (frozenset({"metadata", "metrics"}), read_aiperf),
 )
-"""A reader for each tool, by keys that its documents have and those of the tools after it lack."""
+"""A reader for each tool, and the keys of its documents. The first whose keys are all there is taken."""
 
 
 def read_file(file: Path, *, named: bool) -> list[LoadStage]:

@@ -128,13 +128,13 @@ class _GuidellmBenchmark(msgspec.Struct):
     requests: _GuidellmRequests
 
 
-class GuidellmReport(msgspec.Struct):
+class _GuidellmReport(msgspec.Struct):
     benchmarks: list[_GuidellmBenchmark]
 
 
 def read_guidellm(file: Path, documents: list[Document]) -> list[LoadStage]:
     """A stage for each benchmark. Raises InputError where there is none, or not every request was kept."""
-    benchmarks = msgspec.json.decode(documents[0].data, type=GuidellmReport).benchmarks
+    benchmarks = msgspec.json.decode(documents[0].data, type=_GuidellmReport).benchmarks
     if not benchmarks:
         raise InputError(f"{file} holds no benchmark: guidellm ended before its first benchmark did.")
     for benchmark in benchmarks:

@@ -24,7 +24,7 @@ DUMP_NAMES = (
 """Dumps that are found without being named; the first of them that exist are read, together. The last two
 are aiperf's."""
 ONE_WORKLOAD_DIFFERENCE, FOUR_SIGMA = 0.25, 4.0
-"""Mean lengths of two stages of one workload differ by less than this share, or than their noise."""
+"""Mean lengths of two stages of one workload differ by at most this share, or by so many standard errors."""
 
 
 def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:

@@ -20,7 +20,7 @@ from loadtest.errors import InputError
 from loadtest.record import Outcome
 
 
-class VllmBenchResult(msgspec.Struct):
+class _VllmBenchResult(msgspec.Struct):
     """Lists are in the order of the requests, times in seconds. The clock of `start_times` counts from the
     machine's start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
 
@@ -100,7 +100,7 @@ def _stage(file: Path, document: Document) -> LoadStage:
         raise InputError(
             f"{file} holds no times of single requests: run vllm bench serve with --save-detailed."
         )
-    result = msgspec.json.decode(document.data, type=VllmBenchResult)
+    result = msgspec.json.decode(document.data, type=_VllmBenchResult)
     if not result.ttfts:
         raise InputError(f"{file} holds no request.")
     starts = result.start_times or _starts_from_queue(file, result)
@@ -123,7 +123,7 @@ def _stage(file: Path, document: Document) -> LoadStage:
     return LoadStage(source=source, name=name, users=result.users, rows=rows)
 
 
-def _lacks(result: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
+def _lacks(result: _VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     lacks = ["vllm bench serve tells neither reasoning from answers nor cached from computed prompt tokens."]
     if result.start_times is None:
         lacks.append(
@@ -137,7 +137,7 @@ def _lacks(result: VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
     return lacks
 
 
-def _starts_from_queue(file: Path, result: VllmBenchResult) -> list[float]:
+def _starts_from_queue(file: Path, result: _VllmBenchResult) -> list[float]:
     """Seconds at which each request was sent, rebuilt: in their order, each as soon as a user is free."""
     if result.users is None:
         raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")

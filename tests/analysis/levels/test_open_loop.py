@@ -9,7 +9,7 @@ from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting.words import sentences, words
 from loadtest.record import ArrivalsInfo, ClientSample, Outcome, RequestRecord, Slo, encode_line
-from testing.run_folders import make_folder, row
+from testing.runs.folders import make_folder, row
 
 START = 1000.0
 

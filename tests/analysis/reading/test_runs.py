@@ -14,8 +14,8 @@ from loadtest.record import (
     WorkerInfo,
     encode_line,
 )
-from testing.run_folders import make_folder, row
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs.folders import make_folder, row
+from testing.runs.virtual import Plan, small_engine, write_run
 
 
 def read(folder: Path):

@@ -19,7 +19,7 @@ from analysis.reporting.console import PLAIN_WIDTH
 from analysis.reporting.numbers import milliseconds, percent
 from loadtest.errors import InputError
 from loadtest.record import Slo
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs.virtual import Plan, small_engine, write_run
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import simulate_arrivals, simulate_users
 from analysis.virtual.service import Chatting, Service
 from loadtest.record import Slo
-from testing.virtual_runs import Plan, small_engine, write_run
+from testing.runs.virtual import Plan, small_engine, write_run
 
 SLO = Slo()
 TRUTH = small_engine(step_per_kv_token_s=2e-7, num_gpu_blocks=160)

@@ -1,16 +1,11 @@
 """Replicas behind a router in virtual time."""
 
 import random
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from analysis.virtual.run import simulate_users
-from analysis.virtual.service import Chatting, Service
-from loadtest.record import Slo
-from loadtest.simulator.config import EngineConfig
-from loadtest.simulator.requests import Request
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.routers import ROUTERS, first_replica, prefix_aware, round_robin
 from loadtest.simulator.virtual import Simulation, TimedRequest, simulate, simulate_replicas
 
@@ -123,16 +118,3 @@ def test_goes_on_where_it_stopped() -> None:
     pieces.run()
     assert pieces.traces[0].step_end_s == whole.step_end_s
     assert len(pieces.traces[0].requests) == 200
-
-
-def test_who_waits_for_a_slot_is_counted_as_a_step_begins() -> None:
-    """After a step's endings all slots are hardly ever taken: one in two ends at each of these steps."""
-    engine = replace(CONFIG, max_num_seqs=4)
-    chatting = Chatting(conversations=[[(4, 2)]], pauses_s=np.array([0.001]))
-    seen = [
-        simulate_users(Service(engine=engine, chatting=chatting), users, requests=2000).figures(Slo())
-        for users in (4, 12)
-    ]
-    assert seen[0].queue_fraction == 0.0
-    assert seen[1].queue_fraction > 0.95
-    assert seen[1].blocked_fraction == 0.0

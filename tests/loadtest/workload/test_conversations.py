@@ -1,42 +1,11 @@
-import random
-import statistics
-from pathlib import Path
-
-import pytest
+"""What users ask: texts, lengths and histories."""
 
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import probe_text, read_prompts
-from testing.workloads import workload
+from testing.inputs.workloads import workload
 
 
 def words(messages: list[dict[str, object]]) -> int:
     return sum(len(str(message["content"]).split()) for message in messages)
-
-
-@pytest.mark.parametrize(
-    ("text", "mean", "cv"),
-    [("300", 300, 0), ("100-500", 300, 0.386), ("lognormal:300,0.6", 300, 0.6), ("exp:300", 300, 1.0)],
-)
-def test_a_distribution_has_the_mean_and_spread_it_names(text: str, mean: float, cv: float) -> None:
-    law = Distribution.parse(text)
-    rng = random.Random(1)
-    drawn = [law.draw_count(rng) for _ in range(40_000)]
-    assert statistics.fmean(drawn) == pytest.approx(mean, rel=0.02)
-    assert statistics.pstdev(drawn) / statistics.fmean(drawn) == pytest.approx(cv, abs=0.02)
-    assert law.mean == mean
-
-
-def test_a_range_is_inclusive() -> None:
-    law, rng = Distribution.parse("2-4"), random.Random(0)
-    assert {law.draw_count(rng) for _ in range(200)} == {2, 3, 4}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "abc", "-3", "9-2", "lognormal:0,1", "lognormal:5", "exp:0", "1e3", "3,4"]
-)
-def test_nonsense_is_refused_with_the_accepted_forms(text: str) -> None:
-    with pytest.raises(ValueError, match="lognormal:MEAN,CV"):
-        Distribution.parse(text)
 
 
 def test_a_prompt_has_the_words_that_make_its_tokens() -> None:
@@ -88,22 +57,3 @@ def test_the_history_is_sent_back_and_a_full_context_ends_the_conversation() -> 
     assert [m["role"] for m in seen[1].messages] == ["user", "assistant", "user"]
     assert seen[1].messages[1]["content"] == "an answer"
     assert seen[-1].clipped
-
-
-def test_the_probe_has_the_words_it_says() -> None:
-    assert len(probe_text(nonce="n", words=40).split()) == 40
-
-
-def test_prompts_are_read_and_a_bad_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(
-        '{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}\n\n{"messages": []}\n'
-    )
-    with pytest.raises(ValueError, match="line 3"):
-        read_prompts(path)
-    path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-    (prompt,) = read_prompts(path)
-    assert prompt.messages[0]["content"] == "hi"
-    path.write_text("\n")
-    with pytest.raises(ValueError, match="holds no prompts"):
-        read_prompts(path)

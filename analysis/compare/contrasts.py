@@ -1,0 +1,72 @@
+"""One figure of both sides, with bounds on its ratio."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from analysis.answers.compare import FigureName
+from analysis.compare.sides import (
+    MeasuredDeployment,
+    decode_tok_s_of,
+    latency_sample,
+    throughput_of,
+    ttft_s_of,
+)
+from analysis.levels.requests import tpot_of
+from analysis.reading.columns import Requests
+from analysis.statistics.arrays import Floats
+from analysis.statistics.ratios import Bounds, Quantity, fact, quantile, quantile_ratio_bounds, ratio_bounds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FigureContrast:
+    """One figure of both sides; a or b is None where that side does not know it."""
+
+    figure: FigureName
+    users: int | None = None
+    a: Quantity | None
+    b: Quantity | None
+    bounds: Bounds | None = None
+    """Bounds on b / a; None where both are facts, or one is missing."""
+    predicted: bool = False
+
+
+def contrast_of_estimates(
+    figure: FigureName,
+    a: MeasuredDeployment,
+    b: MeasuredDeployment,
+    of: Callable[[MeasuredDeployment], Quantity | None],
+) -> FigureContrast:
+    """A figure that both sides estimate."""
+    ours, theirs = of(a), of(b)
+    bounds = ratio_bounds(ours, theirs) if ours and theirs else None
+    return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
+
+
+def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
+    """A figure that both sides know without error. values: those of a and b."""
+    ours, theirs = (fact(value) if value else None for value in values)
+    return FigureContrast(figure=figure, a=ours, b=theirs)
+
+
+def contrast_at_level(
+    figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
+) -> FigureContrast:
+    """A figure of the levels that both sides have at one number of users."""
+    if figure == "output_tok_s":
+        return replace(
+            contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users
+        )
+    of, share = _QUANTILES[figure]
+    ours, theirs = latency_sample(a, users, of), latency_sample(b, users, of)
+    first, second = (quantile(sample, share) if sample else None for sample in (ours, theirs))
+    known = ours and theirs and first and second
+    bounds = quantile_ratio_bounds(ours, theirs, share) if known and ours and theirs else None
+    return FigureContrast(figure=figure, users=users, a=first, b=second, bounds=bounds)
+
+
+_QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {
+    "ttft_p50_s": (ttft_s_of, 0.5),
+    "ttft_p95_s": (ttft_s_of, 0.95),
+    "decode_tok_s": (decode_tok_s_of, 0.5),
+    "tpot_p95_s": (tpot_of, 0.95),
+}

@@ -1,0 +1,57 @@
+"""In what two runs differ: what forbids to compare them, and what the comparison is about."""
+
+from analysis.answers.compare import RunDifference
+from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
+from loadtest.record import RunInfo
+from loadtest.simulator.presets import PRESETS
+
+WORKLOAD_KEYS = ("scenario", *WORKLOAD_SETTINGS)
+LOAD_KEYS = ("levels", "level_s", "seed")
+
+
+def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
+    """What forbids to compare two runs, each as `name (a against b)`; empty where they may be compared."""
+    if bool(a.arrivals) != bool(b.arrivals):
+        return ["how requests came (an open loop against levels of users)"]
+    ours, theirs = pooling_fields(a), pooling_fields(b)
+    found = [
+        f"{name} ({ours[name]} against {theirs[name]})"
+        for name in WORKLOAD_KEYS
+        if ours[name] != theirs[name]
+    ]
+    gpus = [gpu_of(info) for info in (a, b)]
+    if None not in gpus and gpus[0] != gpus[1]:
+        found.append(f"GPU ({gpus[0]} against {gpus[1]})")
+    return found
+
+
+def gpu_of(info: RunInfo) -> str | None:
+    """Number and name of the GPUs, for an embedded server the one that it simulates; None if not known."""
+    if info.server.simulated is not None:
+        preset = PRESETS.get(info.server.simulated)
+        return f"simulated {preset.gpu.name if preset else 'GPU'}"
+    if info.gpu is None or info.gpu.name is None:
+        return None
+    return f"{info.gpu.count} x {info.gpu.name}"
+
+
+def run_differences(a: RunInfo, b: RunInfo) -> list[RunDifference]:
+    """What differs and may: model, server, its flags, and how the load was stepped."""
+    ours, theirs = (_may_differ(info) for info in (a, b))
+    names = [name for name in ours if ours[name] != theirs[name]]
+    return [RunDifference(name=name, a=ours[name], b=theirs[name]) for name in names]
+
+
+def _may_differ(info: RunInfo) -> dict[str, str]:
+    names = {
+        name: value
+        for name, value in pooling_fields(info).items()
+        if name not in WORKLOAD_KEYS and name != "gpu"
+    }
+    stepped = {name: str(info.settings.get(name)) for name in LOAD_KEYS}
+    return {name: value.strip('"') for name, value in {**names, **stepped}.items()}
+
+
+def version_of(info: RunInfo) -> str:
+    """Engine and version of the server, such as `vllm 0.32.0`."""
+    return " ".join(filter(None, [info.server.engine, info.server.version])) or "unknown server"

@@ -1,0 +1,50 @@
+"""GPU memory of one side: as the driver says, or as a preset's arithmetic says of an embedded server."""
+
+import math
+from dataclasses import dataclass
+
+from analysis.compare.sides import MeasuredDeployment
+from loadtest.simulator.presets import Preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vram:
+    """Bytes of GPU memory; None where they are not known."""
+
+    held: float | None
+    """Memory that vLLM takes at its start and holds, whatever the load."""
+    no_load: float | None
+    """The held memory without the KV cache."""
+    at_peak: float | None
+    """The memory without load, and the KV cache that the fullest trusted level used."""
+    predicted: bool = False
+    """Computed from the model's architecture and the GPU's data sheet, not measured."""
+
+
+def vram_of(side: MeasuredDeployment) -> Vram:
+    """The GPU memory of one side; predicted for an embedded server."""
+    if side.preset is not None:
+        return _predicted_vram(side, side.preset)
+    seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]
+    base = side.answer.memory.vram_base_bytes
+    return Vram(held=max(seen, default=None), no_load=base, at_peak=_at_peak(side, base))
+
+
+def _predicted_vram(side: MeasuredDeployment, preset: Preset) -> Vram:
+    pool, server = preset.pool(), side.info.server
+    base = pool.weights_bytes + pool.activation_bytes + pool.cuda_graphs_bytes + pool.non_torch_bytes
+    blocks, size = server.num_gpu_blocks or pool.num_gpu_blocks, server.block_size or pool.block_size
+    held = base + blocks * size * pool.kv_bytes_per_token
+    return Vram(held=held, no_load=base, at_peak=_at_peak(side, base), predicted=True)
+
+
+def _at_peak(side: MeasuredDeployment, base: int | None) -> float | None:
+    memory = side.answer.memory
+    usage = [
+        level.server.kv_cache_usage
+        for level in side.levels
+        if level.trusted and not math.isnan(level.server.kv_cache_usage)
+    ]
+    if base is None or memory.pool_tokens is None or memory.bytes_per_token is None or not usage:
+        return None
+    return base + max(usage) * memory.pool_tokens * memory.bytes_per_token

@@ -1,0 +1,35 @@
+"""`make demo`: the whole path against the embedded server, in under two minutes. Runs the user's own commands
+as processes and ends every one of them, also when interrupted."""
+
+import sys
+from pathlib import Path
+
+from scenarios.demo import embedded
+
+_PRESET = "qwen3-1.7b-t4"
+_BLOCKS = 201
+"""A pool of 3,200 tokens instead of the T4's 79,568: so small that requests of a second reach its wall."""
+_REPORTS = Path("reports") / "demo"
+_FLAGS = {
+    "--levels": "4,8,12,16,20",
+    "--level-s": "18",
+    "--settle-s": "2",
+    "--prompt-tokens": "lognormal:128,0.5",
+    "--output-tokens": "lognormal:32,0.5",
+    "--reports-dir": str(_REPORTS),
+}
+
+
+def demo() -> None:
+    """Starts the server, runs the load test and analyses it. Raises ProcessFailedError."""
+    with embedded.served(_PRESET, "--num-gpu-blocks-override", str(_BLOCKS)) as host:
+        embedded.tell(
+            f"The pool is reduced to {_BLOCKS - 1} blocks, so that short chats reach its wall in a minute: "
+            "the answer below is for that pool, not for a whole T4."
+        )
+        embedded.run_chat(host, _FLAGS)
+        embedded.run_command([sys.executable, "-m", "analysis.capacity", str(_REPORTS)])
+
+
+if __name__ == "__main__":
+    sys.exit(embedded.exit_code_of(demo))

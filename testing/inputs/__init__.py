@@ -1,0 +1,4 @@
+"""Small inputs for single rooms of the code: engines, workloads, models, lengths.
+
+Knows no run folder.
+"""

@@ -1,0 +1,45 @@
+"""Planned deployments and workloads for the arithmetic of sizing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.workload import PlannedWorkload, draw_workload
+from loadtest.model.architectures import parse_config
+from loadtest.model.cards import find_gpu
+from loadtest.record import Slo
+from loadtest.workload.distributions import Distribution
+
+
+def planned_deployment(config: dict[str, object], *, gpu: str = "T4", **changes: object) -> PlannedDeployment:
+    shape = parse_config(config)
+    found = PlannedDeployment(
+        model="model",
+        shape=shape,
+        gpu=find_gpu(gpu),
+        version=(0, 32, 0),
+        utilization=0.92,
+        max_model_len=8192,
+        max_num_seqs=256,
+        max_num_batched_tokens=2048,
+        dtype="float16",
+    )
+    return replaced(found, changes)
+
+
+def replaced(found: PlannedDeployment, changes: dict[str, object]) -> PlannedDeployment:
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def planned_workload(
+    *, think: str = "0", prompt: str = "lognormal:512,0.6", max_model_len: int = 8192
+) -> PlannedWorkload:
+    distributions = [Distribution.parse(text) for text in (prompt, "lognormal:256,0.8", think)]
+    return draw_workload(*distributions, slo=Slo(), max_model_len=max_model_len)
+
+
+def config_file(folder: Path, config: dict[str, object]) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return str(path)

@@ -1,0 +1,26 @@
+"""One service of conversations whose prefix-cache wall lies near 18 users."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.virtual.service import Chatting, Service
+from loadtest.simulator.engine.config import EngineConfig
+
+
+def three_turns(**changes: object) -> Service:
+    """Three turns of 200 tokens in and 100 out, twenty seconds of thought, a pool of 20 whole histories."""
+    rng = np.random.default_rng(0)
+    chats = []
+    for _ in range(100):
+        history, turns = 0, []
+        for _ in range(3):
+            words, output = int(rng.integers(100, 300)), int(rng.integers(50, 150))
+            turns.append((history + words, output))
+            history += words + output
+        chats.append(turns)
+    engine = EngineConfig(
+        num_gpu_blocks=1001, max_model_len=2048, step_base_s=0.01, prefill_per_token_s=0.00005, jitter_cv=0.1
+    )
+    chatting = Chatting(conversations=chats, pauses_s=rng.exponential(20.0, 500))
+    return Service(engine=replace(engine, **changes), chatting=chatting)  # type: ignore[arg-type]

@@ -1,0 +1,195 @@
+"""`python -m analysis.capacity`: what it reads, writes and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from analysis.capacity.__main__ import main
+from analysis.reporting.words import sentences
+from loadtest.record import GpuInfo, ServerInfo
+from testing.processes import ROOT
+from testing.runs.virtual import Plan, read_json, small_engine, write_run
+
+SWEEP = (1, 2, 4, 8, 16, 20)
+
+
+def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=12.0))
+    assert main([str(tmp_path), "--kv-cache-tokens", "3200"]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["memory"]["pool_tokens"] == 3200 - 32  # the null block, of 32 tokens
+
+
+def test_the_command_answers_and_writes_what_the_contract_names(memory_run, capsys):
+    assert main([str(memory_run)]) == 0
+    first = capsys.readouterr().out.strip().splitlines()[0]
+    assert first.startswith("tiny: plan for 1")
+    assert first.endswith(" users")
+    written = json.loads((memory_run / "capacity.json").read_text())
+    assert set(written) == {"schema", "generated_unix_s", "confidence", "slo", "models"}
+    assert written["slo"] == {
+        "ttft_p95_s": 2.0,
+        "tpot_p95_s": 0.1,
+        "preempted_fraction": 0.01,
+        "kv_blocked_fraction": 0.1,
+    }
+    (model,) = written["models"]
+    contract = """model runs max_users estimate interval estimate_x interval_x max_in_flight at_least binding
+        p_binding bounds memory latency levels refused reasons warnings"""
+    assert set(contract.split()) <= set(model)
+    level = """users in_flight n window_s ttft_s tpot_s decode_tok_s output_tok_s goodput_rps kv_cache_usage
+        preempted_fraction kv_blocked_fraction errors cancelled trusted why_not"""
+    assert set(level.split()) <= set(model["levels"][0])
+    assert set(model["levels"][0]["ttft_s"]) == {"p50", "p95", "p99", "p95_interval"}
+    assert set(model["bounds"][0]) >= {"name", "users", "interval", "basis"}
+    for name in ("report.html", "report.md", "memory.svg", "walls.svg"):
+        assert (memory_run / name).stat().st_size > 1000
+    assert not list(memory_run.glob("tmp*"))
+
+
+def test_capacity_json_has_the_numbers_of_the_answer(memory_run, memory_answer):
+    assert main([str(memory_run)]) == 0
+    (found,) = read_json((memory_run / "capacity.json").read_bytes()).models
+    head = memory_answer.headline
+    assert (found.max_users, found.estimate_x, found.binding) == (
+        head.max_users,
+        head.estimate_x,
+        head.binding,
+    )
+    assert found.interval_x == list(head.interval_x)
+    assert found.warnings == sentences(memory_answer.warnings)
+    for level, own in zip(found.levels, memory_answer.levels, strict=True):
+        assert (level.users, level.n, level.window_s) == (own.users, own.requests.n, own.window.length_s)
+        assert level.tpot_s.p50 == own.requests.tpot_s.p50
+        assert level.kv_cache_usage == own.server.kv_cache_usage
+        assert level.preempted_fraction == own.preempted_fraction
+
+
+def test_bad_folders_exit_2_with_one_sentence(tmp_path, capsys):
+    for folder, said in ((tmp_path / "nowhere", "is not a folder"), (tmp_path, "holds no run")):
+        assert main([str(folder)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_a_run_that_cannot_carry_an_answer_exits_3(tmp_path, capsys):
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(1,), level_s=6.0, settle_s=5.8))
+    assert main([str(tmp_path)]) == 3
+    assert "no answer" in capsys.readouterr().out
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["refused"]
+    assert model["reasons"]
+    assert model["max_users"] is None
+
+
+def test_a_run_killed_halfway_still_answers(tmp_path, capsys):
+    folder = tmp_path / "r"
+    write_run(folder, small_engine(), Plan(levels=(1, 2, 4), level_s=12.0), info={"ended_unix_s": None})
+    rows = (folder / "requests-0.jsonl").read_bytes()
+    (folder / "requests-0.jsonl").write_bytes(rows[:-30])
+    assert main([str(folder)]) == 0
+    assert "its last line is torn" in capsys.readouterr().out
+
+
+def test_other_workloads_are_not_pooled_and_run_picks(tmp_path, capsys):
+    for name, seed, lengths in (("old", 0, "lognormal:96,0.6"), ("new", 1, "lognormal:64,0.6")):
+        settings = {"settle_s": 2.0, "seed": seed, "output_tokens": lengths}
+        plan = Plan(levels=(1, 2), level_s=12.0, settle_s=2.0, seed=seed)
+        write_run(tmp_path / name, small_engine(), plan, info={"settings": settings})
+    assert main([str(tmp_path)]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["runs"] == ["new"]
+    assert any("Not pooled" in warning and "old" in warning for warning in model["warnings"])
+    assert main([str(tmp_path), "--run", "old"]) == 0
+    assert json.loads((tmp_path / "capacity.json").read_text())["models"][0]["runs"] == ["old"]
+    capsys.readouterr()
+    assert main([str(tmp_path), "--run", "old", "--run", "new"]) == 2
+    assert "must not be pooled" in capsys.readouterr().err
+    assert main([str(tmp_path), "--run", "other"]) == 2
+    assert "choose from old, new" in capsys.readouterr().err
+
+
+def test_equal_runs_are_pooled(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / name, small_engine(), Plan(levels=(1, 2), level_s=12.0, seed=seed))
+    assert main([str(tmp_path)]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["runs"] == ["a", "b"]
+    assert [level["users"] for level in model["levels"]] == [1, 1, 2, 2]
+
+
+def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
+    settings = {"settle_s": 2.0, "slo_ttft_p95_s": 0.5, "slo_tpot_p95_s": 0.05}
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(2,), level_s=12.0), info={"settings": settings})
+    assert main([str(tmp_path), "--slo-tpot-p95-s", "0.04"]) == 0
+    slo = json.loads((tmp_path / "capacity.json").read_text())["slo"]
+    assert slo == {
+        "ttft_p95_s": 0.5,
+        "tpot_p95_s": 0.04,
+        "preempted_fraction": 0.01,
+        "kv_blocked_fraction": 0.1,
+    }
+
+
+def test_a_config_json_turns_tokens_into_bytes(tmp_path, capsys):
+    config = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 28,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    server = ServerInfo(block_size=32, num_gpu_blocks=128, gpu_memory_utilization=0.5)
+    gpu = GpuInfo(name="T4", count=1, vram_bytes=15 * 2**30)
+    write_run(
+        tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=12.0), info={"server": server, "gpu": gpu}
+    )
+    assert main([str(tmp_path), "--config", str(tmp_path / "config.json")]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["memory"]["bytes_per_token"] == 112 * 1024
+    capsys.readouterr()
+    assert main([str(tmp_path), "--config", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.startswith("--config ")
+
+
+def test_the_module_runs_as_a_command_and_its_help_teaches():
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.capacity", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "How many users can this deployment hold?" in done.stdout
+    assert "--slo-kv-blocked-fraction" in done.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "analysis.capacity"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, capsys):
+    example = ROOT / "docs" / "example-run"
+    folder = tmp_path / "run"
+    shutil.copytree(example, folder)
+    assert main([str(folder)]) == 0
+    made, stands = (read_json((path / "capacity.json").read_bytes()) for path in (folder, example))
+    (now,), (then,) = made.models, stands.models
+    assert (now.max_users, now.estimate, now.binding, now.reasons) == (18, 18, "kv_cache", [])
+    assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
+    assert [level.n for level in now.levels] == [level.n for level in then.levels]
+    assert now.warnings == then.warnings
+    assert "18 users" in capsys.readouterr().out

@@ -1,0 +1,42 @@
+"""Think time read off levels, and the share of users that it leaves in flight."""
+
+import math
+
+import pytest
+
+from analysis.evidence.think_time import Thinking, thinking_of
+from analysis.statistics.samples import Share
+from testing.runs.virtual import level
+
+
+def test_the_share_of_users_in_flight_solves_littles_law():
+    thinking = Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)
+    for users in (1, 10, 50):
+        p = thinking.active(users)
+        response = 1.0 + 0.05 * p * users
+        assert p == pytest.approx(response / (response + 2.0))
+    assert Thinking(think_s=2.0, idle_s=1.0, slope_s=0.0).active(9) == pytest.approx(1 / 3)
+
+
+def test_think_time_is_read_off_the_levels():
+    levels = []
+    for users in (4, 8, 16):
+        p = Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05).active(users)
+        levels.append(level(users, in_flight=users * p, e2e_mean_s=1.0 + 0.05 * users * p))
+    found = thinking_of(levels)
+    assert found is not None
+    assert found.think_s == pytest.approx(2.0)
+    assert found.slope_s == pytest.approx(0.05, rel=0.01)
+
+
+def test_think_time_is_also_read_off_levels_whose_requests_wait():
+    waiting = {"blocked": Share(misses=30, n=100), "waiting_fraction": 0.9}
+    levels = [
+        level(4, in_flight=1.0, e2e_mean_s=1.0, n=20),
+        level(40, in_flight=30.0, e2e_mean_s=9.0, n=2000, **waiting),
+    ]
+    found = thinking_of(levels)
+    assert found is not None
+    assert found.think_s == pytest.approx(3.0)
+    assert found.idle_s + found.slope_s == pytest.approx(1.0)  # of the free level alone
+    assert found.think_error == pytest.approx(1 / math.sqrt(2020))

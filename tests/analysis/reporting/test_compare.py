@@ -1,0 +1,36 @@
+"""A comparison as text, as a page and as files."""
+
+import re
+
+from analysis.compare.__main__ import main
+from testing.runs.answers import comparison_row
+from testing.runs.virtual import read_json, write_short_run
+
+
+def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(baseline), str(smaller)]) == 0
+    text = capsys.readouterr().out
+    assert text.strip().splitlines()[0].startswith("before: plan for 1")
+    assert re.search(r"before holds more users: 1\.\d+ to 1\.\d+ times as many", text)
+    assert re.search(r"^ *maximum users .* yes *$", text, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+    assert main([str(baseline), str(smaller), "--format", "markdown", "--output", "out"]) == 0
+    said = capsys.readouterr().out
+    assert said == (tmp_path / "out" / "compare.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "compare.html", "compare.json", "compare.md",
+    ]  # fmt: skip
+    found = read_json((tmp_path / "out" / "compare.json").read_bytes())
+    assert comparison_row(found, "max_users").different == "yes"
+
+
+def test_the_page_is_self_contained_and_escapes_names(baseline, tmp_path):
+    evil = write_short_run(tmp_path / "evil", seed=3, info={"model": "<script>alert(1)</script>"})
+    assert main([str(baseline), str(evil), "--output", str(tmp_path)]) == 0
+    page = (tmp_path / "compare.html").read_text()
+    assert "<script>" not in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", page)
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<svg") == 5
+    assert "None" not in page

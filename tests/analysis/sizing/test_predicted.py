@@ -1,0 +1,123 @@
+"""Walls of planned deployments, against the engine and against the measured law."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from analysis.evidence.lengths import Pairs
+from analysis.sizing.engine import latency_walls, size_engine
+from analysis.sizing.latency_curve import LatencyCurve
+from analysis.sizing.workload import block_law_of
+from analysis.walls.block_law import block_law
+from loadtest.model.architectures import parse_config
+from loadtest.model.kv_cache import kv_layout
+from loadtest.record import Slo
+from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.virtual import closed_loop
+from testing.inputs.model_configs import GEMMA2_27B, LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B, QWEN3_NEXT
+from testing.inputs.planned import planned_deployment, planned_workload
+from testing.processes import ROOT, clean_environment
+
+
+def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> None:
+    asked = planned_workload()
+    layout = kv_layout(parse_config(QWEN3_1_7B))
+    pairs = Pairs(
+        prompt=asked.prompt, output=asked.output, conversation=np.arange(len(asked.prompt), dtype=np.int64)
+    )
+    ours, theirs = block_law_of(asked, layout), block_law(pairs, block_tokens=16)
+    size = min(len(ours.held), len(theirs.held))
+    for name in ("held", "growth", "entry"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        assert a[:size] == pytest.approx(b[:size], abs=1e-12)
+        assert a[size:].sum() == b[size:].sum() == 0
+    assert ours.steps == pytest.approx(theirs.steps)
+    assert ours.growth.sum() > 0
+
+
+def test_windows_and_states_bound_what_long_requests_hold() -> None:
+    asked = planned_workload(prompt="4000", max_model_len=8192)
+    windows, full = kv_layout(parse_config(GEMMA2_27B)), kv_layout(parse_config(LLAMA31_8B))
+    # Half of Gemma's groups stop at a window of 4,096; its requests are just longer than that.
+    assert block_law_of(asked, windows).mean < 2 * block_law_of(asked, full).mean
+    hybrid = kv_layout(parse_config(QWEN3_NEXT))
+    law = block_law_of(asked, hybrid)
+    assert law.held[: hybrid.fixed_blocks + 1].sum() == 0
+    assert law.q > 0
+
+
+def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
+    found = planned_deployment(QWEN3_1_7B, max_num_seqs=1000, max_num_batched_tokens=2048)
+    asked = planned_workload(prompt="lognormal:256,0.5", max_model_len=1500)
+    sized = size_engine(found, asked, latency=False)
+    wall = sized.first.x
+    assert sized.first.name == "kv_cache"
+
+    def preempted(users: int) -> float:
+        requests = (
+            Request(prompt_tokens=int(p), output_tokens=int(o))
+            for p, o in zip(asked.prompt, asked.output, strict=True)
+        )
+        config = EngineConfig(
+            num_gpu_blocks=sized.band.blocks[1],
+            max_model_len=1500,
+            step_base_s=1.0,
+            max_num_seqs=1000,
+            enable_prefix_caching=False,
+        )
+        trace = closed_loop(config, requests, users=users, start_spread_s=200.0)
+        return trace.counters.preemptions / len(trace.requests)
+
+    assert preempted(int(0.9 * wall)) < 0.01 < preempted(int(1.12 * wall))
+
+
+def test_thinking_users_are_more_than_requests_in_flight() -> None:
+    found = planned_deployment(QWEN3_1_7B)
+    busy, idle = (size_engine(found, planned_workload(think=think), latency=False) for think in ("0", "60"))
+    x = {one.name: one.x for one in busy.walls}["kv_cache"]
+    thinking = {one.name: one.x for one in idle.walls}["kv_cache"]
+    assert thinking > 2 * x
+    assert thinking * idle.active(int(thinking)) <= x  # the law never admits more at once
+
+
+def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
+    curve = LatencyCurve(users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0)
+    slo = Slo(ttft_p95_s=0.2, tpot_p95_s=0.1)
+    (ttft,) = latency_walls(curve, slo)
+    assert ttft.name == "ttft"
+    assert ttft.x == pytest.approx(20)
+    assert 10 < ttft.low < 20 < ttft.high <= 40
+    (slower,) = latency_walls(curve, slo, ttft_scale=1.5)
+    assert slower.x < ttft.x
+
+
+def test_fewer_experts_are_read_for_fewer_sequences() -> None:
+    steps = size_engine(
+        planned_deployment(QWEN3_30B_A3B, gpu="H100", dtype="bfloat16"), planned_workload(), latency=False
+    ).steps
+    assert steps.base_s(1) < 0.25 * steps.base_s(1000)
+    dense = size_engine(planned_deployment(QWEN3_1_7B), planned_workload(), latency=False).steps
+    assert dense.base_s(1) == dense.base_s(1000)
+
+
+def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.sizing", *flags],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_lengths_are_cut_to_the_context_and_counted() -> None:
+    cut = planned_workload(max_model_len=600)
+    assert int((cut.prompt + cut.output).max()) == 600
+    assert cut.clipped > 0

@@ -1,0 +1,130 @@
+"""Crossings of shares and of percentiles: recovered, and bounds that cover as often as they claim."""
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis.levels.level import load_points
+from analysis.notes import NotSteady
+from analysis.statistics.crossings import miss_crossing, p95_crossing
+from analysis.statistics.samples import Quantiles, Share
+from testing.runs.virtual import level
+
+
+def miss_levels(rng, *, at, slope, users=(4, 8, 12, 16, 20, 24), n=400):
+    def share(count):
+        p = 1 / (1 + math.exp(-(math.log(0.05 / 0.95) + slope * math.log(count / at))))
+        return Share(misses=int(rng.binomial(n, p)), n=n)
+
+    return [level(count, ttft_miss=share(count)) for count in users]
+
+
+def ttft_crossing(levels):
+    return miss_crossing(load_points(levels, lambda one: one.requests.ttft_miss), limit=0.05)
+
+
+def test_the_crossing_of_misses_is_recovered():
+    found = ttft_crossing(miss_levels(np.random.default_rng(0), at=15.0, slope=8.0, n=20000))
+    assert found is not None
+    assert found.x == pytest.approx(15.0, rel=0.02)
+    low, high = found.bound(0.05)
+    assert low < found.x < high
+
+
+def test_one_sided_bounds_cover_as_often_as_they_claim():
+    covered, met = 0, 0
+    for seed in range(120):
+        found = ttft_crossing(miss_levels(np.random.default_rng(seed), at=15.0, slope=8.0))
+        if found is not None:
+            met += 1
+            covered += found.bound(0.05)[0] <= 15.0
+    assert met >= 110
+    assert covered / met >= 0.9
+
+
+def test_dependent_requests_widen_the_bounds():
+    levels = miss_levels(np.random.default_rng(1), at=15.0, slope=8.0)
+    wide = [
+        level(
+            one.users,
+            ttft_miss=Share(misses=one.requests.ttft_miss.misses, n=one.requests.ttft_miss.n, effect=8.0),
+        )
+        for one in levels
+    ]
+    narrow, widened = ttft_crossing(levels), ttft_crossing(wide)
+    assert narrow is not None
+    assert widened is not None
+    assert widened.bound(0.05)[0] < narrow.bound(0.05)[0]
+
+
+def test_a_level_that_was_lucky_counts_no_more_than_its_neighbours():
+    def crossing(effects):
+        shares = ((12, 0.0), (16, 0.02), (16, 0.06), (20, 0.2))
+        return ttft_crossing(
+            [
+                level(users, ttft_miss=Share(misses=round(part * 1000), n=1000, effect=effect))
+                for (users, part), effect in zip(shares, effects, strict=True)
+            ]
+        )
+
+    own, pooled = crossing((1.0, 2.0, 12.0, 25.0)), crossing((10.0,) * 4)
+    assert own.x == pytest.approx(pooled.x)
+    assert own.bound(0.05) == pytest.approx(pooled.bound(0.05), rel=0.02)
+    assert own.bound(0.05)[1] > pooled.bound(0.05)[1]  # unequal effects are less sure
+
+
+def test_a_cliff_between_two_levels_is_known_no_better_than_the_levels():
+    levels = [
+        level(users, ttft_miss=Share(misses=missed, n=500)) for users, missed in ((8, 0), (16, 0), (32, 500))
+    ]
+    found = ttft_crossing(levels)
+    assert found is not None
+    low, high = found.bound(0.05)
+    assert 15.5 < low < 18.0
+    assert 28.0 < high < 33.0
+
+
+def test_a_p95_places_the_crossing_inside_a_cliff():
+    shares = ((8, 0, 0.25), (16, 0, 0.5), (32, 500, 1.0))
+    levels = [
+        level(users, ttft_miss=Share(misses=missed, n=500), ttft_s=Quantiles(p95=p95))
+        for users, missed, p95 in shares
+    ]
+    found = p95_crossing(
+        load_points(levels, lambda one: one.requests.ttft_miss, lambda one: one.requests.ttft_s.p95),
+        objective=0.625,
+    )
+    assert found is not None
+    assert found.x == pytest.approx(20.0)
+
+
+def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
+    shares = ((8, 0, 0.2), (16, 40, 0.97), (32, 900, 9.0))
+    levels = [
+        level(users, ttft_miss=Share(misses=missed, n=1000), ttft_s=Quantiles(p95=p95))
+        for users, missed, p95 in shares
+    ]
+    found = p95_crossing(
+        load_points(levels, lambda one: one.requests.ttft_miss, lambda one: one.requests.ttft_s.p95),
+        objective=1.0,
+    )
+    assert found is not None
+    for error in (0.05, 0.3, 0.49):
+        low, high = found.bound(error)
+        assert low <= found.x <= high
+
+
+def test_levels_that_hold_make_no_wall_and_one_chance_miss_makes_none_either():
+    held = [level(users, ttft_miss=Share(misses=0, n=300)) for users in (1, 2, 4, 8)]
+    assert ttft_crossing(held) is None
+    chance = [
+        level(users, ttft_miss=Share(misses=missed, n=n))
+        for users, missed, n in ((1, 2, 30), (2, 0, 300), (4, 1, 300))
+    ]
+    assert ttft_crossing(chance) is None
+
+
+def test_untrusted_levels_are_never_fitted():
+    levels = [level(1), level(2, ttft_miss=Share(misses=200, n=200), why_not=(NotSteady(),))]
+    assert ttft_crossing(levels) is None

@@ -1,0 +1,63 @@
+"""Ratios of two quantities and of two percentiles, with bounds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis.statistics.ratios import (
+    Quantity,
+    Sample,
+    Series,
+    estimate,
+    fact,
+    quantile_ratio_bounds,
+    ratio_bounds,
+)
+from analysis.statistics.samples import Window
+
+
+def test_the_ratio_of_facts_is_exact_and_of_estimates_as_wide_as_both():
+    assert ratio_bounds(fact(2.0), fact(3.0))(0.05) == pytest.approx((1.5, 1.5))
+    one = estimate(100.0, se=1.0, freedom=1e6)
+    low, high = ratio_bounds(one, one)(0.05)
+    assert math.log(high) == pytest.approx(1.645 * math.sqrt(2) / 100, rel=0.02)
+    assert low == pytest.approx(1 / high, rel=0.001)
+
+
+def test_open_ends_stay_open():
+    at_least = Quantity(value=20.0, bounds=lambda _: (20.0, math.inf))
+    known = estimate(10.0, se=0.5, freedom=1e6)
+    low, high = ratio_bounds(known, at_least)(0.05)
+    assert 1.8 < low < 2.0
+    assert high == math.inf
+    low, high = ratio_bounds(at_least, known)(0.05)
+    assert low == 0.0
+    assert 0.5 < high < 0.6
+
+
+def sample(values: np.ndarray) -> Sample:
+    window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
+    at = np.linspace(0, 99.9, len(values))
+    return Sample(series=[Series(values=values, at_unix_s=at, window=window)])
+
+
+def test_bounds_on_a_ratio_of_p95s_cover_as_often_as_they_claim():
+    rng = np.random.default_rng(5)
+    missed = [0, 0]
+    for _ in range(400):
+        a, b = rng.lognormal(0, 0.5, 300), 1.5 * rng.lognormal(0, 0.5, 400)
+        low, high = quantile_ratio_bounds(sample(a), sample(b), 0.95)(0.05)
+        missed[0] += low > 1.5
+        missed[1] += high < 1.5
+    assert all(4 <= count <= 28 for count in missed)  # 20 are expected, fewer where a bound is cautious
+
+
+def test_a_tenfold_p95_is_seen_in_a_hundred_requests():
+    rng = np.random.default_rng(6)
+    a, b = rng.lognormal(0, 0.3, 100), 10 * rng.lognormal(0, 0.3, 100)
+    low, high = quantile_ratio_bounds(sample(a), sample(b), 0.95)(0.001)
+    assert 4 < low < 10
+    assert high > 10
+    turned = quantile_ratio_bounds(sample(b), sample(a), 0.95)(0.001)
+    assert turned == pytest.approx((1 / high, 1 / low))

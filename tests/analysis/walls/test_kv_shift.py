@@ -1,0 +1,43 @@
+"""The shift of the formula by what levels counted near the wall."""
+
+import math
+
+import pytest
+
+from analysis.notes import NotSteady
+from analysis.statistics.samples import Share
+from analysis.walls.block_law import Occupancy, block_law
+from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, measured_pressure, shift_of
+from loadtest.record import Slo
+from testing.inputs.length_pairs import drawn_pairs
+from testing.runs.virtual import level
+
+SLO = Slo()
+
+
+def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
+    occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
+    formula = occupancy.at(18).preempted
+    many = [Seen(users=18, preemptions=2 * formula * 1e6, finished=10**6, blocked=math.nan, scrapes=0.0)]
+    few = [Seen(users=18, preemptions=2 * formula * 100, finished=100, blocked=math.nan, scrapes=0.0)]
+    none: list[Seen] = []
+    sure, unsure, prior = (
+        shift_of(occupancy, seen, SLO, near_users=17.0, prior=Shift()) for seen in (many, few, none)
+    )
+    assert sure.preempted == pytest.approx(math.log(2), abs=0.15)
+    assert prior.preempted < unsure.preempted < sure.preempted
+    assert prior.preempted == pytest.approx(FORMULA_BIAS, abs=1e-6)
+    assert sure.preempted_se < unsure.preempted_se < prior.preempted_se + 1e-9
+    assert prior.levels == 0
+
+
+def test_levels_that_queue_for_slots_do_not_move_the_formula():
+    seated = level(20, max_num_seqs=8)
+    doubted = level(18, why_not=(NotSteady(),))
+    plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
+    found = measured_pressure([seated, doubted, plain])
+    assert [one.users for one in found] == [16]
+    assert found[0].scrapes == 10.0
+    capped = level(22, most_running=8)
+    assert measured_pressure([capped], max_num_seqs=8) == []
+    assert [one.users for one in measured_pressure([capped], max_num_seqs=9)] == [22]
