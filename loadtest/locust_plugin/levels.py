@@ -14,10 +14,11 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 SWEEP_MAX_USERS = 256
+"""Where a doubling sweep ends that finds no wall."""
 
 
 class LevelShape(Shape):
-    """Holds each level for `level_s`, or one until it is told otherwise, or an open loop."""
+    """Holds each level for `level_s`, or one number of users until it is stopped, or an open loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,13 +30,15 @@ class LevelShape(Shape):
     def _check(self, settings: Settings) -> None:
         users_given = self.leader.options.users_flag_given
         if settings.levels and users_given:
-            raise InputError("--levels and -u exclude each other: both say how many users there are.")
+            raise InputError("--levels and -u cannot be combined: both say how many users there are.")
         if settings.open_loop and users_given:
-            raise InputError("-u is of users; --arrivals and --trace have none.")
+            raise InputError("-u cannot be combined with --arrivals or --trace: an open loop has no users.")
         if settings.settle_s >= settings.level_s:
             raise InputError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
         if self.leader.options.given("budget_s"):
-            raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
+            raise InputError(
+                "--budget-s limits a search (scenarios/find_capacity.py); limit a plan of levels with -t."
+            )
 
     def _begin(self, coordinator: Coordinator) -> Wanted:
         self.leader.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
@@ -81,7 +84,7 @@ class LevelShape(Shape):
         return f"{text}, or until the first level past a wall" if self._sweeping else text
 
     def _follow_web_page(self) -> None:
-        """The page's edit form writes the new number into Locust's options."""
+        """Leaves the level when the page's form has a new number of users."""
         asked = self.leader.options.users
         if self._held_until_told and not self.leader.options.headless and asked and asked != self._users:
             self.leader.leave_level()
@@ -138,7 +141,7 @@ class LevelShape(Shape):
 
 def _arrivals_text(coordinator: Coordinator, limit: float | None) -> str:
     settings = coordinator.settings
-    law = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
+    process = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
     end = f", at most {limit:.0f} s" if limit is not None else ""
     minutes = coordinator.arrivals_s / 60
-    return f"open loop, {law}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"
+    return f"open loop, {process}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"

@@ -242,7 +242,7 @@ def _run_info(
     )
 
 
-def opening(coordinator: Coordinator, *, plan: str) -> list[str]:
+def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
     """The lines that a person reads before the load begins."""
     return [
         *preflight_summary(coordinator.preflight, coordinator.target),

@@ -28,6 +28,8 @@ class LiveRow(NamedTuple):
 
 
 def live_row(record: RequestRecord) -> LiveRow:
+    """What the leader counts of one request; TTFT from the end of sending, TPOT over the tokens after the
+    first."""
     chunks, tokens = record.chunk_s, record.output_tokens
     ttft = chunks[0] - (record.sent_s or 0.0) if chunks else None
     tpot = (chunks[-1] - chunks[0]) / (tokens - 1) if tokens and tokens > 1 and len(chunks) > 1 else None
