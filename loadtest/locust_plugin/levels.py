@@ -43,9 +43,9 @@ class LevelShape(Shape):
     def _begin(self, coordinator: Coordinator) -> Wanted:
         self.leader.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
         self._choose_levels(coordinator)
-        limit = self.leader.options.run_time_s
-        self._until = None if limit is None else time.monotonic() + limit
-        self._announce(coordinator, self._plan_text(coordinator, limit))
+        time_limit_s = self.leader.options.run_time_s
+        self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
         self._users, self._spawn_rate = next(self._levels), self._rate()
         return self._users, self._spawn_rate
 
@@ -71,11 +71,11 @@ class LevelShape(Shape):
         self._planned = levels
         self._levels = iter(levels)
 
-    def _plan_text(self, coordinator: Coordinator, limit: float | None) -> str:
+    def _plan_text(self, coordinator: Coordinator, time_limit_s: float | None) -> str:
         level_s = coordinator.settings.level_s
         if coordinator.settings.open_loop:
-            return _arrivals_text(coordinator, limit)
-        end = f", at most {limit:.0f} s" if limit is not None else ""
+            return _arrivals_text(coordinator, time_limit_s)
+        end = f", at most {time_limit_s:.0f} s" if time_limit_s is not None else ""
         if self._held_until_told:
             return f"{self._planned[0]} users{end or ' until stopped'}"
         listing = ", ".join(map(str, self._planned))
@@ -134,14 +134,14 @@ class LevelShape(Shape):
                 if coordinator.level
                 else None
             )
-        at = self._planned.index(self._users)
+        position = self._planned.index(self._users)
         held = time.time() - coordinator.level.start_unix_s if coordinator.level else 0.0
-        return (len(self._planned) - at) * coordinator.settings.level_s - held
+        return (len(self._planned) - position) * coordinator.settings.level_s - held
 
 
-def _arrivals_text(coordinator: Coordinator, limit: float | None) -> str:
+def _arrivals_text(coordinator: Coordinator, time_limit_s: float | None) -> str:
     settings = coordinator.settings
     process = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
-    end = f", at most {limit:.0f} s" if limit is not None else ""
+    end = f", at most {time_limit_s:.0f} s" if time_limit_s is not None else ""
     minutes = coordinator.arrivals_s / 60
     return f"open loop, {process}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"

@@ -55,8 +55,8 @@ class SearchShape(Shape):
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
         self.leader.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
-        limits = [coordinator.settings.budget_s, self.leader.options.run_time_s]
-        seconds = min(limit for limit in limits if limit is not None)
+        limits_s = [coordinator.settings.budget_s, self.leader.options.run_time_s]
+        seconds = min(limit_s for limit_s in limits_s if limit_s is not None)
         self._announce(coordinator, f"a search for the most users, at most {seconds:.0f} s")
         coordinator.advisor = Advisor(coordinator.folder)
         try:

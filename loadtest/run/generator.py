@@ -63,7 +63,7 @@ class Generator:
 
     @property
     def closing(self) -> bool:
-        """No request begins any more."""
+        """Whether requests may no longer begin."""
         return self._measuring.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
