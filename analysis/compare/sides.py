@@ -44,6 +44,7 @@ class MeasuredDeployment:
 
     @property
     def info(self) -> RunInfo:
+        """The newest run's own description."""
         return self.runs[-1].info
 
     @property
@@ -52,6 +53,7 @@ class MeasuredDeployment:
 
     @property
     def refused(self) -> bool:
+        """Whether the runs cannot support an answer."""
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
@@ -130,8 +132,10 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
     if side.refused:
         return None
     evidence, stands = side.judgement.evidence, side.judgement.stands
-    head = headline_of(evidence, stands, confidence=CONFIDENCE)
-    value = head.interval_x[0] if head.estimate_x is None and head.interval_x else head.estimate_x
+    headline = headline_of(evidence, stands, confidence=CONFIDENCE)
+    value = (
+        headline.interval_x[0] if headline.estimate_x is None and headline.interval_x else headline.estimate_x
+    )
     if not value:
         return None
 
