@@ -1,4 +1,4 @@
-"""The figures of one side of a comparison, and one figure of two sides with bounds on its ratio."""
+"""One side of a comparison: its runs, judged, and its figures with their uncertainty. Knows no other side."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -133,9 +133,9 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
         return None
     evidence, stands = side.judgement.evidence, side.judgement.stands
     headline = headline_of(evidence, stands, confidence=CONFIDENCE)
-    value = (
-        headline.interval_x[0] if headline.estimate_x is None and headline.interval_x else headline.estimate_x
-    )
+    value = headline.estimate_x
+    if value is None and headline.interval_x:
+        value = headline.interval_x[0]
     if not value:
         return None
 
