@@ -1,4 +1,4 @@
-"""ChatUser: a Locust user who chats. What to ask comes from the Workload, measuring is the Generator's."""
+"""ChatUser, the base of every scenario's users. Knows neither what is asked nor how it is measured."""
 
 import itertools
 import random
@@ -21,6 +21,7 @@ from loadtest.workload.conversations import ChatRequest, Conversation
 USERS_A_WORKER = 1_000_000
 """User numbers of different workers differ: worker index * this + a count."""
 MIN_STAGGER_S = 1.0
+"""Users start over this time at least, however short the settling time is."""
 
 
 class ChatUser(User):
@@ -41,8 +42,8 @@ class ChatUser(User):
         self._waits: random.Random | None = None
 
     def wait_time(self) -> float:
-        """Before the first request a random part of the settling time, since Locust starts a whole second's
-        users at once; then the think time."""
+        """Returns the think time; before the first request a random part of the settling time, because Locust
+        starts a whole second's users at once."""
         generator = self.control.generator
         if generator is None:
             return 0.0
@@ -55,7 +56,8 @@ class ChatUser(User):
 
     @task
     def ask(self) -> None:
-        """One turn. Not in a loop over turns, so that a stopping user stops between two."""
+        """Sends one turn of the conversation. There is no loop over turns: a stopping user stops between
+        two."""
         generator = self.control.generator
         if generator is None or generator.closing:
             raise StopUser
@@ -64,7 +66,7 @@ class ChatUser(User):
             return
         if self._waits is None:
             return  # straight into the first wait
-        request = self._next_request()
+        request = self._next_request(generator)
         record, text = generator.chat(request, user=self.number)
         assert self._conversation is not None
         self._conversation.answered(
@@ -73,17 +75,17 @@ class ChatUser(User):
         tell_locust(self.environment, record)
 
     def _send_what_is_due(self, generator: Generator) -> None:
-        """Open loop: one Locust user a worker hands out the worker's share, and waits for no answer."""
+        """Open loop: the one user of a worker hands out all that the worker sends, and waits for no
+        answer."""
         for stream in generator.due_soon():
             generator.send_when_due(stream)
             gevent.sleep(0)  # making long prompts must not hold up the others
 
-    def _next_request(self) -> ChatRequest:
+    def _next_request(self, generator: Generator) -> ChatRequest:
         request = next(self._requests, None)
         if request is None:
-            assert self.control.generator is not None
             number = next(self._conversations)
-            self._conversation = self.control.generator.conversation(user=self.number, number=number)
+            self._conversation = generator.conversation(user=self.number, number=number)
             self._requests = self._conversation.requests()
             request = next(self._requests)
         return request

@@ -1,105 +1,189 @@
-"""What each module may import, even indirectly. Importing locust patches the process, so a leak would change
-how the analysis runs; importing matplotlib in a load generator would cost it memory and start-up time."""
+"""The order of the rooms, and what each may import, even indirectly.
 
+Importing locust patches the process, so a leak would change how the analysis runs; importing matplotlib in a
+load generator would cost it memory and start-up time.
+"""
+
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
 from testing.processes import ROOT, clean_environment
 
+PACKAGES = ("loadtest", "analysis", "scenarios", "testing", "benchmarks", "tests")
+ORDER = (
+    ("loadtest.units", "loadtest.errors", "loadtest.record"),
+    ("loadtest.workload", "loadtest.model"),
+    ("loadtest.settings", "loadtest.simulator"),
+    ("loadtest.client",),
+    ("loadtest.server",),
+    ("loadtest.run",),
+    ("loadtest.locust_plugin",),
+    ("loadtest.user",),
+    ("scenarios",),
+    ("analysis.notes", "analysis.statistics"),
+    ("analysis.reading",),
+    ("analysis.levels",),
+    ("analysis.evidence",),
+    ("analysis.virtual",),
+    ("analysis.walls",),
+    ("analysis.answers",),
+    ("analysis.reporting", "analysis.cli"),
+    ("analysis.capacity",),
+    ("analysis.compare", "analysis.search", "analysis.sizing", "analysis.twin"),
+    ("testing",),
+    ("benchmarks", "tests"),
+)
+"""Rooms from the ground up: a room may import those of earlier lines, and none of its own line."""
+STRANGERS = {
+    "analysis": (
+        "loadtest.client",
+        "loadtest.locust_plugin",
+        "loadtest.settings",
+        "loadtest.user",
+        "scenarios",
+    ),
+}
+"""Rooms further down that a package must not import all the same: load test and analysis meet in files."""
+
 LOCUST = {"locust", "gevent"}
 SCIENCE = {"scipy", "matplotlib"}
 WEB = {"aiohttp", "uvloop"}
+PAGES = {"matplotlib", "jinja2", "rich"}
+PURE = LOCUST | SCIENCE | WEB | PAGES | {"numpy", "pydantic"}
 FORBIDDEN = {
-    **dict.fromkeys(
-        [
-            "loadtest.record",
-            "loadtest.client.sse",
-            "loadtest.workload.arrivals",
-            "loadtest.workload.conversations",
-            "loadtest.model.memory",
-            "loadtest.model.architectures",
-            "loadtest.model.mixers",
-            "loadtest.model.quantisation",
-            "loadtest.model.cards",
-            "loadtest.model.startup",
-            "loadtest.run.live",
-            "loadtest.server.vllm",
-        ],
-        LOCUST | SCIENCE | WEB | {"numpy", "pydantic"},
-    ),
-    **dict.fromkeys(
-        ["loadtest.simulator.engine.scheduler", "loadtest.simulator.virtual"], LOCUST | SCIENCE | WEB
-    ),
-    **dict.fromkeys(["loadtest.simulator.server", "loadtest.simulator.presets"], LOCUST | SCIENCE),
-    **dict.fromkeys(
-        [
-            "loadtest.client.stream",
-            "loadtest.server.scrape",
-            "loadtest.run.sink",
-            "loadtest.run.shipping",
-            "loadtest.server.preflight",
-        ],
-        LOCUST | SCIENCE | {"numpy"},
-    ),
-    **dict.fromkeys(
-        ["loadtest.run.loop", "loadtest.run.generator", "loadtest.run.coordinator", "loadtest.run.advisor"],
-        {"locust", "analysis"} | SCIENCE | {"numpy"},
-    ),
-    **dict.fromkeys(
-        [
-            "loadtest.user",
-            "loadtest.locust_plugin.shape",
-            "loadtest.locust_plugin.search",
-            "scenarios.chat",
-            "scenarios.find_capacity",
-        ],
-        SCIENCE | {"numpy", "analysis"},
-    ),
-    **dict.fromkeys(
-        [
-            "analysis.reading.runs",
-            "analysis.levels.definitions",
-            "analysis.evidence.lengths",
-            "analysis.evidence.step_time",
-            "analysis.levels.measure",
-            "analysis.reading.other_tools.files",
-            "analysis.reading.other_tools.server_metrics",
-            "analysis.reading.other_tools.results",
-        ],
-        LOCUST | WEB | {"matplotlib"},
-    ),
-    **dict.fromkeys(
-        [
-            "analysis.statistics.ratios",
-            "analysis.compare.sides",
-            "analysis.compare.gate",
-            "analysis.compare",
-            "analysis.twin",
-        ],
-        LOCUST | WEB | {"matplotlib"},
-    ),
-    **dict.fromkeys(
-        ["scenarios.demo.__main__", "scenarios.demo.compare"], LOCUST | WEB | SCIENCE | {"analysis"}
-    ),
-    **dict.fromkeys(
-        [
-            "analysis.capacity",
-            "analysis.reporting.capacity",
-            "analysis.reporting.figures",
-            "analysis.sizing",
-            "analysis.search.advice",
-            "analysis.search",
-        ],
-        LOCUST | WEB,
-    ),
+    "loadtest.record": PURE,
+    "loadtest.workload": PURE,
+    "loadtest.model": PURE,
+    "loadtest.client.sse": PURE,
+    "loadtest.run.live": PURE,
+    "loadtest.server.vllm": PURE,
+    "loadtest.simulator.engine": LOCUST | SCIENCE | WEB,
+    "loadtest.simulator.virtual": LOCUST | SCIENCE | WEB,
+    "loadtest.simulator": LOCUST | SCIENCE,
+    "loadtest.client": LOCUST | SCIENCE | {"numpy"},
+    "loadtest.server": LOCUST | SCIENCE | {"numpy"},
+    "loadtest.run.sink": LOCUST | SCIENCE | {"numpy"},
+    "loadtest.run.shipping": LOCUST | SCIENCE | {"numpy"},
+    "loadtest.run": {"locust", "analysis", "numpy"} | SCIENCE,
+    "loadtest.locust_plugin": {"analysis", "numpy"} | SCIENCE,
+    "loadtest.user": {"analysis", "numpy"} | SCIENCE,
+    "scenarios.chat": {"analysis", "numpy"} | SCIENCE,
+    "scenarios.find_capacity": {"analysis", "numpy"} | SCIENCE,
+    "scenarios.demo": {"analysis"} | LOCUST | WEB | SCIENCE,
+    "analysis.statistics": LOCUST | WEB | PAGES,
+    "analysis.reading": LOCUST | WEB | PAGES,
+    "analysis.levels": LOCUST | WEB | PAGES,
+    "analysis.evidence": LOCUST | WEB | PAGES,
+    "analysis.virtual": LOCUST | WEB | PAGES,
+    "analysis.walls": LOCUST | WEB | PAGES,
+    "analysis.answers": LOCUST | WEB | PAGES,
+    "analysis.capacity": LOCUST | WEB | {"matplotlib"},
+    "analysis.compare": LOCUST | WEB | {"matplotlib"},
+    "analysis.search": LOCUST | WEB | {"matplotlib"},
+    "analysis.sizing": LOCUST | WEB | {"matplotlib"},
+    "analysis.twin": LOCUST | WEB | {"matplotlib"},
+    "analysis.reporting": LOCUST | WEB,
 }
+"""Packages that no module of a room may import. A command of the analysis, its `__main__`, also prints."""
 
 
-@pytest.mark.parametrize("module", FORBIDDEN)
-def test_module_does_not_import_what_it_must_not_know(module: str) -> None:
-    program = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def module_files() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Modules of ours that each module imports, as its source says."""
+    files = module_files()
+    return {name: set(_imports_of(path, files)) - {name} for name, path in files.items()}
+
+
+def _imports_of(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield from [inner] if inner in known else [node.module] if node.module in known else []  # type: ignore[list-item]
+
+
+def storey(module: str) -> int | None:
+    """The line of `ORDER` that a module belongs to."""
+    for level, rooms in enumerate(ORDER):
+        if any(inside(module, room) for room in rooms):
+            return level
+    return None
+
+
+def inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def room_of(module: str) -> str:
+    return next(room for rooms in ORDER for room in rooms if inside(module, room))
+
+
+def test_every_module_belongs_to_a_room() -> None:
+    packages = {package for package in PACKAGES if storey(package) is None}
+    homeless = [name for name in imports() if storey(name) is None and name not in packages]
+    assert homeless == []
+    assert {room for rooms in ORDER for room in rooms} == {
+        room_of(name) for name in imports() if name not in packages
+    }
+
+
+def test_no_room_imports_one_that_stands_higher_or_beside_it() -> None:
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in imports().items()
+        for other in others
+        if (here := storey(name)) is not None
+        and (there := storey(other)) is not None
+        and (there > here or (there == here and room_of(name) != room_of(other)))
+    ]
+    assert upwards == []
+    assert sum(map(len, imports().values())) > 500  # the graph was read
+
+
+def test_load_test_and_analysis_meet_in_files() -> None:
+    met = [
+        f"{name} imports {other}"
+        for package, rooms in STRANGERS.items()
+        for name, others in imports().items()
+        for other in others
+        if inside(name, package) and any(inside(other, room) for room in rooms)
+    ]
+    assert met == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter(imports()).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}", pytrace=False)
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_does_not_import_what_it_must_not_know(room: str) -> None:
+    """Of a room all modules are imported together, in a process of their own."""
+    commands = {name for name in module_files() if inside(name, "analysis") and name.endswith(".__main__")}
+    modules = [name for name in module_files() if inside(name, room) and name not in commands]
+    assert modules
+    program = f"import {', '.join(modules)}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -109,5 +193,5 @@ def test_module_does_not_import_what_it_must_not_know(module: str) -> None:
         check=True,
     )
     loaded = set(done.stdout.split())
-    assert module.partition(".")[0] in loaded
-    assert loaded & FORBIDDEN[module] == set()
+    assert room.partition(".")[0] in loaded
+    assert loaded & FORBIDDEN[room] == set()

@@ -1,4 +1,4 @@
-"""The figures of one side of a comparison, and one figure of two sides with bounds on its ratio."""
+"""One side of a comparison: its runs, judged, and its figures with their uncertainty. Knows no other side."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,6 +44,7 @@ class MeasuredDeployment:
 
     @property
     def info(self) -> RunInfo:
+        """The newest run's own description."""
         return self.runs[-1].info
 
     @property
@@ -52,6 +53,7 @@ class MeasuredDeployment:
 
     @property
     def refused(self) -> bool:
+        """Whether the runs cannot support an answer."""
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
@@ -130,8 +132,10 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
     if side.refused:
         return None
     evidence, walls = side.judgement.evidence, side.judgement.walls
-    head = headline_of(evidence, walls, confidence=CONFIDENCE)
-    value = head.interval_x[0] if head.estimate_x is None and head.interval_x else head.estimate_x
+    headline = headline_of(evidence, walls, confidence=CONFIDENCE)
+    value = headline.estimate_x
+    if value is None and headline.interval_x:
+        value = headline.interval_x[0]
     if not value:
         return None
 

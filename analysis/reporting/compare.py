@@ -1,4 +1,4 @@
-"""Comparison -> text, Markdown, JSON, HTML. Knows no maths, and prints through `report` only."""
+"""A comparison as text, Markdown, JSON and HTML. Knows no maths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,17 +28,17 @@ from analysis.reporting.capacity_json import model_object
 from analysis.reporting.capacity_words import first_screen, objectives, plan_title
 from analysis.reporting.console import Output, grid, say, show_list
 from analysis.reporting.files import day, json_text, page, write_files
+from analysis.reporting.numbers import NONE
 from analysis.reporting.words import WALL_NAMES
 from loadtest.units import GIB
 
 COMPARE_FORMS = ("text", "markdown", "json")
 COMPARE_JSON, COMPARE_HTML, COMPARE_MARKDOWN = "compare.json", "compare.html", "compare.md"
-NONE = "–"
 
 DIFFERENT: dict[DifferenceVerdict | None, str] = {
     "yes": "yes",
     "perhaps": "perhaps",
-    "not_seen": "not seen",
+    "not_seen": "not detected",
     "equal": "equal",
     None: NONE,
 }
@@ -48,21 +48,21 @@ VERDICTS: dict[GateVerdict, str] = {
     "unclear": "No verdict: the data cannot support one.",
 }
 READING = (
-    "Real: yes, beyond what chance does to a table of this many rows (5 % for all of them together); "
-    "perhaps, beyond chance if the row stood alone; not seen, neither. Intervals cover 90 %, and know that "
-    "requests of one level depend on each other."
+    "Real: yes, the difference is beyond what chance does to a table of this many rows (5 % for all of them "
+    "together); perhaps, it would be beyond chance if the row were alone; not detected, neither. Intervals "
+    "cover 90 % and allow for the dependence between requests of one level."
 )
-PREDICTED = "*: from the model's architecture and the GPU's data sheet, because no GPU was measured."
+PREDICTED = "*: computed from the model's architecture and the GPU's data sheet, because no GPU was measured."
 MEMORY = (
-    "vLLM holds its GPU memory from the start, whatever the load. Without load: weights, activations and "
-    "CUDA graphs. In use at peak: that, and the KV cache of the fullest level."
+    "vLLM holds its GPU memory from the start, whatever the load. No load: weights, activations and CUDA "
+    "graphs. In use at peak: these, and the KV cache of the fullest level."
 )
 
 
 def show_comparison(
     found: Comparison, *, form: str, folder: Path | None, console: Console | None = None
 ) -> None:
-    """Prints it. folder: where the reports went, if anywhere."""
+    """Prints the comparison. folder: where the reports were written, if anywhere."""
     out = console or Output()
     if form == "json":
         out.print(json_text(_json_object(found)), soft_wrap=True, markup=False, end="")
@@ -75,7 +75,7 @@ def show_comparison(
 
 
 def write_comparison(found: Comparison, *, folder: Path) -> None:
-    """compare.html, compare.md and compare.json. Raises InputError where it may not write."""
+    """Writes compare.html, compare.md and compare.json. Raises InputError where it may not write."""
     files = {
         COMPARE_JSON: json_text(_json_object(found)),
         COMPARE_MARKDOWN: comparison_markdown(found),
@@ -84,7 +84,7 @@ def write_comparison(found: Comparison, *, folder: Path) -> None:
     write_files(folder, files)
 
 
-# Words that every form shares.
+# Words that all forms share.
 
 
 def _json_object(found: Comparison) -> dict[str, object]:
@@ -93,14 +93,14 @@ def _json_object(found: Comparison) -> dict[str, object]:
 
 
 def comparison_headline(found: Comparison) -> str:
-    """What each holds, in one line."""
+    """How many users each side holds, in one line."""
     return "; ".join(
         f"{name}: {plan_title(answer)}" for name, answer in zip(found.names, found.answers, strict=True)
     )
 
 
 def comparison_summary(found: Comparison) -> list[str]:
-    """Sentences: which holds more and whether that is real, and what limits each."""
+    """Sentences that say which side holds more users, whether that is real, and what limits each."""
     a, b = found.names
     rows = [row for row in found.rows if row.figure == "max_users"]
     said = [_capacity_sentence(row, a, b) for row in rows if row.different is not None]
@@ -117,15 +117,15 @@ def _limit(answer: ModelAnswer) -> str:
 
 def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
     if row.different == "not_seen" or row.different is None:
-        return "That one holds more users than the other is not seen in these runs."
+        return "No difference in the number of users is detected in these runs."
     low, high = row.ratio_interval or (None, None)
     more = b if (low or 0.0) > 1.0 else a
-    sure = "" if row.different == "yes" else ", though one such row in ten is chance"
+    sure = "" if row.different == "yes" else "; one such row in ten is chance"
     return f"{more} holds more users{_span(low, high, more == b)}{sure}."
 
 
 def _span(low: float | None, high: float | None, direct: bool) -> str:
-    """`low` and `high` bound b / a; of the one that holds more, how many times as many."""
+    """How many times as many users the larger side holds. low, high: bounds on b / a; direct: b is larger."""
     ends = (low, high) if direct else (1.0 / high if high else None, 1.0 / low if low else None)
     if ends[0] is None:
         return ""
@@ -137,7 +137,7 @@ def _span(low: float | None, high: float | None, direct: bool) -> str:
 
 
 def row_cells(found: Comparison, row: ComparisonRow) -> list[str]:
-    """Figure, a, b, b against a, real."""
+    """Cells of a row: the figure, a, b, b against a, and whether the difference is real."""
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
         row_name(row),
@@ -199,7 +199,7 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
 
 
 def _ratio(row: ComparisonRow) -> str:
-    """b against a, in per cent, or in times from a factor of two."""
+    """b against a in per cent, or as a factor from two times or a half on."""
     if row.ratio is None or row.different == "equal":
         return NONE
     if row.ratio_interval is None:
@@ -216,7 +216,7 @@ def _change(ratio: float) -> str:
 
 
 def level_rows(found: Comparison) -> list[list[str]]:
-    """Users, then TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, at every common level."""
+    """Users, then TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, for every common level."""
     rows = []
     for users in found.common_levels:
         sides = [
@@ -234,13 +234,13 @@ def level_rows(found: Comparison) -> list[list[str]]:
 
 
 def level_head(found: Comparison) -> list[str]:
-    """Of `level_rows`."""
+    """Headings of `level_rows`."""
     names = ("TTFT p50 ms", "TTFT p95 ms", "TPOT p95 ms", "tokens/s")
     return ["users", *[f"{name}, {side}" for name in names for side in ("A", "B")]]
 
 
 def reading_notes(found: Comparison) -> list[str]:
-    """How to read the table."""
+    """Notes on how to read the table."""
     said = [READING]
     if any(row.figure == "vram_held_bytes" for row in found.rows):
         said.append(MEMORY)
@@ -250,7 +250,7 @@ def reading_notes(found: Comparison) -> list[str]:
 
 
 def simulated_note(found: Comparison) -> str:
-    """Empty when both were real servers."""
+    """A sentence that names the simulated servers; empty when both were real ones."""
     presets = [answer.simulated for answer in found.answers if answer.simulated]
     if not presets:
         return ""
@@ -262,11 +262,11 @@ def simulated_note(found: Comparison) -> str:
 
 
 def criterion_line(judged: GateCriterion) -> str:
-    """One criterion in one line: verdict, name, what was seen."""
-    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _seen(judged)}"
+    """One criterion in one line: verdict, name, and the figures behind it."""
+    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _figures_behind(judged)}"
 
 
-def _seen(judged: GateCriterion) -> str:
+def _figures_behind(judged: GateCriterion) -> str:
     if judged.verdict == "worse":
         found = max(
             (one for one in judged.checks if one.verdict == "worse"), key=lambda one: one.at_least or 0.0
@@ -289,7 +289,7 @@ def _check(figure: FigureName, one: GateCheck) -> str:
 
 
 def _worse(figure: FigureName, factor: float) -> str:
-    """Of a factor: 1.25 is 25 % more of what should be little, 20 % less of what should be much."""
+    """A factor in words: 1.25 is 25 % more of what should be little, 20 % less of what should be much."""
     factor = max(factor, 1.0)
     if figure in MORE_IS_BETTER:
         return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
@@ -297,7 +297,7 @@ def _worse(figure: FigureName, factor: float) -> str:
 
 
 def gate_rule(gate: GateAnswer) -> str:
-    """What the verdict means."""
+    """A sentence on what the verdict means."""
     return (
         f"Worse: surely by more than {100 * gate.tolerance:g} %. Two equal deployments are called worse at "
         f"most {100 * gate.false_alarms:g} times in 100, all checks together."
@@ -308,7 +308,7 @@ def gate_rule(gate: GateAnswer) -> str:
 
 
 def comparison_markdown(found: Comparison) -> str:
-    """The report as Markdown."""
+    """The whole comparison as Markdown."""
     parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{comparison_headline(found)}.", ""]
     if found.gate is not None:
         parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
@@ -331,7 +331,7 @@ def _head(found: Comparison) -> list[str]:
 
 
 def comparison_html(found: Comparison) -> str:
-    """One self-contained page."""
+    """The whole comparison as one self-contained page."""
     from analysis.reporting.compare_figures import comparison_figures
 
     return page(
@@ -379,8 +379,8 @@ def _show_text(out: Console, found: Comparison) -> None:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place == 0 else "right")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The figures of a comparison. The first run is blue, the second orange."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,9 @@ from analysis.levels.level import Level
 from analysis.reporting.figure_style import BLUE, INK, MUTED, ORANGE, PAPER, beyond_text, in_milliseconds, svg
 from analysis.statistics.samples import Quantiles
 
-# Two runs side by side: the first is blue, the second orange.
-
 
 def comparison_figures(found: Comparison) -> dict[str, str]:
-    """Name -> SVG text of every figure that the comparison has data for. Deterministic."""
+    """SVG text by name, of every figure that the comparison has data for. Deterministic."""
     ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if any(answer.headline.interval_x is not None for answer in found.answers):
@@ -29,7 +27,7 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
 
 
 def two_capacities(axes: Axes, found: Comparison) -> None:
-    """Where the limit of each lies; an arrow where none was met."""
+    """The limit of each run with its interval; an arrow where none was met."""
     sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
     known = [
         (name, answer, answer.headline.interval_x, colour)
@@ -37,13 +35,15 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
         if answer.headline.interval_x
     ]
     right = 1.2 * max(high or 1.3 * low for _, _, (low, high), _ in known)
-    for place, (_, answer, (low, high), colour) in enumerate(known):
+    for row_number, (_, answer, (low, high), colour) in enumerate(known):
         if answer.headline.estimate_x is None or high is None:
-            beyond_text(axes, round(low), place, right)
+            beyond_text(axes, round(low), row_number, right)
             continue
-        axes.plot([low, high], [place, place], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
-        axes.plot(answer.headline.estimate_x, place, "o", color=colour, markersize=7)
-        words, end = f"{answer.headline.estimate_x:.1f}", (high, place)
+        axes.plot(
+            [low, high], [row_number, row_number], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt"
+        )
+        axes.plot(answer.headline.estimate_x, row_number, "o", color=colour, markersize=7)
+        words, end = f"{answer.headline.estimate_x:.1f}", (high, row_number)
         axes.annotate(words, end, (8, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(range(len(known)), [name for name, *_ in known])
     axes.grid(visible=False, axis="y")
@@ -54,15 +54,17 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
 
 
 def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
-    """Second over first for every figure that has an interval; filled where the difference is real."""
+    """The second run divided by the first, for each figure with an interval; filled where it is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
     low, high = min([0.8, *ends]), max([1.25, *ends])
-    for place, (row, ratio, (left, right)) in enumerate(known):
+    for row_number, (row, ratio, (left, right)) in enumerate(known):
         colour, face = (ORANGE, ORANGE) if row.different == "yes" else (MUTED, PAPER)
         bar = [left or low / 2, right or high * 2]
-        axes.plot(bar, [place, place], color=colour, linewidth=3.5, alpha=0.4, solid_capstyle="butt")
-        axes.plot(ratio, place, "o", color=colour, markersize=6, markerfacecolor=face)
+        axes.plot(
+            bar, [row_number, row_number], color=colour, linewidth=3.5, alpha=0.4, solid_capstyle="butt"
+        )
+        axes.plot(ratio, row_number, "o", color=colour, markersize=6, markerfacecolor=face)
     axes.set_yticks(range(len(known)), [row_name(row) for row, _, _ in known])
     axes.axvline(1.0, color=INK, linewidth=1.2)
     axes.grid(visible=False, axis="y")
@@ -77,12 +79,12 @@ def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -
 
 
 def two_ttfts(axes: Axes, found: Comparison) -> None:
-    """p95 of the time to first token of both against users, with intervals and the objective."""
+    """TTFT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
 
 
 def two_tpots(axes: Axes, found: Comparison) -> None:
-    """The same for the time per output token."""
+    """TPOT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -117,7 +119,7 @@ def _two(axes: Axes, found: Comparison, of: Callable[[Level], Quantiles], limit_
 
 
 def two_throughputs(axes: Axes, found: Comparison) -> None:
-    """Output tokens a second of all users of both, against users; trusted levels only."""
+    """Output tokens a second of both runs against users, trusted levels only."""
     top = 1.0
     for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
         known = [level for level in answer.levels if level.trusted]

@@ -1,4 +1,4 @@
-"""TwinAnswer -> text, JSON, a figure. Knows no maths."""
+"""The answer of a twin as text, JSON and a figure. Knows no maths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from analysis.answers.twin import FleetAnswer, Prediction, TwinAnswer
 from analysis.reporting.console import Output, put, say, show_list, table
 from analysis.reporting.files import json_text, write_files
 from analysis.reporting.numbers import NONE
+from analysis.reporting.words import WALL_NAMES
 
 TWIN_JSON, TWIN_SVG = "twin.json", "twin.svg"
 TWIN_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -27,7 +28,7 @@ TERM_WORDS = {
     "step_per_kv_token_s": ("each KV token read", 1e9, "ns"),
     "prefill_per_token_s": ("each prompt token computed", 1e6, "us"),
     "overhead_s": ("between engine and client", 1e3, "ms"),
-    "overhead_per_user_s": ("the same, more with each user", 1e6, "us"),
+    "overhead_per_user_s": ("more of that with each user", 1e6, "us"),
 }
 
 
@@ -60,7 +61,7 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 
 
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
-    """twin.json and twin.svg. Raises InputError where it may not write."""
+    """Writes twin.json, and twin.svg where there is something to plot. Raises InputError if it may not."""
     from analysis.reporting import figures as plots
     from analysis.reporting.figure_style import svg
 
@@ -123,7 +124,7 @@ def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> 
 
 
 def _reach(pair: tuple[float, float] | None, value: float, words: Callable[[float], str]) -> str:
-    """Half of the interval; where it is cut off at 0, the longer half."""
+    """Half of the interval; the longer half where it is cut off at 0."""
     return NONE if pair is None else f"± {words(max(pair[1] - value, value - pair[0]))}"
 
 
@@ -132,9 +133,15 @@ def _limit_text(answer: TwinAnswer) -> str:
     assert found is not None
     if found.x is None:
         return "No wall was found."
+    if not found.x:
+        return "Not even one user fits within the objectives."
     low, high = found.interval
     ends = f"{_users(low)} to {_users(high)}"
-    return f"Holds {found.x:.1f} users within the objectives ({ends}); then: {found.wall}."
+    return f"Holds {found.x:.1f} users within the objectives ({ends}). What limits: {_wall(found.wall)}."
+
+
+def _wall(name: str) -> str:
+    return dict[str, str](WALL_NAMES.items()).get(name, name)
 
 
 def _users(value: float | None) -> str:
@@ -144,23 +151,24 @@ def _users(value: float | None) -> str:
 def _fleet_lines(fleets: Sequence[FleetAnswer]) -> list[str]:
     if not fleets:
         return []
-    one = fleets[0]
+    asked = fleets[0]
     first = (
-        f"A replica holds {one.per_replica:.1f} users behind a {one.router} router (then: {one.binding}). "
-        f"TTFT p95 {_digits(1e3 * one.usual_ttft_p95_s)} ms with all replicas, "
-        f"{_digits(1e3 * one.after_loss_ttft_p95_s)} ms after the loss of {one.spare}."
+        f"A replica holds {asked.per_replica:.1f} users behind a {asked.router} router. "
+        f"What limits: {_wall(asked.binding)}. "
+        f"TTFT p95 {_digits(1e3 * asked.usual_ttft_p95_s)} ms with all replicas, "
+        f"{_digits(1e3 * asked.after_loss_ttft_p95_s)} ms after the loss of {asked.spare}."
     )
     return [first, *(_fleet_line(fleet) for fleet in fleets)]
 
 
-def _fleet_line(one: FleetAnswer) -> str:
-    cost = f", {one.price_per_hour:,.2f} an hour" if one.price_per_hour else ""
-    replicas = f"{one.replicas:,} replicas ({one.interval[0]:,} to {one.interval[1]:,})"
-    return f"{one.users:,} users: {replicas}, {one.spare} of them spare{cost}"
+def _fleet_line(fleet: FleetAnswer) -> str:
+    cost = f", {fleet.price_per_hour:,.2f} an hour" if fleet.price_per_hour else ""
+    replicas = f"{fleet.replicas:,} replicas ({fleet.interval[0]:,} to {fleet.interval[1]:,})"
+    return f"{fleet.users:,} users: {replicas}, {fleet.spare} of them spare{cost}"
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """The number with three significant digits, without an exponent."""
     if value == 0:
         return "0"
     if abs(value) >= 100:

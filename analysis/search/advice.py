@@ -23,7 +23,7 @@ MAX_STEP = 4.0  # the next level has at most so many times the users of the high
 UNLIMITED_STEP = 1.15  # the factor to the next level, past where the models place every wall
 MAX_SEARCHED_USERS = 8192
 LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # between two looks: the larger of seconds and request durations
-MIN_LENGTHS = 10  # for a first guess of where the memory wall stands
+MIN_LENGTHS = 10  # requests of known lengths for a first guess at the memory wall
 SETTLED_DURATIONS = 4.0  # request durations after which a level can be judged
 HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # how long one side of the wall is held before the other
 MAX_HOLDS = 3  # such times, in which a level must become trusted
@@ -71,11 +71,11 @@ def answer_line(judgement: Judgement) -> str:
         return "no level to judge by yet"
     if judgement.reasons:
         return f"fewer than {evidence.trusted[0]} users"
-    head = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
-    if head.interval is None or head.interval[1] is None:
+    headline = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
+    if headline.interval is None or headline.interval[1] is None:
         return f"no wall met up to {evidence.trusted[-1]} users"
-    low, high = head.interval
-    return f"{head.max_users} users, 90 % sure of {low} to {high}, {WALL_NAMES[head.binding]}"
+    low, high = headline.interval
+    return f"{headline.max_users} users, 90 % sure of {low} to {high}, {WALL_NAMES[headline.binding]}"
 
 
 def _under_way(evidence: Evidence, holding: int) -> Level | None:
@@ -117,12 +117,14 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
     if judgement.reasons:
         lower = min(lowest, holding) // 2
         return (lower, "past a wall already") if lower else (None, words(judgement.reasons[0]))
-    head = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
-    if head.estimate_x is None or head.interval_x is None or head.interval_x[1] is None:
+    headline = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
+    if headline.estimate_x is None or headline.interval_x is None or headline.interval_x[1] is None:
         return _up(judgement)
-    if head.estimate_x < 1.0:
-        return None, f"one user is past the {WALL_NAMES[head.binding]} wall already"
-    return _nearer(evidence, head.estimate_x, head.interval_x[1] - head.interval_x[0], holding, waited=waited)
+    if headline.estimate_x < 1.0:
+        return None, f"one user is past the {WALL_NAMES[headline.binding]} wall already"
+    return _nearer(
+        evidence, headline.estimate_x, headline.interval_x[1] - headline.interval_x[0], holding, waited=waited
+    )
 
 
 def _up(judgement: Judgement) -> tuple[int | None, str]:

@@ -59,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 the run cannot support a twin. "
         "Writes twin.json and twin.svg into the run folder, or where --output says.",
     )
+    _add_source(parser)
+    _add_measured_server(parser)
+    _add_changes(parser)
+    _add_fleets(parser)
+    add_slo_flags(parser)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what the twin is fitted to, and what is predicted and written."""
     add = parser.add_argument
     add(
         "run",
@@ -83,86 +93,96 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=("text", "json"), default="text")
     add("--output", type=Path, metavar="FOLDER", help="where twin.json and twin.svg go")
     add("--seed", type=int, default=0)
-    measured = parser.add_argument_group("the measured server, where vLLM does not export it").add_argument
-    measured(
+
+
+def _add_measured_server(parser: argparse.ArgumentParser) -> None:
+    """Flags for what vLLM does not export of the measured server."""
+    add = parser.add_argument_group("the measured server, where vLLM does not export it").add_argument
+    add(
         "--measured-replicas",
         type=positive_integer,
         metavar="N",
         help="replicas behind its address (default: its engines)",
     )
-    measured("--measured-max-num-seqs", type=positive_integer, metavar="N")
-    measured("--measured-max-num-batched-tokens", type=positive_integer, metavar="N")
-    measured(
+    add("--measured-max-num-seqs", type=positive_integer, metavar="N")
+    add("--measured-max-num-batched-tokens", type=positive_integer, metavar="N")
+    add(
         "--async-scheduling",
         action=argparse.BooleanOptionalAction,
         help="default: on with a GPU, off on CPUs, as in vLLM 0.32",
     )
-    change = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
-    change("--max-num-seqs", type=positive_integer, metavar="N")
-    change("--max-num-batched-tokens", type=positive_integer, metavar="N")
-    change(
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    """Flags for what is asked of the twin."""
+    add = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
+    add("--max-num-seqs", type=positive_integer, metavar="N")
+    add("--max-num-batched-tokens", type=positive_integer, metavar="N")
+    add(
         "--num-gpu-blocks",
         type=positive_integer,
         metavar="N",
         help="the pool in blocks, the null block included",
     )
-    change("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
-    change("--gpu-memory-utilization", type=float, metavar="SHARE")
-    change(
+    add("--kv-cache-memory-gib", type=float, metavar="GIB", help="the pool in GiB of each GPU")
+    add("--gpu-memory-utilization", type=float, metavar="SHARE")
+    add(
         "--kv-cache-dtype",
         choices=("fp8",),
         help="half the bytes a token: twice the blocks, half the time to read them",
     )
-    change("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    change(
+    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    add(
         "--prompt-tokens",
         metavar="DISTRIBUTION",
         help="as in the load test: 512, 100-900, lognormal:512,0.6, exp:512",
     )
-    change("--output-tokens", metavar="DISTRIBUTION")
-    change("--think-s", metavar="DISTRIBUTION", help="pauses, in seconds")
-    change(
+    add("--output-tokens", metavar="DISTRIBUTION")
+    add("--think-s", metavar="DISTRIBUTION", help="pauses, in seconds")
+    add(
         "--arrivals",
         metavar="PROCESS",
         help="an open loop instead of users: poisson:4, gamma:4,0.25, constant:4",
     )
-    change(
+    add(
         "--duration-s",
         type=float,
         default=300.0,
         help="how long requests arrive, with --arrivals (default %(default)g)",
     )
-    change("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
-    change("--trace-speed", type=float, default=1.0)
-    change(
+    add("--trace", type=Path, metavar="FILE", help="an open loop: a recorded trace, as in the load test")
+    add("--trace-speed", type=float, default=1.0)
+    add(
         "--replicas",
         type=positive_integer,
         metavar="N",
         help="replicas behind a router (default: as measured)",
     )
-    change(
+    add(
         "--router",
         choices=tuple(ROUTERS),
         default="least-loaded",
         help="how requests are spread over replicas (default %(default)s)",
     )
-    fleets = parser.add_argument_group("fleets").add_argument
-    fleets(
+
+
+def _add_fleets(parser: argparse.ArgumentParser) -> None:
+    """Flags for fleets."""
+    add = parser.add_argument_group("fleets").add_argument
+    add(
         "--fleet-users",
         type=positive_integer,
         metavar="N",
         help="say how many replicas this number of users needs",
     )
-    fleets(
+    add(
         "--spare-replicas",
         type=int,
         default=1,
         metavar="N",
         help="replicas that may be lost (default %(default)s)",
     )
-    fleets("--price-per-gpu-hour", type=float, metavar="PRICE")
-    add_slo_flags(parser)
-    return parser
+    add("--price-per-gpu-hour", type=float, metavar="PRICE")
 
 
 if __name__ == "__main__":

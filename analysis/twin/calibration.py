@@ -149,7 +149,7 @@ def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], s
     )
     if not calm:
         return base
-    chosen = [calm[place] for place in sorted({0, len(calm) // 3, 2 * len(calm) // 3, len(calm) - 1})]
+    chosen = [calm[position] for position in sorted({0, len(calm) // 3, 2 * len(calm) // 3, len(calm) - 1})]
     fitted = base
     for _ in range(2):  # the overhead is a part of the cycle, which changes the load a little
         beyond = [_beyond_engine_s(fitted, level, evidence, spread) for level in chosen]
@@ -174,8 +174,9 @@ def _beyond_engine_s(service: Service, level: Level, evidence: Evidence, spread:
 
 def _draw(fitted: Service, steps: Sequence[StepSums], rng: np.random.Generator) -> Service:
     terms = solve_step_terms(np.sum([step.resampled(rng) for step in steps], axis=0))
-    chats = fitted.chatting.conversations
-    drawn = [chats[place] for place in rng.integers(0, len(chats), len(chats))]
+    conversations = fitted.chatting.conversations
+    chosen = rng.integers(0, len(conversations), len(conversations))
+    drawn = [conversations[position] for position in chosen]
     return replace(
         fitted,
         engine=_with_terms(fitted.engine, terms),

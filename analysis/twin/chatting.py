@@ -15,7 +15,7 @@ from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, TurnTokens
 
-Conversation = tuple[TurnTokens, ...]
+_Conversation = tuple[TurnTokens, ...]
 
 
 def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:
@@ -29,8 +29,8 @@ def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:
     )
 
 
-def _conversations(runs: Sequence[Run]) -> list[Conversation]:
-    found: list[Conversation] = []
+def _conversations(runs: Sequence[Run]) -> list[_Conversation]:
+    found: list[_Conversation] = []
     ended: list[Bools] = []
     for run in runs:
         rows = run.requests
@@ -45,7 +45,7 @@ def _conversations(runs: Sequence[Run]) -> list[Conversation]:
     return [found[index] for index in _equal_weights(_conversation_weights(found, np.concatenate(ended)))]
 
 
-def _conversation_weights(conversations: Sequence[Conversation], ended: Bools) -> Floats:
+def _conversation_weights(conversations: Sequence[_Conversation], ended: Bools) -> Floats:
     turns = np.array([len(turns) for turns in conversations], dtype=np.float64)
     weight = uncut_weights(turns, ended)
     longest = ~ended & (turns == turns.max())  # they stand for what is longer than all that ended

@@ -43,11 +43,13 @@ def size_fleet(
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
     """The fleet that holds `users` with `spare` replicas lost; None if one replica does not hold a user."""
-    point = _of_alike(service, slo, router, on_probe, start=None)
+    point = _simulated_maximum(service, slo, router, on_probe, start=None)
     if point is None:
         return None
-    drawn = [_of_alike(draw, slo, router, on_probe, start=point.users) for draw in draws]
-    wanted = [_needed(users, found.x / SIMULATED_REPLICAS) + spare for found in drawn if found is not None]
+    drawn = [_simulated_maximum(draw, slo, router, on_probe, start=point.users) for draw in draws]
+    wanted = [
+        _needed(users, maximum.x / SIMULATED_REPLICAS) + spare for maximum in drawn if maximum is not None
+    ]
     replicas = _needed(users, point.x / SIMULATED_REPLICAS) + spare
     return Fleet(
         users=users,
@@ -56,8 +58,8 @@ def size_fleet(
         spare=spare,
         per_replica_x=point.x / SIMULATED_REPLICAS,
         binding=point.wall,
-        usual=_at(service, users, replicas, slo, router),
-        after_loss=_at(service, users, replicas - spare, slo, router),
+        usual=_figures_with(service, users, replicas, slo, router),
+        after_loss=_figures_with(service, users, replicas - spare, slo, router),
     )
 
 
@@ -65,7 +67,7 @@ def _needed(users: int, per_replica_x: float) -> int:
     return max(math.ceil(users / per_replica_x), 1) if per_replica_x > 0 else users
 
 
-def _of_alike(
+def _simulated_maximum(
     service: Service,
     slo: Slo,
     router: str,
@@ -79,10 +81,10 @@ def _of_alike(
     )
 
 
-def _at(service: Service, users: int, replicas: int, slo: Slo, router: str) -> VirtualFigures:
-    played = min(replicas, SIMULATED_REPLICAS)
-    share = max(round(users * played / replicas), 1)
+def _figures_with(service: Service, users: int, replicas: int, slo: Slo, router: str) -> VirtualFigures:
+    simulated = min(replicas, SIMULATED_REPLICAS)
+    share = max(round(users * simulated / replicas), 1)
     requests = max(PROBE_REQUESTS, MIN_REQUESTS_PER_USER * share)
     return simulate_users(
-        service, share, requests=requests, replicas=played, route=ROUTERS[router]()
+        service, share, requests=requests, replicas=simulated, route=ROUTERS[router]()
     ).figures(slo)

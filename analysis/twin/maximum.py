@@ -45,21 +45,21 @@ class VirtualMaximum:
         return math.floor(self.x)
 
 
-def wall_margins(seen: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
+def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
     """How far each wall is crossed: the ln of rates, the logit of shares, less that of their limits.
 
     Positive where the wall is crossed. alone: the figures of one user, where histories are found in the
     prefix cache.
     """
-    n = max(seen.requests, 1)
-    preempted = math.log(max(seen.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
-    found = seen.prefix_hit_rate / alone.prefix_hit_rate if alone and alone.prefix_hit_rate > 0 else 1.0
+    n = max(figures.requests, 1)
+    preempted = math.log(max(figures.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
+    found = figures.prefix_hit_rate / alone.prefix_hit_rate if alone and alone.prefix_hit_rate > 0 else 1.0
     return {
-        "kv_cache": max(preempted, _over(seen.blocked_fraction, slo.kv_blocked_fraction)),
+        "kv_cache": max(preempted, _over(figures.blocked_fraction, slo.kv_blocked_fraction)),
         "prefix_cache": _over(1.0 - found, 1.0 - FOUND_LIMIT),
-        "max_num_seqs": _over(seen.queue_fraction, QUEUE_LIMIT),
-        "ttft": _over(seen.ttft_miss, MISS_LIMIT),
-        "tpot": _over(seen.tpot_miss, MISS_LIMIT),
+        "max_num_seqs": _over(figures.queue_fraction, QUEUE_LIMIT),
+        "ttft": _over(figures.ttft_miss, MISS_LIMIT),
+        "tpot": _over(figures.tpot_miss, MISS_LIMIT),
     }
 
 
@@ -91,7 +91,7 @@ def find_maximum(
     # Before the window begins the cache must fill and first conversations end: a quick probe is too short.
     each = math.ceil(MIN_REQUESTS_PER_USER + turns / WARM_UP_SHARE) if chats else MIN_REQUESTS_PER_USER
 
-    def seen(users: int) -> VirtualFigures:
+    def figures(users: int) -> VirtualFigures:
         if users not in known:
             on_probe(1)
             wanted = max(requests, each * users)
@@ -107,22 +107,22 @@ def find_maximum(
         ).figures(slo)
 
     def worst(users: int) -> float:
-        return max(wall_margins(seen(users), slo, alone=alone).values())
+        return max(wall_margins(figures(users), slo, alone=alone).values())
 
     alone = probe(1, max(requests, each)) if chats else None
     low, high = _bracket(worst, max(start or replicas * users_at_half_load(service), 1))
     if low == 0:
         return None
     if high > MAX_VIRTUAL_USERS:
-        return VirtualMaximum(x=math.inf, wall="not_reached", below=seen(low))
-    here, above = (wall_margins(seen(users), slo, alone=alone) for users in (low, high))
+        return VirtualMaximum(x=math.inf, wall="not_reached", below=figures(low))
+    here, above = (wall_margins(figures(users), slo, alone=alone) for users in (low, high))
     crossed = {
         wall: low + (high - low) * here[wall] / (here[wall] - above[wall])
         for wall in here
         if above[wall] > 0.0
     }
     first = min(crossed, key=lambda wall: crossed[wall])
-    return VirtualMaximum(x=crossed[first], wall=first, below=seen(low))
+    return VirtualMaximum(x=crossed[first], wall=first, below=figures(low))
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def predict_levels(
 def predict_open_loop(
     scenario: Scenario, due: Sequence[DueRequest], slo: Slo, *, advance: Advance
 ) -> Prediction:
-    """What requests of known times and lengths see; 0 stands for the number of users."""
+    """The prediction for requests of known times and lengths; its number of users is 0."""
 
     def open_loop(service: Service) -> VirtualRun:
         advance(1)

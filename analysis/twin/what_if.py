@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.virtual.service import Service, TurnTokens
+from analysis.virtual.service import CLIENT_TURNAROUND_S, Service, TurnTokens
 from loadtest.errors import InputError
+from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
 
 LENGTH_DRAWS = 2000  # from a stated distribution
 Change = Callable[[Service], Service]
+"""Makes another service of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +26,9 @@ class MemoryFacts:
     gpu_memory_utilization: float | None = None
 
 
-def changes_of(options: argparse.Namespace, now: Service, memory: MemoryFacts) -> tuple[list[str], Change]:
+def changes_of(
+    options: argparse.Namespace, measured: Service, memory: MemoryFacts
+) -> tuple[list[str], Change]:
     """The changes that were asked for, in words, and as one function. Raises InputError, ValueError."""
     steps: list[tuple[str, Change]] = []
     engine = {
@@ -34,8 +38,8 @@ def changes_of(options: argparse.Namespace, now: Service, memory: MemoryFacts) -
     }
     if engine:
         words = ", ".join(f"{name} {value}" for name, value in engine.items())
-        steps.append((words, lambda one: one.with_engine(**engine)))
-    steps += _pool_changes(options, now, memory)
+        steps.append((words, lambda service: service.with_engine(**engine)))
+    steps += _pool_changes(options, measured, memory)
     steps += _chatting_changes(options)
 
     def change(service: Service) -> Service:
@@ -46,7 +50,9 @@ def changes_of(options: argparse.Namespace, now: Service, memory: MemoryFacts) -
     return [words for words, _ in steps], change
 
 
-def _pool_changes(options: argparse.Namespace, now: Service, memory: MemoryFacts) -> list[tuple[str, Change]]:
+def _pool_changes(
+    options: argparse.Namespace, measured: Service, memory: MemoryFacts
+) -> list[tuple[str, Change]]:
     asked = {
         name: value
         for name in ("num_gpu_blocks", "kv_cache_memory_gib", "gpu_memory_utilization")
@@ -55,7 +61,7 @@ def _pool_changes(options: argparse.Namespace, now: Service, memory: MemoryFacts
     if len(asked) > 1:
         raise InputError(f"Choose one of --{' and --'.join(name.replace('_', '-') for name in asked)}.")
     found: list[tuple[str, Change]] = []
-    block = now.engine.block_size
+    block = measured.engine.block_size
     half = options.kv_cache_dtype == "fp8"
     if half:
         found.append(("KV cache in fp8", _with_fp8))
@@ -65,29 +71,29 @@ def _pool_changes(options: argparse.Namespace, now: Service, memory: MemoryFacts
             blocks = value
         elif not per_token:
             raise InputError(
-                f"--{name.replace('_', '-')} needs the bytes of a KV token, which this run does not tell: "
+                f"--{name.replace('_', '-')} needs the size of a KV token in bytes, which is not known: "
                 "give --num-gpu-blocks, or measure with --model-config."
             )
         elif name == "kv_cache_memory_gib":
-            blocks = int(value * 2**30 / (per_token * block))
+            blocks = int(value * GIB / (per_token * block))
         else:
-            blocks = _blocks_at(value, now, memory, per_token * block, half=half)
+            blocks = _blocks_at(value, measured, memory, per_token * block, half=half)
         asked_as = "" if name == "num_gpu_blocks" else f" ({name} {value:g})"
         words = f"a pool of {blocks:,} blocks{asked_as}"
-        found.append((words, lambda one, blocks=blocks: _with_blocks(one, blocks)))  # type: ignore[misc]
+        found.append((words, lambda service, blocks=blocks: _with_blocks(service, blocks)))  # type: ignore[misc]
     return found
 
 
 def _blocks_at(
-    utilization: float, now: Service, memory: MemoryFacts, block_bytes: float, *, half: bool
+    utilization: float, measured: Service, memory: MemoryFacts, block_bytes: float, *, half: bool
 ) -> int:
     used, vram = memory.gpu_memory_utilization, memory.vram_bytes
     if used is None or vram is None:
         raise InputError(
-            "--gpu-memory-utilization needs the GPU's memory and the utilization that was measured at, which "
-            "this run does not tell: give --num-gpu-blocks."
+            "--gpu-memory-utilization needs the GPU's memory and the utilization of the measured server, "
+            "which are not known: give --num-gpu-blocks."
         )
-    blocks = now.engine.num_gpu_blocks * (2 if half else 1)
+    blocks = measured.engine.num_gpu_blocks * (2 if half else 1)
     return blocks + int((utilization - used) * vram / block_bytes)
 
 
@@ -114,15 +120,15 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
             for name, text in (("prompts", options.prompt_tokens), ("outputs", options.output_tokens))
             if text
         )
-        found.append((words, lambda one: _with_lengths(one, prompt, output, options.seed)))
+        found.append((words, lambda service: _with_lengths(service, prompt, output, options.seed)))
     if options.think_s is not None:
         think = Distribution.parse(options.think_s)
         rng = random.Random(options.seed)
-        pauses = np.array([max(think.draw(rng), 1e-3) for _ in range(LENGTH_DRAWS)])
+        pauses = np.array([max(think.draw(rng), CLIENT_TURNAROUND_S) for _ in range(LENGTH_DRAWS)])
         found.append(
             (
                 f"think time {options.think_s} s",
-                lambda one: replace(one, chatting=replace(one.chatting, pauses_s=pauses)),
+                lambda service: replace(service, chatting=replace(service.chatting, pauses_s=pauses)),
             )
         )
     return found
@@ -133,9 +139,9 @@ def _with_lengths(
 ) -> Service:
     """The service with drawn lengths in as many turns; what is not drawn stays as it was."""
     rng = random.Random(seed)
-    room = service.engine.max_model_len
-    chats = service.chatting.conversations
-    drawn = [_drawn_turns(rng.choice(chats), prompt, output, room, rng) for _ in range(LENGTH_DRAWS)]
+    context = service.engine.max_model_len
+    measured = service.chatting.conversations
+    drawn = [_drawn_turns(rng.choice(measured), prompt, output, context, rng) for _ in range(LENGTH_DRAWS)]
     return replace(service, chatting=replace(service.chatting, conversations=drawn))
 
 
@@ -143,15 +149,15 @@ def _drawn_turns(
     turns: Sequence[TurnTokens],
     prompt: Distribution | None,
     output: Distribution | None,
-    room: int,
+    context: int,
     rng: random.Random,
 ) -> list[TurnTokens]:
-    found: list[TurnTokens] = []
-    was = now = 0  # tokens of the history, as it was and as it is drawn
-    for said, answered in turns:
-        new = prompt.draw_count(rng) if prompt else said - was
-        asked = min(now + new, room - 1)
-        made = min(output.draw_count(rng) if output else answered, room - asked)
-        found.append((asked, made))
-        was, now = said + answered, asked + made
-    return found
+    drawn: list[TurnTokens] = []
+    history = drawn_history = 0  # tokens, as measured and as drawn
+    for prompt_tokens, output_tokens in turns:
+        added = prompt.draw_count(rng) if prompt else prompt_tokens - history
+        asked = min(drawn_history + added, context - 1)
+        answered = min(output.draw_count(rng) if output else output_tokens, context - asked)
+        drawn.append((asked, answered))
+        history, drawn_history = prompt_tokens + output_tokens, asked + answered
+    return drawn

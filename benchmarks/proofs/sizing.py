@@ -1,7 +1,7 @@
 """Pre-deployment sizing against published start-up logs: `python -m benchmarks sizing`.
 
-The logs are not part of the repository. SEATCOUNT_STARTUPS names a JSON Lines file with one start-up a
-line: model, GPU, flags, architecture numbers, and what vLLM logged. The constants of loadtest/startup.py were
+The logs are not part of the repository. SEATCOUNT_STARTUPS names a JSON Lines file with one start-up a line:
+model, GPU, flags, architecture numbers, and what vLLM logged. The constants of loadtest/model/startup.py were
 fitted to Llama's rows of vLLM 0.19; every other family is held out.
 """
 

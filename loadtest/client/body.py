@@ -6,7 +6,7 @@ from loadtest.settings import Settings
 from loadtest.workload.prompts import Message
 
 
-def chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
+def encode_chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
     """Encodes the request for one streamed chat completion; `extra_body` wins over every other key."""
     body: dict[str, object] = {
         "model": model,

@@ -71,7 +71,7 @@ class Leader:
         self._own_worker = own_worker
         self._run: _LedRun | None = None
         self._unfinished: Coordinator | None = None
-        """It is being ended, or its end was interrupted."""
+        """Leads a run that is being ended, or whose end was interrupted."""
         self._receiver: Receiver | None = None
         self._complete = False
         self._listen()
@@ -105,7 +105,7 @@ class Leader:
         self.reports.clear()
         try:
             self._host.hide()
-            logger.info("Asking the server what it is; a first answer may take minutes where it compiles ...")
+            logger.info("Inspecting the server; its first answer may take minutes while it compiles ...")
             settings = self.options.settings()
             check(settings)
             coordinator = Coordinator(
@@ -125,8 +125,7 @@ class Leader:
         return coordinator
 
     def let_surplus_finish(self, seconds: float) -> None:
-        """Lets the streams of users that stop go on for so long, before they are cancelled; Locust's
-        --stop-timeout goes before."""
+        """Cancels the streams of users that stop only after so long. A --stop-timeout takes precedence."""
         if not self._environment.stop_timeout:
             self._environment.stop_timeout = seconds
 
@@ -144,7 +143,7 @@ class Leader:
 
     def end(self, *, drain_s: float) -> None:
         """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
-        completes the run folder. What a Ctrl-C cuts short, the next call takes up."""
+        completes the run folder. The next call finishes what a Ctrl-C has cut short."""
         if self._run is not None:
             self._run.levels.end()
         coordinator, self._run = self.coordinator or self._unfinished, None

@@ -14,10 +14,11 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 SWEEP_MAX_USERS = 256
+"""Where a doubling sweep ends that finds no wall."""
 
 
 class LevelShape(Shape):
-    """Holds each level for `level_s`, or one until it is told otherwise, or an open loop."""
+    """Holds each level for `level_s`, or one number of users until it is stopped, or an open loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,20 +30,22 @@ class LevelShape(Shape):
     def _check(self, settings: Settings) -> None:
         users_given = self.leader.options.users_flag_given
         if settings.levels and users_given:
-            raise InputError("--levels and -u exclude each other: both say how many users there are.")
+            raise InputError("--levels and -u cannot be combined: both say how many users there are.")
         if settings.open_loop and users_given:
-            raise InputError("-u is of users; --arrivals and --trace have none.")
+            raise InputError("-u cannot be combined with --arrivals or --trace: an open loop has no users.")
         if settings.settle_s >= settings.level_s:
             raise InputError("--settle-s must be shorter than --level-s, or nothing of a level is analysed.")
         if self.leader.options.given("budget_s"):
-            raise InputError("--budget-s is of scenarios/find_capacity.py: -t limits a plan of levels.")
+            raise InputError(
+                "--budget-s limits a search (scenarios/find_capacity.py); limit a plan of levels with -t."
+            )
 
     def _begin(self, coordinator: Coordinator) -> Wanted:
         self.leader.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
         self._choose_levels(coordinator)
-        limit = self.leader.options.run_time_s
-        self._until = None if limit is None else time.monotonic() + limit
-        self._announce(coordinator, self._plan_text(coordinator, limit))
+        time_limit_s = self.leader.options.run_time_s
+        self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
         self._users, self._spawn_rate = next(self._levels), self._rate()
         return self._users, self._spawn_rate
 
@@ -68,11 +71,11 @@ class LevelShape(Shape):
         self._planned = levels
         self._levels = iter(levels)
 
-    def _plan_text(self, coordinator: Coordinator, limit: float | None) -> str:
+    def _plan_text(self, coordinator: Coordinator, time_limit_s: float | None) -> str:
         level_s = coordinator.settings.level_s
         if coordinator.settings.open_loop:
-            return _arrivals_text(coordinator, limit)
-        end = f", at most {limit:.0f} s" if limit is not None else ""
+            return _arrivals_text(coordinator, time_limit_s)
+        end = f", at most {time_limit_s:.0f} s" if time_limit_s is not None else ""
         if self._held_until_told:
             return f"{self._planned[0]} users{end or ' until stopped'}"
         listing = ", ".join(map(str, self._planned))
@@ -81,7 +84,7 @@ class LevelShape(Shape):
         return f"{text}, or until the first level past a wall" if self._sweeping else text
 
     def _follow_web_page(self) -> None:
-        """The page's edit form writes the new number into Locust's options."""
+        """Leaves the level when the page's form has a new number of users."""
         asked = self.leader.options.users
         if self._held_until_told and not self.leader.options.headless and asked and asked != self._users:
             self.leader.leave_level()
@@ -131,14 +134,14 @@ class LevelShape(Shape):
                 if coordinator.level
                 else None
             )
-        at = self._planned.index(self._users)
+        position = self._planned.index(self._users)
         held = time.time() - coordinator.level.start_unix_s if coordinator.level else 0.0
-        return (len(self._planned) - at) * coordinator.settings.level_s - held
+        return (len(self._planned) - position) * coordinator.settings.level_s - held
 
 
-def _arrivals_text(coordinator: Coordinator, limit: float | None) -> str:
+def _arrivals_text(coordinator: Coordinator, time_limit_s: float | None) -> str:
     settings = coordinator.settings
-    law = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
-    end = f", at most {limit:.0f} s" if limit is not None else ""
+    process = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
+    end = f", at most {time_limit_s:.0f} s" if time_limit_s is not None else ""
     minutes = coordinator.arrivals_s / 60
-    return f"open loop, {law}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"
+    return f"open loop, {process}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"

@@ -27,7 +27,7 @@ class LevelKeeper:
         self._channel = channel
         self._reports = reports
         self._workers: tuple[str, ...] = ()
-        """They held the level's users when it began."""
+        """The workers that held the level's users when it began."""
         self._awaited: int | None = None
 
     def begin(self, users: int) -> None:

@@ -24,7 +24,7 @@ class LocustOptions:
         self._spawn_rate_flag: float | None = parsed.spawn_rate
 
     def settings(self) -> Settings:
-        """Raises InputError."""
+        """Builds the settings of the run that begins. Raises InputError."""
         return resolve_settings(vars(self._parsed))
 
     def given(self, setting: str) -> bool:

@@ -74,8 +74,8 @@ class WorkerReports:
         ]
 
     def warnings(self, *, processes: int) -> list[str]:
-        """What a reader of the finished run must know. `processes`: as many workers were asked for, 0:
-        unknown."""
+        """What a reader of the finished run must know. `processes`: how many workers were asked
+        for (0: not known)."""
         warnings = [
             _undelivered(report.worker, shares_disk=report.shares_disk)
             for report in self._reports.values()

@@ -1,5 +1,5 @@
-"""Which number of users when, for a search: those that tell most about the answer, as the advisor says after
-each look at the rows so far. Knows no statistics."""
+"""A search: after each look at the rows so far, the advisor says which number of users tells most about the
+answer. Knows no statistics."""
 
 import logging
 import time
@@ -22,8 +22,8 @@ too."""
 
 
 class SearchShape(Shape):
-    """Goes where the advisor sends it, until that knows enough or the budget is used. The load goes on while
-    the advisor thinks."""
+    """Holds the number of users that the advisor names, until the advisor knows enough or the budget is used.
+    The load goes on while the advisor computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +42,12 @@ class SearchShape(Shape):
             )
         if settings.open_loop:
             raise InputError(
-                "The search is for users, and --arrivals and --trace have none: run scenarios/chat.py."
+                "A search cannot be combined with --arrivals or --trace: an open loop has no users. Run "
+                "scenarios/chat.py."
             )
         if self.leader.options.given("level_s"):
             raise InputError(
-                "The search decides how long it stays: leave out --level-s; --budget-s limits the whole."
+                "The search decides how long a level lasts: leave out --level-s; --budget-s limits the whole."
             )
 
     def _begin(self, coordinator: Coordinator) -> Wanted:
@@ -54,8 +55,8 @@ class SearchShape(Shape):
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
         self.leader.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
-        limits = [coordinator.settings.budget_s, self.leader.options.run_time_s]
-        seconds = min(limit for limit in limits if limit is not None)
+        limits_s = [coordinator.settings.budget_s, self.leader.options.run_time_s]
+        seconds = min(limit_s for limit_s in limits_s if limit_s is not None)
         self._announce(coordinator, f"a search for the most users, at most {seconds:.0f} s")
         coordinator.advisor = Advisor(coordinator.folder)
         try:
@@ -84,7 +85,8 @@ class SearchShape(Shape):
         return self._users, self._spawn_rate
 
     def _look_is_due(self, level: LiveLevel) -> bool:
-        """Also before its time, when the level turns out to be past a wall, or far past it."""
+        """Whether to ask now: after the time that the advisor named, or earlier and once when the level turns
+        out to be past a wall, and once when far past it."""
         assert self._advice is not None
         alarm = level.hopeless() or level.past_wall()
         if alarm is not None and (level.start_unix_s, alarm) not in self._alarms:

@@ -1,4 +1,5 @@
-"""Which number of users when: what every plan of users has in common. Knows no requests."""
+"""What every plan of users has in common: Locust asks it once a second how many there shall be. Knows no
+requests."""
 
 import logging
 import time
@@ -8,7 +9,7 @@ from typing import ClassVar
 from locust import LoadTestShape
 
 from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
-from loadtest.run.coordinator import Coordinator, opening
+from loadtest.run.coordinator import Coordinator, opening_lines
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ Wanted = tuple[int, float] | None
 
 
 class Shape(LoadTestShape):
-    """Changes the number of users without a restart. Ends by draining: streams finish."""
+    """Changes the number of users without a restart, and ends by letting streams finish."""
 
     abstract: ClassVar[bool] = True
     use_common_options: ClassVar[bool] = True
@@ -65,22 +66,22 @@ class Shape(LoadTestShape):
 
     @abstractmethod
     def _check(self, settings: Settings) -> None:
-        """Raises InputError for settings that this shape cannot follow."""
+        """Refuses settings that this shape cannot follow. Raises InputError."""
 
     @abstractmethod
     def _begin(self, coordinator: Coordinator) -> Wanted:
-        """The first users of a run that was opened."""
+        """Returns the users that the run begins with."""
 
     @abstractmethod
     def _go_on(self, coordinator: Coordinator) -> Wanted:
-        """The users from now on."""
+        """Returns the users from now on."""
 
     @abstractmethod
     def _show(self, coordinator: Coordinator) -> None:
         """Rewrites the live line."""
 
     def _announce(self, coordinator: Coordinator, plan: str) -> None:
-        for text in opening(coordinator, plan=plan):
+        for text in opening_lines(coordinator, plan=plan):
             logger.info(text)
 
     def _rate(self) -> float:

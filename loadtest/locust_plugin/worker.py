@@ -96,7 +96,8 @@ class Worker:
             gevent.sleep(SHIP_S)
         if delivery.undelivered_bytes:
             logger.warning(
-                "The master did not take all rows. Merge them (or scp): cp %s/*-%s.jsonl %s/",
+                "The master did not take all rows of this worker. Copy them into the run folder (cp or scp): "
+                "cp %s/*-%s.jsonl %s/",
                 generator.folder,
                 generator.worker,
                 generator.plan.folder,

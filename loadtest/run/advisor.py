@@ -16,11 +16,11 @@ from gevent import subprocess
 from loadtest.record import SearchAdvice, SearchState
 
 NICENESS = "10"
-"""Of 19: a load generator that needs the same core goes first."""
+"""Low priority (the lowest is 19): a load generator that needs the same core goes first."""
 CONCLUDE_S = 15.0
-"""How long the last answer may take, after the run."""
+"""How long the last answer, after the run, may take."""
 END_S = 5.0
-"""How long an advisor that fails may take to say why."""
+"""How long a failing advisor may take to say why."""
 _ROOT = Path(__file__).resolve().parents[2]
 """Where `analysis` lies beside this package."""
 
@@ -30,11 +30,11 @@ class AdvisorLostError(Exception):
 
 
 class Advisor:
-    """One advisor of one run. Methods are for greenlets of the main thread and let the others run."""
+    """The advisor of one run. Methods are for greenlets of the main thread and let the others run."""
 
     def __init__(self, folder: Path) -> None:
         self.asking = False
-        """An answer is awaited, or waits to be taken."""
+        """Whether an answer is awaited, or waits to be taken."""
         self._latest: SearchAdvice | None = None
         self._answer: SearchAdvice | AdvisorLostError | None = None
         self._asker: gevent.Greenlet[..., None] | None = None
@@ -52,29 +52,29 @@ class Advisor:
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
 
-    def ask(self, look: SearchState) -> SearchAdvice:
-        """Waits for the answer. Raises AdvisorLostError."""
+    def ask(self, state: SearchState) -> SearchAdvice:
+        """Asks and waits for the answer. Raises AdvisorLostError."""
         try:
-            self._to.write(msgspec.json.encode(look) + b"\n")
+            self._to.write(msgspec.json.encode(state) + b"\n")
             self._to.flush()
             self._latest = msgspec.json.decode(self._from.readline(), type=SearchAdvice)
         except (OSError, msgspec.DecodeError):
             raise AdvisorLostError(self._last_words()) from None
         return self._latest
 
-    def begin_asking(self, look: SearchState, *, after_s: float) -> None:
-        """Asks beside the caller, who fetches the answer with `take`."""
+    def begin_asking(self, state: SearchState, *, after_s: float) -> None:
+        """Asks in another greenlet after `after_s`; the caller fetches the answer with `take`."""
         self.asking = True
-        self._asker = gevent.spawn_later(after_s, self._ask_beside, look)
+        self._asker = gevent.spawn_later(after_s, self._ask_beside, state)
 
-    def _ask_beside(self, look: SearchState) -> None:
+    def _ask_beside(self, state: SearchState) -> None:
         try:
-            self._answer = self.ask(look)
+            self._answer = self.ask(state)
         except AdvisorLostError as error:
             self._answer = error
 
     def take(self) -> SearchAdvice | None:
-        """The answer that has come, once. Raises AdvisorLostError."""
+        """Returns the answer that has come, once; None where none has. Raises AdvisorLostError."""
         answer, self._answer = self._answer, None
         if answer is not None:
             self.asking = False
@@ -83,7 +83,7 @@ class Advisor:
         return answer
 
     def conclude(self) -> SearchAdvice | None:
-        """What it says when the run is over; where that takes too long, what it said last."""
+        """Returns the answer after the run; where that fails or takes too long, the last one before."""
         try:
             with gevent.Timeout(CONCLUDE_S):
                 if self._asker is not None:
@@ -104,7 +104,7 @@ class Advisor:
                 pipe.close()
 
     def _last_words(self) -> str:
-        """Of a traceback, the line that names the error."""
+        """The line of the process's traceback that names the error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         self._complaints.seek(0)

@@ -76,13 +76,13 @@ class Coordinator:
     """Leads one run from preflight to the last row. Methods are for greenlets of the main thread."""
 
     def __init__(self, *, host: str | None, settings: Settings, scenario: str, loop: LoopThread) -> None:
-        """Asks the server and opens the run folder. Raises InputError."""
+        """Inspects the server and opens the run folder. Raises InputError."""
         self.settings = settings
         self.target: Target = make_target(host, settings)
         self.level: LiveLevel | None = None
-        """The level that counts now."""
+        """The level under way; None between two."""
         self.advisor: Advisor | None = None
-        """Set in a search only."""
+        """Chooses the users of a search; None in other runs."""
         self.arrivals_count, self.arrivals_s = _extent(settings)
         """Open loop: how many arrivals there are, and how many seconds they take."""
         self._loop = loop
@@ -242,7 +242,7 @@ def _run_info(
     )
 
 
-def opening(coordinator: Coordinator, *, plan: str) -> list[str]:
+def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
     """The lines that a person reads before the load begins."""
     return [
         *preflight_summary(coordinator.preflight, coordinator.target),

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TypeVar
 
-from loadtest.client.body import chat_body
+from loadtest.client.body import encode_chat_body
 from loadtest.client.stream import StreamRequest
 from loadtest.client.target import Target, make_target
 from loadtest.record import RequestRecord
@@ -63,7 +63,7 @@ class Generator:
 
     @property
     def closing(self) -> bool:
-        """No request begins any more."""
+        """Whether requests may no longer begin."""
         return self._measuring.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
@@ -129,7 +129,7 @@ class Generator:
         keep_text: bool = False,
     ) -> StreamRequest:
         self._clipped += request.clipped
-        body = chat_body(
+        body = encode_chat_body(
             self.settings, model=self.plan.model, messages=request.messages, max_tokens=request.max_tokens
         )
         return StreamRequest(

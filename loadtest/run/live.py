@@ -12,7 +12,7 @@ MISS_SHARE = 0.05
 HOPELESS_SHARE = 0.5
 """Far past a wall, or a failing server: more than half of the requests miss or fail."""
 BIN_WIDTH = 0.02
-"""In ln seconds: what is shown while the test runs is right to 2 %."""
+"""The width of a bin, in ln seconds: percentiles that are shown while the test runs are right to 2 %."""
 SMALLEST_S = 1e-6
 MIN_VERDICT_REQUESTS = 20
 """With fewer requests, one slow one is 5 % of the level: no verdict on a p95."""
@@ -28,6 +28,8 @@ class LiveRow(NamedTuple):
 
 
 def live_row(record: RequestRecord) -> LiveRow:
+    """What the leader counts of one request; TTFT from the end of sending, TPOT over the tokens after the
+    first."""
     chunks, tokens = record.chunk_s, record.output_tokens
     ttft = chunks[0] - (record.sent_s or 0.0) if chunks else None
     tpot = (chunks[-1] - chunks[0]) / (tokens - 1) if tokens and tokens > 1 and len(chunks) > 1 else None
@@ -38,8 +40,8 @@ class _Tally:
     """One objective's values: how many, how many miss it, and their p95 to 2 %. Its size is constant, because
     a level may have a million requests."""
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
+    def __init__(self, objective_s: float) -> None:
+        self.objective_s = objective_s
         self.count = 0
         self.misses = 0
         self._bins: Counter[int] = Counter()
@@ -48,7 +50,7 @@ class _Tally:
         if value_s is None:
             return
         self.count += 1
-        self.misses += value_s > self.limit_s
+        self.misses += value_s > self.objective_s
         self._bins[math.floor(math.log(max(value_s, SMALLEST_S)) / BIN_WIDTH)] += 1
 
     @property

@@ -34,7 +34,7 @@ _native_sleep = get_original("time", "sleep")
 
 
 class _Call(Generic[_T]):
-    """One coroutine on its way to the loop and its result on the way back."""
+    """One coroutine on its way to the loop, and its result on the way back."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, _T], waiter: "Waiter[None]") -> None:
         self.coroutine = coroutine
@@ -129,11 +129,11 @@ class LoopThread:
             if not call.abandoned:
                 call.waiter.switch(None)
             elif call.task is not None and not call.task.cancelled():
-                call.task.exception()  # seen: nobody else will ask
+                call.task.exception()  # asyncio warns of exceptions that nobody retrieved
 
 
 class _Periodic:
-    """A blocking job on a native thread, at a fixed interval."""
+    """Runs a blocking job on a native thread, at a fixed interval."""
 
     def __init__(self, seconds: float, job: Callable[[], object]) -> None:
         self._seconds = seconds
@@ -160,7 +160,7 @@ class _Periodic:
             self._job()
         except Exception:
             # A thread that dies in silence would lose every later row.
-            logger.exception("a background job of the load test failed; it will be tried again")
+            logger.exception("A background job of the load test failed; it is tried again.")
 
 
 def _nap(seconds: float, ended: Callable[[], bool]) -> None:

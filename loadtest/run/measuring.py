@@ -26,7 +26,7 @@ class Measuring:
 
     def __init__(self, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
         self.closing = False
-        """No request begins any more."""
+        """Whether requests may no longer begin."""
         self.live: collections.deque[LiveRow] = collections.deque()
         """One entry for each request that has ended."""
         self.unattended: collections.deque[RequestRecord] = collections.deque()

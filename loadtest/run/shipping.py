@@ -111,7 +111,11 @@ class Receiver:
                 written = file.write(data) or 0
         except OSError as error:
             if not self._failing:
-                logger.error("%s cannot be written (%s); the worker keeps its rows.", path, error.strerror)  # noqa: TRY400
+                logger.error(  # noqa: TRY400 (the sentence says it all)
+                    "%s cannot be written (%s); the worker keeps its rows and sends them again.",
+                    path,
+                    error.strerror,
+                )
             self._failing = True
             return 0
         self._failing = False

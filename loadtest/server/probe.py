@@ -4,7 +4,7 @@ import asyncio
 
 import aiohttp
 
-from loadtest.client.body import chat_body
+from loadtest.client.body import encode_chat_body
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.errors import InputError
@@ -30,7 +30,7 @@ async def _ask(
     """Sends one request that is not counted. Raises InputError unless it is answered."""
     request = StreamRequest(
         url=f"{target.api_url}/chat/completions",
-        body=chat_body(
+        body=encode_chat_body(
             settings, model=model, messages=[{"role": "user", "content": text}], max_tokens=max_tokens
         ),
         request_id="seatcount-preflight",

@@ -17,7 +17,8 @@ _FORMS = (
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """A distribution of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV` or `exp:MEAN`."""
+    """A distribution of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV` or `exp:MEAN`.
+    `a` and `b` are the numbers of this form; without a second number `b` is 0."""
 
     kind: Literal["fixed", "uniform", "lognormal", "exp"]
     a: float

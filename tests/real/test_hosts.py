@@ -186,7 +186,7 @@ def test_what_workers_measured_outlives_the_master(lab: Lab) -> None:
         lab.processes[name].send_signal(signal.SIGINT)
     for name in ("a", "b"):
         lab.wait(name, 30)
-        assert "The master did not take all rows. Merge them" in lab.said(name)
+        assert "The master did not take all rows of this worker. Copy them" in lab.said(name)
         for path in lab.worker_folder(name).iterdir():
             shutil.copy(path, lab.run_folder)
     saw, mine = lab.server_saw(), rows(lab.run_folder)

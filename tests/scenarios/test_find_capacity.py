@@ -156,10 +156,14 @@ def test_the_web_page_starts_a_search(small: str, tmp_path: Path) -> None:
     [
         (["-u", "4"], {}, "The search chooses the users itself"),
         ([], {"levels": "1,2"}, "The search chooses the users itself"),
-        ([], {"level_s": "30"}, "The search decides how long it stays"),
-        ([], {"arrivals": "poisson:3"}, "--arrivals and --trace have none"),
+        ([], {"level_s": "30"}, "The search decides how long a level lasts"),
+        ([], {"arrivals": "poisson:3"}, "cannot be combined with --arrivals or --trace"),
         ([], {"budget_s": "0"}, "--budget-s:"),
-        ([], {"scenario": "chat", "budget_s": "60"}, "--budget-s is of scenarios/find_capacity.py"),
+        (
+            [],
+            {"scenario": "chat", "budget_s": "60"},
+            "--budget-s limits a search (scenarios/find_capacity.py)",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_search_gets_one_sentence_and_exit_2(

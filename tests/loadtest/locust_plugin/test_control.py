@@ -224,7 +224,7 @@ def test_a_bad_host_gets_one_sentence(run_locust: RunLocust, host: str | None, s
 def test_levels_with_users_is_an_error(run_locust: RunLocust, simulated: str) -> None:
     run = run_locust(simulated, "-u", "3", levels="1,2")
     assert run.code == 2
-    assert "--levels and -u exclude each other" in run.said
+    assert "--levels and -u cannot be combined" in run.said
 
 
 def test_an_unknown_setting_in_the_environment_is_named(run_locust: RunLocust, simulated: str) -> None:
