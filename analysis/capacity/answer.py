@@ -23,7 +23,7 @@ from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import Run
 from analysis.statistics.samples import finite_or_none
-from analysis.walls.kv_cache import MemoryWall
+from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.names import WallName
 from analysis.walls.placed import PlacedWall
 from loadtest.record import Slo
@@ -119,18 +119,18 @@ def _not_met(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[WallNotMet
 
 
 def _memory_figures(
-    evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, per_token: int | None
+    evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, per_token: int | None
 ) -> MemoryFigures:
     pool = evidence.pool
     vram = [level.server.vram_bytes for level in evidence.levels if not math.isnan(level.server.vram_bytes)]
     pool_bytes = (pool.tokens + pool.block_tokens) * per_token if pool and per_token else None
-    law = memory.law if memory else None
+    distribution = memory.distribution if memory else None
     shared = evidence.pairs.shared_prefix if evidence.pairs else None
-    tokens = law.mean * pool.block_tokens + (shared or 0) if law and pool else None
+    tokens = distribution.mean * pool.block_tokens + (shared or 0) if distribution and pool else None
     return MemoryFigures(
         pool_tokens=pool.tokens if pool else None,
         tokens_per_user=tokens,
-        tokens_per_user_sd=law.sd * pool.block_tokens if law and pool else None,
+        tokens_per_user_sd=distribution.sd * pool.block_tokens if distribution and pool else None,
         shared_prefix_tokens=shared,
         bytes_per_token=per_token,
         vram_base_bytes=round(max(vram)) - pool_bytes if vram and pool_bytes else None,

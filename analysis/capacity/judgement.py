@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where every wall stands in the evidence, and whether the data can carry an answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,33 +7,24 @@ import numpy as np
 
 from analysis.evidence.evidence import Evidence, gather
 from analysis.evidence.gauge import Gauge, gauge_of
-from analysis.levels.level import load_points
 from analysis.notes import NoLevels, NoRequests, NoSuccess, Note, NoTrustedLevel, OpenLoop, PastWallAtLowest
 from analysis.reading.runs import Run
-from analysis.statistics.crossings import Crossing, miss_crossing, p95_crossing
-from analysis.walls.errors import OVERLOAD_LIMIT
-from analysis.walls.kv_cache import MemoryWall, memory_wall
-from analysis.walls.max_num_seqs import placed_max_num_seqs
-from analysis.walls.names import WallName
-from analysis.walls.placed import (
-    QUICK_RESAMPLES,
-    RESAMPLES,
-    PlacedWall,
-    placed_at_crossing,
-    placed_between,
-    placed_by_draws,
-)
-from analysis.walls.prefix_cache import PrefixWall, prefix_wall
-from analysis.walls.throughput import throughput_fall
+from analysis.walls.errors import place_errors
+from analysis.walls.kv_cache import KvCacheWall, kv_cache_wall, place_kv_cache
+from analysis.walls.latency import place_tpot, place_ttft
+from analysis.walls.max_num_seqs import place_max_num_seqs
+from analysis.walls.placed import QUICK_RESAMPLES, RESAMPLES, PlacedWall
+from analysis.walls.prefix_cache import PrefixWall, place_prefix_cache, prefix_wall
+from analysis.walls.throughput import place_throughput
 from loadtest.record import Slo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judgement:
-    """The evidence and where the walls stand in it: what an answer at any confidence is made of."""
+    """The evidence and the walls in it: what an answer at any confidence is made of."""
 
     evidence: Evidence
-    memory: MemoryWall | None
+    memory: KvCacheWall | None
     prefix: PrefixWall | None
     gauge: Gauge | None
     walls: Sequence[PlacedWall]
@@ -48,10 +39,11 @@ def judge(
     quick: bool = False,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
-    """Places the walls of runs that may be pooled (see `load.comparable`). Deterministic for a given seed.
+    """Places the walls of runs that may be pooled (`analysis.reading.pooling`). The same seed, the same
+    walls.
 
-    `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick`, for a look while a test
-    runs: the memory wall without the engine's replay, from fewer resamples.
+    `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick` serves a look while a run
+    goes on: the KV-cache wall without the engine's replay, from fewer resamples.
     """
     rng = np.random.default_rng(seed)
     evidence = gather(runs, slo=slo)
@@ -70,10 +62,10 @@ def judge(
 
 def _memory_wall(
     evidence: Evidence, rng: np.random.Generator, on_step: Callable[[int], None], *, quick: bool
-) -> MemoryWall | None:
+) -> KvCacheWall | None:
     if evidence.pairs is None or evidence.pool is None:
         return None
-    return memory_wall(
+    return kv_cache_wall(
         evidence.pairs,
         evidence.pool,
         evidence.levels,
@@ -108,51 +100,20 @@ def _gauge(evidence: Evidence) -> Gauge | None:
 
 
 def _placed_walls(
-    evidence: Evidence, memory: MemoryWall | None, prefix: PrefixWall | None, rng: np.random.Generator
+    evidence: Evidence, memory: KvCacheWall | None, prefix: PrefixWall | None, rng: np.random.Generator
 ) -> list[PlacedWall]:
-    """Every wall that was met, or that a model places."""
-    found = []
-    if memory is not None:
-        found.append(
-            placed_by_draws("kv_cache", evidence, memory.x, memory.draws, measured=memory.shift.levels > 0)
-        )
-    if prefix is not None:
-        found.append(
-            placed_by_draws("prefix_cache", evidence, prefix.x, prefix.draws, measured=prefix.measured)
-        )
-    found += _objective_walls(evidence, rng)
-    fall = throughput_fall(evidence.levels)
-    if fall is not None:
-        found.append(placed_between("throughput", evidence, fall, rng))
-    if evidence.max_num_seqs is not None:
-        found.append(placed_max_num_seqs(evidence, evidence.max_num_seqs, rng))
-    return found
-
-
-def _objective_walls(evidence: Evidence, rng: np.random.Generator) -> list[PlacedWall]:
-    slo, levels = evidence.slo, evidence.levels
-    crossings: dict[WallName, Crossing | None] = {
-        "ttft": p95_crossing(
-            load_points(
-                levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
-            ),
-            objective=slo.ttft_p95_s,
-        ),
-        "tpot": p95_crossing(
-            load_points(
-                levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
-            ),
-            objective=slo.tpot_p95_s,
-        ),
-        "errors": miss_crossing(
-            load_points(levels, lambda level: level.requests.overload), limit=OVERLOAD_LIMIT
-        ),
-    }
-    return [
-        placed_at_crossing(name, evidence, crossing, rng)
-        for name, crossing in crossings.items()
-        if crossing is not None
+    """Every wall that was met, or that a model places. A new wall is a file in `analysis.walls` and a line
+    here."""
+    found = [
+        place_kv_cache(evidence, memory) if memory is not None else None,
+        place_prefix_cache(evidence, prefix) if prefix is not None else None,
+        place_ttft(evidence, rng),
+        place_tpot(evidence, rng),
+        place_errors(evidence, rng),
+        place_throughput(evidence, rng),
+        place_max_num_seqs(evidence, rng),
     ]
+    return [wall for wall in found if wall is not None]
 
 
 def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[Note]:

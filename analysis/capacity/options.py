@@ -22,9 +22,9 @@ from analysis.notes import (
     ShorterContext,
     ShorterHistories,
 )
-from analysis.walls.block_law import BlockLaw, Occupancy, block_law
-from analysis.walls.kv_cache import MemoryWall
-from analysis.walls.kv_shift import wall as kv_wall
+from analysis.walls.block_distribution import BlockDistribution, Occupancy, block_distribution
+from analysis.walls.formula_shift import kv_wall_users
+from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 
 MAX_UTILIZATION = 0.95  # above it, vLLM's own start-up peaks leave no room
@@ -96,18 +96,18 @@ def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[Note,
     return found
 
 
-def _wall_with(memory: MemoryWall, evidence: Evidence, factor: float) -> float:
-    return _moved(memory, evidence, memory.law, int(memory.blocks * factor))
+def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
+    return _moved(memory, evidence, memory.distribution, int(memory.blocks * factor))
 
 
-def _moved(memory: MemoryWall, evidence: Evidence, law: BlockLaw, blocks: int) -> float:
+def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
     """The wall with another law, or in another pool, moved as far by what was counted."""
-    occupancy = Occupancy(law, blocks, evidence.active_of_one)
+    occupancy = Occupancy(distribution, blocks, evidence.active_of_one)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
-    return kv_wall(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
+    return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
-def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int, float]:
+def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
     """The length that one in twenty requests passes, and the wall when answers end there."""
     pairs = evidence.pairs
     assert pairs is not None
@@ -119,8 +119,8 @@ def _wall_with_cut_lengths(memory: MemoryWall, evidence: Evidence) -> tuple[int,
         output=np.minimum(pairs.output, longest - pairs.prompt)[fits],
         conversation=pairs.conversation[fits],
     )
-    law = block_law(cut, block_tokens=memory.pool.block_tokens)
-    return longest, _moved(memory, evidence, law, memory.blocks)
+    distribution = block_distribution(cut, block_tokens=memory.pool.block_tokens)
+    return longest, _moved(memory, evidence, distribution, memory.blocks)
 
 
 def _option(change: Note, moved: float, others: Sequence[PlacedWall], estimate: int, reach: float) -> Option:

@@ -26,7 +26,7 @@ from analysis.notes import (
     Told,
     TooFewLengths,
 )
-from analysis.walls.kv_cache import MemoryWall
+from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 
 GAUGE_DISAGREES = 0.05
@@ -36,7 +36,7 @@ HEAVY_TAIL_CV, HEAVY_TAIL_REQUESTS = 0.9, 2000
 
 
 def warnings_of(
-    evidence: Evidence, memory: MemoryWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
+    evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
 ) -> list[Note]:
     """All warnings, each once, those of the load test first."""
     found: list[Note] = [Told(sentence=warning) for run in evidence.runs for warning in run.warnings]
@@ -106,7 +106,9 @@ def untrusted_levels(levels: Sequence[Level]) -> list[Note]:
     return list(found)
 
 
-def _reach_warnings(evidence: Evidence, memory: MemoryWall | None, walls: Sequence[PlacedWall]) -> list[Note]:
+def _reach_warnings(
+    evidence: Evidence, memory: KvCacheWall | None, walls: Sequence[PlacedWall]
+) -> list[Note]:
     found: list[Note] = []
     first = min(walls, key=lambda wall: wall.x, default=None)
     if first is None or not evidence.trusted:

@@ -13,8 +13,8 @@ from analysis.evidence.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
 from analysis.reporting.words import WALL_NAMES, sentences, words
-from analysis.walls.block_law import Occupancy, block_law
-from analysis.walls.kv_shift import Shift, wall
+from analysis.walls.block_distribution import Occupancy, block_distribution
+from analysis.walls.formula_shift import FormulaShift, kv_wall_users
 from loadtest.record import SearchAdvice
 from loadtest.run.live import HOPELESS_SHARE
 
@@ -146,10 +146,10 @@ def _guesses(evidence: Evidence) -> list[float]:
     if evidence.pool is not None and evidence.pairs is None:
         pairs = pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
         if len(pairs) >= MIN_LENGTHS:
-            law = block_law(pairs, block_tokens=evidence.pool.block_tokens)
+            law = block_distribution(pairs, block_tokens=evidence.pool.block_tokens)
             shared = pairs.shared_prefix // evidence.pool.block_tokens
             occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_of_one)
-            found.append(evidence.pool.engines * wall(occupancy, slo, shift=Shift(), start=1))
+            found.append(evidence.pool.engines * kv_wall_users(occupancy, slo, shift=FormulaShift(), start=1))
     objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
         (slo.ttft_p95_s, lambda level: level.requests.ttft_s.p95),
         (slo.tpot_p95_s, lambda level: level.requests.tpot_s.p95),

@@ -11,9 +11,9 @@ from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
 from analysis.sizing.pool import PoolBand, pool_band
 from analysis.sizing.step_model import StepModel, step_model
-from analysis.sizing.workload import PlannedWorkload, block_law_of
-from analysis.walls.block_law import BlockLaw, Occupancy
-from analysis.walls.kv_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, Shift, wall
+from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
+from analysis.walls.block_distribution import BlockDistribution, Occupancy
+from analysis.walls.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
 from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
 from loadtest.record import Slo
@@ -41,7 +41,7 @@ class SizedEngine:
     deployment: PlannedDeployment
     workload: PlannedWorkload
     band: PoolBand
-    law: BlockLaw
+    law: BlockDistribution
     steps: StepModel
     active: Active
     walls: Sequence[PredictedWall]
@@ -63,7 +63,7 @@ def size_engine(
     left for the KV cache.
     """
     band = pool_band(deployment)
-    law = block_law_of(workload, band.layout)
+    law = planned_block_distribution(workload, band.layout)
     steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, law, workload))
     active = _active(steps, workload, deployment)
     walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
@@ -102,7 +102,7 @@ def latency_walls(
     ]
 
 
-def _read_bytes_per_token(band: PoolBand, law: BlockLaw, workload: PlannedWorkload) -> float:
+def _read_bytes_per_token(band: PoolBand, law: BlockDistribution, workload: PlannedWorkload) -> float:
     """Bytes of KV cache that one GPU reads in a step for each token of a request. With sliding windows a
     request holds fewer blocks than its tokens would need."""
     prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
@@ -127,7 +127,7 @@ def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDepl
 
 def _memory_wall(
     band: PoolBand,
-    law: BlockLaw,
+    law: BlockDistribution,
     workload: PlannedWorkload,
     active: Active,
     deployment: PlannedDeployment,
@@ -137,12 +137,12 @@ def _memory_wall(
     """The wall of memory; its band combines those of the pool, the lengths and the formula as independent."""
     start = max(int(band.blocks[1] / law.mean), 1)
 
-    def users(law: BlockLaw, blocks: int, shift: Shift) -> float:
+    def users(law: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
         if blocks < 2:
             return 0.0
-        return wall(Occupancy(law, blocks - 1, active), workload.slo, shift=shift, start=start)
+        return kv_wall_users(Occupancy(law, blocks - 1, active), workload.slo, shift=shift, start=start)
 
-    plain = Shift()
+    plain = FormulaShift()
     estimate = users(law, band.blocks[1], plain)
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
@@ -150,12 +150,12 @@ def _memory_wall(
     for sign in (1.0, -1.0):  # first all that lowers the wall
         factor = LENGTHS_KNOWN**sign
         other = workload.stretched(prompt=factor, output=factor, max_model_len=deployment.max_model_len)
-        shift = Shift(
+        shift = FormulaShift(
             preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
         )
         moved = [
             users(law, band.blocks[0 if sign > 0 else 2], plain),
-            users(block_law_of(other, band.layout), band.blocks[1], plain),
+            users(planned_block_distribution(other, band.layout), band.blocks[1], plain),
             users(law, band.blocks[1], shift),
         ]
         ends.append(_combined(estimate, moved, -sign))

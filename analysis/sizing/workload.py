@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.statistics.arrays import Floats, Ints
-from analysis.walls.block_law import BlockLaw
+from analysis.walls.block_distribution import BlockDistribution
 from loadtest.model.kv_cache import KvLayout
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
@@ -60,12 +60,12 @@ def draw_workload(
     return PlannedWorkload(prompt=prompts, output=outputs, think=think, slo=slo, clipped=clipped)
 
 
-def block_law_of(workload: PlannedWorkload, layout: KvLayout) -> BlockLaw:
+def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> BlockDistribution:
     """The distribution of a request's blocks over its steps j = 0..o-1, for any layout of the cache.
 
-    With full attention it equals `analysis.walls.block_law.block_law`. Elsewhere each group of layers adds
-    the blocks that it reaches, and a growth by g blocks at once counts as g growths, which is exact for
-    whether the requests still fit.
+    With full attention it equals `analysis.walls.block_distribution.block_distribution`. Elsewhere each group
+    of layers adds the blocks that it reaches, and a growth by g blocks at once counts as g growths, which is
+    exact for whether the requests still fit.
     """
     longest = int((workload.prompt + workload.output).max())
     blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])
@@ -80,7 +80,7 @@ def block_law_of(workload: PlannedWorkload, layout: KvLayout) -> BlockLaw:
     growth = np.zeros(size)
     for tokens in np.flatnonzero((rises > 0) & (passes > 0)):
         growth[blocks[tokens] : blocks[tokens + 1]] += passes[tokens]
-    return BlockLaw(
+    return BlockDistribution(
         held=held / held.sum(),
         growth=growth / requests,
         entry=np.bincount(blocks[workload.prompt], minlength=size) / requests,

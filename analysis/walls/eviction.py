@@ -1,4 +1,4 @@
-"""TODO."""
+"""What conversations find in a prefix cache of limited size, by least-recently-used eviction."""
 
 import math
 
@@ -8,16 +8,17 @@ from scipy import special
 from analysis.evidence.turns import Turns
 from analysis.statistics.arrays import Floats, Ints
 
-PAUSES, HISTORIES = 24, 32  # quantiles that stand for these laws
-INSTANTS, MIN_TURNS, MOST_TURNS = 1000, 2000, 5000  # of the time line that w is read off
+FOUND_LIMIT = 0.9  # share of what 1 or 2 users find, below which the prefix cache is past its wall
+PAUSES, HISTORIES = 24, 32  # quantiles that stand for these distributions
+INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # of the time line that w is read off
 
 
 class Eviction:
-    """What N users find in a cache of so many blocks, as a share of what one without bounds would hold.
+    """What N users find in a cache of C blocks, as a share of what a cache without bounds would hold.
 
-    A block goes when the blocks touched after it no longer fit: least recently used goes first. Whoever
-    pauses for z finds of h history blocks min(max(C - D, 0), h), the first ones, where D is what the other
-    N - 1 users touched in that z: in each a draw of W(z), in the sum normal.
+    The least recently used block is evicted first. A user who pauses for z finds min(max(C - D, 0), h) of h
+    history blocks, where D is the number of blocks that the other N - 1 users touched in that time: a draw of
+    W(z) each, so that their sum is taken as normal.
     """
 
     def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:
@@ -33,7 +34,7 @@ class Eviction:
         self._again = float(line.again.mean())
 
     def found(self, users: Floats, blocks: float) -> Floats:
-        """users: any shape, real-valued. Share of reusable tokens, the same shape; falls in users."""
+        """Share of the reusable tokens that `users` users find; falls in users. Any shape, real-valued."""
         others = np.maximum(np.asarray(users, dtype=np.float64) - 1.0, 0.0)[..., None, None]
         mean, sd = others * self._mean[:, None], np.sqrt(others * self._variance[:, None]) + 1e-9
         room = blocks - self._shared
@@ -43,7 +44,7 @@ class Eviction:
         )
 
     def wall(self, blocks: float) -> float:
-        """Users at which `found` falls below FOUND_LIMIT; 1 where two are too many."""
+        """Users at which the found share falls below FOUND_LIMIT; 1 where two are too many."""
         low, high = 1.0, 2.0
         while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
             low, high = high, 2.0 * high
@@ -57,22 +58,22 @@ class Eviction:
 
 
 def _fits(room: Floats, sd: Floats) -> Floats:
-    """E[max(room - X, 0)] of a normal X of mean 0."""
+    """E[max(room - X, 0)] for a normal X of mean 0."""
     z = room / sd
     return np.asarray(room * special.ndtr(z) + sd * np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
 
 
 class _TimeLine:
-    """One user's life: conversations one after the other, in which answers take time and people pause."""
+    """One user's conversations one after the other, in which answers take time and the user pauses."""
 
     def __init__(self, turns: Turns, response_s: float, rng: np.random.Generator, *, resample: bool) -> None:
-        wanted = min(max(len(turns.prompt), MIN_TURNS), MOST_TURNS)
+        wanted = min(max(len(turns.prompt), MIN_TURNS), MAX_TURNS)
         chosen = _chosen(turns.weight, math.ceil(wanted / turns.length.mean()), rng, resample=resample)
         size = turns.length[chosen]
         ends = np.cumsum(size)
-        place = np.arange(int(ends[-1])) - np.repeat(ends - size, size)
-        self.row = np.repeat(turns.first[chosen], size) + place
-        self.again = place > 0
+        position = np.arange(int(ends[-1])) - np.repeat(ends - size, size)
+        self.row = np.repeat(turns.first[chosen], size) + position
+        self.again = position > 0
         prompt, output = turns.prompt[self.row], turns.output[self.row]
         self._prompt, self._output = prompt, output
         self._block, self._shared = turns.block_tokens, turns.shared_prefix // turns.block_tokens
@@ -89,7 +90,8 @@ class _TimeLine:
         self._kept = held - left
 
     def touched(self, within_s: Floats) -> Floats:
-        """Blocks that the user holds, or freed within so long before, at INSTANTS. Shape (INSTANTS, k)."""
+        """Blocks that the user holds, or freed within each of k times before, at INSTANTS. Shape (INSTANTS,
+        k)."""
         total_s = float(self._end_s[-1])
         now_s = np.linspace(min(float(within_s.max()), total_s / 2), total_s, INSTANTS, endpoint=False)
         turn = np.maximum(np.searchsorted(self._start_s, now_s, side="right") - 1, 0)
@@ -105,13 +107,10 @@ class _TimeLine:
 
 
 def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: bool) -> Ints:
-    """So many indices in random order, each as often as its weight says (systematic sampling); of a
-    resample of the weights' owners where asked. Shape (count,)."""
+    """Indices in random order, each as often as its weight says (systematic sampling), shape (count,).
+    `resample`: from a bootstrap resample of what the weights belong to."""
     if resample:
         weight = weight * np.bincount(rng.integers(0, len(weight), len(weight)), minlength=len(weight))
     cumulative = np.cumsum(weight)
     places = (np.arange(count) + 0.5) / count * cumulative[-1]
     return rng.permutation(np.minimum(np.searchsorted(cumulative, places), len(weight) - 1))
-
-
-FOUND_LIMIT = 0.9  # of what is found with 1 or 2 users

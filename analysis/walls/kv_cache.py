@@ -1,4 +1,4 @@
-"""TODO."""
+"""The KV-cache wall: requests wait for memory, or are preempted and computed again."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,34 +6,48 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.evidence.evidence import Evidence
 from analysis.evidence.lengths import Pairs
 from analysis.evidence.step_time import Pace
 from analysis.evidence.think_time import Thinking, active_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
 from analysis.statistics.arrays import Floats, Ints
-from analysis.walls.block_law import SMALLEST, BlockLaw, Occupancy, block_law
-from analysis.walls.kv_shift import Seen, Shift, measured_pressure, shift_of, wall
-from analysis.walls.replay import replayed
+from analysis.walls.block_distribution import SMALLEST, BlockDistribution, Occupancy, block_distribution
+from analysis.walls.formula_shift import (
+    FormulaShift,
+    LevelPressure,
+    kv_wall_users,
+    measured_pressure,
+    measured_shift,
+)
+from analysis.walls.placed import PlacedWall, placed_by_draws
+from analysis.walls.replay import replayed_shift
 from loadtest.record import Slo
 
-GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error, the larger: the curve between whole users, the replay
+GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of the curve between whole users, and of the replay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class MemoryWall:
-    """The wall and its resampled draws, shape (resamples,), in users of all engines together."""
+class KvCacheWall:
+    """The wall and its resampled draws, shape (resamples,), in users of all engines together, and its
+    formula."""
 
     x: float
     draws: Floats
-    law: BlockLaw
+    distribution: BlockDistribution
     pool: Pool
-    shift: Shift
+    shift: FormulaShift
     blocks: int
-    """Of one engine, shared prefix taken off."""
+    """Blocks of one engine's pool, those of a shared prefix taken off."""
 
 
-def memory_wall(
+def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
+    """The KV-cache wall beside the others."""
+    return placed_by_draws("kv_cache", evidence, wall.x, wall.draws, measured=wall.shift.levels > 0)
+
+
+def kv_cache_wall(
     pairs: Pairs,
     pool: Pool,
     levels: Sequence[Level],
@@ -46,9 +60,13 @@ def memory_wall(
     resamples: int = 300,
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
-) -> MemoryWall:
-    """Where the pool stops holding, drawn from resampled conversations, the error of the think time, and the
-    formula's own, which a replay in the engine, at the pace that was measured, makes smaller."""
+) -> KvCacheWall:
+    """Where the pool of an engine stops holding its users.
+
+    The formula is moved by a replay of the measured lengths in the simulated engine at the measured pace,
+    then by the counts at levels near the wall. Draws resample whole conversations, the think time and the
+    shift.
+    """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.of_one(pool.engines) if thinking else None
     pace = pace.of_one(pool.engines) if pace else None
@@ -56,38 +74,45 @@ def memory_wall(
         _for_one_engine(one, pool.engines) for one in measured_pressure(levels, max_num_seqs=max_num_seqs)
     ]
 
-    law = block_law(pairs, block_tokens=pool.block_tokens)
-    formula = Occupancy(law, blocks, active_of(thinking))
-    start = max(int(blocks / max(law.mean, SMALLEST)), 1)
-    rough = wall(formula, slo, shift=Shift(), start=start)
-    prior = Shift()
+    distribution = block_distribution(pairs, block_tokens=pool.block_tokens)
+    formula = Occupancy(distribution, blocks, active_of(thinking))
+    start = max(int(blocks / max(distribution.mean, SMALLEST)), 1)
+    rough = kv_wall_users(formula, slo, shift=FormulaShift(), start=start)
+    prior = FormulaShift()
     if replay:
-        prior = replayed(pairs, pool, formula, slo, pace=pace, thinking=thinking, x=rough)
+        prior = replayed_shift(pairs, pool, formula, slo, pace=pace, thinking=thinking, x=rough)
 
-    def one(weight: Floats | None, thinking: Thinking | None, start: int) -> tuple[float, Shift, Occupancy]:
-        law = block_law(pairs, block_tokens=pool.block_tokens, weight=weight)
-        occupancy = Occupancy(law, blocks, active_of(thinking))
-        rough = wall(occupancy, slo, shift=prior, start=start)
-        shift = shift_of(occupancy, seen, slo, near_users=rough, prior=prior)
-        return wall(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
+    def place(
+        weight: Floats | None, thinking: Thinking | None, start: int
+    ) -> tuple[float, FormulaShift, Occupancy]:
+        resampled = block_distribution(pairs, block_tokens=pool.block_tokens, weight=weight)
+        occupancy = Occupancy(resampled, blocks, active_of(thinking))
+        rough = kv_wall_users(occupancy, slo, shift=prior, start=start)
+        shift = measured_shift(occupancy, seen, slo, near_users=rough, prior=prior)
+        return kv_wall_users(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
 
-    x, shift, _ = one(None, thinking, max(int(rough), 1))
+    x, shift, _ = place(None, thinking, max(int(rough), 1))
     draws = np.empty(resamples)
     for at in range(resamples):
         thought = thinking.drawn(rng) if thinking else None
-        _, drawn, occupancy = one(_resampled(pairs.conversation, rng), thought, max(int(x), 1))
-        moved = wall(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
+        _, drawn, occupancy = place(_resampled(pairs.conversation, rng), thought, max(int(x), 1))
+        moved = kv_wall_users(occupancy, slo, shift=_jittered(drawn, rng), start=max(int(x), 1))
         draws[at] = max(moved + max(GRAIN_USERS, GRAIN_SHARE * moved) * rng.standard_normal(), 0.0)
         on_step(1)
-    return MemoryWall(
-        x=x * pool.engines, draws=draws * pool.engines, law=law, pool=pool, shift=shift, blocks=blocks
+    return KvCacheWall(
+        x=x * pool.engines,
+        draws=draws * pool.engines,
+        distribution=distribution,
+        pool=pool,
+        shift=shift,
+        blocks=blocks,
     )
 
 
-def _for_one_engine(seen: Seen, engines: int) -> Seen:
+def _for_one_engine(seen: LevelPressure, engines: int) -> LevelPressure:
     if engines == 1:
         return seen
-    return Seen(
+    return LevelPressure(
         users=max(round(seen.users / engines), 1),
         preemptions=seen.preemptions,
         finished=seen.finished,
@@ -96,15 +121,15 @@ def _for_one_engine(seen: Seen, engines: int) -> Seen:
     )
 
 
-def _jittered(shift: Shift, rng: np.random.Generator) -> Shift:
-    return Shift(
+def _jittered(shift: FormulaShift, rng: np.random.Generator) -> FormulaShift:
+    return FormulaShift(
         preempted=shift.preempted + shift.preempted_se * rng.standard_normal(),
         blocked=shift.blocked + shift.blocked_se * rng.standard_normal(),
     )
 
 
 def _resampled(conversation: Ints, rng: np.random.Generator) -> Floats:
-    """How often each request counts in a resample of whole conversations, which are 0..k-1. Shape (n,)."""
+    """How often each request counts in a resample of whole conversations, numbered 0..k-1. Shape (n,)."""
     count = int(conversation.max()) + 1
     drawn = np.bincount(rng.integers(0, count, count), minlength=count)
     return drawn[conversation].astype(np.float64)

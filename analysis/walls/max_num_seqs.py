@@ -1,4 +1,4 @@
-"""TODO."""
+"""The max_num_seqs wall: the server runs no more requests at once, though it has memory for them."""
 
 import math
 from collections.abc import Callable
@@ -18,13 +18,39 @@ from analysis.walls.placed import (
     placed_exactly,
 )
 
+BINOMIAL_SD = 0.05  # in ln users: people who think do not arrive as independently as the binomial says
+
+
+def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
+    """The server's cap of running requests as a wall; None where it is neither stated nor detected.
+
+    Without think time it is the cap itself. With think time it is where measured levels have a queue for 10 %
+    of the time, or, where none brackets that, by the binomial distribution of users in flight.
+    """
+    cap = evidence.max_num_seqs
+    if cap is None:
+        return None
+    crossing = None
+    if evidence.thinking is not None:
+        levels = [level for level in evidence.levels if level.users > cap]
+        crossing = miss_crossing(load_points(levels, lambda level: level.server.queue), limit=QUEUE_LIMIT)
+    if crossing is not None and crossing.between[0] > 0:
+        return placed_at_crossing("max_num_seqs", evidence, crossing, rng)
+    users = max_num_seqs_wall(cap, active=evidence.active)
+    if evidence.thinking is None:
+        return placed_exactly("max_num_seqs", evidence, users)
+    error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
+    draws = users * np.exp(error * rng.standard_normal(RESAMPLES))
+    return placed_by_draws("max_num_seqs", evidence, users, draws, measured=False)
+
 
 def max_num_seqs_wall(
     max_num_seqs: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT
 ) -> float:
-    """Users at which somebody waits for a slot 10 % of the time: the slots themselves unless users think.
+    """Users at which a request waits for a slot `queue_limit` of the time: max_num_seqs itself unless users
+    think.
 
-    With thinking users, P(Binomial(N, p) > max_num_seqs), straight in the logit between whole users.
+    With users who think, P(Binomial(N, p) > max_num_seqs), straight in the logit between whole users.
     """
     if active(max_num_seqs + 1) >= 1.0:
         return float(max_num_seqs)
@@ -38,23 +64,5 @@ def max_num_seqs_wall(
 
 
 def waiting_share(max_num_seqs: int, users: int, active: Callable[[int], float]) -> float:
+    """Share of the time in which more than max_num_seqs of the users are in flight."""
     return float(stats.binom.sf(max_num_seqs, users, active(users)))
-
-
-BINOMIAL_SD = 0.05  # of the ln of users: people who think do not arrive as independently as the law says
-
-
-def placed_max_num_seqs(evidence: Evidence, max_num_seqs: int, rng: np.random.Generator) -> PlacedWall:
-    """Of people who think: where a queue is seen for 10 % of the time, else by the binomial law."""
-    crossing = None
-    if evidence.thinking is not None:
-        levels = [level for level in evidence.levels if level.users > max_num_seqs]
-        crossing = miss_crossing(load_points(levels, lambda level: level.server.queue), limit=QUEUE_LIMIT)
-    if crossing is None or crossing.between[0] == 0:
-        at = max_num_seqs_wall(max_num_seqs, active=evidence.active)
-        if evidence.thinking is None:
-            return placed_exactly("max_num_seqs", evidence, at)
-        error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
-        draws = at * np.exp(error * rng.standard_normal(RESAMPLES))
-        return placed_by_draws("max_num_seqs", evidence, at, draws, measured=False)
-    return placed_at_crossing("max_num_seqs", evidence, crossing, rng)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The walls by name, and how each can be known."""
 
 from typing import Literal
 
@@ -6,3 +6,4 @@ WallName = Literal[
     "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
 ]
 Basis = Literal["measured", "interpolated", "extrapolated", "model"]
+"""measured: a trusted level is within one user or 5 % of the wall; model: no level moved the formula."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A wall on the axis of users, with bounds at any confidence: what every wall's file returns."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,20 +16,21 @@ RESAMPLES, QUICK_RESAMPLES = 300, 100
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlacedWall:
-    """Where one wall stands, in real-valued users."""
+    """The number of users at which one wall stands, real-valued."""
 
     name: WallName
     x: float
     bound: Callable[[float], tuple[float, float]]
-    """One-sided error -> lower and upper bound."""
+    """Lower and upper bound for a one-sided error."""
     draws: Floats
-    """For p_binding, shape (RESAMPLES,)."""
+    """Draws of x, from which follows how often each wall is the first. Shape (RESAMPLES,)."""
     basis: Basis
 
 
 def placed_at_crossing(
     name: WallName, evidence: Evidence, crossing: Crossing, rng: np.random.Generator
 ) -> PlacedWall:
+    """A wall that measured levels bracket."""
     return PlacedWall(
         name=name,
         x=crossing.x,
@@ -42,7 +43,7 @@ def placed_at_crossing(
 def placed_by_draws(
     name: WallName, evidence: Evidence, x: float, draws: Floats, *, measured: bool
 ) -> PlacedWall:
-    """A wall that a model places. `measured`: levels near it moved the model."""
+    """A wall that a model places. `measured`: levels near the wall moved the model."""
     basis = _basis(x, evidence.trusted)
     if basis != "extrapolated" and not measured:
         basis = "model"
@@ -55,7 +56,7 @@ def placed_by_draws(
 
 
 def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
-    """Log-normal on each side of x, with the 5 % bounds as its quantiles."""
+    """Draws, log-normal on each side of x, whose 5 % quantiles are the bounds."""
     z = rng.standard_normal(RESAMPLES)
     below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
     return x * np.exp(z * np.where(z < 0, below, above))
@@ -64,7 +65,7 @@ def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> F
 def placed_between(
     name: WallName, evidence: Evidence, ends: tuple[int, int], rng: np.random.Generator
 ) -> PlacedWall:
-    """A wall that is only known to stand from one level on and before the next."""
+    """A wall known to stand between two levels, and no better."""
     low, high = float(ends[0]), float(ends[1])
     return PlacedWall(
         name=name,
@@ -75,13 +76,14 @@ def placed_between(
     )
 
 
-def placed_exactly(name: WallName, evidence: Evidence, at: float) -> PlacedWall:
+def placed_exactly(name: WallName, evidence: Evidence, users: float) -> PlacedWall:
+    """A wall that is known without error."""
     return PlacedWall(
         name=name,
-        x=at,
-        bound=lambda _: (at, at),
-        draws=np.full(RESAMPLES, at),
-        basis=_basis(at, evidence.trusted),
+        x=users,
+        bound=lambda _: (users, users),
+        draws=np.full(RESAMPLES, users),
+        basis=_basis(users, evidence.trusted),
     )
 
 

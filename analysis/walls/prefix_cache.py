@@ -1,4 +1,4 @@
-"""The prefix-cache wall: histories of thinking users are evicted before their next turn finds them.
+"""The prefix-cache wall: histories of users who think are evicted before their next turn finds them.
 
 Formulas: docs/method.md. Blocks, and shares of what a cache without bounds would have found.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.evidence.evidence import Evidence
 from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.evidence.turns import Turns, reusable_tokens, turns_of
 from analysis.levels.context import Pool
@@ -17,29 +18,33 @@ from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
 from analysis.walls.eviction import FOUND_LIMIT, Eviction
+from analysis.walls.placed import PlacedWall, placed_by_draws
 
-FORMULA_SD = 0.025  # of ln(true wall / formula), lengths known: `python -m benchmarks prefix_cache`
+EVICTION_SD = 0.025  # of ln(true wall / formula), lengths known: `python -m benchmarks prefix_cache`
 FREEDOM = 4.0  # Student's t, not normal: levels that contradict the formula win over it
-SHAPE_SE, DRIFT = 0.01, 0.1  # how far its curve is off at the wall, and more with each share away from there
+SHAPE_SE, SHAPE_DRIFT = (
+    0.01,
+    0.1,
+)  # how far its curve is off at the wall, and more with each share away from there
 FARTHEST = math.log(20.0)  # that measured levels can move the formula
-LEAST_FOUND = 0.05  # below this at the lowest load nothing is reused: no caching, or texts that do not match
-BATCHES = 8  # of a level's window, for the error of what was found
-RESAMPLES = 60
-ROUNDS = 4  # until response times and wall agree
-GRID = 1001
+MIN_HITS = 0.05  # below this at the lowest load nothing is reused: no caching, or texts that do not match
+HIT_BATCHES = 8  # of a level's window, for the error of what was found
+FORMULA_DRAWS = 60
+SETTLING_ROUNDS = 4  # until request durations and wall agree
+SHIFT_GRID = 1001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """What a trusted level found of the reusable tokens, and its standard error."""
+class LevelHits:
+    """Share of the reusable tokens that one trusted level found in the cache, and its standard error."""
 
     users: int
     share: float
     se: float
 
 
-def found_in(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[Found]:
-    """By the requests' cached tokens; where the server did not send them, by its counter."""
+def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[LevelHits]:
+    """Hits of each trusted level: by the requests' cached tokens, else by the server's counter."""
     found = []
     for run in runs:
         reusable = reusable_tokens(
@@ -47,15 +52,15 @@ def found_in(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list
         )
         for level in levels:
             if level.trusted and level.run_id == run.info.run_id:
-                edges = np.linspace(level.window.begin_unix_s, level.window.end_unix_s, BATCHES + 1)
-                share = _found(*_batches(run, reusable, edges))
+                edges = np.linspace(level.window.begin_unix_s, level.window.end_unix_s, HIT_BATCHES + 1)
+                share = _hit_share(*_batches(run, reusable, edges))
                 if share is not None:
-                    found.append(Found(users=level.users, share=share[0], se=share[1]))
+                    found.append(LevelHits(users=level.users, share=share[0], se=share[1]))
     return sorted(found, key=lambda one: one.users)
 
 
 def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]:
-    """Tokens found and reusable tokens in each batch of a window, shape (BATCHES,) each."""
+    """Tokens found and reusable tokens in each batch of a window, shape (HIT_BATCHES,) each."""
     rows = run.requests
     inside = (rows.end_unix_s >= edges[0]) & (rows.end_unix_s < edges[-1]) & ~np.isnan(reusable)
     if inside.any() and not np.isnan(rows.cached_tokens[inside]).any():
@@ -66,19 +71,19 @@ def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]
     begun = rows.start_unix_s + np.nan_to_num(rows.sent_s)
     asked = (begun >= edges[0]) & (begun < edges[-1]) & ~np.isnan(reusable)
     if told.sum() < 2:
-        return np.full(BATCHES, np.nan), np.full(BATCHES, np.nan)
+        return np.full(HIT_BATCHES, np.nan), np.full(HIT_BATCHES, np.nan)
     hits = np.diff(np.interp(edges, run.server.unix_s[told], counter[told]))
     return hits, np.histogram(begun[asked], edges, weights=reusable[asked])[0]
 
 
-def _found(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
-    """The ratio and its standard error, by batches and widened for their number; None where there is none."""
+def _hit_share(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
+    """Ratio of the sums and its standard error by batches, widened for their number; None where undefined."""
     total = float(reusable.sum())
     if not total > 0:
         return None
     share = float(hits.sum()) / total
-    spread = float(np.sum((hits - share * reusable) ** 2)) * BATCHES / (BATCHES - 1)
-    return share, math.sqrt(spread) / total * student(BATCHES) / 1.645
+    spread = float(np.sum((hits - share * reusable) ** 2)) * HIT_BATCHES / (HIT_BATCHES - 1)
+    return share, math.sqrt(spread) / total * student(HIT_BATCHES) / 1.645
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -90,7 +95,12 @@ class PrefixWall:
     measured: bool
     """Hit rates of several levels moved the formula."""
     with_pool: Callable[[float], float]
-    """Factor on the pool -> where the wall would stand."""
+    """Users at the wall in a pool that is larger by a factor."""
+
+
+def place_prefix_cache(evidence: Evidence, wall: PrefixWall) -> PlacedWall:
+    """The prefix-cache wall beside the others."""
+    return placed_by_draws("prefix_cache", evidence, wall.x, wall.draws, measured=wall.measured)
 
 
 def prefix_wall(
@@ -102,7 +112,7 @@ def prefix_wall(
     resamples: int,
     rng: np.random.Generator,
 ) -> PrefixWall | None:
-    """Where thinking users outgrow the cache: the formula, moved by what trusted levels found.
+    """Where users who think outgrow the cache: the formula, moved by the hits of trusted levels.
 
     None where nothing is reused: conversations of one turn, or no prefix caching.
     """
@@ -110,17 +120,17 @@ def prefix_wall(
     turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
     if turns is None or thinking is None:
         return None
-    found = found_in(runs, levels, turns)
+    found = level_hits(runs, levels, turns)
     caching = runs[-1].info.server.enable_prefix_caching
-    if caching is False or (found[0].share < LEAST_FOUND if found else caching is None):
+    if caching is False or (found[0].share < MIN_HITS if found else caching is None):
         return None
     eviction, formula = _settled(turns, thinking, pool, pool.blocks)
     response_s = _response_s(thinking, formula * pool.engines)
     drawn = [
         math.log(Eviction(turns, response_s=response_s, rng=rng, resample=True).wall(pool.blocks))
-        for _ in range(RESAMPLES)
+        for _ in range(FORMULA_DRAWS)
     ]
-    sd = math.hypot(FORMULA_SD, float(np.std(drawn)))
+    sd = math.hypot(EVICTION_SD, float(np.std(drawn)))
     shift, weight = _shift(eviction, pool, found, sd=sd)
     middle, *draws = np.interp(np.append(0.5, rng.uniform(size=resamples)), np.cumsum(weight), shift)
     scale = pool.engines * math.exp(middle)
@@ -142,27 +152,27 @@ def _response_s(thinking: Thinking, users: float) -> float:
 
 
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
-    """The formula and its wall, in users of one engine, at the response times that so many users cause."""
+    """The formula and its wall in users of one engine, at the request durations that as many users cause."""
     users = 1.0
-    for _ in range(ROUNDS):
+    for _ in range(SETTLING_ROUNDS):
         response_s = _response_s(thinking, users * pool.engines)
         eviction = Eviction(turns, response_s=response_s, rng=np.random.default_rng(0), resample=False)
         users = eviction.wall(blocks)
     return eviction, users
 
 
-def _shift(eviction: Eviction, pool: Pool, found: Sequence[Found], *, sd: float) -> tuple[Floats, Floats]:
-    """Posterior of ln(wall / formula): a grid and its weights, shape (GRID,) each.
+def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: float) -> tuple[Floats, Floats]:
+    """Posterior of ln(wall / formula): a grid and its weights, shape (SHIFT_GRID,) each.
 
-    All that was found is taken relative to the lowest load, in the measurement and in the formula alike.
+    Hits are taken relative to the lowest load, in the measurement and in the formula alike.
     """
-    shift = np.linspace(-FARTHEST, FARTHEST, GRID)
+    shift = np.linspace(-FARTHEST, FARTHEST, SHIFT_GRID)
     log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)
     if len(found) > 1:
         lowest, rest = found[0], found[1:]
         relative = np.array([one.share for one in rest]) / lowest.share
         variance = (np.array([one.se for one in rest]) / lowest.share) ** 2
-        variance += SHAPE_SE**2 + (DRIFT * (relative - FOUND_LIMIT)) ** 2
+        variance += SHAPE_SE**2 + (SHAPE_DRIFT * (relative - FOUND_LIMIT)) ** 2
         common = relative * lowest.se / lowest.share  # the lowest level's error is in all of them
         expected = [
             eviction.found(one.users / pool.engines * np.exp(-shift), pool.blocks) for one in (lowest, *rest)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The measured lengths replayed in the simulated engine: how far the KV-cache formula is off at its wall."""
 
 import math
 
@@ -10,8 +10,8 @@ from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
-from analysis.walls.block_law import Occupancy
-from analysis.walls.kv_shift import Seen, Shift, shift_of, wall
+from analysis.walls.block_distribution import Occupancy
+from analysis.walls.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
@@ -24,7 +24,7 @@ BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 
 REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in ln F and logit eps
 
 
-def replayed(
+def replayed_shift(
     pairs: Pairs,
     pool: Pool,
     occupancy: Occupancy,
@@ -33,25 +33,29 @@ def replayed(
     pace: Pace | None = None,
     thinking: Thinking | None = None,
     x: float,
-) -> Shift:
-    """How far the engine moves the formula, run on the measured pairs at the two whole numbers of users that
-    hold the wall between them: first by the formula, then, where that was far off, by the engine."""
+) -> FormulaShift:
+    """How far the engine moves the formula, at the two whole numbers of users around the wall. Where the
+    engine places the wall far from the formula, the engine is run again there."""
     for _ in range(REPLAY_ROUNDS):
         if not 1.0 <= x <= REPLAY_USERS:
-            return Shift()
+            return FormulaShift()
         low = math.floor(x)
         seen = [_replay(pairs, pool, users, pace, thinking) for users in (low, low + 1)]
-        shift = shift_of(occupancy, seen, slo, near_users=x, prior=Shift(preempted_se=1.0, blocked_se=1.0))
-        moved = wall(occupancy, slo, shift=shift, start=low)
+        shift = measured_shift(
+            occupancy, seen, slo, near_users=x, prior=FormulaShift(preempted_se=1.0, blocked_se=1.0)
+        )
+        moved = kv_wall_users(occupancy, slo, shift=shift, start=low)
         if abs(moved - x) <= max(1.0, REPLAY_NEAR * x):
             break
         x = moved
     return shift.widened(REPLAY_SD)
 
 
-def _replay(pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: Thinking | None) -> Seen:
-    """Without a pace every step takes one second, and pauses are so much longer. They are exponential: how
-    their lengths are spread hardly matters."""
+def _replay(
+    pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: Thinking | None
+) -> LevelPressure:
+    """The engine's pressure with `users` users. Without a pace every step takes one second, and pauses are
+    scaled to that. Pauses are exponential: how their lengths are spread hardly matters."""
     output = float(pairs.output.mean())
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
     pause_s = thinking.think_s if thinking else 0.0
@@ -80,7 +84,7 @@ def _replay(pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: T
         ),
     )
     seen = simulate_users(service, users, requests=requests).figures(Slo())
-    return Seen(
+    return LevelPressure(
         users=users,
         preemptions=seen.preempted_fraction * seen.requests,
         finished=seen.requests,

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The throughput wall: with more users, the server makes fewer tokens a second in all."""
 
 import math
 from collections.abc import Sequence
@@ -7,33 +7,41 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
+from analysis.evidence.evidence import Evidence
 from analysis.levels.level import Level
 from analysis.statistics.samples import student
+from analysis.walls.placed import PlacedWall, placed_between
 
-FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
+MIN_FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
+
+
+def place_throughput(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
+    """The fall of throughput as a wall, somewhere between its two levels; None where there is no fall."""
+    fall = throughput_fall(evidence.levels)
+    return placed_between("throughput", evidence, fall, rng) if fall is not None else None
 
 
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
-    """The users after which measured output throughput falls, and the next level's; None where it never does.
+    """Users of the level after which output throughput falls, and of the next; None where it never does.
 
     Trusted levels of equal users are pooled. A fall is at least 2 %, one-sided significant at 1 % over all
     neighbours together, by batch errors, and no higher level comes back.
     """
     trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
     known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]
-    for place, (here, after) in enumerate(pairwise(known)):
+    for position, (here, after) in enumerate(pairwise(known)):
         drop = here.tok_s - after.tok_s
         error = math.hypot(here.se, after.se)
         sure = student(min(here.batches, after.batches), one_sided=1.0 - 0.01 / (len(known) - 1))
-        falls = drop > FALL * here.tok_s and drop > sure * error
-        if falls and max(one.tok_s for one in known[place + 1 :]) < (1.0 - FALL) * here.tok_s:
+        falls = drop > MIN_FALL * here.tok_s and drop > sure * error
+        if falls and max(one.tok_s for one in known[position + 1 :]) < (1.0 - MIN_FALL) * here.tok_s:
             return here.users, after.users
     return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rate:
-    """Output throughput of so many users."""
+    """Output throughput at one number of users."""
 
     users: int
     tok_s: float

@@ -28,8 +28,8 @@ import numpy as np
 
 from analysis.evidence.lengths import pairs_of
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.walls.block_law import Occupancy, block_law
-from analysis.walls.kv_shift import Shift, wall
+from analysis.walls.block_distribution import Occupancy, block_distribution
+from analysis.walls.formula_shift import FormulaShift, kv_wall_users
 from benchmarks.instrument import peer_tools
 from benchmarks.proofs.kept import DATA
 from loadtest.workload.distributions import Distribution
@@ -194,8 +194,10 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
     held_s = float(rows.end_unix_s.max() - rows.start_unix_s.min())
     active = min(float(np.sum(rows.end_s - rows.sent_s)) / (LIGHT * held_s), 1.0)
     blocks = deployment.blocks - 1 - pairs.shared_prefix // BLOCK_SIZE
-    law = block_law(pairs, block_tokens=BLOCK_SIZE)
-    low = int(wall(Occupancy(law, blocks, lambda _: active), LIMITS, shift=Shift(), start=LIGHT))
+    law = block_distribution(pairs, block_tokens=BLOCK_SIZE)
+    low = int(
+        kv_wall_users(Occupancy(law, blocks, lambda _: active), LIMITS, shift=FormulaShift(), start=LIGHT)
+    )
     return low, low + 1
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from analysis.compare.sides import held_tokens
 from analysis.evidence.lengths import Pairs
-from analysis.walls.block_law import block_law
+from analysis.walls.block_distribution import block_distribution
 
 
 def test_tokens_held_are_those_of_the_block_law():
@@ -17,4 +17,4 @@ def test_tokens_held_are_those_of_the_block_law():
         shared_prefix=40,
     )
     held, steps = held_tokens(pairs, block_tokens=16)
-    assert held.sum() / steps.sum() == pytest.approx(16 * block_law(pairs, block_tokens=16).mean)
+    assert held.sum() / steps.sum() == pytest.approx(16 * block_distribution(pairs, block_tokens=16).mean)

@@ -5,7 +5,7 @@ import pytest
 from analysis.evidence.evidence import gather
 from analysis.evidence.gauge import gauge_of
 from analysis.reading.runs import find_runs, read_run
-from analysis.walls.block_law import block_law
+from analysis.walls.block_distribution import block_distribution
 from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
 
@@ -19,7 +19,7 @@ def test_the_servers_gauge_agrees_with_the_length_law(tmp_path):
     assert evidence.pool is not None
     found = gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=0)
     assert found is not None
-    law = block_law(evidence.pairs, block_tokens=32)
+    law = block_distribution(evidence.pairs, block_tokens=32)
     assert found.tokens_per_request == pytest.approx(law.mean * 32, rel=0.05)
     assert abs(found.off) < 0.03
     assert found.r2 > 0.8

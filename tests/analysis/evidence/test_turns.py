@@ -8,7 +8,7 @@ import pytest
 from analysis.evidence.evidence import gather
 from analysis.evidence.turns import turns_of, uncut_weights
 from analysis.reading.runs import Run
-from analysis.walls.prefix_cache import found_in
+from analysis.walls.prefix_cache import level_hits
 from testing.truth.prefix_services import SLO, run_of
 from testing.truth.three_turns import three_turns
 
@@ -26,7 +26,7 @@ def test_answers_that_are_not_sent_back_as_they_were_are_not_reusable(run):
         turns = turns_of([one], block_tokens=16, shared_prefix=0)
         assert turns is not None
         assert turns.answers_cached is kept
-        assert found_in([one], evidence.levels, turns)[0].share == pytest.approx(1.0, abs=0.01)
+        assert level_hits([one], evidence.levels, turns)[0].share == pytest.approx(1.0, abs=0.01)
 
 
 def test_what_the_end_of_a_run_cut_stands_for_longer_ones():

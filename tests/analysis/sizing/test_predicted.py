@@ -9,8 +9,8 @@ import pytest
 from analysis.evidence.lengths import Pairs
 from analysis.sizing.engine import latency_walls, size_engine
 from analysis.sizing.latency_curve import LatencyCurve
-from analysis.sizing.workload import block_law_of
-from analysis.walls.block_law import block_law
+from analysis.sizing.workload import planned_block_distribution
+from analysis.walls.block_distribution import block_distribution
 from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_layout
 from loadtest.record import Slo
@@ -28,7 +28,7 @@ def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> 
     pairs = Pairs(
         prompt=asked.prompt, output=asked.output, conversation=np.arange(len(asked.prompt), dtype=np.int64)
     )
-    ours, theirs = block_law_of(asked, layout), block_law(pairs, block_tokens=16)
+    ours, theirs = planned_block_distribution(asked, layout), block_distribution(pairs, block_tokens=16)
     size = min(len(ours.held), len(theirs.held))
     for name in ("held", "growth", "entry"):
         a, b = getattr(ours, name), getattr(theirs, name)
@@ -42,9 +42,9 @@ def test_windows_and_states_bound_what_long_requests_hold() -> None:
     asked = planned_workload(prompt="4000", max_model_len=8192)
     windows, full = kv_layout(parse_config(GEMMA2_27B)), kv_layout(parse_config(LLAMA31_8B))
     # Half of Gemma's groups stop at a window of 4,096; its requests are just longer than that.
-    assert block_law_of(asked, windows).mean < 2 * block_law_of(asked, full).mean
+    assert planned_block_distribution(asked, windows).mean < 2 * planned_block_distribution(asked, full).mean
     hybrid = kv_layout(parse_config(QWEN3_NEXT))
-    law = block_law_of(asked, hybrid)
+    law = planned_block_distribution(asked, hybrid)
     assert law.held[: hybrid.fixed_blocks + 1].sum() == 0
     assert law.q > 0
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from analysis.levels.context import Pool
-from analysis.walls.block_law import Occupancy, block_law
-from analysis.walls.kv_cache import _resampled, memory_wall
-from analysis.walls.kv_shift import Shift, margins, wall
-from analysis.walls.replay import replayed
+from analysis.walls.block_distribution import Occupancy, block_distribution
+from analysis.walls.formula_shift import FormulaShift, kv_margins, kv_wall_users
+from analysis.walls.kv_cache import _resampled, kv_cache_wall
+from analysis.walls.replay import replayed_shift
 from loadtest.record import Slo
 from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import closed_loop
@@ -19,21 +19,23 @@ from testing.runs.virtual import small_engine
 SLO = Slo()
 
 
-NO_SHIFT = Shift(preempted=0.0, blocked=0.0)
+NO_SHIFT = FormulaShift(preempted=0.0, blocked=0.0)
 
 
 @pytest.mark.parametrize("start", [1, 5, 16, 200])
 def test_the_wall_does_not_depend_on_where_the_search_starts(start):
-    occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
-    found = wall(occupancy, SLO, shift=NO_SHIFT, start=start)
+    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
+    found = kv_wall_users(occupancy, SLO, shift=NO_SHIFT, start=start)
     last = math.floor(found)
-    assert max(margins(occupancy.at(last), SLO, shift=NO_SHIFT)) <= 0
-    assert max(margins(occupancy.at(last + 1), SLO, shift=NO_SHIFT)) > 0
+    assert max(kv_margins(occupancy.at(last), SLO, shift=NO_SHIFT)) <= 0
+    assert max(kv_margins(occupancy.at(last + 1), SLO, shift=NO_SHIFT)) > 0
 
 
 def test_the_wall_is_where_the_engine_preempts_one_request_in_a_hundred():
     lengths = drawn_pairs(12000, seed=3)
-    found = wall(Occupancy(block_law(lengths, block_tokens=32), 127), SLO, shift=NO_SHIFT, start=10)
+    found = kv_wall_users(
+        Occupancy(block_distribution(lengths, block_tokens=32), 127), SLO, shift=NO_SHIFT, start=10
+    )
     share = {}
     for users in (math.floor(found) - 1, math.floor(found) + 2):
         requests = [
@@ -47,15 +49,18 @@ def test_the_wall_is_where_the_engine_preempts_one_request_in_a_hundred():
 
 
 def test_variance_pools_so_four_times_the_pool_holds_more_than_four_times_the_users():
-    law = block_law(drawn_pairs(), block_tokens=32)
-    small, large = (wall(Occupancy(law, blocks), SLO, shift=NO_SHIFT, start=10) for blocks in (127, 511))
+    law = block_distribution(drawn_pairs(), block_tokens=32)
+    small, large = (
+        kv_wall_users(Occupancy(law, blocks), SLO, shift=NO_SHIFT, start=10) for blocks in (127, 511)
+    )
     assert large > 4.1 * small
 
 
 def test_thinking_users_leave_room_for_more():
-    law = block_law(drawn_pairs(), block_tokens=32)
+    law = block_distribution(drawn_pairs(), block_tokens=32)
     busy, idle = (
-        wall(Occupancy(law, 127, lambda _, p=p: p), SLO, shift=NO_SHIFT, start=10) for p in (1.0, 0.5)
+        kv_wall_users(Occupancy(law, 127, lambda _, p=p: p), SLO, shift=NO_SHIFT, start=10)
+        for p in (1.0, 0.5)
     )
     assert 1.4 * busy < idle < 2.0 * busy  # less than twice: the atom adds variance
 
@@ -68,14 +73,14 @@ def test_conversations_are_resampled_whole():
 
 
 def test_the_interval_covers_the_wall_of_the_law_it_was_drawn_from():
-    exact = Occupancy(block_law(drawn_pairs(200000, seed=9), block_tokens=32), 127)
+    exact = Occupancy(block_distribution(drawn_pairs(200000, seed=9), block_tokens=32), 127)
     pool, covered = Pool(blocks=127, block_tokens=32), 0
-    rough = wall(exact, SLO, shift=Shift(), start=16)
-    engine = replayed(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
-    truth = wall(exact, SLO, shift=engine, start=16)
+    rough = kv_wall_users(exact, SLO, shift=FormulaShift(), start=16)
+    engine = replayed_shift(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
+    truth = kv_wall_users(exact, SLO, shift=engine, start=16)
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        found = memory_wall(drawn_pairs(600, seed=100 + seed), pool, [], SLO, resamples=60, rng=rng)
+        found = kv_cache_wall(drawn_pairs(600, seed=100 + seed), pool, [], SLO, resamples=60, rng=rng)
         low, high = np.quantile(found.draws, [0.05, 0.95])
         covered += low <= truth <= high
         assert high - low < 4.0

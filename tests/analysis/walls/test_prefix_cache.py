@@ -15,7 +15,7 @@ from analysis.reporting.words import words
 from analysis.twin.maximum import find_maximum
 from analysis.walls import prefix_cache
 from analysis.walls.eviction import Eviction
-from analysis.walls.prefix_cache import Found
+from analysis.walls.prefix_cache import LevelHits
 from loadtest.record import Slo
 from testing.truth.prefix_services import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from testing.truth.three_turns import three_turns
@@ -141,8 +141,8 @@ def test_one_noisy_lowest_level_is_not_averaged_away_by_many_others():
     users = round(eviction.wall(1000))
 
     def spread(levels: int) -> float:
-        lowest = Found(users=1, share=0.9, se=0.05)
-        others = [Found(users=users, share=0.81, se=0.002)] * levels
+        lowest = LevelHits(users=1, share=0.9, se=0.05)
+        others = [LevelHits(users=users, share=0.81, se=0.002)] * levels
         shift, weight = prefix_cache._shift(eviction, pool, [lowest, *others], sd=1.0)
         return math.sqrt(weight @ shift**2 - (weight @ shift) ** 2)
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How far measured levels move the KV-cache formula, and where the moved formula crosses its limits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,19 +8,20 @@ import numpy as np
 from scipy import special
 
 from analysis.levels.level import Level
-from analysis.walls.block_law import SMALLEST, Occupancy, Pressure
+from analysis.statistics.crossings import logit
+from analysis.walls.block_distribution import SMALLEST, Occupancy, Pressure
 from loadtest.record import Slo
 
-FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 random workloads, engine
+FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 workloads in the engine
 BLOCKED_SD = 0.3  # the same for the logit of the blocked time
-CLUSTERING = 6.0  # variance over mean of preemption counts: 1.5 to 6 were seen
+CLUSTERING = 6.0  # variance over mean of preemption counts: measured 1.5 to 6
 DRIFT = 0.1  # how much the formula's error changes with each factor e of F away from the wall
 NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shift:
-    """How far measured levels move the formula: ln of F, logit of eps, each with its standard error."""
+class FormulaShift:
+    """How far the formula is moved: ln of F and logit of eps (docs/method.md), with standard errors."""
 
     preempted: float = FORMULA_BIAS
     preempted_se: float = FORMULA_SD
@@ -28,8 +29,8 @@ class Shift:
     blocked_se: float = BLOCKED_SD
     levels: int = 0
 
-    def widened(self, sd: float) -> "Shift":
-        """The same as a prior, with more of an error."""
+    def widened(self, sd: float) -> "FormulaShift":
+        """This shift as a prior for measured levels, with a larger error."""
         return replace(
             self,
             preempted_se=math.hypot(self.preempted_se, sd),
@@ -38,37 +39,34 @@ class Shift:
         )
 
 
-def margins(pressure: Pressure, slo: Slo, *, shift: Shift) -> tuple[float, float]:
-    """Positive: broken. ln(F / limit) and logit(eps) - logit(limit), moved by the shift."""
+def kv_margins(pressure: Pressure, slo: Slo, *, shift: FormulaShift) -> tuple[float, float]:
+    """ln(F / limit) and logit(eps) - logit(limit), moved by the shift. A positive one is past its limit."""
     preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
     blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
     return preempted, logit(blocked) - logit(slo.kv_blocked_fraction) + shift.blocked
 
 
-def logit(share: float) -> float:
-    return math.log(share / (1.0 - share))
-
-
-def wall(occupancy: Occupancy, slo: Slo, *, shift: Shift, start: int) -> float:
+def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start: int) -> float:
     """Real-valued users x at which the first of the two limits is crossed; 0 when one user does not fit.
 
-    x lies between the last N that holds and N + 1, straight in ln F and logit eps. `start` only saves time.
+    x lies between the last N that holds and N + 1, straight in ln F and logit eps. `start`, a guess, only
+    saves time.
     """
 
     def margin(users: int) -> float:
-        return max(margins(occupancy.at(users), slo, shift=shift))
+        return max(kv_margins(occupancy.at(users), slo, shift=shift))
 
     last = _last_that_holds(margin, start)
     if last == 0:
         return 0.0
-    here = margins(occupancy.at(last), slo, shift=shift)
-    above = margins(occupancy.at(last + 1), slo, shift=shift)
+    here = kv_margins(occupancy.at(last), slo, shift=shift)
+    above = kv_margins(occupancy.at(last + 1), slo, shift=shift)
     crossed = [low / (low - high) for low, high in zip(here, above, strict=True) if high > 0.0]
     return last + min(crossed)
 
 
 def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
-    """Largest N whose margin is not positive, 0 when already one user is too many. margin: rising in N."""
+    """Largest N whose margin is not positive; 0 when one user is too many. The margin rises in N."""
     low, high, step = 0, max(start, 1), 1
     while margin(high) <= 0.0:
         low, high, step = high, high + step, 2 * step
@@ -90,8 +88,8 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
-    """What one trusted level measured of the pool's pressure. nan where unknown."""
+class LevelPressure:
+    """Preemptions and blocked time of one trusted level. nan where unknown."""
 
     users: int
     preemptions: float
@@ -101,10 +99,11 @@ class Seen:
     """Effective number of scrapes behind `blocked`."""
 
 
-def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[Seen]:
-    """Of trusted levels whose queue, if any, was not for slots: where these are known, for so many."""
+def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[LevelPressure]:
+    """Trusted levels without a queue for `max_num_seqs` slots. `max_num_seqs`, where it is known, tells such
+    a queue apart even where a level alone does not show it."""
     return [
-        Seen(
+        LevelPressure(
             users=level.users,
             preemptions=level.server.preemptions,
             finished=level.requests.finished,
@@ -118,21 +117,24 @@ def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = Non
     ]
 
 
-def shift_of(
-    occupancy: Occupancy, seen: Sequence[Seen], slo: Slo, *, near_users: float, prior: Shift
-) -> Shift:
-    """The prior, moved by what was counted at levels near the wall, as far as the counts carry.
+def measured_shift(
+    occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo, *, near_users: float, prior: FormulaShift
+) -> FormulaShift:
+    """The prior, moved by the counts at levels near the wall, as far as they carry.
 
-    Counts have variance D mu + (drift mu)^2, D for clustering and the drift for the formula's shape.
+    Counts have variance D mu + (drift mu)^2: D because preemptions cluster, the drift because the formula's
+    shape is off away from the wall.
     """
     near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
     counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
     timed = [one for one in near if one.scrapes > 0]
-    preempted = posterior(
+    preempted = _posterior(
         _preemption_score(occupancy, counted, slo), prior=prior.preempted, prior_sd=prior.preempted_se
     )
-    blocked = posterior(_blocked_score(occupancy, timed, slo), prior=prior.blocked, prior_sd=prior.blocked_se)
-    return Shift(
+    blocked = _posterior(
+        _blocked_score(occupancy, timed, slo), prior=prior.blocked, prior_sd=prior.blocked_se
+    )
+    return FormulaShift(
         preempted=preempted[0],
         preempted_se=preempted[1],
         blocked=blocked[0],
@@ -144,7 +146,7 @@ def shift_of(
 Score = Callable[[float], tuple[float, float]]
 
 
-def _preemption_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+def _preemption_score(occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo) -> Score:
     formula = np.array([max(occupancy.at(one.users).preempted, SMALLEST) for one in seen])
     drift = DRIFT * np.abs(np.log(formula / slo.preempted_fraction))
     expected = formula * np.array([one.finished for one in seen])
@@ -158,7 +160,7 @@ def _preemption_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> S
     return score
 
 
-def _blocked_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Score:
+def _blocked_score(occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo) -> Score:
     formula = special.logit(
         np.clip([occupancy.at(one.users).blocked for one in seen], SMALLEST, 1.0 - SMALLEST)
     )
@@ -175,9 +177,9 @@ def _blocked_score(occupancy: Occupancy, seen: Sequence[Seen], slo: Slo) -> Scor
     return score
 
 
-def posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
-    """Mode and standard error of a shift: Fisher scoring, kept inside the ends between which the score, which
-    falls in the shift, has its root."""
+def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
+    """Mode and standard error of a shift by Fisher scoring. The score falls in the shift, so each step halves
+    the interval that holds its root at least."""
     low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
     for _ in range(40):
         slope, information = score(at)

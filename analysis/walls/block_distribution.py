@@ -1,4 +1,4 @@
-"""TODO."""
+"""KV blocks of one request over its steps, and the pressure that N such users put on the pool."""
 
 import math
 from dataclasses import dataclass
@@ -15,39 +15,39 @@ SMALLEST = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class BlockLaw:
-    """Index k = 0..K: blocks."""
+class BlockDistribution:
+    """Distributions over blocks k = 0..K, shape (K + 1,) each."""
 
     held: Floats
-    """pi: share of its steps in which a request holds k blocks."""
+    """pi: share of a request's steps in which it holds k blocks."""
     growth: Floats
-    """G: mean number of growths k -> k + 1 in a life."""
+    """G: mean number of growths from k to k + 1 blocks in a request."""
     entry: Floats
-    """kappa: law of the prompt's blocks."""
+    """kappa: share of prompts that take k blocks."""
     steps: float
-    """E[o]: steps of a life."""
+    """E[o]: mean steps of a request."""
 
     @property
     def mean(self) -> float:
-        """Blocks of one request, over its steps."""
+        """Mean blocks of one request over its steps."""
         return float(self.held @ np.arange(len(self.held)))
 
     @property
     def sd(self) -> float:
-        """Blocks."""
+        """Standard deviation of the same, in blocks."""
         place = np.arange(len(self.held))
         return math.sqrt(max(float(self.held @ place**2) - self.mean**2, 0.0))
 
     @property
     def q(self) -> float:
-        """Decode growth over prompt, G / E[kappa]. Below 0.01 nobody is ever preempted."""
+        """Growth in decoding over the prompt's blocks, G / E[kappa]. Below 0.01 nobody is ever preempted."""
         return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
 
 
-def block_law(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) -> BlockLaw:
-    """The law of ceil((s + j) / b) over steps j = 0..o-1. weight: shape (n,), how often each pair counts.
+def block_distribution(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) -> BlockDistribution:
+    """Distribution of ceil((s + j) / b) over the steps j = 0..o-1 of all pairs of lengths (s, o).
 
-    Shared whole blocks are taken off every prompt.
+    weight: how often each pair counts, shape (n,). Whole blocks that all prompts share are taken off.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
@@ -59,53 +59,58 @@ def block_law(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) 
     held = np.concatenate([[0.0], at_length.reshape(top, block_tokens).sum(axis=1)])
     first = -(-prompt // block_tokens)
     last = -(-(prompt + pairs.output - 1) // block_tokens)
-    lives = float(len(pairs) if weight is None else weight.sum())
+    requests = float(len(pairs) if weight is None else weight.sum())
     starts = np.bincount(first, weight, top + 1)
     growth = np.cumsum(starts - np.bincount(last, weight, top + 1))
-    return BlockLaw(
+    return BlockDistribution(
         held=held / held.sum(),
-        growth=np.maximum(growth, 0.0) / lives,
-        entry=starts / lives,
-        steps=float(held.sum()) / lives,
+        growth=np.maximum(growth, 0.0) / requests,
+        entry=starts / requests,
+        steps=float(held.sum()) / requests,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pressure:
-    """What N users do to the pool."""
+    """How hard N users press on the pool."""
 
     preempted: float
-    """F(N): preemptions per finished request."""
+    """F(N): preemptions for each finished request."""
     blocked: float
     """eps(N): share of time in which a request waits for blocks."""
 
 
 class Occupancy:
-    """F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N), eps(N) = P(B_N > C); p_n: the n-fold convolution of pi.
+    """Pressure of any number of users on a pool of C blocks.
 
-    `active(N)` is the share of time in which a user is in flight. Of that the user holds blocks in o of o + 1
-    steps: when the step begins that is without its last request, its next one is not there yet. The rest is
-    an atom at no blocks.
+    F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N) and eps(N) = P(B_N > C), with p_n the n-fold convolution of
+    pi (docs/method.md). `active(N)` is the share of the time in which a user is in flight. Of that time a
+    user holds blocks in o of o + 1 steps, because a request arrives after the step that follows the last
+    answer has begun; the rest is an atom at no blocks.
     """
 
-    def __init__(self, law: BlockLaw, blocks: int, active: Active = always) -> None:
-        self._law, self._blocks, self._active = law, blocks, active
+    def __init__(self, distribution: BlockDistribution, blocks: int, active: Active = always) -> None:
+        self._distribution, self._blocks, self._active = distribution, blocks, active
         size = fft.next_fast_len(3 * (blocks + 1), real=True)  # twice the wall must not wrap round
         self._size = size
-        self._held = fft.rfft(_folded(law.held, size), size)
-        top = min(len(law.held), blocks + 1)
-        self._held_now, self._growth, self._entry = law.held[:top], law.growth[:top], law.entry[:top]
-        self._half_q = law.q / 2
+        self._held = fft.rfft(_folded(distribution.held, size), size)
+        top = min(len(distribution.held), blocks + 1)
+        self._held_now, self._growth, self._entry = (
+            distribution.held[:top],
+            distribution.growth[:top],
+            distribution.entry[:top],
+        )
+        self._half_q = distribution.q / 2
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
-        """Pressure of so many users, 1 or more."""
+        """Pressure of `users` users, 1 or more."""
         if users not in self._known:
             self._known[users] = self._pressure(users)
         return self._known[users]
 
     def _pressure(self, users: int) -> Pressure:
-        p = self._active(users) * self._law.steps / (self._law.steps + 1.0)
+        p = self._active(users) * self._distribution.steps / (self._distribution.steps + 1.0)
         others = fft.irfft(self._power(p, users - 1), self._size)[: self._blocks + 1]
         fits = np.cumsum(others)[::-1][: len(self._entry)]  # P(B_{N-1} <= C - k)
         full = others[::-1][: len(self._growth)]  # p_{N-1}(C - k)
@@ -117,7 +122,7 @@ class Occupancy:
         )
 
     def _power(self, p: float, times: int) -> NDArray[np.complex128]:
-        """Transform of the law of so many users, by squaring: several times faster than `**`."""
+        """Transform of the distribution of `times` users, by squaring: several times faster than `**`."""
         square = 1.0 - p + p * self._held
         power = np.ones_like(square)
         while times:
@@ -130,7 +135,7 @@ class Occupancy:
 
 
 def _folded(held: Floats, size: int) -> Floats:
-    """A law longer than the transform ends in its last cell: such a request never fits anyway."""
+    """The distribution, its tail gathered in the transform's last cell: such a request never fits anyway."""
     if len(held) <= size:
         return held
     return np.append(held[: size - 1], held[size - 1 :].sum())

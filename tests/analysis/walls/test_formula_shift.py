@@ -6,8 +6,14 @@ import pytest
 
 from analysis.notes import NotSteady
 from analysis.statistics.samples import Share
-from analysis.walls.block_law import Occupancy, block_law
-from analysis.walls.kv_shift import FORMULA_BIAS, Seen, Shift, measured_pressure, shift_of
+from analysis.walls.block_distribution import Occupancy, block_distribution
+from analysis.walls.formula_shift import (
+    FORMULA_BIAS,
+    FormulaShift,
+    LevelPressure,
+    measured_pressure,
+    measured_shift,
+)
 from loadtest.record import Slo
 from testing.inputs.length_pairs import drawn_pairs
 from testing.runs.virtual import level
@@ -16,13 +22,18 @@ SLO = Slo()
 
 
 def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
-    occupancy = Occupancy(block_law(drawn_pairs(), block_tokens=32), 127)
+    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
     formula = occupancy.at(18).preempted
-    many = [Seen(users=18, preemptions=2 * formula * 1e6, finished=10**6, blocked=math.nan, scrapes=0.0)]
-    few = [Seen(users=18, preemptions=2 * formula * 100, finished=100, blocked=math.nan, scrapes=0.0)]
-    none: list[Seen] = []
+    many = [
+        LevelPressure(users=18, preemptions=2 * formula * 1e6, finished=10**6, blocked=math.nan, scrapes=0.0)
+    ]
+    few = [
+        LevelPressure(users=18, preemptions=2 * formula * 100, finished=100, blocked=math.nan, scrapes=0.0)
+    ]
+    none: list[LevelPressure] = []
     sure, unsure, prior = (
-        shift_of(occupancy, seen, SLO, near_users=17.0, prior=Shift()) for seen in (many, few, none)
+        measured_shift(occupancy, seen, SLO, near_users=17.0, prior=FormulaShift())
+        for seen in (many, few, none)
     )
     assert sure.preempted == pytest.approx(math.log(2), abs=0.15)
     assert prior.preempted < unsure.preempted < sure.preempted

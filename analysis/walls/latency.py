@@ -1,0 +1,26 @@
+"""The latency walls: a p95 objective of time to first token, or of time per output token, is missed."""
+
+import numpy as np
+
+from analysis.evidence.evidence import Evidence
+from analysis.levels.level import load_points
+from analysis.statistics.crossings import p95_crossing
+from analysis.walls.placed import PlacedWall, placed_at_crossing
+
+
+def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
+    """Where the p95 of TTFT passes its objective; None where no trusted level misses it."""
+    points = load_points(
+        evidence.levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
+    )
+    crossing = p95_crossing(points, objective=evidence.slo.ttft_p95_s)
+    return placed_at_crossing("ttft", evidence, crossing, rng) if crossing is not None else None
+
+
+def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
+    """Where the p95 of TPOT passes its objective; None where no trusted level misses it."""
+    points = load_points(
+        evidence.levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
+    )
+    crossing = p95_crossing(points, objective=evidence.slo.tpot_p95_s)
+    return placed_at_crossing("tpot", evidence, crossing, rng) if crossing is not None else None
