@@ -68,6 +68,21 @@ def test_capacity_json_has_the_numbers_of_the_answer(memory_run, memory_answer):
         assert level.preempted_fraction == own.preempted_fraction
 
 
+def test_a_lower_confidence_narrows_the_interval_and_is_shown(memory_run, memory_answer, tmp_path, capsys):
+    shutil.copytree(memory_run, tmp_path / "run")
+    assert main([str(tmp_path), "--confidence", "0.5"]) == 0
+    written = json.loads((tmp_path / "capacity.json").read_text())
+    (model,) = written["models"]
+    assert written["confidence"] == 0.5
+    assert model["estimate_x"] == memory_answer.estimate_x
+    low, high = memory_answer.interval_x
+    assert low < model["interval_x"][0] < model["estimate_x"] < model["interval_x"][1] < high
+    assert model["interval_x"][1] - model["interval_x"][0] < 0.6 * (high - low)
+    first = "\n".join(capsys.readouterr().out.strip().splitlines()[:3])
+    assert "50 %" in first
+    assert "90 %" not in first
+
+
 def test_bad_folders_exit_2_with_one_sentence(tmp_path, capsys):
     for folder, said in ((tmp_path / "nowhere", "is not a folder"), (tmp_path, "holds no run")):
         assert main([str(folder)]) == 2
