@@ -74,8 +74,8 @@ def test_a_lower_confidence_narrows_the_interval_and_is_shown(memory_run, memory
     written = json.loads((tmp_path / "capacity.json").read_text())
     (model,) = written["models"]
     assert written["confidence"] == 0.5
-    assert model["estimate_x"] == memory_answer.estimate_x
-    low, high = memory_answer.interval_x
+    assert model["estimate_x"] == memory_answer.headline.estimate_x
+    low, high = memory_answer.headline.interval_x
     assert low < model["interval_x"][0] < model["estimate_x"] < model["interval_x"][1] < high
     assert model["interval_x"][1] - model["interval_x"][0] < 0.6 * (high - low)
     first = "\n".join(capsys.readouterr().out.strip().splitlines()[:3])

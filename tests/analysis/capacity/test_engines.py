@@ -95,11 +95,11 @@ def test_gauges_and_counters_of_the_engines_are_summed_and_their_usage_is_averag
 def test_two_engines_hold_twice_the_users_of_one(answer: ModelAnswer) -> None:
     assert [level.users for level in answer.levels] == [2 * users for users in USERS]
     assert all(level.trusted for level in answer.levels), answer.warnings
-    assert answer.binding == "kv_cache"
-    assert answer.estimate_x == pytest.approx(34.0, abs=1.5)  # twice the 17 of one engine
-    assert answer.interval_x is not None
-    assert answer.interval_x[0] <= 34.5
-    assert (answer.interval_x[1] or 0.0) >= 33.0
+    assert answer.headline.binding == "kv_cache"
+    assert answer.headline.estimate_x == pytest.approx(34.0, abs=1.5)  # twice the 17 of one engine
+    assert answer.headline.interval_x is not None
+    assert answer.headline.interval_x[0] <= 34.5
+    assert (answer.headline.interval_x[1] or 0.0) >= 33.0
 
 
 def test_the_pool_of_the_answer_is_that_of_both_engines(answer: ModelAnswer) -> None:

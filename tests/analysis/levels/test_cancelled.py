@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.evidence.evidence import gather
-from analysis.levels.level import Level
+from analysis.levels.requests import RequestFigures
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Outcome, RequestRecord, Slo
 from testing.runs.folders import make_folder, row
@@ -32,21 +32,21 @@ def cancelled(number: int, *, after_s: float, chunks: list[float]) -> RequestRec
     )
 
 
-def level_of(folder: Path, *more: RequestRecord) -> Level:
+def figures_of(folder: Path, *more: RequestRecord) -> RequestFigures:
     rows = [answered(number) for number in range(100)]
     make_folder(folder, [*rows, *more], schedule=[(BEGIN, END, 1)])
     (found,) = find_runs(folder)
     (level,) = gather([read_run(found)], slo=SLO).levels
-    return level
+    return level.requests
 
 
 def test_what_we_cancelled_is_counted_apart_and_is_no_error(tmp_path: Path) -> None:
     gone = [cancelled(n, after_s=0.2, chunks=[]) for n in (20, 40, 60)]
-    plain, level = level_of(tmp_path / "a"), level_of(tmp_path / "b", *gone)
+    plain, level = figures_of(tmp_path / "a"), figures_of(tmp_path / "b", *gone)
     assert (plain.cancelled, level.cancelled) == (0, 3)
     assert level.n == plain.n == 99  # the last one ends with the level
     assert level.errors == level.overload.misses == 0
-    assert level.ttft == plain.ttft
+    assert level.ttft_s == plain.ttft_s
     assert level.goodput_rps == plain.goodput_rps
 
 
@@ -62,7 +62,7 @@ def test_what_we_cancelled_is_counted_apart_and_is_no_error(tmp_path: Path) -> N
 def test_a_cancelled_request_misses_ttft_only_if_it_was_late_already(
     tmp_path: Path, after_s: float, chunks: list[float], missed: int
 ) -> None:
-    level = level_of(tmp_path / "r", cancelled(50, after_s=after_s, chunks=chunks))
+    level = figures_of(tmp_path / "r", cancelled(50, after_s=after_s, chunks=chunks))
     assert level.cancelled == 1
     assert level.ttft_miss.misses == missed
     assert level.errors == 0
@@ -74,5 +74,5 @@ def test_an_error_is_no_cancellation(tmp_path: Path) -> None:
         50, user=2, start_unix_s=BEGIN + 25, chunk_s=[], end_s=0.1, output_tokens=None,
         outcome=Outcome.HTTP_ERROR, http_status=503,
     )  # fmt: skip
-    level = level_of(tmp_path / "r", failed)
+    level = figures_of(tmp_path / "r", failed)
     assert (level.cancelled, level.errors, level.overload.misses, level.ttft_miss.misses) == (0, 1, 1, 1)

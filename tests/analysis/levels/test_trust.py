@@ -8,6 +8,19 @@ from pathlib import Path
 import pytest
 
 from analysis.evidence.evidence import gather
+from analysis.notes import (
+    ClientErrors,
+    ForeignLoad,
+    GeneratorBusy,
+    GeneratorLate,
+    LittlesLawOff,
+    LoadNotReached,
+    Note,
+    NotSteady,
+    TokensDisagree,
+    TooFewRequests,
+    TooMuchLoad,
+)
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Outcome, Slo
 from testing.runs.virtual import Plan, chat_lengths, small_engine, write_run
@@ -35,14 +48,14 @@ def set_run(folder: Path, **changes: object) -> None:
     (folder / "run.json").write_text(json.dumps(info | changes))
 
 
-def doubts(folder: Path) -> list[str]:
+def doubts(folder: Path) -> list[Note]:
     (found,) = find_runs(folder)
     (level,) = gather([read_run(found)], slo=Slo()).levels
     assert level.trusted is (not level.why_not)
     return list(level.why_not)
 
 
-def only_doubt(folder: Path) -> str:
+def only_doubt(folder: Path) -> Note:
     (doubt,) = doubts(folder)
     return doubt
 
@@ -53,32 +66,35 @@ def test_a_sound_level_is_trusted(tmp_path: Path) -> None:
 
 def test_a_late_load_generator(tmp_path: Path) -> None:
     late = Plan(levels=(8,), level_s=20.0, lag_s=0.05)
-    assert only_doubt(written(tmp_path / "r", late)).startswith("load generator late: event-loop lag 50 ms")
+    doubt = only_doubt(written(tmp_path / "r", late))
+    assert doubt == GeneratorLate(lag_s=pytest.approx(0.05), limit_s=pytest.approx(0.005))
 
 
 def test_a_busy_load_generator(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     rewrite(folder / "client-0.jsonl", lambda _, line: line | {"cpu": 0.93})
-    assert only_doubt(folder).startswith("load generator busy: 93 % of a core")
+    assert only_doubt(folder) == GeneratorBusy(cpu=pytest.approx(0.93), limit=0.85)
 
 
 def test_too_few_requests(tmp_path: Path) -> None:
     long = Plan(levels=(8,), level_s=11.0, lengths=lambda rng: (60, 900 + int(rng.integers(200))))
-    assert only_doubt(written(tmp_path / "r", long)).startswith("too few: ")
+    doubt = only_doubt(written(tmp_path / "r", long))
+    assert isinstance(doubt, TooFewRequests)
+    assert 0 < doubt.ended < doubt.needed == 20
 
 
 def test_users_who_were_never_all_there(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     ((begin, end, _),) = json.loads((folder / "run.json").read_text())["schedule"]
     set_run(folder, schedule=[[begin, end, 10]])
-    assert only_doubt(folder) == "load not reached: 8.0 in flight of 10"
+    assert only_doubt(folder) == LoadNotReached(in_flight=pytest.approx(8.0, abs=0.05), users=10)
 
 
 def test_more_requests_than_users(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     ((begin, end, _),) = json.loads((folder / "run.json").read_text())["schedule"]
     set_run(folder, schedule=[[begin, end, 6]])
-    assert only_doubt(folder).startswith("more load than users: 8.0 in flight of 6")
+    assert only_doubt(folder) == TooMuchLoad(in_flight=pytest.approx(8.0, abs=0.05), users=6)
 
 
 def test_rows_that_are_missing_break_littles_law(tmp_path: Path) -> None:
@@ -87,29 +103,27 @@ def test_rows_that_are_missing_break_littles_law(tmp_path: Path) -> None:
     set_run(folder, ended_unix_s=None)
     assert doubts(folder) == []
     rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 4 else None)
-    assert only_doubt(folder).startswith("Little's law is off by -2")
+    assert only_doubt(folder) == LittlesLawOff(off=pytest.approx(-0.25, abs=0.05))
 
 
 def test_tokens_that_the_server_counted_and_we_did_not(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     key = "generation_tokens_total"
     rewrite(folder / "server.jsonl", lambda _, line: line | {key: 1.05 * float(str(line[key]))})
-    assert only_doubt(folder).startswith("tokens disagree: the server counted 5 % more than our rows")
+    assert only_doubt(folder) == TokensDisagree(off=pytest.approx(0.05))
 
 
 def test_tokens_that_we_counted_and_the_server_did_not(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     key = "generation_tokens_total"
     rewrite(folder / "server.jsonl", lambda _, line: line | {key: 0.97 * float(str(line[key]))})
-    assert only_doubt(folder).startswith("tokens disagree: the server counted 3 % fewer than our rows")
+    assert only_doubt(folder) == TokensDisagree(off=pytest.approx(-0.03))
 
 
 def test_foreign_load(tmp_path: Path) -> None:
     folder = written(tmp_path / "r")
     rewrite(folder / "server.jsonl", lambda _, line: line | {"waiting": 5.0, "waiting_capacity": 0.0})
-    said = only_doubt(folder)
-    assert said.startswith("foreign load: the server holds ")
-    assert float(said.split()[5]) == pytest.approx(5.0, abs=0.3)
+    assert only_doubt(folder) == ForeignLoad(requests=pytest.approx(5.0, abs=0.3))
 
 
 @pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECT_ERROR])
@@ -117,10 +131,9 @@ def test_requests_that_failed_on_the_clients_side(tmp_path: Path, outcome: Outco
     folder = written(tmp_path / "r")
     failed = {"outcome": str(outcome), "http_status": None, "finish_reason": None}
     rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 20 else line | failed)
-    said = only_doubt(folder)
-    assert said.endswith(" requests failed on the client's side")
-    count, of = (int(word) for word in said.split() if word.isdecimal())
-    assert count / of == pytest.approx(1 / 20, abs=0.02)
+    doubt = only_doubt(folder)
+    assert isinstance(doubt, ClientErrors)
+    assert doubt.failed / doubt.ended == pytest.approx(1 / 20, abs=0.02)
 
 
 def test_one_timeout_in_a_hundred_is_no_doubt(tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_a_level_that_still_drifts_at_its_end(tmp_path: Path) -> None:
         return prompt + 2 * next(drawn), output
 
     folder = written(tmp_path / "r", Plan(levels=(4,), level_s=60.0, lengths=growing))
-    assert only_doubt(folder).startswith("not steady: ")
+    assert only_doubt(folder) == NotSteady()
 
 
 def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Path) -> None:
@@ -158,5 +171,5 @@ def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Pat
     assert (level.window.begin_unix_s - begin) / (end - begin) == pytest.approx(0.5)
     late = run.requests.end_unix_s >= level.window.begin_unix_s
     inside = late & (run.requests.end_unix_s < end)
-    assert level.n == inside.sum()
+    assert level.requests.n == inside.sum()
     assert run.requests.output_tokens[inside].min() > 100  # none of those that drifted
