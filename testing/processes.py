@@ -35,6 +35,18 @@ def simulator(*flags: str) -> Iterator[str]:
             process.terminate()
 
 
+@contextlib.contextmanager
+def scripted_server(*flags: str) -> Iterator[str]:
+    """The scripted server on a free port; yields its address."""
+    command = [sys.executable, "-m", "testing.servers.scripted", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
 def until(seconds: float, ready: Callable[[], bool]) -> None:
     """Waits for it; what is not there yet may raise OSError or ValueError."""
     end = time.monotonic() + seconds

@@ -4,20 +4,20 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from testing.processes import LOCUST, scripted_server
+
 STREAMS = 400
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
+TIMES = ("--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S))
+"""Flags of the scripted server."""
 WARM_S, MEASURE_S, ROUNDS = 10.0, 14.0, 5
 TICKS = os.sysconf("SC_CLK_TCK")
-LOCUST = str(Path(sys.executable).with_name("locust"))
 
 
 def run() -> None:
@@ -42,28 +42,27 @@ def run() -> None:
         print(f"  {name} error: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms ({len(values)} requests)")
 
 
-@contextmanager
-def scripted_server() -> Iterator[str]:
-    """The address of a fresh one."""
-    times = ["--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S)]
-    server = [sys.executable, "-m", "testing.servers.scripted", *times]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as scripted:
-        try:
-            assert scripted.stdout is not None
-            yield scripted.stdout.readline().strip()
-        finally:
-            scripted.terminate()
-
-
 def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
     """CPU seconds a token, in the steady part of one load test, and the server's log."""
-    with scripted_server() as url:
+    with scripted_server(*TIMES) as url:
         return _load(locust, url)
 
 
 def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
     limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
-    command = [LOCUST, *locust, "--headless", "--host", url, "-u", str(STREAMS), "-r", "100", "-t", limit]
+    command = [
+        str(LOCUST),
+        *locust,
+        "--headless",
+        "--host",
+        url,
+        "-u",
+        str(STREAMS),
+        "-r",
+        "100",
+        "-t",
+        limit,
+    ]
     with subprocess.Popen(
         [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as client:

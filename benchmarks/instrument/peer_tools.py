@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.instrument.client import LOCUST, TOKENS
+from benchmarks.instrument.client import TOKENS
+from testing.processes import LOCUST, free_port
 from testing.servers.scripted import MODEL
 from testing.vllm.environment import VllmUnavailableError, prepare, vllm_home
 
@@ -117,7 +117,7 @@ def _tokenizer() -> str:
 
 def _locust(load: Load, *arguments: str, spawn_rate: float) -> list[str]:
     users = ["-u", str(load.streams), "-r", f"{spawn_rate:g}", "-t", f"{LOAD_S + 3:.0f}s"]
-    return [LOCUST, *arguments, "--headless", "--only-summary", "--host", load.url, *users]
+    return [str(LOCUST), *arguments, "--headless", "--only-summary", "--host", load.url, *users]
 
 
 def _seatcount_flags(load: Load) -> list[str]:
@@ -130,8 +130,7 @@ def _seatcount(load: Load) -> list[str]:
 
 
 def _two_workers(load: Load) -> list[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     ports = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
     return [*_seatcount(load), "--processes", "2", *ports]
 

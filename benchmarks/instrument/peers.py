@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.instrument.client import GAP_S, TICKS, TOKENS, TTFT_S, get, request_errors, scripted_server
+from benchmarks.instrument.client import GAP_S, TICKS, TIMES, TOKENS, TTFT_S, get, request_errors
 from benchmarks.instrument.peer_tools import (
     BARE,
     LOCKSTEP,
@@ -31,7 +31,7 @@ from benchmarks.instrument.peer_tools import (
     UnavailableError,
     quantiles,
 )
-from testing.processes import session_members
+from testing.processes import scripted_server, session_members
 
 OWN_VARIANTS = (LOCKSTEP, TWO_WORKERS)
 WARM_S, STEADY_S = 4.0, 6.0
@@ -86,7 +86,7 @@ def _measure(tool: Tool, streams: int) -> Result:
     result = Result(tool=tool, streams=streams)
     try:
         tool.prepare()
-        with tempfile.TemporaryDirectory() as folder, scripted_server() as url:
+        with tempfile.TemporaryDirectory() as folder, scripted_server(*TIMES) as url:
             _run_tool(result, Load(url=url, streams=streams, folder=Path(folder)))
     except (UnavailableError, OSError) as error:
         result.problem = str(error)

@@ -40,14 +40,17 @@ HEAD = (
 ROLE = _event({"role": "assistant", "content": ""})
 TOKEN = _event({"content": " token"})
 LAST = _event({"content": " token"}, "length")
+OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
 class Script:
     """What every answer is like, and what was really sent when (time.time)."""
 
-    def __init__(self, *, ttft_s: float, gap_s: float) -> None:
+    def __init__(self, *, ttft_s: float, gap_s: float, max_open: int | None = None) -> None:
         self.ttft_s = ttft_s
         self.gap_s = gap_s
+        self.max_open = max_open
+        """Answers under way beyond which a request is refused."""
         self.tokens = 0
         self.open = 0
         self.log: list[dict[str, Any]] = []
@@ -125,7 +128,12 @@ class Connection(asyncio.Protocol):
     def _answer(self, request: dict[str, Any], request_id: str) -> None:
         words = sum(_words(message["content"]) for message in request["messages"])
         tokens = request.get("max_tokens") or request.get("max_completion_tokens") or TOKENS
-        stream = _Stream(self, self._script, words=words, tokens=tokens, request_id=request_id)
+        script = self._script
+        if script.max_open is not None and script.open >= script.max_open:
+            # As a gateway does that lets a request wait for a place, about as long as an answer takes.
+            self._loop.call_later(script.ttft_s + tokens * script.gap_s, self.send, OVERLOADED)
+            return
+        stream = _Stream(self, script, words=words, tokens=tokens, request_id=request_id)
         self.send(HEAD)
         self._loop.call_at(stream.due, stream.begin)
 
@@ -193,8 +201,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--ttft-s", type=float, default=0.2)
     parser.add_argument("--gap-s", type=float, default=0.02)
+    parser.add_argument("--max-open", type=int, help="answers under way beyond which a request gets a 503")
     options = parser.parse_args()
-    uvloop.run(serve(Script(ttft_s=options.ttft_s, gap_s=options.gap_s), options.port))
+    script = Script(ttft_s=options.ttft_s, gap_s=options.gap_s, max_open=options.max_open)
+    uvloop.run(serve(script, options.port))
 
 
 if __name__ == "__main__":

@@ -41,10 +41,14 @@ def test_memory_is_counted_in_tokens_and_bytes(memory_answer):
     assert found.r2 > 0.9
 
 
-def test_what_would_raise_it_is_ordered_by_what_the_model_says(memory_answer):
-    gains = {words(option.change).split()[0]: option.gain_users for option in memory_answer.options}
-    assert gains["A"] >= 1
-    assert gains["--kv-cache-dtype"] >= memory_answer.headline.estimate
+def test_options_say_how_many_users_they_gain(memory_answer):
+    gains = {type(option.change).__name__: option.gain_users for option in memory_answer.options}
+    assert set(gains) == {"LargerPool", "Fp8Cache", "ShorterContext", "SecondReplica"}
+    estimate = memory_answer.headline.estimate
+    assert 1 <= gains["LargerPool"] <= 3  # a tenth more blocks
+    assert 1 <= gains["ShorterContext"] < estimate
+    assert gains["Fp8Cache"] >= estimate  # twice the tokens, and a smaller spread
+    assert gains["SecondReplica"] == pytest.approx(estimate, abs=1)
 
 
 def test_the_same_rows_give_the_same_answer(memory_run, memory_answer):
@@ -97,12 +101,16 @@ def test_where_nothing_broke_the_answer_is_at_least_the_highest_level(tmp_path):
 
 
 def test_a_wall_just_beyond_the_levels_is_flagged_and_not_recommended(tmp_path):
-    write_run(tmp_path / "r", small_engine(), Plan(levels=(4, 8, 14, 16), level_s=20.0, seed=1))
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(4, 8, 12, 15), level_s=20.0, seed=1))
     found = answer_for(tmp_path / "r")
+    assert not found.headline.at_least
+    assert found.headline.estimate_x is not None
+    assert 15.0 < found.headline.estimate_x < 1.25 * 15
     assert found.headline.max_users is not None
-    assert found.headline.max_users <= 16
-    if found.headline.estimate_x is not None and found.headline.estimate_x > 16:
-        assert any(warning.startswith("Extrapolated") for warning in sentences(found.warnings))
+    assert found.headline.max_users <= 15
+    (memory,) = (bound for bound in found.bounds if bound.name == "kv_cache")
+    assert memory.basis == "extrapolated"
+    assert sum(warning.startswith("Extrapolated") for warning in sentences(found.warnings)) == 1
 
 
 def test_thinking_users_outnumber_requests_in_flight(tmp_path):

@@ -1,6 +1,7 @@
 """`python -m analysis.capacity`: what it reads, writes and refuses."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,6 @@ def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
 def test_the_command_answers_and_writes_what_the_contract_names(memory_run, capsys):
     assert main([str(memory_run)]) == 0
     first = capsys.readouterr().out.strip().splitlines()[0]
-    assert first.startswith("tiny: plan for 1")
-    assert first.endswith(" users")
     written = json.loads((memory_run / "capacity.json").read_text())
     assert set(written) == {"schema", "generated_unix_s", "confidence", "slo", "models"}
     assert written["slo"] == {
@@ -37,6 +36,8 @@ def test_the_command_answers_and_writes_what_the_contract_names(memory_run, caps
         "kv_blocked_fraction": 0.1,
     }
     (model,) = written["models"]
+    assert model["max_users"] == math.floor(model["interval_x"][0]) > 0
+    assert first == f"tiny: plan for {model['max_users']} users"
     contract = """model runs max_users estimate interval estimate_x interval_x max_in_flight at_least binding
         p_binding bounds memory latency levels refused reasons warnings"""
     assert set(contract.split()) <= set(model)
@@ -66,6 +67,21 @@ def test_capacity_json_has_the_numbers_of_the_answer(memory_run, memory_answer):
         assert level.tpot_s.p50 == own.requests.tpot_s.p50
         assert level.kv_cache_usage == own.server.kv_cache_usage
         assert level.preempted_fraction == own.preempted_fraction
+
+
+def test_a_lower_confidence_narrows_the_interval_and_is_shown(memory_run, memory_answer, tmp_path, capsys):
+    shutil.copytree(memory_run, tmp_path / "run")
+    assert main([str(tmp_path), "--confidence", "0.5"]) == 0
+    written = json.loads((tmp_path / "capacity.json").read_text())
+    (model,) = written["models"]
+    assert written["confidence"] == 0.5
+    assert model["estimate_x"] == memory_answer.headline.estimate_x
+    low, high = memory_answer.headline.interval_x
+    assert low < model["interval_x"][0] < model["estimate_x"] < model["interval_x"][1] < high
+    assert model["interval_x"][1] - model["interval_x"][0] < 0.6 * (high - low)
+    first = "\n".join(capsys.readouterr().out.strip().splitlines()[:3])
+    assert "50 %" in first
+    assert "90 %" not in first
 
 
 def test_bad_folders_exit_2_with_one_sentence(tmp_path, capsys):

@@ -28,8 +28,13 @@ def test_an_equal_run_passes_one_line_for_each_criterion(baseline, again, capsys
 def test_a_smaller_pool_fails_the_gate_and_says_by_how_much(baseline, smaller, tmp_path, capsys):
     assert main(["--gate", str(baseline), str(smaller), "--output", str(tmp_path)]) == 4
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"worse +maximum users: 1\d\.\d, baseline 1\d\.\d, at least \d\d % less\.", lines[0])
+    said = re.match(r"worse +maximum users: ([\d.]+), baseline ([\d.]+), at least (\d+) % less\.", lines[0])
+    assert said is not None
+    now, before, less = map(float, said.groups())
     gate = json.loads((tmp_path / "compare.json").read_text())["gate"]
+    sides = deployed(smaller), deployed(baseline)
+    assert [now, before] == [round(side.answer.headline.estimate_x, 1) for side in sides]
+    assert 5 < less < 100 * (1 - now / before)  # surely less, so not all of it
     assert gate["verdict"] == "worse"
     assert [one["figure"] for one in gate["criteria"]] == [
         "max_users",

@@ -75,6 +75,7 @@ def test_ttft_from_due_shows_what_a_late_load_generator_hides(tmp_path: Path) ->
 
 def test_requests_sent_in_time_get_no_warning(tmp_path: Path) -> None:
     run = open_run(tmp_path / "r", [due_row(n) for n in range(200)])
+    assert sum(one.due for one in slices_of(run)) == 200
     assert not any("late" in warning for warning in sentences(recommend([run], slo=Slo()).warnings))
 
 

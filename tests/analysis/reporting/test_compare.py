@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from analysis.compare.__main__ import main
 from testing.runs.answers import comparison_row
 from testing.runs.virtual import read_json, write_short_run
@@ -11,8 +13,9 @@ def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main([str(baseline), str(smaller)]) == 0
     text = capsys.readouterr().out
-    assert text.strip().splitlines()[0].startswith("before: plan for 1")
-    assert re.search(r"before holds more users: 1\.\d+ to 1\.\d+ times as many", text)
+    first = text.strip().splitlines()[0]
+    ends = re.search(r"before holds more users: ([\d.]+) to ([\d.]+) times as many", text)
+    assert ends is not None
     assert re.search(r"^ *maximum users .* yes *$", text, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
     assert main([str(baseline), str(smaller), "--format", "markdown", "--output", "out"]) == 0
@@ -22,7 +25,13 @@ def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_pa
         "compare.html", "compare.json", "compare.md",
     ]  # fmt: skip
     found = read_json((tmp_path / "out" / "compare.json").read_bytes())
-    assert comparison_row(found, "max_users").different == "yes"
+    users = comparison_row(found, "max_users")
+    assert users.different == "yes"
+    low, high = users.ratio_interval
+    assert [float(end) for end in ends.groups()] == pytest.approx([1 / high, 1 / low], abs=0.006)
+    before, _ = (answer.max_users for answer in found.answers)
+    assert before > 0
+    assert first.startswith(f"before: plan for {before} users")
 
 
 def test_the_page_is_self_contained_and_escapes_names(baseline, tmp_path):

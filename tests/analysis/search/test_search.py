@@ -33,8 +33,9 @@ def test_levels_follow_each_other_without_a_jump_beyond_four_times_what_has_held
     one = deployment(KV_BOUND)
     (*_, (load, _)) = searched(one, budget_s=900.0)
     users = [level[2] for level in load.run().info.schedule]
-    assert users[0] == search.FIRST_USERS
-    assert all(after <= search.MAX_STEP * max(users[: place + 1]) for place, after in enumerate(users[1:]))
+    assert users[0] == 4
+    assert len(users) > 3
+    assert all(after <= 4 * max(users[: place + 1]) for place, after in enumerate(users[1:]))
     assert max(users) < 1.3 * TRUE_X[KV_BOUND]
 
 
@@ -69,7 +70,7 @@ def test_where_nothing_breaks_it_goes_on_to_the_most(monkeypatch: pytest.MonkeyP
     assert advised(one, 4, 60.0).users == 8
     last = advised(one, 8, 60.0)
     assert last.users is None
-    assert "8" in last.line
+    assert "up to 8 users" in last.line
 
 
 def test_a_level_far_past_a_wall_is_left_before_it_has_settled() -> None:
@@ -95,4 +96,4 @@ def test_a_level_that_cannot_be_trusted_is_left_once_and_ends_the_search_the_sec
 def test_a_young_level_is_held() -> None:
     advice = advised(deployment(KV_BOUND), 4, 6.0)
     assert advice.users == 4
-    assert advice.look_s >= search.LOOK_S
+    assert advice.look_s >= 2.0

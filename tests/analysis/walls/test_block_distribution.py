@@ -66,6 +66,8 @@ def test_pressure_rises_with_users_and_a_pool_for_nobody_holds_nobody():
     occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
     pressure = [occupancy.at(users) for users in range(1, 22)]
     assert all(a.blocked <= b.blocked + 1e-12 for a, b in pairwise(pressure))
+    assert pressure[0].blocked < 1e-6
+    assert pressure[-1].blocked > 0.1
     assert (
         kv_wall_users(
             Occupancy(block_distribution(length_pairs([100], [100]), block_tokens=32), 2),

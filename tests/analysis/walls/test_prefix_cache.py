@@ -65,11 +65,15 @@ def test_it_is_named_explained_and_given_levers(run):
     assert next(level for level in answer.levels if level.users == 24).server.kv_cache_usage < 0.4
 
 
-def test_where_it_was_not_met_the_report_says_so(run):
+def test_far_below_it_the_wall_is_predicted_and_the_answer_is_at_least(true):
     far = recommend([run_of(three_turns(), (2, 4), seed=0)], slo=SLO)
     assert far.headline.at_least
-    met = {bound.name for bound in far.bounds}
-    assert "prefix_cache" in met  # predicted, far above what was measured
+    (wall,) = (bound for bound in far.bounds if bound.name == "prefix_cache")
+    assert wall.basis == "extrapolated"
+    assert wall.users_x == pytest.approx(true, rel=0.2)
+
+
+def test_without_a_cache_the_answer_says_that_its_wall_was_not_met(run):
     off = recommend([without_cache(run)], slo=SLO)
     assert "prefix_cache" in {wall.name for wall in off.not_met}
     assert math.isnan(off.levels[0].server.prefix_hit_rate)
@@ -146,4 +150,5 @@ def test_one_noisy_lowest_level_is_not_averaged_away_by_many_others():
         shift, weight = prefix_cache._shift(eviction, pool, [lowest, *others], sd=1.0)
         return math.sqrt(weight @ shift**2 - (weight @ shift) ** 2)
 
+    assert spread(1) > 0.01
     assert spread(9) > 0.9 * spread(1)

@@ -1,0 +1,175 @@
+"""Each reason to distrust a level, provoked alone."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.evidence.evidence import gather
+from analysis.notes import (
+    ClientErrors,
+    ForeignLoad,
+    GeneratorBusy,
+    GeneratorLate,
+    LittlesLawOff,
+    LoadNotReached,
+    Note,
+    NotSteady,
+    TokensDisagree,
+    TooFewRequests,
+    TooMuchLoad,
+)
+from analysis.reading.runs import find_runs, read_run
+from loadtest.record import Outcome, Slo
+from testing.runs.virtual import Plan, chat_lengths, small_engine, write_run
+
+PLAN = Plan(levels=(8,), level_s=20.0)
+JsonLine = dict[str, object]
+
+
+def written(folder: Path, plan: Plan = PLAN) -> Path:
+    """A run of one level in a pool that is large enough for it."""
+    write_run(folder, small_engine(num_gpu_blocks=2048, max_model_len=8192), plan)
+    return folder
+
+
+def rewrite(file: Path, change: Callable[[int, JsonLine], JsonLine | None]) -> None:
+    """Changes each line by its number; None leaves it out."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = [change(number, line) for number, line in enumerate(lines)]
+    assert changed != lines
+    file.write_text("".join(json.dumps(line) + "\n" for line in changed if line is not None))
+
+
+def set_run(folder: Path, **changes: object) -> None:
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | changes))
+
+
+def doubts(folder: Path) -> list[Note]:
+    (found,) = find_runs(folder)
+    (level,) = gather([read_run(found)], slo=Slo()).levels
+    assert level.trusted is (not level.why_not)
+    return list(level.why_not)
+
+
+def only_doubt(folder: Path) -> Note:
+    (doubt,) = doubts(folder)
+    return doubt
+
+
+def test_a_sound_level_is_trusted(tmp_path: Path) -> None:
+    assert doubts(written(tmp_path / "r")) == []
+
+
+def test_a_late_load_generator(tmp_path: Path) -> None:
+    late = Plan(levels=(8,), level_s=20.0, lag_s=0.05)
+    doubt = only_doubt(written(tmp_path / "r", late))
+    assert doubt == GeneratorLate(lag_s=pytest.approx(0.05), limit_s=pytest.approx(0.005))
+
+
+def test_a_busy_load_generator(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    rewrite(folder / "client-0.jsonl", lambda _, line: line | {"cpu": 0.93})
+    assert only_doubt(folder) == GeneratorBusy(cpu=pytest.approx(0.93), limit=0.85)
+
+
+def test_too_few_requests(tmp_path: Path) -> None:
+    long = Plan(levels=(8,), level_s=11.0, lengths=lambda rng: (60, 900 + int(rng.integers(200))))
+    doubt = only_doubt(written(tmp_path / "r", long))
+    assert isinstance(doubt, TooFewRequests)
+    assert 0 < doubt.ended < doubt.needed == 20
+
+
+def test_users_who_were_never_all_there(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    ((begin, end, _),) = json.loads((folder / "run.json").read_text())["schedule"]
+    set_run(folder, schedule=[[begin, end, 10]])
+    assert only_doubt(folder) == LoadNotReached(in_flight=pytest.approx(8.0, abs=0.05), users=10)
+
+
+def test_more_requests_than_users(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    ((begin, end, _),) = json.loads((folder / "run.json").read_text())["schedule"]
+    set_run(folder, schedule=[[begin, end, 6]])
+    assert only_doubt(folder) == TooMuchLoad(in_flight=pytest.approx(8.0, abs=0.05), users=6)
+
+
+def test_rows_that_are_missing_break_littles_law(tmp_path: Path) -> None:
+    """In a run that goes on the load generator counts what is in flight, and every fourth row is lost."""
+    folder = written(tmp_path / "r")
+    set_run(folder, ended_unix_s=None)
+    assert doubts(folder) == []
+    rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 4 else None)
+    assert only_doubt(folder) == LittlesLawOff(off=pytest.approx(-0.25, abs=0.05))
+
+
+def test_tokens_that_the_server_counted_and_we_did_not(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    key = "generation_tokens_total"
+    rewrite(folder / "server.jsonl", lambda _, line: line | {key: 1.05 * float(str(line[key]))})
+    assert only_doubt(folder) == TokensDisagree(off=pytest.approx(0.05))
+
+
+def test_tokens_that_we_counted_and_the_server_did_not(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    key = "generation_tokens_total"
+    rewrite(folder / "server.jsonl", lambda _, line: line | {key: 0.97 * float(str(line[key]))})
+    assert only_doubt(folder) == TokensDisagree(off=pytest.approx(-0.03))
+
+
+def test_foreign_load(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    rewrite(folder / "server.jsonl", lambda _, line: line | {"waiting": 5.0, "waiting_capacity": 0.0})
+    assert only_doubt(folder) == ForeignLoad(requests=pytest.approx(5.0, abs=0.3))
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECT_ERROR])
+def test_requests_that_failed_on_the_clients_side(tmp_path: Path, outcome: Outcome) -> None:
+    folder = written(tmp_path / "r")
+    failed = {"outcome": str(outcome), "http_status": None, "finish_reason": None}
+    rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 20 else line | failed)
+    doubt = only_doubt(folder)
+    assert isinstance(doubt, ClientErrors)
+    assert doubt.failed / doubt.ended == pytest.approx(1 / 20, abs=0.02)
+
+
+def test_one_timeout_in_a_hundred_is_no_doubt(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    failed = {"outcome": "timeout", "http_status": None, "finish_reason": None}
+    rewrite(folder / "requests-0.jsonl", lambda number, line: line | failed if number == 200 else line)
+    assert doubts(folder) == []
+
+
+def test_a_level_that_still_drifts_at_its_end(tmp_path: Path) -> None:
+    drawn = itertools.count()
+
+    def growing(rng):
+        prompt, output = chat_lengths(rng)
+        return prompt + 2 * next(drawn), output
+
+    folder = written(tmp_path / "r", Plan(levels=(4,), level_s=60.0, lengths=growing))
+    assert only_doubt(folder) == NotSteady()
+
+
+def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Path) -> None:
+    """Answers become three times as long before the middle of the level, and stay so."""
+    drawn = itertools.count()
+
+    def settling(rng):
+        return 100, (40 if next(drawn) < 650 else 120) + int(rng.integers(20))
+
+    folder = written(tmp_path / "r", Plan(levels=(4,), level_s=60.0, settle_s=0.0, lengths=settling))
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    (level,) = gather([run], slo=Slo()).levels
+    ((begin, end, _),) = run.info.schedule
+    assert level.trusted
+    assert level.window.end_unix_s == end
+    assert (level.window.begin_unix_s - begin) / (end - begin) == pytest.approx(0.5)
+    late = run.requests.end_unix_s >= level.window.begin_unix_s
+    inside = late & (run.requests.end_unix_s < end)
+    assert level.requests.n == inside.sum()
+    assert run.requests.output_tokens[inside].min() > 100  # none of those that drifted
