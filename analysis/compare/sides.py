@@ -22,7 +22,7 @@ from analysis.statistics.ratios import (
     Quantity,
     Sample,
     Series,
-    estimate,
+    batch_mean,
 )
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS, Preset
@@ -120,7 +120,7 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
         return None
     weights = [level.window.length_s / window_s for level in levels]
     pairs = list(zip(weights, levels, strict=True))
-    return estimate(
+    return batch_mean(
         sum(weight * level.requests.output_tok_s for weight, level in pairs),
         se=math.hypot(*(weight * level.requests.output_tok_se for weight, level in pairs)),
         freedom=sum(level.window.batches - 1 for level in levels),
@@ -165,7 +165,7 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
     mean = float(held.sum() / steps.sum())
     off = np.bincount(pairs.conversation, weights=held - mean * steps)
     se = math.sqrt(float(off @ off)) / float(steps.sum())
-    return estimate(mean + pairs.shared_prefix, se=se, freedom=len(off) - 1)
+    return batch_mean(mean + pairs.shared_prefix, se=se, freedom=len(off) - 1)
 
 
 def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Everything that the walls are judged from, gathered from runs that may be pooled."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evidence:
-    """Everything that the walls are judged from."""
+    """Runs, their levels, and what all levels say together."""
 
     runs: Sequence[Run]
     levels: Sequence[Level]
@@ -30,18 +30,18 @@ class Evidence:
 
     @property
     def active(self) -> Active:
-        """Share of the time in which one of so many users is in flight."""
+        """Share of the time in which a user is in flight, by the number of users."""
         return active_of(self.thinking)
 
     @property
     def active_of_one(self) -> Active:
-        """The same for so many users of one engine."""
+        """Share of the time in which a user is in flight, by the number of users of one engine."""
         engines = self.pool.engines if self.pool else 1
         return active_of(self.thinking.of_one(engines) if self.thinking else None)
 
     @property
     def pace(self) -> Pace | None:
-        """None where the levels do not tell."""
+        """Step time and prefill of all engines together; None where the levels do not tell."""
         if self.pairs is None:
             return None
         return pace_of(
@@ -53,24 +53,24 @@ class Evidence:
 
     @property
     def max_num_seqs(self) -> int | None:
-        """max_num_seqs of all engines together, as stated or as seen."""
+        """max_num_seqs of all engines together, as stated or as detected; None where it is neither."""
         stated = self.runs[-1].info.server.max_num_seqs
         engines = self.pool.engines if self.pool else 1
         return max_num_seqs_of(self.levels, stated=stated * engines if stated else None)
 
     @property
     def open_loop(self) -> bool:
-        """Requests came when they were due, in one of the runs at least."""
+        """True where requests came when they were due, in one of the runs at least."""
         return any(run.info.arrivals for run in self.runs)
 
     @property
     def trusted(self) -> list[int]:
-        """Users of the trusted levels, rising."""
+        """Numbers of users that have a trusted level, rising."""
         return sorted({level.users for level in self.levels if level.trusted})
 
 
 def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
-    """Lengths, pool, levels and think time of comparable runs."""
+    """Measures the levels of runs that may be pooled, and what they say together."""
     pool = _pool(runs)
     pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
@@ -113,24 +113,26 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
 
 def users_think(runs: Sequence[Run]) -> bool:
+    """True where users were told to pause between requests."""
     return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
 
 
-ALIKE, ALIKE_APART = 3, 4 / 3  # numbers of users, so far apart, whose queues left equally many running: a cap
+MIN_ALIKE, MIN_ALIKE_SPREAD = 3, 4 / 3  # levels with equally many running, and their users' largest ratio
 
 
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs: as stated, else where a trusted level stood flat at it with a queue, or where three
-    numbers of users, a third apart, left equally many running, with queues and room."""
+    """max_num_seqs as stated; else the most requests that ran, where a trusted level stood flat at that with
+    a queue, or where three numbers of users, a third apart, left equally many running with queues and
+    room."""
     if stated is not None:
         return stated
     trusted = [level for level in levels if level.trusted]
-    seen = [level.server.max_num_seqs for level in trusted if level.server.max_num_seqs is not None]
-    if seen:
-        return min(seen)
+    detected = [level.server.max_num_seqs for level in trusted if level.server.max_num_seqs is not None]
+    if detected:
+        return min(detected)
     alike = {
         level.users: level.server.most_running for level in trusted if level.server.most_running is not None
     }
-    if len(alike) < ALIKE or max(alike) < ALIKE_APART * min(alike) or len(set(alike.values())) > 1:
+    if len(alike) < MIN_ALIKE or max(alike) < MIN_ALIKE_SPREAD * min(alike) or len(set(alike.values())) > 1:
         return None
     return next(iter(alike.values()))

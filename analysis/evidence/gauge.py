@@ -1,4 +1,4 @@
-"""TODO."""
+"""The server's gauge of KV usage held against what the rows explain: a check of the KV-cache formula."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gauge:
-    """The second look: usage on running of the same scrape, in trusted levels in which nobody waited."""
+    """KV usage against requests running of the same scrape, in trusted levels in which nobody waited."""
 
     tokens_per_request: float
     r2: float
     off: float
-    """Gauge over what our own rows explain at the same scrapes, minus 1."""
+    """Gauge over what the rows explain at the same scrapes, less 1."""
     off_se: float
 
 
 def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
-    """None where fewer than five scrapes had requests running."""
+    """The gauge of all runs together; None where fewer than five scrapes had requests running."""
     free = [level for level in levels if level.trusted and not level.server.waiting_fraction > 0]
     scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
@@ -46,9 +46,9 @@ def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared
 class _Scrapes:
     running: Floats
     held: Floats
-    """Tokens by the gauge."""
+    """Tokens that the gauge shows."""
     rebuilt: Floats
-    """Tokens by our own rows, whole blocks, shared ones taken off."""
+    """Tokens that the rows explain, in whole blocks, shared ones taken off."""
     active: Floats
 
 
@@ -70,12 +70,12 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: in
 
 
 def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
-    """KV tokens (whole blocks, without shared ones) and requests in flight at each instant, from our own
-    rows. Shapes as given."""
+    """KV tokens (whole blocks, without shared ones) and requests in flight at each instant, from the rows.
+    Shapes as `at_unix_s`."""
     begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
     longest = float((ends - begins).max(initial=0.0))
     held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
-    for place, at in enumerate(at_unix_s):
+    for position, at in enumerate(at_unix_s):
         near = np.searchsorted(ends, [at, at + longest])  # rows stand in the order of their ends
         index = np.arange(near[0], min(near[1] + 1, len(rows)))
         index = index[(begins[index] <= at) & (rows.prompt_tokens[index] >= 1)]
@@ -85,8 +85,8 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: in
         tokens = np.maximum(rows.prompt_tokens[index] - shared, 1) + decoded * np.maximum(
             rows.output_tokens[index] - 1, 0
         )
-        held[place] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
-        active[place] = len(index)
+        held[position] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
+        active[position] = len(index)
     return held, active
 
 

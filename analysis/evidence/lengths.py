@@ -1,7 +1,4 @@
-"""The memory wall: the exact law of KV blocks from (prompt, output) pairs, and what the server measured.
-
-Formulas: docs/method.md. All lengths are in engine steps, so that the GPU and its speed cancel.
-"""
+"""Lengths of finished requests in pairs of prompt and output, and their conversations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ class Pairs:
 
 
 def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
-    """(prompt, output) of every finished request of these runs whose usage the server sent."""
+    """Lengths of every finished request of these runs whose usage the server sent."""
     prompt, output, conversation, cached = [], [], [], []
     before = 0
     for run in runs:
@@ -51,7 +48,7 @@ def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
 
 
 def conversation_ids(rows: Requests) -> Ints:
-    """Which conversation each request belongs to, 0, 1, ...: a user's turns from one turn 0 to the next."""
+    """Number of the conversation of each request, shape (n,): a user's turns from one turn 0 to the next."""
     order = np.lexsort((rows.start_unix_s, rows.user))
     begins = (rows.turn[order] == 0) | (np.diff(rows.user[order], prepend=-1) != 0)
     chat = np.empty(len(rows), dtype=np.int64)
@@ -60,7 +57,7 @@ def conversation_ids(rows: Requests) -> Ints:
 
 
 def _shared_prefix(cached: Floats, block_tokens: int) -> int:
-    """Whole blocks that nine in ten first turns found cached: the cache fills in the first few."""
+    """Tokens in whole blocks that nine in ten first turns found cached: the first few fill the cache."""
     known = cached[~np.isnan(cached)]
     if len(known) < 20:
         return 0

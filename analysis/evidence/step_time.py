@@ -1,4 +1,4 @@
-"""Step time, knee, and the walls that latency, throughput, slots and errors make."""
+"""How long a step of the engine takes, from throughput and TTFT of levels in which nobody waited."""
 
 import math
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """tau = base + per_sequence * n: a step of n sequences, prefill riding along; X = N/(a + beta N)."""
+    """A step of n sequences takes tau = base + per_sequence * n, prefill included: X = N/(base + per_sequence
+    N)."""
 
     base_s: float
     per_sequence_s: float
-    """beta = b + c mu + d E[uncached prompt]/E[o]: one length mix tells only their sum."""
+    """beta = b + c mu + d E[uncached prompt]/E[o] (docs/method.md): one length mix tells only their sum."""
 
     @property
     def knee(self) -> float:
@@ -27,30 +28,31 @@ class StepTime:
         return 9.0 * self.base_s / self.per_sequence_s if self.per_sequence_s > 0 else math.inf
 
     def output_tok_s(self, sequences: float) -> float:
-        """X(N)."""
+        """Output tokens a second, X, with so many sequences in flight."""
         return sequences / (self.base_s + self.per_sequence_s * sequences)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """How long a step takes: base + per_sequence * n + prefill * prompt tokens that it computes."""
+    """A step of n sequences takes base + per_seq * n + prefill_per_token * the prompt tokens that it
+    computes."""
 
     step_base_s: float
     step_per_seq_s: float
     prefill_per_token_s: float | None
-    """None where it is not sure; its share is then in `step_per_seq_s`."""
+    """None where the data do not tell; its share is then in `step_per_seq_s`."""
     knee: float
 
     def of_one(self, engines: int) -> "Pace":
-        """The same for the sequences of one of so many equal engines."""
+        """The pace of one of so many equal engines, by its own sequences."""
         return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
 
 
 def pace_of(
     runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
 ) -> Pace | None:
-    """From X(N) and from TTFT against prompt lengths; means in tokens of a request. None where X(N) is not
-    known at two loads."""
+    """Pace from throughput at two loads or more, and from TTFT against prompt lengths; None where throughput
+    is known at one load only. `uncached_prompt`, `output`: mean tokens of a request."""
     step = step_time(levels)
     if step is None:
         return None
@@ -68,14 +70,14 @@ def pace_of(
 
 
 def is_free(level: Level) -> bool:
-    """A trusted level in which hardly anybody waited for blocks (where that is not known, for anything), nor,
-    as far as running shows, for slots."""
+    """True for a trusted level in which hardly any request waited for KV blocks (where that is not known, for
+    anything) nor for a `max_num_seqs` slot."""
     waited = level.server.blocked.fraction if level.server.blocked else level.server.waiting_fraction
     return level.trusted and level.server.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Least squares of n/X on n over trusted levels with free slots and blocks; needs two loads."""
+    """Least squares of n/X on n over levels in which nobody waited; None of fewer than two loads."""
     free = [level for level in levels if is_free(level) and level.requests.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
@@ -92,8 +94,8 @@ def step_time(levels: Sequence[Level]) -> StepTime | None:
 
 
 def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
-    """Slope of TTFT on uncached prompt tokens, of as few of the lowest loads as make it sure; None where none
-    do."""
+    """Slope of TTFT on uncached prompt tokens, from as few of the lowest loads as make it sure; None where
+    all together do not."""
     free = [level for level in levels if is_free(level)]
     for most in sorted({level.users for level in free}):
         prompt, ttft = _first_tokens(runs, [level for level in free if level.users <= most])

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Users who think: the pause between requests, and the share of the time in which a user is in flight."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from scipy import optimize
 from analysis.evidence.step_time import is_free
 from analysis.levels.level import Level
 
-PAUSE_CV = 1.0  # of think times, as of an exponential law: what their mean over n requests is off by
+PAUSE_CV = 1.0  # of think times, taken as exponential: gives the standard error of their mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,15 +24,16 @@ class Thinking:
     """Standard error of ln think_s."""
 
     def of_one(self, engines: int) -> "Thinking":
-        """The same for users of one of so many equal engines: response times grow with all of them."""
+        """Users of one of so many equal engines: its request durations grow with its own users only."""
         return replace(self, slope_s=self.slope_s * engines)
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
-        """The same with a think time that the data would also allow."""
+        """These users with a think time drawn from its error."""
         return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
 
     def active(self, users: int) -> float:
-        """p = R/(R + Z), with R at p N in flight: the fixed point, by its quadratic. 0 to 1."""
+        """Share of the time in flight, p = R/(R + Z), with R at p N in flight: the root of a quadratic. 0 to
+        1."""
         # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
         linear = self.idle_s + self.think_s - users * self.slope_s
         if self.slope_s <= 0:
@@ -42,8 +43,8 @@ class Thinking:
 
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
-    """Z by Little's law, which holds at any load, and R against requests in flight, from trusted levels with
-    free slots and blocks where there are any."""
+    """Z by Little's law from all trusted levels, and R against requests in flight from those in which nobody
+    waited, where there are any."""
     known = [
         level
         for level in levels
@@ -68,13 +69,14 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
 
 
 Active = Callable[[int], float]
+"""Share of the time in which a user is in flight, by the number of users."""
 
 
-def always(_: int) -> float:
-    """Users who never think: each is in flight all the time."""
+def always_active(_: int) -> float:
+    """Share in flight of users who never think."""
     return 1.0
 
 
 def active_of(thinking: Thinking | None) -> Active:
-    """Without a think time, each user is in flight all the time."""
-    return thinking.active if thinking else always
+    """Share in flight of these users; of users who never think where there is no think time."""
+    return thinking.active if thinking else always_active

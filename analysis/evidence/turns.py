@@ -1,4 +1,4 @@
-"""TODO."""
+"""Turns of conversations and the pauses between them, with weights for what the end of a run cut off."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Window
 
-ANSWERS_SEEN = 0.05  # of turns found more cached than the prompt before: never so where answers are not kept
+MIN_ANSWERS_FOUND = 0.05  # share of turns that find more than the prompt before: 0 where answers are not kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,23 +25,23 @@ class Turns:
     first: Ints
     """Where each conversation begins, shape (c,)."""
     length: Ints
-    """Its turns, shape (c,)."""
+    """Number of turns of each conversation, shape (c,)."""
     weight: Floats
-    """What each conversation counts, shape (c,): those that the run's end cut stand for longer ones."""
+    """Weight of each conversation, shape (c,): what the end of the run cut off stands for longer ones."""
     reusable: Floats
     """Prompt tokens that a cache without bounds holds; nan where the turn before is not known."""
     pauses_s: Floats
     """From an answer's end to the same user's next request, shape (m,)."""
     pause_weight: Floats
-    """Shape (m,): pauses that the run's end cut stand for longer ones."""
+    """Weight of each pause, shape (m,): what the end of the run cut off stands for longer ones."""
     block_tokens: int
     shared_prefix: int
     answers_cached: bool
-    """The next turn finds the answer before it too, as the same tokens."""
+    """The next turn finds the answer before it in the cache too, as the same tokens."""
 
 
 def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> Turns | None:
-    """Of all requests whose usage the server sent; None where no conversation has a second turn."""
+    """Turns of all requests whose usage the server sent; None where no conversation has a second turn."""
     if not any((run.requests.turn > 0).any() for run in runs):
         return None
     kept = answers_cached_of(runs)
@@ -68,11 +68,12 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
 
 
 def known_lengths(rows: Requests) -> Bools:
+    """True for finished requests whose lengths are known, shape (n,)."""
     return rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
 
 
 def turn_before(rows: Requests) -> Ints:
-    """Row of the same conversation's turn before, -1 where there is none. Shape (n,)."""
+    """Row of the turn before in the same conversation, -1 where there is none. Shape (n,)."""
     order = np.lexsort((rows.start_unix_s, rows.user))
     follows = np.diff(rows.user[order]) == 0
     follows &= rows.turn[order][1:] == rows.turn[order][:-1] + 1
@@ -83,7 +84,7 @@ def turn_before(rows: Requests) -> Ints:
 
 def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
     """Rows of known lengths, conversation after conversation and turn after turn, shape (n,); the number of
-    turns of each conversation, and whether it ended before the run did, shape (c,) each."""
+    turns of each conversation, and True where it ended before the run did, shape (c,) each."""
     chat = conversation_ids(rows)
     newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
     np.maximum.at(newest, rows.user, chat)
@@ -97,15 +98,15 @@ def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
 def _of_run(
     rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
 ) -> tuple[Floats, Ints, Bools]:
-    """Prompt, output and reusable tokens, shape (3, n); of each conversation its turns, and whether it ended
-    before the run did."""
+    """Prompt, output and reusable tokens, shape (3, n); turns of each conversation, and True where it ended
+    before the run did, shape (c,) each."""
     reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
     order, length, whole = conversation_turns(rows)
     return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
 
 
 def pauses_seen(run: Run, window: Window | None = None) -> Floats:
-    """Seconds, and 1 where the pause ended or 0 where the user's last level did. Shape (2, m).
+    """Pauses in seconds, and 1 where a pause ended or 0 where the level cut it off. Shape (2, m).
 
     window: where given, only pauses that began inside it.
     """
@@ -114,8 +115,8 @@ def pauses_seen(run: Run, window: Window | None = None) -> Floats:
     ended = rows.end_unix_s[order]
     begun = np.append((rows.start_unix_s + np.nan_to_num(rows.sent_s))[order][1:], np.nan)
     same = np.append(np.diff(rows.user[order]) == 0, False)
-    plateaus = np.array([plateau[:2] for plateau in run.info.schedule] + [(math.inf, math.inf)])
-    begin, stop = plateaus[np.searchsorted(plateaus[:-1, 1], ended)].T
+    spans = np.array([level[:2] for level in run.info.schedule] + [(math.inf, math.inf)])
+    begin, stop = spans[np.searchsorted(spans[:-1, 1], ended)].T
     pause = np.where(same, begun, stop) - ended
     kept = same | ((begin <= ended) & (pause < math.inf))
     if window is not None:
@@ -124,10 +125,10 @@ def pauses_seen(run: Run, window: Window | None = None) -> Floats:
 
 
 def uncut_weights(values: Floats, seen: Bools) -> Floats:
-    """Weights, of sum 1, by which values that were seen whole stand for all: those of Kaplan and Meier.
+    """Weights of sum 1 for durations of which some were cut off: the estimate of Kaplan and Meier.
 
-    What was cut at a value weighs nothing and its part goes to all larger ones, or stays where it is when
-    there are none. values, seen: shape (n,).
+    A value that was cut off weighs nothing: its part goes to all larger ones, or stays where it is when there
+    are none. values, and seen (False where cut off): shape (n,).
     """
     order = np.lexsort((~seen, values))
     weight = np.zeros(len(values))
@@ -139,7 +140,8 @@ def uncut_weights(values: Floats, seen: Bools) -> Floats:
 
 
 def answers_cached_of(runs: Sequence[Run]) -> bool:
-    """From what turns found; where the server did not say, from prompts that hold all that came before."""
+    """True where later turns find earlier answers in the cache; where the server does not tell, where prompts
+    hold all that came before."""
     found, whole = [], []
     for run in runs:
         rows, before = run.requests, turn_before(run.requests)
@@ -150,12 +152,13 @@ def answers_cached_of(runs: Sequence[Run]) -> bool:
         whole.append(rows.prompt_tokens[now] >= prompt + output)
     seen = np.concatenate(found)
     if len(seen):
-        return bool(seen.mean() > ANSWERS_SEEN)
+        return bool(seen.mean() > MIN_ANSWERS_FOUND)
     return bool(np.mean(np.concatenate(whole) if any(map(len, whole)) else [True]) > 0.5)
 
 
 def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
-    """Whole blocks, in tokens. The last token of an answer is never stored, that of a prompt never reused."""
+    """Prompt tokens of each request that a cache without bounds would hold, in whole blocks; nan where
+    unknown. The last token of an answer is never stored, and that of a prompt never reused. Shape (n,)."""
     before = turn_before(rows)
     kept = rows.prompt_tokens + (rows.output_tokens - 1.0 if answers_cached else 0.0)
     history = np.where(before >= 0, np.where(known_lengths(rows), kept, np.nan)[before], 0.0)

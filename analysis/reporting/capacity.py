@@ -28,7 +28,7 @@ from analysis.reporting.capacity_words import (
     wall_cells,
     workload_rows,
 )
-from analysis.reporting.console import PLAIN_WIDTH, Output, grid, say, show_list, table
+from analysis.reporting.console import PLAIN_WIDTH, Output, grid, print_indented, show_list, table
 from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.words import sentences
 
@@ -40,7 +40,7 @@ def write(answer: Answer, *, folder: Path) -> None:
     """capacity.json, report.html, report.md and figures. Raises InputError where it may not write."""
     from analysis.reporting import figures as plots
 
-    drawn = [plots.figures(model, answer.slo) for model in answer.models]
+    drawn = [plots.capacity_figures(model, answer.slo) for model in answer.models]
     files = {
         JSON_FILE: json_text(answer_object(answer)),
         HTML_FILE: html(answer, drawn),
@@ -114,7 +114,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     out.print(Text.assemble((f"{model.model}: ", "bold"), (plan_title(model), f"bold {colour}")))
     for text in first_screen(model, slo=answer.slo, confidence=answer.confidence):
-        say(out, text)
+        print_indented(out, text)
     if options := option_texts(model):
         show_list(out, options_title(model), options)
     out.print()
@@ -123,13 +123,13 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
             table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
         )
     if model.not_met:
-        say(out, not_met_text(model) + "\n", style="dim")
+        print_indented(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
         if any(
             level.requests.ttft_s.p95 is None or level.requests.tpot_s.p95 is None for level in model.levels
         ):
-            say(out, DASH_NOTE, style="dim")
+            print_indented(out, DASH_NOTE, style="dim")
     if model.open_loop:
         out.print(table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
     facts = memory_rows(model) + latency_rows(model)

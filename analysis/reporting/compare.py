@@ -26,7 +26,7 @@ from analysis.answers.compare import (
 )
 from analysis.reporting.capacity_json import model_object
 from analysis.reporting.capacity_words import first_screen, objectives, plan_title
-from analysis.reporting.console import Output, grid, say, show_list
+from analysis.reporting.console import Output, grid, print_indented, show_list
 from analysis.reporting.files import day, json_text, page, write_files
 from analysis.reporting.numbers import NONE
 from analysis.reporting.words import WALL_NAMES
@@ -370,10 +370,10 @@ def _show_text(out: Console, found: Comparison) -> None:
         return
     out.print()
     out.print(comparison_headline(found), style="bold", soft_wrap=True, markup=False)
-    say(out, " ".join(filter(None, [*comparison_summary(found), simulated_note(found)])))
+    print_indented(out, " ".join(filter(None, [*comparison_summary(found), simulated_note(found)])))
     out.print(_table(_head(found), [row_cells(found, row) for row in found.rows]))
     for note in reading_notes(found):
-        say(out, note, style="dim")
+        print_indented(out, note, style="dim")
     show_list(out, "Warnings", found.warnings)
 
 

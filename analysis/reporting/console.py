@@ -1,4 +1,4 @@
-"""TODO."""
+"""The terminal: sentences, tables, a progress bar. Knows no answer."""
 
 import io
 import os
@@ -22,12 +22,12 @@ class Bar:
     """Progress on stderr, where that is a terminal."""
 
     task: Callable[..., Callable[[int], None]]
-    """task(name, total=...) -> advance(by)."""
+    """Begins a task, `task(name, total=...)`, and returns what to call with the size of each step."""
 
 
 @contextmanager
 def progress() -> Iterator[Bar]:
-    """A bar that vanishes when done."""
+    """A progress bar that vanishes when done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -40,17 +40,17 @@ def progress() -> Iterator[Bar]:
 
 
 def complain(sentence: str) -> None:
-    """One sentence on stderr."""
+    """Prints one sentence on stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
 
 
-def put(text: str) -> None:
-    """On stdout, as it is."""
+def print_plain(text: str) -> None:
+    """Prints a text on stdout as it is."""
     sys.stdout.write(f"{text}\n")
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, as lines."""
+    """Lines of a table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
 
@@ -59,8 +59,8 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Output(Console):
-    """Standard output: wrapped on a terminal, one line a sentence elsewhere. Whoever stops reading (`| head`)
-    ends the printing and nothing else; what the encoding lacks becomes a question mark."""
+    """Standard output: wrapped on a terminal, a line for each sentence elsewhere. A reader who stops (`|
+    head`) ends the printing and nothing else. A character that the encoding lacks becomes a question mark."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -74,17 +74,17 @@ class Output(Console):
 
 
 def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
-    """A title and its points; nothing where there are none."""
+    """Prints a title and its points; nothing where there are no points."""
     if not lines:
         return
     out.print()
-    say(out, title, style="bold")
+    print_indented(out, title, style="bold")
     for line in lines:
-        say(out, f"- {line}")
+        print_indented(out, f"- {line}")
 
 
-def say(out: Console, text: str, *, style: str = "") -> None:
-    """Indented; long lines are wrapped for a person and left whole for a program."""
+def print_indented(out: Console, text: str, *, style: str = "") -> None:
+    """Prints an indented text: wrapped on a terminal, in one line elsewhere."""
     if out.is_terminal:
         out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
     else:
@@ -92,6 +92,7 @@ def say(out: Console, text: str, *, style: str = "") -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal; walls are named at the left, numbers stand at the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Colours, sizes and helpers that all figures share."""
 
 import io
 import re
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from analysis.levels.level import Level
 from analysis.walls.names import WallName
 
-INK, MUTED, GRID, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
+INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
 """Colour-blind people tell them apart. In SVG each becomes a CSS variable with itself as fallback."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
-    GRID: "--grid",
+    GRID_COLOUR: "--grid",
     PAPER: "--paper",
     BLUE: "--blue",
     ORANGE: "--orange",
@@ -54,7 +54,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": GRID,
+    "grid.color": GRID_COLOUR,
     "grid.linewidth": 1.0,
     "xtick.color": MUTED,
     "ytick.color": MUTED,

@@ -1,5 +1,6 @@
 """The figures: one function each, all take an Axes. The only matplotlib import."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from analysis.reporting.figure_style import (
     BAND,
     BLUE,
     GREEN,
-    GRID,
+    GRID_COLOUR,
     INK,
     MUTED,
     ORANGE,
@@ -31,10 +32,12 @@ from loadtest.record import Slo
 from loadtest.units import GIB
 
 
-def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
-    """Name -> SVG text of every figure that the answer has data for. Deterministic."""
+def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
+    """SVG text, by name, of every figure that the answer has data for. The same answer, the same text."""
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
-    if any(level.server.kv_cache_usage is not None for level in answer.levels) and answer.memory.pool_tokens:
+    if answer.memory.pool_tokens and any(
+        not math.isnan(level.server.kv_cache_usage) for level in answer.levels
+    ):
         wanted["memory"] = (7.2, 3.5), lambda axes: memory(axes, answer)
     if answer.memory.vram_base_bytes is not None and answer.memory.vram_bytes_per_user is not None:
         wanted["vram"] = (7.2, 3.0), lambda axes: vram(axes, answer)
@@ -51,18 +54,18 @@ def figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 
 
 def memory(axes: Axes, answer: ModelAnswer) -> None:
-    """KV tokens held against requests in flight: measured, the law's line and band, the pool."""
+    """KV tokens held against requests in flight: measured, predicted with a band, and the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
-    seen = [level for level in answer.levels if level.server.kv_cache_usage is not None]
+    seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
     reach = _reach(answer, [level.in_flight for level in seen])
     if found.tokens_per_user is not None and found.tokens_per_user_sd is not None:
-        _law(axes, answer, pool, reach)
+        _predicted_use(axes, answer, pool, reach)
     axes.axhline(pool, color=ORANGE, linewidth=1.6)
     axes.annotate(
         f"pool {thousands(pool)} tokens", (0, pool), (6, 5), textcoords="offset points", color=ORANGE
     )
     in_flight = [level.in_flight for level in seen]
-    held = [(level.server.kv_cache_usage or 0.0) * pool for level in seen]
+    held = [level.server.kv_cache_usage * pool for level in seen]
     _points(axes, seen, in_flight, held, BLUE)
     _answer_line(axes, answer, at=answer.max_in_flight)
     axes.set(xlim=(0, reach), ylim=(0, 1.25 * pool), xlabel="requests in flight")
@@ -76,7 +79,7 @@ def memory(axes: Axes, answer: ModelAnswer) -> None:
         size.tick_params(length=0)
 
 
-def _law(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> None:
+def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> None:
     found = answer.memory
     mean, sd = found.tokens_per_user or 0.0, found.tokens_per_user_sd or 0.0
     shared = found.shared_prefix_tokens or 0
@@ -105,7 +108,9 @@ def vram(axes: Axes, answer: ModelAnswer) -> None:
     reach = _reach(answer, [level.in_flight for level in answer.levels])
     users = np.linspace(0, reach, 200)
     use = np.minimum(users * per, pool)
-    axes.fill_between(users, 0, base, color=GRID, linewidth=0, label="weights, activations, CUDA graphs")
+    axes.fill_between(
+        users, 0, base, color=GRID_COLOUR, linewidth=0, label="weights, activations, CUDA graphs"
+    )
     axes.fill_between(users, base, base + use, color=BAND, linewidth=0, label="KV cache in use")
     axes.axhline(base + pool, color=ORANGE, linewidth=1.6)
     axes.annotate(
@@ -161,7 +166,7 @@ def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
 
 
 def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
-    """The same for the time per output token."""
+    """p95 of the time per output token against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -270,10 +275,10 @@ def walls(axes: Axes, answer: ModelAnswer) -> None:
         + [1.15 * wall.up_to_users for wall in answer.not_met]
     )
     names = [bound.name for bound in answer.bounds] + [wall.name for wall in answer.not_met]
-    for place, bound in enumerate(answer.bounds):
-        _wall(axes, bound, place, binds=bound.name == answer.headline.binding)
-    for place, wall in enumerate(answer.not_met, start=len(answer.bounds)):
-        beyond_text(axes, wall.up_to_users, place, right)
+    for row, bound in enumerate(answer.bounds):
+        _wall(axes, bound, row, binds=bound.name == answer.headline.binding)
+    for row, wall in enumerate(answer.not_met, start=len(answer.bounds)):
+        beyond_text(axes, wall.up_to_users, row, right)
     axes.set_yticks(range(len(names)), [WALLS[name] for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(INK if name == answer.headline.binding else MUTED)
@@ -285,16 +290,16 @@ def walls(axes: Axes, answer: ModelAnswer) -> None:
     axes.set_title("Where each wall stands")
 
 
-def _wall(axes: Axes, bound: Bound, place: int, *, binds: bool) -> None:
+def _wall(axes: Axes, bound: Bound, row: int, *, binds: bool) -> None:
     colour, (low, high) = ORANGE if binds else BLUE, bound.interval_x
-    axes.plot([low, high], [place, place], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
-    axes.plot(bound.users_x, place, "o", color=colour, markersize=7)
-    end = (max(high, bound.users_x), place)
+    axes.plot([low, high], [row, row], color=colour, linewidth=9, alpha=0.4, solid_capstyle="butt")
+    axes.plot(bound.users_x, row, "o", color=colour, markersize=7)
+    end = (max(high, bound.users_x), row)
     axes.annotate(f"{bound.users_x:.1f}", end, (8, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
-    """Right end of a users axis: all levels, and the answer with its interval."""
+    """Right end of an axis of users: beyond all levels, and the answer with its interval."""
     upper = (
         answer.headline.interval_x[1] if answer.headline.interval_x and answer.headline.interval_x[1] else 0.0
     )
@@ -302,7 +307,7 @@ def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
 
 
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
-    """The recommended users and the limit's interval. at: their place on an axis that does not show users."""
+    """A line at the planned users, a band for the limit. at: the planned users in the axis's own unit."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     if answer.headline.max_users is None:
         return
@@ -327,7 +332,7 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
 
 
 def _points(axes: Axes, levels: Sequence[Level], x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    """Filled where trusted, hollow where not."""
+    """Points of levels: filled where trusted, hollow where not."""
     for level, a, b in zip(levels, x, y, strict=True):
         face = colour if level.trusted else PAPER
         axes.plot(a, b, "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=5)

@@ -8,7 +8,7 @@ import msgspec
 
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import CheckedClaim, Effect, Sizing, StatedWorkload
-from analysis.reporting.console import put
+from analysis.reporting.console import print_plain
 from analysis.reporting.words import WALL_NAMES
 from loadtest.errors import InputError
 from loadtest.units import GIB
@@ -27,22 +27,22 @@ LIMIT_WORDS = {
 def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
     """Prints the answer in one of SIZING_FORMS."""
     if form == "json":
-        put(msgspec.json.format(msgspec.json.encode(sizing), indent=1).decode())
+        print_plain(msgspec.json.format(msgspec.json.encode(sizing), indent=1).decode())
     else:
-        put(_Page(markdown=form == "markdown").sizing(sizing, workload))
+        print_plain(_Page(markdown=form == "markdown").sizing(sizing, workload))
 
 
 def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
     """Prints the verdicts in one of SIZING_FORMS."""
     if form != "json":
-        put(_Page(markdown=form == "markdown").claims(checked))
+        print_plain(_Page(markdown=form == "markdown").claims(checked))
         return
     rows = [
         {"model": claim.model, "figure": claim.figure, "claimed": claim.claimed}
         | {"verdict": claim.verdict, "why": claim.why}
         for claim in checked
     ]
-    put(msgspec.json.format(msgspec.json.encode({"schema": 1, "claims": rows}), indent=1).decode())
+    print_plain(msgspec.json.format(msgspec.json.encode({"schema": 1, "claims": rows}), indent=1).decode())
 
 
 def write_vram_figure(sizing: Sizing, path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.answers.twin import FleetAnswer, Prediction, TwinAnswer
-from analysis.reporting.console import Output, put, say, show_list, table
+from analysis.reporting.console import Output, print_indented, print_plain, show_list, table
 from analysis.reporting.files import json_text, write_files
 from analysis.reporting.numbers import NONE
 from analysis.reporting.words import WALL_NAMES
@@ -35,27 +35,29 @@ TERM_WORDS = {
 def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
     """Prints the answer."""
     if as_json:
-        put(json_text(answer).rstrip())
+        print_plain(json_text(answer).rstrip())
         return
     out = Output()
     out.print()
-    say(out, f"The twin of {answer.source}", style="bold")
+    print_indented(out, f"The twin of {answer.source}", style="bold")
     if answer.fitted_users:
-        say(out, f"Fitted to the levels of {', '.join(map(str, answer.fitted_users))} users.")
+        print_indented(out, f"Fitted to the levels of {', '.join(map(str, answer.fitted_users))} users.")
     show_list(out, "Step time", [_term(term.name, term.value, term.interval) for term in answer.terms])
     if answer.check is not None:
-        say(out, "")
-        say(out, f"Its error at {answer.check.users} users, which it was not fitted to", style="bold")
+        print_indented(out, "")
+        print_indented(
+            out, f"Its error at {answer.check.users} users, which it was not fitted to", style="bold"
+        )
         out.print(table(("", *_names([answer.check])), _check_rows(answer.check)))
     if answer.changes:
         show_list(out, "Changed", answer.changes)
-    say(out, "")
-    say(out, "Predicted, with 90 % intervals", style="bold")
+    print_indented(out, "")
+    print_indented(out, "Predicted, with 90 % intervals", style="bold")
     out.print(table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
     if answer.limit is not None:
-        say(out, _limit_text(answer), style="bold")
+        print_indented(out, _limit_text(answer), style="bold")
     for line in _fleet_lines(answer.fleet):
-        say(out, line)
+        print_indented(out, line)
     show_list(out, "Warnings", answer.warnings)
     out.print()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.think_time import Active, Thinking, always
+from analysis.evidence.think_time import Active, Thinking, always_active
 from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
 from analysis.sizing.pool import PoolBand, pool_band
@@ -113,7 +113,7 @@ def _read_bytes_per_token(band: PoolBand, law: BlockDistribution, workload: Plan
 def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> Active:
     """Share of its time that a user is in flight: R/(R + Z), with R = idle + slope * n by the step model."""
     if workload.think.mean <= 0:
-        return always
+        return always_active
     output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
     tokens = prompt + output / 2
     each = steps.per_sequence_s + steps.per_kv_token_s * tokens + steps.per_prefill_token_s * prompt / output

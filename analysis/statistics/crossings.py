@@ -11,8 +11,8 @@ from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import Share
 
 MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
-STEEPEST = 300.0  # slope of attainment in ln users; a cliff between two levels has no finite one
-GRID = 401
+MAX_SLOPE = 300.0  # of attainment in ln users: a cliff between two levels has no finite slope
+GRID_POINTS = 401
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ def _fit(
     bracket: tuple[int, int],
 ) -> Crossing:
     low, high = math.log(max(bracket[0], 0.5) / 2.0), math.log(bracket[1] * 2.0)
-    grid = np.linspace(low, high, GRID)
+    grid = np.linspace(low, high, GRID_POINTS)
     missed, met = fraction * effective, (1.0 - fraction) * effective
     profile = _profile(np.log(users), missed, met, grid, offset=float(special.logit(limit)))
     saturated = -2.0 * float(np.sum(special.xlogy(missed, fraction) + special.xlogy(met, 1.0 - fraction)))
@@ -130,14 +130,14 @@ def _fit(
     return Crossing(x=math.exp(sum(_ends(grid, excess, 0.1)) / 2), bound=bound, between=bracket)
 
 
-def _profile(place: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
+def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
     """Twice the negative log likelihood of the best slope, were the limit crossed at each grid point.
 
-    place and grid: ln users. place, missed, met: shape (levels,); grid and result: shape (g,). The score
+    at and grid: ln users. at, missed, met: shape (levels,); grid and result: shape (g,). The score
     rises in the slope, so halving finds it.
     """
-    away = place[None, :] - grid[:, None]
-    low, high = np.full(len(grid), math.log(0.05)), np.full(len(grid), math.log(STEEPEST))
+    away = at[None, :] - grid[:, None]
+    low, high = np.full(len(grid), math.log(0.05)), np.full(len(grid), math.log(MAX_SLOPE))
     for _ in range(40):
         middle = (low + high) / 2
         share = special.expit(offset + np.exp(middle)[:, None] * away)
@@ -148,7 +148,7 @@ def _profile(place: Floats, missed: Floats, met: Floats, grid: Floats, *, offset
 
 
 def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
-    """Where a profile that falls and rises passes a height on either side, straight between grid points."""
+    """Grid values at which a profile that falls and rises passes a height, straight between grid points."""
     inside = np.flatnonzero(excess <= height)
     first, last = int(inside[0]), int(inside[-1])
     left, right = float(grid[first]), float(grid[last])
@@ -160,4 +160,5 @@ def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
 
 
 def logit(value: float) -> float:
+    """ln(p / (1 - p)), with p kept off 0 and 1."""
     return float(special.logit(min(max(value, 1e-9), 1.0 - 1e-9)))

@@ -1,5 +1,4 @@
-"""Ratios of what two independent runs measured, with intervals that know that samples of one level depend on
-each other. Knows no runs and no files."""
+"""Ratios of what two independent runs measured, with intervals for samples that depend on each other."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,19 +16,19 @@ Bounds = Callable[[float], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Quantity:
-    """A positive figure. A fact has itself for bounds."""
+    """A positive figure with its bounds. Those of a fact are the figure itself."""
 
     value: float
     bounds: Bounds
 
 
 def fact(value: float) -> Quantity:
-    """What is known and not estimated."""
+    """A figure that is known without error."""
     return Quantity(value=value, bounds=lambda _: (value, value))
 
 
-def estimate(value: float, *, se: float, freedom: float) -> Quantity:
-    """A mean of batches: Student's t around it, never below 0. freedom: its degrees of freedom."""
+def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
+    """A mean of batches with bounds by Student's t, never below 0. freedom: its degrees of freedom."""
 
     def bounds(error: float) -> tuple[float, float]:
         reach = float(stats.t.isf(error, freedom)) * se
@@ -57,7 +56,7 @@ def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
 
 
 def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
-    """ln of how far the bounds lie below and above the value; infinite where open."""
+    """ln of the value over its lower bound, and of its upper bound over the value; infinite where open."""
     low, high = quantity.bounds(error)
     below = math.log(quantity.value / low) if low > 0 else math.inf
     return max(below, 0.0), max(math.log(high / quantity.value), 0.0) if math.isfinite(high) else math.inf
@@ -74,13 +73,13 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sample:
-    """All that one side measured at one number of users: one series a level."""
+    """What one side measured at one number of users, a series for each level."""
 
     series: Sequence[Series]
 
     @property
     def values(self) -> Floats:
-        """Shape (n,)."""
+        """All values, shape (n,)."""
         return np.concatenate([one.values for one in self.series])
 
     @property
@@ -89,7 +88,7 @@ class Sample:
         return sum(one.window.batches - 1 for one in self.series)
 
     def effective(self, threshold: float) -> float:
-        """How many independent requests the share above a threshold is worth."""
+        """Effective sample size of the share of values above a threshold."""
         return sum(
             len(one.values)
             / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
@@ -117,7 +116,7 @@ def quantile(sample: Sample, share: float) -> Quantity | None:
 
 
 def _fewest(share: float) -> float:
-    """Three expected values beyond the quantile, which is about what a p95 asks (59)."""
+    """Effective samples that a quantile needs: three beyond it are expected, as for a p95 (59)."""
     return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
 
 
@@ -136,7 +135,7 @@ def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
 
 
 def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
-    """0 where even every value of b above would prove nothing."""
+    """The least ratio that the samples do not contradict; 0 where they are too few to contradict any."""
     tail = 1.0 - share
     at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
     own = tail * share / a.effective(at_a)

@@ -1,5 +1,8 @@
-"""Intervals for dependent samples. Requests of one level share the batch and the queue: a naive 95 % interval
-covers the truth 14 to 61 % of the time near the knee."""
+"""Percentiles, shares and trends of samples that depend on each other, with intervals.
+
+Requests of one level share the batch and the queue. Near the knee a 95 % interval that takes them as
+independent covers the truth 14 to 61 % of the time (docs/method.md).
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +13,15 @@ from scipy import stats
 
 from analysis.statistics.arrays import Bools, Floats
 
-BATCHES = (8, 20)
-BATCH_LIFETIMES = 5.0
+MIN_BATCHES, MAX_BATCHES = 8, 20
+BATCH_DURATIONS = 5.0
 EFFECTIVE_FOR_P95 = 59
 EFFECTIVE_FOR_P99 = 299
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A level's window and how long its requests live, which is what dependence is measured in."""
+    """A stretch of time and the mean duration of its requests, which is what dependence is measured in."""
 
     begin_unix_s: float
     end_unix_s: float
@@ -26,37 +29,38 @@ class Window:
 
     @property
     def length_s(self) -> float:
+        """Seconds from begin to end."""
         return self.end_unix_s - self.begin_unix_s
 
     @property
     def batches(self) -> int:
-        """Batches of five lifetimes, at least 8 and at most 20; `short_batches` corrects short ones."""
-        wanted = int(self.length_s / max(BATCH_LIFETIMES * self.request_duration_s, 1e-9))
-        return min(max(wanted, BATCHES[0]), BATCHES[1])
+        """Batches of five request durations, 8 to 20 of them; `short_batches` corrects short ones."""
+        wanted = int(self.length_s / max(BATCH_DURATIONS * self.request_duration_s, 1e-9))
+        return min(max(wanted, MIN_BATCHES), MAX_BATCHES)
 
     @property
     def short_batches(self) -> float:
         """Factor on a variance from batch means whose batches are only a few correlation times long.
 
-        For an autoregressive series of correlation time tau (here one lifetime), batches of length T miss the
-        share (1 - exp(-T/tau)) tau/T of the variance of the mean.
+        For an autoregressive series of correlation time tau (here one request duration), batches of length T
+        miss the share (1 - exp(-T/tau)) tau/T of the variance of the mean.
         """
-        lives = self.length_s / self.batches / max(self.request_duration_s, 1e-9)
-        return 1.0 / max(1.0 - (1.0 - math.exp(-lives)) / lives, 0.05)
+        durations = self.length_s / self.batches / max(self.request_duration_s, 1e-9)
+        return 1.0 / max(1.0 - (1.0 - math.exp(-durations)) / durations, 0.05)
 
     def batch_of(self, at_unix_s: Floats) -> NDArray[np.int64]:
-        """Batch of each instant, shape as given, 0 to batches - 1."""
-        place = (at_unix_s - self.begin_unix_s) / self.length_s * self.batches
-        return np.clip(place.astype(np.int64), 0, self.batches - 1)
+        """Number of the batch of each instant, 0 to batches - 1. Shape as given."""
+        position = (at_unix_s - self.begin_unix_s) / self.length_s * self.batches
+        return np.clip(position.astype(np.int64), 0, self.batches - 1)
 
 
 def finite_or_none(value: float) -> float | None:
-    """For answers: what is not known, or without bound, is null."""
+    """The value for an answer: None where it is not known, or without bound."""
     return value if math.isfinite(value) else None
 
 
 def student(batches: int, *, one_sided: float = 0.95) -> float:
-    """Quantile of Student's t with batches - 1 degrees of freedom: what replaces 1.645."""
+    """Quantile of Student's t with batches - 1 degrees of freedom, where a normal one is 1.645."""
     return float(stats.t.ppf(one_sided, batches - 1))
 
 
@@ -70,7 +74,8 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float
 
 
 def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
-    """How many dependent samples are worth one independent one, at least 1. values: shape (n,)."""
+    """Design effect: the variance of the mean over that of independent samples, at least 1. values: shape
+    (n,)."""
     if len(values) < 2:
         return 1.0
     independent = float(np.var(values)) / len(values)
@@ -81,7 +86,7 @@ def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantiles:
-    """Null means too few effective samples: about 59 for a p95, 299 for a p99."""
+    """Percentiles. None: too few effective samples, which are about 59 for a p95 and 299 for a p99."""
 
     p50: float | None = None
     p95: float | None = None
@@ -122,7 +127,7 @@ def _woodruff(sample: Floats, effective: float, batches: int) -> tuple[float, fl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """Misses among requests of one level, with what dependence leaves of the sample size."""
+    """Misses among requests of one level, and by how much their dependence reduces the sample size."""
 
     misses: int
     n: int
@@ -138,7 +143,7 @@ class Share:
 
 
 def share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> Share:
-    """Share of misses; where none (or all) missed, the dependence is that of the values behind them.
+    """Share of misses. Where none or all missed, the design effect is that of the values behind them.
 
     misses, values, at_unix_s: shape (n,). nan values count in the share and not in the dependence.
     """
@@ -159,7 +164,7 @@ def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, flo
     if filled.sum() < 4:
         return 0.0, 1.0
     means = np.bincount(batch, weights=values, minlength=window.batches)[filled] / count[filled]
-    place = (np.flatnonzero(filled) + 0.5) / window.batches
-    fit = stats.linregress(place, means)
+    position = (np.flatnonzero(filled) + 0.5) / window.batches
+    fit = stats.linregress(position, means)
     level = abs(float(means.mean()))
     return (float(fit.slope) / level if level else 0.0), float(fit.pvalue)

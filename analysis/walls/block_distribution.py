@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from analysis.evidence.lengths import Pairs
-from analysis.evidence.think_time import Active, always
+from analysis.evidence.think_time import Active
 from analysis.statistics.arrays import Floats
 
 SMALLEST = 1e-9
@@ -89,7 +89,7 @@ class Occupancy:
     answer has begun; the rest is an atom at no blocks.
     """
 
-    def __init__(self, distribution: BlockDistribution, blocks: int, active: Active = always) -> None:
+    def __init__(self, distribution: BlockDistribution, blocks: int, active: Active = always_active) -> None:
         self._distribution, self._blocks, self._active = distribution, blocks, active
         size = fft.next_fast_len(3 * (blocks + 1), real=True)  # twice the wall must not wrap round
         self._size = size

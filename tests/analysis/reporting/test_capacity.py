@@ -87,7 +87,7 @@ def test_at_least_is_said_when_nothing_broke(model):
 
 
 def test_the_page_is_self_contained_and_knows_dark_and_print(model):
-    page = report.html(answer_of(model), [plots.figures(model, Slo())])
+    page = report.html(answer_of(model), [plots.capacity_figures(model, Slo())])
     assert not re.search(r"""(src|href)=["'](?!#)""", page)
     assert "@import" not in page
     assert "url(http" not in page
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(model, tmp_path):
 
 
 def test_figures_are_the_same_each_time_and_wear_the_pages_colours(model):
-    once, twice = plots.figures(model, Slo()), plots.figures(model, Slo())
+    once, twice = plots.capacity_figures(model, Slo()), plots.capacity_figures(model, Slo())
     assert once == twice
     assert set(once) == {"memory", "walls", "ttft", "tpot", "throughput"}
     assert all("var(--blue, #0f62a8)" in once[name] for name in ("memory", "ttft", "tpot", "throughput"))
@@ -129,8 +129,8 @@ def test_figures_are_the_same_each_time_and_wear_the_pages_colours(model):
 
 def test_gpu_memory_is_drawn_only_where_it_is_known(model):
     memory = msgspec.structs.replace(model.memory, vram_base_bytes=4 * 2**30)
-    assert "vram" in plots.figures(msgspec.structs.replace(model, memory=memory), Slo())
-    assert "vram" not in plots.figures(model, Slo())
+    assert "vram" in plots.capacity_figures(msgspec.structs.replace(model, memory=memory), Slo())
+    assert "vram" not in plots.capacity_figures(model, Slo())
 
 
 def test_missing_values_are_a_dash_and_small_ones_keep_their_digits():

@@ -9,7 +9,7 @@ from analysis.statistics.ratios import (
     Quantity,
     Sample,
     Series,
-    estimate,
+    batch_mean,
     fact,
     quantile_ratio_bounds,
     ratio_bounds,
@@ -19,7 +19,7 @@ from analysis.statistics.samples import Window
 
 def test_the_ratio_of_facts_is_exact_and_of_estimates_as_wide_as_both():
     assert ratio_bounds(fact(2.0), fact(3.0))(0.05) == pytest.approx((1.5, 1.5))
-    one = estimate(100.0, se=1.0, freedom=1e6)
+    one = batch_mean(100.0, se=1.0, freedom=1e6)
     low, high = ratio_bounds(one, one)(0.05)
     assert math.log(high) == pytest.approx(1.645 * math.sqrt(2) / 100, rel=0.02)
     assert low == pytest.approx(1 / high, rel=0.001)
@@ -27,7 +27,7 @@ def test_the_ratio_of_facts_is_exact_and_of_estimates_as_wide_as_both():
 
 def test_open_ends_stay_open():
     at_least = Quantity(value=20.0, bounds=lambda _: (20.0, math.inf))
-    known = estimate(10.0, se=0.5, freedom=1e6)
+    known = batch_mean(10.0, se=0.5, freedom=1e6)
     low, high = ratio_bounds(known, at_least)(0.05)
     assert 1.8 < low < 2.0
     assert high == math.inf
