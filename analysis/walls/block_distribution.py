@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from analysis.evidence.lengths import Pairs
-from analysis.evidence.think_time import Active
+from analysis.evidence.think_time import Active, always_active
 from analysis.statistics.arrays import Floats
 
 SMALLEST = 1e-9
