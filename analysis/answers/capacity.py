@@ -59,7 +59,7 @@ class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     r2: float | None = None
     """Fit of usage against requests running, over scrapes of trusted levels in which nobody waited."""
     gauge_tokens_per_user: float | None = None
-    """The same figure by the server's gauge: usage over running of the same scrape."""
+    """`tokens_per_user` by the server's gauge: usage over running of the same scrape."""
     preempted_fraction_shift: float | None = None
     """ln of measured over predicted preemptions near the wall: how far the formula was moved."""
     pairs: int = 0
@@ -75,7 +75,7 @@ class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):
     step_per_kv_token_s: float | None = None
     prefill_per_token_s: float | None = None
     knee_users: float | None = None
-    """Where output throughput reaches 90 % of its limit. Advisory."""
+    """Requests in flight at which output throughput reaches 90 % of its limit. Advisory."""
 
 
 class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):

@@ -28,7 +28,8 @@ LATE_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Delays:
-    """Of requests in an open loop, shape (n,) each; inf where no first token came before we gave up."""
+    """Delays of requests in an open loop, shape (n,) each; inf where no first token came before the load test
+    gave up."""
 
     due_to_sent_s: Floats
     ttft_s: Floats

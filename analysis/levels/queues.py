@@ -91,7 +91,7 @@ def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Cont
 
 
 def _endings(context: Context, running: Floats) -> float:
-    """Requests that one step may end, with two standard deviations of a Poisson law."""
+    """Requests that one step may end, with two standard deviations of a Poisson distribution."""
     mean = known_mean(running) / context.mean_output
     return mean + 2.0 * math.sqrt(mean)
 

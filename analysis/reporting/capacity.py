@@ -140,9 +140,9 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
 
 def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
     names = [name for name, _ in LEVEL_COLUMNS]
-    kept = [place for place, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
+    kept = [column for column, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
     rows = [level_cells(level) for level in model.levels]
-    return table([names[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    return table([names[column] for column in kept], [[row[column] for column in kept] for row in rows])
 
 
 def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:

@@ -76,7 +76,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
 
 
 def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """The same for the eye of whoever changes a figure."""
+    """A PNG of the figure, to look at while it is changed."""
     with mpl.rc_context(STYLE):
         figure = new_figure(draw, size)
         figure.set_facecolor(PAPER)
@@ -99,16 +99,16 @@ def themed(text: str) -> str:
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', ' width="100%"', text, count=1)
 
 
-def beyond_text(axes: Axes, users: int, place: int, right: float) -> None:
+def beyond_text(axes: Axes, users: int, row: int, right: float) -> None:
     """An arrow to the right, its words on the side that has room for them."""
     arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
     roomy = users < 0.5 * right
     tip = users + 0.12 * right if roomy else 0.985 * right
-    axes.annotate("", (tip, place), (users, place), arrowprops=arrow)
-    axes.plot(users, place, "|", color=MUTED, markersize=8)
+    axes.annotate("", (tip, row), (users, row), arrowprops=arrow)
+    axes.plot(users, row, "|", color=MUTED, markersize=8)
     axes.annotate(
         f"no wall up to {users}",
-        (tip if roomy else users, place),
+        (tip if roomy else users, row),
         (8 if roomy else -8, 0),
         textcoords="offset points",
         va="center",

@@ -61,5 +61,5 @@ def page(template: str, **values: object) -> str:
 
 
 def day(unix_s: float) -> str:
-    """For a person."""
+    """A date and time as a person writes it."""
     return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")

@@ -41,7 +41,7 @@ class SizedEngine:
     deployment: PlannedDeployment
     workload: PlannedWorkload
     band: PoolBand
-    law: BlockDistribution
+    distribution: BlockDistribution
     steps: StepModel
     active: Active
     walls: Sequence[PredictedWall]
@@ -63,10 +63,10 @@ def size_engine(
     left for the KV cache.
     """
     band = pool_band(deployment)
-    law = planned_block_distribution(workload, band.layout)
-    steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, law, workload))
+    distribution = planned_block_distribution(workload, band.layout)
+    steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, distribution, workload))
     active = _active(steps, workload, deployment)
-    walls = [_memory_wall(band, law, workload, active, deployment, banded=latency)]
+    walls = [_memory_wall(band, distribution, workload, active, deployment, banded=latency)]
     slots = max_num_seqs_wall(deployment.max_num_seqs, active=active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
@@ -78,7 +78,7 @@ def size_engine(
         deployment=deployment,
         workload=workload,
         band=band,
-        law=law,
+        distribution=distribution,
         steps=steps,
         active=active,
         walls=walls,
@@ -102,12 +102,14 @@ def latency_walls(
     ]
 
 
-def _read_bytes_per_token(band: PoolBand, law: BlockDistribution, workload: PlannedWorkload) -> float:
+def _read_bytes_per_token(
+    band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload
+) -> float:
     """Bytes of KV cache that one GPU reads in a step for each token of a request. With sliding windows a
     request holds fewer blocks than its tokens would need."""
     prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
     tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
-    return law.mean * band.layout.bytes_per_block / max(tokens, 1.0)
+    return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
 def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> Active:
@@ -127,7 +129,7 @@ def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDepl
 
 def _memory_wall(
     band: PoolBand,
-    law: BlockDistribution,
+    distribution: BlockDistribution,
     workload: PlannedWorkload,
     active: Active,
     deployment: PlannedDeployment,
@@ -135,15 +137,17 @@ def _memory_wall(
     banded: bool,
 ) -> PredictedWall:
     """The wall of memory; its band combines those of the pool, the lengths and the formula as independent."""
-    start = max(int(band.blocks[1] / law.mean), 1)
+    start = max(int(band.blocks[1] / distribution.mean), 1)
 
-    def users(law: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
+    def users(distribution: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
         if blocks < 2:
             return 0.0
-        return kv_wall_users(Occupancy(law, blocks - 1, active), workload.slo, shift=shift, start=start)
+        return kv_wall_users(
+            Occupancy(distribution, blocks - 1, active), workload.slo, shift=shift, start=start
+        )
 
     plain = FormulaShift()
-    estimate = users(law, band.blocks[1], plain)
+    estimate = users(distribution, band.blocks[1], plain)
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
     ends = []
@@ -154,9 +158,9 @@ def _memory_wall(
             preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
         )
         moved = [
-            users(law, band.blocks[0 if sign > 0 else 2], plain),
+            users(distribution, band.blocks[0 if sign > 0 else 2], plain),
             users(planned_block_distribution(other, band.layout), band.blocks[1], plain),
-            users(law, band.blocks[1], shift),
+            users(distribution, band.blocks[1], shift),
         ]
         ends.append(_combined(estimate, moved, -sign))
     return PredictedWall(name="kv_cache", low=ends[0], x=estimate, high=ends[1])

@@ -28,7 +28,7 @@ class Crossing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPoint:
-    """What was seen at one number of users."""
+    """Misses and p95 measured at one number of users."""
 
     users: int
     misses: Share

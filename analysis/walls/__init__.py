@@ -1,3 +1,3 @@
 """One file a wall: from measured levels to the number of users at which it stands, with bounds.
 
-Knows no other wall, no report and no command."""
+A wall knows no other wall; none knows a report or a command."""

@@ -89,5 +89,5 @@ def _replay(
         preemptions=seen.preempted_fraction * seen.requests,
         finished=seen.requests,
         blocked=seen.blocked_fraction,
-        scrapes=seen.requests / users,  # what is a lifetime apart is independent
+        scrapes=seen.requests / users,  # what is a request duration apart is independent
     )
