@@ -5,7 +5,6 @@ import sys
 from benchmarks.instrument import analysis, client, peers, simulator
 from benchmarks.proofs import (
     coverage,
-    fidelity,
     gate,
     held_out,
     prefix_cache,
@@ -13,22 +12,23 @@ from benchmarks.proofs import (
     search_cost,
     sizing,
 )
+from benchmarks.proofs.fidelity import benchmark as fidelity
 
 BENCHMARKS = {
-    "client": client.run,
-    "analysis": analysis.run,
-    "peers": peers.run,
-    "sizing": sizing.run,
-    "simulator": simulator.run,
+    "client": client.main,
+    "analysis": analysis.main,
+    "peers": peers.main,
+    "sizing": sizing.main,
+    "simulator": simulator.main,
 }
 ON_DEMAND = {
-    "coverage": coverage.run,
-    "fidelity": fidelity.run,
-    "gate": gate.run,
-    "held_out": held_out.run,
-    "prefix_cache": prefix_cache.run,
-    "real_truth": real_truth.run,
-    "search_cost": search_cost.run,
+    "coverage": coverage.main,
+    "fidelity": fidelity.main,
+    "gate": gate.main,
+    "held_out": held_out.main,
+    "prefix_cache": prefix_cache.main,
+    "real_truth": real_truth.main,
+    "search_cost": search_cost.main,
 }
 """Not part of `make bench`."""
 

@@ -14,11 +14,11 @@ from loadtest.record import Outcome, RequestRecord, RunInfo, ServerInfo, ServerS
 from loadtest.run.sink import write_run_info
 
 CHUNKS = 200
-LEVELS, LEVEL_S = (100, 200, 300, 400), 300.0
+_LEVELS, _LEVEL_S = (100, 200, 300, 400), 300.0
 """Users who ask without a pause; with the times below this makes 100,000 requests."""
 
 
-def run() -> None:
+def main() -> None:
     """Writes such a run, analyses it in a process of its own and prints time and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         count = _write(Path(folder))
@@ -41,7 +41,7 @@ def _write(folder: Path) -> int:
     """Returns how many requests it wrote."""
     rng = random.Random(0)
     start = 1.8e9
-    schedule = [(start + i * LEVEL_S, start + (i + 1) * LEVEL_S, users) for i, users in enumerate(LEVELS)]
+    schedule = [(start + i * _LEVEL_S, start + (i + 1) * _LEVEL_S, users) for i, users in enumerate(_LEVELS)]
     server = ServerInfo(num_gpu_blocks=16385, block_size=16, max_model_len=8192)
     info = RunInfo(
         run_id="big", model="m", scenario="chat", host="http://h", started_unix_s=start, settings={},
@@ -55,7 +55,7 @@ def _write(folder: Path) -> int:
                 rows.write(encode_line(row))
                 count += 1
     with (folder / "server.jsonl").open("wb") as samples:
-        for second in range(int(len(LEVELS) * LEVEL_S)):
+        for second in range(int(len(_LEVELS) * _LEVEL_S)):
             samples.write(encode_line(_sample(start + second, schedule)))
     return count
 

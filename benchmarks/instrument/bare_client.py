@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
-from testing.servers.scripted import HEAD, MODEL, ROLE, TOKEN, TOKENS
+from testing.servers.scripted import HEAD, ROLE, SCRIPTED_MODEL, TOKEN, TOKENS
 
 ASKED = {
-    "model": MODEL,
+    "model": SCRIPTED_MODEL,
     "messages": [{"role": "user", "content": "hi"}],
     "max_tokens": TOKENS,
     "stream": True,
@@ -32,7 +32,7 @@ REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: scripted\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
-END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 
 
 class Reads(NamedTuple):
@@ -43,7 +43,7 @@ class Reads(NamedTuple):
     lengths: "array[int]"
 
 
-class Stream(asyncio.Protocol):
+class _Stream(asyncio.Protocol):
     """Asks again and again on one connection, until told not to."""
 
     def __init__(self, finished: list[Reads]) -> None:
@@ -64,7 +64,7 @@ class Stream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reads.times.append(self._now())
         self._reads.lengths.append(len(data))
-        if data.endswith(END):
+        if data.endswith(_END):
             self._finished.append(self._reads)
             if self.going_on:
                 self._ask()
@@ -76,10 +76,10 @@ async def load(url: str, *, streams: int, ramp_s: float, seconds: float) -> list
     finished: list[Reads] = []
     rng = random.Random(0)
 
-    async def start() -> Stream:
+    async def start() -> _Stream:
         await asyncio.sleep(rng.uniform(0, ramp_s))
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(lambda: Stream(finished), host, int(port)))[1]
+        return (await loop.create_connection(lambda: _Stream(finished), host, int(port)))[1]
 
     begun = await asyncio.gather(*(start() for _ in range(streams)))
     await asyncio.sleep(seconds - ramp_s)
@@ -89,7 +89,7 @@ async def load(url: str, *, streams: int, ramp_s: float, seconds: float) -> list
     return finished
 
 
-def figures(finished: list[Reads]) -> dict[str, float]:
+def _figures(finished: list[Reads]) -> dict[str, float]:
     """TTFT and gaps in seconds. A token came with the read that took the stream past its first byte."""
     begins = len(HEAD) + len(ROLE) + len(TOKEN) * np.arange(TOKENS)
     ttft, gaps = [], []
@@ -116,7 +116,7 @@ def main() -> None:
     finished = uvloop.run(
         load(options.url, streams=options.streams, ramp_s=options.ramp_s, seconds=options.seconds)
     )
-    options.result.write_text(json.dumps(figures(finished)))
+    options.result.write_text(json.dumps(_figures(finished)))
 
 
 if __name__ == "__main__":

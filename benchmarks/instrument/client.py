@@ -12,30 +12,30 @@ from typing import Any
 
 from testing.processes import LOCUST, scripted_server
 
-STREAMS = 400
-TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
+_STREAMS = 400
+TTFT_S, GAP_S, ANSWER_TOKENS = 0.2, 0.02, 100
 TIMES = ("--ttft-s", str(TTFT_S), "--gap-s", str(GAP_S))
 """Flags of the scripted server."""
-WARM_S, MEASURE_S, ROUNDS = 10.0, 14.0, 5
+_WARM_S, MEASURE_S, _ROUNDS = 10.0, 14.0, 5
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def run() -> None:
+def main() -> None:
     """Prints CPU a token of both clients, round by round, and the error of our times against the log."""
-    print(f"client: {STREAMS} streams of {1 / GAP_S:.0f} tokens/s, {TOKENS} tokens each, one process")
+    print(f"client: {_STREAMS} streams of {1 / GAP_S:.0f} tokens/s, {ANSWER_TOKENS} tokens each, one process")
     ratios: list[float] = []
     errors: dict[str, list[float]] = {"TTFT": [], "first-to-last span": []}
-    for number in range(ROUNDS):
+    for number in range(_ROUNDS):
         plain, _ = _measure(["-f", "benchmarks/instrument/plain_http_user.py"])
         with tempfile.TemporaryDirectory() as reports:
-            flags = ["--reports-dir", reports, "--output-tokens", str(TOKENS), "--prompt-tokens", "20"]
+            flags = ["--reports-dir", reports, "--output-tokens", str(ANSWER_TOKENS), "--prompt-tokens", "20"]
             ours, log = _measure(["-f", "scenarios/chat.py", *flags])
             for name, values in request_errors(log, Path(reports)).items():
                 errors[name] += values
         ratios.append(ours / plain)
         costs = f"plain HttpUser {plain * 1e6:.1f} us, Seatcount {ours * 1e6:.1f} us"
         print(f"  round {number + 1}: CPU a token: {costs}: ratio {ratios[-1]:.2f}", flush=True)
-    print(f"  ratio, median of {ROUNDS} rounds: {statistics.median(ratios):.2f}")
+    print(f"  ratio, median of {_ROUNDS} rounds: {statistics.median(ratios):.2f}")
     for name, values in errors.items():
         cuts = statistics.quantiles(values, n=100)
         p50_ms, p99_ms = cuts[49] * 1e3, cuts[98] * 1e3
@@ -49,7 +49,7 @@ def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
 
 
 def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
-    limit = f"{WARM_S + MEASURE_S + 3:.0f}s"
+    limit = f"{_WARM_S + MEASURE_S + 3:.0f}s"
     command = [
         str(LOCUST),
         *locust,
@@ -57,7 +57,7 @@ def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
         "--host",
         url,
         "-u",
-        str(STREAMS),
+        str(_STREAMS),
         "-r",
         "100",
         "-t",
@@ -66,7 +66,7 @@ def _load(locust: list[str], url: str) -> tuple[float, list[dict[str, Any]]]:
     with subprocess.Popen(
         [*command, "--only-summary"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as client:
-        time.sleep(WARM_S)
+        time.sleep(_WARM_S)
         cpu_s, tokens = _cpu_s(client.pid), get(url, "/tokens")["tokens"]
         time.sleep(MEASURE_S)
         cpu_s, tokens = _cpu_s(client.pid) - cpu_s, get(url, "/tokens")["tokens"] - tokens

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.instrument.client import TOKENS
+from benchmarks.instrument.client import ANSWER_TOKENS
 from testing.processes import LOCUST, free_port
-from testing.servers.scripted import MODEL
+from testing.servers.scripted import SCRIPTED_MODEL
 from testing.vllm.environment import VllmUnavailableError, prepare, vllm_home
 
 RAMP_S, LOAD_S = 4.0, 20.0
@@ -121,7 +121,7 @@ def _locust(load: Load, *arguments: str, spawn_rate: float) -> list[str]:
 
 
 def _seatcount_flags(load: Load) -> list[str]:
-    lengths = ["--output-tokens", str(TOKENS), "--prompt-tokens", "20"]
+    lengths = ["--output-tokens", str(ANSWER_TOKENS), "--prompt-tokens", "20"]
     return ["--reports-dir", str(load.folder), *lengths, "--settle-s", str(RAMP_S)]
 
 
@@ -147,10 +147,10 @@ def _seatcount_figures(folder: Path) -> Figures:
     kept = [row for row in rows if row["outcome"] == "ok"]
     ttft = [row["chunk_s"][0] - row["sent_s"] for row in kept]
     gaps = np.concatenate([np.diff(row["chunk_s"]) for row in kept])
-    return quantiles(ttft, gaps)
+    return quantile_figures(ttft, gaps)
 
 
-def quantiles(ttft_s: Any, gap_s: Any) -> Figures:
+def quantile_figures(ttft_s: Any, gap_s: Any) -> Figures:
     p50, p99 = np.percentile(ttft_s, [50, 99])
     return Figures(ttft_p50_s=float(p50), ttft_p99_s=float(p99), gap_p99_s=float(np.percentile(gap_s, 99)))
 
@@ -174,11 +174,11 @@ def _vllm(load: Load) -> list[str]:
         "--backend": "openai-chat",
         "--endpoint": "/v1/chat/completions",
         "--base-url": load.url,
-        "--model": MODEL,
+        "--model": SCRIPTED_MODEL,
         "--tokenizer": _tokenizer(),
         "--dataset-name": "random",
         "--random-input-len": 20,
-        "--random-output-len": TOKENS,
+        "--random-output-len": ANSWER_TOKENS,
         "--num-prompts": load.streams * REQUESTS_A_STREAM,
         "--max-concurrency": load.streams,
         "--request-rate": load.streams / 2,  # a tenth more than they can take: soon all are busy, out of step
@@ -206,11 +206,11 @@ def _from_ms(ttft_p50: float, ttft_p99: float, gap_p99: float) -> Figures:
 
 def _guidellm(load: Load) -> list[str]:
     flags = {
-        "--backend": f"kind=openai_http,target={load.url},model={MODEL}",
+        "--backend": f"kind=openai_http,target={load.url},model={SCRIPTED_MODEL}",
         "--profile": f"kind=concurrent,streams={load.streams},rampup_duration={RAMP_S}",
         "--constraint": f"kind=max_duration,seconds={LOAD_S}",
         "--tokenizer": f"kind=hf_auto,model={_tokenizer()}",
-        "--data": f"kind=synthetic_text,prompt_tokens=20,output_tokens={TOKENS}",
+        "--data": f"kind=synthetic_text,prompt_tokens=20,output_tokens={ANSWER_TOKENS}",
         "--output": f"kind=json,path={load.folder / 'result.json'}",
     }
     return [program("guidellm"), "run", *_words(flags), "--disable-console"]
@@ -227,7 +227,7 @@ def _guidellm_figures(folder: Path) -> Figures:
 
 def _aiperf(load: Load) -> list[str]:
     flags = {
-        "--model": MODEL,
+        "--model": SCRIPTED_MODEL,
         "--url": load.url,
         "--endpoint-type": "chat",
         "--concurrency": load.streams,
@@ -236,7 +236,7 @@ def _aiperf(load: Load) -> list[str]:
         "--benchmark-grace-period": 10,
         "--tokenizer": _tokenizer(),
         "--isl": 20,
-        "--osl": TOKENS,
+        "--osl": ANSWER_TOKENS,
         "--ui": "none",
         "--export-level": "summary",
         "--artifact-dir": load.folder,
@@ -256,12 +256,12 @@ def _genai_bench(load: Load) -> list[str]:
         "--api-backend": "vllm",
         "--api-base": load.url,
         "--api-key": "EMPTY",
-        "--api-model-name": MODEL,
+        "--api-model-name": SCRIPTED_MODEL,
         "--model-tokenizer": _tokenizer(),
         "--task": "text-to-text",
         "--num-concurrency": load.streams,
         "--spawn-rate": round(load.streams / RAMP_S),
-        "--traffic-scenario": f"D(20,{TOKENS})",
+        "--traffic-scenario": f"D(20,{ANSWER_TOKENS})",
         "--max-time-per-run": 1,  # a minute is its smallest
         "--max-requests-per-run": load.streams * REQUESTS_A_STREAM,
         "--experiment-base-dir": load.folder,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.instrument.client import GAP_S, TICKS, TIMES, TOKENS, TTFT_S, get, request_errors
+from benchmarks.instrument.client import ANSWER_TOKENS, GAP_S, TICKS, TIMES, TTFT_S, get, request_errors
 from benchmarks.instrument.peer_tools import (
     BARE,
     LOCKSTEP,
@@ -29,12 +29,12 @@ from benchmarks.instrument.peer_tools import (
     Load,
     Tool,
     UnavailableError,
-    quantiles,
+    quantile_figures,
 )
 from testing.processes import scripted_server, session_members
 
 OWN_VARIANTS = (LOCKSTEP, TWO_WORKERS)
-WARM_S, STEADY_S = 4.0, 6.0
+_WARM_S, _STEADY_S = 4.0, 6.0
 """After half of the streams are open; the steady part is where CPU is counted."""
 POLL_S = 2.0
 """A look at the tool's processes costs about 10 ms of CPU, which tool and server could have used."""
@@ -61,13 +61,14 @@ class Result:
     """Request by request; only where the tool tells its request ids."""
 
 
-def run() -> None:
+def main() -> None:
     """Runs every tool at 100 and 400 streams, ourselves and the limit at 1000 too, and prints two tables."""
     tools = [SEATCOUNT, *PEERS, BARE]
     plan = [(tool, streams) for streams in (100, 400) for tool in tools]
     plan += [(SEATCOUNT, 1000), (BARE, 1000), (LOCKSTEP, 400), (TWO_WORKERS, 400)]
     print(
-        f"peers: streams of {1 / GAP_S:.0f} tokens/s, TTFT {TTFT_S * 1e3:.0f} ms, {TOKENS} tokens a request"
+        f"peers: streams of {1 / GAP_S:.0f} tokens/s, TTFT {TTFT_S * 1e3:.0f} ms, "
+        f"{ANSWER_TOKENS} tokens a request"
     )
     results = []
     for tool, streams in plan:
@@ -138,9 +139,9 @@ def _watch(process: subprocess.Popen[bytes], result: Result, url: str) -> None:
         spent, streams = _look(process.pid, url)
         if loaded_s is None and streams >= result.streams / 2:
             loaded_s = spent.at_s
-        if loaded_s is not None and steady is None and spent.at_s >= loaded_s + WARM_S:
+        if loaded_s is not None and steady is None and spent.at_s >= loaded_s + _WARM_S:
             steady = spent
-        if steady is not None and result.cpu_s is None and spent.at_s >= steady.at_s + STEADY_S:
+        if steady is not None and result.cpu_s is None and spent.at_s >= steady.at_s + _STEADY_S:
             _note_cpu(result, steady, spent)
         result.peak_bytes = max(result.peak_bytes, _memory_bytes(process.pid))
         time.sleep(POLL_S)
@@ -214,12 +215,12 @@ def _pss_bytes(pid: int) -> int:
 
 
 def _true(log: list[dict[str, Any]]) -> Figures:
-    """The same quantiles by the server's log, over the requests that were answered to the end."""
-    whole = [entry for entry in log if len(entry["sent"]) == TOKENS]
+    """The same quantile_figures by the server's log, over the requests that were answered to the end."""
+    whole = [entry for entry in log if len(entry["sent"]) == ANSWER_TOKENS]
     if not whole:
         raise UnavailableError("It ended without one answered request.")
     ttft = [entry["sent"][0] - entry["received"] for entry in whole]
-    return quantiles(ttft, np.concatenate([np.diff(entry["sent"]) for entry in whole]))
+    return quantile_figures(ttft, np.concatenate([np.diff(entry["sent"]) for entry in whole]))
 
 
 def _print_comparison(results: list[Result]) -> None:

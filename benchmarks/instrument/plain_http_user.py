@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from locust import HttpUser, events, task
 
-TOKENS = 100
+_TOKENS = 100
 
 _ttft_s, _gap_s = array("d"), array("d")
 
@@ -26,7 +26,7 @@ class Plain(HttpUser):
         body = {
             "model": "scripted",
             "messages": [{"role": "user", "content": "hi"}],
-            "max_tokens": TOKENS,
+            "max_tokens": _TOKENS,
             "stream": True,
         }
         began = time.perf_counter()

@@ -13,19 +13,19 @@ from functools import partial
 
 import uvloop
 
-STREAMS = (500, 1000, 2000)
-TOKENS = 400
-WARM_S, STEADY_S = 8.0, 10.0
-TICKS = os.sysconf("SC_CLK_TCK")
+_STREAMS = (500, 1000, 2000)
+_TOKENS = 400
+_WARM_S, _STEADY_S = 8.0, 10.0
+_TICKS = os.sysconf("SC_CLK_TCK")
 ENGINE = ("--preset", "llama-3.1-8b-h100", "--max-num-seqs", "2000", "--max-num-batched-tokens", "8192")
 LATENESS = re.compile(r"^seatcount_simulator_lateness_seconds(?:\{\})? (\S+)", re.MULTILINE)
 MADE = re.compile(r"^vllm:generation_tokens_total\{.*\} (\S+)", re.MULTILINE)
 
 
-def run() -> None:
+def main() -> None:
     """Prints a line for each number of streams."""
     print("simulator: open streams, one server process")
-    for streams in STREAMS:
+    for streams in _STREAMS:
         command = [sys.executable, "-m", "loadtest.simulator", "--port", "0", *ENGINE]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
@@ -39,7 +39,7 @@ def run() -> None:
 
 
 @dataclass
-class Found:
+class _Found:
     """Of the steady seconds."""
 
     cores: float = 0.0
@@ -47,7 +47,7 @@ class Found:
     late_s: list[float] = field(default_factory=list)
 
     def line(self, streams: int) -> str:
-        rate = self.tokens / STEADY_S
+        rate = self.tokens / _STEADY_S
         late_ms = sorted(1e3 * late_s for late_s in self.late_s)
         return (
             f"{rate / streams:.1f} tokens/s each, {self.cores:.2f} of a core, "
@@ -56,7 +56,7 @@ class Found:
         )
 
 
-class Stream(asyncio.Protocol):
+class _Stream(asyncio.Protocol):
     """Asks again and again on one connection and does nothing with the answers."""
 
     def __init__(self, number: int) -> None:
@@ -64,7 +64,7 @@ class Stream(asyncio.Protocol):
         body = json.dumps(
             {
                 "messages": [{"role": "user", "content": content}],
-                "max_tokens": TOKENS,
+                "max_tokens": _TOKENS,
                 "ignore_eos": True,
                 "stream": True,
             }
@@ -81,19 +81,19 @@ class Stream(asyncio.Protocol):
             self._transport.write(self._request)
 
 
-async def _load(url: str, pid: int, streams: int) -> Found:
+async def _load(url: str, pid: int, streams: int) -> _Found:
     host, port = url.removeprefix("http://").split("/")[0].split(":")
     loop = asyncio.get_running_loop()
     for number in range(streams):
-        await loop.create_connection(partial(Stream, number), host, int(port))
-        await asyncio.sleep(WARM_S / 2 / streams)
-    await asyncio.sleep(WARM_S / 2)
-    found, cpu_s, made, began = Found(), _cpu_s(pid), (await _page(url))[1], time.monotonic()
-    while time.monotonic() < began + STEADY_S:
+        await loop.create_connection(partial(_Stream, number), host, int(port))
+        await asyncio.sleep(_WARM_S / 2 / streams)
+    await asyncio.sleep(_WARM_S / 2)
+    found, cpu_s, made, began = _Found(), _cpu_s(pid), (await _page(url))[1], time.monotonic()
+    while time.monotonic() < began + _STEADY_S:
         await asyncio.sleep(1)
         found.late_s.append((await _page(url))[0])
     found.cores = (_cpu_s(pid) - cpu_s) / (time.monotonic() - began)
-    found.tokens = ((await _page(url))[1] - made) * STEADY_S / (time.monotonic() - began)
+    found.tokens = ((await _page(url))[1] - made) * _STEADY_S / (time.monotonic() - began)
     return found
 
 
@@ -114,4 +114,4 @@ async def _page(url: str) -> tuple[float, float]:
 def _cpu_s(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
         fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -15,28 +15,28 @@ from analysis.capacity.answer import recommend
 from analysis.reporting.words import sentences
 from benchmarks.proofs.kept import DATA, Row, completed, kept
 from testing.truth.deployments import Truth, deployment, sought_se, truth_of
-from testing.truth.methods import estimate, life_s, search, sweep
+from testing.truth.methods import judged_estimate, life_s, search, sweep
 
-TRUTHS, KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
-DEPLOYMENTS = 540
-UNSEEN = range(387, DEPLOYMENTS)  # by whoever made the rules, but for one of them: docs/method.md
+TRUTHS, _KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
+_DEPLOYMENTS = 540
+UNSEEN = range(387, _DEPLOYMENTS)  # by whoever made the rules, but for one of them: docs/method.md
 SEARCHED = {*range(90), *UNSEEN}
-BUDGET_S, BUDGET_LIVES = 900.0, 150.0  # of a search: the default, more where answers take long
+_BUDGET_S, BUDGET_LIVES = 900.0, 150.0  # of a search: the default, more where answers take long
 TRUTH_SHARE = 0.2  # the truth's own error is at most this share of the interval's
 ONE_SIDED = 1.645  # standard errors to the end of a 90 % interval
 OVER = 1.05
 
 
-def run() -> None:
+def main() -> None:
     """Measures what is missing and prints the table."""
-    truths = completed(TRUTHS, range(DEPLOYMENTS), true)
-    completed(KEPT, [number for number, row in truths.items() if row["resolved"]], measured)
-    report(known_rows())
+    truths = completed(TRUTHS, range(_DEPLOYMENTS), true)
+    completed(_KEPT, [number for number, row in truths.items() if row["resolved"]], _measured)
+    _report(known_rows())
 
 
 def known_rows() -> list[Row]:
     """Of all deployments whose truth was sought; with what is said of them where that is known."""
-    said = kept(KEPT)
+    said = kept(_KEPT)
     return [truth | said.get(number, {}) for number, truth in sorted(kept(TRUTHS).items())]
 
 
@@ -63,7 +63,7 @@ def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def measured(number: int) -> Row:
+def _measured(number: int) -> Row:
     """What is said of one deployment. Deterministic by number."""
     one = deployment(number)
     load, answer = sweep(one)
@@ -74,8 +74,8 @@ def measured(number: int) -> Row:
     }
     if number in SEARCHED:
         curve = []
-        for load, seen in search(one, budget_s=max(BUDGET_S, BUDGET_LIVES * life_s(one))):
-            x = estimate(seen)
+        for load, seen in search(one, budget_s=max(_BUDGET_S, BUDGET_LIVES * life_s(one))):
+            x = judged_estimate(seen)
             curve.append((round(load.now_s, 1), None if math.isnan(x) else round(x, 3)))
         load.finish()
         final = recommend([load.run()], slo=one.slo)
@@ -99,7 +99,7 @@ def _said(answer: ModelAnswer, *, gpu_s: float, requests: int) -> Row:
     }
 
 
-def report(found: Sequence[Row]) -> None:
+def _report(found: Sequence[Row]) -> None:
     """Prints the table."""
     known = [row for row in found if row["resolved"] and row.get("sweep")]
     unknown = Counter(

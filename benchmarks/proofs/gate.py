@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 from analysis.answers.compare import GateAnswer
 from analysis.compare.gate import TOLERANCE, gate_of
-from testing.truth.gate_pairs import CHANGES, LEVEL_S, LEVELS, pair_of
+from testing.truth.gate_pairs import CHANGES, GATE_LEVEL_S, GATE_LEVELS, pair_of
 
-PAIRS, CHANGED_PAIRS = 120, 40
+_PAIRS, CHANGED_PAIRS = 120, 40
 CRITERIA = ("max_users", "ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
-def run() -> None:
+def main() -> None:
     """Prints the share of pairs in which the gate failed, in all and for each criterion."""
-    levels = ", ".join(map(str, LEVELS))
-    print(f"gate: levels of {levels} users, {LEVEL_S:.0f} s each, every run with a seed of its own")
-    _print("no change", {}, PAIRS)
+    levels = ", ".join(map(str, GATE_LEVELS))
+    print(f"gate: levels of {levels} users, {GATE_LEVEL_S:.0f} s each, every run with a seed of its own")
+    _print("no change", {}, _PAIRS)
     for name, change in CHANGES.items():
         _print(name, change, CHANGED_PAIRS)
 

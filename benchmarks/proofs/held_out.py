@@ -18,7 +18,7 @@ from testing.truth.deployments import deployment
 from testing.truth.methods import life_s
 from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
-DEPLOYMENTS = 60
+_DEPLOYMENTS = 60
 PARTS = (0.4, 0.8, 1.2, 1.6)  # of the users that half fill the pool
 LIVES = 60.0
 PREDICTED_REQUESTS = 6000
@@ -36,16 +36,16 @@ class Error:
     again: tuple[float, ...]
 
 
-def run() -> None:
+def main() -> None:
     """Prints the errors of a level between the fitted ones, and of one above them."""
     errors: list[Error] = []
     with ProcessPoolExecutor() as pool:
-        for done, some in enumerate(pool.map(_errors_of, range(DEPLOYMENTS)), start=1):
+        for done, some in enumerate(pool.map(_errors_of, range(_DEPLOYMENTS)), start=1):
             errors += some
-            print(f"\r{done} of {DEPLOYMENTS}", end="", file=sys.stderr)
+            print(f"\r{done} of {_DEPLOYMENTS}", end="", file=sys.stderr)
     print("\r", end="", file=sys.stderr)
     print(
-        f"held_out: {DEPLOYMENTS} random deployments; of four levels three are fitted, in runs of their own"
+        f"held_out: {_DEPLOYMENTS} random deployments; of four levels three are fitted, in runs of their own"
     )
     for place, name in ((2, "inside"), (3, "the highest")):
         some = [error for error in errors if error.place == place]

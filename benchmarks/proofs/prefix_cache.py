@@ -15,7 +15,7 @@ from testing.truth.prefix_services import Case, compare
 SERVICES = 36
 
 
-def run() -> None:
+def main() -> None:
     cases = []
     for seed in range(SERVICES):
         cases.append(compare(seed))

@@ -37,12 +37,12 @@ from loadtest.workload.prompts import sentence
 from testing.processes import ROOT
 from testing.truth.counts import LIMITS, Counts, Json, lower, wall_between
 from testing.vllm.environment import VLLM, vllm_home
-from testing.vllm.server import BLOCK_SIZE, MODEL, start_vllm
+from testing.vllm.server import BLOCK_SIZE, TINY_MODEL, start_vllm
 
-KEPT = DATA / "real_truth.json"
-FOLDER = Path("build/real_truth").resolve()
+_KEPT = DATA / "real_truth.json"
+_FOLDER = Path("build/real_truth").resolve()
 
-SLOTS, CONTEXT = 64, 1024
+_SLOTS, CONTEXT = 64, 1024
 """More slots than users, so that a queue is for blocks; a context that the smallest pool holds."""
 STREAM_INTERVAL = 10
 """Tokens a chunk: with one the server's front end, in Python on one of two cores, is what holds up users, and
@@ -52,12 +52,12 @@ LIGHT = 4
 WANTED_SE = 0.25
 """Users."""
 REQUESTS = 10_000
-ROUNDS = 8
+_ROUNDS = 8
 """At most, of a level and of a deployment."""
-LEVEL_S, SETTLE_S, SAMPLE_S = 55.0, 5.0, 0.25
-BATCHES = 20
+_LEVEL_S, _SETTLE_S, _SAMPLE_S = 55.0, 5.0, 0.25
+_BATCHES = 20
 """Ten lifetimes of a request and more, so that batches are nearly independent; and how many are enough."""
-BUDGET_S = 120.0
+_BUDGET_S = 120.0
 """Of the search."""
 COMMAND_S = 600.0
 REFUSED = 3
@@ -83,7 +83,7 @@ class RealDeployment:
         return [*lengths, "--turns", str(self.turns), "--think-s", self.think_s, "--thinking", "off"]
 
 
-DEPLOYMENTS = (
+_DEPLOYMENTS = (
     RealDeployment(name="short prompts", blocks=64, prompt="lognormal:60,0.5", output="lognormal:64,0.6"),
     RealDeployment(name="long prompts", blocks=128, prompt="lognormal:250,0.4", output="lognormal:40,0.5"),
     RealDeployment(name="heavy tails", blocks=96, prompt="lognormal:80,0.8", output="lognormal:64,1"),
@@ -104,10 +104,10 @@ DEPLOYMENTS = (
 )
 
 
-def run() -> None:
+def main() -> None:
     """Measures what is not kept, and prints the table of README.md."""
-    kept: Json = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    for deployment in DEPLOYMENTS:
+    kept: Json = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
+    for deployment in _DEPLOYMENTS:
         _complete(deployment, kept)
     _print_table(kept)
 
@@ -118,14 +118,14 @@ def _complete(deployment: RealDeployment, kept: Json) -> None:
     steps = [step for step in STEPS if step not in found]
     if not steps:
         return
-    folder = FOLDER / deployment.name
+    folder = _FOLDER / deployment.name
     folder.mkdir(parents=True, exist_ok=True)
     with _server(deployment, folder) as url:
         for step in steps:
             started = time.monotonic()
             found[step] = STEPS[step](deployment, url, folder, found) | _circumstances()
-            KEPT.parent.mkdir(exist_ok=True)
-            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+            _KEPT.parent.mkdir(exist_ok=True)
+            _KEPT.write_text(json.dumps(kept, indent=1) + "\n")
             print(f"  {deployment.name}, {step}: {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -150,7 +150,7 @@ def _server(deployment: RealDeployment, folder: Path) -> Iterator[str]:
         extra += ["--chat-template", str(template)]
     with start_vllm(
         num_gpu_blocks_override=deployment.blocks,
-        max_num_seqs=SLOTS,
+        max_num_seqs=_SLOTS,
         extra=extra,
         log=folder / "vllm.log",
     ) as server:
@@ -166,7 +166,7 @@ def _truth(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
     while True:
         rounds, seen = len(_rounds(folder)), _counts(folder)
         low = lower(seen)
-        if rounds == ROUNDS or (low is not None and _enough(low, seen)):
+        if rounds == _ROUNDS or (low is not None and _enough(low, seen)):
             break
         levels = _next_levels(seen) if seen else _rough(deployment, url, folder.with_name("rough"))
         _hold(deployment, url, folder / str(rounds), levels, seed=rounds)
@@ -202,7 +202,7 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
 
 
 def _hold(deployment: RealDeployment, url: str, folder: Path, levels: Sequence[int], *, seed: int) -> None:
-    times = ["--level-s", f"{LEVEL_S:g}", "--settle-s", f"{SETTLE_S:g}", "--sample-s", f"{SAMPLE_S:g}"]
+    times = ["--level-s", f"{_LEVEL_S:g}", "--settle-s", f"{_SETTLE_S:g}", "--sample-s", f"{_SAMPLE_S:g}"]
     asked = ["--levels", ",".join(map(str, levels)), "--seed", str(seed)]
     part = folder.with_name("part")
     _load(url, part, "chat", *deployment.load, *asked, *times)
@@ -214,7 +214,7 @@ def _counts(folder: Path) -> dict[int, Counts]:
     seen: dict[int, Counts] = {}
     for run in _runs(folder):
         for begin, end, users in run.info.schedule:
-            counts = Counts.of(run, begin + SETTLE_S, end)
+            counts = Counts.of(run, begin + _SETTLE_S, end)
             seen[users] = seen[users].with_more(counts) if users in seen else counts
     return seen
 
@@ -248,7 +248,7 @@ def _steps(counts: Counts) -> int:
 
 def _enough(low: int, seen: dict[int, Counts]) -> bool:
     beside = seen[low], seen[low + 1]
-    if min(len(counts.finished) for counts in beside) < BATCHES:
+    if min(len(counts.finished) for counts in beside) < _BATCHES:
         return False
     return (
         wall_between(low, seen)[1] <= WANTED_SE or min(counts.finished.sum() for counts in beside) >= REQUESTS
@@ -261,7 +261,7 @@ def _ttft_p95_s(folder: Path, users: int) -> float:
     for run in _runs(folder):
         rows = run.requests
         for begin, end, held in run.info.schedule:
-            inside = (rows.start_unix_s > begin + SETTLE_S) & (rows.end_unix_s < end) & (held == users)
+            inside = (rows.start_unix_s > begin + _SETTLE_S) & (rows.end_unix_s < end) & (held == users)
             found.append((rows.first_chunk_s - rows.sent_s)[inside])
     return round(float(np.quantile(np.concatenate(found), 0.95)), 4)
 
@@ -273,7 +273,7 @@ def _ours(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
     """Of the search, as anybody would call it; where it refuses to answer, its reasons."""
     folder = folder / "search"
     started = time.monotonic()
-    _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{BUDGET_S:g}")
+    _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{_BUDGET_S:g}")
     took_s = time.monotonic() - started
     _run(
         [sys.executable, "-m", "analysis.capacity", str(folder), *_objectives()],
@@ -335,10 +335,10 @@ def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -
     asked = _asked(deployment, url, folder / "conversations.jsonl")
     ttft_ms = 2000 * found["truth"]["ttft_p95_s"]
     thinking_off = {"body": {"chat_template_kwargs": {"enable_thinking": False}}}
-    backend = {"kind": "openai_http", "target": url, "model": MODEL, "extras": thinking_off}
+    backend = {"kind": "openai_http", "target": url, "model": TINY_MODEL, "extras": thinking_off}
     flags = {
         "--backend": json.dumps(backend),
-        "--profile": f"kind=goodput,max_streams={SLOTS}",
+        "--profile": f"kind=goodput,max_streams={_SLOTS}",
         "--metrics": json.dumps({"kind": "generative", "slo": {"ttft_ms": ttft_ms}}),
         "--constraint": f"kind=max_duration,seconds={PROBE_S}",
         "--tokenizer": f"kind=hf_auto,model={vllm_home() / 'model'}",
@@ -383,7 +383,7 @@ def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
 def _template_tokens(url: str) -> int:
     """What the server counts beside the words, which are a token each."""
     body = {
-        "model": MODEL,
+        "model": TINY_MODEL,
         "messages": [{"role": "user", "content": "time"}],
         "max_tokens": 1,
         "chat_template_kwargs": {"enable_thinking": False},

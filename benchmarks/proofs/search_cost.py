@@ -10,13 +10,13 @@ from analysis.search.advice import FIRST_USERS
 from benchmarks.proofs import coverage
 from benchmarks.proofs.kept import DATA, Row, completed
 from testing.truth.deployments import deployment
-from testing.truth.methods import Found, bisection, fixed_sweep
+from testing.truth.methods import MethodResult, bisection, fixed_sweep
 
-DEPLOYMENTS = 80  # the first of those that were searched
-KEPT = DATA / "search_cost.jsonl"
+_DEPLOYMENTS = 80  # the first of those that were searched
+_KEPT = DATA / "search_cost.jsonl"
 BUDGETS = (0.1, 0.2, 0.4, 0.8)  # of our search, in the time of a bisection with 300 requests a probe
 UNIT = "bisection, 300 a probe"
-METHODS: Mapping[str, Callable[[int], Found]] = {
+METHODS: Mapping[str, Callable[[int], MethodResult]] = {
     "bisection, 100 a probe": lambda number: bisection(deployment(number), requests=100),
     UNIT: lambda number: bisection(deployment(number), requests=300),
     "bisection, 2000 a probe": lambda number: bisection(deployment(number), requests=2000),
@@ -28,17 +28,17 @@ METHODS: Mapping[str, Callable[[int], Found]] = {
 }
 
 
-def run() -> None:
+def main() -> None:
     """Measures what is missing and prints each method's cost and error."""
     searched = [row for row in coverage.known_rows() if row["resolved"] and row.get("search")]
-    ours = {row["number"]: row for row in searched[:DEPLOYMENTS]}
-    rows = completed(KEPT, ours, measured)
-    report(
+    ours = {row["number"]: row for row in searched[:_DEPLOYMENTS]}
+    rows = completed(_KEPT, ours, _measured)
+    _report(
         [ours[number] | rows[number] for number in ours if ours[number]["truth"]["wall"] != "max_num_seqs"]
     )
 
 
-def measured(number: int) -> Row:
+def _measured(number: int) -> Row:
     """Every usual method on one deployment. Deterministic by number."""
     found = {name: method(number) for name, method in METHODS.items()}
     return {
@@ -47,7 +47,7 @@ def measured(number: int) -> Row:
     }
 
 
-def report(rows: Sequence[Row]) -> None:
+def _report(rows: Sequence[Row]) -> None:
     """Prints mean GPU time, in the time of UNIT on the same deployment, and error of ln x; and what bisection
     would cost at our errors. Without deployments whose wall is the slots, which the usual methods do not see.
     """

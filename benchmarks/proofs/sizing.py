@@ -24,7 +24,7 @@ from loadtest.units import GIB
 STARTUPS = "SEATCOUNT_STARTUPS"
 FITTED = "Llama-3"
 
-Row = Mapping[str, object]
+_Row = Mapping[str, object]
 
 W8A8: dict[str, object] = {
     "quant_method": "compressed-tensors",
@@ -152,7 +152,7 @@ class Startup:
         return FITTED.lower() in self.name.lower() and self.deployment.version[:2] == (0, 19)
 
 
-def run() -> None:
+def main() -> None:
     """Prints predicted against logged, and the errors that count."""
     path = os.environ.get(STARTUPS)
     if path is None:
@@ -173,7 +173,7 @@ def run() -> None:
         print(f"  left out: {name}: {why[:90]}")
 
 
-def read(row: Row) -> Startup:
+def read(row: _Row) -> Startup:
     """Raises ValueError where the row does not say enough to predict anything."""
     name = str(row["model"])
     shape = parse_config(_config(row), quantization=_online(row))
@@ -218,12 +218,12 @@ def read(row: Row) -> Startup:
     )
 
 
-def _optional(row: Row, name: str) -> float | None:
+def _optional(row: _Row, name: str) -> float | None:
     value = row.get(name)
     return float(value) if isinstance(value, int | float) else None
 
 
-def _number(row: Row, name: str, default: float | None = None) -> float:
+def _number(row: _Row, name: str, default: float | None = None) -> float:
     value = _optional(row, name)
     if value is None:
         value = default
@@ -232,12 +232,12 @@ def _number(row: Row, name: str, default: float | None = None) -> float:
     return value
 
 
-def _gib(row: Row, name: str) -> float | None:
+def _gib(row: _Row, name: str) -> float | None:
     value = _optional(row, name)
     return None if value is None else value * GIB
 
 
-def _config(row: Row) -> dict[str, object]:
+def _config(row: _Row) -> dict[str, object]:
     """What a config.json of the row's model would say."""
     name = str(row["model"])
     facts = next((found for part, found in FACTS.items() if part.lower() in name.lower()), None)
@@ -262,7 +262,7 @@ def _config(row: Row) -> dict[str, object]:
     return config
 
 
-def _online(row: Row) -> str | None:
+def _online(row: _Row) -> str | None:
     """The one kind of row whose model is stored in 16 bits and served in 8."""
     stored = "quantization_config" in json.dumps(_config(row))
     return "fp8" if row.get("quantised") and not stored else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from testing.servers.scripted import Connection, Script
 
 
-async def serve(address: str, port: int, log: Path) -> None:
+async def _serve(address: str, port: int, log: Path) -> None:
     """Until SIGTERM."""
     script = Script(ttft_s=0.1, gap_s=0.02)
     loop = asyncio.get_running_loop()
@@ -22,4 +22,4 @@ async def serve(address: str, port: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

@@ -11,7 +11,7 @@ import msgspec
 
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample
 
-MODEL = "tiny"
+_MODEL = "tiny"
 UPTIME_S = 34_000.0  # vllm bench serve counts from the machine's start
 
 
@@ -55,7 +55,7 @@ def guidellm_benchmark(users: int, rows: Sequence[RequestRecord], **strategy: An
         "type_": "generative_benchmark",
         "config": {
             "strategy": strategy or {"type_": "concurrent", "max_concurrency": users, "streams": users},
-            "backend": {"kind": "openai_http", "target": "http://me:secret@host:8000", "model": MODEL},
+            "backend": {"kind": "openai_http", "target": "http://me:secret@host:8000", "model": _MODEL},
         },
         "metrics": {
             "request_totals": {"successful": len(ok), "errored": len(failed), "incomplete": len(cut)}
@@ -98,7 +98,7 @@ def _guidellm_request(row: RequestRecord) -> dict[str, Any]:
 def write_aiperf(rows: Sequence[RequestRecord], folder: Path) -> None:
     """A folder for each level."""
     for users, found in by_level(rows).items():
-        place = folder / f"{MODEL}-openai-chat-concurrency{users}"
+        place = folder / f"{_MODEL}-openai-chat-concurrency{users}"
         place.mkdir(parents=True)
         lines = "".join(json.dumps(aiperf_record(row)) + "\n" for row in found)
         (place / "profile_export.jsonl").write_text(lines)
@@ -110,7 +110,7 @@ def aiperf_summary(users: int) -> dict[str, Any]:
         "schema_version": "1.1",
         "aiperf_version": "0.13.0",
         "input_config": {
-            "models": {"items": [{"name": MODEL}]},
+            "models": {"items": [{"name": _MODEL}]},
             "endpoint": {"urls": ["http://host:8000"], "type": "chat", "streaming": True},
             "phases": [{"kind": "profiling", "type": "concurrency", "concurrency": users}],
         },
@@ -172,7 +172,7 @@ def vllm_bench(users: int, rows: Sequence[RequestRecord]) -> dict[str, Any]:
         "date": f"{datetime.fromtimestamp(ended + 1.2):%Y%m%d-%H%M%S}",
         "endpoint_type": "openai-chat",
         "backend": "openai-chat",
-        "model_id": MODEL,
+        "model_id": _MODEL,
         "num_prompts": len(rows),
         "request_rate": "inf",
         "max_concurrency": users,
@@ -216,7 +216,7 @@ def range_query(
 ) -> dict[str, Any]:
     """What Prometheus answers to query_range of {__name__=~"vllm:.*"}."""
     common = {"instance": "host:8000", "job": "vllm", **labels}
-    named = {"engine": "0", "model_name": MODEL, **common}
+    named = {"engine": "0", "model_name": _MODEL, **common}
     series: list[dict[str, Any]] = [
         {
             "metric": {"__name__": name, **named},
@@ -242,7 +242,7 @@ def _page(sample: ServerSample, info: RunInfo, stamp: str) -> Iterator[str]:
     yield "# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig\n"
     yield f"vllm:cache_config_info{{{labels}}} 1.0\n"
     for name, field in GAUGES.items():
-        yield f'{name}{{engine="0",model_name="{MODEL}"}} {getattr(sample, field)}\n'
+        yield f'{name}{{engine="0",model_name="{_MODEL}"}} {getattr(sample, field)}\n'
 
 
 def aiperf_scrapes(samples: Sequence[ServerSample]) -> str:
@@ -251,7 +251,7 @@ def aiperf_scrapes(samples: Sequence[ServerSample]) -> str:
     for sample in samples:
         now = {
             name.removesuffix("_total"): [
-                {"labels": {"engine": "0", "model_name": MODEL}, "value": getattr(sample, field)}
+                {"labels": {"engine": "0", "model_name": _MODEL}, "value": getattr(sample, field)}
             ]
             for name, field in GAUGES.items()
         }

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import uvloop
 
-MODEL = "scripted"
+SCRIPTED_MODEL = "scripted"
 TOKENS = 100
 """Of an answer to a request that names no limit."""
 
@@ -31,7 +31,7 @@ def _chunk(event: dict[str, Any]) -> bytes:
 def _event(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return _chunk({"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0,
-                   "model": MODEL, "choices": [choice]})  # fmt: skip
+                   "model": SCRIPTED_MODEL, "choices": [choice]})  # fmt: skip
 
 
 HEAD = (
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
         known: dict[str, Any] = {
             "/v1/models": {
                 "object": "list",
-                "data": [{"id": MODEL, "object": "model", "owned_by": "scripted"}],
+                "data": [{"id": SCRIPTED_MODEL, "object": "model", "owned_by": "scripted"}],
             },
             "/health": {},
             "/tokens": {
@@ -181,13 +181,13 @@ class _Stream:
         self._connection.send(LAST)
         usage = {"prompt_tokens": self._words, "completion_tokens": self._tokens,
                  "total_tokens": self._words + self._tokens}  # fmt: skip
-        end = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": MODEL,
-               "choices": [], "usage": usage}  # fmt: skip
+        end = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0,
+               "model": SCRIPTED_MODEL, "choices": [], "usage": usage}  # fmt: skip
         self._connection.send(_chunk(end) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         self._script.open -= 1
 
 
-async def serve(script: Script, port: int) -> None:
+async def _serve(script: Script, port: int) -> None:
     """Serves until cancelled; says where on standard output."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(script), "127.0.0.1", port)
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--max-open", type=int, help="answers under way beyond which a request gets a 503")
     options = parser.parse_args()
     script = Script(ttft_s=options.ttft_s, gap_s=options.gap_s, max_open=options.max_open)
-    uvloop.run(serve(script, options.port))
+    uvloop.run(_serve(script, options.port))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from loadtest.record import Slo
 LIMITS = Slo(ttft_p95_s=60, tpot_p95_s=5)
 """Latency objectives so loose that memory is the wall."""
 BATCH_S = 5.0
-RESAMPLES = 2000
+_RESAMPLES = 2000
 Json = dict[str, Any]
 
 
@@ -75,9 +75,9 @@ class Counts:
         )
 
     def resampled_margins(self, rng: np.random.Generator) -> Floats:
-        """Of RESAMPLES resamples of the batches, shape (RESAMPLES, 2)."""
+        """Of _RESAMPLES resamples of the batches, shape (_RESAMPLES, 2)."""
         k = len(self.finished)
-        return self.margins(rng.multinomial(k, np.full(k, 1 / k), RESAMPLES).astype(np.float64))
+        return self.margins(rng.multinomial(k, np.full(k, 1 / k), _RESAMPLES).astype(np.float64))
 
     def told(self, users: int) -> Json:
         """For the data file: shares with the standard errors of their batch means."""

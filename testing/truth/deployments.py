@@ -20,7 +20,7 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset
 
 BLOCK_TOKENS = 16
-PAIRS = 20_000  # that people draw their lengths from
+_PAIRS = 20_000  # that people draw their lengths from
 LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
 PLAY_REQUESTS = 3000
 PLAYS = (6, 40, 100)  # of each of the two levels around the wall: at least; for SE_ROOT; at most
@@ -112,7 +112,7 @@ def _log_uniform(rng: random.Random, low: float, high: float) -> float:
 def _lengths(number: int, which: int, mean: float, cv: float) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     sigma2 = math.log1p(cv**2)
     drawn = np.random.default_rng([number, which]).lognormal(
-        math.log(mean) - sigma2 / 2, math.sqrt(sigma2), PAIRS
+        math.log(mean) - sigma2 / 2, math.sqrt(sigma2), _PAIRS
     )
     return np.clip(np.rint(drawn), 1, LONGEST * mean).astype(np.int64)
 

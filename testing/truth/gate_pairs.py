@@ -9,7 +9,7 @@ from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
 
-LEVELS, LEVEL_S = (1, 4, 8, 12, 16, 20), 30.0
+GATE_LEVELS, GATE_LEVEL_S = (1, 4, 8, 12, 16, 20), 30.0
 CHANGES: dict[str, dict[str, float]] = {
     "pool 20 % smaller": {"num_gpu_blocks": 1 + round(0.8 * 127)},
     "pool 10 % smaller": {"num_gpu_blocks": 1 + round(0.9 * 127)},
@@ -22,11 +22,11 @@ CHANGES: dict[str, dict[str, float]] = {
 
 
 def pair_of(
-    pair: int, change: Mapping[str, float], *, level_s: float = LEVEL_S
+    pair: int, change: Mapping[str, float], *, level_s: float = GATE_LEVEL_S
 ) -> tuple[MeasuredDeployment, MeasuredDeployment]:
     """A baseline and a run of the changed engine, from seeds of their own. The load generator is never late,
     so that nothing is let pass for it."""
-    plans = [Plan(levels=LEVELS, level_s=level_s, seed=2 * pair + side, lag_s=0.0) for side in (0, 1)]
+    plans = [Plan(levels=GATE_LEVELS, level_s=level_s, seed=2 * pair + side, lag_s=0.0) for side in (0, 1)]
     return _deployment({}, plans[0]), _deployment(change, plans[1])
 
 

@@ -19,7 +19,7 @@ from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
 MOST_USERS = 1024
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
-SHORTEST_S = 10.0  # ten scrapes of the server
+_SHORTEST_S = 10.0  # ten scrapes of the server
 FULL = 0.8  # of the pool in use: a queue is then for blocks
 SWEEP_LEVELS = 4  # between the last level that held and the first that did not
 SWEEP_LIVES = (
@@ -29,7 +29,7 @@ SWEEP_LIVES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class MethodResult:
     """What a method says after so much time on the GPU."""
 
     gpu_s: float
@@ -48,7 +48,7 @@ def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
     """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
     lives = random.Random(f"sweep/{one.number}").uniform(*SWEEP_LIVES)
-    level_s = SETTLE_S + max(SHORTEST_S, lives * life_s(one))
+    level_s = SETTLE_S + max(_SHORTEST_S, lives * life_s(one))
     held, users = 0, 1
     while users <= MOST_USERS:
         load.hold(users, level_s)
@@ -79,7 +79,7 @@ def search(one: VirtualDeployment, *, budget_s: float) -> Iterator[tuple[Virtual
         yield load, seen
 
 
-def estimate(seen: Judgement) -> float:
+def judged_estimate(seen: Judgement) -> float:
     """Of a judgement; the highest level that held where no wall was met, nan where it cannot say."""
     if seen.reasons or not seen.evidence.trusted:
         return math.nan
@@ -87,7 +87,7 @@ def estimate(seen: Judgement) -> float:
     return head.estimate_x if head.estimate_x is not None else float(seen.evidence.trusted[-1])
 
 
-def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> Found:
+def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> MethodResult:
     """Doubling, then halving, to whole users. A probe begins with an idle server, is judged by its own
     percentiles and counters, and counts `requests`, or `a_user` times its users, after one of each user."""
     spent_s = 0.0
@@ -110,10 +110,10 @@ def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> Foun
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return Found(gpu_s=spent_s, x=low + 0.5, users=low)
+    return MethodResult(gpu_s=spent_s, x=low + 0.5, users=low)
 
 
-def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Found:
+def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> MethodResult:
     """Levels a factor apart, from one user until the first that does not hold; the answer lies between the
     last two."""
     spent_s, held, users = 0.0, 0, 1
@@ -127,7 +127,7 @@ def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Found
         if not _holds(load.run(), one, users=users):
             break
         held, users = users, max(round(users * ratio), users + 1)
-    return Found(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users), users=held)
+    return MethodResult(gpu_s=spent_s, x=math.sqrt(max(held, 0.5) * users), users=held)
 
 
 def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:

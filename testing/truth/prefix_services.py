@@ -18,7 +18,7 @@ from testing.truth.virtual_load import VirtualLoad
 
 TRUE_TURNS = 8000  # of a plateau
 CYCLES, SETTLE_CYCLES = 20, 3  # of a level: turns of each user
-MIN_TURNS = 150  # of a level far below the wall
+_MIN_TURNS = 150  # of a level far below the wall
 LOW, ACROSS = (0.15, 0.3), (0.25, 0.5, 1.0, 1.5)  # levels, as shares of the wall
 SLO = Slo()
 
@@ -144,7 +144,7 @@ def compare(seed: int) -> Case:
     rng = random.Random(seed)
     true = true_wall(service, start=wall_of(run_of(service, (2, 4), seed=seed)).x)
     low = _levels(true, LOW)
-    cycles = max(CYCLES, MIN_TURNS / low[0])
+    cycles = max(CYCLES, _MIN_TURNS / low[0])
     formula = wall_of(run_of(service, low, seed=seed, cycles=cycles))
     swept = wall_of(run_of(service, _levels(true * rng.uniform(0.8, 1.25), ACROSS), seed=seed))
     return Case(true=true, formula=formula, swept=swept)

@@ -21,7 +21,7 @@ from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.routers import first_replica
 from loadtest.simulator.virtual import Simulation, TimedRequest
 
-SAMPLE_S = 1.0
+_SAMPLE_S = 1.0
 SETTLE_S = 5.0
 """The load test's defaults."""
 THINKS_S = 0.01
@@ -59,7 +59,7 @@ class VirtualLoad:
         self._samples: list[tuple[float, ...]] = []
         self._rows: list[tuple[float, ...]] = []
         self._labels: list[tuple[int, int, int]] = []
-        self._next_sample_s = SAMPLE_S / 2
+        self._next_sample_s = _SAMPLE_S / 2
 
     def hold(self, users: int, seconds: float) -> None:
         """So many users for so long; the same number as before goes on with the level under way."""
@@ -131,7 +131,7 @@ class VirtualLoad:
         while self._next_sample_s <= until_s:
             self._simulation.run(self._next_sample_s)
             self._sample(self._next_sample_s)
-            self._next_sample_s += SAMPLE_S
+            self._next_sample_s += _SAMPLE_S
         self._simulation.run(until_s)
         self.now_s = until_s
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 from testing.processes import session_members
-from testing.vllm.environment import VllmUnavailableError, prepare, say, vllm_home
+from testing.vllm.environment import VllmUnavailableError, prepare, say_aside, vllm_home
 from testing.vllm.server import BLOCK_SIZE, Vllm, VllmStartError, log_tail, start_vllm
 
 HOW_TO_USE = """\
@@ -35,7 +35,7 @@ def _arguments() -> argparse.Namespace:
 def _serve(arguments: argparse.Namespace) -> None:
     # A supervisor ends us with SIGTERM; treated as Ctrl-C, it takes the same way out.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    say("Starting vLLM (about 20 seconds) ...")
+    say_aside("Starting vLLM (about 20 seconds) ...")
     with start_vllm(
         num_gpu_blocks_override=arguments.blocks,
         max_num_seqs=arguments.max_num_seqs,
@@ -61,7 +61,7 @@ def main() -> int:
         if not arguments.prepare:
             _serve(arguments)
     except (VllmUnavailableError, VllmStartError) as error:
-        say(str(error))
+        say_aside(str(error))
         return 1
     except KeyboardInterrupt:
         return 130

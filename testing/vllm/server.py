@@ -15,7 +15,7 @@ from pathlib import Path
 from testing.processes import free_port, session_members
 from testing.vllm.environment import prepare, vllm_environment, vllm_home
 
-MODEL = "tiny-qwen3"
+TINY_MODEL = "tiny-qwen3"
 MAX_MODEL_LEN = 2048
 BLOCK_SIZE = 32
 KV_BYTES_PER_TOKEN = 2048
@@ -62,12 +62,12 @@ def start_vllm(
     url = f"http://127.0.0.1:{port}"
     with _process(command, log) as process:
         _wait_until_healthy(process, url, log)
-        yield Vllm(url=url, model=MODEL, pid=process.pid, log=log)
+        yield Vllm(url=url, model=TINY_MODEL, pid=process.pid, log=log)
 
 
 def _serve_command(port: int, max_num_seqs: int, kv_cache_memory_bytes: int) -> list[str]:
     flags = {
-        "--served-model-name": MODEL,
+        "--served-model-name": TINY_MODEL,
         "--host": "127.0.0.1",
         "--port": port,
         "--max-model-len": MAX_MODEL_LEN,

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 SEED = 20_24
 VOCABULARY = 4096
-END = "<|im_end|>"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
+_END = "<|im_end|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", _END]
 THINK_TAGS = ["<think>", "</think>"]
 
 # As in Qwen3 the model thinks unless it is told not to, and an empty thought says that it should not. The
@@ -94,7 +94,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise SystemExit(f"The tokenizer has {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}.")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer, eos_token=_END, pad_token=SPECIAL[0], chat_template=CHAT_TEMPLATE
     )
 
 

@@ -9,7 +9,7 @@ from analysis.capacity.judgement import judge
 from analysis.search import advice as search
 from loadtest.record import SearchAdvice, Slo
 from testing.truth.deployments import VirtualDeployment, deployment
-from testing.truth.methods import bisection, estimate
+from testing.truth.methods import bisection, judged_estimate
 from testing.truth.methods import search as searched
 from testing.truth.virtual_load import VirtualLoad
 
@@ -23,7 +23,7 @@ def test_a_search_is_close_and_cheaper_than_a_bisection(number: int) -> None:
     one = deployment(number)
     looks = list(searched(one, budget_s=900.0))
     load, last = looks[-1]
-    assert estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
+    assert judged_estimate(last) == pytest.approx(TRUE_X[number], rel=0.08)
     assert load.now_s < bisection(one, requests=2000).gpu_s
     answer = answer_of(judge([load.run()], slo=one.slo))
     assert answer.headline.estimate_x == pytest.approx(TRUE_X[number], rel=0.08)

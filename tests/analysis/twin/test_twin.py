@@ -12,7 +12,7 @@ import pytest
 from analysis.evidence.evidence import Evidence, gather
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
-from analysis.twin import source
+from analysis.twin import maximum, source
 from analysis.twin.calibration import CalibrationError, ServerFlags, ServiceFit, calibrate
 from analysis.twin.chatting import chatting_of
 from analysis.twin.fleet import size_fleet
@@ -203,6 +203,13 @@ def test_the_first_wall_is_found_and_named(changes: dict[str, float], slo: Slo, 
     assert found.wall == wall
     if wall == "max_num_seqs":
         assert found.users == 6
+
+
+def test_where_nothing_breaks_the_maximum_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maximum, "MAX_VIRTUAL_USERS", 12)
+    found = find_maximum(Service(engine=TRUTH, chatting=people()), SLO)
+    assert found is not None
+    assert (found.x, found.wall) == (math.inf, "not_reached")
 
 
 def test_where_one_user_breaks_an_objective_there_is_no_maximum() -> None:

@@ -83,7 +83,7 @@ def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path, sent
     with subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
     ) as process:
-        until(60, lambda: 4 in in_flight())
+        until(60, lambda: in_flight().count(4) >= 3)  # all have had a token for a second
         process.send_signal(sent)
         began = time.monotonic()
         said = process.communicate(timeout=30)[1]
@@ -93,7 +93,7 @@ def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path, sent
     assert run.info["ended_unix_s"] is not None
     rows = run.rows()
     assert sum(row["outcome"] == "cancelled" for row in rows) == 4
-    assert all(row["chunk_s"] for row in rows if row["outcome"] == "cancelled" and row["end_s"] > 1)
+    assert all(row["chunk_s"] for row in rows if row["outcome"] == "cancelled")
     assert "Traceback" not in said
 
 
@@ -135,9 +135,9 @@ def test_a_killed_run_can_still_be_read(simulated: str, tmp_path: Path) -> None:
     reports = tmp_path / "reports"
     command = locust_command(reports, simulated, levels="2", level_s="60")
     with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as process:
-        time.sleep(7)
+        run = Finished(-9, "", reports)
+        until(30, lambda: len(run.rows()) > 10)
         process.kill()
-    run = Finished(-9, "", reports)
     assert run.info["ended_unix_s"] is None
     assert len(run.rows()) > 10
 
