@@ -1,4 +1,4 @@
-"""`make bench`: prints the figures that README.md quotes. Names on the command line choose benchmarks."""
+"""`make bench`: prints figures that docs/benchmarks.md quotes. Names on the command line choose benchmarks."""
 
 import sys
 

@@ -19,7 +19,7 @@ from testing.truth.methods import judged_estimate, life_s, search, sweep
 
 TRUTHS, _KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
 _DEPLOYMENTS = 540
-UNSEEN = range(387, _DEPLOYMENTS)  # by whoever made the rules, but for one of them: docs/method.md
+UNSEEN = range(387, _DEPLOYMENTS)  # by whoever made the rules, but for one of them: docs/benchmarks.md
 SEARCHED = {*range(90), *UNSEEN}
 _BUDGET_S, BUDGET_LIVES = 900.0, 150.0  # of a search: the default, more where answers take long
 TRUTH_SHARE = 0.2  # the truth's own error is at most this share of the interval's

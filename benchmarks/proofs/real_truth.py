@@ -105,7 +105,7 @@ _DEPLOYMENTS = (
 
 
 def main() -> None:
-    """Measures what is not kept, and prints the table of README.md."""
+    """Measures what is not kept, and prints the table of docs/benchmarks.md."""
     kept: Json = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
     for deployment in _DEPLOYMENTS:
         _complete(deployment, kept)

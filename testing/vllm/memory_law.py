@@ -55,7 +55,7 @@ class Law:
         return sums
 
     def _rates(self, others: np.ndarray, capacity: int) -> tuple[float, float]:
-        """F and eps (docs/design.md) with one user more than `others`."""
+        """F and eps (docs/method.md) with one user more than `others`."""
         k = np.arange(len(self.held))
         exactly = np.zeros(capacity + 1)
         exactly[: min(len(others), capacity + 1)] = others[: capacity + 1]
