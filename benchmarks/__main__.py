@@ -1,4 +1,4 @@
-"""`make bench`: prints figures that docs/benchmarks.md quotes. Names on the command line choose benchmarks."""
+"""`make bench`: prints figures of docs/benchmarks.md. Names on the command line choose benchmarks."""
 
 import sys
 
