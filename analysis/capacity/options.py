@@ -10,6 +10,8 @@ from analysis.answers.capacity import Headline, Option
 from analysis.capacity.headline import REACH
 from analysis.capacity.judgement import Judgement
 from analysis.evidence.evidence import Evidence
+from analysis.memory.block_distribution import BlockDistribution, Occupancy, block_distribution
+from analysis.memory.formula_shift import kv_wall_users
 from analysis.notes import (
     Fp8Cache,
     LargerPool,
@@ -22,8 +24,6 @@ from analysis.notes import (
     ShorterContext,
     ShorterHistories,
 )
-from analysis.walls.block_distribution import BlockDistribution, Occupancy, block_distribution
-from analysis.walls.formula_shift import kv_wall_users
 from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 

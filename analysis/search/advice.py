@@ -12,9 +12,9 @@ from analysis.evidence.evidence import Evidence
 from analysis.evidence.lengths import pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
+from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reporting.words import WALL_NAMES, sentences, words
-from analysis.walls.block_distribution import Occupancy, block_distribution
-from analysis.walls.formula_shift import FormulaShift, kv_wall_users
 from loadtest.record import SearchAdvice
 from loadtest.run.live import HOPELESS_SHARE
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.evidence.think_time import Active, Thinking, always_active
+from analysis.memory.block_distribution import BlockDistribution, Occupancy
+from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
 from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
 from analysis.sizing.pool import PoolBand, pool_band
 from analysis.sizing.step_model import StepModel, step_model
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
-from analysis.walls.block_distribution import BlockDistribution, Occupancy
-from analysis.walls.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
 from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
 from loadtest.record import Slo

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.memory.block_distribution import BlockDistribution
 from analysis.statistics.arrays import Floats, Ints
-from analysis.walls.block_distribution import BlockDistribution
 from loadtest.model.kv_cache import KvLayout
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.queues import QUEUE_LIMIT
+from analysis.memory.eviction import FOUND_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP_SHARE
 from analysis.virtual.run import VirtualFigures, simulate_users
 from analysis.virtual.service import Service, users_at_half_load
-from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.routers import Route

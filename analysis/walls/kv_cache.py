@@ -12,17 +12,17 @@ from analysis.evidence.step_time import Pace
 from analysis.evidence.think_time import Thinking, active_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
-from analysis.statistics.arrays import Floats, Ints
-from analysis.walls.block_distribution import SMALLEST, BlockDistribution, Occupancy, block_distribution
-from analysis.walls.formula_shift import (
+from analysis.memory.block_distribution import SMALLEST, BlockDistribution, Occupancy, block_distribution
+from analysis.memory.formula_shift import (
     FormulaShift,
     LevelPressure,
     kv_wall_users,
     measured_pressure,
     measured_shift,
 )
+from analysis.memory.replay import replayed_shift
+from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.placed import PlacedWall, placed_by_draws
-from analysis.walls.replay import replayed_shift
 from loadtest.record import Slo
 
 GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of the curve between whole users, and of the replay

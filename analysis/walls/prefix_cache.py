@@ -14,10 +14,10 @@ from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.evidence.turns import Turns, reusable_tokens, turns_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
+from analysis.memory.eviction import FOUND_LIMIT, Eviction
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
-from analysis.walls.eviction import FOUND_LIMIT, Eviction
 from analysis.walls.placed import PlacedWall, placed_by_draws
 
 EVICTION_SD = 0.025  # of ln(true wall / formula), lengths known: `python -m benchmarks prefix_cache`

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis.evidence.lengths import pairs_of
+from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reading.runs import Run, find_runs, read_run
-from analysis.walls.block_distribution import Occupancy, block_distribution
-from analysis.walls.formula_shift import FormulaShift, kv_wall_users
 from benchmarks.instrument import peer_tools
 from benchmarks.proofs.kept import DATA
 from loadtest.workload.distributions import Distribution

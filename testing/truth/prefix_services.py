@@ -8,9 +8,9 @@ import numpy as np
 
 from analysis.evidence.evidence import gather
 from analysis.evidence.turns import reusable_tokens
+from analysis.memory.eviction import FOUND_LIMIT
 from analysis.reading.runs import Run
 from analysis.virtual.service import Chatting, Service
-from analysis.walls.eviction import FOUND_LIMIT
 from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig

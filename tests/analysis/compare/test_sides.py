@@ -5,7 +5,7 @@ import pytest
 
 from analysis.compare.sides import held_tokens
 from analysis.evidence.lengths import Pairs
-from analysis.walls.block_distribution import block_distribution
+from analysis.memory.block_distribution import block_distribution
 
 
 def test_tokens_held_are_those_of_the_block_law():

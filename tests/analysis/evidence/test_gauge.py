@@ -4,8 +4,8 @@ import pytest
 
 from analysis.evidence.evidence import gather
 from analysis.evidence.gauge import gauge_of
+from analysis.memory.block_distribution import block_distribution
 from analysis.reading.runs import find_runs, read_run
-from analysis.walls.block_distribution import block_distribution
 from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from analysis.evidence.lengths import Pairs
+from analysis.memory.block_distribution import block_distribution
 from analysis.sizing.engine import latency_walls, size_engine
 from analysis.sizing.latency_curve import LatencyCurve
 from analysis.sizing.workload import planned_block_distribution
-from analysis.walls.block_distribution import block_distribution
 from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_layout
 from loadtest.record import Slo

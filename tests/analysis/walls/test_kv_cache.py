@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from analysis.levels.context import Pool
-from analysis.walls.block_distribution import Occupancy, block_distribution
-from analysis.walls.formula_shift import FormulaShift, kv_margins, kv_wall_users
+from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.formula_shift import FormulaShift, kv_margins, kv_wall_users
+from analysis.memory.replay import replayed_shift
 from analysis.walls.kv_cache import _resampled, kv_cache_wall
-from analysis.walls.replay import replayed_shift
 from loadtest.record import Slo
 from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import closed_loop

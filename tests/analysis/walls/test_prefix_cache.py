@@ -10,11 +10,11 @@ import pytest
 from analysis.capacity.answer import recommend
 from analysis.evidence.turns import Turns
 from analysis.levels.context import Pool
+from analysis.memory.eviction import Eviction
 from analysis.reading.runs import Run
 from analysis.reporting.words import words
 from analysis.twin.maximum import find_maximum
 from analysis.walls import prefix_cache
-from analysis.walls.eviction import Eviction
 from analysis.walls.prefix_cache import LevelHits
 from loadtest.record import Slo
 from testing.truth.prefix_services import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of

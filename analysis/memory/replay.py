@@ -8,10 +8,10 @@ from analysis.evidence.lengths import Pairs
 from analysis.evidence.step_time import Pace
 from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
+from analysis.memory.block_distribution import Occupancy
+from analysis.memory.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
-from analysis.walls.block_distribution import Occupancy
-from analysis.walls.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 

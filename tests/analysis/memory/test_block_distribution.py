@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.walls.block_distribution import Occupancy, block_distribution
-from analysis.walls.formula_shift import FormulaShift, kv_wall_users
+from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from loadtest.record import Slo
 from testing.inputs.length_pairs import drawn_pairs, length_pairs
 

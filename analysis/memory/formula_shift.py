@@ -8,8 +8,8 @@ import numpy as np
 from scipy import special
 
 from analysis.levels.level import Level
+from analysis.memory.block_distribution import SMALLEST, Occupancy, Pressure
 from analysis.statistics.crossings import logit
-from analysis.walls.block_distribution import SMALLEST, Occupancy, Pressure
 from loadtest.record import Slo
 
 FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 workloads in the engine

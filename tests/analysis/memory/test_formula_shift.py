@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from analysis.notes import NotSteady
-from analysis.statistics.samples import Share
-from analysis.walls.block_distribution import Occupancy, block_distribution
-from analysis.walls.formula_shift import (
+from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.formula_shift import (
     FORMULA_BIAS,
     FormulaShift,
     LevelPressure,
     measured_pressure,
     measured_shift,
 )
+from analysis.notes import NotSteady
+from analysis.statistics.samples import Share
 from loadtest.record import Slo
 from testing.inputs.length_pairs import drawn_pairs
 from testing.runs.virtual import level

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.evidence.turns import Turns
-from analysis.walls.eviction import INSTANTS, Eviction, _TimeLine
+from analysis.memory.eviction import INSTANTS, Eviction, _TimeLine
 
 
 def chats(lengths, *, outputs=40, block_tokens=8, answers_cached=True, pauses_s=(3.0, 5.0, 9.0)) -> Turns:
