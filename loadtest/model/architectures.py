@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from loadtest.model.family import ConfigKeys, ModelFamily
-from loadtest.model.mixers import (
+from loadtest.model.layers.family import ConfigKeys, ModelFamily
+from loadtest.model.layers.mixers import (
     all_but_each,
     bamba_mixer,
     even_layers,
@@ -22,7 +22,7 @@ from loadtest.model.mixers import (
     latent_attention,
     qwen_hybrid,
 )
-from loadtest.model.mlps import (
+from loadtest.model.layers.mlps import (
     deepseek_experts,
     dense_mlp,
     gpt_oss_experts,
@@ -32,9 +32,9 @@ from loadtest.model.mlps import (
     mixtral_experts,
     qwen_experts,
 )
+from loadtest.model.layers.tensors import ANY_SHARDS, Layer, Tensor, column_parallel, norm_tensors
+from loadtest.model.layers.vision import vision_tower
 from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
-from loadtest.model.tensors import ANY_SHARDS, Layer, Tensor, column_parallel, norm_tensors
-from loadtest.model.vision import vision_tower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadtest.model.architectures import ModelShape
+from loadtest.model.layers.tensors import AttentionCache, StateCache
 from loadtest.model.quantisation import UnsupportedModelError, dtype_bytes
-from loadtest.model.tensors import AttentionCache, StateCache
 from loadtest.model.weights import pipeline_stages
 
 KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")

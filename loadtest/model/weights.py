@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from itertools import accumulate, chain
 
 from loadtest.model.architectures import ModelShape
+from loadtest.model.layers.tensors import Tensor
 from loadtest.model.quantisation import dtype_bytes
-from loadtest.model.tensors import Tensor
 
 
 def parameter_count(shape: ModelShape, *, tp: int = 1) -> int:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from loadtest.model.family import ConfigKeys
-from loadtest.model.tensors import ANY_SHARDS, Tensor
+from loadtest.model.layers.family import ConfigKeys
+from loadtest.model.layers.tensors import ANY_SHARDS, Tensor
 
 
 def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """MLPs and experts of a layer as tensors, one builder for each kind. Knows no GPU and no bytes."""
 
-from loadtest.model.family import ConfigKeys, ModelFamily
-from loadtest.model.tensors import Tensor, column_parallel, row_parallel
+from loadtest.model.layers.family import ConfigKeys, ModelFamily
+from loadtest.model.layers.tensors import Tensor, column_parallel, row_parallel
 
 
 def gated_mlp(name: str, hidden: int, width: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loadtest.model.layers.tensors import Cache, Tensor
 from loadtest.model.quantisation import UnsupportedModelError
-from loadtest.model.tensors import Cache, Tensor
 
 
 class ConfigKeys:

@@ -6,9 +6,8 @@ One builder for each kind of mixer; `architectures` says which family has which.
 from collections.abc import Callable
 from typing import Literal
 
-from loadtest.model.family import ConfigKeys, ModelFamily
-from loadtest.model.quantisation import UnsupportedModelError
-from loadtest.model.tensors import (
+from loadtest.model.layers.family import ConfigKeys, ModelFamily
+from loadtest.model.layers.tensors import (
     ANY_SHARDS,
     AttentionCache,
     Cache,
@@ -18,6 +17,7 @@ from loadtest.model.tensors import (
     norm_tensors,
     row_parallel,
 )
+from loadtest.model.quantisation import UnsupportedModelError
 
 
 def grouped_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
