@@ -38,7 +38,7 @@ NARROW_LEAVES_OUT = ("TTFT p50 ms", "goodput req/s", "blocked", "errors")
 
 def write(answer: Answer, *, folder: Path) -> None:
     """capacity.json, report.html, report.md and figures. Raises InputError where it may not write."""
-    from analysis.reporting import figures as plots
+    from analysis.reporting.figures import capacity as plots
 
     drawn = [plots.capacity_figures(model, answer.slo) for model in answer.models]
     files = {

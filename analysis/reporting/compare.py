@@ -332,7 +332,7 @@ def _head(found: Comparison) -> list[str]:
 
 def comparison_html(found: Comparison) -> str:
     """The whole comparison as one self-contained page."""
-    from analysis.reporting.compare_figures import comparison_figures
+    from analysis.reporting.figures.compare import comparison_figures
 
     return page(
         "compare.html.j2",

@@ -47,8 +47,8 @@ def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
 
 def write_vram_figure(sizing: Sizing, path: Path) -> None:
     """Draws where the memory of one GPU goes, as SVG. Raises InputError where it cannot be written."""
-    from analysis.reporting.figure_style import svg
-    from analysis.reporting.figures import vram_parts
+    from analysis.reporting.figures.capacity import vram_parts
+    from analysis.reporting.figures.style import svg
 
     try:
         path.write_text(svg(lambda axes: vram_parts(axes, sizing), (7.2, 2.6)), encoding="utf-8")

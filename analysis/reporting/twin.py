@@ -64,8 +64,8 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
     """Writes twin.json, and twin.svg where there is something to plot. Raises InputError if it may not."""
-    from analysis.reporting import figures as plots
-    from analysis.reporting.figure_style import svg
+    from analysis.reporting.figures import capacity as plots
+    from analysis.reporting.figures.style import svg
 
     files = {TWIN_JSON: json_text(answer)}
     if len(answer.predictions) > 1:

@@ -13,9 +13,9 @@ from analysis.capacity.answer import recommend
 from analysis.notes import NoRequests
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
-from analysis.reporting import figures as plots
 from analysis.reporting.capacity_words import first_screen, plan_title
 from analysis.reporting.console import PLAIN_WIDTH
+from analysis.reporting.figures import capacity as plots
 from analysis.reporting.numbers import milliseconds, percent
 from loadtest.errors import InputError
 from loadtest.record import Slo

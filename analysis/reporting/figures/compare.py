@@ -7,7 +7,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answers.compare import Comparison, ComparisonRow, row_name
 from analysis.levels.level import Level
-from analysis.reporting.figure_style import BLUE, INK, MUTED, ORANGE, PAPER, beyond_text, in_milliseconds, svg
+from analysis.reporting.figures.style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    beyond_text,
+    in_milliseconds,
+    svg,
+)
 from analysis.statistics.samples import Quantiles
 
 

@@ -11,7 +11,7 @@ from analysis.answers.capacity import Bound, ModelAnswer
 from analysis.answers.sizing import Sizing
 from analysis.answers.twin import TwinAnswer
 from analysis.levels.level import Level
-from analysis.reporting.figure_style import (
+from analysis.reporting.figures.style import (
     BAND,
     BLUE,
     GREEN,
