@@ -7,9 +7,9 @@ import msgspec
 
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import FloatBand, IntBand, OverheadBand, OverheadBytes, Sizing
-from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment, serve_flags
+from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment, serve_flags
+from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
 from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
-from analysis.sizing.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
 from analysis.sizing.sensitivity import effects_of_inputs
 from analysis.sizing.step_model import SPEED_BAND, StepModel
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from analysis.answers.sizing import CheckedClaim, ClaimVerdict
-from analysis.sizing.deployment import PlannedDeployment
-from analysis.sizing.pool import PoolBand, pool_band, pool_tokens
+from analysis.sizing.deployment.planned import PlannedDeployment
+from analysis.sizing.deployment.pool import PoolBand, pool_band, pool_tokens
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import find_gpu

@@ -9,9 +9,9 @@ import numpy as np
 from analysis.evidence.think_time import Active, Thinking, always_active
 from analysis.memory.block_distribution import BlockDistribution, Occupancy
 from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
-from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
+from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
+from analysis.sizing.deployment.pool import PoolBand, pool_band
 from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
-from analysis.sizing.pool import PoolBand, pool_band
 from analysis.sizing.step_model import StepModel, step_model
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
 from analysis.walls.max_num_seqs import max_num_seqs_wall

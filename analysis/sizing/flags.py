@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from analysis.answers.sizing import StatedWorkload
-from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.cards import Gpu, find_gpu

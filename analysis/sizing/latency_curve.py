@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.step_model import SPEED_BAND, StepModel
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
 from loadtest.simulator.engine.requests import Request

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 from analysis.answers.sizing import Sizing, StatedWorkload
 from analysis.sizing.answer import refuse_sizing, size_deployment
-from analysis.sizing.deployment import PlannedDeployment
-from analysis.sizing.flags import SizingFlags, find_card, plan_deployment, read_shape
-from analysis.sizing.pool import longest_context, pool_band
-from analysis.sizing.startup_log import (
+from analysis.sizing.deployment.planned import PlannedDeployment
+from analysis.sizing.deployment.pool import longest_context, pool_band
+from analysis.sizing.deployment.startup_log import (
     StartupLog,
     as_started,
     calibration_of,
     read_startup_log,
     startup_of_run,
 )
+from analysis.sizing.flags import SizingFlags, find_card, plan_deployment, read_shape
 from analysis.sizing.workload import draw_workload
 from loadtest.errors import InputError
 from loadtest.units import GIB

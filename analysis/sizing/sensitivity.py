@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from analysis.answers.sizing import Effect
-from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.engine import SizedEngine, latency_walls, size_engine
 from analysis.sizing.latency_curve import simulate_p95_s
 from analysis.sizing.step_model import SPEED_BAND

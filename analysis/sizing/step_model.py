@@ -4,7 +4,7 @@ users."""
 import math
 from dataclasses import dataclass
 
-from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment
 from loadtest.model.weights import step_bytes
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES

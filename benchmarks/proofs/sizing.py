@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.sizing.deployment import PlannedDeployment, StartupCalibration
-from analysis.sizing.pool import PoolBand, log_tokens, max_concurrency, pool_band
+from analysis.sizing.deployment.planned import PlannedDeployment, StartupCalibration
+from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_band
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import H100, find_gpu
 from loadtest.model.kv_cache import kv_bytes_per_token

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.sizing.deployment import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import find_gpu

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.sizing.pool import max_concurrency, pool_band
+from analysis.sizing.deployment.pool import max_concurrency, pool_band
 from loadtest.units import GIB
 from testing.inputs.model_configs import GEMMA2_27B, LLAMA31_8B, QWEN3_1_7B
 from testing.inputs.planned import planned_deployment

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis.sizing.deployment import StartupCalibration
-from analysis.sizing.pool import pool_band
-from analysis.sizing.startup_log import as_started, calibration_of, read_startup_log, startup_of_run
+from analysis.sizing.deployment.planned import StartupCalibration
+from analysis.sizing.deployment.pool import pool_band
+from analysis.sizing.deployment.startup_log import (
+    as_started,
+    calibration_of,
+    read_startup_log,
+    startup_of_run,
+)
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.cards import T4

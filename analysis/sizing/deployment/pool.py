@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from analysis.answers.sizing import IntBand
-from analysis.sizing.deployment import BAND_SIGMAS, PlannedDeployment
+from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
 from loadtest.model.kv_cache import KvLayout
 from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import GRAPHS_COUNTED_FROM, StartupOverheads

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from analysis.reading.runs import find_runs
-from analysis.sizing.deployment import PlannedDeployment, StartupCalibration
+from analysis.sizing.deployment.planned import PlannedDeployment, StartupCalibration
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape
 from loadtest.model.startup import VllmVersion, parse_version
