@@ -47,7 +47,7 @@ def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
 
 def write_vram_figure(sizing: Sizing, path: Path) -> None:
     """Draws where the memory of one GPU goes, as SVG. Raises InputError where it cannot be written."""
-    from analysis.reporting.figures.capacity import vram_parts
+    from analysis.reporting.figures.sizing import vram_parts
     from analysis.reporting.figures.style import svg
 
     try:

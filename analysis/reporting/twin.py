@@ -64,12 +64,12 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
     """Writes twin.json, and twin.svg where there is something to plot. Raises InputError if it may not."""
-    from analysis.reporting.figures import capacity as plots
     from analysis.reporting.figures.style import svg
+    from analysis.reporting.figures.twin import twin
 
     files = {TWIN_JSON: json_text(answer)}
     if len(answer.predictions) > 1:
-        files[TWIN_SVG] = svg(lambda axes: plots.twin(axes, answer), (7.2, 3.2))
+        files[TWIN_SVG] = svg(lambda axes: twin(axes, answer), (7.2, 3.2))
     write_files(folder, files)
 
 

@@ -1,4 +1,4 @@
-"""The figures: one function each, all take an Axes. The only matplotlib import."""
+"""Figures of the capacity report: memory, walls, latency and throughput, one function each."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.answers.capacity import Bound, ModelAnswer
-from analysis.answers.sizing import Sizing
-from analysis.answers.twin import TwinAnswer
 from analysis.levels.level import Level
 from analysis.reporting.figures.style import (
     BAND,
@@ -126,40 +124,6 @@ def vram(axes: Axes, answer: ModelAnswer) -> None:
     axes.legend(loc="lower right")
 
 
-def vram_parts(axes: Axes, found: Sizing) -> None:
-    """One GPU's memory before anything runs: what takes it, to scale, and how sure the pool is."""
-    over = found.overhead_band_bytes
-    pool = found.pool_bytes or (0, 0, 0)
-    parts = [
-        ("weights", found.weights_bytes, BLUE),
-        ("activation peak", over.activation[1], MUTED),
-        ("libraries", over.non_torch[1], INK),
-        ("CUDA graphs", over.cuda_graphs[1] if over.graphs_in_budget else 0, GREEN),
-        ("KV pool", pool[1], BAND),
-    ]
-    left = 0.0
-    for name, count, colour in parts:
-        size = count / GIB
-        axes.barh(0, size, left=left, color=colour, height=0.6, label=f"{name} {size:.2f}")
-        left += size
-    ends = [left + (end - pool[1]) / GIB for end in (pool[0], pool[2])]
-    axes.plot(ends, [0.42, 0.42], color=INK, linewidth=1.4)
-    total = found.vram_bytes / GIB
-    axes.axvline((found.budget_bytes or 0) / GIB, color=ORANGE, linewidth=1.6)
-    axes.annotate(
-        f"budget {(found.budget_bytes or 0) / GIB:.1f}",
-        ((found.budget_bytes or 0) / GIB, 0.5),
-        (-5, 0),
-        textcoords="offset points",
-        ha="right",
-        color=ORANGE,
-    )
-    axes.set(xlim=(0, total), ylim=(-0.45, 0.65), yticks=[], xlabel="GiB")
-    axes.grid(visible=False)
-    axes.set_title(f"{found.model} on {found.gpu}: memory of one GPU, GiB")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3, handlelength=1.0)
-
-
 def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """p95 of the time to first token against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
@@ -221,51 +185,6 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     axes.set(xlim=(0, reach), ylim=(0, 1.2 * max(rate) or 1.0), xlabel="users")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title("Output throughput, tokens a second")
-
-
-def twin(axes: Axes, answer: TwinAnswer) -> None:
-    """p95 of the time to first token against users: predicted with its band, measured, the limit."""
-    seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
-    users = [one.users for one in seen]
-    ends = np.array([one.intervals["ttft_p95_s"] for one in seen]) * 1e3
-    axes.fill_between(users, ends[:, 0], ends[:, 1], color=BAND, alpha=0.55, linewidth=0)
-    line = [1e3 * one.values["ttft_p95_s"] for one in seen]
-    axes.plot(users, line, color=BLUE, linewidth=1.8, label="predicted")
-    for one in seen:
-        if "ttft_p95_s" in one.measured:
-            face = PAPER if one.held_out else BLUE
-            at = 1e3 * one.measured["ttft_p95_s"]
-            axes.plot(one.users, at, "o", markerfacecolor=face, markeredgecolor=BLUE, zorder=5)
-    if answer.limit is not None and answer.limit.x is not None:
-        _limit_line(axes, answer.limit.x)
-    limit_ms = 1e3 * answer.slo.ttft_p95_s
-    axes.axhline(limit_ms, color=ORANGE, linewidth=1.6)
-    axes.set_yscale("log")
-    axes.set(xlabel="users", xlim=(0, None), ylim=(min([*line, limit_ms]) / 1.5, 2 * max([*line, limit_ms])))
-    axes.annotate(
-        f"objective {in_milliseconds(limit_ms)}",
-        (0, limit_ms),
-        (4, 4),
-        textcoords="offset points",
-        color=ORANGE,
-    )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_milliseconds(value)))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
-    axes.set_title("Time to first token, p95, as the twin predicts it (hollow: held out)")
-
-
-def _limit_line(axes: Axes, users: float) -> None:
-    axes.axvline(users, color=GREEN, linewidth=1.4, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"holds {int(users)} users",
-        (users, 0.0),
-        (-5, 6),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right",
-        color=GREEN,
-        fontweight="bold",
-    )
 
 
 def walls(axes: Axes, answer: ModelAnswer) -> None:
