@@ -59,7 +59,7 @@ def locust_command(
 
 
 def two_processes() -> list[str]:
-    """Flags for two workers and a master on a port of their own: tests run side by side."""
+    """Flags that start two workers and a master on a free port, because tests run side by side."""
     port = str(free_port())
     ports = ["--master-bind-port", port, "--master-port", port]
     return ["--processes", "2", "--master-bind-host", "127.0.0.1", *ports]

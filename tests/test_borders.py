@@ -5,6 +5,7 @@ load generator would cost it memory and start-up time.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,3 +198,74 @@ def test_a_room_does_not_import_what_it_must_not_know(room: str) -> None:
     loaded = set(done.stdout.split())
     assert room.partition(".")[0] in loaded
     assert loaded & FORBIDDEN[room] == set()
+
+
+def test_tests_and_benchmarks_share_testing_and_not_each_other() -> None:
+    shared = {
+        name: {other for other in others if inside(other, "tests") or inside(other, "benchmarks")}
+        for name, others in imports().items()
+    }
+    assert {name: others for name, others in shared.items() if inside(name, "tests") and others} == {}
+    assert {name: others for name, others in shared.items() if inside(name, "testing") and others} == {}
+    assert sum(inside(name, "tests") for name in shared) > 50
+
+
+OURS = ("loadtest", "analysis", "scenarios", "benchmarks", "testing")
+MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_FOLDER_MODULES = 500, 60, 12
+
+
+def test_a_public_name_stands_for_one_thing() -> None:
+    """Classes, functions and constants at the top of a module; `main` and `logger` are everybody's."""
+    homes: dict[str, list[str]] = {}
+    for module, path in module_files().items():
+        if module.partition(".")[0] in OURS:
+            for name in set(_public_names(ast.parse(path.read_text()))) - {"main", "logger"}:
+                homes.setdefault(name, []).append(module)
+    assert len(homes) > 500
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def _public_names(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        names: list[ast.expr] = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from [] if node.name.startswith("_") else [node.name]
+        elif isinstance(node, ast.Assign):
+            names = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            names = [node.target]
+        for target in names:
+            for part in ast.walk(target):
+                if isinstance(part, ast.Name) and not part.id.startswith("_"):
+                    yield part.id
+
+
+def test_modules_functions_and_folders_stay_small() -> None:
+    large = []
+    folders: dict[Path, int] = {}
+    for module, path in module_files().items():
+        text = path.read_text()
+        if len(text.splitlines()) > MAX_MODULE_LINES:
+            large.append(module)
+        if not path.stem.startswith("__"):
+            folders[path.parent] = folders.get(path.parent, 0) + 1
+        large += [
+            f"{module}.{node.name}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+        ]
+    large += [str(folder) for folder, modules in folders.items() if modules > MAX_FOLDER_MODULES]
+    assert large == []
+    assert len(folders) > 30
+
+
+def test_a_package_says_in_two_sentences_what_it_is_and_what_it_does_not_know() -> None:
+    packages = {
+        module: ast.get_docstring(ast.parse(path.read_text())) or ""
+        for module, path in module_files().items()
+        if path.name == "__init__.py" and module.partition(".")[0] in OURS
+    }
+    wrong = [module for module, said in packages.items() if len(re.findall(r"[.!](?=\s|$)", said)) != 2]
+    assert wrong == []
+    assert len(packages) > 25

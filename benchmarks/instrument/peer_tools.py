@@ -76,7 +76,7 @@ def peers_home() -> Path:
 
 
 def _make_vllm() -> None:
-    """Also the tokenizer that the others ask for."""
+    """Makes the environment of vLLM, which also has the tokenizer that the others ask for."""
     try:
         prepare()
     except VllmUnavailableError as error:

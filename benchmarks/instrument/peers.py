@@ -215,7 +215,7 @@ def _pss_bytes(pid: int) -> int:
 
 
 def _true(log: list[dict[str, Any]]) -> Figures:
-    """The same quantile_figures by the server's log, over the requests that were answered to the end."""
+    """Quantiles by the server's own log, over the requests that were answered to the end."""
     whole = [entry for entry in log if len(entry["sent"]) == ANSWER_TOKENS]
     if not whole:
         raise UnavailableError("It ended without one answered request.")

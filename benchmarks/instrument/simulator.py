@@ -40,7 +40,7 @@ def main() -> None:
 
 @dataclass
 class _Found:
-    """Of the steady seconds."""
+    """What was measured in the steady seconds."""
 
     cores: float = 0.0
     tokens: float = 0.0

@@ -15,12 +15,12 @@ from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import users_at_half_load
 from testing.truth.deployments import deployment
-from testing.truth.methods import life_s
+from testing.truth.methods import answer_duration_s
 from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
 _DEPLOYMENTS = 60
 PARTS = (0.4, 0.8, 1.2, 1.6)  # of the users that half fill the pool
-LIVES = 60.0
+LEVEL_ANSWERS = 60.0
 PREDICTED_REQUESTS = 6000
 FIGURES = ("KV usage", "TTFT p95", "TPOT p95")
 TARGETS = (0.03, 0.2, 0.1)
@@ -101,7 +101,7 @@ def _measured(number: int, users: Sequence[int], seed: int) -> Evidence:
     one = deployment(number)
     load = VirtualLoad(one.service, one.slo, seed=40_000_000 + 10 * number + seed, with_gaps=True)
     for count in users:
-        load.hold(count, SETTLE_S + max(LIVES * life_s(one), 10.0))
+        load.hold(count, SETTLE_S + max(LEVEL_ANSWERS * answer_duration_s(one), 10.0))
     return gather([load.run()], slo=one.slo)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 DATA = Path(__file__).parents[1] / "data"
 
 Row = dict[str, Any]
-"""With its `number`."""
+"""One measured row; it holds its `number`."""
 
 
 def kept(path: Path) -> dict[int, Row]:
-    """By number; empty where nothing was measured yet."""
+    """Rows by their numbers; empty where nothing was measured yet."""
     if not path.exists():
         return {}
     with path.open() as file:

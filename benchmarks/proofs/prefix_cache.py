@@ -1,6 +1,6 @@
 """The prefix-cache wall of random services of long conversations, against the engine in virtual time.
 
-The truth: the users, real-valued, at which the hit rate of long plateaus falls below 0.9 of one user's.
+The truth: the users, real-valued, at which the hit rate of long levels falls below 0.9 of one user's.
 Beside it what a run of short levels says: from levels far below the wall, where the formula speaks alone, and
 from a sweep across it.
 """

@@ -58,7 +58,7 @@ _LEVEL_S, _SETTLE_S, _SAMPLE_S = 55.0, 5.0, 0.25
 _BATCHES = 20
 """Ten lifetimes of a request and more, so that batches are nearly independent; and how many are enough."""
 _BUDGET_S = 120.0
-"""Of the search."""
+"""Seconds that the search may take."""
 COMMAND_S = 600.0
 REFUSED = 3
 """Exit code of analysis.capacity."""
@@ -66,7 +66,7 @@ REFUSED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class RealDeployment:
-    """A server's pool and what its users ask. Laws as in `--prompt-tokens`."""
+    """A server's pool and what its users ask. Distributions as in `--prompt-tokens`."""
 
     name: str
     blocks: int
@@ -75,7 +75,7 @@ class RealDeployment:
     turns: int = 1
     think_s: str = "0"
     prefix_words: int = 0
-    """Of a system prompt that all requests share; about a token each. `prompt` counts it."""
+    """Words of a system prompt that all requests share, about a token each. `prompt` counts it."""
 
     @property
     def load(self) -> list[str]:
@@ -210,7 +210,7 @@ def _hold(deployment: RealDeployment, url: str, folder: Path, levels: Sequence[i
 
 
 def _counts(folder: Path) -> dict[int, Counts]:
-    """By users, of all rounds so far."""
+    """Counts of all rounds so far, by users."""
     seen: dict[int, Counts] = {}
     for run in _runs(folder):
         for begin, end, users in run.info.schedule:
@@ -270,7 +270,7 @@ def _ttft_p95_s(folder: Path, users: int) -> float:
 
 
 def _ours(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
-    """Of the search, as anybody would call it; where it refuses to answer, its reasons."""
+    """What the search answers when it is called as anybody would; its reasons where it refuses."""
     folder = folder / "search"
     started = time.monotonic()
     _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{_BUDGET_S:g}")
@@ -319,11 +319,11 @@ def _run(command: Sequence[str], *, accepted: Sequence[int] = (0,), **more: str)
 
 GUIDELLM = "guidellm"
 PROBE_S, CONVERSATIONS = 15, 2000
-"""Of a probe of guidellm's; and lines of its file, more than a probe can send."""
+"""Seconds of a probe of guidellm; and lines of its file, more than a probe can send."""
 
 
 def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -> Json:
-    """Of guidellm's search for the most streams of which 95 % of requests meet an objective.
+    """Runs guidellm's search for the most streams of which 95 % of requests meet an objective.
 
     It knows no memory, so it needs a latency at which the wall shows. It gets the best there is, which only
     who knows the answer can tell: twice the p95 TTFT that was measured at N*.

@@ -15,6 +15,6 @@ def answer_for(folder: Path, *, slo: Slo | None = None) -> ModelAnswer:
 
 
 def comparison_row(comparison: Comparison, figure: str, users: int | None = None) -> ComparisonRow:
-    """The row of a figure, at one level or of the whole side."""
+    """The row of a figure, at one level, or for the deployment as a whole."""
     (only,) = (row for row in comparison.rows if (row.figure, row.users) == (figure, users))
     return only

@@ -20,7 +20,7 @@ import uvloop
 
 SCRIPTED_MODEL = "scripted"
 TOKENS = 100
-"""Of an answer to a request that names no limit."""
+"""Length of an answer to a request that names no limit."""
 
 
 def _chunk(event: dict[str, Any]) -> bytes:
@@ -50,7 +50,7 @@ class Script:
         self.ttft_s = ttft_s
         self.gap_s = gap_s
         self.max_open = max_open
-        """Answers under way beyond which a request is refused."""
+        """Answers under way from which on a request is refused."""
         self.tokens = 0
         self.open = 0
         self.log: list[dict[str, Any]] = []

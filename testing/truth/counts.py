@@ -75,12 +75,12 @@ class Counts:
         )
 
     def resampled_margins(self, rng: np.random.Generator) -> Floats:
-        """Of _RESAMPLES resamples of the batches, shape (_RESAMPLES, 2)."""
+        """Margins of _RESAMPLES resamples of the batches, shape (_RESAMPLES, 2)."""
         k = len(self.finished)
         return self.margins(rng.multinomial(k, np.full(k, 1 / k), _RESAMPLES).astype(np.float64))
 
     def told(self, users: int) -> Json:
-        """For the data file: shares with the standard errors of their batch means."""
+        """Shares with the standard errors of their batch means, as the data file keeps them."""
         k = len(self.finished)
         found: Json = {"users": users, "requests": int(self.finished.sum()), "batches": k}
         found["in_engine"] = round(float(self.held.sum() / self.scrapes.sum()), 2)

@@ -44,7 +44,7 @@ class VirtualDeployment:
 
 
 def deployment(number: int) -> VirtualDeployment:
-    """The same for the same number: a random model on a random GPU, with its pool cut to what a number of
+    """Draws a deployment by its number: a random model on a random GPU, with its pool cut to what a number of
     users between 7 and 60 needs, so that its wall can be known; lengths from narrow to heavy-tailed; some
     with think times, a shared prefix, few slots; objectives from strict to loose."""
     rng = random.Random(f"deployment/{number}")
@@ -156,7 +156,7 @@ class Truth:
     se: float
     wall: str
     crossings: Crossings
-    """Of the walls that are crossed between the same two levels, or not far above."""
+    """Where each wall is crossed between the same two levels, or not far above."""
     requests: int
 
     @property
@@ -166,7 +166,7 @@ class Truth:
 
 
 def sought_se(x: float) -> float:
-    """Of a truth at x users: as small as this where `PLAYS` allow it."""
+    """Standard error of a truth at x users, as small as this where `PLAYS` allow it."""
     return SE_ROOT * math.sqrt(x)
 
 
@@ -175,7 +175,7 @@ def _allowed_se(x: float) -> float:
 
 
 def truth_of(one: VirtualDeployment) -> Truth | None:
-    """docs/method.md's definition, from long plateaus. None where one user breaks an objective already."""
+    """The maximum as docs/method.md defines it, from long levels; None where one user breaks an objective."""
     rough = find_maximum(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
         return None

@@ -18,7 +18,7 @@ CHANGES: dict[str, dict[str, float]] = {
     "prefill 50 % slower": {"prefill_per_token_s": 0.000015},
     "prefill 20 % slower": {"prefill_per_token_s": 0.000012},
 }
-"""Of an engine that holds 17 users in 127 blocks, whose steps take 2.5 ms and 0.15 ms a sequence."""
+"""Changes of an engine that holds 17 users in 127 blocks, whose steps take 2.5 ms and 0.15 ms a sequence."""
 
 
 def pair_of(

@@ -17,12 +17,12 @@ from analysis.search.advice import advise
 from testing.truth.deployments import VirtualDeployment
 from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
-MOST_USERS = 1024
+MAX_METHOD_USERS = 1024
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
 _SHORTEST_S = 10.0  # ten scrapes of the server
 FULL = 0.8  # of the pool in use: a queue is then for blocks
 SWEEP_LEVELS = 4  # between the last level that held and the first that did not
-SWEEP_LIVES = (
+SWEEP_ANSWERS = (
     15.0,
     60.0,
 )  # response times that a sweep holds its levels, besides settling: 30 s to 2 min of 2 s
@@ -39,7 +39,7 @@ class MethodResult:
     """What it recommends: the highest level that held."""
 
 
-def life_s(one: VirtualDeployment) -> float:
+def answer_duration_s(one: VirtualDeployment) -> float:
     """About how long an answer takes at the wall."""
     return one.traits["output"] * one.traits["step_s"]
 
@@ -47,10 +47,10 @@ def life_s(one: VirtualDeployment) -> float:
 def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
     """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
-    lives = random.Random(f"sweep/{one.number}").uniform(*SWEEP_LIVES)
-    level_s = SETTLE_S + max(_SHORTEST_S, lives * life_s(one))
+    answers = random.Random(f"sweep/{one.number}").uniform(*SWEEP_ANSWERS)
+    level_s = SETTLE_S + max(_SHORTEST_S, answers * answer_duration_s(one))
     held, users = 0, 1
-    while users <= MOST_USERS:
+    while users <= MAX_METHOD_USERS:
         load.hold(users, level_s)
         if not _holds(load.run(), one, users=users):
             break
@@ -80,7 +80,7 @@ def search(one: VirtualDeployment, *, budget_s: float) -> Iterator[tuple[Virtual
 
 
 def judged_estimate(seen: Judgement) -> float:
-    """Of a judgement; the highest level that held where no wall was met, nan where it cannot say."""
+    """Users by a judgement: the highest level that held where no wall was met, nan where it cannot say."""
     if seen.reasons or not seen.evidence.trusted:
         return math.nan
     head = headline_of(seen.evidence, seen.walls, confidence=CONFIDENCE)
@@ -98,14 +98,14 @@ def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> Meth
             one.service, one.slo, seed=SEEDS["probe"] + 1000 * one.number + users, settle_s=0.0
         )
         wanted = users + (a_user * users if a_user else requests)
-        step_s = max(life_s(one) / 2, 0.5)
+        step_s = max(answer_duration_s(one) / 2, 0.5)
         while load.ended < wanted:
             load.hold(users, step_s)
         spent_s += load.now_s
         return _holds(load.run(), one, users=users)
 
     low, high = 0, 1
-    while high <= MOST_USERS and holds(high):
+    while high <= MAX_METHOD_USERS and holds(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -117,12 +117,12 @@ def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Metho
     """Levels a factor apart, from one user until the first that does not hold; the answer lies between the
     last two."""
     spent_s, held, users = 0.0, 0, 1
-    while users <= MOST_USERS:
+    while users <= MAX_METHOD_USERS:
         load = VirtualLoad(
             one.service, one.slo, seed=SEEDS["probe"] + 1000 * one.number + users, settle_s=0.0
         )
         while load.ended < users + requests:
-            load.hold(users, max(life_s(one) / 2, 0.5))
+            load.hold(users, max(answer_duration_s(one) / 2, 0.5))
         spent_s += load.now_s
         if not _holds(load.run(), one, users=users):
             break

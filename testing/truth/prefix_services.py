@@ -16,7 +16,7 @@ from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from testing.truth.virtual_load import VirtualLoad
 
-TRUE_TURNS = 8000  # of a plateau
+TRUE_TURNS = 8000  # of a long level
 CYCLES, SETTLE_CYCLES = 20, 3  # of a level: turns of each user
 _MIN_TURNS = 150  # of a level far below the wall
 LOW, ACROSS = (0.15, 0.3), (0.25, 0.5, 1.0, 1.5)  # levels, as shares of the wall

@@ -48,7 +48,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _watch(server: Vllm) -> None:
-    """Returns never while the server lives."""
+    """Waits while the server runs; raises VllmStartError when it ends."""
     while session_members(server.pid):
         time.sleep(1)
     raise VllmStartError(f"vLLM ended by itself.\n{log_tail(server.log)}")

@@ -15,12 +15,12 @@ BLOCKED = 0.1
 
 @dataclass(frozen=True)
 class Law:
-    """Of pairs (s, o): where the blocks of a request are, grow and begin. Indices are blocks."""
+    """Where the blocks of requests of lengths (s, o) are, grow and begin. Indices are blocks."""
 
     held: np.ndarray
     """Share of steps with so many blocks."""
     growths: np.ndarray
-    """Mean number of growths from k to k + 1 in a life."""
+    """Mean number of growths from k to k + 1 blocks of one request."""
     prompt: np.ndarray
     """Share of prompts of so many blocks."""
 

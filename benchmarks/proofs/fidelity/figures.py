@@ -108,7 +108,7 @@ def twin_figures(seen: VirtualFigures) -> TwinFigures:
 
 
 def histogram_distance(run: Run, level: Level, played: VirtualRun) -> str:
-    """Of KV usage: the largest distance of the two distribution functions."""
+    """Compares KV usage: its spread, and the largest distance of the two distribution functions."""
     inside = (run.server.unix_s >= level.window.begin_unix_s) & (run.server.unix_s <= level.window.end_unix_s)
     seen = np.sort(run.server.kv_cache_usage[inside])
     grid = np.linspace(played.window[0], played.window[1], 4000)

@@ -112,7 +112,7 @@ class _Watch(threading.Thread):
                     self.rows.append(msgspec.structs.replace(row, engine=str(place)))
 
     def means(self, begin: float, end: float) -> TwinFigures:
-        """Of one replica."""
+        """Mean gauges of one replica."""
         inside = [row for row in self.rows if begin <= row.unix_s <= end]
         return {
             "kv_usage": float(np.mean([row.kv_cache_usage for row in inside])),
@@ -121,7 +121,7 @@ class _Watch(threading.Thread):
         }
 
     def preemptions(self) -> list[float]:
-        """Of each replica, while we watched."""
+        """Preemptions of each replica while it was watched."""
         by = [
             [row.preemptions_total or 0.0 for row in self.rows if row.engine == str(place)]
             for place in range(len(self.urls))

@@ -86,6 +86,26 @@ def test_at_least_is_said_when_nothing_broke(model):
     assert "run higher levels" in first
 
 
+@pytest.mark.parametrize("form", ["terminal", "Markdown", "page"])
+def test_a_simulated_server_is_named_before_any_table(model, tmp_path, form):
+    """A number that no hardware has shown must not be taken for one that it has."""
+
+    def first_part(one: ModelAnswer) -> str:
+        if form == "terminal":
+            return shown(answer_of(one)).partition("wall")[0]
+        report.write(answer_of(one), folder=tmp_path)
+        if form == "Markdown":
+            return (tmp_path / "report.md").read_text().partition("|")[0]
+        return (tmp_path / "report.html").read_text().partition("<table")[0]
+
+    simulated = first_part(msgspec.structs.replace(model, simulated="qwen3-1.7b-t4"))
+    assert f"plan for {model.headline.max_users} users" in simulated
+    assert "SIMULATED" in simulated
+    assert "qwen3-1.7b-t4" in simulated
+    assert "not on hardware" in " ".join(simulated.split())
+    assert "SIMULATED" not in first_part(model)
+
+
 def test_the_page_is_self_contained_and_knows_dark_and_print(model):
     page = report.html(answer_of(model), [plots.capacity_figures(model, Slo())])
     assert not re.search(r"""(src|href)=["'](?!#)""", page)

@@ -80,7 +80,7 @@ def test_thinking_users_are_more_than_requests_in_flight() -> None:
     x = {one.name: one.x for one in busy.walls}["kv_cache"]
     thinking = {one.name: one.x for one in idle.walls}["kv_cache"]
     assert thinking > 2 * x
-    assert thinking * idle.active(int(thinking)) <= x  # the law never admits more at once
+    assert thinking * idle.active(int(thinking)) <= x  # never more are admitted at once
 
 
 def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
