@@ -1,4 +1,4 @@
-"""The number of users to plan with, from where the walls wall and how sure each is."""
+"""The number of users to plan with, from the walls and how sure each is."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: 
     """The lower end is the least lower bound of all walls; the upper end the least upper bound of those that
     rival the first, corrected for how many there are (docs/method.md).
 
-    A wall that was not met walls above the highest trusted level, which is therefore its lower bound.
+    A wall that was not met is above the highest trusted level, which is therefore its lower bound.
     """
     top = evidence.trusted[-1]
     first = min(walls, key=lambda wall: wall.x, default=None)

@@ -32,38 +32,40 @@ CUT_SHARE = 0.05  # of the requests: those that a shorter max_model_len would cu
 
 
 def options_of(
-    judgement: Judgement, walls: Sequence[PlacedWall], head: Headline, per_token: int | None
+    judgement: Judgement, walls: Sequence[PlacedWall], headline: Headline, per_token: int | None
 ) -> list[Option]:
     """What would raise the answer, and by how many users where a model can say."""
-    if head.estimate is None or head.estimate_x is None:
+    if headline.estimate is None or headline.estimate_x is None:
         return []
     evidence, memory, prefix = judgement.evidence, judgement.memory, judgement.prefix
     found = []
-    others = [wall for wall in walls if wall.name != head.binding]
+    others = [wall for wall in walls if wall.name != headline.binding]
     reach = REACH * evidence.trusted[-1]
-    if head.binding == "kv_cache" and memory is not None:
+    if headline.binding == "kv_cache" and memory is not None:
         for change, factor in _bigger_pools(evidence, per_token):
-            found.append(_option(change, _wall_with(memory, evidence, factor), others, head.estimate, reach))
+            found.append(
+                _option(change, _wall_with(memory, evidence, factor), others, headline.estimate, reach)
+            )
         longest, moved = _wall_with_cut_lengths(memory, evidence)
-        if math.floor(moved) > head.estimate:
+        if math.floor(moved) > headline.estimate:
             change = ShorterContext(max_model_len=longest, cut_share=CUT_SHARE)
-            found.append(_option(change, moved, others, head.estimate, reach))
-    elif head.binding == "prefix_cache" and prefix is not None:
+            found.append(_option(change, moved, others, headline.estimate, reach))
+    elif headline.binding == "prefix_cache" and prefix is not None:
         for change, factor in _bigger_pools(evidence, per_token):
-            found.append(_option(change, prefix.with_pool(factor), others, head.estimate, reach))
+            found.append(_option(change, prefix.with_pool(factor), others, headline.estimate, reach))
         found += [_option_without_model(OffloadHistories()), _option_without_model(ShorterHistories())]
-    elif head.binding == "max_num_seqs" and others:
-        found.append(_option(RaiseMaxNumSeqs(), math.inf, others, head.estimate, reach))
-    elif head.binding in ("ttft", "tpot", "throughput"):
+    elif headline.binding == "max_num_seqs" and others:
+        found.append(_option(RaiseMaxNumSeqs(), math.inf, others, headline.estimate, reach))
+    elif headline.binding in ("ttft", "tpot", "throughput"):
         found.append(_option_without_model(LighterWork()))
-    twice_x = 2 * head.estimate_x
+    twice_x = 2 * headline.estimate_x
     twice = math.floor(twice_x)
     found.append(
         Option(
-            change=SecondReplica(keep_conversations=head.binding == "prefix_cache"),
+            change=SecondReplica(keep_conversations=headline.binding == "prefix_cache"),
             users=twice,
             users_x=twice_x,
-            gain_users=twice - head.estimate,
+            gain_users=twice - headline.estimate,
             limited_by=None,
         )
     )
@@ -101,14 +103,14 @@ def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
 
 
 def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
-    """The wall with another law, or in another pool, moved as far by what was counted."""
+    """Users at the KV-cache wall with other lengths, or in another pool, moved as far by the counts."""
     occupancy = Occupancy(distribution, blocks, evidence.active_of_one)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
     return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
 def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
-    """The length that one in twenty requests passes, and the wall when answers end there."""
+    """The length that one in twenty requests exceeds, and users at the wall when answers end there."""
     pairs = evidence.pairs
     assert pairs is not None
     longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))

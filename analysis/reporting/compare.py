@@ -106,13 +106,15 @@ def comparison_summary(found: Comparison) -> list[str]:
     said = [_capacity_sentence(row, a, b) for row in rows if row.different is not None]
     limits = [_limit(answer) for answer in found.answers if not answer.refused]
     if len(limits) == 2 and limits[0] == limits[1]:
-        return [*said, f"Both are limited by {limits[0]}."]
+        return [*said, f"Both {limits[0]}."]
     names = [name for name, answer in zip(found.names, found.answers, strict=True) if not answer.refused]
-    return said + [f"{name} is limited by {what}." for name, what in zip(names, limits, strict=True)]
+    return said + [f"{name} {what}." for name, what in zip(names, limits, strict=True)]
 
 
 def _limit(answer: ModelAnswer) -> str:
-    return "nothing yet" if answer.headline.at_least else f"the {WALL_NAMES[answer.headline.binding]} wall"
+    if answer.headline.at_least:
+        return "met no wall"
+    return f"met the {WALL_NAMES[answer.headline.binding]} wall first"
 
 
 def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
@@ -299,31 +301,9 @@ def _worse(figure: FigureName, factor: float) -> str:
 def gate_rule(gate: GateAnswer) -> str:
     """A sentence on what the verdict means."""
     return (
-        f"Worse: surely by more than {100 * gate.tolerance:g} %. Two equal deployments are called worse at "
-        f"most {100 * gate.false_alarms:g} times in 100, all checks together."
+        f"A figure counts as worse when it is surely more than {100 * gate.tolerance:g} % worse. Two equal "
+        f"deployments are called worse at most {100 * gate.false_alarms:g} times in 100, all checks together."
     )
-
-
-# Forms.
-
-
-def comparison_markdown(found: Comparison) -> str:
-    """The whole comparison as Markdown."""
-    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{comparison_headline(found)}.", ""]
-    if found.gate is not None:
-        parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
-        parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
-    parts += [" ".join(filter(None, [*comparison_summary(found), simulated_note(found)])), ""]
-    parts += grid(_head(found), [row_cells(found, row) for row in found.rows])
-    parts += [f"{note}\n" for note in reading_notes(found)]
-    if found.common_levels:
-        parts += ["## Every common level", "", *grid(level_head(found), level_rows(found))]
-    if found.differs:
-        rows = [(one.name, one.a, one.b) for one in found.differs]
-        parts += ["## What differs between the runs", "", *grid(("", *found.names), rows)]
-    if found.warnings:
-        parts += ["## Warnings", "", *[f"- {warning}" for warning in found.warnings], ""]
-    return "\n".join([*parts, f"Made {day(found.generated_unix_s)}."]) + "\n"
 
 
 def _head(found: Comparison) -> list[str]:

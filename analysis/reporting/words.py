@@ -76,7 +76,7 @@ def _(note: notes.TooFewRequests) -> str:
 
 @words.register
 def _(note: notes.GeneratorLate) -> str:
-    return f"load generator late: event-loop lag {1e3 * note.lag_s:.0f} ms, limit {1e3 * note.limit_s:.0f} ms"
+    return f"load generator late: event-loop lag {1e3 * note.lag_s:.1f} ms, limit {1e3 * note.limit_s:.1f} ms"
 
 
 @words.register

@@ -65,17 +65,19 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
 
 
 def answer_line(judgement: Judgement) -> str:
-    """The answer so far in a few words, such as `18 users, 90 % sure of 16 to 21, KV cache`."""
+    """The answer so far in a few words, such as `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV
+    cache`."""
     evidence = judgement.evidence
     if not evidence.trusted:
         return "no level to judge by yet"
     if judgement.reasons:
         return f"fewer than {evidence.trusted[0]} users"
     headline = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
-    if headline.interval is None or headline.interval[1] is None:
+    if headline.interval_x is None or headline.interval_x[1] is None:
         return f"no wall met up to {evidence.trusted[-1]} users"
-    low, high = headline.interval
-    return f"{headline.max_users} users, 90 % sure of {low} to {high}, {WALL_NAMES[headline.binding]}"
+    low, high = headline.interval_x
+    limit = f"limit {headline.estimate_x:.1f} ({100 * CONFIDENCE:.0f} %: {low:.1f} to {high:.1f})"
+    return f"plan for {headline.max_users} users, {limit}, {WALL_NAMES[headline.binding]}"
 
 
 def _under_way(evidence: Evidence, holding: int) -> Level | None:

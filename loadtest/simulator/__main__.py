@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM. Returns 0, or 2 for input that cannot be served."""
     flags = _parser().parse_args(arguments)
     if flags.list:
-        sys.stdout.writelines(f"{_describe(preset)}\n" for preset in PRESETS.values())
+        _print_presets()
         return 0
     try:
         options = _options(flags)
@@ -31,6 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
     return 0
+
+
+def _print_presets() -> None:
+    """Prints a line for each preset; a reader who stops (`| head`) ends the printing and nothing else."""
+    try:
+        sys.stdout.writelines(f"{_describe(preset)}\n" for preset in PRESETS.values())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _serve(options: ServerOptions, *, port: int, tls: ssl.SSLContext | None) -> None:

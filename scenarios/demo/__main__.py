@@ -8,7 +8,7 @@ from scenarios.demo import embedded
 
 _PRESET = "qwen3-1.7b-t4"
 _BLOCKS = 201
-"""A pool of 3,200 tokens instead of the T4's 79,568: so small that requests of a second reach its wall."""
+"""A pool of 3,200 tokens, a small part of the T4's, so that requests of a second reach its wall."""
 _REPORTS = Path("reports") / "demo"
 _FLAGS = {
     "--levels": "4,8,12,16,20",

@@ -133,7 +133,7 @@ def test_a_late_load_generator_is_refused(tmp_path):
     assert found.refused
     assert found.headline.max_users is None
     assert found.bounds == []
-    assert "event-loop lag 50 ms, limit 5 ms" in words(found.reasons[0])
+    assert "event-loop lag 50.0 ms, limit 5.0 ms" in words(found.reasons[0])
 
 
 def test_a_level_that_still_drifts_at_its_end_is_refused(tmp_path):

@@ -21,7 +21,9 @@ def test_an_equal_run_passes_one_line_for_each_criterion(baseline, again, capsys
     assert main(["--gate", str(baseline), str(again)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["ok"] * 4
-    assert lines[4].startswith("Not worse than its baseline. Worse: surely by more than 5 %.")
+    assert lines[4].startswith(
+        "Not worse than its baseline. A figure counts as worse when it is surely more than 5 %"
+    )
     assert len(lines) == 5
 
 

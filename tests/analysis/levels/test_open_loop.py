@@ -94,7 +94,7 @@ def test_requests_given_up_count_as_slow_and_not_as_missing(tmp_path: Path) -> N
 def test_one_late_worker_makes_a_slice_untrusted(tmp_path: Path) -> None:
     """Also where the mean over the workers would be good enough."""
     run = open_run(tmp_path / "r", [due_row(n) for n in range(200)], lag_s=0.008)
-    assert all("event-loop lag 8 ms" in words(one.why_not[0]) for one in slices_of(run))
+    assert all("event-loop lag 8.0 ms" in words(one.why_not[0]) for one in slices_of(run))
 
 
 def test_an_open_loop_has_no_number_of_users_and_says_so(tmp_path: Path) -> None:
