@@ -306,6 +306,28 @@ def gate_rule(gate: GateAnswer) -> str:
     )
 
 
+# Forms.
+
+
+def comparison_markdown(found: Comparison) -> str:
+    """The whole comparison as Markdown."""
+    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{comparison_headline(found)}.", ""]
+    if found.gate is not None:
+        parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
+        parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
+    parts += [" ".join(filter(None, [*comparison_summary(found), simulated_note(found)])), ""]
+    parts += grid(_head(found), [row_cells(found, row) for row in found.rows])
+    parts += [f"{note}\n" for note in reading_notes(found)]
+    if found.common_levels:
+        parts += ["## Every common level", "", *grid(level_head(found), level_rows(found))]
+    if found.differs:
+        rows = [(one.name, one.a, one.b) for one in found.differs]
+        parts += ["## What differs between the runs", "", *grid(("", *found.names), rows)]
+    if found.warnings:
+        parts += ["## Warnings", "", *[f"- {warning}" for warning in found.warnings], ""]
+    return "\n".join([*parts, f"Made {day(found.generated_unix_s)}."]) + "\n"
+
+
 def _head(found: Comparison) -> list[str]:
     return ["figure", found.names[0], found.names[1], "B against A", "real"]
 
