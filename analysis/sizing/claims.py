@@ -17,7 +17,7 @@ from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand, pool_band, pool_tokens
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import find_gpu
+from loadtest.model.gpus import find_gpu
 from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version
 from loadtest.model.weights import step_bytes
 from loadtest.units import GIB

@@ -9,7 +9,7 @@ from analysis.answers.sizing import StatedWorkload
 from analysis.sizing.deployment.planned import PlannedDeployment
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
-from loadtest.model.cards import Gpu, find_gpu
+from loadtest.model.gpus import Gpu, find_gpu
 from loadtest.model.startup import (
     CURRENT_VERSION,
     VllmVersion,

@@ -15,7 +15,7 @@ from pathlib import Path
 from analysis.sizing.deployment.planned import PlannedDeployment, StartupCalibration
 from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_band
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import H100, find_gpu
+from loadtest.model.gpus import H100, find_gpu
 from loadtest.model.kv_cache import kv_bytes_per_token
 from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.startup import CURRENT_VERSION, default_batch_limits, default_utilization, parse_version

@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from loadtest.client.transcript import MAX_ERROR_CHARS, ServerUsage, Transcript, error_excerpt
 from loadtest.client.transport import (
     ByteTimes,
-    ParsingTurns,
+    ParseQueue,
     RequestClock,
     StampingConnector,
     current_byte_times,
@@ -65,7 +65,9 @@ async def stream_chat(
                 clock.headers_s = clock.now()
                 status = response.status
                 if status == 200:
-                    await _follow(response, transcript, cast("StampingConnector", session.connector).turns)
+                    await _follow(
+                        response, transcript, cast("StampingConnector", session.connector).parse_queue
+                    )
                     clock.end(byte_times)
                     outcome, error = _judge(transcript, response.content_type)
                 else:
@@ -80,12 +82,12 @@ async def stream_chat(
     return record, transcript.text, cancelled
 
 
-async def _follow(response: aiohttp.ClientResponse, transcript: Transcript, turns: ParsingTurns) -> None:
+async def _follow(response: aiohttp.ClientResponse, transcript: Transcript, queue: ParseQueue) -> None:
     content = response.content
     try:
         while not content.is_eof():
             await content.wait_eof()
-            await turns.wait()
+            await queue.wait()
             if not content.is_eof():
                 transcript.feed(content.read_nowait())
     finally:

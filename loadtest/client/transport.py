@@ -110,7 +110,7 @@ class _PromptTransport:
         return getattr(self._transport, name)
 
 
-class ParsingTurns:
+class ParseQueue:
     """Lets one stream parse in each iteration of the loop, first come, first served. Otherwise many streams
     that end together would delay the time stamps of the others until all of them are parsed."""
 
@@ -145,7 +145,7 @@ class StampingConnector(aiohttp.TCPConnector):
 
     def __init__(self, **params: Any) -> None:
         super().__init__(limit=0, **params)
-        self.turns = ParsingTurns()
+        self.parse_queue = ParseQueue()
         self._factory = functools.partial(StampingHandler, self._loop)  # type: ignore[assignment]
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.cards import Gpu
+from loadtest.model.gpus import Gpu
 from loadtest.model.quantisation import dtype_bytes
 from loadtest.units import GIB
 

@@ -23,7 +23,7 @@ from loadtest.run.messages import RunPlan
 from loadtest.run.open_loop import planned_arrivals
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
-from loadtest.server.gpus import NvmlGpus
+from loadtest.server.gpu_sensors import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
 from loadtest.server.scrape import Scraper
 from loadtest.settings import Settings

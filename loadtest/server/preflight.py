@@ -15,7 +15,7 @@ from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_bytes_per_token
 from loadtest.record import GpuInfo, ServerInfo
 from loadtest.server.endpoints import choose_model, is_local, list_models, server_version
-from loadtest.server.gpus import choose_gpus
+from loadtest.server.gpu_sensors import choose_gpus
 from loadtest.server.probe import measure_prompt_scale, warm_up
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples

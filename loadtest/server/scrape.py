@@ -10,7 +10,7 @@ import msgspec
 
 from loadtest.client.target import Target
 from loadtest.record import GpuInfo, ServerSample
-from loadtest.server.gpus import DcgmGpus, NvmlGpus
+from loadtest.server.gpu_sensors import DcgmGpus, NvmlGpus
 from loadtest.server.vllm import read_server_samples
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ Step times come from a roofline with stated fractions; none was measured on the 
 from dataclasses import dataclass
 
 from loadtest.model.architectures import ModelShape, parse_config
-from loadtest.model.cards import A10G, H100, L4, T4, Gpu
+from loadtest.model.gpus import A10G, H100, L4, T4, Gpu
 from loadtest.model.kv_cache import kv_layout
 from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import CURRENT_VERSION, startup_overheads

@@ -7,7 +7,7 @@ from pathlib import Path
 from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import find_gpu
+from loadtest.model.gpus import find_gpu
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
 

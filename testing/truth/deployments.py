@@ -14,7 +14,7 @@ from analysis.twin.maximum import find_maximum
 from analysis.virtual.run import VirtualFigures, simulate_users
 from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
 from loadtest.model.architectures import ModelShape, parse_config
-from loadtest.model.cards import A10G, H100, L4, T4
+from loadtest.model.gpus import A10G, H100, L4, T4
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.cards import Gpu
+from loadtest.model.gpus import Gpu
 from loadtest.model.kv_cache import KvLayout, kv_layout
 from loadtest.model.startup import StartupOverheads, VllmVersion, startup_overheads
 from loadtest.model.weights import rotary_bytes, weights_bytes

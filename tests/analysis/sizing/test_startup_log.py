@@ -14,7 +14,7 @@ from analysis.sizing.deployment.startup_log import (
 )
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import T4
+from loadtest.model.gpus import T4
 from loadtest.record import GpuInfo, RunInfo, ServerInfo
 from loadtest.run.sink import write_run_info
 from loadtest.units import GIB

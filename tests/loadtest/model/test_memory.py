@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest.model.architectures import parse_config
-from loadtest.model.cards import T4
+from loadtest.model.gpus import T4
 from loadtest.model.kv_cache import kv_layout
 from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import CURRENT_VERSION, VllmVersion, activation_bytes, startup_overheads

@@ -9,7 +9,7 @@ from aiohttp import web
 from loadtest.client.target import Target
 from loadtest.errors import InputError
 from loadtest.record import ServerSample
-from loadtest.server.gpus import DcgmGpus, choose_gpus
+from loadtest.server.gpu_sensors import DcgmGpus, choose_gpus
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples
 

@@ -1,8 +1,8 @@
-"""The catalogue of cards."""
+"""The catalogue of GPUs."""
 
 import pytest
 
-from loadtest.model.cards import A100_40, A100_80, H100, L4, RTX_4090, T4, find_gpu
+from loadtest.model.gpus import A100_40, A100_80, H100, L4, RTX_4090, T4, find_gpu
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from loadtest.model.cards import A100_40, A100_80, H100, L4, RTX_4090, T4, find_
         ("Tesla T4", T4),
     ],
 )
-def test_cards_are_found_by_loose_names(name: str, gpu: object) -> None:
+def test_gpus_are_found_by_loose_names(name: str, gpu: object) -> None:
     assert find_gpu(name) is gpu
 
 
