@@ -9,7 +9,7 @@ class Note(msgspec.Struct, kw_only=True):
     """Something that a person must be told. The subclass is the code, its fields are the values."""
 
 
-class Told(Note):
+class PlainSentence(Note):
     """A sentence that was written where it was noticed: by the load test, or by a reader of files."""
 
     sentence: str

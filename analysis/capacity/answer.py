@@ -18,7 +18,7 @@ from analysis.capacity.options import options_of
 from analysis.capacity.warnings import warnings_of
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.gauge import Gauge
-from analysis.evidence.think_time import Active
+from analysis.evidence.think_time import ActiveShare
 from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import Run
@@ -90,7 +90,7 @@ def answer_of(
     )
 
 
-def _users_in_flight(users: int | None, active: Active) -> int | None:
+def _users_in_flight(users: int | None, active: ActiveShare) -> int | None:
     if users is None:
         return None
     return users if users == 0 else max(round(users * active(users)), 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather_evidence
 from analysis.evidence.gauge import Gauge, gauge_of
 from analysis.notes import NoLevels, NoRequests, NoSuccess, Note, NoTrustedLevel, OpenLoop, PastWallAtLowest
 from analysis.reading.runs import Run
@@ -46,7 +46,7 @@ def judge(
     goes on: the KV-cache wall without the engine's replay, from fewer resamples.
     """
     rng = np.random.default_rng(seed)
-    evidence = gather(runs, slo=slo)
+    evidence = gather_evidence(runs, slo=slo)
     memory = _memory_wall(evidence, rng, on_step, quick=quick)
     prefix = _prefix_wall(evidence, np.random.default_rng(seed + 1))
     walls = _placed_walls(evidence, memory, prefix, rng)

@@ -104,7 +104,7 @@ def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
 
 def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
     """Users at the KV-cache wall with other lengths, or in another pool, moved as far by the counts."""
-    occupancy = Occupancy(distribution, blocks, evidence.active_of_one)
+    occupancy = Occupancy(distribution, blocks, evidence.active_per_engine)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
     return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 

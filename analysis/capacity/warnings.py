@@ -19,11 +19,11 @@ from analysis.notes import (
     LevelsNotTrusted,
     Lockstep,
     Note,
+    PlainSentence,
     PoolUnknown,
     SeedRepeated,
     SimulatorLate,
     SpreadOverEngines,
-    Told,
     TooFewLengths,
 )
 from analysis.walls.kv_cache import KvCacheWall
@@ -39,7 +39,7 @@ def warnings_of(
     evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
 ) -> list[Note]:
     """All warnings, each once, those of the load test first."""
-    found: list[Note] = [Told(sentence=warning) for run in evidence.runs for warning in run.warnings]
+    found: list[Note] = [PlainSentence(sentence=warning) for run in evidence.runs for warning in run.warnings]
     if evidence.open_loop:
         return _each_once(found + open_loop_warnings(evidence.runs))
     return _each_once(

@@ -14,7 +14,14 @@ from analysis.compare.sides import (
 from analysis.levels.requests import tpot_of
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Floats
-from analysis.statistics.ratios import Bounds, Quantity, fact, quantile, quantile_ratio_bounds, ratio_bounds
+from analysis.statistics.ratios import (
+    Bounds,
+    Quantity,
+    exact_quantity,
+    quantile,
+    quantile_ratio_bounds,
+    ratio_bounds,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,7 +51,7 @@ def contrast_of_estimates(
 
 def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
     """A figure that both sides know without error. values: those of a and b."""
-    ours, theirs = (fact(value) if value else None for value in values)
+    ours, theirs = (exact_quantity(value) if value else None for value in values)
     return FigureContrast(figure=figure, a=ours, b=theirs)
 
 

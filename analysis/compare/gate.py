@@ -14,7 +14,7 @@ from analysis.answers.compare import (
 from analysis.compare.contrasts import FigureContrast, contrast_at_level
 from analysis.compare.sides import MeasuredDeployment, capacity_of, common_levels
 from analysis.reporting.words import sentences
-from analysis.statistics.ratios import Bounds, Quantity, fact, ratio_bounds
+from analysis.statistics.ratios import Bounds, Quantity, exact_quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
 FALSE_ALARMS = 0.05
@@ -87,7 +87,7 @@ def _capacity(
             figure="max_users", verdict="unclear", checks=[], why=" ".join(sentences(reasons))
         )
     if baseline.answer.headline.at_least:
-        ours = fact(ours.value)  # the baseline is not known to hold more, so the run need not
+        ours = exact_quantity(ours.value)  # the baseline is not known to hold more, so the run need not
     contrast = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
     found = _check(ours, theirs, contrast, error=error, tolerance=tolerance)
     why = ""

@@ -10,7 +10,7 @@ from analysis.answers.capacity import ModelAnswer
 from analysis.capacity.answer import answer_of
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
-from analysis.evidence.lengths import Pairs
+from analysis.evidence.lengths import LengthPairs
 from analysis.levels import definitions as metrics
 from analysis.levels.level import Level
 from analysis.levels.requests import tpot_of
@@ -168,7 +168,7 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
     return batch_mean(mean + pairs.shared_prefix, se=se, freedom=len(off) - 1)
 
 
-def held_tokens(pairs: Pairs, *, block_tokens: int) -> tuple[Floats, Floats]:
+def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Floats]:
     """Tokens in whole blocks summed over each request's steps, and its steps. Shape (n,) each."""
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)

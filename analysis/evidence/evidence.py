@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.evidence.lengths import Pairs, pairs_of
-from analysis.evidence.step_time import Pace, pace_of
-from analysis.evidence.think_time import Active, Thinking, active_of, thinking_of
+from analysis.evidence.lengths import LengthPairs, length_pairs_of
+from analysis.evidence.step_time import StepCost, step_cost_of
+from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
 from analysis.levels.context import Context, Pool
 from analysis.levels.level import Level
 from analysis.levels.measure import levels_of
@@ -23,28 +23,28 @@ class Evidence:
 
     runs: Sequence[Run]
     levels: Sequence[Level]
-    pairs: Pairs | None
+    pairs: LengthPairs | None
     pool: Pool | None
     thinking: Thinking | None
     slo: Slo
 
     @property
-    def active(self) -> Active:
+    def active(self) -> ActiveShare:
         """Share of the time in which a user is in flight, by the number of users."""
         return active_of(self.thinking)
 
     @property
-    def active_of_one(self) -> Active:
+    def active_per_engine(self) -> ActiveShare:
         """Share of the time in which a user is in flight, by the number of users of one engine."""
         engines = self.pool.engines if self.pool else 1
-        return active_of(self.thinking.of_one(engines) if self.thinking else None)
+        return active_of(self.thinking.per_engine(engines) if self.thinking else None)
 
     @property
-    def pace(self) -> Pace | None:
+    def pace(self) -> StepCost | None:
         """Step time and prefill of all engines together; None where the levels do not tell."""
         if self.pairs is None:
             return None
-        return pace_of(
+        return step_cost_of(
             self.runs,
             self.levels,
             uncached_prompt=float(self.pairs.prompt.mean()) - self.pairs.shared_prefix,
@@ -69,10 +69,10 @@ class Evidence:
         return sorted({level.users for level in self.levels if level.trusted})
 
 
-def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
+def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     """Measures the levels of runs that may be pooled, and what they say together."""
     pool = _pool(runs)
-    pairs = pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
+    pairs = length_pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
     levels = [level for run in runs for level in levels_of(run, context)]
     thinking = thinking_of(levels) if context.thinks else None
@@ -86,7 +86,7 @@ def gather(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     )
 
 
-def _context(runs: Sequence[Run], pairs: Pairs, pool: Pool | None, slo: Slo) -> Context:
+def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Slo) -> Context:
     block_tokens = pool.block_tokens if pool else VLLM_BLOCK_SIZE
     own = pairs.prompt - pairs.shared_prefix
     ends = (own + pairs.output) / block_tokens + 0.5

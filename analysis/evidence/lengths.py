@@ -11,7 +11,7 @@ from analysis.statistics.arrays import Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Pairs:
+class LengthPairs:
     """Lengths of finished requests, shape (n,). They do not depend on load, so every level is pooled."""
 
     prompt: Ints
@@ -25,7 +25,7 @@ class Pairs:
         return len(self.prompt)
 
 
-def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
+def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
     """Lengths of every finished request of these runs whose usage the server sent."""
     prompt, output, conversation, cached = [], [], [], []
     before = 0
@@ -39,7 +39,7 @@ def pairs_of(runs: Sequence[Run], *, block_tokens: int) -> Pairs:
         cached.append(rows.cached_tokens[known & (rows.turn == 0)])
         before += int(chats.max(initial=-1)) + 1
     _, chat = np.unique(np.concatenate(conversation), return_inverse=True)
-    return Pairs(
+    return LengthPairs(
         prompt=np.concatenate(prompt),
         output=np.concatenate(output),
         conversation=chat.astype(np.int64),

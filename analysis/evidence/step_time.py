@@ -33,7 +33,7 @@ class StepTime:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
+class StepCost:
     """A step of n sequences takes base + per_seq * n + prefill_per_token * the prompt tokens that it
     computes."""
 
@@ -43,14 +43,14 @@ class Pace:
     """None where the data do not tell; its share is then in `step_per_seq_s`."""
     knee: float
 
-    def of_one(self, engines: int) -> "Pace":
+    def per_engine(self, engines: int) -> "StepCost":
         """The pace of one of so many equal engines, by its own sequences."""
         return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
 
 
-def pace_of(
+def step_cost_of(
     runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
-) -> Pace | None:
+) -> StepCost | None:
     """Pace from throughput at two loads or more, and from TTFT against prompt lengths; None where throughput
     is known at one load only. `uncached_prompt`, `output`: mean tokens of a request."""
     step = step_time(levels)
@@ -61,7 +61,7 @@ def pace_of(
         # What waits for other prompts looks like prefill of its own; all prefill is in beta.
         prefill = min(prefill, step.per_sequence_s * output / max(uncached_prompt, 1.0))
     riding = prefill * uncached_prompt / output if prefill is not None else 0.0
-    return Pace(
+    return StepCost(
         step_base_s=step.base_s,
         step_per_seq_s=step.per_sequence_s - riding,
         prefill_per_token_s=prefill,

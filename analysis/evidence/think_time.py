@@ -23,7 +23,7 @@ class Thinking:
     think_error: float = 0.0
     """Standard error of ln think_s."""
 
-    def of_one(self, engines: int) -> "Thinking":
+    def per_engine(self, engines: int) -> "Thinking":
         """Users of one of so many equal engines: its request durations grow with its own users only."""
         return replace(self, slope_s=self.slope_s * engines)
 
@@ -68,7 +68,7 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     )
 
 
-Active = Callable[[int], float]
+ActiveShare = Callable[[int], float]
 """Share of the time in which a user is in flight, by the number of users."""
 
 
@@ -77,6 +77,6 @@ def always_active(_: int) -> float:
     return 1.0
 
 
-def active_of(thinking: Thinking | None) -> Active:
+def active_of(thinking: Thinking | None) -> ActiveShare:
     """Share in flight of these users; of users who never think where there is no think time."""
     return thinking.active if thinking else always_active

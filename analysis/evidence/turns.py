@@ -49,7 +49,7 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
     prompt, output, reusable = np.concatenate([part for part, _, _ in parts], axis=1)
     length = np.concatenate([length for _, length, _ in parts])
     whole = np.concatenate([whole for _, _, whole in parts])
-    pauses_s, seen = np.concatenate([pauses_seen(run) for run in runs], axis=1)
+    pauses_s, seen = np.concatenate([measured_pauses(run) for run in runs], axis=1)
     if not seen.any() or not np.nanmax(reusable, initial=0.0) > shared_prefix:
         return None
     return Turns(
@@ -57,10 +57,10 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
         output=output.astype(np.int64),
         first=np.cumsum(length) - length,
         length=length,
-        weight=uncut_weights(length.astype(np.float64), whole),
+        weight=censoring_weights(length.astype(np.float64), whole),
         reusable=reusable,
         pauses_s=pauses_s,
-        pause_weight=uncut_weights(pauses_s, seen > 0),
+        pause_weight=censoring_weights(pauses_s, seen > 0),
         block_tokens=block_tokens,
         shared_prefix=shared_prefix,
         answers_cached=kept,
@@ -105,7 +105,7 @@ def _of_run(
     return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
 
 
-def pauses_seen(run: Run, window: Window | None = None) -> Floats:
+def measured_pauses(run: Run, window: Window | None = None) -> Floats:
     """Pauses in seconds, and 1 where a pause ended or 0 where the level cut it off. Shape (2, m).
 
     window: where given, only pauses that began inside it.
@@ -124,17 +124,17 @@ def pauses_seen(run: Run, window: Window | None = None) -> Floats:
     return np.stack([np.maximum(pause, 0.0), same])[:, kept]
 
 
-def uncut_weights(values: Floats, seen: Bools) -> Floats:
+def censoring_weights(values: Floats, complete: Bools) -> Floats:
     """Weights of sum 1 for durations of which some were cut off: the estimate of Kaplan and Meier.
 
     A value that was cut off weighs nothing: its part goes to all larger ones, or stays where it is when there
-    are none. values, and seen (False where cut off): shape (n,).
+    are none. values, and complete (False where cut off): shape (n,).
     """
-    order = np.lexsort((~seen, values))
+    order = np.lexsort((~complete, values))
     weight = np.zeros(len(values))
     at_risk = len(values) - np.arange(len(values))
-    share = np.cumprod(np.where(seen[order], 1.0 - 1.0 / at_risk, 1.0))
-    weight[order] = np.where(seen[order], np.append(1.0, share[:-1]) / at_risk, 0.0)
+    share = np.cumprod(np.where(complete[order], 1.0 - 1.0 / at_risk, 1.0))
+    weight[order] = np.where(complete[order], np.append(1.0, share[:-1]) / at_risk, 0.0)
     weight[order[-1]] += 1.0 - weight.sum()
     return weight
 

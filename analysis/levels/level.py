@@ -8,7 +8,7 @@ from analysis.levels.requests import RequestFigures
 from analysis.levels.server import ServerFigures
 from analysis.notes import Note
 from analysis.statistics.crossings import LoadPoint
-from analysis.statistics.samples import Share, Window
+from analysis.statistics.samples import MissShare, Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Level:
 
 def load_points(
     levels: Sequence[Level],
-    misses: Callable[[Level], Share],
+    misses: Callable[[Level], MissShare],
     p95: Callable[[Level], float | None] = lambda _: None,
 ) -> list[LoadPoint]:
     """Trusted levels as points of a curve that may cross a limit."""

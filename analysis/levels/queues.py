@@ -8,7 +8,7 @@ from analysis.levels.context import Context
 from analysis.levels.window import known_mean
 from analysis.reading.columns import ServerSamples
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Share, Window, design_effect
+from analysis.statistics.samples import MissShare, Window, design_effect
 
 MIN_QUEUES = 8  # scrapes
 ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
@@ -17,7 +17,7 @@ AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: `python -m benchm
 
 def blocked_share(
     server: ServerSamples, scrapes: Bools, context: Context, window: Window, max_num_seqs: int | None
-) -> Share | None:
+) -> MissShare | None:
     """Scrapes in which a request waited for KV blocks. A queue while any prompt would fit is not that."""
     usage = server.kv_cache_usage[scrapes]
     waiting = server.waiting_capacity[scrapes]
@@ -31,13 +31,13 @@ def blocked_share(
     return _share_of_scrapes(blocked, server.unix_s[scrapes][known], window)
 
 
-def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> Share:
+def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> MissShare:
     """Share of scrapes; scrapes that are a request duration apart are independent at best."""
     effect = max(
         design_effect(events.astype(np.float64), at_unix_s, window),
         len(events) * window.request_duration_s / window.length_s,
     )
-    return Share(misses=int(events.sum()), n=len(events), effect=float(effect))
+    return MissShare(misses=int(events.sum()), n=len(events), effect=float(effect))
 
 
 def _room(context: Context, running: Floats) -> float:
@@ -55,7 +55,7 @@ def _queues_with_room(server: ServerSamples, scrapes: Bools, context: Context) -
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
-def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> Share:
+def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> MissShare:
     """Scrapes in which a request waited while the pool had room."""
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)

@@ -9,7 +9,7 @@ from analysis.levels import definitions
 from analysis.levels.window import ended_inside, known_mean
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
-from analysis.statistics.samples import Quantiles, Share, Window, quantiles, share
+from analysis.statistics.samples import MissShare, Quantiles, Window, miss_share, quantiles
 from loadtest.record import Outcome, Slo
 
 OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
@@ -34,9 +34,9 @@ class RequestFigures:
     chunk_gap_s: Quantiles
     gap_is_itl: bool
     """Every chunk carried one token, so that chunk gaps are inter-token latencies."""
-    ttft_miss: Share
-    tpot_miss: Share
-    overload: Share
+    ttft_miss: MissShare
+    tpot_miss: MissShare
+    overload: MissShare
     """Answers with a status that says: too much load."""
     output_tok_s: float
     output_tok_se: float
@@ -69,8 +69,8 @@ class RequestFigures:
             chunk_gap_s=_gap_quantiles(_chunk_gaps(rows, index[ok])),
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
             ttft_miss=_ttft_misses(late, ttft, at, times.ttft_so_far_s[inside & cancelled], slo, window),
-            tpot_miss=share(slow[counted], tpot[counted], at[counted], window),
-            overload=share(overload, e2e, at, window),
+            tpot_miss=miss_share(slow[counted], tpot[counted], at[counted], window),
+            overload=miss_share(overload, e2e, at, window),
             output_tok_s=output_tok_s,
             output_tok_se=output_tok_se,
             goodput_rps=int((ok & ~late & ~slow).sum()) / window.length_s,
@@ -114,12 +114,12 @@ def tpot_of(rows: Requests) -> Floats:
 
 def _ttft_misses(
     late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
-) -> Share:
+) -> MissShare:
     """Misses of the TTFT objective. A request that the load test cancelled is one if it was late already, and
     is left out otherwise."""
-    base = share(late, ttft, at, window)
+    base = miss_share(late, ttft, at, window)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
-    return Share(misses=base.misses + also, n=base.n + also, effect=base.effect)
+    return MissShare(misses=base.misses + also, n=base.n + also, effect=base.effect)
 
 
 def _chunk_gaps(rows: Requests, index: Ints) -> Floats:

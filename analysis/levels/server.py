@@ -10,7 +10,7 @@ from analysis.levels.queues import blocked_share, detected_max_num_seqs, most_ru
 from analysis.levels.window import ended_inside, known_fraction, known_mean
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
-from analysis.statistics.samples import Share, Window
+from analysis.statistics.samples import MissShare, Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -22,9 +22,9 @@ class ServerFigures:
     waiting_fraction: float
     """Share of scrapes in which a request waited, for whatever reason."""
     preemptions: float
-    blocked: Share | None
+    blocked: MissShare | None
     """Scrapes in which a request waited for KV blocks; None where that cannot be told."""
-    queue: Share
+    queue: MissShare
     """Scrapes in which a request waited while the pool had room."""
     max_num_seqs: int | None
     """Detected where running stood flat at it, with a queue and room in the pool."""

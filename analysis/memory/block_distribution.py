@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from analysis.evidence.lengths import Pairs
-from analysis.evidence.think_time import Active, always_active
+from analysis.evidence.lengths import LengthPairs
+from analysis.evidence.think_time import ActiveShare, always_active
 from analysis.statistics.arrays import Floats
 
 SMALLEST = 1e-9
@@ -44,7 +44,9 @@ class BlockDistribution:
         return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
 
 
-def block_distribution(pairs: Pairs, *, block_tokens: int, weight: Floats | None = None) -> BlockDistribution:
+def block_distribution(
+    pairs: LengthPairs, *, block_tokens: int, weight: Floats | None = None
+) -> BlockDistribution:
     """Distribution of ceil((s + j) / b) over the steps j = 0..o-1 of all pairs of lengths (s, o).
 
     weight: how often each pair counts, shape (n,). Whole blocks that all prompts share are taken off.
@@ -89,7 +91,9 @@ class Occupancy:
     answer has begun; the rest is an atom at no blocks.
     """
 
-    def __init__(self, distribution: BlockDistribution, blocks: int, active: Active = always_active) -> None:
+    def __init__(
+        self, distribution: BlockDistribution, blocks: int, active: ActiveShare = always_active
+    ) -> None:
         self._distribution, self._blocks, self._active = distribution, blocks, active
         size = fft.next_fast_len(3 * (blocks + 1), real=True)  # twice the wall must not wrap round
         self._size = size

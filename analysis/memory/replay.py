@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from analysis.evidence.lengths import Pairs
-from analysis.evidence.step_time import Pace
+from analysis.evidence.lengths import LengthPairs
+from analysis.evidence.step_time import StepCost
 from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
 from analysis.memory.block_distribution import Occupancy
@@ -25,12 +25,12 @@ REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in 
 
 
 def replayed_shift(
-    pairs: Pairs,
+    pairs: LengthPairs,
     pool: Pool,
     occupancy: Occupancy,
     slo: Slo,
     *,
-    pace: Pace | None = None,
+    pace: StepCost | None = None,
     thinking: Thinking | None = None,
     x: float,
 ) -> FormulaShift:
@@ -52,7 +52,7 @@ def replayed_shift(
 
 
 def _replay(
-    pairs: Pairs, pool: Pool, users: int, pace: Pace | None, thinking: Thinking | None
+    pairs: LengthPairs, pool: Pool, users: int, pace: StepCost | None, thinking: Thinking | None
 ) -> LevelPressure:
     """The engine's pressure with `users` users. Without a pace every step takes one second, and pauses are
     scaled to that. Pauses are exponential: how their lengths are spread hardly matters."""

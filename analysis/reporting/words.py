@@ -57,7 +57,7 @@ def _because(why: Sequence[Note]) -> str:
 
 
 @words.register
-def _(note: notes.Told) -> str:
+def _(note: notes.PlainSentence) -> str:
     return note.sentence
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement
 from analysis.evidence.evidence import Evidence
-from analysis.evidence.lengths import pairs_of
+from analysis.evidence.lengths import length_pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
 from analysis.memory.block_distribution import Occupancy, block_distribution
@@ -146,11 +146,11 @@ def _guesses(evidence: Evidence) -> list[float]:
     slo = evidence.slo
     found = []
     if evidence.pool is not None and evidence.pairs is None:
-        pairs = pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
+        pairs = length_pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
         if len(pairs) >= MIN_LENGTHS:
             law = block_distribution(pairs, block_tokens=evidence.pool.block_tokens)
             shared = pairs.shared_prefix // evidence.pool.block_tokens
-            occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_of_one)
+            occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_per_engine)
             found.append(evidence.pool.engines * kv_wall_users(occupancy, slo, shift=FormulaShift(), start=1))
     objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
         (slo.ttft_p95_s, lambda level: level.requests.ttft_s.p95),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.think_time import Active, Thinking, always_active
+from analysis.evidence.think_time import ActiveShare, Thinking, always_active
 from analysis.memory.block_distribution import BlockDistribution, Occupancy
 from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
@@ -43,7 +43,7 @@ class SizedEngine:
     band: PoolBand
     distribution: BlockDistribution
     steps: StepModel
-    active: Active
+    active: ActiveShare
     walls: Sequence[PredictedWall]
     curve: LatencyCurve | None
     """None where latency was left out."""
@@ -112,7 +112,7 @@ def _read_bytes_per_token(
     return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
-def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> Active:
+def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> ActiveShare:
     """Share of its time that a user is in flight: R/(R + Z), with R = idle + slope * n by the step model."""
     if workload.think.mean <= 0:
         return always_active
@@ -131,7 +131,7 @@ def _memory_wall(
     band: PoolBand,
     distribution: BlockDistribution,
     workload: PlannedWorkload,
-    active: Active,
+    active: ActiveShare,
     deployment: PlannedDeployment,
     *,
     banded: bool,

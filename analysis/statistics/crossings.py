@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from analysis.statistics.arrays import Floats
-from analysis.statistics.samples import Share
+from analysis.statistics.samples import MissShare
 
 MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
 MAX_SLOPE = 300.0  # of attainment in ln users: a cliff between two levels has no finite slope
@@ -31,7 +31,7 @@ class LoadPoint:
     """Misses and p95 measured at one number of users."""
 
     users: int
-    misses: Share
+    misses: MissShare
     batches: int
     """Independent batches that the misses' design effect was estimated from."""
     p95: float | None = None

@@ -22,7 +22,7 @@ class Quantity:
     bounds: Bounds
 
 
-def fact(value: float) -> Quantity:
+def exact_quantity(value: float) -> Quantity:
     """A figure that is known without error."""
     return Quantity(value=value, bounds=lambda _: (value, value))
 

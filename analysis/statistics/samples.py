@@ -126,7 +126,7 @@ def _woodruff(sample: Floats, effective: float, batches: int) -> tuple[float, fl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class MissShare:
     """Misses among requests of one level, and by how much their dependence reduces the sample size."""
 
     misses: int
@@ -142,7 +142,7 @@ class Share:
         return self.n / self.effect
 
 
-def share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> Share:
+def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:
     """Share of misses. Where none or all missed, the design effect is that of the values behind them.
 
     misses, values, at_unix_s: shape (n,). nan values count in the share and not in the dependence.
@@ -153,7 +153,7 @@ def share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> S
     else:
         known = ~np.isnan(values)
         effect = design_effect(values[known], at_unix_s[known], window)
-    return Share(misses=count, n=len(misses), effect=effect)
+    return MissShare(misses=count, n=len(misses), effect=effect)
 
 
 def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, float]:

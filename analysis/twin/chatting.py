@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.evidence.evidence import Evidence
-from analysis.evidence.turns import answers_cached_of, conversation_turns, pauses_seen, uncut_weights
+from analysis.evidence.turns import answers_cached_of, censoring_weights, conversation_turns, measured_pauses
 from analysis.levels.level import Level
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
@@ -47,7 +47,7 @@ def _conversations(runs: Sequence[Run]) -> list[_Conversation]:
 
 def _conversation_weights(conversations: Sequence[_Conversation], ended: Bools) -> Floats:
     turns = np.array([len(turns) for turns in conversations], dtype=np.float64)
-    weight = uncut_weights(turns, ended)
+    weight = censoring_weights(turns, ended)
     longest = ~ended & (turns == turns.max())  # they stand for what is longer than all that ended
     if longest.any():
         weight[longest] = weight[longest].mean()
@@ -56,12 +56,15 @@ def _conversation_weights(conversations: Sequence[_Conversation], ended: Bools) 
 
 def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:
     found = [
-        pauses_seen(run, level.window) for run in runs for level in levels if level.run_id == run.info.run_id
+        measured_pauses(run, level.window)
+        for run in runs
+        for level in levels
+        if level.run_id == run.info.run_id
     ]
     pauses_s, ended = np.concatenate(found, axis=1) if found else np.empty((2, 0))
     if not ended.any():
         return np.array([CLIENT_TURNAROUND_S])
-    return np.asarray(pauses_s[_equal_weights(uncut_weights(pauses_s, ended > 0))])
+    return np.asarray(pauses_s[_equal_weights(censoring_weights(pauses_s, ended > 0))])
 
 
 def _equal_weights(weight: Floats) -> Ints:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.cli import RefusedError, slo_of
-from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather_evidence
 from analysis.levels.level import Level
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import find_runs
@@ -61,7 +61,7 @@ def twin_of_run(options: argparse.Namespace, bar: Bar) -> FittedTwin:
         raise InputError(f"{options.run} holds runs of several models ({models}): name one run folder.")
     slo = slo_of(options, groups[0][-1].info)
     runs = read_group(groups[0], bar.task)
-    evidence = gather(runs, slo=slo)
+    evidence = gather_evidence(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
     held_out = _held_out(evidence, options.hold_out)

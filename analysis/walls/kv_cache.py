@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.evidence.evidence import Evidence
-from analysis.evidence.lengths import Pairs
-from analysis.evidence.step_time import Pace
+from analysis.evidence.lengths import LengthPairs
+from analysis.evidence.step_time import StepCost
 from analysis.evidence.think_time import Thinking, active_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
@@ -48,13 +48,13 @@ def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
 
 
 def kv_cache_wall(
-    pairs: Pairs,
+    pairs: LengthPairs,
     pool: Pool,
     levels: Sequence[Level],
     slo: Slo,
     *,
     thinking: Thinking | None = None,
-    pace: Pace | None = None,
+    pace: StepCost | None = None,
     max_num_seqs: int | None = None,
     replay: bool = True,
     resamples: int = 300,
@@ -68,8 +68,8 @@ def kv_cache_wall(
     shift.
     """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
-    thinking = thinking.of_one(pool.engines) if thinking else None
-    pace = pace.of_one(pool.engines) if pace else None
+    thinking = thinking.per_engine(pool.engines) if thinking else None
+    pace = pace.per_engine(pool.engines) if pace else None
     seen = [
         _for_one_engine(one, pool.engines) for one in measured_pressure(levels, max_num_seqs=max_num_seqs)
     ]

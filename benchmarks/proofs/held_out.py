@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather_evidence
 from analysis.levels.level import Level
 from analysis.twin.calibration import CalibrationError, ServerFlags, calibrate
 from analysis.virtual.run import simulate_users
@@ -102,7 +102,7 @@ def _measured(number: int, users: Sequence[int], seed: int) -> Evidence:
     load = VirtualLoad(one.service, one.slo, seed=40_000_000 + 10 * number + seed, with_gaps=True)
     for count in users:
         load.hold(count, SETTLE_S + max(LEVEL_ANSWERS * answer_duration_s(one), 10.0))
-    return gather([load.run()], slo=one.slo)
+    return gather_evidence([load.run()], slo=one.slo)
 
 
 def _of(levels: Sequence[Level], users: int) -> Level | None:

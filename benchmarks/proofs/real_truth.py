@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.evidence.lengths import pairs_of
+from analysis.evidence.lengths import length_pairs_of
 from analysis.memory.block_distribution import Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reading.runs import Run, find_runs, read_run
@@ -189,7 +189,7 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
     _load(url, folder, "chat", *deployment.load, "--levels", str(LIGHT), "--level-s", "15")
     (found,) = find_runs(folder)
     run = read_run(found)
-    pairs = pairs_of([run], block_tokens=BLOCK_SIZE)
+    pairs = length_pairs_of([run], block_tokens=BLOCK_SIZE)
     rows = run.requests
     held_s = float(rows.end_unix_s.max() - rows.start_unix_s.min())
     active = min(float(np.sum(rows.end_s - rows.sent_s)) / (LIGHT * held_s), 1.0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.evidence.lengths import Pairs
+from analysis.evidence.lengths import LengthPairs
 from testing.runs.virtual import chat_lengths
 
 
@@ -15,9 +15,9 @@ def length_pairs(
     *,
     conversation: Sequence[int] | None = None,
     shared_prefix: int = 0,
-) -> Pairs:
+) -> LengthPairs:
     prompts = np.array(prompt, dtype=np.int64)
-    return Pairs(
+    return LengthPairs(
         prompt=prompts,
         output=np.array(output, dtype=np.int64),
         conversation=np.arange(len(prompts)) if conversation is None else np.array(conversation),
@@ -25,7 +25,7 @@ def length_pairs(
     )
 
 
-def drawn_pairs(n: int = 3000, seed: int = 0) -> Pairs:
+def drawn_pairs(n: int = 3000, seed: int = 0) -> LengthPairs:
     rng = np.random.default_rng(seed)
     lengths = np.array([chat_lengths(rng) for _ in range(n)])
     return length_pairs(lengths[:, 0], lengths[:, 1])

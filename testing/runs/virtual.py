@@ -13,7 +13,7 @@ import numpy as np
 from analysis.levels.level import Level
 from analysis.levels.requests import RequestFigures
 from analysis.levels.server import ServerFigures
-from analysis.statistics.samples import Quantiles, Share, Window
+from analysis.statistics.samples import MissShare, Quantiles, Window
 from loadtest.record import (
     RUN_FILE,
     SERVER_FILE,
@@ -239,7 +239,7 @@ def level(users: int, **changes: object) -> Level:
         "e2e_mean_s": 1.0,
         **dict.fromkeys(("e2e_s", "ttft_s", "tpot_s", "decode_tok_s", "chunk_gap_s"), Quantiles()),
         "gap_is_itl": True,
-        **dict.fromkeys(("ttft_miss", "tpot_miss", "overload"), Share(misses=0, n=100 * users)),
+        **dict.fromkeys(("ttft_miss", "tpot_miss", "overload"), MissShare(misses=0, n=100 * users)),
         "output_tok_s": 100.0 * users,
         "output_tok_se": 1.0,
         "goodput_rps": float(users),
@@ -250,7 +250,7 @@ def level(users: int, **changes: object) -> Level:
         "waiting_fraction": 0.0,
         "preemptions": 0.0,
         "blocked": None,
-        "queue": Share(misses=0, n=100),
+        "queue": MissShare(misses=0, n=100),
         "max_num_seqs": None,
         "most_running": None,
         "prefix_hit_rate": float("nan"),

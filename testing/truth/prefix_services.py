@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.evidence import gather
+from analysis.evidence.evidence import gather_evidence
 from analysis.evidence.turns import reusable_tokens
 from analysis.memory.eviction import FOUND_LIMIT
 from analysis.reading.runs import Run
@@ -120,7 +120,7 @@ def wall_of(run: Run) -> PrefixWall:
 
 def maybe_wall_of(run: Run) -> PrefixWall | None:
     """None where there is none."""
-    evidence = gather([run], slo=SLO)
+    evidence = gather_evidence([run], slo=SLO)
     assert evidence.pool is not None
     assert evidence.pairs is not None
     return prefix_wall(

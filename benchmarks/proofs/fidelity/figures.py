@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.evidence.evidence import Evidence, gather
-from analysis.evidence.lengths import pairs_of
+from analysis.evidence.evidence import Evidence, gather_evidence
+from analysis.evidence.lengths import length_pairs_of
 from analysis.levels.level import Level
 from analysis.levels.requests import tpot_of
 from analysis.levels.window import ended_inside
@@ -50,8 +50,8 @@ SUMMARY_ROWS = (
 
 
 def closed_loop_evidence(run: Run) -> tuple[Evidence, Level]:
-    evidence = gather([run], slo=OBJECTIVES)
-    evidence = replace(evidence, pairs=pairs_of([run], block_tokens=BLOCK_SIZE))
+    evidence = gather_evidence([run], slo=OBJECTIVES)
+    evidence = replace(evidence, pairs=length_pairs_of([run], block_tokens=BLOCK_SIZE))
     return evidence, evidence.levels[0]
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.evidence.evidence import Evidence, gather
-from analysis.evidence.lengths import pairs_of
+from analysis.evidence.evidence import Evidence, gather_evidence
+from analysis.evidence.lengths import length_pairs_of
 from analysis.levels.level import Level
 from analysis.reading.runs import Run
 from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
@@ -22,10 +22,10 @@ from testing.vllm.server import BLOCK_SIZE
 
 def calibrated(repeated: Sequence[Sequence[Run]]) -> ServiceFit:
     """From closed-loop runs; each its own seed, so that draws are independent."""
-    parts = [gather([run], slo=OBJECTIVES) for one in repeated for run in one]
+    parts = [gather_evidence([run], slo=OBJECTIVES) for one in repeated for run in one]
     runs = [run for part in parts for run in part.runs]
     levels = [level for part in parts for level in part.levels]
-    pairs = pairs_of(runs, block_tokens=BLOCK_SIZE)
+    pairs = length_pairs_of(runs, block_tokens=BLOCK_SIZE)
     evidence = replace(parts[0], runs=runs, levels=levels, pairs=pairs)
     flags = ServerFlags(max_num_seqs=SERVER_SLOTS, max_num_batched_tokens=BUDGET)
     return calibrate(evidence, levels, flags)

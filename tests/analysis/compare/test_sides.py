@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from analysis.compare.sides import held_tokens
-from analysis.evidence.lengths import Pairs
+from analysis.evidence.lengths import LengthPairs
 from analysis.memory.block_distribution import block_distribution
 
 
 def test_tokens_held_are_those_of_the_block_law():
     rng = np.random.default_rng(7)
-    pairs = Pairs(
+    pairs = LengthPairs(
         prompt=rng.integers(1, 300, 200),
         output=rng.integers(1, 200, 200),
         conversation=np.arange(200),

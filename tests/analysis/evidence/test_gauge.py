@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.evidence.evidence import gather
+from analysis.evidence.evidence import gather_evidence
 from analysis.evidence.gauge import gauge_of
 from analysis.memory.block_distribution import block_distribution
 from analysis.reading.runs import find_runs, read_run
@@ -14,7 +14,7 @@ SLO = Slo()
 
 def test_the_servers_gauge_agrees_with_the_length_law(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(4, 8, 12), level_s=20.0))
-    evidence = gather([read_run(find_runs(tmp_path / "r")[0])], slo=SLO)
+    evidence = gather_evidence([read_run(find_runs(tmp_path / "r")[0])], slo=SLO)
     assert evidence.pairs is not None
     assert evidence.pool is not None
     found = gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=0)

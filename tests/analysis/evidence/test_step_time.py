@@ -3,8 +3,8 @@
 import pytest
 
 from analysis.evidence import step_time as latency
-from analysis.evidence.evidence import gather
-from analysis.statistics.samples import Share
+from analysis.evidence.evidence import gather_evidence
+from analysis.statistics.samples import MissShare
 from testing.runs.virtual import level
 from testing.truth.deployments import deployment
 from testing.truth.methods import sweep
@@ -29,7 +29,7 @@ def test_step_time_needs_two_loads_and_leaves_queues_out():
 def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():
     free = [level(n, output_tok_s=n / (0.01 + 0.001 * n)) for n in (4, 8)]
     queued = [
-        level(n, in_flight=n, output_tok_s=400.0, most_running=17, blocked=Share(misses=0, n=50))
+        level(n, in_flight=n, output_tok_s=400.0, most_running=17, blocked=MissShare(misses=0, n=50))
         for n in (19, 22, 26)
     ]
     assert latency.step_time(free + queued) == latency.step_time(free)
@@ -38,6 +38,6 @@ def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():
 def test_the_pace_of_prefill_is_found_where_people_think_and_their_prompts_meet():
     one = deployment(176)  # long prompts, long thoughts: 29 requests at the lowest level
     load, _ = sweep(one)
-    pace = gather([load.run()], slo=one.slo).pace
+    pace = gather_evidence([load.run()], slo=one.slo).pace
     assert pace is not None
     assert pace.prefill_per_token_s == pytest.approx(one.service.engine.prefill_per_token_s, rel=0.15)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.evidence.think_time import Thinking, thinking_of
-from analysis.statistics.samples import Share
+from analysis.statistics.samples import MissShare
 from testing.runs.virtual import level
 
 
@@ -30,7 +30,7 @@ def test_think_time_is_read_off_the_levels():
 
 
 def test_think_time_is_also_read_off_levels_whose_requests_wait():
-    waiting = {"blocked": Share(misses=30, n=100), "waiting_fraction": 0.9}
+    waiting = {"blocked": MissShare(misses=30, n=100), "waiting_fraction": 0.9}
     levels = [
         level(4, in_flight=1.0, e2e_mean_s=1.0, n=20),
         level(40, in_flight=30.0, e2e_mean_s=9.0, n=2000, **waiting),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.evidence.evidence import gather
+from analysis.evidence.evidence import gather_evidence
 from analysis.levels.requests import RequestFigures
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Outcome, RequestRecord, Slo
@@ -36,7 +36,7 @@ def figures_of(folder: Path, *more: RequestRecord) -> RequestFigures:
     rows = [answered(number) for number in range(100)]
     make_folder(folder, [*rows, *more], schedule=[(BEGIN, END, 1)])
     (found,) = find_runs(folder)
-    (level,) = gather([read_run(found)], slo=SLO).levels
+    (level,) = gather_evidence([read_run(found)], slo=SLO).levels
     return level.requests
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.evidence.evidence import gather
+from analysis.evidence.evidence import gather_evidence
 from analysis.notes import (
     ClientErrors,
     ForeignLoad,
@@ -50,7 +50,7 @@ def set_run(folder: Path, **changes: object) -> None:
 
 def doubts(folder: Path) -> list[Note]:
     (found,) = find_runs(folder)
-    (level,) = gather([read_run(found)], slo=Slo()).levels
+    (level,) = gather_evidence([read_run(found)], slo=Slo()).levels
     assert level.trusted is (not level.why_not)
     return list(level.why_not)
 
@@ -164,7 +164,7 @@ def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Pat
     folder = written(tmp_path / "r", Plan(levels=(4,), level_s=60.0, settle_s=0.0, lengths=settling))
     (found,) = find_runs(folder)
     run = read_run(found)
-    (level,) = gather([run], slo=Slo()).levels
+    (level,) = gather_evidence([run], slo=Slo()).levels
     ((begin, end, _),) = run.info.schedule
     assert level.trusted
     assert level.window.end_unix_s == end

@@ -13,7 +13,7 @@ from analysis.memory.formula_shift import (
     measured_shift,
 )
 from analysis.notes import NotSteady
-from analysis.statistics.samples import Share
+from analysis.statistics.samples import MissShare
 from loadtest.record import Slo
 from testing.inputs.length_pairs import drawn_pairs
 from testing.runs.virtual import level
@@ -45,7 +45,7 @@ def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
 def test_levels_that_queue_for_slots_do_not_move_the_formula():
     seated = level(20, max_num_seqs=8)
     doubted = level(18, why_not=(NotSteady(),))
-    plain = level(16, blocked=Share(misses=2, n=20, effect=2.0))
+    plain = level(16, blocked=MissShare(misses=2, n=20, effect=2.0))
     found = measured_pressure([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from analysis.evidence.lengths import Pairs
+from analysis.evidence.lengths import LengthPairs
 from analysis.memory.block_distribution import block_distribution
 from analysis.sizing.engine import latency_walls, size_engine
 from analysis.sizing.latency_curve import LatencyCurve
@@ -25,7 +25,7 @@ from testing.processes import ROOT, clean_environment
 def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> None:
     asked = planned_workload()
     layout = kv_layout(parse_config(QWEN3_1_7B))
-    pairs = Pairs(
+    pairs = LengthPairs(
         prompt=asked.prompt, output=asked.output, conversation=np.arange(len(asked.prompt), dtype=np.int64)
     )
     ours, theirs = planned_block_distribution(asked, layout), block_distribution(pairs, block_tokens=16)

@@ -8,14 +8,14 @@ import pytest
 from analysis.levels.level import load_points
 from analysis.notes import NotSteady
 from analysis.statistics.crossings import miss_crossing, p95_crossing
-from analysis.statistics.samples import Quantiles, Share
+from analysis.statistics.samples import MissShare, Quantiles
 from testing.runs.virtual import level
 
 
 def miss_levels(rng, *, at, slope, users=(4, 8, 12, 16, 20, 24), n=400):
     def share(count):
         p = 1 / (1 + math.exp(-(math.log(0.05 / 0.95) + slope * math.log(count / at))))
-        return Share(misses=int(rng.binomial(n, p)), n=n)
+        return MissShare(misses=int(rng.binomial(n, p)), n=n)
 
     return [level(count, ttft_miss=share(count)) for count in users]
 
@@ -48,7 +48,7 @@ def test_dependent_requests_widen_the_bounds():
     wide = [
         level(
             one.users,
-            ttft_miss=Share(misses=one.requests.ttft_miss.misses, n=one.requests.ttft_miss.n, effect=8.0),
+            ttft_miss=MissShare(misses=one.requests.ttft_miss.misses, n=one.requests.ttft_miss.n, effect=8.0),
         )
         for one in levels
     ]
@@ -63,7 +63,7 @@ def test_a_level_that_was_lucky_counts_no_more_than_its_neighbours():
         shares = ((12, 0.0), (16, 0.02), (16, 0.06), (20, 0.2))
         return ttft_crossing(
             [
-                level(users, ttft_miss=Share(misses=round(part * 1000), n=1000, effect=effect))
+                level(users, ttft_miss=MissShare(misses=round(part * 1000), n=1000, effect=effect))
                 for (users, part), effect in zip(shares, effects, strict=True)
             ]
         )
@@ -76,7 +76,8 @@ def test_a_level_that_was_lucky_counts_no_more_than_its_neighbours():
 
 def test_a_cliff_between_two_levels_is_known_no_better_than_the_levels():
     levels = [
-        level(users, ttft_miss=Share(misses=missed, n=500)) for users, missed in ((8, 0), (16, 0), (32, 500))
+        level(users, ttft_miss=MissShare(misses=missed, n=500))
+        for users, missed in ((8, 0), (16, 0), (32, 500))
     ]
     found = ttft_crossing(levels)
     assert found is not None
@@ -88,7 +89,7 @@ def test_a_cliff_between_two_levels_is_known_no_better_than_the_levels():
 def test_a_p95_places_the_crossing_inside_a_cliff():
     shares = ((8, 0, 0.25), (16, 0, 0.5), (32, 500, 1.0))
     levels = [
-        level(users, ttft_miss=Share(misses=missed, n=500), ttft_s=Quantiles(p95=p95))
+        level(users, ttft_miss=MissShare(misses=missed, n=500), ttft_s=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
     found = p95_crossing(
@@ -102,7 +103,7 @@ def test_a_p95_places_the_crossing_inside_a_cliff():
 def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
     shares = ((8, 0, 0.2), (16, 40, 0.97), (32, 900, 9.0))
     levels = [
-        level(users, ttft_miss=Share(misses=missed, n=1000), ttft_s=Quantiles(p95=p95))
+        level(users, ttft_miss=MissShare(misses=missed, n=1000), ttft_s=Quantiles(p95=p95))
         for users, missed, p95 in shares
     ]
     found = p95_crossing(
@@ -116,15 +117,15 @@ def test_bounds_at_any_level_hold_the_place_that_a_p95_gave():
 
 
 def test_levels_that_hold_make_no_wall_and_one_chance_miss_makes_none_either():
-    held = [level(users, ttft_miss=Share(misses=0, n=300)) for users in (1, 2, 4, 8)]
+    held = [level(users, ttft_miss=MissShare(misses=0, n=300)) for users in (1, 2, 4, 8)]
     assert ttft_crossing(held) is None
     chance = [
-        level(users, ttft_miss=Share(misses=missed, n=n))
+        level(users, ttft_miss=MissShare(misses=missed, n=n))
         for users, missed, n in ((1, 2, 30), (2, 0, 300), (4, 1, 300))
     ]
     assert ttft_crossing(chance) is None
 
 
 def test_untrusted_levels_are_never_fitted():
-    levels = [level(1), level(2, ttft_miss=Share(misses=200, n=200), why_not=(NotSteady(),))]
+    levels = [level(1), level(2, ttft_miss=MissShare(misses=200, n=200), why_not=(NotSteady(),))]
     assert ttft_crossing(levels) is None

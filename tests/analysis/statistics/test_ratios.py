@@ -10,7 +10,7 @@ from analysis.statistics.ratios import (
     Sample,
     Series,
     batch_mean,
-    fact,
+    exact_quantity,
     quantile_ratio_bounds,
     ratio_bounds,
 )
@@ -18,7 +18,7 @@ from analysis.statistics.samples import Window
 
 
 def test_the_ratio_of_facts_is_exact_and_of_estimates_as_wide_as_both():
-    assert ratio_bounds(fact(2.0), fact(3.0))(0.05) == pytest.approx((1.5, 1.5))
+    assert ratio_bounds(exact_quantity(2.0), exact_quantity(3.0))(0.05) == pytest.approx((1.5, 1.5))
     one = batch_mean(100.0, se=1.0, freedom=1e6)
     low, high = ratio_bounds(one, one)(0.05)
     assert math.log(high) == pytest.approx(1.645 * math.sqrt(2) / 100, rel=0.02)

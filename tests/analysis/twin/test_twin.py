@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.evidence.evidence import Evidence, gather
+from analysis.evidence.evidence import Evidence, gather_evidence
 from analysis.reading.runs import find_runs, read_run
 from analysis.twin import __main__ as twin
 from analysis.twin import maximum, source
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evidence(folder: Path) -> Evidence:
     (found,) = find_runs(folder)
-    return gather([read_run(found)], slo=SLO)
+    return gather_evidence([read_run(found)], slo=SLO)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def people_of(folder: Path, level_s: float) -> Chatting:
         in_order = of_user[np.argsort(run.requests.start_unix_s[of_user])]
         for before, now in pairwise(in_order):
             turn[now] = 0 if rng.random() < 1 / 8 else turn[before] + 1
-    told = gather([replace(run, requests=replace(run.requests, turn=turn))], slo=SLO)
+    told = gather_evidence([replace(run, requests=replace(run.requests, turn=turn))], slo=SLO)
     return chatting_of(told, told.levels)
 
 
@@ -113,7 +113,7 @@ def test_an_overhead_between_engine_and_client_is_found(evidence: Evidence) -> N
         last_chunk_s=rows.last_chunk_s + 0.02,
         end_s=rows.end_s + 0.02,
     )
-    moved = gather([replace(run, requests=late)], slo=SLO)
+    moved = gather_evidence([replace(run, requests=late)], slo=SLO)
     found = calibrate(moved, moved.levels, FLAGS).service
     assert found.overhead_at(8) == pytest.approx(0.02, rel=0.1)
     assert found.engine.step_base_s == pytest.approx(TRUTH.step_base_s, rel=0.05)
@@ -151,7 +151,7 @@ def test_two_replicas_behind_a_router_are_calibrated_as_one_of_them(
 def test_a_run_without_the_servers_block_counts_has_no_twin(tmp_path: Path) -> None:
     write_run(tmp_path / "run", TRUTH, Plan(levels=(1, 2), level_s=12.0, metrics=False))
     (found,) = find_runs(tmp_path)
-    blind = gather([read_run(found)], slo=SLO)
+    blind = gather_evidence([read_run(found)], slo=SLO)
     with pytest.raises(CalibrationError, match="block counts"):
         calibrate(blind, blind.levels, FLAGS)
 
