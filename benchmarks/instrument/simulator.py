@@ -39,7 +39,7 @@ def main() -> None:
 
 
 @dataclass
-class _Found:
+class _SimulatorLoad:
     """What was measured in the steady seconds."""
 
     cores: float = 0.0
@@ -81,14 +81,14 @@ class _Stream(asyncio.Protocol):
             self._transport.write(self._request)
 
 
-async def _load(url: str, pid: int, streams: int) -> _Found:
+async def _load(url: str, pid: int, streams: int) -> _SimulatorLoad:
     host, port = url.removeprefix("http://").split("/")[0].split(":")
     loop = asyncio.get_running_loop()
     for number in range(streams):
         await loop.create_connection(partial(_Stream, number), host, int(port))
         await asyncio.sleep(_WARM_S / 2 / streams)
     await asyncio.sleep(_WARM_S / 2)
-    found, cpu_s, made, began = _Found(), _cpu_s(pid), (await _page(url))[1], time.monotonic()
+    found, cpu_s, made, began = _SimulatorLoad(), _cpu_s(pid), (await _page(url))[1], time.monotonic()
     while time.monotonic() < began + _STEADY_S:
         await asyncio.sleep(1)
         found.late_s.append((await _page(url))[0])

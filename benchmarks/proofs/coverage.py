@@ -13,7 +13,7 @@ import numpy as np
 from analysis.answers.capacity import ModelAnswer
 from analysis.capacity.answer import recommend
 from analysis.reporting.words import sentences
-from benchmarks.proofs.kept import DATA, Row, completed, kept
+from benchmarks.proofs.kept import DATA, Row, measure_missing, read_rows
 from testing.truth.deployments import Truth, deployment, sought_se, truth_of
 from testing.truth.methods import answer_duration_s, judged_estimate, search, sweep
 
@@ -29,18 +29,18 @@ OVER = 1.05
 
 def main() -> None:
     """Measures what is missing and prints the table."""
-    truths = completed(TRUTHS, range(_DEPLOYMENTS), true)
-    completed(_KEPT, [number for number, row in truths.items() if row["resolved"]], _measured)
+    truths = measure_missing(TRUTHS, range(_DEPLOYMENTS), measure_truth)
+    measure_missing(_KEPT, [number for number, row in truths.items() if row["resolved"]], measure_answers)
     _report(known_rows())
 
 
 def known_rows() -> list[Row]:
     """Rows of all deployments whose truth was sought, with what is said of them where that is known."""
-    said = kept(_KEPT)
-    return [truth | said.get(number, {}) for number, truth in sorted(kept(TRUTHS).items())]
+    said = read_rows(_KEPT)
+    return [truth | said.get(number, {}) for number, truth in sorted(read_rows(TRUTHS).items())]
 
 
-def true(number: int) -> Row:
+def measure_truth(number: int) -> Row:
     """One deployment, and where its maximum truly lies. Deterministic by number."""
     one = deployment(number)
     truth = truth_of(one)
@@ -63,7 +63,7 @@ def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _measured(number: int) -> Row:
+def measure_answers(number: int) -> Row:
     """What is said of one deployment. Deterministic by number."""
     one = deployment(number)
     load, answer = sweep(one)

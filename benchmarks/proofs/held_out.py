@@ -27,7 +27,7 @@ TARGETS = (0.03, 0.2, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Error:
+class PredictionErrors:
     """ln(predicted / measured) of the figures, and ln(measured again / measured)."""
 
     place: int
@@ -38,7 +38,7 @@ class Error:
 
 def main() -> None:
     """Prints the errors of a level between the fitted ones, and of one above them."""
-    errors: list[Error] = []
+    errors: list[PredictionErrors] = []
     with ProcessPoolExecutor() as pool:
         for done, some in enumerate(pool.map(_errors_of, range(_DEPLOYMENTS)), start=1):
             errors += some
@@ -53,7 +53,7 @@ def main() -> None:
             print(f"  {name:<12} {text}")
 
 
-def _table(errors: Sequence[Error]) -> Iterator[str]:
+def _table(errors: Sequence[PredictionErrors]) -> Iterator[str]:
     for at, (figure, target) in enumerate(zip(FIGURES, TARGETS, strict=True)):
         off = np.array([error.predicted[at] for error in errors])
         floor = np.array([error.again[at] for error in errors])
@@ -68,7 +68,7 @@ def _table(errors: Sequence[Error]) -> Iterator[str]:
         )
 
 
-def _errors_of(number: int) -> list[Error]:
+def _errors_of(number: int) -> list[PredictionErrors]:
     one = deployment(number)
     users = sorted({max(round(part * users_at_half_load(one.service)), 1) for part in PARTS})
     if len(users) < len(PARTS):
@@ -88,7 +88,7 @@ def _errors_of(number: int) -> list[Error]:
         said = simulate_users(fitted, users[place], requests=PREDICTED_REQUESTS, seed=3).figures(one.slo)
         predicted = (said.kv_usage, said.ttft_p95_s, said.tpot_p95_s)
         found.append(
-            Error(
+            PredictionErrors(
                 place=place,
                 predicted=_logs(predicted, _figures(level)),
                 again=_logs(_figures(other), _figures(level)),

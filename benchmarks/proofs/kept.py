@@ -13,7 +13,7 @@ Row = dict[str, Any]
 """One measured row; it holds its `number`."""
 
 
-def kept(path: Path) -> dict[int, Row]:
+def read_rows(path: Path) -> dict[int, Row]:
     """Rows by their numbers; empty where nothing was measured yet."""
     if not path.exists():
         return {}
@@ -21,10 +21,10 @@ def kept(path: Path) -> dict[int, Row]:
         return {row["number"]: row for row in map(json.loads, file)}
 
 
-def completed(path: Path, numbers: Iterable[int], measure: Callable[[int], Row]) -> dict[int, Row]:
+def measure_missing(path: Path, numbers: Iterable[int], measure: Callable[[int], Row]) -> dict[int, Row]:
     """Measures the missing numbers on all cores and keeps each row as soon as it is there. Returns all that
     are kept. `measure` is a module's own function: it goes to other processes."""
-    rows = kept(path)
+    rows = read_rows(path)
     missing = [number for number in numbers if number not in rows]
     if not missing:
         return rows

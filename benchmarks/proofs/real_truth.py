@@ -194,9 +194,11 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
     held_s = float(rows.end_unix_s.max() - rows.start_unix_s.min())
     active = min(float(np.sum(rows.end_s - rows.sent_s)) / (LIGHT * held_s), 1.0)
     blocks = deployment.blocks - 1 - pairs.shared_prefix // BLOCK_SIZE
-    law = block_distribution(pairs, block_tokens=BLOCK_SIZE)
+    distribution = block_distribution(pairs, block_tokens=BLOCK_SIZE)
     low = int(
-        kv_wall_users(Occupancy(law, blocks, lambda _: active), LIMITS, shift=FormulaShift(), start=LIGHT)
+        kv_wall_users(
+            Occupancy(distribution, blocks, lambda _: active), LIMITS, shift=FormulaShift(), start=LIGHT
+        )
     )
     return low, low + 1
 
@@ -364,7 +366,7 @@ def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
     """Conversations of the same lengths for guidellm, a line each; a column for each turn."""
     rng = random.Random(deployment.name)
     prompt, output, think = (
-        Distribution.parse(law) for law in (deployment.prompt, deployment.output, deployment.think_s)
+        Distribution.parse(text) for text in (deployment.prompt, deployment.output, deployment.think_s)
     )
     template = _template_tokens(url)
     with path.open("w") as file:

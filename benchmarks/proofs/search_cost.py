@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.search.advice import FIRST_USERS
 from benchmarks.proofs import coverage
-from benchmarks.proofs.kept import DATA, Row, completed
+from benchmarks.proofs.kept import DATA, Row, measure_missing
 from testing.truth.deployments import deployment
 from testing.truth.methods import MethodResult, bisection, fixed_sweep
 
@@ -32,13 +32,13 @@ def main() -> None:
     """Measures what is missing and prints each method's cost and error."""
     searched = [row for row in coverage.known_rows() if row["resolved"] and row.get("search")]
     ours = {row["number"]: row for row in searched[:_DEPLOYMENTS]}
-    rows = completed(_KEPT, ours, _measured)
+    rows = measure_missing(_KEPT, ours, measure_methods)
     _report(
         [ours[number] | rows[number] for number in ours if ours[number]["truth"]["wall"] != "max_num_seqs"]
     )
 
 
-def _measured(number: int) -> Row:
+def measure_methods(number: int) -> Row:
     """Every usual method on one deployment. Deterministic by number."""
     found = {name: method(number) for name, method in METHODS.items()}
     return {

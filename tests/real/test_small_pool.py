@@ -13,7 +13,7 @@ import pytest
 
 from loadtest.server.vllm import read_server_info, read_server_samples
 from testing.vllm.commands import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
-from testing.vllm.memory_law import Law
+from testing.vllm.memory_reference import ReferenceBlocks
 from testing.vllm.server import BLOCK_SIZE, Vllm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
@@ -134,14 +134,14 @@ def test_memory_wall_is_found(answer: dict[str, Any]) -> None:
 
 def test_tokens_per_user_follow_the_length_law(answer: dict[str, Any], measured: Measured) -> None:
     s, o = measured.lengths()
-    law = (s * o + o * (o - 1) / 2).sum() / o.sum() + (BLOCK_SIZE - 1) / 2
-    assert answer["memory"]["tokens_per_user"] == pytest.approx(law, rel=0.05)
+    formula = (s * o + o * (o - 1) / 2).sum() / o.sum() + (BLOCK_SIZE - 1) / 2
+    assert answer["memory"]["tokens_per_user"] == pytest.approx(formula, rel=0.05)
     assert answer["memory"]["pool_tokens"] == (BLOCKS - 1) * BLOCK_SIZE
 
 
 def test_memory_wall_stands_where_the_law_puts_it(answer: dict[str, Any], measured: Measured) -> None:
     (wall,) = (bound["users"] for bound in answer["bounds"] if bound["name"] == "kv_cache")
-    assert wall == pytest.approx(Law.of(*measured.lengths()).wall(BLOCKS - 1), rel=0.07)
+    assert wall == pytest.approx(ReferenceBlocks.of(*measured.lengths()).wall(BLOCKS - 1), rel=0.07)
 
 
 def test_bytes_are_unknown_under_an_override(answer: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ BLOCKED = 0.1
 
 
 @dataclass(frozen=True)
-class Law:
+class ReferenceBlocks:
     """Where the blocks of requests of lengths (s, o) are, grow and begin. Indices are blocks."""
 
     held: np.ndarray
@@ -25,7 +25,7 @@ class Law:
     """Share of prompts of so many blocks."""
 
     @classmethod
-    def of(cls, prompt: np.ndarray, output: np.ndarray) -> "Law":
+    def of(cls, prompt: np.ndarray, output: np.ndarray) -> "ReferenceBlocks":
         size = int((prompt + output).max()) // BLOCK + 2
         held, growths, first = np.zeros(size), np.zeros(size), np.zeros(size)
         for s, o in zip(prompt.tolist(), output.tolist(), strict=True):
