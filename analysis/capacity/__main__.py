@@ -20,7 +20,7 @@ from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import FoundRun, Run, find_runs, has_runs
 from analysis.reporting import capacity as report
-from analysis.reporting.console import complain, progress
+from analysis.reporting.console import print_error, progress
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = analyse(options)
     except InputError as problem:
-        complain(str(problem))
+        print_error(str(problem))
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -13,7 +13,7 @@ from analysis.cli import ExitCode, RefusedError, add_slo_flags
 from analysis.compare.gate import TOLERANCE
 from analysis.compare.pair import read_and_compare
 from analysis.reporting import compare as compare_report
-from analysis.reporting.console import complain, progress
+from analysis.reporting.console import print_error, progress
 from loadtest.errors import InputError
 
 EXIT_CODES: dict[GateVerdict, ExitCode] = {
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.output is not None:
             compare_report.write_comparison(found, folder=options.output)
     except InputError as problem:
-        complain(str(problem))
+        print_error(str(problem))
         return ExitCode.BAD_INPUT
     except RefusedError as refusal:
-        complain(str(refusal))
+        print_error(str(refusal))
         return ExitCode.REFUSED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

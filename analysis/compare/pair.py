@@ -11,14 +11,14 @@ from analysis.compare.differences import mismatches, version_of
 from analysis.compare.sides import deployment_of
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import RunFolder, find_runs, run_bytes
-from analysis.reporting.console import Bar
+from analysis.reporting.console import ProgressBar
 from analysis.reporting.words import words
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
 
 
-def read_and_compare(options: argparse.Namespace, bar: Bar) -> Comparison:
+def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Comparison:
     """Reads both sides and compares them. Raises InputError and RefusedError."""
     groups, notes = [], []
     for folder in options.runs:

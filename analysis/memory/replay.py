@@ -11,7 +11,7 @@ from analysis.levels.context import Pool
 from analysis.memory.block_distribution import Occupancy
 from analysis.memory.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
 from analysis.virtual.run import simulate_users
-from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
@@ -75,7 +75,7 @@ def _replay(
             prefill_per_token_s=(pace.prefill_per_token_s or 0.0) if pace else 0.0,
             enable_prefix_caching=pairs.shared_prefix > 0,
         ),
-        chatting=Chatting(
+        chatting=ChatBehaviour(
             conversations=[
                 [(int(s), int(o))] for s, o in zip(pairs.prompt[::every], pairs.output[::every], strict=True)
             ],

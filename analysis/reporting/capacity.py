@@ -28,7 +28,14 @@ from analysis.reporting.capacity_words import (
     wall_cells,
     workload_rows,
 )
-from analysis.reporting.console import PLAIN_WIDTH, Output, grid, print_indented, show_list, table
+from analysis.reporting.console import (
+    PLAIN_WIDTH,
+    Output,
+    markdown_table,
+    print_indented,
+    show_list,
+    terminal_table,
+)
 from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.words import sentences
 
@@ -85,16 +92,22 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
     parts += [f"![{name}]({figure_file(answer, model, name)})\n" for name in figures]
     if model.bounds:
         parts += ["### Walls", ""]
-        parts += grid(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+        parts += markdown_table(
+            ("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds]
+        )
     if model.not_met:
         parts += [not_met_text(model), ""]
     if model.levels:
         parts += ["### Levels", ""]
-        parts += grid([name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels])
+        parts += markdown_table(
+            [name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]
+        )
         parts += [DASH_NOTE, ""]
     if model.open_loop:
         parts += ["### Open loop", ""]
-        parts += grid([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
+        parts += markdown_table(
+            [name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]
+        )
     parts += [f"- {label}: {value}" for label, value in memory_rows(model) + latency_rows(model)]
     if model.warnings:
         parts += ["", "### Warnings", "", *[f"- {text}" for text in sentences(model.warnings)]]
@@ -120,7 +133,9 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     out.print()
     if model.bounds:
         out.print(
-            table(("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds])
+            terminal_table(
+                ("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds]
+            )
         )
     if model.not_met:
         print_indented(out, not_met_text(model) + "\n", style="dim")
@@ -131,7 +146,9 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
         ):
             print_indented(out, DASH_NOTE, style="dim")
     if model.open_loop:
-        out.print(table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop]))
+        out.print(
+            terminal_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
+        )
     facts = memory_rows(model) + latency_rows(model)
     show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
     show_list(out, "Warnings", sentences(model.warnings))
@@ -142,7 +159,9 @@ def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
     names = [name for name, _ in LEVEL_COLUMNS]
     kept = [column for column, name in enumerate(names) if not (narrow and name in NARROW_LEAVES_OUT)]
     rows = [level_cells(level) for level in model.levels]
-    return table([names[column] for column in kept], [[row[column] for column in kept] for row in rows])
+    return terminal_table(
+        [names[column] for column in kept], [[row[column] for column in kept] for row in rows]
+    )
 
 
 def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:

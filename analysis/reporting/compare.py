@@ -26,7 +26,7 @@ from analysis.answers.compare import (
 )
 from analysis.reporting.capacity_json import model_object
 from analysis.reporting.capacity_words import first_screen, objectives, plan_title
-from analysis.reporting.console import Output, grid, print_indented, show_list
+from analysis.reporting.console import Output, markdown_table, print_indented, show_list
 from analysis.reporting.files import day, json_text, page, write_files
 from analysis.reporting.numbers import NONE
 from analysis.reporting.words import WALL_NAMES
@@ -316,13 +316,13 @@ def comparison_markdown(found: Comparison) -> str:
         parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
         parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
     parts += [" ".join(filter(None, [*comparison_summary(found), simulated_note(found)])), ""]
-    parts += grid(_head(found), [row_cells(found, row) for row in found.rows])
+    parts += markdown_table(_head(found), [row_cells(found, row) for row in found.rows])
     parts += [f"{note}\n" for note in reading_notes(found)]
     if found.common_levels:
-        parts += ["## Every common level", "", *grid(level_head(found), level_rows(found))]
+        parts += ["## Every common level", "", *markdown_table(level_head(found), level_rows(found))]
     if found.differs:
         rows = [(one.name, one.a, one.b) for one in found.differs]
-        parts += ["## What differs between the runs", "", *grid(("", *found.names), rows)]
+        parts += ["## What differs between the runs", "", *markdown_table(("", *found.names), rows)]
     if found.warnings:
         parts += ["## Warnings", "", *[f"- {warning}" for warning in found.warnings], ""]
     return "\n".join([*parts, f"Made {day(found.generated_unix_s)}."]) + "\n"

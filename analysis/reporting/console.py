@@ -18,7 +18,7 @@ PLAIN_WIDTH = 130
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
+class ProgressBar:
     """Progress on stderr, where that is a terminal."""
 
     task: Callable[..., Callable[[int], None]]
@@ -26,7 +26,7 @@ class Bar:
 
 
 @contextmanager
-def progress() -> Iterator[Bar]:
+def progress() -> Iterator[ProgressBar]:
     """A progress bar that vanishes when done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -36,10 +36,10 @@ def progress() -> Iterator[Bar]:
             identity = bar.add_task(name, total=total)
             return lambda by: bar.advance(identity, by)
 
-        yield Bar(task=task)
+        yield ProgressBar(task=task)
 
 
-def complain(sentence: str) -> None:
+def print_error(sentence: str) -> None:
     """Prints one sentence on stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(sentence, markup=False)
 
@@ -49,7 +49,7 @@ def print_plain(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
@@ -91,7 +91,7 @@ def print_indented(out: Console, text: str, *, style: str = "") -> None:
         out.print(f"  {text}", soft_wrap=True, markup=False)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the terminal; walls are named at the left, numbers stand at the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):

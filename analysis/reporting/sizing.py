@@ -47,11 +47,11 @@ def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
 
 def write_vram_figure(sizing: Sizing, path: Path) -> None:
     """Draws where the memory of one GPU goes, as SVG. Raises InputError where it cannot be written."""
-    from analysis.reporting.figures.sizing import vram_parts
+    from analysis.reporting.figures.sizing import draw_vram_parts
     from analysis.reporting.figures.style import svg
 
     try:
-        path.write_text(svg(lambda axes: vram_parts(axes, sizing), (7.2, 2.6)), encoding="utf-8")
+        path.write_text(svg(lambda axes: draw_vram_parts(axes, sizing), (7.2, 2.6)), encoding="utf-8")
     except OSError as problem:
         raise InputError(f"--figure {path} cannot be written ({problem.strerror}).") from None
 

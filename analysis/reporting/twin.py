@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.answers.twin import FleetAnswer, Prediction, TwinAnswer
-from analysis.reporting.console import Output, print_indented, print_plain, show_list, table
+from analysis.reporting.console import Output, print_indented, print_plain, show_list, terminal_table
 from analysis.reporting.files import json_text, write_files
 from analysis.reporting.numbers import NONE
 from analysis.reporting.words import WALL_NAMES
@@ -48,12 +48,12 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
         print_indented(
             out, f"Its error at {answer.check.users} users, which it was not fitted to", style="bold"
         )
-        out.print(table(("", *_names([answer.check])), _check_rows(answer.check)))
+        out.print(terminal_table(("", *_names([answer.check])), _check_rows(answer.check)))
     if answer.changes:
         show_list(out, "Changed", answer.changes)
     print_indented(out, "")
     print_indented(out, "Predicted, with 90 % intervals", style="bold")
-    out.print(table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
+    out.print(terminal_table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
     if answer.limit is not None:
         print_indented(out, _limit_text(answer), style="bold")
     for line in _fleet_lines(answer.fleet):
@@ -65,11 +65,11 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
     """Writes twin.json, and twin.svg where there is something to plot. Raises InputError if it may not."""
     from analysis.reporting.figures.style import svg
-    from analysis.reporting.figures.twin import twin
+    from analysis.reporting.figures.twin import draw_twin
 
     files = {TWIN_JSON: json_text(answer)}
     if len(answer.predictions) > 1:
-        files[TWIN_SVG] = svg(lambda axes: twin(axes, answer), (7.2, 3.2))
+        files[TWIN_SVG] = svg(lambda axes: draw_twin(axes, answer), (7.2, 3.2))
     write_files(folder, files)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.answers.sizing import StatedWorkload
 from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, positive_number
-from analysis.reporting.console import complain
+from analysis.reporting.console import print_error
 from analysis.reporting.sizing import SIZING_FORMS, show_claims, show_sizing, write_vram_figure
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.flags import SizingFlags
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.figure is not None and not sizing.refused:
             write_vram_figure(sizing, options.figure)
     except InputError as problem:
-        complain(str(problem))
+        print_error(str(problem))
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -168,7 +168,7 @@ def _warnings(deployment: PlannedDeployment, workload: PlannedWorkload, sized: S
             f"Answer lengths hardly vary (coefficient of variation {spread:.2f}): requests then start and "
             "end together, and the KV cache may hold some users more or fewer."
         )
-    if sized.first.low < 1:
+    if sized.binding_wall.low < 1:
         warnings.append(
             "The lower end of the band is below one user: this deployment may not hold a single one."
         )

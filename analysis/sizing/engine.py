@@ -49,7 +49,7 @@ class SizedEngine:
     """None where latency was left out."""
 
     @property
-    def first(self) -> PredictedWall:
+    def binding_wall(self) -> PredictedWall:
         """The wall that limits."""
         return min(self.walls, key=lambda placed: placed.x)
 

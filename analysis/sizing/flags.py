@@ -66,7 +66,7 @@ def read_shape(path: Path, quantization: str | None) -> ModelShape:
         raise InputError(f"--config {path}: {problem}") from None
 
 
-def find_card(flags: SizingFlags) -> Gpu:
+def gpu_of_flags(flags: SizingFlags) -> Gpu:
     """The card that is named, with the figures that are given. Raises InputError for an unknown card of which
     not all figures are given."""
     gpu = _named_card(flags)

@@ -13,7 +13,7 @@ from analysis.sizing.deployment.startup_log import (
     read_startup_log,
     startup_of_run,
 )
-from analysis.sizing.flags import SizingFlags, find_card, plan_deployment, read_shape
+from analysis.sizing.flags import SizingFlags, gpu_of_flags, plan_deployment, read_shape
 from analysis.sizing.workload import draw_workload
 from loadtest.errors import InputError
 from loadtest.units import GIB
@@ -34,7 +34,7 @@ def predict(flags: SizingFlags) -> Sizing:
         _distribution(stated, name) for name in ("prompt_tokens", "output_tokens", "think_s")
     )
     shape = read_shape(flags.config, flags.quantization)
-    gpu = find_card(flags)
+    gpu = gpu_of_flags(flags)
     log = _startup_log(flags)
     deployment = plan_deployment(flags, shape, gpu, started=log.version if log else None)
     notes = _notes(flags, deployment, log)

@@ -19,7 +19,7 @@ LOWER_UTILIZATION = 0.02
 def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
     """Effects on the users of all replicas, each input changed alone, the largest effect first."""
     deployment, workload = sized.deployment, sized.workload
-    users = max(int(min(sized.first.x, sized.curve.reach)), 1) if sized.curve else 0
+    users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
     now_s = simulate_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
     changed = [
         (name, "10 % longer", _with_workload(sized, other, users, now_s))
@@ -34,7 +34,9 @@ def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
     )
     effects = [
         Effect(
-            input=name, change=change, effect_users=round((x - sized.first.x) * deployment.replicas, 1) + 0.0
+            input=name,
+            change=change,
+            effect_users=round((x - sized.binding_wall.x) * deployment.replicas, 1) + 0.0,
         )
         for name, change, x in changed
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.cli import ExitCode, RefusedError, add_slo_flags, positive_integer
 from analysis.reporting import twin as twin_report
-from analysis.reporting.console import complain, progress
+from analysis.reporting.console import print_error, progress
 from analysis.twin.answer import twin_answer
 from analysis.twin.calibration import CalibrationError
 from loadtest.errors import InputError
@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is not None:
             twin_report.write_twin(answer, folder=folder)
     except (InputError, ValueError) as problem:
-        complain(str(problem))
+        print_error(str(problem))
         return ExitCode.BAD_INPUT
     except (RefusedError, CalibrationError) as refusal:
-        complain(str(refusal))
+        print_error(str(refusal))
         return ExitCode.REFUSED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.answers.twin import FleetAnswer, LimitAnswer, Prediction, Term, TwinAnswer
 from analysis.cli import RefusedError
-from analysis.reporting.console import Bar
+from analysis.reporting.console import ProgressBar
 from analysis.twin.fleet import Fleet, size_fleet
 from analysis.twin.maximum import VirtualMaximum, find_maximum
 from analysis.twin.predictions import (
@@ -35,7 +35,7 @@ FLEET_PROBES = 8  # about so many simulations find the limit of one service, for
 FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users, beside those that were asked for
 
 
-def twin_answer(options: argparse.Namespace, bar: Bar) -> TwinAnswer:
+def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
     """Fits the twin, checks it, changes what was asked, and predicts.
 
     Raises InputError, ValueError, RefusedError, CalibrationError.
@@ -67,7 +67,7 @@ def twin_answer(options: argparse.Namespace, bar: Bar) -> TwinAnswer:
 
 
 def _predictions(
-    options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: Bar
+    options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: ProgressBar
 ) -> list[Prediction]:
     """Predictions for the users that were asked for, or for an open loop; beside what was measured there."""
     simulations = len(scenario.draws) + 1
@@ -121,7 +121,9 @@ def _finite(value: float) -> float | None:
 # Fleets.
 
 
-def _fleets(options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, bar: Bar) -> list[FleetAnswer]:
+def _fleets(
+    options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, bar: ProgressBar
+) -> list[FleetAnswer]:
     """The fleet for the users that were asked for, and larger ones in proportion. Raises RefusedError."""
     if options.fleet_users is None:
         return []

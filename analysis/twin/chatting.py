@@ -13,15 +13,15 @@ from analysis.evidence.turns import answers_cached_of, censoring_weights, conver
 from analysis.levels.level import Level
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
-from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, TurnTokens
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, TurnTokens
 
 _Conversation = tuple[TurnTokens, ...]
 
 
-def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> Chatting:
+def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> ChatBehaviour:
     """Lengths and shared text of all conversations of the runs, and the pauses in the windows of `levels`."""
     assert evidence.pairs is not None
-    return Chatting(
+    return ChatBehaviour(
         conversations=_conversations(evidence.runs),
         pauses_s=_pauses_s(evidence.runs, levels),
         shared_prefix_tokens=evidence.pairs.shared_prefix,

@@ -11,10 +11,10 @@ from analysis.evidence.evidence import Evidence, gather_evidence
 from analysis.levels.level import Level
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import find_runs
-from analysis.reporting.console import Bar
+from analysis.reporting.console import ProgressBar
 from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
 from analysis.twin.what_if import MemoryFacts
-from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.presets import find_preset
@@ -48,7 +48,7 @@ class FittedTwin:
         return self.fit.draws[:SIMULATED_DRAWS]
 
 
-def twin_of_run(options: argparse.Namespace, bar: Bar) -> FittedTwin:
+def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
     """Fits a twin to the newest runs in the folder that may be pooled.
 
     Raises InputError, RefusedError, CalibrationError.
@@ -115,7 +115,7 @@ def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
-    chatting = Chatting(conversations=[(PRESET_LENGTHS,)], pauses_s=np.array([CLIENT_TURNAROUND_S]))
+    chatting = ChatBehaviour(conversations=[(PRESET_LENGTHS,)], pauses_s=np.array([CLIENT_TURNAROUND_S]))
     service = Service(engine=preset.engine_config(), chatting=chatting)
     rng = np.random.default_rng(options.seed)
     draws = [_at_other_speed(service, rng) for _ in range(PRESET_DRAWS)]

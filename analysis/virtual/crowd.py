@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.virtual.service import Chatting, Service, TurnTokens, typical_duration_s
+from analysis.virtual.service import ChatBehaviour, Service, TurnTokens, typical_duration_s
 from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import TimedRequest
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
@@ -78,7 +78,7 @@ class RequestMaker:
 class VirtualUser:
     """Asks, reads, thinks and asks again. Two of the same seed and number do the same."""
 
-    def __init__(self, chatting: Chatting, requests: RequestMaker, *, seed: int, number: int) -> None:
+    def __init__(self, chatting: ChatBehaviour, requests: RequestMaker, *, seed: int, number: int) -> None:
         self.random = random.Random(f"{seed}/{number}")
         self.turn = -1
         """Position of the last request in its conversation."""
@@ -120,12 +120,12 @@ class Crowd:
         spread_s = pause_s + typical_duration_s(service, users / replicas)
         self._starts = sorted(user.random.uniform(0.0, spread_s) for user in self._users)
 
-    def first(self) -> Iterator[TimedRequest]:
+    def first_requests(self) -> Iterator[TimedRequest]:
         """Every user's first request, in the order of time."""
         for user, at_s in zip(self._users, self._starts, strict=True):
             yield at_s, self._next(user)
 
-    def again(self, ended: Request, now_s: float) -> TimedRequest | None:
+    def next_request(self, ended: Request, now_s: float) -> TimedRequest | None:
         """The next request of the user whose request has ended; None when enough were sent."""
         self._ended += 1
         if self._ended == int(WARM_UP_SHARE * self._wanted):

@@ -121,9 +121,9 @@ def simulate_users(
     crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas)
     traces = simulate_replicas(
         _replica_engines(service.engine, replicas, seed),
-        crowd.first(),
+        crowd.first_requests(),
         route=route or first_replica,
-        on_end=crowd.again,
+        on_end=crowd.next_request,
     )
     return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
 

@@ -18,7 +18,7 @@ TurnTokens = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Chatting:
+class ChatBehaviour:
     """How people use a service: what they send and how long they wait in between."""
 
     conversations: Sequence[Sequence[TurnTokens]]
@@ -39,7 +39,7 @@ class Service:
     """
 
     engine: EngineConfig
-    chatting: Chatting
+    chatting: ChatBehaviour
     overhead_s: float = 0.0
     overhead_per_user_s: float = 0.0
 

@@ -12,7 +12,7 @@ from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.twin.maximum import find_maximum
 from analysis.virtual.run import VirtualFigures, simulate_users
-from analysis.virtual.service import CLIENT_TURNAROUND_S, Chatting, Service
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.gpus import A10G, H100, L4, T4
 from loadtest.record import Slo
@@ -84,7 +84,7 @@ def deployment(number: int) -> VirtualDeployment:
         number=number,
         service=Service(
             engine=engine,
-            chatting=Chatting(
+            chatting=ChatBehaviour(
                 conversations=[[(int(s) + shared, int(o))] for s, o in pairs],
                 pauses_s=CLIENT_TURNAROUND_S + pauses_s,
                 shared_prefix_tokens=shared,

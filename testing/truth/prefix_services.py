@@ -10,7 +10,7 @@ from analysis.evidence.evidence import gather_evidence
 from analysis.evidence.turns import reusable_tokens
 from analysis.memory.eviction import FOUND_LIMIT
 from analysis.reading.runs import Run
-from analysis.virtual.service import Chatting, Service
+from analysis.virtual.service import ChatBehaviour, Service
 from analysis.walls.prefix_cache import PrefixWall, prefix_wall
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
@@ -48,7 +48,7 @@ def service_of(seed: int) -> Service:
     )
     mean_s, cv = float(rng.uniform(3, 30)), float(rng.choice([0.1, 0.5, 1.0, 1.5]))
     pauses = rng.gamma(cv**-2, mean_s * cv**2, 1000)
-    chatting = Chatting(conversations=chats, pauses_s=pauses, shared_prefix_tokens=shared)
+    chatting = ChatBehaviour(conversations=chats, pauses_s=pauses, shared_prefix_tokens=shared)
     return Service(engine=engine, chatting=chatting)
 
 

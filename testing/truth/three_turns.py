@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.virtual.service import Chatting, Service
+from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.simulator.engine.config import EngineConfig
 
 
@@ -22,5 +22,5 @@ def three_turns(**changes: object) -> Service:
     engine = EngineConfig(
         num_gpu_blocks=1001, max_model_len=2048, step_base_s=0.01, prefill_per_token_s=0.00005, jitter_cv=0.1
     )
-    chatting = Chatting(conversations=chats, pauses_s=rng.exponential(20.0, 500))
+    chatting = ChatBehaviour(conversations=chats, pauses_s=rng.exponential(20.0, 500))
     return Service(engine=replace(engine, **changes), chatting=chatting)  # type: ignore[arg-type]

@@ -36,22 +36,22 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
     if answer.memory.pool_tokens and any(
         not math.isnan(level.server.kv_cache_usage) for level in answer.levels
     ):
-        wanted["memory"] = (7.2, 3.5), lambda axes: memory(axes, answer)
+        wanted["memory"] = (7.2, 3.5), lambda axes: draw_memory(axes, answer)
     if answer.memory.vram_base_bytes is not None and answer.memory.vram_bytes_per_user is not None:
-        wanted["vram"] = (7.2, 3.0), lambda axes: vram(axes, answer)
+        wanted["vram"] = (7.2, 3.0), lambda axes: draw_vram(axes, answer)
     if answer.bounds:
         wanted["walls"] = (
             (7.2, 0.9 + 0.34 * (len(answer.bounds) + len(answer.not_met))),
-            lambda axes: walls(axes, answer),
+            lambda axes: draw_walls(axes, answer),
         )
     if answer.levels:
-        wanted["ttft"] = (3.55, 2.7), lambda axes: ttft(axes, answer, slo)
-        wanted["tpot"] = (3.55, 2.7), lambda axes: tpot(axes, answer, slo)
-        wanted["throughput"] = (7.2, 2.8), lambda axes: throughput(axes, answer)
+        wanted["ttft"] = (3.55, 2.7), lambda axes: draw_ttft(axes, answer, slo)
+        wanted["tpot"] = (3.55, 2.7), lambda axes: draw_tpot(axes, answer, slo)
+        wanted["throughput"] = (7.2, 2.8), lambda axes: draw_throughput(axes, answer)
     return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
 
 
-def memory(axes: Axes, answer: ModelAnswer) -> None:
+def draw_memory(axes: Axes, answer: ModelAnswer) -> None:
     """KV tokens held against requests in flight: measured, predicted with a band, and the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
     seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
@@ -98,7 +98,7 @@ def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> 
     axes.legend(loc=(0.015, 0.5), handlelength=1.4)
 
 
-def vram(axes: Axes, answer: ModelAnswer) -> None:
+def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
     """GPU memory against requests in flight: fixed base, KV in use on top, what vLLM holds all the time."""
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
@@ -124,12 +124,12 @@ def vram(axes: Axes, answer: ModelAnswer) -> None:
     axes.legend(loc="lower right")
 
 
-def ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
+def draw_ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """p95 of the time to first token against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
 
 
-def tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
+def draw_tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """p95 of the time per output token against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
 
@@ -173,7 +173,7 @@ def _latency(
     axes.set_title(title)
 
 
-def throughput(axes: Axes, answer: ModelAnswer) -> None:
+def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
     """Output tokens a second of all users against users, with the batch errors left out: they are small."""
     seen = answer.levels
     users = [level.users for level in seen]
@@ -187,7 +187,7 @@ def throughput(axes: Axes, answer: ModelAnswer) -> None:
     axes.set_title("Output throughput, tokens a second")
 
 
-def walls(axes: Axes, answer: ModelAnswer) -> None:
+def draw_walls(axes: Axes, answer: ModelAnswer) -> None:
     """Every wall as an interval on the axis of users; the first binds. Walls not met lie beyond an arrow."""
     right = 1.15 * max(
         [max(bound.interval_x[1], bound.users_x) for bound in answer.bounds]

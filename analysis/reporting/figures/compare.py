@@ -25,17 +25,20 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
     ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if any(answer.headline.interval_x is not None for answer in found.answers):
-        wanted["capacity"] = (7.2, 1.7), lambda axes: two_capacities(axes, found)
+        wanted["capacity"] = (7.2, 1.7), lambda axes: draw_two_capacities(axes, found)
     if ratios:
-        wanted["ratios"] = (7.2, 0.9 + 0.27 * len(ratios)), lambda axes: ratio_forest(axes, found, ratios)
+        wanted["ratios"] = (
+            (7.2, 0.9 + 0.27 * len(ratios)),
+            lambda axes: draw_ratio_forest(axes, found, ratios),
+        )
     if found.common_levels:
-        wanted["ttft"] = (3.55, 2.7), lambda axes: two_ttfts(axes, found)
-        wanted["tpot"] = (3.55, 2.7), lambda axes: two_tpots(axes, found)
-        wanted["throughput"] = (7.2, 2.8), lambda axes: two_throughputs(axes, found)
+        wanted["ttft"] = (3.55, 2.7), lambda axes: draw_two_ttfts(axes, found)
+        wanted["tpot"] = (3.55, 2.7), lambda axes: draw_two_tpots(axes, found)
+        wanted["throughput"] = (7.2, 2.8), lambda axes: draw_two_throughputs(axes, found)
     return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
 
 
-def two_capacities(axes: Axes, found: Comparison) -> None:
+def draw_two_capacities(axes: Axes, found: Comparison) -> None:
     """The limit of each run with its interval; an arrow where none was met."""
     sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
     known = [
@@ -62,7 +65,7 @@ def two_capacities(axes: Axes, found: Comparison) -> None:
     axes.set_title("Where each reaches its limit")
 
 
-def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
+def draw_ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
     """The second run divided by the first, for each figure with an interval; filled where it is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
@@ -87,12 +90,12 @@ def ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -
     axes.set_title(f"{found.names[1]} against {found.names[0]} (filled: real)")
 
 
-def two_ttfts(axes: Axes, found: Comparison) -> None:
+def draw_two_ttfts(axes: Axes, found: Comparison) -> None:
     """TTFT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
 
 
-def two_tpots(axes: Axes, found: Comparison) -> None:
+def draw_two_tpots(axes: Axes, found: Comparison) -> None:
     """TPOT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
 
@@ -127,7 +130,7 @@ def _two(axes: Axes, found: Comparison, of: Callable[[Level], Quantiles], limit_
     axes.set_title(title)
 
 
-def two_throughputs(axes: Axes, found: Comparison) -> None:
+def draw_two_throughputs(axes: Axes, found: Comparison) -> None:
     """Output tokens a second of both runs against users, trusted levels only."""
     top = 1.0
     for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):

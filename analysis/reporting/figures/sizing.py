@@ -14,7 +14,7 @@ from analysis.reporting.figures.style import (
 from loadtest.units import GIB
 
 
-def vram_parts(axes: Axes, found: Sizing) -> None:
+def draw_vram_parts(axes: Axes, found: Sizing) -> None:
     """One GPU's memory before anything runs: what takes it, to scale, and how sure the pool is."""
     over = found.overhead_band_bytes
     pool = found.pool_bytes or (0, 0, 0)

@@ -15,7 +15,7 @@ from analysis.reporting.figures.style import (
 )
 
 
-def twin(axes: Axes, answer: TwinAnswer) -> None:
+def draw_twin(axes: Axes, answer: TwinAnswer) -> None:
     """p95 of the time to first token against users: predicted with its band, measured, the limit."""
     seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
     users = [one.users for one in seen]

@@ -14,7 +14,7 @@ from analysis.twin.chatting import chatting_of
 from analysis.twin.step_fit import STEP_TERMS
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import VirtualRun, simulate_arrivals, simulate_users
-from analysis.virtual.service import Chatting, Service
+from analysis.virtual.service import ChatBehaviour, Service
 from benchmarks.proofs.fidelity.conditions import BUDGET, OBJECTIVES, SERVER_SLOTS, VllmFlags
 from benchmarks.proofs.fidelity.figures import TwinFigures, closed_loop_evidence
 from testing.vllm.server import BLOCK_SIZE
@@ -90,7 +90,7 @@ def twin_of_open_loop(service: Service, run: Run, prefix_blocks: Sequence[tuple[
     return simulate_arrivals(replace(service, overhead_s=lag_s, overhead_per_user_s=0.0), due)
 
 
-def people_of(runs: Sequence[Run]) -> Chatting:
+def people_of(runs: Sequence[Run]) -> ChatBehaviour:
     evidence, level = closed_loop_evidence(runs[0])
     return chatting_of(evidence, [level])
 

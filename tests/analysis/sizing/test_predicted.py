@@ -53,8 +53,8 @@ def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
     found = planned_deployment(QWEN3_1_7B, max_num_seqs=1000, max_num_batched_tokens=2048)
     asked = planned_workload(prompt="lognormal:256,0.5", max_model_len=1500)
     sized = size_engine(found, asked, latency=False)
-    wall = sized.first.x
-    assert sized.first.name == "kv_cache"
+    wall = sized.binding_wall.x
+    assert sized.binding_wall.name == "kv_cache"
 
     def preempted(users: int) -> float:
         requests = (

@@ -20,7 +20,7 @@ from analysis.twin.maximum import find_maximum
 from analysis.twin.step_fit import STEP_TERMS
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import simulate_arrivals, simulate_users
-from analysis.virtual.service import Chatting, Service
+from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
 
@@ -47,7 +47,7 @@ def calibration(evidence: Evidence) -> ServiceFit:
     return calibrate(evidence, [level for level in evidence.levels if level.users < 16], FLAGS)
 
 
-def people_of(folder: Path, level_s: float) -> Chatting:
+def people_of(folder: Path, level_s: float) -> ChatBehaviour:
     """A hundred people who think for ten seconds in the mean, in conversations of eight turns in the mean."""
     write_run(folder, TRUTH, Plan(levels=(100,), level_s=level_s, think_s=10.0))
     (found,) = find_runs(folder)
@@ -73,8 +73,8 @@ def test_a_run_cut_short_has_the_pauses_and_conversations_of_a_long_one(tmp_path
     assert next(turns) == pytest.approx(next(turns), rel=0.1)
 
 
-def people(prompt: int = 124, outputs: tuple[int, ...] = (40, 60, 90, 140, 200)) -> Chatting:
-    return Chatting(
+def people(prompt: int = 124, outputs: tuple[int, ...] = (40, 60, 90, 140, 200)) -> ChatBehaviour:
+    return ChatBehaviour(
         conversations=[((prompt + 7 * place, output),) for place, output in enumerate(outputs)],
         pauses_s=np.array([1e-3]),
     )
@@ -165,7 +165,7 @@ def test_the_same_people_see_the_same_twice_and_others_see_other_things() -> Non
 
 def test_conversations_find_their_history_and_think() -> None:
     turns = ((64, 64), (192, 64), (320, 64))
-    chatting = Chatting(conversations=[turns], pauses_s=np.array([0.5]))
+    chatting = ChatBehaviour(conversations=[turns], pauses_s=np.array([0.5]))
     engine = replace(TRUTH, enable_prefix_caching=True, num_gpu_blocks=400)
     seen = simulate_users(Service(engine=engine, chatting=chatting), 8, requests=600).figures(SLO)
     # Of 576 prompt tokens each conversation finds the whole blocks of 64 + 64 - 1 and 192 + 64 - 1 again.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.virtual.run import simulate_users
-from analysis.virtual.service import Chatting, Service
+from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
@@ -24,7 +24,7 @@ CONFIG = EngineConfig(
 def test_who_waits_for_a_slot_is_counted_as_a_step_begins() -> None:
     """After a step's endings all slots are hardly ever taken: one in two ends at each of these steps."""
     engine = replace(CONFIG, max_num_seqs=4)
-    chatting = Chatting(conversations=[[(4, 2)]], pauses_s=np.array([0.001]))
+    chatting = ChatBehaviour(conversations=[[(4, 2)]], pauses_s=np.array([0.001]))
     seen = [
         simulate_users(Service(engine=engine, chatting=chatting), users, requests=2000).figures(Slo())
         for users in (4, 12)
