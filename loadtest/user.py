@@ -10,8 +10,8 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest.locust_plugin.control import Control
 from loadtest.locust_plugin.levels import LevelShape
+from loadtest.locust_plugin.process import LoadTestProcess
 from loadtest.locust_plugin.shape import Shape
 from loadtest.locust_plugin.statistics import tell_locust
 from loadtest.run.generator import Generator
@@ -28,7 +28,7 @@ class ChatUser(User):
     """One person: asks, reads the answer, thinks, asks again. Subclass it in a scenario."""
 
     abstract = True
-    control: ClassVar[Control]
+    load_test_process: ClassVar[LoadTestProcess]
     scenario: ClassVar[str] = "chat"
     _numbers: ClassVar["itertools.count[int]"] = itertools.count()
 
@@ -44,7 +44,7 @@ class ChatUser(User):
     def wait_time(self) -> float:
         """Returns the think time; before the first request a random part of the settling time, because Locust
         starts a whole second's users at once."""
-        generator = self.control.generator
+        generator = self.load_test_process.generator
         if generator is None:
             return 0.0
         if generator.settings.open_loop:
@@ -58,7 +58,7 @@ class ChatUser(User):
     def ask(self) -> None:
         """Sends one turn of the conversation. There is no loop over turns: a stopping user stops between
         two."""
-        generator = self.control.generator
+        generator = self.load_test_process.generator
         if generator is None or generator.closing:
             raise StopUser
         if generator.settings.open_loop:
@@ -92,14 +92,14 @@ class ChatUser(User):
 
 
 @events.init.add_listener
-def _take_control(environment: Environment, **_: object) -> None:
-    control = Control(environment)
-    ChatUser.control = control
+def _join_load_test(environment: Environment, **_: object) -> None:
+    process = LoadTestProcess(environment)
+    ChatUser.load_test_process = process
     if environment.shape_class is None:
         environment.shape_class = LevelShape()
         environment.shape_class.runner = environment.runner
-    if control.leader is not None and isinstance(environment.shape_class, Shape):
-        environment.shape_class.serve(control.leader, scenario=_scenario_name(environment))
+    if process.leader is not None and isinstance(environment.shape_class, Shape):
+        environment.shape_class.serve(process.leader, scenario=_scenario_name(environment))
 
 
 def _scenario_name(environment: Environment) -> str:

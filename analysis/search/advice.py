@@ -16,7 +16,7 @@ from analysis.memory.block_distribution import Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reporting.words import WALL_NAMES, sentences, words
 from loadtest.record import SearchAdvice
-from loadtest.run.live import HOPELESS_SHARE
+from loadtest.run.live import FAR_PAST_WALL_SHARE
 
 FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
 MAX_STEP = 4.0  # the next level has at most so many times the users of the highest trusted one
@@ -50,9 +50,9 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
     level = _under_way(judgement.evidence, holding)
     look_s = LOOK_S if level is None else max(LOOK_S, LOOK_DURATIONS * level.window.request_duration_s)
     stay = SearchAdvice(users=holding, look_s=max(min(look_s, left_s), 0.0), why="", line=line)
-    if level is None or (held_s < _settled_s(level) and not _hopeless(level)):
+    if level is None or (held_s < _settled_s(level) and not _far_past_wall(level)):
         return stay
-    if not level.trusted and not _hopeless(level):
+    if not level.trusted and not _far_past_wall(level):
         if level.requests.n < MIN_REQUESTS and held_s >= _hold_s(level) and not judgement.evidence.trusted:
             return to(int(MAX_STEP * holding), "too few requests a minute to judge by")
         if level.requests.n < MIN_REQUESTS or held_s < MAX_HOLDS * _hold_s(level):
@@ -93,10 +93,10 @@ def _hold_s(level: Level) -> float:
     return max(HOLD_S, HOLD_DURATIONS * level.window.request_duration_s)
 
 
-def _hopeless(level: Level) -> bool:
+def _far_past_wall(level: Level) -> bool:
     """Whether a level is so far past a wall that holding it longer tells nothing."""
     misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
-    return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > HOPELESS_SHARE
+    return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > FAR_PAST_WALL_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from loadtest.errors import InputError
-from loadtest.locust_plugin.shape import Shape, Wanted
+from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
 from loadtest.run.coordinator import Coordinator
 from loadtest.run.live_line import live_text
 from loadtest.settings import Settings
@@ -40,7 +40,7 @@ class LevelShape(Shape):
                 "--budget-s limits a search (scenarios/find_capacity.py); limit a plan of levels with -t."
             )
 
-    def _begin(self, coordinator: Coordinator) -> Wanted:
+    def _begin(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         self.leader.let_surplus_finish(coordinator.settings.request_timeout_s + 1)
         self._choose_levels(coordinator)
         time_limit_s = self.leader.options.run_time_s
@@ -49,7 +49,7 @@ class LevelShape(Shape):
         self._users, self._spawn_rate = next(self._levels), self._rate()
         return self._users, self._spawn_rate
 
-    def _go_on(self, coordinator: Coordinator) -> Wanted:
+    def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         if coordinator.settings.open_loop:
             return self._arrive(coordinator)
         self._follow_web_page()
@@ -95,11 +95,11 @@ class LevelShape(Shape):
             return False
         return time.time() - coordinator.level.start_unix_s >= coordinator.settings.level_s
 
-    def _next(self, coordinator: Coordinator) -> Wanted:
+    def _next(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         level = coordinator.level
         assert level is not None
         wall = level.past_wall() if self._sweeping else None
-        stop = wall or level.hopeless()
+        stop = wall or level.far_past_wall()
         self.leader.line.clear()
         self.leader.leave_level()
         users = next(self._levels, None)
@@ -113,7 +113,7 @@ class LevelShape(Shape):
         self._users = users
         return self._users, self._spawn_rate
 
-    def _arrive(self, coordinator: Coordinator) -> Wanted:
+    def _arrive(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         self._users = self.leader.worker_count
         if self.leader.reports.arriving:
             return self._users, self._spawn_rate

@@ -6,7 +6,7 @@ import time
 
 from loadtest.errors import InputError
 from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
-from loadtest.locust_plugin.shape import Shape, Wanted
+from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
 from loadtest.record import SearchAdvice, SearchState
 from loadtest.run.advisor import Advisor, AdvisorLostError
 from loadtest.run.coordinator import Coordinator
@@ -50,7 +50,7 @@ class SearchShape(Shape):
                 "The search decides how long a level lasts: leave out --level-s; --budget-s limits the whole."
             )
 
-    def _begin(self, coordinator: Coordinator) -> Wanted:
+    def _begin(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         self._advice = None
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
@@ -67,7 +67,7 @@ class SearchShape(Shape):
         self._until = time.monotonic() + seconds
         return self._follow(advice)
 
-    def _go_on(self, coordinator: Coordinator) -> Wanted:
+    def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         assert coordinator.advisor is not None
         try:
             advice = coordinator.advisor.take()
@@ -88,7 +88,7 @@ class SearchShape(Shape):
         """Whether to ask now: after the time that the advisor named, or earlier and once when the level turns
         out to be past a wall, and once when far past it."""
         assert self._advice is not None
-        alarm = level.hopeless() or level.past_wall()
+        alarm = level.far_past_wall() or level.past_wall()
         if alarm is not None and (level.start_unix_s, alarm) not in self._alarms:
             self._alarms.add((level.start_unix_s, alarm))
             return True
@@ -104,7 +104,7 @@ class SearchShape(Shape):
         state = SearchState(holding=level.users, held_s=held_s, left_s=self._left_s())
         advisor.begin_asking(state, after_s=ROWS_S)
 
-    def _follow(self, advice: SearchAdvice) -> Wanted:
+    def _follow(self, advice: SearchAdvice) -> UsersAndSpawnRate:
         self._advice, self._advised_unix_s = advice, time.time()
         if advice.users is None:
             self.leader.line.clear()

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FAST_SPAWN_RATE = 100.0
 """Users a second; with more, Locust warns."""
 
-Wanted = tuple[int, float] | None
+UsersAndSpawnRate = tuple[int, float] | None
 """Users, and how many to start a second; None: the test ends."""
 
 
@@ -47,7 +47,7 @@ class Shape(LoadTestShape):
         super().reset_time()  # type: ignore[no-untyped-call]
         self._fresh = self.leader.coordinator is None
 
-    def tick(self) -> Wanted:
+    def tick(self) -> UsersAndSpawnRate:
         """Called by Locust once a second, in the only process or the master."""
         if self._fresh:
             self._fresh = False
@@ -69,11 +69,11 @@ class Shape(LoadTestShape):
         """Refuses settings that this shape cannot follow. Raises InputError."""
 
     @abstractmethod
-    def _begin(self, coordinator: Coordinator) -> Wanted:
+    def _begin(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         """Returns the users that the run begins with."""
 
     @abstractmethod
-    def _go_on(self, coordinator: Coordinator) -> Wanted:
+    def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         """Returns the users from now on."""
 
     @abstractmethod

@@ -15,9 +15,9 @@ from loadtest.client.target import Target, make_target
 from loadtest.record import RequestRecord
 from loadtest.run.live import LiveRow
 from loadtest.run.loop import LoopThread
-from loadtest.run.measuring import open_measuring
 from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import DueArrivals, PunctualStarts, planned_arrivals
+from loadtest.run.request_runner import open_request_runner
 from loadtest.run.shipping import Delivery, LeaderClock
 from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
 from loadtest.settings import Settings, settings_from_shared
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 class Generator:
     """Measures on behalf of one process. Methods are for greenlets of the main thread: the requests run on
-    the event loop's thread (`Measuring`), and rows are written on a third one."""
+    the event loop's thread (`RequestRunner`), and rows are written on a third one."""
 
     def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
         """Opens the files and the session. `host` is the plan's, with this process's own credentials. Raises
@@ -54,8 +54,8 @@ class Generator:
         self.delivery = Delivery([] if self._shares_disk else self._files.paths)
         self.arrivals = DueArrivals(arrivals, worker=worker, clock=self.clock)
         self._loop = loop
-        self._measuring = loop.run(open_measuring(self._target, self._files))
-        self._starts = PunctualStarts(self._measuring)
+        self._request_runner = loop.run(open_request_runner(self._target, self._files))
+        self._starts = PunctualStarts(self._request_runner)
         self._handed_over = 0
         self._numbers = itertools.count()
         self._clipped = 0
@@ -64,7 +64,7 @@ class Generator:
     @property
     def closing(self) -> bool:
         """Whether requests may no longer begin."""
-        return self._measuring.closing
+        return self._request_runner.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
         return self._workload.conversation(user=user, number=number)
@@ -72,7 +72,7 @@ class Generator:
     def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
         """Sends one request and waits for its end; the row is safe even if the caller is killed."""
         stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
-        return self._loop.run(self._measuring.measure(stream))
+        return self._loop.run(self._request_runner.measure(stream))
 
     def due_soon(self) -> Iterator[StreamRequest]:
         """Open loop: this worker's requests that are due soon and were not handed out yet."""
@@ -89,7 +89,7 @@ class Generator:
         """What the leader is told once a second."""
         return WorkerReport(
             worker=self.worker,
-            in_flight=self._measuring.in_flight,
+            in_flight=self._request_runner.in_flight,
             arriving=self.arrivals.left or self._handed_over > self._starts.begun,
             clipped=self._clipped,
             stopped=stopped,
@@ -102,23 +102,25 @@ class Generator:
 
     def take_unattended(self) -> list[RequestRecord]:
         """Open loop: the rows of requests that ended since the last call."""
-        return _taken(self._measuring.unattended)
+        return _taken(self._request_runner.unattended)
 
     def stop_asking(self) -> None:
         """Lets no new request begin; those in flight go on."""
-        self._measuring.closing = True
+        self._request_runner.closing = True
 
     def stop(self) -> None:
         """Cancels what is in flight, writes every row and closes the session."""
-        self._measuring.closing = True
-        self._loop.run(self._measuring.close())
+        self._request_runner.closing = True
+        self._loop.run(self._request_runner.close())
         self._flusher.stop()
         if lost := self._files.close():
             logger.error("%d rows of worker %s could not be written and are lost.", lost, self.worker)
 
     def _take_live(self) -> list[LiveRow]:
         offset_s = self.clock.offset_s or 0.0
-        return [row._replace(end_unix_s=row.end_unix_s - offset_s) for row in _taken(self._measuring.live)]
+        return [
+            row._replace(end_unix_s=row.end_unix_s - offset_s) for row in _taken(self._request_runner.live)
+        ]
 
     def _stream(
         self,

@@ -9,7 +9,7 @@ from loadtest.record import Outcome, RequestRecord, ServerSample, Slo
 
 MISS_SHARE = 0.05
 """A p95 objective is missed when more than this share of the requests misses it."""
-HOPELESS_SHARE = 0.5
+FAR_PAST_WALL_SHARE = 0.5
 """Far past a wall, or a failing server: more than half of the requests miss or fail."""
 BIN_WIDTH = 0.02
 """The width of a bin, in ln seconds: percentiles that are shown while the test runs are right to 2 %."""
@@ -122,12 +122,12 @@ class LiveLevel:
         ]
         return next((words for past, words in walls if past), None)
 
-    def hopeless(self) -> str | None:
+    def far_past_wall(self) -> str | None:
         """Why more users would tell nothing (the server fails, or the level is far past a wall); None when
         they would tell something."""
-        if self._errors_share() > HOPELESS_SHARE:
+        if self._errors_share() > FAR_PAST_WALL_SHARE:
             return "more than half of the requests failed"
-        if max(self._ttft.miss_share, self._tpot.miss_share) > HOPELESS_SHARE:
+        if max(self._ttft.miss_share, self._tpot.miss_share) > FAR_PAST_WALL_SHARE:
             return "more than half of the requests missed an objective"
         return None
 

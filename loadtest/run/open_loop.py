@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from loadtest.client.stream import StreamRequest
 from loadtest.errors import InputError
-from loadtest.run.measuring import Measuring
 from loadtest.run.messages import ArrivalAssignments
+from loadtest.run.request_runner import RequestRunner
 from loadtest.run.shipping import LeaderClock
 from loadtest.settings import Settings
 from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment, is_assigned
@@ -70,9 +70,9 @@ class PunctualStarts:
     """Begins requests when they are due. Methods run on the event loop's thread; other threads may read
     `begun`."""
 
-    def __init__(self, measuring: Measuring) -> None:
+    def __init__(self, request_runner: RequestRunner) -> None:
         self.begun = 0
-        self._measuring = measuring
+        self._request_runner = request_runner
 
     def begin_when_due(self, stream: StreamRequest) -> None:
         assert stream.scheduled_unix_s is not None
@@ -82,4 +82,4 @@ class PunctualStarts:
 
     def _begin(self, stream: StreamRequest) -> None:
         self.begun += 1
-        self._measuring.begin(stream)
+        self._request_runner.begin(stream)

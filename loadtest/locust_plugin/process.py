@@ -18,7 +18,7 @@ from loadtest.run.loop import LoopThread
 from loadtest.settings import add_flags
 
 
-class Control:
+class LoadTestProcess:
     """One process's part in load tests, from Locust's start to its exit."""
 
     def __init__(self, environment: Environment) -> None:

@@ -20,7 +20,7 @@ CANCEL_S = 5.0
 """How long cancelled requests may take to end."""
 
 
-class Measuring:
+class RequestRunner:
     """Requests under way and what they leave behind. Methods run on the event loop's thread. Other threads
     may set `closing`, read `in_flight` and empty the two deques."""
 
@@ -78,10 +78,10 @@ class Measuring:
         await self._session.close()
 
 
-async def open_measuring(target: Target, files: WorkerFiles) -> Measuring:
+async def open_request_runner(target: Target, files: WorkerFiles) -> RequestRunner:
     """Opens the session to the server. Runs on the event loop's thread. Raises InputError."""
     _allow_many_connections()
-    return Measuring(open_session(headers=target.headers, tls=target.tls()), files)
+    return RequestRunner(open_session(headers=target.headers, tls=target.tls()), files)
 
 
 def _allow_many_connections() -> None:
