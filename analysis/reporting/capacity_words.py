@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from analysis.answers.capacity import Bound, ModelAnswer, Option, WorkloadSummary
+from analysis.answers.capacity import Bound, Headline, ModelAnswer, Option, WorkloadSummary
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.capacity_json import WITHOUT_MODEL
@@ -21,8 +21,8 @@ from loadtest.record import Slo
 
 MIN_SHOWN_P = 0.05  # walls less likely than this to be the first are not named
 DASH_NOTE = (
-    "A dash: too few independent requests for that percentile (59 for a p95): those that share a batch and a "
-    "queue count as fewer."
+    "A dash: fewer than the 59 independent requests that a p95 needs. Requests that share a batch or a queue "
+    "count as fewer; a longer level has more."
 )
 
 
@@ -36,6 +36,15 @@ def plan_title(model: ModelAnswer) -> str:
     if model.headline.at_least:
         return f"plan for at least {users_text(users)}"
     return f"plan for {users_text(users)}"
+
+
+def short_answer(headline: Headline, *, confidence: float) -> str:
+    """The answer in a few words, such as `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`."""
+    assert headline.estimate_x is not None
+    assert headline.interval_x is not None
+    low, high = headline.interval_x
+    limit = f"limit {headline.estimate_x:.1f} ({100 * confidence:.0f} %: {low:.1f} to {high:.1f})"
+    return f"plan for {headline.max_users} users, {limit}, {WALL_NAMES[headline.binding]}"
 
 
 def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str]:
@@ -69,7 +78,7 @@ def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
     interval = f"{100 * confidence:.0f} %: {low:.1f} to {high:.1f}"
     return (
         f"The limit is {head.estimate_x:.1f} users ({interval}): {WALL_NAMES[head.binding]}{_rivals(model)}. "
-        "Plan with the lower end, rounded down."
+        f"{head.max_users} is the lower end, rounded down."
     )
 
 
@@ -123,9 +132,8 @@ def _objectives_text(slo: Slo) -> str:
 def _trusted_text(levels: Sequence[Level]) -> str:
     trusted = [level for level in levels if level.trusted]
     requests = sum(level.requests.n for level in trusted)
-    of = sum(level.requests.n for level in levels)
-    text = f"Trusted: {len(trusted)} of {len(levels)} levels, {requests:,} of {of:,} requests"
-    return f"{text} (why not the others: see the warnings)." if len(trusted) < len(levels) else f"{text}."
+    text = f"Trusted: {len(trusted)} of {len(levels)} levels, with {requests:,} requests in their windows"
+    return f"{text}; the warnings say why not the others." if len(trusted) < len(levels) else f"{text}."
 
 
 def options_title(model: ModelAnswer) -> str:
@@ -138,7 +146,8 @@ def option_text(option: Option, *, limit_x: float) -> str:
     change = words(option.change)
     if option.users_x is None:
         return f"{change} ({WITHOUT_MODEL})."
-    text = f"{change}: about {option.users_x:.1f} users ({option.users_x - limit_x:+.1f})"
+    gain = round(option.users_x, 1) - round(limit_x, 1)  # so that the printed numbers add up
+    text = f"{change}: about {option.users_x:.1f} users ({gain:+.1f})"
     if option.beyond:
         text += ", far beyond what was measured"
     if option.limited_by is not None:

@@ -14,6 +14,7 @@ from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
 from analysis.memory.block_distribution import Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
+from analysis.reporting.capacity_words import short_answer
 from analysis.reporting.words import WALL_NAMES, sentences, words
 from loadtest.record import SearchAdvice
 from loadtest.run.live import FAR_PAST_WALL_SHARE
@@ -73,11 +74,9 @@ def answer_line(judgement: Judgement) -> str:
     if judgement.reasons:
         return f"fewer than {evidence.trusted[0]} users"
     headline = headline_of(evidence, judgement.walls, confidence=CONFIDENCE)
-    if headline.interval_x is None or headline.interval_x[1] is None:
+    if headline.estimate_x is None:
         return f"no wall met up to {evidence.trusted[-1]} users"
-    low, high = headline.interval_x
-    limit = f"limit {headline.estimate_x:.1f} ({100 * CONFIDENCE:.0f} %: {low:.1f} to {high:.1f})"
-    return f"plan for {headline.max_users} users, {limit}, {WALL_NAMES[headline.binding]}"
+    return short_answer(headline, confidence=CONFIDENCE)
 
 
 def _under_way(evidence: Evidence, holding: int) -> Level | None:

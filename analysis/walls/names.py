@@ -1,4 +1,8 @@
-"""The walls by name, and how each can be known."""
+"""The walls by name, and how each can be known.
+
+A new wall needs its name here, a file beside this one, a line in `analysis.capacity.judgement`, and its words
+in `analysis.reporting.words`. A figure that nobody measures yet begins in `loadtest.record`.
+"""
 
 from typing import Literal
 

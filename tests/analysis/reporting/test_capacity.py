@@ -48,12 +48,12 @@ def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
     low, high = float(limit[2]), float(limit[3])
     assert low <= float(limit[1]) <= high
     assert lines[0].endswith(f"plan for {int(low)} users")
-    assert "Plan with the lower end, rounded down." in lines[1]
+    assert lines[1].endswith(f"{int(low)} is the lower end, rounded down.")
     assert "With more users, requests wait for GPU memory" in lines[2]
     assert re.search(
         r"Closed loop.*, prompts \d+ and answers \d+ tokens \(means of [\d,]+ requests\); TTFT p95", lines[3]
     )
-    assert re.search(r"Trusted: 4 of 4 levels, ([\d,]+) of \1 requests", lines[4])
+    assert re.search(r"Trusted: 4 of 4 levels, with [\d,]+ requests in their windows\.", lines[4])
     assert f"What would raise the limit of {limit[1]} users" in "\n".join(lines[5:8])
 
 
