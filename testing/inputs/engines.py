@@ -4,6 +4,18 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import EngineTrace, simulate
 
+SMALL_ENGINE = EngineConfig(
+    num_gpu_blocks=65,
+    block_size=4,
+    max_model_len=128,
+    max_num_seqs=16,
+    max_num_batched_tokens=64,
+    step_base_s=1.0,
+    step_per_seq_s=0.01,
+    prefill_per_token_s=0.01,
+)
+"""A pool of 64 blocks of four tokens, and steps of about a second."""
+
 
 def engine_config(**changes: object) -> EngineConfig:
     """Steps of one second and blocks of four tokens, so that schedules can be computed by hand."""

@@ -1,6 +1,8 @@
 """Planned deployments and workloads for the arithmetic of sizing."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from loadtest.model.architectures import parse_config
 from loadtest.model.gpus import find_gpu
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
+from testing.processes import ROOT, clean_environment
 
 
 def planned_deployment(config: dict[str, object], *, gpu: str = "T4", **changes: object) -> PlannedDeployment:
@@ -43,3 +46,18 @@ def config_file(folder: Path, config: dict[str, object]) -> str:
     path = folder / "config.json"
     path.write_text(json.dumps(config))
     return str(path)
+
+
+def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m analysis.sizing`, which must end with `code` and print no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.sizing", *flags],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done

@@ -14,8 +14,6 @@ from loadtest.record import GpuInfo, ServerInfo
 from testing.processes import ROOT
 from testing.runs.virtual import Plan, read_json, small_engine, write_run
 
-SWEEP = (1, 2, 4, 8, 16, 20)
-
 
 def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
     write_run(tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=12.0))

@@ -7,26 +7,7 @@ import pytest
 
 from analysis.evidence.turns import Turns
 from analysis.memory.eviction import INSTANTS, Eviction, _TimeLine
-
-
-def chats(lengths, *, outputs=40, block_tokens=8, answers_cached=True, pauses_s=(3.0, 5.0, 9.0)) -> Turns:
-    """Conversations of so many turns each; every turn adds 50 tokens and an answer."""
-    prompt = np.array([50 + turn * (50 + outputs) for length in lengths for turn in range(length)])
-    length = np.array(lengths)
-    reusable = np.where(prompt > 50, (prompt - 51) // block_tokens * block_tokens, 0)
-    return Turns(
-        prompt=prompt,
-        output=np.full(len(prompt), outputs),
-        first=np.cumsum(length) - length,
-        length=length,
-        weight=np.full(len(length), 1 / len(length)),
-        reusable=reusable.astype(np.float64),
-        pauses_s=np.array(pauses_s),
-        pause_weight=np.full(len(pauses_s), 1 / len(pauses_s)),
-        block_tokens=block_tokens,
-        shared_prefix=0,
-        answers_cached=answers_cached,
-    )
+from testing.inputs.conversations import chats
 
 
 @pytest.mark.parametrize("answers_cached", [True, False])

@@ -1,8 +1,6 @@
 """`python -m analysis.sizing`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,22 +8,7 @@ import pytest
 from analysis.sizing.__main__ import main
 from loadtest.units import GIB
 from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B
-from testing.inputs.planned import config_file
-from testing.processes import ROOT, clean_environment
-
-
-def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.sizing", *flags],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+from testing.inputs.planned import config_file, sized
 
 
 def test_the_command_answers_in_every_format(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Walls of planned deployments, against the engine and against the measured law."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -19,7 +16,6 @@ from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import closed_loop
 from testing.inputs.model_configs import GEMMA2_27B, LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B, QWEN3_NEXT
 from testing.inputs.planned import planned_deployment, planned_workload
-from testing.processes import ROOT, clean_environment
 
 
 def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> None:
@@ -101,20 +97,6 @@ def test_fewer_experts_are_read_for_fewer_sequences() -> None:
     assert steps.base_s(1) < 0.25 * steps.base_s(1000)
     dense = size_engine(planned_deployment(QWEN3_1_7B), planned_workload(), latency=False).steps
     assert dense.base_s(1) == dense.base_s(1000)
-
-
-def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.sizing", *flags],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def test_lengths_are_cut_to_the_context_and_counted() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from analysis.capacity.answer import recommend
-from analysis.evidence.turns import Turns
 from analysis.levels.context import Pool
 from analysis.memory.eviction import Eviction
 from analysis.reading.runs import Run
@@ -17,6 +16,7 @@ from analysis.twin.maximum import find_maximum
 from analysis.walls import prefix_cache
 from analysis.walls.prefix_cache import LevelHits
 from loadtest.record import Slo
+from testing.inputs.conversations import chats
 from testing.truth.prefix_services import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
 from testing.truth.three_turns import three_turns
 
@@ -117,26 +117,6 @@ def test_the_true_limit_knows_it(true):
     assert found.wall == "prefix_cache"
     assert found.x == pytest.approx(true, rel=0.05)
     assert found.below.kv_usage < 0.4
-
-
-def chats(lengths, *, outputs=40, block_tokens=8, answers_cached=True, pauses_s=(3.0, 5.0, 9.0)) -> Turns:
-    """Conversations of so many turns each; every turn adds 50 tokens and an answer."""
-    prompt = np.array([50 + turn * (50 + outputs) for length in lengths for turn in range(length)])
-    length = np.array(lengths)
-    reusable = np.where(prompt > 50, (prompt - 51) // block_tokens * block_tokens, 0)
-    return Turns(
-        prompt=prompt,
-        output=np.full(len(prompt), outputs),
-        first=np.cumsum(length) - length,
-        length=length,
-        weight=np.full(len(length), 1 / len(length)),
-        reusable=reusable.astype(np.float64),
-        pauses_s=np.array(pauses_s),
-        pause_weight=np.full(len(pauses_s), 1 / len(pauses_s)),
-        block_tokens=block_tokens,
-        shared_prefix=0,
-        answers_cached=answers_cached,
-    )
 
 
 def test_one_noisy_lowest_level_is_not_averaged_away_by_many_others():

@@ -4,21 +4,10 @@ import random
 
 import pytest
 
-from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.routers import ROUTERS, first_replica, prefix_aware, round_robin
 from loadtest.simulator.virtual import Simulation, TimedRequest, simulate, simulate_replicas
-
-CONFIG = EngineConfig(
-    num_gpu_blocks=65,
-    block_size=4,
-    max_model_len=128,
-    max_num_seqs=16,
-    max_num_batched_tokens=64,
-    step_base_s=1.0,
-    step_per_seq_s=0.01,
-    prefill_per_token_s=0.01,
-)
+from testing.inputs.engines import SMALL_ENGINE
 
 
 def crowd(count: int, *, seed: int, every_s: float) -> list[TimedRequest]:
@@ -38,9 +27,11 @@ def crowd(count: int, *, seed: int, every_s: float) -> list[TimedRequest]:
 
 
 def test_round_robin_gives_each_replica_every_other_request_and_both_run_as_if_alone() -> None:
-    both = simulate_replicas([CONFIG, CONFIG], crowd(40, seed=1, every_s=0.7), route=round_robin())
+    both = simulate_replicas(
+        [SMALL_ENGINE, SMALL_ENGINE], crowd(40, seed=1, every_s=0.7), route=round_robin()
+    )
     for place, trace in enumerate(both):
-        alone = simulate(CONFIG, crowd(40, seed=1, every_s=0.7)[place::2])
+        alone = simulate(SMALL_ENGINE, crowd(40, seed=1, every_s=0.7)[place::2])
         assert trace.step_end_s == alone.step_end_s
         assert trace.used_blocks == alone.used_blocks
         assert trace.counters == alone.counters
@@ -57,7 +48,10 @@ def test_an_answer_to_one_replicas_end_reaches_another_at_its_time() -> None:
 
     places = {short: 0, long: 1, follow_up: 1}
     traces = simulate_replicas(
-        [CONFIG, CONFIG], [(0.0, long), (0.0, short)], route=lambda one, _: places[one], on_end=again
+        [SMALL_ENGINE, SMALL_ENGINE],
+        [(0.0, long), (0.0, short)],
+        route=lambda one, _: places[one],
+        on_end=again,
     )
     assert follow_up in traces[1].requests
     assert short.end_s is not None
@@ -71,7 +65,7 @@ def test_least_loaded_keeps_replicas_even() -> None:
             (2.0 * number, Request(prompt_tokens=4, output_tokens=(40, 1)[number % 2]))
             for number in range(40)
         ]
-        traces = simulate_replicas([CONFIG, CONFIG], arrivals, route=ROUTERS[name]())
+        traces = simulate_replicas([SMALL_ENGINE, SMALL_ENGINE], arrivals, route=ROUTERS[name]())
         made[name] = [sum(one.output_tokens for one in trace.requests) for trace in traces]
     assert made["round-robin"] == [800, 20]  # every long one to the same replica
     assert max(made["least-loaded"]) < 600
@@ -94,7 +88,7 @@ def test_prefix_aware_sends_a_conversation_where_its_history_is() -> None:
             )
             for number, (chat, turn) in enumerate(turns)
         ]
-        traces = simulate_replicas([CONFIG] * 3, arrivals, route=ROUTERS[name]())
+        traces = simulate_replicas([SMALL_ENGINE] * 3, arrivals, route=ROUTERS[name]())
         hits[name] = sum(trace.counters.prefix_hits for trace in traces)
     assert hits["prefix-aware"] == sum(16 * turn for turn in range(5)) * 4
     assert hits["round-robin"] < hits["prefix-aware"]
@@ -102,14 +96,14 @@ def test_prefix_aware_sends_a_conversation_where_its_history_is() -> None:
 
 def test_prefix_aware_leaves_a_replica_that_is_far_ahead() -> None:
     popular = [(0.0, Request(prompt_tokens=9, output_tokens=60, block_hashes=range(2))) for _ in range(40)]
-    traces = simulate_replicas([CONFIG] * 2, popular, route=prefix_aware())
+    traces = simulate_replicas([SMALL_ENGINE] * 2, popular, route=prefix_aware())
     share = [len(trace.requests) for trace in traces]
     assert min(share) >= 12
 
 
 def test_goes_on_where_it_stopped() -> None:
-    whole = simulate(CONFIG, crowd(200, seed=2, every_s=1.0))
-    pieces = Simulation([CONFIG], crowd(150, seed=2, every_s=1.0), route=first_replica)
+    whole = simulate(SMALL_ENGINE, crowd(200, seed=2, every_s=1.0))
+    pieces = Simulation([SMALL_ENGINE], crowd(150, seed=2, every_s=1.0), route=first_replica)
     for until_s in (5.0, 20.0, 20.0, 150.0):
         pieces.run(until_s)
         assert pieces.traces[0].step_end_s[-1] < until_s + 4.0
