@@ -1,4 +1,4 @@
-"""What the commands `python -m analysis.*` share: types of flags, the objectives, and exit codes.
+"""What the commands `python -m analysis.*` have in common: flag types, the objectives, and exit codes.
 
 | exit code | meaning |
 |---|---|
@@ -20,7 +20,7 @@ from loadtest.record import RunInfo, Slo
 
 
 class ExitCode(IntEnum):
-    """How a command ended; argparse ends with 2 by itself, Python with 1."""
+    """Exit codes of a command. Python itself exits with 1 after an unexpected error, argparse with 2."""
 
     ANSWERED = 0
     BAD_INPUT = 2
@@ -30,11 +30,11 @@ class ExitCode(IntEnum):
 
 
 class RefusedError(Exception):
-    """The data cannot support an answer; the text gives the reasons. The command ends with REFUSED."""
+    """The data cannot support an answer, for the reasons in the text. The command exits with REFUSED."""
 
 
 def positive_number(text: str) -> float:
-    """A flag's value as a number above 0. Raises argparse.ArgumentTypeError."""
+    """Reads a flag's value as a finite number above 0. Raises argparse.ArgumentTypeError."""
     value = _number(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -42,14 +42,14 @@ def positive_number(text: str) -> float:
 
 
 def positive_integer(text: str) -> int:
-    """A flag's value as a whole number above 0. Raises argparse.ArgumentTypeError."""
+    """Reads a flag's value as a whole number above 0. Raises argparse.ArgumentTypeError."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """A flag's value as a number above 0 and below 1. Raises argparse.ArgumentTypeError."""
+    """Reads a flag's value as a number between 0 and 1, both excluded. Raises argparse.ArgumentTypeError."""
     value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -64,7 +64,7 @@ def _number(text: str) -> float:
 
 
 def add_slo_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the four objectives. A flag that is not given is None."""
+    """Adds a flag for each of the four objectives. A flag that is not given has the value None."""
     default = Slo()
     add = parser.add_argument_group("objectives").add_argument
     add(
@@ -95,13 +95,13 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
-    """The objectives to judge a run by: each from its flag, else from the run, else the default."""
+    """Returns the objectives to judge a run by: each from its flag, else from the run, else the default."""
     flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
     given = {name: flag for name, flag in flags.items() if flag is not None}
     return msgspec.structs.replace(stored_slo(info), **given)
 
 
 def stored_slo(info: RunInfo) -> Slo:
-    """The objectives that a run was made with; the default for each that it does not state."""
+    """Returns the objectives that a run was made with, and the default for each that it does not state."""
     stored = {name: info.settings.get(f"slo_{name}") for name in Slo.__struct_fields__}
     return Slo(**{name: float(value) for name, value in stored.items() if isinstance(value, int | float)})

@@ -1,4 +1,5 @@
-"""Reasons, doubts and warnings as codes with values; `analysis.reporting.words` says each as a sentence."""
+"""Doubts, refusals, warnings and options: codes with values, which `analysis.reporting.words` puts into
+words."""
 
 from typing import Literal
 
@@ -6,20 +7,20 @@ import msgspec
 
 
 class Note(msgspec.Struct, kw_only=True):
-    """Something that a person must be told. The subclass is the code, its fields are the values."""
+    """Something that a person must be told. The subclass is the code, and its fields are the values."""
 
 
 class PlainSentence(Note):
-    """A sentence that was written where it was noticed: by the load test, or by a reader of files."""
+    """A sentence that was worded where the problem was noticed: by the load test, or by a reader of files."""
 
     sentence: str
 
 
-# Why a level is not trusted.
+# Doubts: why a level is not trusted.
 
 
 class NotSteady(Note):
-    """Request durations or KV usage drift in every window that was tried."""
+    """Request durations or KV usage drift in every part of the level that was tried as its window."""
 
 
 class TooFewRequests(Note):
@@ -30,7 +31,7 @@ class TooFewRequests(Note):
 
 
 class GeneratorLate(Note):
-    """The event loop that stamps the times ran late."""
+    """The event loop that takes the times ran late. `lag_s` is the mean over the window."""
 
     lag_s: float
     limit_s: float
@@ -40,52 +41,52 @@ class GeneratorBusy(Note):
     """The load generator used nearly all of its core."""
 
     cpu: float
-    """Share of one core."""
+    """CPU time of the busiest worker, as a share of one core."""
     limit: float
 
 
 class ClientErrors(Note):
-    """Requests failed on the load generator's side."""
+    """Requests failed on the load generator's side: the connection failed, or the request timed out."""
 
     failed: int
     ended: int
 
 
 class LoadNotReached(Note):
-    """Fewer requests were in flight than there were users."""
+    """Fewer requests were in flight than users were set."""
 
     in_flight: float
     users: int
 
 
 class TooMuchLoad(Note):
-    """More requests were in flight than there were users."""
+    """More requests were in flight than users were set."""
 
     in_flight: float
     users: int
 
 
 class LittlesLawOff(Note):
-    """Request rate times request duration is not what was in flight."""
+    """Request rate times request duration is not the number of requests in flight (Little's law)."""
 
     off: float
-    """Relative difference."""
+    """Relative difference from the requests in flight."""
 
 
 class TokensDisagree(Note):
-    """The server counted other tokens than the rows hold, over the whole run."""
+    """Over the whole run, the server counted a different number of output tokens than the rows hold."""
 
     off: float
     """Relative difference; positive where the server counted more."""
 
 
 class ForeignLoad(Note):
-    """The server held requests that the load test did not send."""
+    """The server held requests that the load test did not send. `requests` is their mean number."""
 
     requests: float
 
 
-# Why there is no answer.
+# Reasons to refuse: why there is no answer.
 
 
 class NoRequests(Note):
@@ -97,21 +98,21 @@ class NoSuccess(Note):
 
 
 class OpenLoop(Note):
-    """Requests came when they were due, so there are no users to count."""
+    """Requests were sent at set times (an open loop), so there are no users to count."""
 
 
 class NoLevels(Note):
-    """No level was longer than its settling time."""
+    """No level lasted longer than its settling time."""
 
 
 class NoTrustedLevel(Note):
-    """Every level has a doubt."""
+    """No level can be trusted. `why` lists the doubts, each once."""
 
     why: list[Note]
 
 
 class PastWallAtLowest(Note):
-    """The lowest trusted level is past a wall already."""
+    """The lowest trusted level is past a wall already, so the wall lies below all that was measured."""
 
     users: int
     wall: str
@@ -121,17 +122,17 @@ class PastWallAtLowest(Note):
 
 
 class NotPooled(Note):
-    """Runs of the same model that were left out, because they are of another deployment or workload."""
+    """Runs of the same model that were left out, because they have another deployment or workload."""
 
     run_ids: list[str]
     differing: list[str]
 
 
 class SimulatorLate(Note):
-    """The embedded server sent tokens late itself."""
+    """The embedded server itself sent tokens late."""
 
     late_s: float
-    """Median over scrapes of how late a token was."""
+    """Seconds by which a token was late: the median over scrapes."""
 
 
 class PoolUnknown(Note):
@@ -139,32 +140,32 @@ class PoolUnknown(Note):
 
 
 class TooFewLengths(Note):
-    """Too few finished requests carried token counts to place the memory wall."""
+    """Too few finished requests have known token counts, so the KV-cache wall cannot be placed."""
 
     needed: int
 
 
 class SpreadOverEngines(Note):
-    """Users are taken as spread evenly over equal pools."""
+    """Several engines with a pool each: users are taken as spread evenly over them."""
 
     engines: int
 
 
 class GaugeDisagrees(Note):
-    """The server's gauge and the requests' lengths tell of different KV use."""
+    """The server's gauge of KV usage disagrees with the usage that follows from the requests' lengths."""
 
     off: float
     """Relative difference; positive where the gauge shows more."""
 
 
 class Lockstep(Note):
-    """Output lengths hardly vary."""
+    """Output lengths hardly vary, so requests march in step. `cv` is their coefficient of variation."""
 
     cv: float
 
 
 class HeavyTail(Note):
-    """Output lengths vary so much that the requests are few."""
+    """Output lengths vary so much that more requests are needed. `cv` is their coefficient of variation."""
 
     cv: float
     requests: int
@@ -172,86 +173,87 @@ class HeavyTail(Note):
 
 
 class SeedRepeated(Note):
-    """Pooled runs drew the same lengths."""
+    """Runs that are pooled used the same seed, so they drew the same lengths."""
 
 
 class LevelsNotTrusted(Note):
-    """Levels that were left out, all for the same doubts."""
+    """Levels that were left out, all because of the same doubts."""
 
     users: list[int]
     why: list[Note]
 
 
 class Extrapolated(Note):
-    """The wall stands outside of the trusted levels."""
+    """The first wall lies above or below all trusted levels."""
 
     wall: str
     side: Literal["above", "below"]
     users: int
-    """The nearest trusted level."""
+    """Users of the nearest trusted level."""
 
 
 class FormulaAlone(Note):
-    """No trusted level near the memory wall counted preemptions."""
+    """No trusted level near the KV-cache wall measured preemptions or blocked time: only the formula
+    places it."""
 
 
 class SentLate(Note):
-    """An open loop's requests were sent later than they were due."""
+    """In an open loop, requests were sent later than they were due."""
 
     run_id: str
     late_p99_s: float
     limit_s: float
     due_p95_s: float | None
-    """TTFT from due."""
+    """TTFT counted from the time at which the request was due, p95 in seconds; None where it is not known."""
     sent_p95_s: float | None
-    """TTFT from sent."""
+    """TTFT counted from the time at which the request was sent, p95 in seconds; None where not known."""
 
 
-# Changes of the deployment that would move the answer.
+# Options: changes of the deployment that would raise the answer.
 
 
 class RaiseMemoryUtilization(Note):
-    """Give vLLM a larger share of the GPU's memory."""
+    """Option: vLLM gets a larger share of the GPU's memory, `to` instead of `now`."""
 
     to: float
     now: float
 
 
 class LargerPool(Note):
-    """Give the KV cache more memory, by a share of what it has."""
+    """Option: the KV cache gets more memory. `by` is the share of its present size that is added."""
 
     by: float
 
 
 class Fp8Cache(Note):
-    """Store keys and values in eight bits."""
+    """Option: keys and values are stored in eight bits."""
 
 
 class ShorterContext(Note):
-    """Cut requests that are longer than nearly all."""
+    """Option: a lower `max_model_len`, which cuts off the longest requests, a share `cut_share` of all."""
 
     max_model_len: int
     cut_share: float
 
 
 class OffloadHistories(Note):
-    """Keep evicted histories in the host's memory."""
+    """Option: evicted conversation histories are kept in the host's memory."""
 
 
 class ShorterHistories(Note):
-    """Send less of each conversation back."""
+    """Option: each request sends less of its conversation's history."""
 
 
 class RaiseMaxNumSeqs(Note):
-    """Let more requests into the batch."""
+    """Option: a larger `max_num_seqs`, so that more requests run at once."""
 
 
 class LighterWork(Note):
-    """Ask less of each step, or accept more time."""
+    """Option: less work in each step, or a looser objective."""
 
 
 class SecondReplica(Note):
-    """Run the server twice."""
+    """Option: a second replica of the server."""
 
     keep_conversations: bool
-    """Each conversation must return to the replica that has its history."""
+    """Whether each conversation must return to the replica that holds its history."""

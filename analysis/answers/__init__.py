@@ -1,3 +1,4 @@
-"""The answers as types: capacity.json, compare.json, and the JSON of sizing and the twin.
+"""Types of the answers: capacity.json, compare.json, and the JSON of sizing and the twin.
 
-Knows no maths and no words."""
+Knows no mathematics and no words.
+"""

@@ -1,4 +1,4 @@
-"""The answer of `python -m analysis.capacity`: how many users each model holds, and the evidence."""
+"""The answer of `python -m analysis.capacity`: how many users each model holds, and the evidence for it."""
 
 import msgspec
 
@@ -10,9 +10,10 @@ from loadtest.record import Slo
 
 
 class Headline(msgspec.Struct, kw_only=True, frozen=True):
-    """The number to plan with, and what it rests on. All numbers are null in a refusal.
+    """The number of users to plan with, and how sure it is. All numbers are null in a refusal.
 
-    `max_users` is the lower end of `interval_x` rounded down, as are `estimate` and `interval`.
+    `max_users` is the lower end of `interval_x` rounded down. `estimate` and `interval` are `estimate_x` and
+    `interval_x` rounded down.
     """
 
     max_users: int | None = None
@@ -21,14 +22,14 @@ class Headline(msgspec.Struct, kw_only=True, frozen=True):
     estimate_x: float | None = None
     interval_x: tuple[float, float | None] | None = None
     at_least: bool = False
-    """No wall was reached: the estimate and the upper end are null."""
+    """Whether no wall was reached; then the estimate and the upper ends are null."""
     binding: WallName = "not_reached"
     p_binding: dict[str, float] = {}
-    """Probability that each wall is the first."""
+    """Probability that each wall is the first to be met, by the wall's name."""
 
 
 class Bound(msgspec.Struct, kw_only=True, frozen=True):
-    """The number of users at which one wall stands: whole users, and real-valued ones in `*_x`."""
+    """Users at which one wall lies: whole users, and real-valued ones in `users_x` and `interval_x`."""
 
     name: WallName
     users: int
@@ -39,60 +40,63 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
-    """A wall that was not met by the highest trusted level."""
+    """A wall that was not met up to the highest trusted level, which has `up_to_users` users."""
 
     name: WallName
     up_to_users: int
 
 
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
-    """KV cache of one request in flight. Null where the server did not say enough."""
+    """KV cache that one request in flight takes. Null where the data do not tell."""
 
     pool_tokens: int | None = None
     tokens_per_user: float | None = None
-    """Mean over a request's steps, whole blocks counted."""
+    """Mean KV tokens of a request over its steps, in whole blocks, a shared prefix included."""
     tokens_per_user_sd: float | None = None
     shared_prefix_tokens: int | None = None
     bytes_per_token: int | None = None
     vram_base_bytes: int | None = None
     vram_bytes_per_user: int | None = None
     r2: float | None = None
-    """Fit of usage against requests running, over scrapes of trusted levels in which nobody waited."""
+    """R2 of usage against requests running, over scrapes of trusted levels in which no request waited."""
     gauge_tokens_per_user: float | None = None
-    """`tokens_per_user` by the server's gauge: usage over running of the same scrape."""
+    """`tokens_per_user` by the server's gauge: usage divided by requests running in the same scrape."""
     preempted_fraction_shift: float | None = None
-    """ln of measured over predicted preemptions near the wall: how far the formula was moved."""
+    """How far the formula is moved near the wall: ln of measured over predicted preemptions."""
     pairs: int = 0
-    """Requests whose lengths make the distribution."""
+    """Number of requests from whose lengths the distribution is made."""
 
 
 class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):
-    """Step time of the engine: base + per_seq * sequences + per_kv_token * tokens + prefill."""
+    """Step time of the engine: base + per_seq * sequences + per_kv_token * KV tokens + prefill."""
 
     step_base_s: float | None = None
     step_per_seq_s: float | None = None
-    """Includes the KV tokens of a mean sequence: one length mix cannot tell the two apart."""
+    """Seconds for each sequence and its mean KV tokens: one mix of lengths cannot tell the two apart."""
     step_per_kv_token_s: float | None = None
     prefill_per_token_s: float | None = None
     knee_users: float | None = None
-    """Requests in flight at which output throughput reaches 90 % of its limit. Advisory."""
+    """Requests in flight at which output throughput reaches 90 % of its limit. It limits nothing."""
 
 
 class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):
-    """What was asked of the server, and the lengths that came of it."""
+    """Settings of the load test, and the lengths of its finished requests."""
 
     settings: dict[str, str]
-    """Settings of the load test that shape the workload, as they were given."""
+    """Settings of the load test that shape the workload, as given."""
     requests: int = 0
-    """Finished requests whose lengths are known; 0 where they are too few."""
+    """Number of finished requests whose lengths are known; 0 where they are too few."""
     prompt_mean: float | None = None
-    """Tokens, the history included."""
+    """Mean prompt tokens of a request, the history included."""
     output_mean: float | None = None
 
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):
-    """A change that would move the limit. `users` is the new estimate, `users_x` the same real-valued; both
-    are null where no model says."""
+    """A change that would move the limit.
+
+    `users` is the new estimate, and `users_x` is that before rounding down; both are null where no model
+    tells.
+    """
 
     change: Note
     users: int | None
@@ -100,7 +104,7 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
     gain_users: int | None
     limited_by: WallName | None
     beyond: bool = False
-    """More users than a quarter above the highest trusted level: the model reaches far."""
+    """Whether `users` is more than a quarter above the highest trusted level, far from what was measured."""
 
 
 class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
@@ -111,13 +115,13 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     headline: Headline
     max_in_flight: int | None
     bounds: list[Bound]
-    """The nearest first."""
+    """Walls that were met or that a model places, the nearest first."""
     not_met: list[WallNotMet]
     memory: MemoryFigures
     latency: LatencyFigures
     levels: list[Level]
     open_loop: list[Slice]
-    """Empty unless requests came when they were due (`--arrivals`, `--trace`)."""
+    """Slices of open loops; empty unless requests were sent at set times (`--arrivals`, `--trace`)."""
     options: list[Option]
     refused: bool
     reasons: list[Note]
@@ -126,19 +130,20 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     server: str
     gpu: str | None
     simulated: str | None
-    """What the embedded server simulates; null of any other server."""
+    """Description of what the embedded server simulates; null for any other server."""
     workload: WorkloadSummary
     timing_error_s: float | None
-    """How late the load generator's own stamps may be at this load."""
+    """Seconds by which the generator's times may be late: the largest mean lag of a trusted level; else
+    null."""
 
     @property
     def trusted(self) -> list[Level]:
-        """Levels that the answer rests on."""
+        """Levels that the answer uses."""
         return [level for level in self.levels if level.trusted]
 
 
 class Answer(msgspec.Struct, kw_only=True, frozen=True):
-    """What `capacity.json` holds."""
+    """Content of `capacity.json`."""
 
     generated_unix_s: float
     confidence: float

@@ -1,3 +1,4 @@
-"""How many users: the walls joined into one answer with an interval, options and warnings.
+"""How many users a deployment holds: the walls joined into one answer with an interval, options and warnings.
 
-Knows how no single wall is placed, and no words."""
+Does not know how a single wall is placed, and knows no words.
+"""

@@ -1,4 +1,4 @@
-"""How many users can this deployment hold? recommend(), and `python -m analysis.capacity reports/`."""
+"""The command `python -m analysis.capacity reports/`: how many users can this deployment hold?"""
 
 import argparse
 import sys
@@ -28,7 +28,7 @@ from loadtest.model.kv_cache import kv_bytes_per_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m analysis.capacity`. Returns the exit code: 0 answered, 2 unreadable, 3 refused."""
+    """Runs the command. Returns the exit code: 0 answered, 2 unreadable, 3 refused, 130 interrupted."""
     options = _parser().parse_args(argv)
     try:
         answer = analyse(options)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def analyse(options: argparse.Namespace) -> Answer:
-    """Reads, recommends and writes the reports into the named folder. Raises InputError."""
+    """Reads the runs, answers, and writes the reports into the named folder. Raises InputError."""
     per_token = _bytes_from_config(options.config)
     groups, left_out = choose_runs(_found(options), options.run)
     models = []
@@ -66,13 +66,13 @@ def analyse(options: argparse.Namespace) -> Answer:
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """Where the reports go."""
+    """Returns the folder into which the reports are written."""
     path: Path = options.path
     return path.parent if path.is_file() else path
 
 
 def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
-    """Run folders, or what other load generators left."""
+    """Finds run folders, or reads the results of other load generators. Raises InputError."""
     if options.path.is_file() or (options.path.is_dir() and not has_runs(options.path)):
         return read_results(options.path, server_metrics=options.server_metrics)
     if options.server_metrics:
@@ -81,7 +81,7 @@ def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
 
 
 def _with_stated_pool(run: Run, options: argparse.Namespace) -> Run:
-    """What the user says of the KV cache counts before what /metrics said."""
+    """Replaces what /metrics said of the KV pool by what the user stated, if anything."""
     if options.kv_cache_tokens is None:
         return run
     block_size = options.block_size or run.info.server.block_size or VLLM_BLOCK_SIZE

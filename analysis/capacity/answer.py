@@ -1,4 +1,4 @@
-"""From a judgement to the answer for one model."""
+"""The answer for one model, made from a judgement."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def recommend(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> ModelAnswer:
-    """Judges the runs and answers from them."""
+    """Judges the runs and answers for their model. The same seed gives the same answer."""
     judgement = judge(runs, slo=slo, seed=seed, on_step=on_step)
     return answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
 
@@ -57,7 +57,7 @@ def recommend(
 def answer_of(
     judgement: Judgement, *, confidence: float = CONFIDENCE, bytes_per_token: int | None = None
 ) -> ModelAnswer:
-    """The answer for one model. `bytes_per_token` overrides what the server said."""
+    """Answers for one model. bytes_per_token: KV bytes that replace what the server said."""
     evidence, memory, gauge = judgement.evidence, judgement.memory, judgement.gauge
     runs, walls, reasons = evidence.runs, judgement.walls, judgement.reasons
     warnings = warnings_of(evidence, memory, gauge, walls)

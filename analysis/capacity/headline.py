@@ -1,4 +1,4 @@
-"""The number of users to plan with, from the walls and how sure each is."""
+"""The number of users to plan with, from the walls and their bounds."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ from analysis.evidence.evidence import Evidence
 from analysis.walls.placed import PlacedWall
 
 CONFIDENCE = 0.9
-REACH = 1.25  # walls are believed this far beyond the highest trusted level, with a warning
-TIE = 0.05  # walls less likely than this to bind do not widen the interval
+REACH = 1.25  # walls beyond the highest trusted level count up to this factor, with a warning
+TIE = 0.05  # walls less likely than this to be the first do not affect the interval's upper end
 
 
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:
-    """The lower end is the least lower bound of all walls; the upper end the least upper bound of those that
-    rival the first, corrected for how many there are (docs/method.md).
+    """Joins the walls into one number of users with an interval.
 
-    A wall that was not met is above the highest trusted level, which is therefore its lower bound.
+    The lower end is the smallest lower bound of all walls. The upper end is the smallest upper bound among
+    the first wall and its rivals, each at an error divided by their number (docs/method.md). A wall that was
+    not met lies above the highest trusted level, so that level is its lower bound.
     """
     top = evidence.trusted[-1]
     first = min(walls, key=lambda wall: wall.x, default=None)
@@ -50,7 +51,7 @@ def _at_least(users: float) -> Headline:
 
 
 def _p_binding(walls: Sequence[PlacedWall]) -> dict[str, float]:
-    """Share of the draws in which each wall is the first; walls that never are, are left out."""
+    """Returns the share of draws in which each wall is the first, by name, without walls that never are."""
     first = np.argmin(np.stack([wall.draws for wall in walls]), axis=0)
     share = np.bincount(first, minlength=len(walls)) / len(first)
     likely = sorted(zip(walls, share, strict=True), key=lambda pair: -pair[1])

@@ -1,4 +1,4 @@
-"""Where every wall stands in the evidence, and whether the data can carry an answer."""
+"""Where every wall lies according to the evidence, and whether the data support an answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from loadtest.record import Slo
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judgement:
-    """The evidence and the walls in it: what an answer at any confidence is made of."""
+    """The evidence, the walls, and the reasons to refuse: all that an answer at any confidence needs."""
 
     evidence: Evidence
     memory: KvCacheWall | None
@@ -39,11 +39,10 @@ def judge(
     quick: bool = False,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
-    """Places the walls of runs that may be pooled (`analysis.reading.pooling`). The same seed, the same
-    walls.
+    """Places the walls of runs that may be pooled (`analysis.reading.pooling`). Equal seeds give equal walls.
 
-    `on_step` is called for each of RESAMPLES resamples, for a progress bar. `quick` serves a look while a run
-    goes on: the KV-cache wall without the engine's replay, from fewer resamples.
+    on_step: called with 1 after each of RESAMPLES resamples, for a progress bar. quick: for a look while a
+    run goes on; places the KV-cache wall without the engine's replay and from QUICK_RESAMPLES resamples.
     """
     rng = np.random.default_rng(seed)
     evidence = gather_evidence(runs, slo=slo)
@@ -102,8 +101,8 @@ def _gauge(evidence: Evidence) -> Gauge | None:
 def _placed_walls(
     evidence: Evidence, memory: KvCacheWall | None, prefix: PrefixWall | None, rng: np.random.Generator
 ) -> list[PlacedWall]:
-    """Every wall that was met, or that a model places. A new wall is a file in `analysis.walls` and a line
-    here."""
+    """Places every wall that was met or that a model predicts. A new wall needs a module in
+    `analysis.walls` and a line here."""
     found = [
         place_kv_cache(evidence, memory) if memory is not None else None,
         place_prefix_cache(evidence, prefix) if prefix is not None else None,
@@ -117,7 +116,7 @@ def _placed_walls(
 
 
 def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[Note]:
-    """Why the data cannot carry an answer; empty when they can."""
+    """Returns the reasons why the data cannot support an answer; empty when they can."""
     if not any(len(run.requests) for run in evidence.runs):
         return [NoRequests()]
     if not any(run.requests.ok.any() for run in evidence.runs):

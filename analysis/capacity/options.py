@@ -1,4 +1,4 @@
-"""Changes of the deployment that would raise the answer, and by how many users where a model can say."""
+"""Changes of the deployment that would raise the answer, and by how many users where a model can tell."""
 
 import math
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from analysis.notes import (
 from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 
-MAX_UTILIZATION = 0.95  # above it, vLLM's own start-up peaks leave no room
-CUT_SHARE = 0.05  # of the requests: those that a shorter max_model_len would cut
+MAX_UTILIZATION = 0.95  # above this, peaks at vLLM's start do not fit
+CUT_SHARE = 0.05  # share of requests that the suggested max_model_len would cut
 
 
 def options_of(
     judgement: Judgement, walls: Sequence[PlacedWall], headline: Headline, per_token: int | None
 ) -> list[Option]:
-    """What would raise the answer, and by how many users where a model can say."""
+    """Returns the changes that would raise the answer, and by how many users where a model can tell."""
     if headline.estimate is None or headline.estimate_x is None:
         return []
     evidence, memory, prefix = judgement.evidence, judgement.memory, judgement.prefix
@@ -77,7 +77,7 @@ def _option_without_model(change: Note) -> Option:
 
 
 def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[Note, float]]:
-    """Changes of the pool, with the factor by which each makes it larger."""
+    """Returns changes that make the pool larger, each with the factor by which it does."""
     info = evidence.runs[-1].info
     found: list[tuple[Note, float]] = []
     used, vram = info.server.gpu_memory_utilization, info.gpu.vram_bytes if info.gpu else None
@@ -103,14 +103,14 @@ def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
 
 
 def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
-    """Users at the KV-cache wall with other lengths, or in another pool, moved as far by the counts."""
+    """Returns the users at the KV-cache wall with other lengths or another pool, at the measured shift."""
     occupancy = Occupancy(distribution, blocks, evidence.active_per_engine)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
     return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
 def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
-    """The length that one in twenty requests exceeds, and users at the wall when answers end there."""
+    """Returns the length that one in twenty requests exceeds, and the wall when requests end there."""
     pairs = evidence.pairs
     assert pairs is not None
     longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))
@@ -126,8 +126,10 @@ def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int
 
 
 def _option(change: Note, moved: float, others: Sequence[PlacedWall], estimate: int, reach: float) -> Option:
-    """The option with where it would move the wall (`moved`), unless another wall comes first. `reach`: users
-    beyond which the models speak of what nobody has measured."""
+    """Builds the option of a change that moves its wall to `moved` users, unless another wall comes first.
+
+    reach: users beyond which the option is marked as far from anything measured.
+    """
     next_wall = min(others, key=lambda wall: wall.x, default=None)
     limited = next_wall is not None and next_wall.x < moved
     users_x = next_wall.x if next_wall is not None and limited else moved

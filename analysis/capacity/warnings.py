@@ -1,4 +1,4 @@
-"""What a person must know beside the answer: what was left out, and where the models are on thin ice."""
+"""Warnings beside the answer: what was left out, and where the models are least certain."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ HEAVY_TAIL_CV, HEAVY_TAIL_REQUESTS = 0.9, 2000
 def warnings_of(
     evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
 ) -> list[Note]:
-    """All warnings, each once, those of the load test first."""
+    """Returns all warnings, each once, those of the load test first."""
     found: list[Note] = [PlainSentence(sentence=warning) for run in evidence.runs for warning in run.warnings]
     if evidence.open_loop:
         return _each_once(found + open_loop_warnings(evidence.runs))
@@ -57,7 +57,7 @@ def _each_once(notes: Sequence[Note]) -> list[Note]:
 
 
 def _simulator_warnings(evidence: Evidence) -> list[Note]:
-    """The embedded server's own error, where it is as large as what is measured."""
+    """Returns a warning where the embedded server's own lateness is as large as the measured times."""
     late = np.concatenate([run.server.simulated_lateness_s for run in evidence.runs])
     tpot = [level.requests.tpot_s.p50 for level in evidence.levels if level.trusted]
     known = [value for value in tpot if value]
@@ -94,7 +94,7 @@ def _length_warnings(evidence: Evidence) -> list[Note]:
 
 
 def untrusted_levels(levels: Sequence[Level]) -> list[Note]:
-    """Levels that are not trusted; those of the same doubts in one note."""
+    """Returns the levels that are not trusted; levels with equal doubts share a note."""
     found: list[LevelsNotTrusted] = []
     for level in sorted(levels, key=lambda level: level.users):
         why = list(level.why_not)

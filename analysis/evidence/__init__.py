@@ -1,3 +1,4 @@
-"""What comparable runs say together: lengths, pauses, think time, step time, and the server's own gauge.
+"""What runs that may be pooled tell together: lengths, pauses, think time, step time, the server's gauge.
 
-Knows no wall and no simulated engine."""
+Knows no wall and no simulated engine.
+"""

@@ -1,4 +1,4 @@
-"""Everything that the walls are judged from, gathered from runs that may be pooled."""
+"""Everything from which the walls are placed, gathered from runs that may be pooled."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evidence:
-    """Runs, their levels, and what all levels say together."""
+    """Runs, their levels, and what all levels tell together. None where the runs do not tell it."""
 
     runs: Sequence[Run]
     levels: Sequence[Level]
@@ -30,18 +30,18 @@ class Evidence:
 
     @property
     def active(self) -> ActiveShare:
-        """Share of the time in which a user is in flight, by the number of users."""
+        """Function from the number of users to a user's share of the time in flight."""
         return active_of(self.thinking)
 
     @property
     def active_per_engine(self) -> ActiveShare:
-        """Share of the time in which a user is in flight, by the number of users of one engine."""
+        """Function from the number of users of one engine to a user's share of the time in flight."""
         engines = self.pool.engines if self.pool else 1
         return active_of(self.thinking.per_engine(engines) if self.thinking else None)
 
     @property
     def pace(self) -> StepCost | None:
-        """Step time and prefill of all engines together; None where the levels do not tell."""
+        """Step time and prefill time of all engines together; None where the levels do not tell."""
         if self.pairs is None:
             return None
         return step_cost_of(
@@ -53,24 +53,24 @@ class Evidence:
 
     @property
     def max_num_seqs(self) -> int | None:
-        """max_num_seqs of all engines together, as stated or as detected; None where it is neither."""
+        """`max_num_seqs` of all engines together, as stated or else as detected; None if neither."""
         stated = self.runs[-1].info.server.max_num_seqs
         engines = self.pool.engines if self.pool else 1
         return max_num_seqs_of(self.levels, stated=stated * engines if stated else None)
 
     @property
     def open_loop(self) -> bool:
-        """True where requests came when they were due, in one of the runs at least."""
+        """Whether requests were sent at set times in at least one of the runs."""
         return any(run.info.arrivals for run in self.runs)
 
     @property
     def trusted(self) -> list[int]:
-        """Numbers of users that have a trusted level, rising."""
+        """Numbers of users that have a trusted level, in rising order."""
         return sorted({level.users for level in self.levels if level.trusted})
 
 
 def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
-    """Measures the levels of runs that may be pooled, and what they say together."""
+    """Measures the levels of runs that may be pooled, and what these levels tell together."""
     pool = _pool(runs)
     pairs = length_pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
@@ -101,7 +101,7 @@ def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Sl
 
 
 def _pool(runs: Sequence[Run]) -> Pool | None:
-    """(num_gpu_blocks - 1) whole blocks for each engine; None where the server did not say."""
+    """Returns the pool, with num_gpu_blocks - 1 blocks in each engine; None where the server did not say."""
     server = runs[-1].info.server
     engines = max(run.server.engines for run in runs)
     if server.block_size is None:
@@ -113,17 +113,23 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
 
 def users_think(runs: Sequence[Run]) -> bool:
-    """True where users were told to pause between requests."""
+    """Whether users were set to pause between requests in at least one of the runs."""
     return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
 
 
-MIN_ALIKE, MIN_ALIKE_SPREAD = 3, 4 / 3  # levels with equally many running, and their users' largest ratio
+MIN_ALIKE, MIN_ALIKE_SPREAD = (
+    3,
+    4 / 3,
+)  # numbers of users with equal running; their ratio, at least
 
 
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """max_num_seqs as stated; else the most requests that ran, where a trusted level stood flat at that with
-    a queue, or where three numbers of users, a third apart, left equally many running with queues and
-    room."""
+    """Returns max_num_seqs as stated, else as detected, else None.
+
+    A trusted level detects it by a flat top with a queue. It is also detected if at least three levels, whose
+    users differ by a third or more, left equally many requests running with queues although the pool had
+    room.
+    """
     if stated is not None:
         return stated
     trusted = [level for level in levels if level.trusted]

@@ -1,4 +1,4 @@
-"""The server's gauge of KV usage held against what the rows explain: a check of the KV-cache formula."""
+"""The server's gauge of KV usage against the usage that follows from the rows: a check of the formula."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gauge:
-    """KV usage against requests running of the same scrape, in trusted levels in which nobody waited."""
+    """KV usage for each running request in the same scrape, in trusted levels in which no request waited."""
 
     tokens_per_request: float
     r2: float
     off: float
-    """Gauge over what the rows explain at the same scrapes, less 1."""
+    """Usage by the gauge over usage by the rows at the same scrapes, less 1."""
     off_se: float
 
 
 def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
-    """The gauge of all runs together; None where fewer than five scrapes had requests running."""
+    """Reads the gauge in all runs together; None where fewer than five scrapes had requests running."""
     free = [level for level in levels if level.trusted and not level.server.waiting_fraction > 0]
     scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
@@ -46,9 +46,9 @@ def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared
 class _Scrapes:
     running: Floats
     held: Floats
-    """Tokens that the gauge shows."""
+    """Tokens that the gauge shows, all engines together."""
     rebuilt: Floats
-    """Tokens that the rows explain, in whole blocks, shared ones taken off."""
+    """Tokens that follow from the rows, in whole blocks, a shared prefix left out."""
     active: Floats
 
 
@@ -70,13 +70,13 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: in
 
 
 def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
-    """KV tokens (whole blocks, without shared ones) and requests in flight at each instant, from the rows.
-    Shapes as `at_unix_s`."""
+    """Computes KV tokens (in whole blocks, without shared ones) and requests in flight at each instant
+    from the rows. Both have the shape of `at_unix_s`."""
     begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
     longest = float((ends - begins).max(initial=0.0))
     held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
     for position, at in enumerate(at_unix_s):
-        near = np.searchsorted(ends, [at, at + longest])  # rows stand in the order of their ends
+        near = np.searchsorted(ends, [at, at + longest])  # rows are in the order of their ends
         index = np.arange(near[0], min(near[1] + 1, len(rows)))
         index = index[(begins[index] <= at) & (rows.prompt_tokens[index] >= 1)]
         first_s, last_s = rows.first_chunk_s[index], rows.last_chunk_s[index]
@@ -91,7 +91,7 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: in
 
 
 def _disagreement(per_running: Floats, rebuilt: Floats, active: Floats) -> tuple[float, float]:
-    """Relative paired difference of tokens a request, gauge against rows, and its standard error."""
+    """Returns the gauge's tokens per request over the rows', less 1, and the standard error."""
     some = active > 0
     if some.sum() < 5:
         return 0.0, math.inf

@@ -1,4 +1,4 @@
-"""Lengths of finished requests in pairs of prompt and output, and their conversations."""
+"""Prompt and output lengths of finished requests, and the conversations that they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from analysis.statistics.arrays import Floats, Ints
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LengthPairs:
-    """Lengths of finished requests, shape (n,). They do not depend on load, so every level is pooled."""
+    """Prompt and output tokens of finished requests, shape (n,), of all levels: load does not change them."""
 
     prompt: Ints
     output: Ints
     conversation: Ints
-    """Requests of one conversation are resampled together."""
+    """Number of each request's conversation. Requests of one conversation are resampled together."""
     shared_prefix: int = 0
-    """Tokens that every prompt begins with and that the cache holds once."""
+    """Tokens that every prompt begins with, in whole blocks. The prefix cache holds them once."""
 
     def __len__(self) -> int:
         return len(self.prompt)
 
 
 def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
-    """Lengths of every finished request of these runs whose usage the server sent."""
+    """Collects the lengths of every finished request whose usage the server sent."""
     prompt, output, conversation, cached = [], [], [], []
     before = 0
     for run in runs:
@@ -48,7 +48,7 @@ def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
 
 
 def conversation_ids(rows: Requests) -> Ints:
-    """Number of the conversation of each request, shape (n,): a user's turns from one turn 0 to the next."""
+    """Returns each request's conversation number, shape (n,). A user's turn 0 begins a new conversation."""
     order = np.lexsort((rows.start_unix_s, rows.user))
     begins = (rows.turn[order] == 0) | (np.diff(rows.user[order], prepend=-1) != 0)
     chat = np.empty(len(rows), dtype=np.int64)
@@ -57,7 +57,8 @@ def conversation_ids(rows: Requests) -> Ints:
 
 
 def _shared_prefix(cached: Floats, block_tokens: int) -> int:
-    """Tokens in whole blocks that nine in ten first turns found cached: the first few fill the cache."""
+    """Returns the tokens, in whole blocks, that nine in ten first turns had cached (the first ones fill
+    it)."""
     known = cached[~np.isnan(cached)]
     if len(known) < 20:
         return 0

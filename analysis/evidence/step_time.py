@@ -1,4 +1,4 @@
-"""How long a step of the engine takes, from throughput and TTFT of levels in which nobody waited."""
+"""How long a step of the engine takes, from throughput and TTFT of levels in which no request waited."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """A step of n sequences takes tau = base + per_sequence * n, prefill included: X = N/(base + per_sequence
-    N)."""
+    """Duration of a step with n sequences, prefill included: tau = base + per_sequence * n. So X = n /
+    tau."""
 
     base_s: float
     per_sequence_s: float
-    """beta = b + c mu + d E[uncached prompt]/E[o] (docs/method.md): one length mix tells only their sum."""
+    """beta = b + c mu + d E[uncached prompt]/E[o] (docs/method.md). One mix of lengths tells only the sum."""
 
     @property
     def knee(self) -> float:
@@ -28,37 +28,38 @@ class StepTime:
         return 9.0 * self.base_s / self.per_sequence_s if self.per_sequence_s > 0 else math.inf
 
     def output_tok_s(self, sequences: float) -> float:
-        """Output tokens a second, X, with so many sequences in flight."""
+        """Returns X, the output tokens per second, with this many sequences in flight."""
         return sequences / (self.base_s + self.per_sequence_s * sequences)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """A step of n sequences takes base + per_seq * n + prefill_per_token * the prompt tokens that it
-    computes."""
+    """Duration of a step with n sequences: base + per_seq * n + prefill_per_token * its prompt tokens."""
 
     step_base_s: float
     step_per_seq_s: float
     prefill_per_token_s: float | None
-    """None where the data do not tell; its share is then in `step_per_seq_s`."""
+    """Seconds for each prompt token; None where that is unknown, and then part of `step_per_seq_s`."""
     knee: float
 
     def per_engine(self, engines: int) -> "StepCost":
-        """The pace of one of so many equal engines, by its own sequences."""
+        """Returns the step cost of one of `engines` equal engines, by the sequences of that engine."""
         return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
 
 
 def step_cost_of(
     runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
 ) -> StepCost | None:
-    """Pace from throughput at two loads or more, and from TTFT against prompt lengths; None where throughput
-    is known at one load only. `uncached_prompt`, `output`: mean tokens of a request."""
+    """Fits a step cost to throughput at two loads or more, and to TTFT against prompt lengths.
+
+    uncached_prompt, output: mean tokens of a request. None where throughput is known at one load only.
+    """
     step = step_time(levels)
     if step is None:
         return None
     prefill = prefill_per_token_s(runs, levels)
     if prefill is not None:
-        # What waits for other prompts looks like prefill of its own; all prefill is in beta.
+        # Waiting for other prompts looks like a request's own prefill. All prefill is in beta: a limit.
         prefill = min(prefill, step.per_sequence_s * output / max(uncached_prompt, 1.0))
     riding = prefill * uncached_prompt / output if prefill is not None else 0.0
     return StepCost(
@@ -70,14 +71,14 @@ def step_cost_of(
 
 
 def is_free(level: Level) -> bool:
-    """True for a trusted level in which hardly any request waited for KV blocks (where that is not known, for
-    anything) nor for a `max_num_seqs` slot."""
+    """Whether a trusted level had hardly any queue, neither for KV blocks nor for `max_num_seqs` slots.
+    Where the queue for blocks is unknown, any queue counts."""
     waited = level.server.blocked.fraction if level.server.blocked else level.server.waiting_fraction
     return level.trusted and level.server.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Least squares of n/X on n over levels in which nobody waited; None of fewer than two loads."""
+    """Fits n/X on n by least squares, over levels without a queue; None with fewer than two loads."""
     free = [level for level in levels if is_free(level) and level.requests.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
@@ -94,8 +95,10 @@ def step_time(levels: Sequence[Level]) -> StepTime | None:
 
 
 def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
-    """Slope of TTFT on uncached prompt tokens, from as few of the lowest loads as make it sure; None where
-    all together do not."""
+    """Fits the slope of TTFT on uncached prompt tokens, in seconds per token.
+
+    It takes as few of the lowest loads as make the slope significant. None where all loads together do not.
+    """
     free = [level for level in levels if is_free(level)]
     for most in sorted({level.users for level in free}):
         prompt, ttft = _first_tokens(runs, [level for level in free if level.users <= most])

@@ -1,4 +1,4 @@
-"""Users who think: the pause between requests, and the share of the time in which a user is in flight."""
+"""Users who think: their pause between requests, and the share of the time in which they are in flight."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from scipy import optimize
 from analysis.evidence.step_time import is_free
 from analysis.levels.level import Level
 
-PAUSE_CV = 1.0  # of think times, taken as exponential: gives the standard error of their mean
+PAUSE_CV = 1.0  # coefficient of variation of think times, taken as exponential
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thinking:
-    """Users who think Z between requests that take R(n) = idle + slope * n with n in flight."""
+    """Users who think for Z seconds between requests of R(n) = idle + slope * n seconds with n in flight."""
 
     think_s: float
     idle_s: float
@@ -24,16 +24,17 @@ class Thinking:
     """Standard error of ln think_s."""
 
     def per_engine(self, engines: int) -> "Thinking":
-        """Users of one of so many equal engines: its request durations grow with its own users only."""
+        """Returns users of one of `engines` equal engines, where only these users make requests take
+        longer."""
         return replace(self, slope_s=self.slope_s * engines)
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
-        """These users with a think time drawn from its error."""
+        """Returns these users with a think time that is drawn from its error."""
         return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
 
     def active(self, users: int) -> float:
-        """Share of the time in flight, p = R/(R + Z), with R at p N in flight: the root of a quadratic. 0 to
-        1."""
+        """Returns the share of the time in flight, p, from 0 to 1: the root of p = R/(R + Z), R at n = p
+        N."""
         # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
         linear = self.idle_s + self.think_s - users * self.slope_s
         if self.slope_s <= 0:
@@ -43,8 +44,10 @@ class Thinking:
 
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
-    """Z by Little's law from all trusted levels, and R against requests in flight from those in which nobody
-    waited, where there are any."""
+    """Fits Z by Little's law to all trusted levels, and R(n) to those without a queue, if there are any.
+
+    None without a trusted level in which requests succeeded.
+    """
     known = [
         level
         for level in levels
@@ -69,14 +72,14 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
 
 
 ActiveShare = Callable[[int], float]
-"""Share of the time in which a user is in flight, by the number of users."""
+"""Function from the number of users to the share of the time in which a user is in flight, from 0 to 1."""
 
 
 def always_active(_: int) -> float:
-    """Share in flight of users who never think."""
+    """Returns 1: users who never think are always in flight."""
     return 1.0
 
 
 def active_of(thinking: Thinking | None) -> ActiveShare:
-    """Share in flight of these users; of users who never think where there is no think time."""
+    """Returns the share of the time in flight as a function of users; without think time it is always 1."""
     return thinking.active if thinking else always_active

@@ -1,4 +1,4 @@
-"""Turns of conversations and the pauses between them, with weights for what the end of a run cut off."""
+"""Turns of conversations and the pauses between them, weighted for those that the run's end cut off."""
 
 import math
 from collections.abc import Sequence
@@ -12,36 +12,37 @@ from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Window
 
-MIN_ANSWERS_FOUND = 0.05  # share of turns that find more than the prompt before: 0 where answers are not kept
+MIN_ANSWERS_FOUND = 0.05  # turns that find the answer before; their share is 0 if answers are not cached
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turns:
-    """Finished requests of known lengths, conversation after conversation, in their order. Shape (n,)."""
+    """Finished requests of known lengths, by conversation and in the order of turns. Shape (n,)."""
 
     prompt: Ints
-    """Tokens, the history included."""
+    """Prompt tokens, the history included."""
     output: Ints
     first: Ints
-    """Where each conversation begins, shape (c,)."""
+    """Index of each conversation's first turn, shape (c,)."""
     length: Ints
     """Number of turns of each conversation, shape (c,)."""
     weight: Floats
-    """Weight of each conversation, shape (c,): what the end of the run cut off stands for longer ones."""
+    """Weight of each conversation, shape (c,). The weight of those that were cut off goes to longer ones."""
     reusable: Floats
-    """Prompt tokens that a cache without bounds holds; nan where the turn before is not known."""
+    """Prompt tokens that an unlimited cache would hold; nan where the turn before is not known."""
     pauses_s: Floats
-    """From an answer's end to the same user's next request, shape (m,)."""
+    """Seconds from an answer's end to the same user's next request, shape (m,)."""
     pause_weight: Floats
-    """Weight of each pause, shape (m,): what the end of the run cut off stands for longer ones."""
+    """Weight of each pause, shape (m,). The weight of those that were cut off goes to longer ones."""
     block_tokens: int
     shared_prefix: int
     answers_cached: bool
-    """The next turn finds the answer before it in the cache too, as the same tokens."""
+    """Whether the next turn finds this turn's answer in the cache, being sent back as the same tokens."""
 
 
 def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> Turns | None:
-    """Turns of all requests whose usage the server sent; None where no conversation has a second turn."""
+    """Collects turns of all requests whose usage the server sent; None where no conversation has a second
+    turn."""
     if not any((run.requests.turn > 0).any() for run in runs):
         return None
     kept = answers_cached_of(runs)
@@ -68,12 +69,12 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
 
 
 def known_lengths(rows: Requests) -> Bools:
-    """True for finished requests whose lengths are known, shape (n,)."""
+    """Returns whether each request finished with known lengths, shape (n,)."""
     return rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
 
 
 def turn_before(rows: Requests) -> Ints:
-    """Row of the turn before in the same conversation, -1 where there is none. Shape (n,)."""
+    """Returns the row of the turn before in the same conversation, -1 where there is none. Shape (n,)."""
     order = np.lexsort((rows.start_unix_s, rows.user))
     follows = np.diff(rows.user[order]) == 0
     follows &= rows.turn[order][1:] == rows.turn[order][:-1] + 1
@@ -83,8 +84,8 @@ def turn_before(rows: Requests) -> Ints:
 
 
 def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
-    """Rows of known lengths, conversation after conversation and turn after turn, shape (n,); the number of
-    turns of each conversation, and True where it ended before the run did, shape (c,) each."""
+    """Returns the rows of known lengths by conversation and turn, shape (n,); for each conversation, the
+    number of its turns, and whether it ended before the run did, shape (c,)."""
     chat = conversation_ids(rows)
     newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
     np.maximum.at(newest, rows.user, chat)
@@ -98,17 +99,17 @@ def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
 def _of_run(
     rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
 ) -> tuple[Floats, Ints, Bools]:
-    """Prompt, output and reusable tokens, shape (3, n); turns of each conversation, and True where it ended
-    before the run did, shape (c,) each."""
+    """Returns prompt, output and reusable tokens, shape (3, n); for each conversation, the number of its
+    turns, and whether it ended before the run did, shape (c,)."""
     reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
     order, length, whole = conversation_turns(rows)
     return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
 
 
 def measured_pauses(run: Run, window: Window | None = None) -> Floats:
-    """Pauses in seconds, and 1 where a pause ended or 0 where the level cut it off. Shape (2, m).
+    """Returns pauses in seconds, and for each 1 if it ended or 0 if the level's end cut it off. Shape (2, m).
 
-    window: where given, only pauses that began inside it.
+    window: if given, only pauses that began inside it.
     """
     rows = run.requests
     order = np.lexsort((rows.start_unix_s, rows.user))
@@ -125,10 +126,10 @@ def measured_pauses(run: Run, window: Window | None = None) -> Floats:
 
 
 def censoring_weights(values: Floats, complete: Bools) -> Floats:
-    """Weights of sum 1 for durations of which some were cut off: the estimate of Kaplan and Meier.
+    """Returns weights of sum 1 for durations of which some were cut off: the estimate of Kaplan and Meier.
 
-    A value that was cut off weighs nothing: its part goes to all larger ones, or stays where it is when there
-    are none. values, and complete (False where cut off): shape (n,).
+    A value that was cut off has the weight 0. Its weight goes to all larger values; without larger ones, it
+    keeps the rest. values, and complete (False where cut off): shape (n,).
     """
     order = np.lexsort((~complete, values))
     weight = np.zeros(len(values))
@@ -140,8 +141,8 @@ def censoring_weights(values: Floats, complete: Bools) -> Floats:
 
 
 def answers_cached_of(runs: Sequence[Run]) -> bool:
-    """True where later turns find earlier answers in the cache; where the server does not tell, where prompts
-    hold all that came before."""
+    """Returns whether later turns find earlier answers in the cache. Where the server reports no cached
+    tokens, returns whether most prompts are long enough to contain all that came before."""
     found, whole = [], []
     for run in runs:
         rows, before = run.requests, turn_before(run.requests)
@@ -157,8 +158,11 @@ def answers_cached_of(runs: Sequence[Run]) -> bool:
 
 
 def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
-    """Prompt tokens of each request that a cache without bounds would hold, in whole blocks; nan where
-    unknown. The last token of an answer is never stored, and that of a prompt never reused. Shape (n,)."""
+    """Returns the prompt tokens of each request that an unlimited cache would hold, in whole blocks. Shape
+    (n,).
+
+    nan where unknown. An answer's last token is never stored; a prompt's last token is never reused.
+    """
     before = turn_before(rows)
     kept = rows.prompt_tokens + (rows.output_tokens - 1.0 if answers_cached else 0.0)
     history = np.where(before >= 0, np.where(known_lengths(rows), kept, np.nan)[before], 0.0)

@@ -1,4 +1,4 @@
-"""What a level is judged against: the objectives, the KV pool, and the lengths of the whole run."""
+"""Context of all levels of pooled runs: the objectives, the KV pool, and the lengths of all requests."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from loadtest.record import Slo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """KV blocks that requests can hold (the null block taken off), in tokens each, all engines alike."""
+    """KV pool of each of `engines` equal engines: `blocks` that requests can hold, without the null block."""
 
     blocks: int
     block_tokens: int
@@ -15,20 +15,20 @@ class Pool:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the pools of all engines hold."""
+        """Tokens that the pools of all engines hold together."""
         return self.blocks * self.block_tokens * self.engines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a level is judged against."""
+    """What a level is judged by: the objectives, and facts that are known from all levels together."""
 
     slo: Slo
     pool: Pool | None
     largest_prompt_blocks: int
-    """The most that one arrival asks of the pool."""
+    """Blocks of the largest prompt, a prefix that all prompts share left out."""
     mean_output: float
-    """Output tokens of a request, and so its decode steps."""
+    """Mean output tokens of a request, which are its decode steps; infinite where no lengths are known."""
     mean_end_blocks: float
-    """What a request that ends gives back to the pool."""
+    """Mean blocks that a request frees when it ends; 0 where no lengths are known."""
     thinks: bool

@@ -1,4 +1,5 @@
-"""The definitions of TTFT, ITL, TPOT, goodput and the rest, as pure functions on arrays. Knows no files."""
+"""Definitions of TTFT, TTFA, E2E, TPOT and decode rate, and sums over a window, as pure functions on
+arrays. Knows no files."""
 
 import numpy as np
 
@@ -6,24 +7,25 @@ from analysis.statistics.arrays import Bools, Floats
 
 
 def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:
-    """Time to first token: bytes handed to the socket to first content-bearing event. Shape (n,)."""
+    """Returns the seconds to first token: from bytes handed to the socket to the first content. Shape
+    (n,)."""
     return first_chunk_s - sent_s
 
 
 def ttfa_s(*, sent_s: Floats, first_answer_s: Floats) -> Floats:
-    """Time to first answer: the same, to the first content that is not reasoning. Shape (n,)."""
+    """Returns the seconds to first answer, to the first content that is not reasoning. Shape (n,)."""
     return first_answer_s - sent_s
 
 
 def e2e_s(*, sent_s: Floats, end_s: Floats) -> Floats:
-    """Sent to end of stream. Shape (n,)."""
+    """Returns seconds from sending to the end of the stream. Shape (n,)."""
     return end_s - sent_s
 
 
 def tpot_s(
     *, first_chunk_s: Floats, last_chunk_s: Floats, output_tokens: Floats, first_chunk_tokens: Floats
 ) -> Floats:
-    """Time per output token: (last - first content) / (tokens after the first chunk). Shape (n,).
+    """Returns seconds per output token: (last - first content) / (tokens after the first chunk). Shape (n,).
 
     nan where fewer than two tokens came, or none after the first chunk.
     """
@@ -33,29 +35,29 @@ def tpot_s(
 
 
 def decode_tok_s(tpot: Floats) -> Floats:
-    """Decode rate of one request, tokens a second. Shape (n,); nan where TPOT is undefined or 0."""
+    """Returns the decode rate of each request in tokens a second; nan where TPOT is nan or 0. Shape (n,)."""
     return np.where(tpot > 0, 1.0 / np.where(tpot > 0, tpot, 1.0), np.nan)
 
 
 def chunks_are_tokens(*, chunks: Floats, output_tokens: Floats) -> Bools:
-    """Whose chunk gaps are ITL: every chunk carried one token. Shape (n,)."""
+    """Returns whether each chunk of a request carried one token, so that chunk gaps are ITL. Shape (n,)."""
     return np.equal(chunks, output_tokens)
 
 
 def overlap_s(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> Floats:
-    """Seconds that each interval spends inside the window. Shape (n,)."""
+    """Returns the seconds of each interval that lie inside the window. Shape (n,)."""
     inside: Floats = np.minimum(end_unix_s, window[1]) - np.maximum(begin_unix_s, window[0])
     return np.clip(inside, 0.0, None)
 
 
 def mean_in_flight(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[float, float]) -> float:
-    """Requests in flight, averaged over the window."""
+    """Returns the mean number of requests in flight over the window."""
     spent = overlap_s(begin_unix_s=begin_unix_s, end_unix_s=end_unix_s, window=window)
     return float(np.nansum(spent)) / (window[1] - window[0])
 
 
 def tokens_by(instant_unix_s: float, *, first_unix_s: Floats, last_unix_s: Floats, tokens: Floats) -> Floats:
-    """Output tokens that had arrived by an instant, evenly from first to last chunk. Shape (n,)."""
+    """Returns output tokens that came by an instant, spread evenly from first to last chunk. Shape (n,)."""
     span = np.maximum(last_unix_s - first_unix_s, 1e-9)
     share = np.clip((instant_unix_s - first_unix_s) / span, 0.0, 1.0)
     arrived = 1.0 + (tokens - 1.0) * share

@@ -1,4 +1,4 @@
-"""One level: a constant number of users, the window in which it was steady, and what was measured there."""
+"""One level: a constant number of users, its steady window, and what was measured in that window."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,28 +13,28 @@ from analysis.statistics.samples import MissShare, Window
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Level:
-    """What is known of one level. Figures that were not measured are nan or None, never 0."""
+    """Measurements of one level. Figures that were not measured are nan or None, never 0."""
 
     users: int
     run_id: str
     window: Window
     in_flight: float
-    """Mean over the window."""
+    """Mean number of requests in flight over the window."""
     requests: RequestFigures
     server: ServerFigures
     lag_s: float
-    """Lag of the event loop that stamps the times, mean over the window, in the worst process."""
+    """Mean lag of the event loop that takes the times, in seconds, over the window, in the worst worker."""
     why_not: tuple[Note, ...]
-    """Why the level is not trusted; empty when it is."""
+    """Doubts because of which the level is not trusted; empty where it is trusted."""
 
     @property
     def trusted(self) -> bool:
-        """True when the level may be fitted."""
+        """Whether the level is free of doubts, so that fits may use it."""
         return not self.why_not
 
     @property
     def preempted_fraction(self) -> float:
-        """Preemptions for each finished request."""
+        """Preemptions for each finished request; nan where no request finished."""
         finished = self.requests.finished
         return self.server.preemptions / finished if finished else math.nan
 
@@ -44,7 +44,7 @@ def load_points(
     misses: Callable[[Level], MissShare],
     p95: Callable[[Level], float | None] = lambda _: None,
 ) -> list[LoadPoint]:
-    """Trusted levels as points of a curve that may cross a limit."""
+    """Returns the trusted levels as points of a curve that may cross a limit."""
     return [
         LoadPoint(users=level.users, misses=misses(level), batches=level.window.batches, p95=p95(level))
         for level in levels

@@ -1,4 +1,4 @@
-"""A run to its levels: the steady window of each, what was measured in it, and whether it can be trusted."""
+"""Measurement of a run's levels: the steady window of each, its figures, and whether it can be trusted."""
 
 import math
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from analysis.reading.runs import Run
 from analysis.statistics.samples import Window
 
 MIN_TOKENS = 1000
-UNDER_WAY_DURATIONS = 4.0  # mean request durations after which nearly every request has ended
+UNDER_WAY_DURATIONS = 4.0  # mean request durations until nearly every request has ended
 
 
 def levels_of(run: Run, context: Context) -> list[Level]:
-    """Levels of the run that are longer than its settling time, in the order of time."""
+    """Measures the levels of a run that are longer than its settling time, in the order of time."""
     settle_s = _number(run.info.settings.get("settle_s"), 0.0)
     miscount = token_miscount(run)
     return [
@@ -36,8 +36,12 @@ def levels_of(run: Run, context: Context) -> list[Level]:
 
 
 def token_miscount(run: Run) -> float:
-    """Growth of the server's token counter over the whole run, over the tokens in the rows, less 1; nan where
-    it cannot be told. Requests without usage, such as unfinished ones, count their chunks."""
+    """Returns the growth of the server's token counter over the run, divided by the tokens in the rows, less
+    1.
+
+    Requests without usage, such as unfinished ones, count their chunks. nan where the run has not ended,
+    where the counter or usage is missing, or where there are fewer than MIN_TOKENS tokens.
+    """
     rows, counter = run.requests, run.server.generation_tokens_total
     known = counter[~np.isnan(counter)]
     if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
@@ -76,8 +80,11 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
 
 
 def in_flight_of(run: Run, window: Window) -> float:
-    """Requests in flight, mean over the window. A run that goes on, or was killed, has no rows of requests
-    under way; there the load generator's own count, once a second, tells more."""
+    """Returns the mean number of requests in flight over the window.
+
+    While a run goes on, or after it was killed, the requests that have not ended have no rows. Then the load
+    generators' own counts are used where they are larger.
+    """
     rows, span = run.requests, (window.begin_unix_s, window.end_unix_s)
     ended = definitions.mean_in_flight(
         begin_unix_s=begin_unix_s(rows), end_unix_s=rows.end_unix_s, window=span
@@ -89,5 +96,5 @@ def in_flight_of(run: Run, window: Window) -> float:
 
 
 def output_cv(runs: Sequence[Run]) -> float:
-    """Coefficient of variation of the output lengths; below 0.1 requests march in lockstep."""
+    """Returns the coefficient of variation of the output lengths. Below 0.1, requests march in step."""
     return variation(np.concatenate([run.requests.output_tokens[run.requests.ok] for run in runs]))

@@ -1,5 +1,5 @@
-"""An open loop in slices of time: what was due, what was in flight, TTFT from due and from sent. Judges no
-walls: requests that come when they are due have no number of users."""
+"""An open loop in slices of time: requests due and in flight, and TTFT from the due time and from sending.
+Places no walls, because requests that come at set times have no number of users."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ SLICES = 8
 SHORTEST_S = 5.0
 LATE_FLOOR_S = 0.01
 LATE_SHARE = 0.1
-"""From due to sent, p99: sending is late above a tenth of the median TTFT or 10 ms, whichever is larger."""
+"""Sending is late where its delay's p99 exceeds LATE_FLOOR_S and this share of the median TTFT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Delays:
-    """Delays of requests in an open loop, shape (n,) each; inf where no first token came before the load test
-    gave up."""
+    """Delays of requests in an open loop, in seconds, shape (n,) each. Infinite where the load test ended
+    the request before its first token."""
 
     due_to_sent_s: Floats
     ttft_s: Floats
-    """From sent."""
+    """Seconds from sent to the first token."""
     due_ttft_s: Floats
-    """From due: a load generator that sends late cannot hide it here."""
+    """Seconds from due to the first token. They include the delay of a load generator that sends late."""
 
     @classmethod
     def of(cls, rows: Requests, chosen: Bools) -> "Delays":
@@ -48,8 +48,8 @@ class Delays:
 
 
 class Slice(msgspec.Struct, kw_only=True, frozen=True):
-    """A slice of an open loop, `from_s` to `to_s` after its start. Percentiles are of the requests that were
-    due in it; null where they never had a first token."""
+    """A slice of an open loop, from `from_s` to `to_s` seconds after its start. Percentiles are of the
+    requests that were due in it; None where that percentile is of a request without a first token."""
 
     run_id: str
     from_s: float
@@ -61,17 +61,18 @@ class Slice(msgspec.Struct, kw_only=True, frozen=True):
     output_tok_s: float
     due_to_sent_s: Quantiles
     ttft_s: Quantiles
-    """From sent."""
+    """Seconds from sent to the first token."""
     due_ttft_s: Quantiles
-    """From due: scheduled TTFT."""
+    """Seconds from due to the first token (scheduled TTFT)."""
     errors: int
     cancelled: int
     why_not: list[Note]
-    """Why the load generator's times are not trusted; empty when they are."""
+    """Doubts because of which the load generator's times are not trusted; empty where they are trusted."""
 
 
 def slices_of(run: Run) -> list[Slice]:
-    """Equal slices of the arrivals' time, at most SLICES, of at least SHORTEST_S. Empty in a closed loop."""
+    """Returns at most SLICES equal slices of the arrivals' time, of at least SHORTEST_S; none in a closed
+    loop."""
     arrivals = run.info.arrivals
     if arrivals is None or arrivals.end_unix_s <= arrivals.start_unix_s:
         return []
@@ -107,7 +108,7 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
 
 
 def _percentiles(values: Floats) -> Quantiles:
-    """Null where there is nothing, or where the percentile is of requests that never had a first token."""
+    """Returns percentiles; None where there are no values, or where the percentile is infinite."""
     known = values[~np.isnan(values)]
     if not len(known):
         return Quantiles()
@@ -122,7 +123,7 @@ def _median_tpot(rows: Requests, chosen: Bools) -> float:
 
 
 def open_loop_warnings(runs: Sequence[Run]) -> list[Note]:
-    """Runs whose requests were sent later than they were due."""
+    """Returns a warning for each run whose requests were sent later than they were due."""
     found: list[Note] = []
     for run in runs:
         rows = run.requests

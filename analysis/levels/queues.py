@@ -10,15 +10,19 @@ from analysis.reading.columns import ServerSamples
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import MissShare, Window, design_effect
 
-MIN_QUEUES = 8  # scrapes
-ROOM = 0.9  # of the pool in use: where lengths are not known, a queue below that is not for blocks
-AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes: `python -m benchmarks coverage` names the walls
+MIN_QUEUES = 8  # scrapes with a queue and room in the pool, at least
+ROOM = 0.9  # KV usage below which no request waits for blocks, where lengths are unknown
+AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes, tuned with `python -m benchmarks coverage`
 
 
 def blocked_share(
     server: ServerSamples, scrapes: Bools, context: Context, window: Window, max_num_seqs: int | None
 ) -> MissShare | None:
-    """Scrapes in which a request waited for KV blocks. A queue while any prompt would fit is not that."""
+    """Returns the share of scrapes in which a request waited for KV blocks; None where scrapes do not tell.
+
+    A queue counts only while the free blocks might not hold the largest prompt, and only if no `max_num_seqs`
+    was detected in the level.
+    """
     usage = server.kv_cache_usage[scrapes]
     waiting = server.waiting_capacity[scrapes]
     if np.isnan(waiting).all():
@@ -32,7 +36,7 @@ def blocked_share(
 
 
 def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> MissShare:
-    """Share of scrapes; scrapes that are a request duration apart are independent at best."""
+    """Returns a share of scrapes. At most one scrape in each mean request duration counts as independent."""
     effect = max(
         design_effect(events.astype(np.float64), at_unix_s, window),
         len(events) * window.request_duration_s / window.length_s,
@@ -41,8 +45,11 @@ def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> MissS
 
 
 def _room(context: Context, running: Floats) -> float:
-    """Pool usage from which on a waiting request may wait for blocks. The largest prompt may lack them, and
-    the gauge has already lost the blocks of requests that ended, before the next are admitted."""
+    """Returns the pool usage from which on a waiting request may be waiting for blocks.
+
+    The largest prompt may lack the blocks that are free then. Besides, blocks of requests that have just
+    ended are free in the gauge before the next requests take them.
+    """
     if context.pool is None:
         return ROOM
     unseen = context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
@@ -50,13 +57,13 @@ def _room(context: Context, running: Floats) -> float:
 
 
 def _queues_with_room(server: ServerSamples, scrapes: Bools, context: Context) -> Bools:
-    """Scrapes in which a request waited, and not for blocks, shape (scrapes,)."""
+    """Returns the scrapes in which a request waited although the pool had room, shape (scrapes,)."""
     room = min(_room(context, server.running[scrapes]), ROOM)
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
 def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> MissShare:
-    """Scrapes in which a request waited while the pool had room."""
+    """Returns the share of scrapes in which a request waited although the pool had room."""
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
@@ -65,11 +72,11 @@ def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window:
 def detected_max_num_seqs(
     server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
 ) -> int | None:
-    """max_num_seqs, where running stands at a maximum with a queue for over 10 % of the time and room in the
-    pool, or as far below it as the requests that end in a step explain: the gauge is read after them.
+    """Detects max_num_seqs, which is `top` if running stands at it in nearly all queues with room; else None.
 
-    A queue for blocks or for the step's token budget has no such edge; but with all but one of few users
-    running, it looks as if it had: then the queue must hardly ever be empty.
+    Running may be lower than `top` by the requests that end in one step, because the gauge is read after
+    them. A queue for blocks or for the step's token budget has no such edge. But it looks as if it had one
+    when at least all but one of the users run: then the queue must hardly ever be empty.
     """
     queue = _queues_with_room(server, scrapes, context)
     if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
@@ -80,8 +87,8 @@ def detected_max_num_seqs(
 
 
 def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
-    """Most requests that ran while others waited and the pool had room; None unless one in ten such scrapes
-    shows so many."""
+    """Returns the most requests that ran while others waited. None unless queues with room fill more than
+    QUEUE_LIMIT of the scrapes, and one in ten of those scrapes shows that number."""
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < MIN_QUEUES:
@@ -91,9 +98,9 @@ def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Cont
 
 
 def _endings(context: Context, running: Floats) -> float:
-    """Requests that one step may end, with two standard deviations of a Poisson distribution."""
+    """Returns how many requests one step may end: a Poisson mean plus two standard deviations."""
     mean = known_mean(running) / context.mean_output
     return mean + 2.0 * math.sqrt(mean)
 
 
-QUEUE_LIMIT = 0.1  # share of time with a queue for slots that is a wall
+QUEUE_LIMIT = 0.1  # share of the time with a queue for slots at which the wall lies

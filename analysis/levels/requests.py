@@ -1,4 +1,4 @@
-"""What the rows of requests say of one window: percentiles, misses of the objectives, throughput."""
+"""Figures of one window from the rows: percentiles, misses of the objectives, throughput, goodput."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,16 @@ OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RequestFigures:
-    """What the rows say of one window. Requests that the load test cancelled are counted apart."""
+    """Figures of one window, most of them of the requests that ended in it.
+
+    Requests that the load test cancelled count in `cancelled` only, and in `ttft_miss` if they were late
+    already.
+    """
 
     n: int
-    """Requests that ended in the window, whatever their outcome."""
+    """Requests that ended in the window, failed ones included, cancelled ones not."""
     finished: int
-    """Those that succeeded."""
+    """Requests that ended in the window and succeeded."""
     errors: int
     client_errors: int
     cancelled: int
@@ -33,18 +37,18 @@ class RequestFigures:
     decode_tok_s: Quantiles
     chunk_gap_s: Quantiles
     gap_is_itl: bool
-    """Every chunk carried one token, so that chunk gaps are inter-token latencies."""
+    """Whether every chunk carried one token, so that chunk gaps are inter-token latencies."""
     ttft_miss: MissShare
     tpot_miss: MissShare
     overload: MissShare
-    """Answers with a status that says: too much load."""
+    """Answers with an HTTP status in OVERLOAD_STATUS, by which a server says that it has too much load."""
     output_tok_s: float
     output_tok_se: float
     goodput_rps: float
 
     @classmethod
     def of(cls, rows: Requests, window: Window, slo: Slo) -> "RequestFigures":
-        """Figures of the requests that ended in the window."""
+        """Computes the figures of the requests that ended in the window."""
         inside, cancelled = ended_inside(rows, window), rows.with_outcome(Outcome.CANCELLED)
         ended = inside & ~cancelled
         times = _Times.of(rows)
@@ -79,7 +83,7 @@ class RequestFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Times:
-    """Times of every request, shape (n,) each."""
+    """Durations of every request in seconds, shape (n,) each."""
 
     ttft_s: Floats
     ttft_so_far_s: Floats
@@ -103,7 +107,7 @@ class _Times:
 
 
 def tpot_of(rows: Requests) -> Floats:
-    """Time per output token of every request, shape (n,)."""
+    """Returns the seconds per output token of every request, shape (n,); nan where undefined."""
     return definitions.tpot_s(
         first_chunk_s=rows.first_chunk_s,
         last_chunk_s=rows.last_chunk_s,
@@ -115,21 +119,20 @@ def tpot_of(rows: Requests) -> Floats:
 def _ttft_misses(
     late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
 ) -> MissShare:
-    """Misses of the TTFT objective. A request that the load test cancelled is one if it was late already, and
-    is left out otherwise."""
+    """Counts misses of the TTFT objective. A cancelled request counts only if it was late already."""
     base = miss_share(late, ttft, at, window)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
     return MissShare(misses=base.misses + also, n=base.n + also, effect=base.effect)
 
 
 def _chunk_gaps(rows: Requests, index: Ints) -> Floats:
-    """Chunk gaps of the requests at `index`, one request after the other."""
+    """Returns the chunk gaps of the requests at `index`, request after request."""
     parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
     return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
 
 
 def _gap_quantiles(gap: Floats) -> Quantiles:
-    """Percentiles without an interval: the gaps of one request are far from independent."""
+    """Returns percentiles without an interval, because the gaps of one request are far from independent."""
     if len(gap) < 100 * 3:
         return Quantiles()
     p50, p95, p99 = (float(q) for q in np.quantile(gap, [0.5, 0.95, 0.99]))
@@ -137,13 +140,13 @@ def _gap_quantiles(gap: Floats) -> Quantiles:
 
 
 def variation(values: Floats) -> float:
-    """Coefficient of variation; nan of fewer than two values."""
+    """Returns the coefficient of variation; nan where fewer than two values are known."""
     known = values[~np.isnan(values)]
     return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan
 
 
 def _output_rate(rows: Requests, window: Window) -> tuple[float, float]:
-    """Output tokens a second inside the window, and its standard error by batches."""
+    """Returns output tokens per second inside the window, and the standard error by batches."""
     tokens = rows.tokens
     some = rows.chunks > 0
     first, last = (

@@ -1,4 +1,4 @@
-"""What the scrapes of the server's metrics say of one window. nan where they do not tell."""
+"""Figures of one window from the scrapes of the server's metrics; nan where the scrapes lack them."""
 
 import math
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from analysis.statistics.samples import MissShare, Window
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerFigures:
-    """Means over the window's scrapes, growth of counters, and queues."""
+    """Means over the window's scrapes, growth of counters, and queues; nan where unknown."""
 
     running: float
     kv_cache_usage: float
     waiting_fraction: float
-    """Share of scrapes in which a request waited, for whatever reason."""
+    """Share of scrapes in which a request waited, whatever it waited for."""
     preemptions: float
     blocked: MissShare | None
-    """Scrapes in which a request waited for KV blocks; None where that cannot be told."""
+    """Share of scrapes in which a request waited for KV blocks; None where that is not known."""
     queue: MissShare
-    """Scrapes in which a request waited while the pool had room."""
+    """Share of scrapes in which a request waited although the pool had room."""
     max_num_seqs: int | None
-    """Detected where running stood flat at it, with a queue and room in the pool."""
+    """Number of slots: where running stood flat at it with a queue and room in the pool; else None."""
     most_running: int | None
-    """Most requests that ran while others waited and the pool had room."""
+    """Most requests that ran while others waited although the pool had room; None without such a queue."""
     prefix_hit_rate: float
-    """Prompt tokens that the prefix cache held, of those looked up."""
+    """Share of the looked-up prompt tokens that the prefix cache held."""
     vram_bytes: float
 
     @classmethod
     def of(cls, run: Run, window: Window, context: Context, *, users: int) -> "ServerFigures":
-        """Figures of the scrapes in the window."""
+        """Computes the figures of the scrapes in the window."""
         server = run.server
         inside = (server.unix_s >= window.begin_unix_s) & (server.unix_s <= window.end_unix_s)
         most_running = most_running_with_queue(server, inside, context)
@@ -56,7 +56,7 @@ class ServerFigures:
 
 
 def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
-    """Growth of a counter over the window, between scrapes by straight lines; nan where it was not read."""
+    """Returns the growth of a counter over the window, interpolated between scrapes; nan if not scraped."""
     known = ~np.isnan(counter)
     at, value = unix_s[known], counter[known]
     gap = 0.2 * window.length_s
@@ -67,7 +67,7 @@ def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
 
 
 def _prefix_hit_rate(run: Run, window: Window) -> float:
-    """Hit rate by the server's counters, else by the usage that requests brought; nan where neither says."""
+    """Returns the hit rate by the server's counters, else by the usage in the answers; nan without both."""
     server, rows = run.server, run.requests
     queries = _growth(server.unix_s, server.prefix_cache_queries_total, window)
     if queries > 0:

@@ -1,4 +1,4 @@
-"""Whether a level can be trusted: the doubts that keep it out of every fit."""
+"""Doubts about a level, each of which keeps it out of every fit."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ MISCOUNT_LIMIT = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrustGates:
-    """Tests that a level must pass. Errors of the server and queues are evidence, not doubts."""
+    """Tests that a level must pass. Errors of the server, and queues, are evidence of a wall, not doubts."""
 
     run: Run
     context: Context
@@ -42,7 +42,7 @@ class TrustGates:
     miscount: float
 
     def doubts(self, *, steady: bool) -> tuple[Note, ...]:
-        """Why the level is not trusted; empty when it is."""
+        """Returns the doubts about the level; empty where it can be trusted."""
         found: list[Note] = [] if steady else [NotSteady()]
         if self.requests.n < MIN_REQUESTS:
             found.append(TooFewRequests(ended=self.requests.n, needed=MIN_REQUESTS))
@@ -72,24 +72,26 @@ class TrustGates:
         return found
 
     def _littles_law(self) -> tuple[float, float]:
-        """Request rate times duration over requests in flight, less 1, and what the window's edges allow."""
+        """Returns request rate times duration over requests in flight, less 1, and its largest accepted
+        size."""
         duration, length = self.window.request_duration_s, self.window.length_s
         if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:
             return 0.0, 1.0
         off = self.requests.n / length * duration / self.in_flight - 1.0
-        # Users who think may all have begun their request before the window.
+        # The requests of users who think may all have begun before the window.
         edges = self.users / self.requests.n if self.context.thinks else 0.0
         return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * duration / length + edges
 
     def _foreign_requests(self) -> float:
-        """Requests on the server that the load test did not send, mean over the window; 0 where unknown."""
+        """Returns the mean number of requests on the server beyond those of the load test; 0 where
+        unknown."""
         server = self.run.server
         held = window_mean(server.unix_s, server.running + server.waiting, self.window)
         return 0.0 if math.isnan(held) else held - self.in_flight
 
 
 def generator_doubts(run: Run, window: Window, *, tpot_s: float) -> list[Note]:
-    """Why the load generator's own times are not good enough in this window; empty when they are."""
+    """Returns doubts about the load generator's times in this window; empty where they can be trusted."""
     found: list[Note] = []
     lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, window), max(LAG_FLOOR_S, 0.1 * tpot_s)
     if lag_s > limit_s:

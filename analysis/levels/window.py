@@ -1,4 +1,4 @@
-"""The window of a level: the part of it that is steady, and means over it."""
+"""The steady window of a level, and means over a window."""
 
 import math
 
@@ -15,19 +15,22 @@ CUTS = (0.0, 0.25, 0.5)
 
 
 def ended_inside(rows: Requests, window: Window) -> Bools:
-    """True for requests that ended in the window, shape (n,)."""
+    """Returns whether each request ended in the window, shape (n,)."""
     end = rows.end_unix_s
     return (end >= window.begin_unix_s) & (end < window.end_unix_s)
 
 
 def begin_unix_s(rows: Requests) -> Floats:
-    """When the server could begin with each request, shape (n,)."""
+    """Returns when the server could begin with each request, in seconds since 1970, shape (n,)."""
     return rows.start_unix_s + np.nan_to_num(rows.sent_s)
 
 
 def steady_window(run: Run, span: tuple[float, float]) -> tuple[Window, bool]:
-    """The part of a level without a trend in request duration and KV usage: all, the last three quarters or
-    the last half of it; and whether there is one. `span`: seconds since 1970, the settling time left out."""
+    """Returns the part of a level in which neither request duration nor KV usage has a trend, and True.
+
+    Tried are the whole level, its last three quarters and its last half. Without a steady part, returns the
+    whole level and False. span: begin and end in seconds since 1970, the settling time left out.
+    """
     first = _window(run.requests, *span)
     for cut in CUTS:
         begin = span[0] + cut * (span[1] - span[0])
@@ -67,12 +70,12 @@ def _drifts(run: Run, window: Window) -> bool:
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:
-    """Mean over the window in the load generator's process that fares worst: others must not hide it."""
+    """Returns the largest mean over the window of any worker, which the others must not hide; else nan."""
     return max(means_by_worker(run, values, window), default=math.nan)
 
 
 def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
-    """Means over the window, one for each process of the load generator that was sampled in it."""
+    """Returns the means over the window, one for each worker of the load generator with values in it."""
     client = run.client
     means = [
         window_mean(client.unix_s[client.worker == worker], values[client.worker == worker], window)
@@ -82,17 +85,17 @@ def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
 
 
 def known_mean(values: Floats) -> float:
-    """Mean without nan; nan where nothing is known."""
+    """Returns the mean without nan; nan where all values are nan."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def known_fraction(events: Bools, values: Floats) -> float:
-    """Share of events among the known values; nan where nothing is known."""
+    """Returns the share of events among the values that are not nan; nan where all are nan."""
     known = ~np.isnan(values)
     return float(events[known].mean()) if known.any() else math.nan
 
 
 def window_mean(unix_s: Floats, values: Floats, window: Window) -> float:
-    """Mean of what was sampled in the window, without nan."""
+    """Returns the mean of the values in the window, without nan."""
     return known_mean(values[(unix_s >= window.begin_unix_s) & (unix_s <= window.end_unix_s)])

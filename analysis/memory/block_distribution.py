@@ -1,4 +1,4 @@
-"""KV blocks of one request over its steps, and the pressure that N such users put on the pool."""
+"""Distribution of one request's KV blocks over its steps, and the pressure of N such users on the pool."""
 
 import math
 from dataclasses import dataclass
@@ -16,40 +16,41 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BlockDistribution:
-    """Distributions over blocks k = 0..K, shape (K + 1,) each."""
+    """Distributions over the number of blocks, k = 0..K, shape (K + 1,) each."""
 
     held: Floats
-    """pi: share of a request's steps in which it holds k blocks."""
+    """pi_k: share of a request's steps in which it holds k blocks."""
     growth: Floats
-    """G: mean number of growths from k to k + 1 blocks in a request."""
+    """G_k: mean number of times that one request grows from k to k + 1 blocks."""
     entry: Floats
-    """kappa: share of prompts that take k blocks."""
+    """kappa_k: share of prompts that take k blocks."""
     steps: float
-    """E[o]: mean steps of a request."""
+    """E[o]: mean number of steps of a request."""
 
     @property
     def mean(self) -> float:
-        """Mean blocks of one request over its steps."""
+        """Mean blocks that one request holds, over its steps."""
         return float(self.held @ np.arange(len(self.held)))
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the same, in blocks."""
+        """Standard deviation of the blocks that one request holds, over its steps."""
         place = np.arange(len(self.held))
         return math.sqrt(max(float(self.held @ place**2) - self.mean**2, 0.0))
 
     @property
     def q(self) -> float:
-        """Growth in decoding over the prompt's blocks, G / E[kappa]. Below 0.01 nobody is ever preempted."""
+        """Growths while decoding divided by the prompt's mean blocks: q = sum G_k / E[kappa]
+        (docs/method.md)."""
         return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
 
 
 def block_distribution(
     pairs: LengthPairs, *, block_tokens: int, weight: Floats | None = None
 ) -> BlockDistribution:
-    """Distribution of ceil((s + j) / b) over the steps j = 0..o-1 of all pairs of lengths (s, o).
+    """Computes the distribution of ceil((s + j) / b) over the steps j = 0..o-1 of all length pairs (s, o).
 
-    weight: how often each pair counts, shape (n,). Whole blocks that all prompts share are taken off.
+    weight: how often each pair counts, shape (n,). Whole blocks that all prompts share are left out.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
@@ -57,7 +58,7 @@ def block_distribution(
     steps = np.bincount(prompt, weight, top * block_tokens + 1) - np.bincount(
         prompt + pairs.output, weight, top * block_tokens + 1
     )
-    at_length = np.cumsum(steps)[1:]  # how many steps have exactly x = 1, 2, ... tokens
+    at_length = np.cumsum(steps)[1:]  # number of steps with exactly 1, 2, ... tokens
     held = np.concatenate([[0.0], at_length.reshape(top, block_tokens).sum(axis=1)])
     first = -(-prompt // block_tokens)
     last = -(-(prompt + pairs.output - 1) // block_tokens)
@@ -74,28 +75,28 @@ def block_distribution(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pressure:
-    """How hard N users press on the pool."""
+    """Pressure of N users on the pool."""
 
     preempted: float
     """F(N): preemptions for each finished request."""
     blocked: float
-    """eps(N): share of time in which a request waits for blocks."""
+    """eps(N): share of the time in which a request waits for blocks."""
 
 
 class Occupancy:
     """Pressure of any number of users on a pool of C blocks.
 
     F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N) and eps(N) = P(B_N > C), with p_n the n-fold convolution of
-    pi (docs/method.md). `active(N)` is the share of the time in which a user is in flight. Of that time a
-    user holds blocks in o of o + 1 steps, because a request arrives after the step that follows the last
-    answer has begun; the rest is an atom at no blocks.
+    pi (docs/method.md). `active(N)` is the share of the time in which a user is in flight. In that time a
+    user holds blocks in E[o] of E[o] + 1 steps: the step after an answer's last one begins before the next
+    request arrives. Otherwise the user holds no blocks.
     """
 
     def __init__(
         self, distribution: BlockDistribution, blocks: int, active: ActiveShare = always_active
     ) -> None:
         self._distribution, self._blocks, self._active = distribution, blocks, active
-        size = fft.next_fast_len(3 * (blocks + 1), real=True)  # twice the wall must not wrap round
+        size = fft.next_fast_len(3 * (blocks + 1), real=True)  # room for twice the users at the wall
         self._size = size
         self._held = fft.rfft(_folded(distribution.held, size), size)
         top = min(len(distribution.held), blocks + 1)
@@ -108,7 +109,7 @@ class Occupancy:
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
-        """Pressure of `users` users, 1 or more."""
+        """Returns the pressure of `users` users, at least 1."""
         if users not in self._known:
             self._known[users] = self._pressure(users)
         return self._known[users]
@@ -126,7 +127,8 @@ class Occupancy:
         )
 
     def _power(self, p: float, times: int) -> NDArray[np.complex128]:
-        """Transform of the distribution of `times` users, by squaring: several times faster than `**`."""
+        """Returns the transform of the blocks of `times` users, by squaring: several times faster than
+        `**`."""
         square = 1.0 - p + p * self._held
         power = np.ones_like(square)
         while times:
@@ -139,7 +141,7 @@ class Occupancy:
 
 
 def _folded(held: Floats, size: int) -> Floats:
-    """The distribution, its tail gathered in the transform's last cell: such a request never fits anyway."""
+    """Shortens the distribution to `size` cells; the last sums the tail, since such a request never fits."""
     if len(held) <= size:
         return held
     return np.append(held[: size - 1], held[size - 1 :].sum())

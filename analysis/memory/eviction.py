@@ -1,4 +1,4 @@
-"""What conversations find in a prefix cache of limited size, by least-recently-used eviction."""
+"""What conversations find in a prefix cache of limited size with least-recently-used eviction."""
 
 import math
 
@@ -8,17 +8,17 @@ from scipy import special
 from analysis.evidence.turns import Turns
 from analysis.statistics.arrays import Floats, Ints
 
-FOUND_LIMIT = 0.9  # share of what 1 or 2 users find, below which the prefix cache is past its wall
-PAUSES, HISTORIES = 24, 32  # quantiles that stand for these distributions
-INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # of the time line that w is read off
+FOUND_LIMIT = 0.9  # share of the reusable tokens; below it, the prefix cache is past its wall
+PAUSES, HISTORIES = 24, 32  # number of quantiles that stand for each distribution
+INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # of the time line
 
 
 class Eviction:
-    """What N users find in a cache of C blocks, as a share of what a cache without bounds would hold.
+    """Share of the reusable tokens that N users find in a cache of C blocks; 1 in an unlimited cache.
 
-    The least recently used block is evicted first. A user who pauses for z finds min(max(C - D, 0), h) of h
-    history blocks, where D is the number of blocks that the other N - 1 users touched in that time: a draw of
-    W(z) each, so that their sum is taken as normal.
+    The least recently used block is evicted first. After a pause z, a user finds min(max(C - D, 0), h) of h
+    history blocks. D is the number of blocks that the other N - 1 users touched in the pause: a sum of N - 1
+    draws of W(z), taken as normal.
     """
 
     def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:
@@ -34,7 +34,8 @@ class Eviction:
         self._again = float(line.again.mean())
 
     def found(self, users: Floats, blocks: float) -> Floats:
-        """Share of the reusable tokens that `users` users find; falls in users. Any shape, real-valued."""
+        """Returns the share of the reusable tokens that `users` users find. It falls in users, which may
+        be real-valued and of any shape."""
         others = np.maximum(np.asarray(users, dtype=np.float64) - 1.0, 0.0)[..., None, None]
         mean, sd = others * self._mean[:, None], np.sqrt(others * self._variance[:, None]) + 1e-9
         room = blocks - self._shared
@@ -44,7 +45,8 @@ class Eviction:
         )
 
     def wall(self, blocks: float) -> float:
-        """Users at which the found share falls below FOUND_LIMIT; 1 where two are too many."""
+        """Returns the users at which the share found falls below FOUND_LIMIT; 1 where two users are too
+        many."""
         low, high = 1.0, 2.0
         while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
             low, high = high, 2.0 * high
@@ -58,13 +60,13 @@ class Eviction:
 
 
 def _fits(room: Floats, sd: Floats) -> Floats:
-    """E[max(room - X, 0)] for a normal X of mean 0."""
+    """Returns E[max(room - X, 0)] for a normal X with mean 0 and standard deviation `sd`."""
     z = room / sd
     return np.asarray(room * special.ndtr(z) + sd * np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
 
 
 class _TimeLine:
-    """One user's conversations one after the other, in which answers take time and the user pauses."""
+    """Conversations of one user, one after the other, with the times of their answers and pauses."""
 
     def __init__(self, turns: Turns, response_s: float, rng: np.random.Generator, *, resample: bool) -> None:
         wanted = min(max(len(turns.prompt), MIN_TURNS), MAX_TURNS)
@@ -84,14 +86,14 @@ class _TimeLine:
         last = np.append(~self.again[1:], True)
         held = np.maximum((prompt + output - 1) // self._block - self._shared, 0)
         answers = held - np.maximum(prompt // self._block - self._shared, 0)
-        # What the next turn does not take up again lies there until it is evicted.
+        # Blocks that the next turn does not use again stay until they are evicted.
         left = np.where(last, held, 0 if turns.answers_cached else answers)
         self._left = np.concatenate([[0], np.cumsum(left)])
         self._kept = held - left
 
     def touched(self, within_s: Floats) -> Floats:
-        """Blocks that the user holds, or freed within each of k times before, at INSTANTS. Shape (INSTANTS,
-        k)."""
+        """Returns the blocks that the user holds at INSTANTS instants, or freed within each of k times
+        before them. Shape (INSTANTS, k)."""
         total_s = float(self._end_s[-1])
         now_s = np.linspace(min(float(within_s.max()), total_s / 2), total_s, INSTANTS, endpoint=False)
         turn = np.maximum(np.searchsorted(self._start_s, now_s, side="right") - 1, 0)
@@ -107,8 +109,10 @@ class _TimeLine:
 
 
 def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: bool) -> Ints:
-    """Indices in random order, each as often as its weight says (systematic sampling), shape (count,).
-    `resample`: from a bootstrap resample of what the weights belong to."""
+    """Returns indices in random order, each as often as its weight says (systematic sampling): (count,).
+
+    resample: whether to first multiply the weights by those of a bootstrap resample.
+    """
     if resample:
         weight = weight * np.bincount(rng.integers(0, len(weight), len(weight)), minlength=len(weight))
     cumulative = np.cumsum(weight)

@@ -1,4 +1,5 @@
-"""How far measured levels move the KV-cache formula, and where the moved formula crosses its limits."""
+"""Shift of the KV-cache formula by measured levels, and the users at which the shifted formula meets a
+limit."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,15 +14,15 @@ from analysis.statistics.crossings import logit
 from loadtest.record import Slo
 
 FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 workloads in the engine
-BLOCKED_SD = 0.3  # the same for the logit of the blocked time
+BLOCKED_SD = 0.3  # standard deviation of logit(true eps) - logit(formula) at the wall
 CLUSTERING = 6.0  # variance over mean of preemption counts: measured 1.5 to 6
-DRIFT = 0.1  # how much the formula's error changes with each factor e of F away from the wall
-NEAR = (0.5, 1.6)  # levels this near the wall, as a factor, may move the formula
+DRIFT = 0.1  # change of the formula's error for each factor e of F away from the wall
+NEAR = (0.5, 1.6)  # users over those at the wall, of levels that may move the formula
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormulaShift:
-    """How far the formula is moved: ln of F and logit of eps (docs/method.md), with standard errors."""
+    """Shift of ln F (`preempted`) and logit eps (`blocked`), with standard errors (docs/method.md)."""
 
     preempted: float = FORMULA_BIAS
     preempted_se: float = FORMULA_SD
@@ -30,7 +31,7 @@ class FormulaShift:
     levels: int = 0
 
     def widened(self, sd: float) -> "FormulaShift":
-        """This shift as a prior for measured levels, with a larger error."""
+        """Returns this shift with larger standard errors, as a prior for measured levels."""
         return replace(
             self,
             preempted_se=math.hypot(self.preempted_se, sd),
@@ -40,17 +41,17 @@ class FormulaShift:
 
 
 def kv_margins(pressure: Pressure, slo: Slo, *, shift: FormulaShift) -> tuple[float, float]:
-    """ln(F / limit) and logit(eps) - logit(limit), moved by the shift. A positive one is past its limit."""
+    """Returns ln(F / limit) and logit(eps) - logit(limit), both shifted; positive beyond the limit."""
     preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
     blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
     return preempted, logit(blocked) - logit(slo.kv_blocked_fraction) + shift.blocked
 
 
 def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start: int) -> float:
-    """Real-valued users x at which the first of the two limits is crossed; 0 when one user does not fit.
+    """Returns the users, real-valued, at which the first of the two limits is crossed; 0 if one does not fit.
 
-    x lies between the last N that holds and N + 1, straight in ln F and logit eps. `start`, a guess, only
-    saves time.
+    The value lies between the last N within both limits and N + 1, interpolated in ln F and logit eps. start:
+    a guess, which only saves time.
     """
 
     def margin(users: int) -> float:
@@ -66,7 +67,7 @@ def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start:
 
 
 def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
-    """Largest N whose margin is not positive; 0 when one user is too many. The margin rises in N."""
+    """Returns the largest N whose margin is not positive; 0 if one user is too many. Margins rise in N."""
     low, high, step = 0, max(start, 1), 1
     while margin(high) <= 0.0:
         low, high, step = high, high + step, 2 * step
@@ -80,7 +81,7 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
     straight = True
     while low and high - low > 1:
         below, above = margin(low), margin(high)
-        share = below / (below - above) if straight else 0.5  # margins are nearly, not always, straight in N
+        share = below / (below - above) if straight else 0.5  # margins are nearly linear in N, not always
         straight = not straight
         probe = min(max(round(low + (high - low) * share), low + 1), high - 1)
         low, high = (low, probe) if margin(probe) > 0.0 else (probe, high)
@@ -89,19 +90,22 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelPressure:
-    """Preemptions and blocked time of one trusted level. nan where unknown."""
+    """Preemptions and blocked time of one trusted level, or of a replay. nan where unknown."""
 
     users: int
     preemptions: float
     finished: int
     blocked: float
     scrapes: float
-    """Effective number of scrapes behind `blocked`."""
+    """Effective number of scrapes from which `blocked` is known."""
 
 
 def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[LevelPressure]:
-    """Trusted levels without a queue for `max_num_seqs` slots. `max_num_seqs`, where it is known, tells such
-    a queue apart even where a level alone does not show it."""
+    """Returns the pressure in trusted levels that had no queue for `max_num_seqs` slots.
+
+    max_num_seqs: where it is known, a level counts as queueing if that many requests ran while others waited,
+    even if the level alone does not show that this is the limit.
+    """
     return [
         LevelPressure(
             users=level.users,
@@ -120,10 +124,10 @@ def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = Non
 def measured_shift(
     occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo, *, near_users: float, prior: FormulaShift
 ) -> FormulaShift:
-    """The prior, moved by the counts at levels near the wall, as far as they carry.
+    """Updates the prior by the counts at levels near the wall.
 
-    Counts have variance D mu + (drift mu)^2: D because preemptions cluster, the drift because the formula's
-    shape is off away from the wall.
+    Counts with mean mu have variance D mu + (drift mu)^2: D because preemptions cluster, drift because the
+    formula's shape is less exact away from the wall.
     """
     near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
     counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
@@ -178,8 +182,11 @@ def _blocked_score(occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo
 
 
 def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
-    """Mode and standard error of a shift by Fisher scoring. The score falls in the shift, so each step halves
-    the interval that holds its root at least."""
+    """Finds the mode and the standard error of a shift by Fisher scoring.
+
+    The score falls in the shift. So each step makes the interval that holds the root smaller, and bisects it
+    where a scoring step would leave it.
+    """
     low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
     for _ in range(40):
         slope, information = score(at)

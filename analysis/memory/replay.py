@@ -1,4 +1,4 @@
-"""The measured lengths replayed in the simulated engine: how far the KV-cache formula is off at its wall."""
+"""Replay of the measured lengths in the simulated engine: how far the KV-cache formula is off at its wall."""
 
 import math
 
@@ -15,13 +15,13 @@ from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
-REPLAY_TOKENS = 2e6  # output tokens of the engine's replay: about a second
-REPLAY_LIVES = 60  # of each user in it, at least
-REPLAY_USERS = 300  # above, the formula's error is below one in a hundred users
-REPLAY_ROUNDS, REPLAY_NEAR = 3, 0.02  # again where it moved the wall by more than a user, or than this share
-REPLAY_PAIRS = 20_000  # drawn from, at most
+REPLAY_TOKENS = 2e6  # output tokens of a replay: about a second of computing
+REPLAY_LIVES = 60  # requests of each user in a replay, at least
+REPLAY_USERS = 300  # above this, the formula is off by less than one in a hundred users
+REPLAY_ROUNDS, REPLAY_NEAR = 3, 0.02  # rounds at most: again if the wall moves by over a user and this share
+REPLAY_PAIRS = 20_000  # length pairs in a replay, at most
 BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 GiB
-REPLAY_SD = 0.1  # what may be left between the engine and a real scheduler, in ln F and logit eps
+REPLAY_SD = 0.1  # remaining error against a real scheduler, in ln F and logit eps
 
 
 def replayed_shift(
@@ -34,8 +34,11 @@ def replayed_shift(
     thinking: Thinking | None = None,
     x: float,
 ) -> FormulaShift:
-    """How far the engine moves the formula, at the two whole numbers of users around the wall. Where the
-    engine places the wall far from the formula, the engine is run again there."""
+    """Measures the formula's shift in the engine, at the two whole numbers of users around the wall x.
+
+    If the shift moves the wall far, the engine runs again at the new wall. Outside 1 to REPLAY_USERS users
+    there is no replay, and the formula's usual shift is returned.
+    """
     for _ in range(REPLAY_ROUNDS):
         if not 1.0 <= x <= REPLAY_USERS:
             return FormulaShift()
@@ -54,8 +57,11 @@ def replayed_shift(
 def _replay(
     pairs: LengthPairs, pool: Pool, users: int, pace: StepCost | None, thinking: Thinking | None
 ) -> LevelPressure:
-    """The engine's pressure with `users` users. Without a pace every step takes one second, and pauses are
-    scaled to that. Pauses are exponential: how their lengths are spread hardly matters."""
+    """Runs the engine with `users` users and returns the pressure.
+
+    Without a step cost (`pace`), every step takes one second and pauses are scaled to that. Pauses are
+    exponential, because the shape of their distribution hardly matters.
+    """
     output = float(pairs.output.mean())
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
     pause_s = thinking.think_s if thinking else 0.0
@@ -89,5 +95,5 @@ def _replay(
         preemptions=seen.preempted_fraction * seen.requests,
         finished=seen.requests,
         blocked=seen.blocked_fraction,
-        scrapes=seen.requests / users,  # what is a request duration apart is independent
+        scrapes=seen.requests / users,  # scrapes a request duration apart are independent
     )

@@ -21,45 +21,45 @@ NAN = float("nan")
 class Requests:
     """Requests in the order of their ends, shape (n,); missing values are nan.
 
-    Fields in `_s` without `unix` are seconds after `start_unix_s`, which is by the master's clock.
+    Fields in `_unix_s` are by the master's clock. Other fields in `_s` are seconds after `start_unix_s`.
     """
 
     start_unix_s: Floats
     sent_s: Floats
     scheduled_unix_s: Floats
-    """When the request was due, in an open loop, by the master's clock."""
+    """Time at which an open loop's request was due, by the master's clock; nan in a closed loop."""
     first_chunk_s: Floats
     first_answer_s: Floats
     last_chunk_s: Floats
     end_s: Floats
     chunks: Floats
     first_chunk_tokens: Floats
-    """Tokens of the first chunk; 1 when the server did not say."""
+    """Tokens of the first chunk; 1 where the server did not say."""
     prompt_tokens: Floats
     output_tokens: Floats
     cached_tokens: Floats
     http_status: Floats
     outcome: Ints
-    """Indices into OUTCOMES."""
+    """Index of each request's outcome in OUTCOMES."""
     user: Ints
-    """Numbers of the users, distinct over all workers."""
+    """Number of each request's user, unique over all workers."""
     turn: Ints
     gap_s: NDArray[np.float32]
-    """Chunk gaps of all requests, one after the other, shape (sum of gaps,)."""
+    """Chunk gaps of all requests, request after request, shape (sum of gaps,)."""
     gap_start: Ints
-    """Where each request's gaps begin in `gap_s`, shape (n + 1,)."""
+    """Index in `gap_s` at which each request's gaps begin, shape (n + 1,)."""
 
     def __len__(self) -> int:
         return len(self.start_unix_s)
 
     @property
     def end_unix_s(self) -> Floats:
-        """Ends by the master's clock, shape (n,)."""
+        """Times at which the requests ended, by the master's clock, shape (n,)."""
         return self.start_unix_s + self.end_s
 
     @property
     def tokens(self) -> Floats:
-        """Output tokens, shape (n,); chunks where the server sent no count, as for unfinished requests."""
+        """Output tokens, shape (n,). Where the server sent no count, as for unfinished requests: chunks."""
         return np.where(np.isnan(self.output_tokens), self.chunks, self.output_tokens)
 
     @property
@@ -68,13 +68,14 @@ class Requests:
         return np.equal(self.outcome, OUTCOME_CODES[Outcome.OK])
 
     def with_outcome(self, *outcomes: Outcome) -> Bools:
-        """Whether each request's outcome is one of these, shape (n,)."""
+        """Returns whether each request has one of these outcomes, shape (n,)."""
         return np.isin(self.outcome, [OUTCOME_CODES[outcome] for outcome in outcomes])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerSamples:
-    """Scrapes in time order, shape (m,); missing values are nan. Engines are added up, usage is averaged."""
+    """Scrapes in time order, shape (m,); missing values are nan. Engines are summed, their KV usage is
+    averaged."""
 
     unix_s: Floats
     engines: int
@@ -97,16 +98,16 @@ class ServerSamples:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClientSamples:
-    """The health of the load generators, an entry for each worker and second, shape (m,)."""
+    """Health of the load generators: one entry for each worker and second, shape (m,)."""
 
     unix_s: Floats
     worker: Ints
-    """Numbers of the workers, from 0."""
+    """Number of each entry's worker, from 0."""
     loop_lag_s: Floats
-    """99th percentile within the second; the largest value where that was not recorded."""
+    """Event-loop lag in seconds: the 99th percentile within the second, else the largest value."""
     cpu: Floats
     in_flight: Floats
-    """Requests in flight at this instant."""
+    """Requests in flight when the entry was written."""
 
     def __len__(self) -> int:
         return len(self.unix_s)
@@ -132,10 +133,10 @@ SCALAR_COLUMNS = (
 def ordered_requests(
     columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
 ) -> Requests:
-    """Requests in the order of their ends, made of rows in any order.
+    """Builds Requests, in the order of their ends, from rows in any order.
 
-    columns: by the names of SCALAR_COLUMNS, shape (n,) each. labels: outcome, user and turn, shape (n, 3).
-    gap_s: the chunk gaps, one request after the other. gaps: how many of them each request has, shape (n,).
+    columns: values by the names in SCALAR_COLUMNS, shape (n,) each. labels: outcome, user and turn, shape (n,
+    3). gap_s: chunk gaps, request after request. gaps: number of chunk gaps of each request, shape (n,).
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
@@ -150,7 +151,7 @@ def ordered_requests(
 
 
 def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:
-    """The gaps with their requests in another order."""
+    """Returns the chunk gaps with their requests in another order."""
     if np.array_equal(order, np.arange(len(order))):
         return gap_s
     moved = np.empty_like(gap_s)
@@ -176,7 +177,7 @@ _SERVER_SUMS = (
 
 
 def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
-    """Scrapes as columns; those that failed, or that lack an engine, are left out."""
+    """Builds columns from scrapes. Scrapes that failed, or that lack an engine, are left out."""
     good = [sample for sample in samples if sample.error is None]
     scrapes: dict[float, list[ServerSample]] = {}
     for sample in good:
@@ -191,7 +192,7 @@ def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
 
 
 def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
-    """A field summed over the engines that have it; nan where none has."""
+    """Sums a field over the engines that have it, for each scrape; nan where no engine has it."""
     return np.array([_sum([getattr(row, name) for row in rows]) for _, rows in scrapes], dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""The JSON Lines files of a run folder, decoded row by row into columns."""
+"""Readers of the JSON Lines files of a run folder: they decode row by row into columns."""
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 PROGRESS_BYTES = 2**20
 """Bytes between two reports to a progress bar."""
 GAP_ROWS = 4096
-"""Rows whose chunk times are held as doubles before they are reduced to float32 gaps."""
+"""Rows whose chunk times are held as float64 before they are reduced to float32 gaps."""
 
 
 class _Schema(msgspec.Struct):
@@ -38,12 +38,12 @@ _schema_decoder = msgspec.json.Decoder(_Schema)
 
 
 def schema_of(data: bytes) -> int:
-    """The schema that a JSON object states. Raises msgspec.DecodeError where it states none."""
+    """Returns the schema that a JSON object states. Raises msgspec.DecodeError where it states none."""
     return _schema_decoder.decode(data).schema
 
 
 def other_schema(path: Path, schema: int) -> str:
-    """The message for a file of another schema."""
+    """Words the error message for a file of another schema."""
     return (
         f"{path} is of schema {schema} and this version reads schema {RUN_SCHEMA}: "
         "analyse it with the version that wrote it."
@@ -53,7 +53,7 @@ def other_schema(path: Path, schema: int) -> str:
 def _decoded_lines(
     path: Path, kind: type[_Record], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Iterator[_Record]:
-    """Rows of a JSON Lines file. Lines that are not JSON are left out, with a warning.
+    """Yields the rows of a JSON Lines file. Lines that are not JSON are left out, with a warning.
 
     Raises InputError for a row that is not of this schema.
     """
@@ -103,7 +103,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
-    """A row's values in the order of SCALAR_COLUMNS, its times brought to the master's clock."""
+    """Returns a row's values in the order of SCALAR_COLUMNS, with its times brought to the master's clock."""
     chunks = row.chunk_s
     return (
         row.start_unix_s - clock_offset_s,
@@ -123,7 +123,7 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
 
 
 class _Gaps:
-    """Chunk gaps as float32, made of chunk times; holds those of at most GAP_ROWS requests as doubles."""
+    """Chunk gaps as float32, computed from chunk times. At most GAP_ROWS requests are held as float64."""
 
     def __init__(self) -> None:
         self._times = array("d")
@@ -153,10 +153,10 @@ class _Gaps:
 def read_requests(
     paths: Sequence[Path], offsets: dict[str, float], warnings: list[str], on_bytes: Callable[[int], None]
 ) -> Requests:
-    """The request files of a run as columns.
+    """Reads the request files of a run into columns.
 
-    offsets: seconds that each worker's clock is ahead of the master's. on_bytes: told how many bytes were
-    read since it was last called. Raises InputError when a row does not fit the schema.
+    offsets: seconds by which each worker's clock is ahead of the master's. on_bytes: called with the number
+    of bytes that were read since its last call. Raises InputError when a row does not fit the schema.
     """
     scalars: list[tuple[float, ...]] = []
     labels: list[tuple[int, int, int]] = []
@@ -182,7 +182,7 @@ def _requests(
 
 
 def read_server(path: Path, warnings: list[str]) -> ServerSamples:
-    """The scrapes of a run as columns; empty, with a warning, where there are none. Raises InputError."""
+    """Reads the scrapes of a run into columns. Adds a warning where there are none. Raises InputError."""
     samples = list(_decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
@@ -196,7 +196,7 @@ def read_server(path: Path, warnings: list[str]) -> ServerSamples:
 
 
 def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
-    """The health of the load generators, from a file for each worker, as columns. Raises InputError."""
+    """Reads the health of the load generators, one file for each worker, into columns. Raises InputError."""
     numbered = [
         (worker, row)
         for worker, path in enumerate(paths)

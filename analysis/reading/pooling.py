@@ -1,4 +1,4 @@
-"""Which runs are read together as one sample, because host, server, GPU and workload are equal."""
+"""Choice of runs that are pooled into one sample because their host, server, GPU and workload are equal."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -29,19 +29,19 @@ WORKLOAD_SETTINGS = (
 
 
 class ProgressTask(Protocol):
-    """Begins a task of a progress bar."""
+    """Function that begins a task of a progress bar."""
 
     def __call__(self, name: str, *, total: int) -> Callable[[int], None]:
-        """Returns what to call with the size of each step."""
+        """Returns a function that advances the task by the number that it is called with."""
 
 
 def choose_runs(
     runs: Sequence[_FoundRun], wanted: Sequence[str] | None
 ) -> tuple[list[list[_FoundRun]], dict[str, list[NotPooled]]]:
-    """The runs to pool: the newest group of each model, and, by model, the groups that are left out.
+    """Returns the runs to pool, the newest group of each model, and notes on the other groups, by model.
 
-    wanted: run ids that are pooled instead. Raises InputError where there is no such run, or where they
-    differ.
+    wanted: ids of the runs to pool instead. Raises InputError where there is no such run, or where they must
+    not be pooled.
     """
     if wanted:
         return [_picked(runs, wanted)], {}
@@ -77,7 +77,7 @@ def _picked(runs: Sequence[_FoundRun], wanted: Sequence[str]) -> list[_FoundRun]
 
 
 def group_runs(runs: Sequence[_FoundRun]) -> list[list[_FoundRun]]:
-    """Runs in groups that may be pooled, the group with the newest run first."""
+    """Groups runs that may be pooled, the group with the newest run first."""
     groups: dict[str, list[_FoundRun]] = {}
     for run in runs:
         groups.setdefault(_canonical_json(pooling_fields(run.info)), []).append(run)
@@ -85,7 +85,7 @@ def group_runs(runs: Sequence[_FoundRun]) -> list[list[_FoundRun]]:
 
 
 def pooling_fields(info: RunInfo) -> dict[str, str]:
-    """What must be equal in two runs before they are pooled, by name."""
+    """Returns what must be equal in two runs before they are pooled, by name."""
     workload = {name: _canonical_json(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
     server = {
         f"server {name}": _canonical_json(value)
@@ -96,7 +96,7 @@ def pooling_fields(info: RunInfo) -> dict[str, str]:
 
 
 def differing_fields(run: RunInfo, other: RunInfo) -> list[str]:
-    """Names of what keeps two runs from being pooled; empty when they may be."""
+    """Returns the names of the differences that forbid to pool two runs; empty when they may be pooled."""
     fields, others = pooling_fields(run), pooling_fields(other)
     return [name for name in fields if fields[name] != others[name]]
 
@@ -106,7 +106,7 @@ def _canonical_json(value: object) -> str:
 
 
 def read_group(group: Sequence[FoundRun], task: ProgressTask) -> list[Run]:
-    """Runs that are pooled, read into memory. Raises InputError."""
+    """Reads runs that are pooled into memory. Raises InputError."""
     sizes = [0 if isinstance(run, Run) else run_bytes(run) for run in group]
     advance = task("reading", total=sum(sizes))
     return [run if isinstance(run, Run) else read_run(run, on_bytes=advance) for run in group]

@@ -1,4 +1,4 @@
-"""Run folders: finding them, and reading one into memory, also where its run was killed."""
+"""Run folders: finding them, and reading a run into memory, even if it was killed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,16 +45,16 @@ class Run:
 
 
 FoundRun = RunFolder | Run
-"""A run folder to be read, or a run that was read from another tool's file."""
+"""A run folder that is still to be read, or a run that was read from another tool's file."""
 
 
 def has_runs(folder: Path) -> bool:
-    """Whether this is a run folder, or holds run folders."""
+    """Whether this is a run folder or has run folders in it."""
     return (folder / RUN_FILE).is_file() or any(folder.glob(f"*/{RUN_FILE}"))
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
-    """The run in this folder, or the runs in its subfolders, oldest first.
+    """Returns the run in this folder, or the runs in its subfolders, oldest first.
 
     Raises InputError when there is none, or when one of them is of another schema.
     """
@@ -73,10 +73,10 @@ def find_runs(folder: Path) -> list[RunFolder]:
 
 
 def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: None) -> Run:
-    """The run in this folder.
+    """Reads the run in this folder.
 
-    on_bytes: told how many bytes were read since it was last called, for a progress bar. Raises InputError
-    when a row does not fit the schema.
+    on_bytes: called with the number of bytes that were read since its last call, for a progress bar. Raises
+    InputError when a row does not fit the schema.
     """
     warnings = list(folder.info.warnings)
     offsets = {worker.name: worker.clock_offset_s or 0.0 for worker in folder.info.workers}
@@ -94,7 +94,7 @@ def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: N
 
 
 def run_bytes(folder: RunFolder) -> int:
-    """Size of a run's request files, for a progress bar."""
+    """Returns the bytes of a run's request files, for a progress bar."""
     return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
 
 

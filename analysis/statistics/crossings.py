@@ -1,4 +1,4 @@
-"""Where a share of misses, or a p95, crosses its limit as users grow, with bounds. Knows no server."""
+"""The users at which a share of misses, or a p95, crosses its limit, with bounds. Knows no server."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from scipy import optimize, special, stats
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import MissShare
 
-MISS_LIMIT = 0.05  # a p95 objective: at most 5 % of requests may miss it
-MAX_SLOPE = 300.0  # of attainment in ln users: a cliff between two levels has no finite slope
+MISS_LIMIT = 0.05  # share of requests that may miss a p95 objective
+MAX_SLOPE = 300.0  # largest slope of the logistic in ln users: a cliff between two levels has none
 GRID_POINTS = 401
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossing:
-    """Where a share of misses passes its limit, real-valued users, with one-sided bounds at any level."""
+    """Users x (real-valued) at which a curve crosses its limit, with bounds at any confidence."""
 
     x: float
     bound: Callable[[float], tuple[float, float]]
-    """One-sided error -> (lower, upper) bound on x."""
+    """Maps a one-sided error probability to the (lower, upper) bound on x."""
     between: tuple[int, int]
-    """The last users that held and the first that broke; (0, first) when none held."""
+    """The last users within the limit and the first beyond it; (0, first) where no level was within it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +33,18 @@ class LoadPoint:
     users: int
     misses: MissShare
     batches: int
-    """Independent batches that the misses' design effect was estimated from."""
+    """Independent batches from which the design effect of the misses was estimated."""
     p95: float | None = None
-    """None: too few effective samples to say, or not what the limit is about."""
+    """None where too few effective samples give a p95, or where the limit is not about a p95."""
 
 
 def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | None:
-    """Crossing of an overdispersed logistic of the misses in ln users; None when no point is past the limit.
+    """Fits where the share of misses crosses its limit; None where no point is beyond the limit.
 
-    The fit is local: points within about a factor two of the bracket that isotonic regression finds. The
-    bounds are those of the profile likelihood in x, on effective sample sizes, widened by lack of fit and by
-    Student's t for the design effect, which is estimated.
+    The curve is an overdispersed logistic in ln users. The fit is local: it takes the points within about a
+    factor of two of the bracket that isotonic regression gives. The bounds come from the profile likelihood
+    in x, on effective sample sizes. They are widened by lack of fit, and by Student's t because the design
+    effect is an estimate.
     """
     known = sorted((point for point in points if point.misses.n > 0), key=lambda point: point.users)
     if not known:
@@ -55,8 +56,8 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
     if bracket is None:
         return None
     near = (users >= bracket[0] / 2.1) & (users <= bracket[1] * 1.6)
-    # One design effect for all of them: a point of its own seems the surer the fewer misses it happens to
-    # have, and weights by that would pull the crossing up.
+    # All points share one design effect. By its own, a point with few misses by chance would seem more
+    # certain than it is, and its weight would pull the crossing up.
     effect = np.array([point.misses.effect for point in known])[near]
     weight = np.array([point.batches for point in known], dtype=np.float64)[near] - 1.0
     freedom = float(weight @ effect) ** 2 / float(weight @ effect**2)  # Satterthwaite
@@ -65,11 +66,11 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
 
 
 def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:
-    """Where the p95 passes its objective, which is where more than one request in twenty misses it.
+    """Places where the p95 crosses its objective, that is, where more than 5 % of the requests miss it.
 
-    The point is taken from the p95 itself: straight in ln users and ln p95 between the last users that held
-    and the first that broke. Shares of 0 and 1 say nothing of where between two loads the crossing lies; the
-    p95 does. The bounds are those of `miss_crossing`.
+    x is interpolated in ln users and ln p95 between the last users within the objective and the first beyond
+    it. (Shares of misses of 0 and 1 do not tell where between two loads the crossing is.) The bounds are
+    those of `miss_crossing`, extended to include x. None where no point is beyond the limit.
     """
     crossing = miss_crossing(points, limit=MISS_LIMIT)
     if crossing is None:
@@ -89,14 +90,15 @@ def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing |
 
 
 def _p95_at(points: Sequence[LoadPoint], users: int) -> float | None:
-    """Mean p95 of the points at so many users; None where one has too few requests to say."""
+    """Returns the mean p95 of the points with this many users; None where one of them has no p95."""
     found = [point.p95 for point in points if point.users == users]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _bracket(users: Floats, fraction: Floats, requests: Floats, limit: float) -> tuple[int, int] | None:
-    """Last level that held and first that broke, by isotonic regression; None when none broke."""
+    """Returns the last level within the limit (0 if none) and the first beyond it, by isotonic regression.
+    None where no level is beyond it."""
     smooth = optimize.isotonic_regression(fraction, weights=requests).x
     broke = np.flatnonzero(smooth > limit)
     if not len(broke):
@@ -126,15 +128,16 @@ def _fit(
         ends = _ends(grid, excess, float(stats.t.ppf(error, freedom)) ** 2)
         return math.exp(ends[0]), math.exp(ends[1])
 
-    # A cliff leaves the profile flat between two levels: take the middle of what is equally likely.
+    # A cliff leaves the profile flat between two levels: take the middle of the flat part.
     return Crossing(x=math.exp(sum(_ends(grid, excess, 0.1)) / 2), bound=bound, between=bracket)
 
 
 def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
-    """Twice the negative log likelihood of the best slope, were the limit crossed at each grid point.
+    """Returns twice the negative log likelihood of the best slope, with the crossing fixed at each grid
+    point.
 
-    at and grid: ln users. at, missed, met: shape (levels,); grid and result: shape (g,). The score
-    rises in the slope, so halving finds it.
+    at, grid: ln users. missed, met: effective numbers of requests. at, missed, met: shape (levels,). grid and
+    the result: shape (g,). The best slope is found by bisection, because the score rises in the slope.
     """
     away = at[None, :] - grid[:, None]
     low, high = np.full(len(grid), math.log(0.05)), np.full(len(grid), math.log(MAX_SLOPE))
@@ -148,7 +151,7 @@ def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: f
 
 
 def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
-    """Grid values at which a profile that falls and rises passes a height, straight between grid points."""
+    """Returns the two values between which a profile is below `height`, interpolated on the grid."""
     inside = np.flatnonzero(excess <= height)
     first, last = int(inside[0]), int(inside[-1])
     left, right = float(grid[first]), float(grid[last])
@@ -160,5 +163,5 @@ def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
 
 
 def logit(value: float) -> float:
-    """ln(p / (1 - p)), with p kept off 0 and 1."""
+    """Returns ln(p / (1 - p)), with p limited to 1e-9 from 0 and 1."""
     return float(special.logit(min(max(value, 1e-9), 1.0 - 1e-9)))

@@ -11,24 +11,24 @@ from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import EFFECTIVE_FOR_P95, Window, design_effect
 
 Bounds = Callable[[float], tuple[float, float]]
-"""One-sided error -> lower and upper bound."""
+"""Maps a one-sided error probability to (lower, upper) bounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Quantity:
-    """A positive figure with its bounds. Those of a fact are the figure itself."""
+    """A positive figure with its bounds. An exact figure has itself as both bounds."""
 
     value: float
     bounds: Bounds
 
 
 def exact_quantity(value: float) -> Quantity:
-    """A figure that is known without error."""
+    """Returns a figure that is known without error."""
     return Quantity(value=value, bounds=lambda _: (value, value))
 
 
 def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
-    """A mean of batches with bounds by Student's t, never below 0. freedom: its degrees of freedom."""
+    """Returns a mean of batches with bounds by Student's t of `freedom` degrees of freedom, never below 0."""
 
     def bounds(error: float) -> tuple[float, float]:
         reach = float(stats.t.isf(error, freedom)) * se
@@ -38,10 +38,11 @@ def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
 
 
 def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
-    """Bounds on b / a from the bounds of each: the method of variance estimates recovery, in logarithms.
+    """Returns bounds on b / a from the bounds of each, by the method of variance estimates recovery in
+    logarithms.
 
     G. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27
-    (2008) 1693. It keeps intervals that are not symmetric, as those of a capacity are, and open ends open.
+    (2008) 1693. Asymmetric intervals, such as those of a capacity, stay asymmetric; open ends stay open.
     """
 
     def bounds(error: float) -> tuple[float, float]:
@@ -56,7 +57,8 @@ def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
 
 
 def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
-    """ln of the value over its lower bound, and of its upper bound over the value; infinite where open."""
+    """Returns ln(value / lower bound) and ln(upper bound / value), each at least 0; infinite for open
+    bounds."""
     low, high = quantity.bounds(error)
     below = math.log(quantity.value / low) if low > 0 else math.inf
     return max(below, 0.0), max(math.log(high / quantity.value), 0.0) if math.isfinite(high) else math.inf
@@ -64,7 +66,7 @@ def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Series:
-    """One level's values in the order of time, shape (n,) each."""
+    """Values of one level in the order of time, and their times, shape (n,) each."""
 
     values: Floats
     at_unix_s: Floats
@@ -73,7 +75,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sample:
-    """What one side measured at one number of users, a series for each level."""
+    """Values that one run measured at one number of users: a series for each level."""
 
     series: Sequence[Series]
 
@@ -84,11 +86,11 @@ class Sample:
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom of a variance from batch means."""
+        """Degrees of freedom of a variance that is estimated from batch means."""
         return sum(one.window.batches - 1 for one in self.series)
 
     def effective(self, threshold: float) -> float:
-        """Effective sample size of the share of values above a threshold."""
+        """Returns the effective sample size behind the share of values above a threshold."""
         return sum(
             len(one.values)
             / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
@@ -97,7 +99,7 @@ class Sample:
 
 
 def quantile(sample: Sample, share: float) -> Quantity | None:
-    """The `share` quantile with Woodruff's interval; None where too few effective samples carry it."""
+    """Returns the quantile at `share` with Woodruff's interval; None with too few effective samples."""
     tail = 1.0 - share
     values = sample.values
     if len(values) < 2:
@@ -116,17 +118,17 @@ def quantile(sample: Sample, share: float) -> Quantity | None:
 
 
 def _fewest(share: float) -> float:
-    """Effective samples that a quantile needs: three beyond it are expected, as for a p95 (59)."""
+    """Returns the effective samples that a quantile needs for about three beyond it, such as 59 for a p95."""
     return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
 
 
 def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
-    """Bounds on the ratio of two quantiles, b over a, by inverting a test of shares.
+    """Returns bounds on the ratio of two quantiles, b over a, by inverting a test of shares.
 
-    Were b's quantile r times a's, the share of b above r q_a would be 1 - share. The lower bound is the least
-    r for which the share seen is not significantly more, by Student's t with batch-means variances of both
-    sides; the upper bound is the same with the sides changed. Unlike an interval of each side, which ends
-    where the sample does, this sees a whole distribution move.
+    If b's quantile were r times a's, q_a, a share 1 - share of b would lie above r q_a. The lower bound is
+    the smallest r at which the measured share is not significantly larger, by Student's t with batch-means
+    variances of both samples. The upper bound follows with a and b exchanged. Intervals of the two quantiles
+    would end where the samples end; this test also detects a shift of the whole distribution.
     """
     return lambda error: (
         _least_ratio(a, b, share, error),
@@ -135,7 +137,7 @@ def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
 
 
 def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
-    """The least ratio that the samples do not contradict; 0 where they are too few to contradict any."""
+    """Returns the smallest ratio that the samples do not contradict; 0 where they are too few for that."""
     tail = 1.0 - share
     at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
     own = tail * share / a.effective(at_a)

@@ -1,7 +1,6 @@
 """Percentiles, shares and trends of samples that depend on each other, with intervals.
 
-Requests of one level share the batch and the queue. Near the knee a 95 % interval that takes them as
-independent covers the truth 14 to 61 % of the time (docs/method.md).
+Requests of one level share the batch and the queue. An interval that takes them as independent is too narrow.
 """
 
 import math
@@ -21,7 +20,7 @@ EFFECTIVE_FOR_P99 = 299
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A stretch of time and the mean duration of its requests, which is what dependence is measured in."""
+    """A stretch of time. The mean duration of its requests tells how long values depend on each other."""
 
     begin_unix_s: float
     end_unix_s: float
@@ -34,38 +33,39 @@ class Window:
 
     @property
     def batches(self) -> int:
-        """Batches of five request durations, 8 to 20 of them; `short_batches` corrects short ones."""
+        """Number of batches: 8 to 20, of about five request durations. `short_batches` corrects for
+        shorter ones."""
         wanted = int(self.length_s / max(BATCH_DURATIONS * self.request_duration_s, 1e-9))
         return min(max(wanted, MIN_BATCHES), MAX_BATCHES)
 
     @property
     def short_batches(self) -> float:
-        """Factor on a variance from batch means whose batches are only a few correlation times long.
+        """Factor that corrects a variance from batch means for batches of only a few correlation times.
 
-        For an autoregressive series of correlation time tau (here one request duration), batches of length T
-        miss the share (1 - exp(-T/tau)) tau/T of the variance of the mean.
+        In an autoregressive series with correlation time tau (here one request duration), batches of length T
+        miss a share (1 - exp(-T/tau)) tau/T of the variance of the mean.
         """
         durations = self.length_s / self.batches / max(self.request_duration_s, 1e-9)
         return 1.0 / max(1.0 - (1.0 - math.exp(-durations)) / durations, 0.05)
 
     def batch_of(self, at_unix_s: Floats) -> NDArray[np.int64]:
-        """Number of the batch of each instant, 0 to batches - 1. Shape as given."""
+        """Returns the number of each instant's batch, from 0 to batches - 1. Shape as given."""
         position = (at_unix_s - self.begin_unix_s) / self.length_s * self.batches
         return np.clip(position.astype(np.int64), 0, self.batches - 1)
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value for an answer: None where it is not known, or without bound."""
+    """Returns the value; None where it is nan or infinite."""
     return value if math.isfinite(value) else None
 
 
 def student(batches: int, *, one_sided: float = 0.95) -> float:
-    """Quantile of Student's t with batches - 1 degrees of freedom, where a normal one is 1.645."""
+    """Returns the quantile of Student's t with batches - 1 degrees of freedom (the normal one is 1.645)."""
     return float(stats.t.ppf(one_sided, batches - 1))
 
 
 def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float:
-    """Variance of the mean of a dependent series, by batch means as a ratio estimate. values: shape (n,)."""
+    """Estimates the variance of the mean of a dependent series, by batch means. values: shape (n,)."""
     batch = window.batch_of(at_unix_s)
     count = np.bincount(batch, minlength=window.batches)
     total = np.bincount(batch, weights=values, minlength=window.batches)
@@ -74,8 +74,7 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float
 
 
 def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
-    """Design effect: the variance of the mean over that of independent samples, at least 1. values: shape
-    (n,)."""
+    """Returns the variance of the mean over that of independent samples, at least 1. values: shape (n,)."""
     if len(values) < 2:
         return 1.0
     independent = float(np.var(values)) / len(values)
@@ -86,7 +85,7 @@ def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantiles:
-    """Percentiles. None: too few effective samples, which are about 59 for a p95 and 299 for a p99."""
+    """Percentiles of a sample; None with too few effective samples (about 59 for a p95, 299 for a p99)."""
 
     p50: float | None = None
     p95: float | None = None
@@ -95,10 +94,10 @@ class Quantiles:
 
 
 def quantiles(values: Floats, at_unix_s: Floats, window: Window) -> Quantiles:
-    """Percentiles of a dependent sample, nan left out; the interval of p95 covers 90 %.
+    """Returns percentiles of a dependent sample, nan left out; the interval of the p95 covers 90 %.
 
-    Woodruff's interval: the share above the p95 gets a standard error by batch means, and the order
-    statistics at 95 % minus and plus t times that error are the ends.
+    This is Woodruff's interval. The share above the p95 gets a standard error by batch means. The order
+    statistics at 95 % minus and plus t times that error are the ends; without an end below 100 %, it is None.
     """
     known = ~np.isnan(values)
     sample, at = values[known], at_unix_s[known]
@@ -127,7 +126,7 @@ def _woodruff(sample: Floats, effective: float, batches: int) -> tuple[float, fl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MissShare:
-    """Misses among requests of one level, and by how much their dependence reduces the sample size."""
+    """Misses among requests or scrapes, and how much their dependence reduces the effective sample size."""
 
     misses: int
     n: int
@@ -143,9 +142,10 @@ class MissShare:
 
 
 def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:
-    """Share of misses. Where none or all missed, the design effect is that of the values behind them.
+    """Counts misses with their design effect. If none or all missed, it is the design effect of `values`.
 
-    misses, values, at_unix_s: shape (n,). nan values count in the share and not in the dependence.
+    misses, values, at_unix_s: shape (n,). Where a value is nan, the request counts as usual but does not
+    enter that design effect.
     """
     count = int(misses.sum())
     if 0 < count < len(misses):
@@ -157,7 +157,7 @@ def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window)
 
 
 def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, float]:
-    """Relative change over the window of a series' batch means, and the p value of that slope (t test)."""
+    """Returns the relative change of a series over the window, and the p value of its slope (t test)."""
     batch = window.batch_of(at_unix_s)
     count = np.bincount(batch, minlength=window.batches)
     filled = count > 0

@@ -1,3 +1,4 @@
-"""One file a wall: from measured levels to the number of users at which it stands, with bounds.
+"""A module for each wall: from measured levels to the number of users at which the wall lies, with bounds.
 
-A wall knows no other wall; none knows a report or a command."""
+No wall knows another wall, a report or a command.
+"""

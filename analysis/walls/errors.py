@@ -1,4 +1,4 @@
-"""The error wall: the server turns more than one request in a hundred away because of its load."""
+"""The error wall: because of its load, the server refuses more than one request in a hundred."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ OVERLOAD_LIMIT = 0.01
 
 
 def place_errors(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Where the share of refused requests passes OVERLOAD_LIMIT; None where no trusted level does."""
+    """Places the wall where the share of refused requests crosses OVERLOAD_LIMIT; None if no level does."""
     points = load_points(evidence.levels, lambda level: level.requests.overload)
     crossing = miss_crossing(points, limit=OVERLOAD_LIMIT)
     return placed_at_crossing("errors", evidence, crossing, rng) if crossing is not None else None

@@ -25,13 +25,13 @@ from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.placed import PlacedWall, placed_by_draws
 from loadtest.record import Slo
 
-GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of the curve between whole users, and of the replay
+GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of a draw, the larger: for whole users, for the replay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class KvCacheWall:
-    """The wall and its resampled draws, shape (resamples,), in users of all engines together, and its
-    formula."""
+    """The KV-cache wall in users of all engines, with its formula. draws: resampled walls, shape
+    (resamples,)."""
 
     x: float
     draws: Floats
@@ -39,11 +39,11 @@ class KvCacheWall:
     pool: Pool
     shift: FormulaShift
     blocks: int
-    """Blocks of one engine's pool, those of a shared prefix taken off."""
+    """Blocks of one engine's pool, those of a shared prefix left out."""
 
 
 def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
-    """The KV-cache wall beside the others."""
+    """Places the KV-cache wall on the axis of users."""
     return placed_by_draws("kv_cache", evidence, wall.x, wall.draws, measured=wall.shift.levels > 0)
 
 
@@ -61,11 +61,11 @@ def kv_cache_wall(
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> KvCacheWall:
-    """Where the pool of an engine stops holding its users.
+    """Computes the users at which the pool passes its limits on preemptions or on blocked time.
 
-    The formula is moved by a replay of the measured lengths in the simulated engine at the measured pace,
-    then by the counts at levels near the wall. Draws resample whole conversations, the think time and the
-    shift.
+    The formula is first shifted by a replay of the measured lengths in the simulated engine, with the
+    measured step cost (`pace`), then by the counts at levels near the wall. Each draw resamples whole
+    conversations, the think time and the shift.
     """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.per_engine(pool.engines) if thinking else None
@@ -129,7 +129,7 @@ def _jittered(shift: FormulaShift, rng: np.random.Generator) -> FormulaShift:
 
 
 def _resampled(conversation: Ints, rng: np.random.Generator) -> Floats:
-    """How often each request counts in a resample of whole conversations, numbered 0..k-1. Shape (n,)."""
+    """Returns how often each request is in a resample of whole conversations, numbered 0..k-1. Shape (n,)."""
     count = int(conversation.max()) + 1
     drawn = np.bincount(rng.integers(0, count, count), minlength=count)
     return drawn[conversation].astype(np.float64)

@@ -9,7 +9,7 @@ from analysis.walls.placed import PlacedWall, placed_at_crossing
 
 
 def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Where the p95 of TTFT passes its objective; None where no trusted level misses it."""
+    """Places the wall where the p95 of TTFT crosses its objective; None where no trusted level misses it."""
     points = load_points(
         evidence.levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
     )
@@ -18,7 +18,7 @@ def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
 
 def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Where the p95 of TPOT passes its objective; None where no trusted level misses it."""
+    """Places the wall where the p95 of TPOT crosses its objective; None where no trusted level misses it."""
     points = load_points(
         evidence.levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
     )

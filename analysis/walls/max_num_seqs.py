@@ -1,4 +1,4 @@
-"""The max_num_seqs wall: the server runs no more requests at once, though it has memory for them."""
+"""The `max_num_seqs` wall: the server runs no more requests at once, although it has memory for them."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,15 @@ from analysis.walls.placed import (
     placed_exactly,
 )
 
-BINOMIAL_SD = 0.05  # in ln users: people who think do not arrive as independently as the binomial says
+BINOMIAL_SD = 0.05  # in ln users, because arrivals are less independent than the binomial assumes
 
 
 def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """The server's cap of running requests as a wall; None where it is neither stated nor detected.
+    """Places the wall of the server's `max_num_seqs`; None where that is neither stated nor detected.
 
-    Without think time it is the cap itself. With think time it is where measured levels have a queue for 10 %
-    of the time, or, where none brackets that, by the binomial distribution of users in flight.
+    Without think time, the wall is `max_num_seqs` itself. With think time, it lies where measured levels have
+    a queue for 10 % of the time. Without levels on both sides of that, it follows from the binomial
+    distribution of the users in flight.
     """
     cap = evidence.max_num_seqs
     if cap is None:
@@ -47,10 +48,10 @@ def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWa
 def max_num_seqs_wall(
     max_num_seqs: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT
 ) -> float:
-    """Users at which a request waits for a slot `queue_limit` of the time: max_num_seqs itself unless users
-    think.
+    """Returns the users at which a request waits for a slot for a share `queue_limit` of the time.
 
-    With users who think, P(Binomial(N, p) > max_num_seqs), straight in the logit between whole users.
+    For users who think, the share is P(Binomial(N, p) > max_num_seqs), and its logit is interpolated between
+    whole users. Users who do not think give max_num_seqs itself.
     """
     if active(max_num_seqs + 1) >= 1.0:
         return float(max_num_seqs)
@@ -64,5 +65,5 @@ def max_num_seqs_wall(
 
 
 def waiting_share(max_num_seqs: int, users: int, active: Callable[[int], float]) -> float:
-    """Share of the time in which more than max_num_seqs of the users are in flight."""
+    """Returns the share of the time in which more than max_num_seqs of the users are in flight."""
     return float(stats.binom.sf(max_num_seqs, users, active(users)))

@@ -1,7 +1,7 @@
-"""The walls by name, and how each can be known.
+"""Names of the walls, and of the ways in which the position of a wall is known.
 
-A new wall needs its name here, a file beside this one, a line in `analysis.capacity.judgement`, and its words
-in `analysis.reporting.words`. A figure that nobody measures yet begins in `loadtest.record`.
+A new wall needs its name here, a module beside this one, a line in `analysis.capacity.judgement`, and its
+words in `analysis.reporting.words`. A figure that nobody measures yet begins in `loadtest.record`.
 """
 
 from typing import Literal
@@ -10,4 +10,5 @@ WallName = Literal[
     "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
 ]
 Basis = Literal["measured", "interpolated", "extrapolated", "model"]
-"""measured: a trusted level is within one user or 5 % of the wall; model: no level moved the formula."""
+"""measured: a trusted level lies within one user or 5 % of the wall. interpolated: the wall lies between
+trusted levels. extrapolated: it lies outside them. model: no level moved the formula."""

@@ -1,4 +1,4 @@
-"""A wall on the axis of users, with bounds at any confidence: what every wall's file returns."""
+"""A wall on the axis of users, with bounds at any confidence: the result of every wall's module."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,21 +16,21 @@ RESAMPLES, QUICK_RESAMPLES = 300, 100
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlacedWall:
-    """The number of users at which one wall stands, real-valued."""
+    """One wall at x users (real-valued), with bounds."""
 
     name: WallName
     x: float
     bound: Callable[[float], tuple[float, float]]
-    """Lower and upper bound for a one-sided error."""
+    """Maps a one-sided error probability to the (lower, upper) bound on x."""
     draws: Floats
-    """Draws of x, from which follows how often each wall is the first. Shape (RESAMPLES,)."""
+    """Draws of x, shape (RESAMPLES,). They tell how often each wall is the first."""
     basis: Basis
 
 
 def placed_at_crossing(
     name: WallName, evidence: Evidence, crossing: Crossing, rng: np.random.Generator
 ) -> PlacedWall:
-    """A wall that measured levels bracket."""
+    """Places a wall at a crossing between measured levels."""
     return PlacedWall(
         name=name,
         x=crossing.x,
@@ -43,7 +43,7 @@ def placed_at_crossing(
 def placed_by_draws(
     name: WallName, evidence: Evidence, x: float, draws: Floats, *, measured: bool
 ) -> PlacedWall:
-    """A wall that a model places. `measured`: levels near the wall moved the model."""
+    """Places a wall that a model predicts. measured: whether levels near the wall moved the model."""
     basis = _basis(x, evidence.trusted)
     if basis != "extrapolated" and not measured:
         basis = "model"
@@ -56,7 +56,7 @@ def placed_by_draws(
 
 
 def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
-    """Draws, log-normal on each side of x, whose 5 % quantiles are the bounds."""
+    """Returns draws that are log-normal on each side of x, with 5 % of them beyond each bound."""
     z = rng.standard_normal(RESAMPLES)
     below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
     return x * np.exp(z * np.where(z < 0, below, above))
@@ -65,7 +65,7 @@ def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> F
 def placed_between(
     name: WallName, evidence: Evidence, ends: tuple[int, int], rng: np.random.Generator
 ) -> PlacedWall:
-    """A wall known to stand between two levels, and no better."""
+    """Places a wall that is only known to lie between two numbers of users. x is the lower one."""
     low, high = float(ends[0]), float(ends[1])
     return PlacedWall(
         name=name,
@@ -77,7 +77,7 @@ def placed_between(
 
 
 def placed_exactly(name: WallName, evidence: Evidence, users: float) -> PlacedWall:
-    """A wall that is known without error."""
+    """Places a wall that is known without error."""
     return PlacedWall(
         name=name,
         x=users,

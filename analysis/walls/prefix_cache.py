@@ -1,6 +1,6 @@
-"""The prefix-cache wall: histories of users who think are evicted before their next turn finds them.
+"""The prefix-cache wall: histories of users who think are evicted before the next turn finds them.
 
-Formulas: docs/method.md. Blocks, and shares of what a cache without bounds would have found.
+Hits are shares of the tokens that an unlimited cache would have found. Formulas: docs/method.md.
 """
 
 import math
@@ -20,23 +20,23 @@ from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
 from analysis.walls.placed import PlacedWall, placed_by_draws
 
-EVICTION_SD = 0.025  # of ln(true wall / formula), lengths known: `python -m benchmarks prefix_cache`
-FREEDOM = 4.0  # Student's t, not normal: levels that contradict the formula win over it
+EVICTION_SD = 0.025  # of ln(true wall / formula) at known lengths: `python -m benchmarks prefix_cache`
+FREEDOM = 4.0  # of Student's t: its tails let levels outweigh a formula that they contradict
 SHAPE_SE, SHAPE_DRIFT = (
     0.01,
     0.1,
-)  # how far its curve is off at the wall, and more with each share away from there
-FARTHEST = math.log(20.0)  # that measured levels can move the formula
-MIN_HITS = 0.05  # below this at the lowest load nothing is reused: no caching, or texts that do not match
-HIT_BATCHES = 8  # of a level's window, for the error of what was found
+)  # error of the formula's hits at the wall, and its growth with the distance in hits
+FARTHEST = math.log(20.0)  # |ln(wall / formula)| that measured levels can reach
+MIN_HITS = 0.05  # hits at the lowest load; below, nothing is reused (no caching, or other texts)
+HIT_BATCHES = 8  # batches of a window, for the standard error of its hits
 FORMULA_DRAWS = 60
-SETTLING_ROUNDS = 4  # until request durations and wall agree
+SETTLING_ROUNDS = 4  # rounds after which request durations and wall agree
 SHIFT_GRID = 1001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelHits:
-    """Share of the reusable tokens that one trusted level found in the cache, and its standard error."""
+    """Share of the reusable tokens that one trusted level found in the cache, with its standard error."""
 
     users: int
     share: float
@@ -44,7 +44,7 @@ class LevelHits:
 
 
 def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[LevelHits]:
-    """Hits of each trusted level: by the requests' cached tokens, else by the server's counter."""
+    """Returns the hits of each trusted level, by the requests' cached tokens or else the server's counter."""
     found = []
     for run in runs:
         reusable = reusable_tokens(
@@ -60,7 +60,8 @@ def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> li
 
 
 def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]:
-    """Tokens found and reusable tokens in each batch of a window, shape (HIT_BATCHES,) each."""
+    """Returns tokens found and reusable tokens in each batch of a window; nan if unknown. Shape
+    (HIT_BATCHES,)."""
     rows = run.requests
     inside = (rows.end_unix_s >= edges[0]) & (rows.end_unix_s < edges[-1]) & ~np.isnan(reusable)
     if inside.any() and not np.isnan(rows.cached_tokens[inside]).any():
@@ -77,7 +78,7 @@ def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]
 
 
 def _hit_share(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
-    """Ratio of the sums and its standard error by batches, widened for their number; None where undefined."""
+    """Returns the ratio of the sums and its standard error by batches, which are few; None if undefined."""
     total = float(reusable.sum())
     if not total > 0:
         return None
@@ -88,18 +89,18 @@ def _hit_share(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PrefixWall:
-    """The wall and draws of it, shape (draws,), in users of all engines together."""
+    """The prefix-cache wall in users of all engines together. draws: drawn walls, shape (draws,)."""
 
     x: float
     draws: Floats
     measured: bool
-    """Hit rates of several levels moved the formula."""
+    """Whether hit rates of several levels moved the formula."""
     with_pool: Callable[[float], float]
-    """Users at the wall in a pool that is larger by a factor."""
+    """Function from the factor by which the pool grows to the users at the wall."""
 
 
 def place_prefix_cache(evidence: Evidence, wall: PrefixWall) -> PlacedWall:
-    """The prefix-cache wall beside the others."""
+    """Places the prefix-cache wall on the axis of users."""
     return placed_by_draws("prefix_cache", evidence, wall.x, wall.draws, measured=wall.measured)
 
 
@@ -112,9 +113,9 @@ def prefix_wall(
     resamples: int,
     rng: np.random.Generator,
 ) -> PrefixWall | None:
-    """Where users who think outgrow the cache: the formula, moved by the hits of trusted levels.
+    """Computes the users whose histories outgrow the cache: a formula, moved by measured hits.
 
-    None where nothing is reused: conversations of one turn, or no prefix caching.
+    None where nothing is reused, because conversations have one turn or the server has no prefix caching.
     """
     thinking = thinking_of(levels)
     turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
@@ -152,7 +153,7 @@ def _response_s(thinking: Thinking, users: float) -> float:
 
 
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
-    """The formula and its wall in users of one engine, at the request durations that as many users cause."""
+    """Returns the formula and its wall in users of one engine, at the request durations that they cause."""
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
         response_s = _response_s(thinking, users * pool.engines)
@@ -162,9 +163,9 @@ def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tup
 
 
 def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: float) -> tuple[Floats, Floats]:
-    """Posterior of ln(wall / formula): a grid and its weights, shape (SHIFT_GRID,) each.
+    """Computes the posterior of ln(wall / formula): a grid and its weights, shape (SHIFT_GRID,) each.
 
-    Hits are taken relative to the lowest load, in the measurement and in the formula alike.
+    Measured and expected hits are both divided by those at the lowest load.
     """
     shift = np.linspace(-FARTHEST, FARTHEST, SHIFT_GRID)
     log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)
@@ -173,7 +174,7 @@ def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: fl
         relative = np.array([one.share for one in rest]) / lowest.share
         variance = (np.array([one.se for one in rest]) / lowest.share) ** 2
         variance += SHAPE_SE**2 + (SHAPE_DRIFT * (relative - FOUND_LIMIT)) ** 2
-        common = relative * lowest.se / lowest.share  # the lowest level's error is in all of them
+        common = relative * lowest.se / lowest.share  # all ratios contain the lowest level's error
         expected = [
             eviction.found(one.users / pool.engines * np.exp(-shift), pool.blocks) for one in (lowest, *rest)
         ]

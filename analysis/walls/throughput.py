@@ -1,4 +1,4 @@
-"""The throughput wall: with more users, the server makes fewer tokens a second in all."""
+"""The throughput wall: with more users, the server produces fewer tokens per second in total."""
 
 import math
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ from analysis.levels.level import Level
 from analysis.statistics.samples import student
 from analysis.walls.placed import PlacedWall, placed_between
 
-MIN_FALL = 0.02  # a fall of output throughput below this is not worth a wall, however sure
+MIN_FALL = 0.02  # share by which output throughput must fall, however significant
 
 
 def place_throughput(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """The fall of throughput as a wall, somewhere between its two levels; None where there is no fall."""
+    """Places the wall between the two levels where throughput falls; None where it does not fall."""
     fall = throughput_fall(evidence.levels)
     return placed_between("throughput", evidence, fall, rng) if fall is not None else None
 
 
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
-    """Users of the level after which output throughput falls, and of the next; None where it never does.
+    """Returns the users of the levels before and after a fall of output throughput; None without a fall.
 
-    Trusted levels of equal users are pooled. A fall is at least 2 %, one-sided significant at 1 % over all
-    neighbours together, by batch errors, and no higher level comes back.
+    Trusted levels with equal users are pooled. A fall must be larger than 2 % and significant: one-sided at 1
+    % over all pairs of neighbours, by batch errors. No higher level may come back to within 2 % of the level
+    before.
     """
     trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
     known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]

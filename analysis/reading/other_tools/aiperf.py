@@ -1,4 +1,4 @@
-"""aiperf's profile_export.jsonl, a request a line, with the summary that lies beside it."""
+"""Reader of aiperf's profile_export.jsonl, which has a request a line, and of the summary beside it."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "sec": 1.0, "s": 1.0}
 
 
 class _AiperfMetadata(msgspec.Struct):
-    """Times are Unix nanoseconds."""
+    """Times of one request, in nanoseconds since 1970, and its place in a conversation."""
 
     request_start_ns: int
     request_end_ns: int
@@ -73,7 +73,8 @@ class _AiperfRecord(msgspec.Struct):
     error: _AiperfError | None = None
 
     def row(self) -> ResultRow:
-        """The request as a row. aiperf's TTFT starts before the connection is made, `sent_s` is after it."""
+        """Returns the request as a row. aiperf's TTFT includes making the connection; `sent_s` is after
+        it."""
         about, metrics = self.metadata, self.metrics
         first_s = _seconds(metrics.time_to_first_token)
         gap_s = metrics.inter_chunk_latency.seconds if metrics.inter_chunk_latency else []
@@ -138,7 +139,7 @@ class _AiperfModels(msgspec.Struct):
 
 
 class _AiperfInput(msgspec.Struct):
-    """What aiperf was asked for: `phases` and `models`; in older versions `loadgen` and
+    """Settings that aiperf was started with: `phases` and `models`, in older versions `loadgen` and
     `endpoint.model_names`."""
 
     endpoint: _AiperfEndpoint
@@ -156,7 +157,7 @@ class _AiperfInput(msgspec.Struct):
         return (self.endpoint.urls or [self.endpoint.url or "unknown"])[0]
 
     def load(self) -> tuple[int | None, str]:
-        """Users and an empty name; for arrivals at a rate None and their name."""
+        """Returns the number of users and an empty name; for arrivals at a rate, None and the rate's name."""
         if self.loadgen is not None:
             rate = self.loadgen.request_rate
             return (self.loadgen.concurrency or 1, "") if rate is None else (None, f"{rate:g}/s")
@@ -169,7 +170,7 @@ class _AiperfSummary(msgspec.Struct):
 
 
 def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """One stage: a run of aiperf has one concurrency. Raises InputError when the summary is missing."""
+    """Reads one stage, since a run of aiperf has one concurrency. Raises InputError without a summary."""
     records = [msgspec.json.decode(document.data, type=_AiperfRecord) for document in documents]
     config = _config(file)
     users, arrivals = config.load()
@@ -189,7 +190,7 @@ def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
 
 
 def _config(file: Path) -> _AiperfInput:
-    """The part of the summary beside the records that says what was asked. Raises InputError."""
+    """Reads aiperf's settings from the summary beside the records. Raises InputError."""
     beside = file.with_name("profile_export_aiperf.json")
     summary = beside if beside.is_file() else file.with_suffix(".json")
     if not summary.is_file():

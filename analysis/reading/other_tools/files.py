@@ -1,4 +1,4 @@
-"""One result file: which tool wrote it, and that tool's reader."""
+"""Detection of the tool that wrote a result file, and the choice of that tool's reader."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,14 @@ READERS: tuple[tuple[frozenset[str], Callable[[Path, list[Document]], list[LoadS
     (frozenset({"model_id", "duration", "completed"}), read_vllm_bench),
     (frozenset({"metadata", "metrics"}), read_aiperf),
 )
-"""A reader for each tool, and the keys of its documents. The first whose keys are all there is taken."""
+"""Top-level keys of each tool's documents, and its reader. The first entry with all keys present is used."""
 
 
 def read_file(file: Path, *, named: bool) -> list[LoadStage]:
-    """Stages of a result file. A file of another kind has none; where the user named it, it is an InputError.
+    """Reads the stages of a result file. A file of another kind has no stages.
 
-    Raises InputError when the file is cut off, or is of a version that is not read.
+    named: whether the user named this file. Raises InputError when a named file is of another kind, and when
+    any file is cut off or of an unsupported version.
     """
     documents = _documents(file)
     keys = documents[0].keys
@@ -49,7 +50,7 @@ def _not_a_result(file: Path, keys: frozenset[str]) -> str:
 
 
 def _documents(file: Path) -> list[Document]:
-    """The JSON objects of a file: the whole of it, or one a line."""
+    """Splits a file into JSON objects: the whole file is one object, or each line is."""
     data = file.read_bytes()
     try:
         return [_document(data)]

@@ -1,4 +1,4 @@
-"""guidellm's JSON report: a benchmark for each concurrency or rate."""
+"""Reader of guidellm's JSON report, which has a benchmark for each concurrency or rate."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class _GuidellmConfig(msgspec.Struct):
 
 
 class _Timings(msgspec.Struct):
-    """Unix seconds. Reasoning counts as token iterations, the role chunk of a chat does not."""
+    """Times in seconds since 1970. A token iteration is a chunk with text or reasoning, not a role chunk."""
 
     request_start: float | None = None
     resolve_end: float | None = None
@@ -75,7 +75,7 @@ class _GuidellmRequest(msgspec.Struct):
     output_metrics: _Usage
 
     def row(self, outcome: Outcome) -> ResultRow | None:
-        """The request as a row; None where it was still queued."""
+        """Returns the request as a row; None where the request was still queued."""
         times = self.info.timings
         start, end = times.request_start, times.request_end or times.resolve_end
         if start is None or end is None:
@@ -133,7 +133,7 @@ class _GuidellmReport(msgspec.Struct):
 
 
 def read_guidellm(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """A stage for each benchmark. Raises InputError where there is none, or not every request was kept."""
+    """Reads a stage for each benchmark. Raises InputError where there is none, or requests are missing."""
     benchmarks = msgspec.json.decode(documents[0].data, type=_GuidellmReport).benchmarks
     if not benchmarks:
         raise InputError(f"{file} holds no benchmark: guidellm ended before its first benchmark did.")

@@ -1,5 +1,5 @@
-"""What other load generators left, as runs: which files, which of their stages answer, and which dump of the
-server's metrics belongs to them. Knows no file format."""
+"""Results of other load generators, as runs: which files are read, which of their stages help to answer,
+and which dump of the server's metrics belongs to them. Knows no file format."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,18 +21,18 @@ DUMP_NAMES = (
     ("server_metrics.txt",),
     ("server_metrics_export.jsonl", "server_metrics_export.json"),
 )
-"""Dumps that are found without being named; the first of them that exist are read, together. The last two
-are aiperf's."""
+"""File names of metrics dumps that need not be named by the user. The files of the first group that exists
+are read together. The last group is aiperf's."""
 ONE_WORKLOAD_DIFFERENCE, FOUR_SIGMA = 0.25, 4.0
-"""Mean lengths of two stages of one workload differ by at most this share, or by so many standard errors."""
+"""Mean lengths of two stages of one workload differ by at most this share, or this many standard errors."""
 
 
 def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:
-    """The result file at this path, or all of them in this folder and its subfolders: a run for each stage.
+    """Reads the result file at `path`, or all in this folder and its subfolders: a run for each stage.
 
-    server_metrics: a dump that covers them all; without it, one of DUMP_NAMES beside each file or in the
-    folder. Raises InputError when a file is cut off, is of another kind or version, or when the dump does
-    not belong to it.
+    server_metrics: a dump for all of them. Without it, a dump in DUMP_NAMES is taken from beside each file,
+    else from the folder. Raises InputError when a file is cut off or of an unsupported kind or version, and
+    when the dump does not belong to the results.
     """
     dump = read_metrics_dump(server_metrics) if server_metrics else None
     stages = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]
@@ -67,7 +67,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
-    """Stages of constant users where the model has any, else its open loops."""
+    """Returns the stages with constant users. A model without any keeps its open loops."""
     made = [stage for stage in stages if stage.rows]
     if not made:
         raise InputError(f"No request was made in {', '.join(stage.label for stage in stages)}.")
@@ -76,7 +76,7 @@ def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
 
 
 def _left_out(stages: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[str, list[str]]:
-    """A warning for each model that has stages which do not help to answer."""
+    """Words a warning for each model with stages that are left out."""
     labels: dict[str, list[str]] = {}
     for stage in stages:
         if stage not in chosen:
@@ -91,7 +91,7 @@ def _left_out(stages: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _MeanLength:
-    """Mean length of a stage's requests, with its standard error."""
+    """Mean tokens of a stage's requests, with the standard error."""
 
     tokens: float
     error: float
@@ -99,8 +99,8 @@ class _MeanLength:
 
 
 def _refuse_two_workloads(stages: Sequence[LoadStage]) -> None:
-    """Raises InputError where stages of one model differ in lengths, which are pooled: files do not say what
-    was asked, so what came must look alike."""
+    """Raises InputError where stages of one model differ in mean length. Stages are pooled, and the files
+    do not state the workload, so the measured lengths must agree."""
     for kind in ("prompt", "output"):
         means: dict[tuple[str, str], list[_MeanLength]] = {}
         for stage in stages:
@@ -124,7 +124,8 @@ def _refuse_different(groups: Iterable[Sequence[_MeanLength]], kind: str) -> Non
 
 
 def _neighbouring_dump(folder: Path, root: Path) -> MetricsDump | None:
-    """The dump beside the results of a folder, else the one in the folder that was named."""
+    """Reads the dump beside the results of a folder, else in the folder that the user named; None without
+    one."""
     for place in (folder, root):
         for names in DUMP_NAMES:
             dumps = [read_metrics_dump(place / name) for name in names if (place / name).is_file()]

@@ -1,4 +1,4 @@
-"""A dump of a server's Prometheus metrics, as rows of ServerSample; docs/importing.md has the formats."""
+"""Reader of dumps of a server's Prometheus metrics, as rows of ServerSample (formats: docs/importing.md)."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.prometheus import parse_samples
 from loadtest.server.vllm import METRIC_LINES, build_server_info, build_server_samples
 
-# A line that is nothing but a time, or a comment that ends in one: what `date +%s`, `date +%s.%N` and
-# `date -Is` write between two scrapes. A sample ends in a number too, so only a comment may have words.
+# Matches a line that holds only a time, or a comment that ends in a time, as `date +%s`, `date +%s.%N` and
+# `date -Is` write them between two scrapes. Samples end in a number too, so only comments may have words.
 _TIME = re.compile(
     r"^(?:#(?! HELP| TYPE).*?|[=\-*\s\[]*)\b(?:"
     r"(?P<unix>\d{10}(?:\.\d+)?)|"
@@ -32,16 +32,17 @@ TimedSample = tuple[float, Sample]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsDump:
-    """What servers said over time."""
+    """Metrics of one or several servers over time."""
 
     path: Path
     scrapes: list[tuple[float, list[Sample]]]
-    """unix_s and the samples of that instant, in time order."""
+    """Time (seconds since 1970) and samples of each scrape, in time order."""
     changes_only: bool = False
-    """Whether a scrape that equals the one before it is left out, as aiperf does: a gap means no change."""
+    """Whether scrapes equal to the one before are left out, as aiperf does: a gap means no change."""
 
     def rows(self, model: str) -> list[ServerSample]:
-        """One row for each scrape and engine. Raises InputError for servers that cannot be added up."""
+        """Returns a row for each scrape and engine. Raises InputError where servers have different scrape
+        times."""
         scrapes = [
             build_server_samples(samples, model=model, unix_s=unix_s) for unix_s, samples in self.scrapes
         ]
@@ -55,19 +56,19 @@ class MetricsDump:
         return rows
 
     def models(self) -> list[str]:
-        """The names under which the servers serve."""
+        """Returns the names of the models that the servers serve, sorted."""
         names = {sample.labels.get("model_name") for _, samples in self.scrapes for sample in samples}
         return sorted(name for name in names if name)
 
     def info(self) -> ServerInfo:
-        """What the servers say of their KV pool; null where they do not."""
+        """Returns what the servers state about their KV pool; None in each field that they do not state."""
         return build_server_info(sample for _, samples in self.scrapes for sample in samples)
 
 
 def read_metrics_dump(path: Path) -> MetricsDump:
-    """A dump from Prometheus' range queries, aiperf's server_metrics_export, or a text of successive scrapes.
+    """Reads Prometheus' range queries, aiperf's server_metrics_export, or successive scrapes as text.
 
-    Raises InputError when it is none of these, or holds nothing of vLLM.
+    Raises InputError when the file is none of these, or holds no metric of vLLM.
     """
     try:
         text = path.read_text()
@@ -90,7 +91,7 @@ def read_metrics_dump(path: Path) -> MetricsDump:
 
 
 def _name_engines(scrapes: dict[float, list[Sample]]) -> None:
-    """Names the engines of several servers apart, because each server numbers its own from 0."""
+    """Gives engines of several servers different names, because each server numbers its own from 0."""
     everything = [sample for samples in scrapes.values() for sample in samples]
     if len({sample.labels.get("instance") for sample in everything}) > 1:
         for sample in everything:
@@ -116,7 +117,7 @@ class _Matrix(msgspec.Struct, tag_field="resultType", tag="matrix"):
 
 
 class _RangeQuery(msgspec.Struct):
-    """https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries."""
+    """Answer of https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries."""
 
     data: _Matrix
 
@@ -142,7 +143,7 @@ class _AiperfScrape(msgspec.Struct):
     def samples(self) -> Iterator[TimedSample]:
         for name, values in self.metrics.items():
             for labelled in values:
-                if labelled.value is not None:  # as it is for the sum and the buckets of a histogram
+                if labelled.value is not None:  # None for sums and buckets of histograms
                     labels = {**(labelled.labels or {}), "instance": self.endpoint_url}
                     yield self.timestamp_ns / 1e9, Sample(name, labels, labelled.value)
 
@@ -152,7 +153,7 @@ class _AiperfSeries(msgspec.Struct):
 
 
 class _AiperfSummary(msgspec.Struct):
-    """aiperf's server_metrics_export.json. It has no series: only the labels of the cache are of use."""
+    """File server_metrics_export.json of aiperf. It has no time series; only the cache's labels are used."""
 
     aiperf_version: str
     metrics: dict[str, _AiperfSeries]
@@ -171,7 +172,7 @@ _DOCUMENTS: dict[str, type[_RangeQuery | _AiperfScrape | _AiperfSummary]] = {
 
 
 def _samples_of_json(path: Path, text: str) -> Iterator[TimedSample]:
-    """Samples of all documents of a file: some ask Prometheus for each metric and append the answers."""
+    """Yields the samples of all JSON documents in a file, which may be answers to several range queries."""
     for document in _documents(path, text):
         kind = next(
             (kind for key, kind in _DOCUMENTS.items() if isinstance(document, dict) and key in document), None
@@ -197,7 +198,8 @@ def _documents(path: Path, text: str) -> Iterator[object]:
 
 
 def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
-    """Samples of pages of /metrics, each after its time, or of lines with times, as /federate writes them."""
+    """Yields samples of /metrics pages, each after a line with its time, or of lines with times
+    (/federate)."""
     for unix_s, page in _pages(path, text):
         try:
             samples = parse_samples(page, wanted=METRIC_LINES)

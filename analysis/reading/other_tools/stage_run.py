@@ -1,5 +1,5 @@
-"""One stage of another tool and the server's scrapes of that time, as a run: when all users were in flight,
-and which scrapes belong to it."""
+"""A run made of one stage of another tool and the server's scrapes of that time. Finds when all users were
+in flight, and which scrapes belong to the stage."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,11 +24,12 @@ from loadtest.errors import InputError
 from loadtest.record import ArrivalsInfo, RunInfo, ServerInfo, ServerSample
 
 SETTLE_DURATIONS = 2.0
-"""Request durations that are left out once all users are in flight: most tools start them at once."""
+"""Request durations left out after all users are in flight, because most tools start them all at once."""
 MAX_SCRAPE_DISTANCE_S = 5.0
-"""A counter that is read this close to both ends of a stage holds the tokens of no other stage."""
+"""Largest distance in seconds between a scrape and the begin or end of a stage. Closer scrapes give a
+token counter that holds the tokens of no other stage."""
 MAX_SHIFT_S = 15.0
-"""How far a clock that is known to whole seconds may be off, the time to write the file included."""
+"""Seconds by which a clock that is known to whole seconds may be off, the time to write the file included."""
 LATENESS_UNKNOWN = (
     "{} does not say how late it was itself (event-loop lag, CPU): its times are taken on trust."
 )
@@ -44,8 +45,8 @@ NO_SERVER_METRICS = (
 def run_of_stage(
     stage: LoadStage, dump: MetricsDump | None, *, run_id: str, warnings: Sequence[str] = ()
 ) -> Run:
-    """The stage as a run of one level, or of one open loop. Raises InputError when the dump is of another
-    time or model."""
+    """Builds a run of one level or one open loop. Raises InputError when the dump is of another time or
+    model."""
     source = stage.source
     warnings = [*warnings, *source.lacks, LATENESS_UNKNOWN.format(source.tool)]
     samples = _samples_of_model(dump, source.model, warnings) if dump else []
@@ -63,7 +64,7 @@ def run_of_stage(
 
 
 def _nothing_known() -> ClientSamples:
-    """The load generator's health, which other tools do not record."""
+    """Returns empty columns, because other tools do not record the health of the load generator."""
     nothing = np.empty(0)
     return ClientSamples(
         unix_s=nothing, worker=nothing.astype(np.int64), loop_lag_s=nothing, cpu=nothing, in_flight=nothing
@@ -93,8 +94,8 @@ def _info(stage: LoadStage, requests: Requests, server: ServerInfo, *, run_id: s
 
 
 def _span_of_all_users(requests: Requests, users: int) -> tuple[float, float]:
-    """Unix times between which nine tenths of the users, or of the most that there were, were in flight:
-    before that users are being started, after it they stop."""
+    """Returns the times (seconds since 1970) between which at least nine tenths of the users were in
+    flight. If there were never that many, it is nine tenths of the most that were."""
     at = np.concatenate([requests.start_unix_s + requests.sent_s, requests.end_unix_s])
     step = np.repeat([1, -1], len(requests))
     order = np.lexsort((-step, at))
@@ -122,7 +123,7 @@ def _requests(rows: Sequence[ResultRow]) -> Requests:
 
 
 def _samples_of_model(dump: MetricsDump, model: str, warnings: list[str]) -> list[ServerSample]:
-    """The scrapes of a model. A server with one model only may call it otherwise than the tool does."""
+    """Returns the scrapes of a model. A server's only model may have another name than the tool uses."""
     names = dump.models()
     if names and model not in names:
         if len(names) > 1:
@@ -140,8 +141,8 @@ def _samples_of_stage(
     stage: LoadStage,
     warnings: list[str],
 ) -> list[ServerSample]:
-    """The scrapes of a stage, and one before and after it; without a count of tokens where that would hold
-    the tokens of others, or not all of these."""
+    """Returns the scrapes of a stage, with one before and one after it. Where their token counter would
+    hold tokens of other stages, or not all of this stage's, it is left out."""
     begin, end = float(requests.start_unix_s.min()), float(requests.end_unix_s.max())
     at = np.array([sample.unix_s for sample in samples])
     if not np.any((at >= begin) & (at <= end)):
@@ -163,7 +164,8 @@ def _utc(unix_s: float) -> str:
 
 
 def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[ResultRow]:
-    """Rows moved in time, by MAX_SHIFT_S at most, to where most scrapes agree on the number in flight."""
+    """Shifts rows in time, by at most MAX_SHIFT_S, to the best agreement with the scrapes' requests in
+    flight."""
     server = server_samples_of(samples)
     on_server = server.running + server.waiting
     starts = np.sort([row.start_unix_s for row in rows])
@@ -176,7 +178,7 @@ def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[Res
     shifts = np.arange(-MAX_SHIFT_S, MAX_SHIFT_S, 0.1)
     off = np.abs(np.stack([_in_flight(starts, ends, at - shift) - on_server for shift in shifts]))
     most = float(np.max(_in_flight(starts, ends, starts)))
-    # Capped, so that what ran before or after weighs little.
+    # A cap keeps other load, before and after the stage, from weighing much.
     misses = np.minimum(off, max(1.0, 0.1 * most)).mean(axis=1)
     shift = float(np.median(shifts[misses <= misses.min() + 1e-9]))
     return [

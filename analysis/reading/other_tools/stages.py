@@ -1,4 +1,4 @@
-"""The form that all result files are brought into: stages of requests; and what their readers share."""
+"""Stages of requests, the form into which all result files are read, and helpers that their readers share."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from loadtest.record import Outcome
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultRow:
-    """One request; names and units are those of `analysis.reading.columns.Requests`."""
+    """One request, with the names and units of `analysis.reading.columns.Requests`."""
 
     start_unix_s: float
     end_s: float
@@ -37,16 +37,16 @@ class ResultRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResultFile:
-    """A file, and what it says of all its requests."""
+    """One result file, and what it states about all its requests."""
 
     path: Path
     tool: str
     model: str
     host: str
     lacks: list[str]
-    """Full sentences: what this tool's files do not tell."""
+    """Sentences for the report: what this tool's files do not contain."""
     whole_seconds: bool = False
-    """Whether its clock is known to about a second only."""
+    """Whether the file's times are known to about a second only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,13 +60,13 @@ class LoadStage:
 
     @property
     def label(self) -> str:
-        """File and stage, for messages: `sweep.json (concurrent@8)`."""
+        """Name of file and stage for messages, such as `sweep.json (concurrent@8)`."""
         return f"{self.source.path.name} ({self.name})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A JSON object of a file, not decoded yet."""
+    """A JSON object of a file, with its keys, not decoded yet."""
 
     data: bytes
     keys: frozenset[str]
@@ -81,18 +81,19 @@ def url_without_credentials(url: str) -> str:
 
 
 def status_in(text: str | None) -> float:
-    """The status code in a message of httpx such as "Server error '503 Service Unavailable' for url"."""
+    """Finds the status code in an error message of httpx ("Server error '503 Service Unavailable' ...");
+    else nan."""
     found = re.search(r"'([345]\d\d) ", text or "")
     return float(found[1]) if found else NAN
 
 
 def status_of(reason: str) -> float:
-    """The status code of a reason phrase, which is all that vllm bench serve keeps; nan for other texts."""
+    """Returns the status code of a reason phrase, which is all that vllm bench serve keeps; else nan."""
     return next((float(status) for status in HTTPStatus if status.phrase == reason), NAN)
 
 
 def failure_of(text: str, status: float) -> Outcome:
-    """The outcome that an exception's name and words tell; STREAM_ERROR where they tell nothing."""
+    """Returns the outcome that fits the name and words of an exception; STREAM_ERROR where nothing fits."""
     if not np.isnan(status):
         return Outcome.HTTP_ERROR
     words = text.lower()

@@ -1,4 +1,4 @@
-"""The JSON of `vllm bench serve`: a result for each run of it, one or several in a file."""
+"""Reader of the JSON of `vllm bench serve`: a result for each of its runs, one or several in a file."""
 
 import heapq
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ from loadtest.record import Outcome
 
 
 class _VllmBenchResult(msgspec.Struct):
-    """Lists are in the order of the requests, times in seconds. The clock of `start_times` counts from the
-    machine's start; older versions keep none (https://github.com/vllm-project/vllm/pull/32667)."""
+    """Lists of values in the order of the requests, times in seconds. `start_times` are by a clock that
+    counts from the machine's start; older versions have none
+    (https://github.com/vllm-project/vllm/pull/32667)."""
 
     date: str
     model_id: str
@@ -52,12 +53,12 @@ class _VllmBenchResult(msgspec.Struct):
 
     @property
     def users(self) -> int | None:
-        """The concurrency, where requests wait for nothing else; None where they come at a rate."""
+        """Concurrency, where only that limits the requests; None where requests come at a rate."""
         return self.max_concurrency if self.request_rate == "inf" else None
 
     @property
     def role_chunks(self) -> bool:
-        """Whether the first event is a chat's role chunk, so that the first gap is not one between tokens."""
+        """Whether the first event is a chat's role chunk, so that the first gap is not between tokens."""
         plain = [
             len(gaps) == tokens - 1
             for gaps, tokens in zip(self.itls, self.output_lens, strict=True)
@@ -86,12 +87,12 @@ class _VllmBenchResult(msgspec.Struct):
         )
 
     def durations_s(self) -> list[float]:
-        """Durations of the requests, from being sent to the last token."""
+        """Returns the seconds from sending to the last token, for each request."""
         return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
 
 
 def read_vllm_bench(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """A stage for each result. Raises InputError for one that holds no times of single requests."""
+    """Reads a stage for each result. Raises InputError for a result without the times of single requests."""
     return [_stage(file, document) for document in documents]
 
 
@@ -138,7 +139,7 @@ def _lacks(result: _VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _starts_from_queue(file: Path, result: _VllmBenchResult) -> list[float]:
-    """Seconds at which each request was sent, rebuilt: in their order, each as soon as a user is free."""
+    """Rebuilds the seconds at which requests were sent: in their order, each as soon as a user is free."""
     if result.users is None:
         raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
     free, starts = [0.0] * result.users, list[float]()
@@ -149,7 +150,7 @@ def _starts_from_queue(file: Path, result: _VllmBenchResult) -> list[float]:
 
 
 def _local_unix_s(file: Path, date: str) -> float:
-    """The middle of the second in which the file was written, in this machine's time zone."""
+    """Returns when the file was written: the middle of that second, in this machine's time zone."""
     try:
         return datetime.strptime(date, "%Y%m%d-%H%M%S").timestamp() + 0.5
     except ValueError:
