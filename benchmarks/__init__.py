@@ -1,4 +1,4 @@
-"""The figures that README.md and docs/ quote, one command each: `python -m benchmarks NAME`.
+"""Measures the figures that README.md and docs/ quote, one command each: `python -m benchmarks NAME`.
 
-Knows no test; what both need is in `testing`.
+Knows no test; what tests and benchmarks share is in `testing`.
 """

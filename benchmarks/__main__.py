@@ -1,4 +1,7 @@
-"""`make bench`: prints figures of docs/benchmarks.md. Names on the command line choose benchmarks."""
+"""Prints figures of docs/benchmarks.md: those of the benchmarks named on the command line.
+
+Without a name it runs `BENCHMARKS`, as `make bench` does.
+"""
 
 import sys
 
@@ -30,7 +33,7 @@ ON_DEMAND = {
     "real_truth": real_truth.main,
     "search_cost": search_cost.main,
 }
-"""Not part of `make bench`."""
+"""Benchmarks that run only when they are named."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: processes to start, run folders, and services whose truth is known.
+"""Helpers that tests and benchmarks share: processes, run folders, and services whose true maximum is known.
 
 Knows neither tests nor benchmarks.
 """

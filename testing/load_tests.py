@@ -1,6 +1,6 @@
-"""The load test as a user runs it: its command line, and what a finished run has left.
+"""The load test as a user runs it: its command line, its output and its run folder.
 
-Locust is never imported here, because it patches sockets.
+This module never imports Locust, because Locust patches sockets.
 """
 
 import json
@@ -14,7 +14,7 @@ from testing.processes import LOCUST, free_port
 
 
 class Finished:
-    """A finished load test: exit code, what it said, and its run folder."""
+    """A finished load test: its exit code, its output, and the folder with its run folder."""
 
     def __init__(self, code: int, said: str, reports: Path) -> None:
         self.code = code
@@ -59,7 +59,7 @@ def locust_command(
 
 
 def two_processes() -> list[str]:
-    """Flags that start two workers and a master on a free port, because tests run side by side."""
+    """Returns the flags for two workers and a master. The port is free, so tests can run side by side."""
     port = str(free_port())
     ports = ["--master-bind-port", port, "--master-port", port]
     return ["--processes", "2", "--master-bind-host", "127.0.0.1", *ports]

@@ -1,4 +1,4 @@
-"""Processes that tests and benchmarks start: the embedded server, ports, and waiting for what they do."""
+"""Starts the servers that tests and benchmarks use, finds free ports, and waits for conditions."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ LOCUST = Path(sys.executable).with_name("locust")
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This environment without settings that somebody left in it."""
+    """Returns the environment without variables of the load test, Locust and vLLM, plus `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOADTEST_", "LOCUST_", "VLLM_"))}
     return {**kept, **extra}
 
 
 @contextlib.contextmanager
 def simulator(*flags: str) -> Iterator[str]:
-    """The embedded server; yields its address without /v1."""
+    """Starts the embedded server on a free port and yields its address without /v1."""
     command = [sys.executable, "-m", "loadtest.simulator", "--port", "0", *flags]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment()
@@ -37,7 +37,7 @@ def simulator(*flags: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def scripted_server(*flags: str) -> Iterator[str]:
-    """The scripted server on a free port; yields its address."""
+    """Starts the scripted server on a free port and yields its address."""
     command = [sys.executable, "-m", "testing.servers.scripted", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -48,7 +48,10 @@ def scripted_server(*flags: str) -> Iterator[str]:
 
 
 def until(seconds: float, ready: Callable[[], bool]) -> None:
-    """Waits for it; what is not there yet may raise OSError or ValueError."""
+    """Waits until `ready` returns true. `ready` may raise OSError or ValueError before that.
+
+    Raises AssertionError after `seconds`.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(OSError, ValueError):
@@ -72,8 +75,8 @@ def listening(port: int) -> bool:
 
 
 def session_members(session: int) -> list[int]:
-    """The living processes of a session (zombies are not living)."""
-    # Not by glob: it looks at each file once more, and fails where a process has ended meanwhile.
+    """Returns the ids of the running processes of a session, without zombies."""
+    # Path.glob calls stat on each file and fails if the process has ended meanwhile; os.listdir does not.
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
     return [pid for pid in pids if _session(Path(f"/proc/{pid}/stat")) == session]
 

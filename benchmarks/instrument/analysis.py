@@ -15,11 +15,11 @@ from loadtest.run.sink import write_run_info
 
 CHUNKS = 200
 _LEVELS, _LEVEL_S = (100, 200, 300, 400), 300.0
-"""Users who ask without a pause; with the times below this makes 100,000 requests."""
+"""Users of each level, who ask without a pause, and seconds of a level. Together about 100,000 requests."""
 
 
 def main() -> None:
-    """Writes such a run, analyses it in a process of its own and prints time and peak memory."""
+    """Writes a run, analyses it in another process, and prints the time and peak memory of that process."""
     with tempfile.TemporaryDirectory() as folder:
         count = _write(Path(folder))
         began = time.perf_counter()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _write(folder: Path) -> int:
-    """Returns how many requests it wrote."""
+    """Writes the run into the folder. Returns the number of requests."""
     rng = random.Random(0)
     start = 1.8e9
     schedule = [(start + i * _LEVEL_S, start + (i + 1) * _LEVEL_S, users) for i, users in enumerate(_LEVELS)]

@@ -1,6 +1,7 @@
-"""The limit: a bare asyncio protocol that sends the request, stamps each read and does nothing else.
+"""A bare asyncio protocol that sends requests and notes the time of each read: the limit for every client.
 
-Knows how long the scripted server's events are, and looks only after the run which read brought which token.
+It parses nothing during the run. It knows the length of each event of the scripted server, and finds
+afterwards which read brought which token.
 
     python -m benchmarks.instrument.bare_client --url URL --streams 400 --seconds 20 --result FILE
 """
@@ -36,7 +37,7 @@ _END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 
 
 class Reads(NamedTuple):
-    """One finished request: when it was sent, and the time and length of each read."""
+    """A finished request: when it was sent (s), and the time (s) and length (bytes) of each read."""
 
     sent: float
     times: "array[float]"
@@ -44,7 +45,7 @@ class Reads(NamedTuple):
 
 
 class _Stream(asyncio.Protocol):
-    """Asks again and again on one connection, until told not to."""
+    """Sends one request after another on one connection, while `going_on` is true."""
 
     def __init__(self, finished: list[Reads]) -> None:
         self._finished = finished
@@ -59,7 +60,7 @@ class _Stream(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._reads = Reads(self._now(), array("d"), array("L"))
-        os.write(self._socket, REQUEST)  # now, and not at the end of the loop's turn
+        os.write(self._socket, REQUEST)  # at once; the transport would wait for the end of the loop's turn
 
     def data_received(self, data: bytes) -> None:
         self._reads.times.append(self._now())
@@ -71,7 +72,7 @@ class _Stream(asyncio.Protocol):
 
 
 async def load(url: str, *, streams: int, ramp_s: float, seconds: float) -> list[Reads]:
-    """Holds so many streams, whose starts are spread over `ramp_s`, and returns what they read."""
+    """Holds `streams` streams and returns the finished requests. The starts are spread over `ramp_s`."""
     host, port = urlsplit(url).netloc.split(":")
     finished: list[Reads] = []
     rng = random.Random(0)
@@ -85,12 +86,12 @@ async def load(url: str, *, streams: int, ramp_s: float, seconds: float) -> list
     await asyncio.sleep(seconds - ramp_s)
     for stream in begun:
         stream.going_on = False
-    await asyncio.sleep(3)  # the answers under way
+    await asyncio.sleep(3)  # for the answers under way
     return finished
 
 
 def _figures(finished: list[Reads]) -> dict[str, float]:
-    """TTFT and gaps in seconds. A token came with the read that took the stream past its first byte."""
+    """Computes quantiles of TTFT and gaps, in seconds. A token arrives when its first byte is read."""
     begins = len(HEAD) + len(ROLE) + len(TOKEN) * np.arange(TOKENS)
     ttft, gaps = [], []
     for reads in finished:

@@ -1,4 +1,4 @@
-"""What a token costs the load generator, beside plain Locust in the same run, and how exact its times are."""
+"""How much CPU a token costs the load generator, compared with plain Locust, and how exact its times are."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Prints CPU a token of both clients, round by round, and the error of our times against the log."""
+    """Prints CPU a token of both clients in each round, and our errors against the server's log."""
     print(f"client: {_STREAMS} streams of {1 / GAP_S:.0f} tokens/s, {ANSWER_TOKENS} tokens each, one process")
     ratios: list[float] = []
     errors: dict[str, list[float]] = {"TTFT": [], "first-to-last span": []}
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _measure(locust: list[str]) -> tuple[float, list[dict[str, Any]]]:
-    """CPU seconds a token, in the steady part of one load test, and the server's log."""
+    """Returns CPU seconds a token in the steady part of one load test, and the server's log."""
     with scripted_server(*TIMES) as url:
         return _load(locust, url)
 
@@ -80,13 +80,13 @@ def _cpu_s(pid: int) -> float:
 
 
 def get(url: str, path: str) -> Any:
-    """One of the scripted server's pages."""
+    """Reads a page of the scripted server."""
     with urllib.request.urlopen(url + path, timeout=60) as answer:
         return json.loads(answer.read())
 
 
 def request_errors(log: list[dict[str, Any]], reports: Path) -> dict[str, list[float]]:
-    """Our time minus the true one, request by request, in seconds."""
+    """Returns the errors of our times, request by request, in seconds: signed for TTFT, else absolute."""
     true = {entry["request_id"]: entry for entry in log}
     rows = [json.loads(line) for path in reports.glob("*/requests-*.jsonl") for line in path.open()]
     ttft, span = [], []

@@ -1,11 +1,13 @@
-"""scenarios/chat.py without its staggered starts: all users ask at once, and since the scripted server
-answers all of them alike, they stay in step. The hardest case for exact times."""
+"""scenarios/chat.py without its staggered starts: all users ask at the same moment.
+
+The scripted server answers all of them alike, so they stay in step: the hardest case for exact times.
+"""
 
 from loadtest.user import ChatUser
 
 
 class LockstepChat(ChatUser):
-    """Asks as soon as it is started, and as soon as it has its answer."""
+    """A user who asks at once when started, and again as soon as the answer has ended."""
 
     scenario = "lockstep"
 

@@ -1,7 +1,7 @@
-"""The load generators that `benchmarks peers` compares: how each is got and called, and what it publishes.
+"""The load generators that `benchmarks peers` compares: how to install, call and read each of them.
 
-Each peer lives in an environment of its own, with pinned versions, in the folder of `peers_home()`; it is
-made once and kept. A marker, written last, tells a finished one from an interrupted one.
+Each peer has its own environment with pinned versions in the folder `peers_home()`. It is made once. A marker
+file is written last, so an interrupted installation is detected and made again.
 """
 
 import json
@@ -23,9 +23,9 @@ from testing.servers.scripted import SCRIPTED_MODEL
 from testing.vllm.environment import VllmUnavailableError, prepare, vllm_home
 
 RAMP_S, LOAD_S = 4.0, 20.0
-"""Starts are spread over RAMP_S wherever a tool can do that: all at once is the harder case."""
+"""Seconds over which the starts of the streams are spread (if the tool can), and seconds of the load."""
 REQUESTS_A_STREAM = 8
-"""About LOAD_S, for tools that count requests."""
+"""Requests for each stream, for tools that count requests: they take about LOAD_S."""
 PINS = {
     "guidellm": ("guidellm[perf]==0.8.1", "torch==2.13.0"),
     "aiperf": ("aiperf==0.13.0",),
@@ -34,12 +34,12 @@ PINS = {
 
 
 class UnavailableError(Exception):
-    """The tool cannot be had or did not publish its figures. The message is one sentence."""
+    """The tool cannot be installed, or it published no figures. The message is one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Quantiles in seconds."""
+    """Quantiles of TTFT and of the gaps between tokens, in seconds."""
 
     ttft_p50_s: float
     ttft_p99_s: float
@@ -48,35 +48,38 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one run asks of a tool."""
+    """The load that a tool has to make in one run."""
 
     url: str
     streams: int
     folder: Path
-    """Empty, for the tool's results."""
+    """An empty folder for the tool's results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
+    """A load generator: its name, its command for a load, and its results."""
+
     name: str
     command: Callable[[Load], list[str]]
     figures: Callable[[Path], Figures]
-    """Reads what the tool published into the folder of its load."""
+    """Reads the published figures from the folder of the load."""
     gap: str
-    """What its gap figure is."""
+    """What the tool's gap figure measures, for the printed table."""
     prepare: Callable[[], object] = lambda: None
-    """Makes its environment. Raises UnavailableError."""
+    """Makes the tool's environment where it is missing. Raises UnavailableError."""
     environment: Callable[[Path], dict[str, str]] = lambda folder: {}
+    """Returns additional environment variables, given the folder of the load."""
 
 
 def peers_home() -> Path:
-    """Where the environments of the peers are kept."""
+    """Returns the folder of the peers' environments."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("SEATCOUNT_PEERS_HOME") or cache / "seatcount" / "peers").resolve()
 
 
 def _make_vllm() -> None:
-    """Makes the environment of vLLM, which also has the tokenizer that the others ask for."""
+    """Makes the environment of vLLM. Its tiny model has the tokenizer that the other tools need."""
     try:
         prepare()
     except VllmUnavailableError as error:
@@ -84,7 +87,7 @@ def _make_vllm() -> None:
 
 
 def make(tool: str) -> None:
-    """Makes the environment of one of `PINS`. Raises UnavailableError."""
+    """Makes the environment of a tool in `PINS` where it is missing. Raises UnavailableError."""
     _make_vllm()
     folder = peers_home() / tool
     marker, key = folder / "ready", f"{' '.join(PINS[tool])}, Python {platform.python_version()}"
@@ -107,7 +110,7 @@ def _run(command: list[str], log: Path) -> None:
 
 
 def program(tool: str) -> str:
-    """Its command."""
+    """Returns the path of the tool's program."""
     return str(peers_home() / tool / "env" / "bin" / tool)
 
 
@@ -142,7 +145,7 @@ def _lockstep(load: Load) -> list[str]:
 
 
 def _seatcount_figures(folder: Path) -> Figures:
-    """By the definitions of loadtest/record.py, from the rows."""
+    """Computes the quantiles from the request rows, by the definitions of loadtest/record.py."""
     rows = [json.loads(line) for path in folder.glob("*/requests-*.jsonl") for line in path.open()]
     kept = [row for row in rows if row["outcome"] == "ok"]
     ttft = [row["chunk_s"][0] - row["sent_s"] for row in kept]
@@ -181,7 +184,7 @@ def _vllm(load: Load) -> list[str]:
         "--random-output-len": ANSWER_TOKENS,
         "--num-prompts": load.streams * REQUESTS_A_STREAM,
         "--max-concurrency": load.streams,
-        "--request-rate": load.streams / 2,  # a tenth more than they can take: soon all are busy, out of step
+        "--request-rate": load.streams / 2,  # 10 % above their rate: all are soon busy, out of step
         "--percentile-metrics": "ttft,itl",
         "--metric-percentiles": "50,99",
         "--result-dir": load.folder,
@@ -262,7 +265,7 @@ def _genai_bench(load: Load) -> list[str]:
         "--num-concurrency": load.streams,
         "--spawn-rate": round(load.streams / RAMP_S),
         "--traffic-scenario": f"D(20,{ANSWER_TOKENS})",
-        "--max-time-per-run": 1,  # a minute is its smallest
+        "--max-time-per-run": 1,  # minutes; 1 is the smallest value
         "--max-requests-per-run": load.streams * REQUESTS_A_STREAM,
         "--experiment-base-dir": load.folder,
         "--experiment-folder-name": "result",
@@ -327,7 +330,7 @@ PEERS = (
         figures=_aiperf_figures,
         gap="p99 inter-chunk latency, all gaps",
         prepare=lambda: make("aiperf"),
-        # Offline it looks only into its hub's cache; so it may look into a hub, and there is none.
+        # Offline, aiperf fails without a cached hub. So it is online, with a hub that does not exist.
         environment=lambda _: {"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
     Tool(

@@ -1,7 +1,7 @@
-"""How exact and how cheap the load generators are: all of them in one run, against the same scripted server.
+"""How exact and how cheap the load generators are, each against the same scripted server.
 
-Errors are what a tool publishes minus the same quantile of the server's own log, so that the server's
-lateness (it shares the processor with the tool) is nobody's error.
+An error is the quantile that a tool publishes minus the same quantile of the server's log. The log has the
+true times, so a late server (it shares the processor with the tool) does not count as an error of the tool.
 """
 
 import os
@@ -35,16 +35,16 @@ from testing.processes import scripted_server, session_members
 
 OWN_VARIANTS = (LOCKSTEP, TWO_WORKERS)
 _WARM_S, _STEADY_S = 4.0, 6.0
-"""After half of the streams are open; the steady part is where CPU is counted."""
+"""Seconds to wait after half of the streams are open, and seconds in which CPU is then counted."""
 POLL_S = 2.0
-"""A look at the tool's processes costs about 10 ms of CPU, which tool and server could have used."""
+"""Seconds between two looks at the tool's processes; each look takes about 10 ms of CPU."""
 LIMIT_S = 150.0
-"""A tool that is not done by then is ended."""
+"""Seconds after which a tool that still runs is ended."""
 
 
 @dataclass(kw_only=True)
 class Result:
-    """What one run of a tool gave; None where it gave none."""
+    """The figures of one run of a tool. None means that the run gave no such figure."""
 
     tool: Tool
     streams: int
@@ -52,17 +52,17 @@ class Result:
     published: Figures | None = None
     true: Figures | None = None
     cpu_s: float | None = None
-    """A token, user and system, all processes of the tool."""
+    """CPU seconds a token, user and system time, of all processes of the tool."""
     server_cores: float = 0.0
     other_cores: float = 0.0
-    """What neither tool nor server took: a quiet machine has little of it."""
+    """CPU cores that other processes used: near 0 on a quiet machine."""
     peak_bytes: int = 0
     errors: dict[str, list[float]] = field(default_factory=dict)
-    """Request by request; only where the tool tells its request ids."""
+    """Errors of each request in seconds, by figure. Empty for tools that write no request ids."""
 
 
 def main() -> None:
-    """Runs every tool at 100 and 400 streams, ourselves and the limit at 1000 too, and prints two tables."""
+    """Runs all tools at 100 and 400 streams, some of our own also at 1000, and prints two tables."""
     tools = [SEATCOUNT, *PEERS, BARE]
     plan = [(tool, streams) for streams in (100, 400) for tool in tools]
     plan += [(SEATCOUNT, 1000), (BARE, 1000), (LOCKSTEP, 400), (TWO_WORKERS, 400)]
@@ -108,7 +108,7 @@ def _run_tool(result: Result, load: Load) -> None:
 
 @contextmanager
 def _process(tool: Tool, load: Load, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The tool in a session of its own, so that its whole family can be counted, and ended."""
+    """Starts the tool in its own session, so that all its processes can be counted and ended."""
     environment = os.environ | tool.environment(load.folder)
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -129,7 +129,7 @@ def _process(tool: Tool, load: Load, output: Path) -> Iterator[subprocess.Popen[
 
 
 def _watch(process: subprocess.Popen[bytes], result: Result, url: str) -> None:
-    """Waits for the tool's end; counts CPU in the steady part and notes the peak of memory."""
+    """Waits for the tool's end and notes its CPU and peak memory. Raises UnavailableError after LIMIT_S."""
     deadline = time.monotonic() + LIMIT_S
     steady: _Spent | None = None
     loaded_s: float | None = None
@@ -149,7 +149,7 @@ def _watch(process: subprocess.Popen[bytes], result: Result, url: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spent:
-    """CPU seconds until now, and what they were spent for."""
+    """Seconds of CPU used so far by the tool, the server and the machine, and the tokens sent."""
 
     at_s: float
     tokens: int
@@ -159,7 +159,7 @@ class _Spent:
 
 
 def _look(session: int, url: str) -> tuple[_Spent, int]:
-    """What was spent so far, and how many streams are open."""
+    """Returns the CPU used so far and the number of open streams."""
     page = get(url, "/tokens")
     spent = _Spent(
         at_s=time.monotonic(),
@@ -180,7 +180,7 @@ def _note_cpu(result: Result, begin: _Spent, end: _Spent) -> None:
 
 
 def _machine_s() -> float:
-    """CPU seconds of all processes and the kernel since boot."""
+    """Returns CPU seconds of all processes and the kernel since boot."""
     user, nice, system, _, _, irq, softirq, *_ = map(
         int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     )
@@ -188,7 +188,7 @@ def _machine_s() -> float:
 
 
 def _cpu_s(session: int) -> float:
-    """User and system time of a session's living processes and of the children that they outlived."""
+    """Returns CPU seconds of a session's living processes and of their children that have ended."""
     return (
         sum(sum(map(int, fields[11:15])) for fields in map(_stat, session_members(session)) if fields) / TICKS
     )
@@ -202,7 +202,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _memory_bytes(session: int) -> int:
-    """Proportional set size of a session: memory that its processes share counts once."""
+    """Returns the proportional set size of a session: memory that its processes share counts once."""
     return sum(_pss_bytes(pid) for pid in session_members(session))
 
 
@@ -215,7 +215,7 @@ def _pss_bytes(pid: int) -> int:
 
 
 def _true(log: list[dict[str, Any]]) -> Figures:
-    """Quantiles by the server's own log, over the requests that were answered to the end."""
+    """Computes the true quantiles from the server's log, over the requests that were answered to the end."""
     whole = [entry for entry in log if len(entry["sent"]) == ANSWER_TOKENS]
     if not whole:
         raise UnavailableError("It ended without one answered request.")
@@ -253,7 +253,7 @@ def _ms(seconds: float) -> str:
 
 
 def _print_own_errors(results: list[Result]) -> None:
-    """Seatcount request by request, beside the targets of the project."""
+    """Prints Seatcount's errors over single requests, and its CPU in multiples of the bare client's."""
     limits = {result.streams: result.cpu_s for result in results if result.tool is BARE}
     print("\nSeatcount, request by request against the log, and its CPU against the bare protocol:\n")
     print("| streams | TTFT p50, ms | TTFT p99, ms | first to last token, p99, ms | CPU, times the limit |")

@@ -1,6 +1,7 @@
-"""The usual way to load a streaming API with Locust: HttpUser, `stream=True`, `iter_lines`. The baseline.
+"""The usual way to load a streaming API with Locust (HttpUser, `stream=True`, `iter_lines`), as a baseline.
 
-Locust publishes no TTFT; what a user of it would note stands in the file that PLAIN_RESULT names.
+Locust itself publishes no TTFT. This file notes the times of the tokens, as a user of Locust would, and
+writes their quantiles to the file that the environment variable PLAIN_RESULT names.
 """
 
 import json
@@ -19,7 +20,7 @@ _ttft_s, _gap_s = array("d"), array("d")
 
 
 class Plain(HttpUser):
-    """Asks, reads every line, notes when each token came."""
+    """A user who asks, reads every line and notes the time of each token."""
 
     @task
     def ask(self) -> None:

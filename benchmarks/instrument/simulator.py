@@ -1,4 +1,4 @@
-"""What the embedded server carries on one core: streams, CPU a token, and how late its own tokens are."""
+"""How many streams the embedded server carries on one core: CPU a token, and how late its tokens are."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def main() -> None:
 
 @dataclass
 class _SimulatorLoad:
-    """What was measured in the steady seconds."""
+    """The embedded server's figures in the last _STEADY_S seconds of a load: cores, tokens, lateness."""
 
     cores: float = 0.0
     tokens: float = 0.0
@@ -57,7 +57,7 @@ class _SimulatorLoad:
 
 
 class _Stream(asyncio.Protocol):
-    """Asks again and again on one connection and does nothing with the answers."""
+    """Sends one request after another on one connection and discards the answers."""
 
     def __init__(self, number: int) -> None:
         content = f"{number} " + "word " * 40
@@ -77,7 +77,7 @@ class _Stream(asyncio.Protocol):
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        if data.endswith(b"0\r\n\r\n"):  # the end of a chunked answer, in a read of its own or not
+        if data.endswith(b"0\r\n\r\n"):  # the end of a chunked answer, whether alone in this read or not
             self._transport.write(self._request)
 
 
@@ -98,7 +98,7 @@ async def _load(url: str, pid: int, streams: int) -> _SimulatorLoad:
 
 
 async def _page(url: str) -> tuple[float, float]:
-    """Lateness and tokens made."""
+    """Reads /metrics. Returns the largest lateness (seconds) and the number of tokens made so far."""
 
     def read() -> str:
         with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=10) as answer:

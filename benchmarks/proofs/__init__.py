@@ -1,4 +1,4 @@
-"""How right the answers are: held against a known truth, a real vLLM, or published start-ups.
+"""How right the answers are, compared with a known truth, a real vLLM or published start-up logs.
 
-Knows nothing of what it costs to measure.
+Knows nothing of what a measurement costs.
 """

@@ -1,6 +1,8 @@
-"""How often the interval covers the true maximum, over random deployments in virtual time: on sweeps, and on
-the outputs of the search. What was measured is kept in benchmarks/data, and what is missing there is
-measured: about three hours of one core for all of it."""
+"""How often the interval covers the true maximum, over random deployments in virtual time.
+
+Both sweeps and searches are analysed. Rows in benchmarks/data are not measured again; all of them together
+take about three hours of one core.
+"""
 
 import datetime
 import math
@@ -19,29 +21,29 @@ from testing.truth.methods import answer_duration_s, judged_estimate, search, sw
 
 TRUTHS, _KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
 _DEPLOYMENTS = 540
-UNSEEN = range(387, _DEPLOYMENTS)  # by whoever made the rules, but for one of them: docs/benchmarks.md
-SEARCHED = {*range(90), *UNSEEN}
-_BUDGET_S, BUDGET_ANSWERS = 900.0, 150.0  # of a search: the default, more where answers take long
-TRUTH_SHARE = 0.2  # the truth's own error is at most this share of the interval's
-ONE_SIDED = 1.645  # standard errors to the end of a 90 % interval
-OVER = 1.05
+UNSEEN = range(387, _DEPLOYMENTS)  # not used to make the rules, except one of them: docs/benchmarks.md
+SEARCHED = {*range(90), *UNSEEN}  # deployments on which the search runs too
+_BUDGET_S, BUDGET_ANSWERS = 900.0, 150.0  # of a search, the larger: seconds; response times
+TRUTH_SHARE = 0.2  # largest error of a sharp truth, as a share of the interval's error
+ONE_SIDED = 1.645  # standard errors from the middle to an end of a 90 % interval
+OVER = 1.05  # times N*: a larger `max_users` is counted as too many
 
 
 def main() -> None:
-    """Measures what is missing and prints the table."""
+    """Measures the rows that are missing and prints the table."""
     truths = measure_missing(TRUTHS, range(_DEPLOYMENTS), measure_truth)
     measure_missing(_KEPT, [number for number, row in truths.items() if row["resolved"]], measure_answers)
     _report(known_rows())
 
 
 def known_rows() -> list[Row]:
-    """Rows of all deployments whose truth was sought, with what is said of them where that is known."""
+    """Reads all deployments whose truth was measured, each with its answers where these were measured too."""
     said = read_rows(_KEPT)
     return [truth | said.get(number, {}) for number, truth in sorted(read_rows(TRUTHS).items())]
 
 
 def measure_truth(number: int) -> Row:
-    """One deployment, and where its maximum truly lies. Deterministic by number."""
+    """Measures the true maximum of one deployment. The number is the seed, so the row is reproducible."""
     one = deployment(number)
     truth = truth_of(one)
     return {
@@ -64,7 +66,7 @@ def _today() -> str:
 
 
 def measure_answers(number: int) -> Row:
-    """What is said of one deployment. Deterministic by number."""
+    """Measures what sweep and search answer for one deployment. The number is the seed: reproducible."""
     one = deployment(number)
     load, answer = sweep(one)
     row: Row = {
@@ -100,7 +102,7 @@ def _said(answer: ModelAnswer, *, gpu_s: float, requests: int) -> Row:
 
 
 def _report(found: Sequence[Row]) -> None:
-    """Prints the table."""
+    """Prints how many deployments there are, and a table for sweeps and one for searches."""
     known = [row for row in found if row["resolved"] and row.get("sweep")]
     unknown = Counter(
         "no truth" if row["truth"] is None else "truth not resolved" for row in found if not row["resolved"]
@@ -121,13 +123,16 @@ def _table(rows: Sequence[Row], name: str) -> Iterator[str]:
     yield f"refused {_share(len(refused), len(rows))}"
     yield f"no wall met, at least N: {_share(len(judged) - len(closed), len(rows))}"
     for what, some in (
-        ("of all, the truth's own error counted against it", closed),
-        (f"of deployments from {UNSEEN.start} on, made after the rules", _unseen(closed)),
-        ("where the truth is known best", [row for row in closed if _is_known_best(row)]),
-        ("where its error is below a fifth of the interval's", [row for row in closed if _sharp(row, name)]),
+        ("all deployments; an error of the truth can count as a miss", closed),
+        (f"deployments from {UNSEEN.start} on, first looked at after the rules were made", _unseen(closed)),
+        ("deployments whose truth is known best", [row for row in closed if _is_known_best(row)]),
+        (
+            "deployments whose truth has an error below a fifth of the interval's",
+            [row for row in closed if _sharp(row, name)],
+        ),
     ):
         sides = [_side(row, name) for row in some]
-        yield f"the 90 % interval covers x*, {what}: {_share(sides.count(0), len(sides))}"
+        yield f"the 90 % interval covers x* ({what}): {_share(sides.count(0), len(sides))}"
         yield f"  x* is below it: {_share(sides.count(-1), len(sides))}"
         yield f"  x* is above it: {_share(sides.count(1), len(sides))}"
     true = np.array([math.floor(row["truth"]["x"]) for row in judged])
@@ -158,12 +163,12 @@ def _unseen(rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_known_best(row: Row) -> bool:
-    """Chosen without a look at any answer."""
+    """Whether the truth reached the standard error sought for it. Independent of any answer."""
     return bool(row["truth"]["se"] <= sought_se(row["truth"]["x"]))
 
 
 def _sharp(row: Row, name: str) -> bool:
-    """Whether the truth is known well enough for this interval."""
+    """Whether the truth's error is at most TRUTH_SHARE of the interval's; True if that has no finite width."""
     said = row[name]
     if said["high"] is None or row["truth"]["se"] == 0.0 or said["high"] == said["low"]:
         return True
@@ -171,7 +176,7 @@ def _sharp(row: Row, name: str) -> bool:
 
 
 def _side(row: Row, name: str) -> int:
-    """0: the interval holds the truth; -1: the truth is below it; 1: above."""
+    """Returns 0 if the interval covers the truth, -1 if the truth lies below it, 1 if above."""
     x, said = row["truth"]["x"], row[name]
     if x < said["low"]:
         return -1
@@ -179,7 +184,7 @@ def _side(row: Row, name: str) -> int:
 
 
 def _named(row: Row, name: str) -> bool:
-    """True where the binding wall is named rightly: any of those within half a user or 2 % of the first."""
+    """Whether the named wall is the first one, or lies within half a user or 2 % above the first."""
     x, crossings = row["truth"]["x"], row["truth"]["crossings"]
     return any(
         wall == row[name]["binding"] and at - x <= max(0.5, 0.02 * x) for wall, at in crossings.items()

@@ -1,4 +1,4 @@
-"""How often `python -m analysis.compare --gate` alarms falsely, and what it catches, over virtual runs."""
+"""How often `python -m analysis.compare --gate` fails on virtual runs, without and with known changes."""
 
 import sys
 from collections import Counter
@@ -13,7 +13,7 @@ CRITERIA = ("max_users", "ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
 def main() -> None:
-    """Prints the share of pairs in which the gate failed, in all and for each criterion."""
+    """Prints the number of pairs that failed the gate, in total and by criterion, for each change."""
     levels = ", ".join(map(str, GATE_LEVELS))
     print(f"gate: levels of {levels} users, {GATE_LEVEL_S:.0f} s each, every run with a seed of its own")
     _print("no change", {}, _PAIRS)

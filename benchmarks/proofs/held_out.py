@@ -1,5 +1,8 @@
-"""A level that the fit has not seen, predicted: KV usage, TTFT p95 and TPOT p95 over random deployments in
-virtual time, beside what a second measurement of the same level says."""
+"""How well the twin predicts a level that it was not fitted on, over random deployments in virtual time.
+
+KV usage, TTFT p95 and TPOT p95 are compared with a measurement of that level. The floor is the difference of
+a second measurement of the same level.
+"""
 
 import math
 import sys
@@ -19,25 +22,28 @@ from testing.truth.methods import answer_duration_s
 from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
 _DEPLOYMENTS = 60
-PARTS = (0.4, 0.8, 1.2, 1.6)  # of the users that half fill the pool
-LEVEL_ANSWERS = 60.0
+PARTS = (0.4, 0.8, 1.2, 1.6)  # levels, as multiples of the users who fill half of the pool
+LEVEL_ANSWERS = 60.0  # length of a level after settling, in response times
 PREDICTED_REQUESTS = 6000
 FIGURES = ("KV usage", "TTFT p95", "TPOT p95")
-TARGETS = (0.03, 0.2, 0.1)
+TARGETS = (0.03, 0.2, 0.1)  # largest good |ln(predicted / measured)| of each figure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionErrors:
-    """ln(predicted / measured) of the figures, and ln(measured again / measured)."""
+    """Errors of a predicted level, each by FIGURES: ln(predicted / measured), ln(measured again / measured).
+
+    A figure that is missing gives nan.
+    """
 
     place: int
-    """Which of PARTS was left out."""
+    """Index of the level in PARTS that was left out of the fit."""
     predicted: tuple[float, ...]
     again: tuple[float, ...]
 
 
 def main() -> None:
-    """Prints the errors of a level between the fitted ones, and of one above them."""
+    """Prints the errors for a level between the fitted ones and for a level above them."""
     errors: list[PredictionErrors] = []
     with ProcessPoolExecutor() as pool:
         for done, some in enumerate(pool.map(_errors_of, range(_DEPLOYMENTS)), start=1):

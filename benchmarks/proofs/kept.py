@@ -1,4 +1,4 @@
-"""Rows of a long benchmark, one JSON line each, kept in benchmarks/data: what is missing is measured."""
+"""Reads and completes the rows of a long benchmark, one JSON line each, in benchmarks/data."""
 
 import json
 import sys
@@ -10,11 +10,11 @@ from typing import Any
 DATA = Path(__file__).parents[1] / "data"
 
 Row = dict[str, Any]
-"""One measured row; it holds its `number`."""
+"""One measured row, with at least the key `number`."""
 
 
 def read_rows(path: Path) -> dict[int, Row]:
-    """Rows by their numbers; empty where nothing was measured yet."""
+    """Reads the rows by number; an empty dict if there is no file yet."""
     if not path.exists():
         return {}
     with path.open() as file:
@@ -22,8 +22,10 @@ def read_rows(path: Path) -> dict[int, Row]:
 
 
 def measure_missing(path: Path, numbers: Iterable[int], measure: Callable[[int], Row]) -> dict[int, Row]:
-    """Measures the missing numbers on all cores and keeps each row as soon as it is there. Returns all that
-    are kept. `measure` is a module's own function: it goes to other processes."""
+    """Measures the numbers that have no row in the file, on all cores, and appends each row when it is ready.
+
+    Returns all rows. `measure` must be a function at module level, because other processes import it.
+    """
     rows = read_rows(path)
     missing = [number for number in numbers if number not in rows]
     if not missing:

@@ -1,8 +1,8 @@
-"""The prefix-cache wall of random services of long conversations, against the engine in virtual time.
+"""How well the prefix-cache wall is predicted, on random services of long conversations in virtual time.
 
-The truth: the users, real-valued, at which the hit rate of long levels falls below 0.9 of one user's.
-Beside it what a run of short levels says: from levels far below the wall, where the formula speaks alone, and
-from a sweep across it.
+The true wall is the number of users, real-valued, at which the hit rate falls below 0.9 of the hit rate of
+one user. It is measured with long levels. Two runs of short levels predict it: one far below the wall, so
+that the formula alone decides, and a sweep across the wall.
 """
 
 import sys

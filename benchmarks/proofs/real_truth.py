@@ -1,12 +1,13 @@
-"""The answer against the truth on a real vLLM (CPU build): how far is a search from an exhaustive sweep?
+"""Compares the answers with the truth on a real vLLM (CPU build).
 
-The truth of a deployment is measured. Its two levels of users around the memory wall are held until the wall
-is known to a quarter of a user; preemptions and blocked time come from the server's own counters and gauges;
-and the wall lies where the first of the two crosses its limit ("True maximum" in docs/method.md). Beside it
-stand the search of scenarios/find_capacity.py, which knows nothing of that, and guidellm's for goodput.
+The truth of a deployment is measured: the two levels of users beside the memory wall are held until the
+standard error of the wall is a quarter of a user. Preemptions and blocked time come from the server's
+counters and gauges, and the wall lies where the first of them crosses its limit ("True maximum" in
+docs/method.md). Two answers are compared with it: that of scenarios/find_capacity.py, which does not know the
+truth, and that of guidellm's goodput search.
 
-What benchmarks/data/real_truth.json holds is not measured again: with the whole file the benchmark takes a
-second, without it an hour and a half. It goes on where it was interrupted; its runs are in build/real_truth.
+Parts in benchmarks/data/real_truth.json are not measured again: with the whole file the benchmark takes a
+second, without it an hour and a half. An interrupted benchmark continues; its runs are in build/real_truth.
 """
 
 import json
@@ -43,30 +44,33 @@ _KEPT = DATA / "real_truth.json"
 _FOLDER = Path("build/real_truth").resolve()
 
 _SLOTS, CONTEXT = 64, 1024
-"""More slots than users, so that a queue is for blocks; a context that the smallest pool holds."""
+"""max_num_seqs, above the users of every level, so that requests wait only for blocks; and max_model_len,
+small enough for the smallest pool."""
 STREAM_INTERVAL = 10
-"""Tokens a chunk: with one the server's front end, in Python on one of two cores, is what holds up users, and
-those in it hold no blocks."""
+"""Tokens in each chunk. With one token the server's Python front end would be the bottleneck on two cores,
+and requests that wait there hold no blocks."""
 LIGHT = 4
-"""Users of the first look."""
+"""Users of the first level, at light load."""
 WANTED_SE = 0.25
-"""Users."""
+"""Standard error of x*, in users, at which a deployment is finished."""
 REQUESTS = 10_000
+"""Requests at each of the two levels at which a deployment is finished, whatever the error."""
 _ROUNDS = 8
-"""At most, of a level and of a deployment."""
+"""Largest number of rounds of a deployment. A round is a run of one or two levels."""
 _LEVEL_S, _SETTLE_S, _SAMPLE_S = 55.0, 5.0, 0.25
 _BATCHES = 20
-"""Ten lifetimes of a request and more, so that batches are nearly independent; and how many are enough."""
+"""Batches (of BATCH_S) that each of the two levels needs before its standard error is trusted."""
 _BUDGET_S = 120.0
-"""Seconds that the search may take."""
+"""Budget of the search, in seconds."""
 COMMAND_S = 600.0
+"""Seconds after which a command is ended as hanging."""
 REFUSED = 3
-"""Exit code of analysis.capacity."""
+"""Exit code of analysis.capacity when it refuses to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealDeployment:
-    """A server's pool and what its users ask. Distributions as in `--prompt-tokens`."""
+    """A server's pool and the traffic of its users. Distributions are written as for `--prompt-tokens`."""
 
     name: str
     blocks: int
@@ -75,7 +79,7 @@ class RealDeployment:
     turns: int = 1
     think_s: str = "0"
     prefix_words: int = 0
-    """Words of a system prompt that all requests share, about a token each. `prompt` counts it."""
+    """Words of the system prompt that all requests share, about one token each. `prompt` includes it."""
 
     @property
     def load(self) -> list[str]:
@@ -105,7 +109,7 @@ _DEPLOYMENTS = (
 
 
 def main() -> None:
-    """Measures what is not kept, and prints the table of docs/benchmarks.md."""
+    """Measures the parts that are missing and prints the table of docs/benchmarks.md."""
     kept: Json = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
     for deployment in _DEPLOYMENTS:
         _complete(deployment, kept)
@@ -113,7 +117,7 @@ def main() -> None:
 
 
 def _complete(deployment: RealDeployment, kept: Json) -> None:
-    """Measures what is missing of a deployment, and keeps each part as soon as it is there."""
+    """Measures the missing parts of a deployment and writes each to the data file when it is ready."""
     found = kept.setdefault(deployment.name, {})
     steps = [step for step in STEPS if step not in found]
     if not steps:
@@ -139,7 +143,7 @@ def _circumstances() -> Json:
 
 @contextmanager
 def _server(deployment: RealDeployment, folder: Path) -> Iterator[str]:
-    """The address of a vLLM. The shared prefix stands in its chat template, as system prompts often do."""
+    """Starts a vLLM and yields its address. Its chat template contains the shared prefix."""
     extra = ["--max-model-len", str(CONTEXT), "--stream-interval", str(STREAM_INTERVAL)]
     extra.append("--enable-prompt-tokens-details")
     if deployment.prefix_words:
@@ -161,7 +165,10 @@ def _server(deployment: RealDeployment, folder: Path) -> Iterator[str]:
 
 
 def _truth(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
-    """Holds levels in rounds until the wall lies between two neighbours and is known well enough."""
+    """Measures levels in rounds until two neighbours have the wall between them and it is known well enough.
+
+    Raises RuntimeError if no two neighbours do after the last round.
+    """
     folder = folder / "truth"
     while True:
         rounds, seen = len(_rounds(folder)), _counts(folder)
@@ -185,7 +192,7 @@ def _truth(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
 
 
 def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int]:
-    """Where to begin: beside the wall of the memory formula, from a look at light load."""
+    """Returns the first two levels, beside the wall that the memory formula gives for a light load."""
     _load(url, folder, "chat", *deployment.load, "--levels", str(LIGHT), "--level-s", "15")
     (found,) = find_runs(folder)
     run = read_run(found)
@@ -212,7 +219,7 @@ def _hold(deployment: RealDeployment, url: str, folder: Path, levels: Sequence[i
 
 
 def _counts(folder: Path) -> dict[int, Counts]:
-    """Counts of all rounds so far, by users."""
+    """Adds up the counts of all rounds so far, by users."""
     seen: dict[int, Counts] = {}
     for run in _runs(folder):
         for begin, end, users in run.info.schedule:
@@ -232,7 +239,7 @@ def _runs(folder: Path) -> Iterator[Run]:
 
 
 def _next_levels(seen: dict[int, Counts]) -> tuple[int, ...]:
-    """The two beside the wall, or one level nearer to it: ln F grows by about one a user."""
+    """Returns the two levels beside the wall, or one level nearer to it (ln F rises by about 1 per user)."""
     low = lower(seen)
     if low is not None:
         return low, low + 1
@@ -258,7 +265,7 @@ def _enough(low: int, seen: dict[int, Counts]) -> bool:
 
 
 def _ttft_p95_s(folder: Path, users: int) -> float:
-    """At that level."""
+    """Returns the p95 of TTFT at the level of `users`, in seconds, over all rounds."""
     found = []
     for run in _runs(folder):
         rows = run.requests
@@ -272,7 +279,7 @@ def _ttft_p95_s(folder: Path, users: int) -> float:
 
 
 def _ours(deployment: RealDeployment, url: str, folder: Path, _: Json) -> Json:
-    """What the search answers when it is called as anybody would; its reasons where it refuses."""
+    """Runs the search as a user would and returns its answer; if it refuses, the answer has its reasons."""
     folder = folder / "search"
     started = time.monotonic()
     _load(url, folder, "find_capacity", *deployment.load, *_objectives(), "--budget-s", f"{_BUDGET_S:g}")
@@ -291,7 +298,7 @@ def _objectives() -> list[str]:
 
 
 def _load(url: str, reports: Path, scenario: str, *flags: str) -> None:
-    """A load test as a person types it; what an interrupted one left there is thrown away."""
+    """Runs a load test as a user would. First deletes `reports`, which an interrupted run may have left."""
     shutil.rmtree(reports, ignore_errors=True)
     locust = str(Path(sys.executable).with_name("locust"))
     _run(
@@ -310,7 +317,7 @@ def _load(url: str, reports: Path, scenario: str, *flags: str) -> None:
 
 
 def _run(command: Sequence[str], *, accepted: Sequence[int] = (0,), **more: str) -> None:
-    """Raises RuntimeError with what it said. `more`: of the environment."""
+    """Runs a command with `more` added to its environment. Raises RuntimeError with its error output."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LOADTEST_")} | more
     done = subprocess.run(
         command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=COMMAND_S, check=False
@@ -321,14 +328,14 @@ def _run(command: Sequence[str], *, accepted: Sequence[int] = (0,), **more: str)
 
 GUIDELLM = "guidellm"
 PROBE_S, CONVERSATIONS = 15, 2000
-"""Seconds of a probe of guidellm; and lines of its file, more than a probe can send."""
+"""Seconds of a guidellm probe; and lines of its data file, more than a probe can send."""
 
 
 def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -> Json:
-    """Runs guidellm's search for the most streams of which 95 % of requests meet an objective.
+    """Runs guidellm's search for the most streams at which 95 % of requests meet a TTFT objective.
 
-    It knows no memory, so it needs a latency at which the wall shows. It gets the best there is, which only
-    who knows the answer can tell: twice the p95 TTFT that was measured at N*.
+    guidellm does not measure memory, so it finds the wall only by a latency. It gets the most helpful
+    objective, twice the p95 TTFT at N*, although a user would not know N*.
     """
     peer_tools.make(GUIDELLM)
     folder = folder / GUIDELLM
@@ -363,7 +370,7 @@ def _guidellm(deployment: RealDeployment, url: str, folder: Path, found: Json) -
 
 
 def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
-    """Conversations of the same lengths for guidellm, a line each; a column for each turn."""
+    """Writes conversations with the deployment's lengths for guidellm: one a line, columns for each turn."""
     rng = random.Random(deployment.name)
     prompt, output, think = (
         Distribution.parse(text) for text in (deployment.prompt, deployment.output, deployment.think_s)
@@ -383,7 +390,7 @@ def _asked(deployment: RealDeployment, url: str, path: Path) -> Path:
 
 
 def _template_tokens(url: str) -> int:
-    """What the server counts beside the words, which are a token each."""
+    """Returns the prompt tokens that the server counts in addition to the words (one token each)."""
     body = {
         "model": TINY_MODEL,
         "messages": [{"role": "user", "content": "time"}],
@@ -432,7 +439,7 @@ def _print_table(kept: Json) -> None:
 
 
 def _ours_told(ours: Json, users: int) -> str:
-    """A prefix cache that binds before memory is no matter of this truth."""
+    """Formats our answer. It is not compared with the truth if its limit is the prefix cache."""
     if ours["binding"] == "prefix_cache":
         return f"{ours['estimate']}, prefix cache"
     return _told(ours["estimate"], users)
@@ -449,5 +456,5 @@ def _range(low: float, high: float | None) -> str:
 
 
 def _near(answer: int, users: int) -> bool:
-    """Within one user or 5 %."""
+    """Whether the answer is within one user or 5 % of the truth."""
     return abs(answer - users) <= max(1.0, 0.05 * users)

@@ -1,6 +1,6 @@
-"""A router for two servers: `python -m benchmarks.proofs.round_robin PORT URL URL`.
+"""A round-robin router for two servers: `python -m benchmarks.proofs.round_robin PORT URL URL`.
 
-Each chat goes to the next server, everything else to the first. Listens on 127.0.0.1.
+It listens on 127.0.0.1. Chats go to the two servers in turn, all other requests to the first.
 """
 
 import itertools

@@ -1,5 +1,7 @@
-"""GPU time against error: our search, and the usual ways to find a maximum, on the same random deployments in
-virtual time. What was measured is kept in benchmarks/data/search_cost.jsonl; ours is from `coverage`."""
+"""GPU time and error of our search and of the usual methods, on the same random deployments in virtual time.
+
+The usual methods' rows are in benchmarks/data/search_cost.jsonl; those of our search are `coverage`'s.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,10 @@ from benchmarks.proofs.kept import DATA, Row, measure_missing
 from testing.truth.deployments import deployment
 from testing.truth.methods import MethodResult, bisection, fixed_sweep
 
-_DEPLOYMENTS = 80  # the first of those that were searched
+_DEPLOYMENTS = 80  # the first ones on which our search ran
 _KEPT = DATA / "search_cost.jsonl"
-BUDGETS = (0.1, 0.2, 0.4, 0.8)  # of our search, in the time of a bisection with 300 requests a probe
-UNIT = "bisection, 300 a probe"
+BUDGETS = (0.1, 0.2, 0.4, 0.8)  # of our search, in multiples of the time of UNIT
+UNIT = "bisection, 300 a probe"  # the method whose GPU time is the unit of cost
 METHODS: Mapping[str, Callable[[int], MethodResult]] = {
     "bisection, 100 a probe": lambda number: bisection(deployment(number), requests=100),
     UNIT: lambda number: bisection(deployment(number), requests=300),
@@ -29,7 +31,7 @@ METHODS: Mapping[str, Callable[[int], MethodResult]] = {
 
 
 def main() -> None:
-    """Measures what is missing and prints each method's cost and error."""
+    """Measures the rows that are missing and prints the cost and error of each method."""
     searched = [row for row in coverage.known_rows() if row["resolved"] and row.get("search")]
     ours = {row["number"]: row for row in searched[:_DEPLOYMENTS]}
     rows = measure_missing(_KEPT, ours, measure_methods)
@@ -39,7 +41,7 @@ def main() -> None:
 
 
 def measure_methods(number: int) -> Row:
-    """Every usual method on one deployment. Deterministic by number."""
+    """Measures every usual method on one deployment. The number is the seed, so the row is reproducible."""
     found = {name: method(number) for name, method in METHODS.items()}
     return {
         "number": number,
@@ -48,8 +50,11 @@ def measure_methods(number: int) -> Row:
 
 
 def _report(rows: Sequence[Row]) -> None:
-    """Prints mean GPU time, in the time of UNIT on the same deployment, and error of ln x; and what bisection
-    would cost at our errors. Without deployments whose wall is the slots, which the usual methods do not see.
+    """Prints each method's mean GPU time, in multiples of UNIT's on the same deployment, and rms error of ln
+    x.
+
+    For our search it also prints the cost as a share of a bisection with the same error. `rows` are
+    deployments whose limit is not max_num_seqs, which the usual methods do not detect.
     """
     print(f"search_cost: {len(rows)} deployments; GPU time in that of a {UNIT}; error: rms of ln(x / true x)")
     curve = []
@@ -73,7 +78,7 @@ def _report(rows: Sequence[Row]) -> None:
 
 
 Point = tuple[float, float]
-"""GPU time in units, and ln(x / true x)."""
+"""A cost (GPU time in multiples of UNIT's) and an error (ln(x / true x), or its rms over deployments)."""
 
 
 def _of_method(row: Row, name: str) -> Point:
@@ -82,7 +87,10 @@ def _of_method(row: Row, name: str) -> Point:
 
 
 def _ours(row: Row, budget: float) -> Point:
-    """What it said last within the budget, which it may not have used up; in the end its answer."""
+    """Returns cost and error of our search's last estimate within the budget.
+
+    The budget is in multiples of UNIT's time; if it is infinite, the estimate is the final answer.
+    """
     unit_s, search = row["methods"][UNIT][0], row["search"]
     curve = search["curve"]
     if math.isinf(budget):
@@ -99,7 +107,7 @@ def _cost_and_error(points: Sequence[Point]) -> Point:
 
 
 def _interpolated(curve: Sequence[Point], error: float) -> float:
-    """Cost at an error, straight in logarithms between the two nearest points, and beyond them."""
+    """Interpolates the cost at an error in logarithms from the two nearest points; nan for fewer."""
     places = sorted(curve)
     if len(places) < 2:
         return math.nan
@@ -110,6 +118,6 @@ def _interpolated(curve: Sequence[Point], error: float) -> float:
 
 
 def _too_many(rows: Sequence[Row], name: str) -> str:
-    """How often the whole number of users that it recommends is more than 5 % too many."""
+    """Formats the share of deployments for which the method recommends more than 1.05 N* users."""
     over = sum(row["methods"][name][2] > 1.05 * math.floor(row["truth"]["x"]) for row in rows)
     return f"more than 5 % too many: {100 * over / max(len(rows), 1):.0f} %"

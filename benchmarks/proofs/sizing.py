@@ -1,8 +1,8 @@
-"""Pre-deployment sizing against published start-up logs: `python -m benchmarks sizing`.
+"""Compares sizing before deployment with published start-up logs: `python -m benchmarks sizing`.
 
-The logs are not part of the repository. SEATCOUNT_STARTUPS names a JSON Lines file with one start-up a line:
-model, GPU, flags, architecture numbers, and what vLLM logged. The constants of loadtest/model/startup.py were
-fitted to Llama's rows of vLLM 0.19; every other family is held out.
+The logs are not part of the repository. SEATCOUNT_STARTUPS names a JSON Lines file with one start-up per
+line: model, GPU, flags, architecture numbers, and what vLLM logged. The constants of
+loadtest/model/startup.py were fitted to Llama's rows of vLLM 0.19; every other family is held out.
 """
 
 import json
@@ -41,7 +41,7 @@ W4A16: dict[str, object] = {
     "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
 }
 
-# What a row does not say of its model, by a part of the model's name: facts of the published config.json.
+# Fields of the published config.json that the rows lack, by a part of the model's name.
 FACTS: dict[str, dict[str, object]] = {
     "gemma-2": {"model_type": "gemma2"},
     "gemma-3-1b": {
@@ -129,12 +129,12 @@ TOWERS: dict[str, tuple[str, dict[str, int]]] = {
     "Kimi-VL": ("kimi_vl", {}),
     "Qwen3-VL": ("qwen3_vl_moe", {}),
 }
-"""Multimodal models: the outer model_type, and what of its tower is known."""
+"""Multimodal models, by a part of their name: the outer model_type, and known fields of the vision config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Startup:
-    """One log: how it was started, and what it said. Bytes; None where it did not say."""
+    """One start-up log: the deployment, and what vLLM logged (memory in bytes). None: not logged."""
 
     name: str
     deployment: PlannedDeployment
@@ -145,7 +145,7 @@ class Startup:
     non_torch: float | None
     concurrency: float | None
     placed: bool
-    """Card and version are known, so the pool can be predicted; otherwise its arithmetic alone is."""
+    """Whether GPU and version are known, so that the pool can be predicted and not only its arithmetic."""
 
     @property
     def fitted(self) -> bool:
@@ -153,7 +153,7 @@ class Startup:
 
 
 def main() -> None:
-    """Prints predicted against logged, and the errors that count."""
+    """Prints predicted and logged values, and the median errors."""
     path = os.environ.get(STARTUPS)
     if path is None:
         print(f"sizing: set {STARTUPS} to a JSON Lines file of start-up logs to compare with.")
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def read(row: _Row) -> Startup:
-    """Raises ValueError where the row does not say enough to predict anything."""
+    """Builds a Startup from a row. Raises ValueError or UnsupportedModelError if the row lacks facts."""
     name = str(row["model"])
     shape = parse_config(_config(row), quantization=_online(row))
     placed = bool(row.get("gpu")) and bool(row.get("vllm_version"))
@@ -202,7 +202,7 @@ def read(row: _Row) -> Startup:
     )
     kv_bytes = _gib(row, "kv_cache_gib_logged")
     if deployment.pp > 1 and row.get("gpu_blocks_logged"):
-        # The log's GiB are the first stage's; the pool is the one of the stage that has least.
+        # The logged GiB are those of the first stage; the smallest pool, that of the last stage, decides.
         stage = deployment.layout(deployment.pp - 1)
         kv_bytes = _number(row, "gpu_blocks_logged") * stage.bytes_per_block
     return Startup(
@@ -238,7 +238,7 @@ def _gib(row: _Row, name: str) -> float | None:
 
 
 def _config(row: _Row) -> dict[str, object]:
-    """What a config.json of the row's model would say."""
+    """Builds the config.json of the row's model."""
     name = str(row["model"])
     facts = next((found for part, found in FACTS.items() if part.lower() in name.lower()), None)
     if facts is None:
@@ -263,7 +263,7 @@ def _config(row: _Row) -> dict[str, object]:
 
 
 def _online(row: _Row) -> str | None:
-    """The one kind of row whose model is stored in 16 bits and served in 8."""
+    """Returns "fp8" if the model is stored in 16 bits and quantised when loaded; else None."""
     stored = "quantization_config" in json.dumps(_config(row))
     return "fp8" if row.get("quantised") and not stored else None
 
@@ -298,8 +298,10 @@ def _pair(predicted: float, logged: float | None) -> str:
 
 
 def _print_bytes(startups: Sequence[Startup]) -> None:
-    """Bytes a token where the layout has one figure: logged GiB over logged tokens, whose rounding (half of
-    the last of two decimals, and a block) is taken off the error."""
+    """Prints the error of KV bytes a token, for layouts that have one such figure.
+
+    The logged value is GiB over tokens. Its rounding (0.005 GiB and a block) is subtracted from the error.
+    """
     errors = []
     for one in startups:
         found = one.deployment
@@ -318,7 +320,7 @@ def _print_bytes(startups: Sequence[Startup]) -> None:
 
 
 def _print_tokens(startups: Sequence[Startup]) -> None:
-    """The logged pool divided as vLLM does: tokens and concurrency must come out."""
+    """Prints the errors of tokens and concurrency, computed from the logged pool as vLLM does."""
     print("sizing: block arithmetic, from the logged GiB (which have two decimals)")
     errors, lines = [], []
     for one in startups:
@@ -338,7 +340,10 @@ def _print_tokens(startups: Sequence[Startup]) -> None:
 
 
 def _print_calibrated(startups: Sequence[Startup]) -> None:
-    """Each start-up from one of another model on the same card, version and number of GPUs."""
+    """Prints the pool's error without calibration, and calibrated on a start-up of another model.
+
+    Both have the same GPU, version and parallelism.
+    """
     errors: list[float] = []
     inside = 0
     known = [one for one in startups if one.kv_bytes and one.placed and not one.fitted]
@@ -373,7 +378,7 @@ def _error(band: PoolBand, one: Startup) -> float:
 
 
 def _teaches(teacher: Startup, one: Startup) -> bool:
-    """Another model, the same card, version and parallelism, and it logged what calibration needs."""
+    """Whether `teacher` can calibrate `one`: another model on the same GPU, version and parallelism."""
     a, b = teacher.deployment, one.deployment
     return (
         teacher.name != one.name

@@ -1,4 +1,4 @@
-"""Several machines on one, as network namespaces, and a server that they reach.
+"""Simulates several machines on one, as network namespaces, with a server that all of them reach.
 
 Knows no test.
 """

@@ -1,4 +1,7 @@
-"""The scripted server of the benchmarks on any address, which writes what it has seen when it is ended."""
+"""Runs the scripted server on a given address and writes its log when it ends.
+
+python -m testing.hosts.logging_server ADDRESS PORT LOG
+"""
 
 import asyncio
 import json
@@ -10,7 +13,7 @@ from testing.servers.scripted import Connection, Script
 
 
 async def _serve(address: str, port: int, log: Path) -> None:
-    """Until SIGTERM."""
+    """Serves until SIGTERM, then writes the log as JSON."""
     script = Script(ttft_s=0.1, gap_s=0.02)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -18,7 +21,7 @@ async def _serve(address: str, port: int, log: Path) -> None:
     server = await loop.create_server(lambda: Connection(script), address, port)
     await ended.wait()
     server.close()
-    log.write_text(json.dumps(script.log))  # noqa: ASYNC240 (nothing is served any more)
+    log.write_text(json.dumps(script.log))  # noqa: ASYNC240 (the server is closed)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Several machines on one: network namespaces on a bridge, each process with a folder of its own and those of
-the others hidden. Needs root on Linux."""
+"""Simulates several machines on one: network namespaces on a bridge, each with its own working folder.
+
+Needs root on Linux.
+"""
 
 import contextlib
 import os
@@ -11,11 +13,11 @@ from pathlib import Path
 from testing.processes import LOCUST, ROOT, clean_environment
 
 HUB = "10.77.0.1"
-"""Where the server is."""
+"""Address of the first machine, where the server runs."""
 
 
 class HostsUnavailableError(Exception):
-    """This platform cannot make network namespaces; the message says why."""
+    """Network namespaces cannot be made on this platform. The message says why."""
 
 
 def _ip(*words: str) -> None:
@@ -24,7 +26,10 @@ def _ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def network(*names: str) -> Iterator[dict[str, "Host"]]:
-    """Namespaces on one bridge; the first is the hub. Raises HostsUnavailableError."""
+    """Makes a namespace for each name, all on one bridge, and yields them by name. The first is the hub.
+
+    Raises HostsUnavailableError.
+    """
     prefix = f"sc{os.getpid() % 10000}"
     try:
         made = {name: Host(name, f"{prefix}-{name}", f"10.77.0.{i}") for i, name in enumerate(names, start=1)}
@@ -74,7 +79,7 @@ def _remove(prefix: str, names: tuple[str, ...]) -> None:
 
 
 class Host:
-    """One machine: a namespace and an address."""
+    """A simulated machine: a namespace with an address."""
 
     def __init__(self, name: str, namespace: str, address: str) -> None:
         self.name = name
@@ -84,7 +89,7 @@ class Host:
     def start(
         self, command: list[str], *, folder: Path, hidden: list[Path], log: Path
     ) -> "subprocess.Popen[str]":
-        """Runs it with `folder` as its working directory; the folders in `hidden` look empty to it."""
+        """Starts a command in `folder` with its output in `log`. Folders in `hidden` look empty to it."""
         folder.mkdir(parents=True, exist_ok=True)
         mounts = [f"mount -t tmpfs hidden '{path}'" for path in hidden]
         script = " && ".join([*mounts, f"cd '{folder}'", 'exec "$@"'])
@@ -98,7 +103,7 @@ class Host:
             )
 
     def cut_off_from(self, other: "Host") -> None:
-        """Packets to the other are dropped, as by a broken route."""
+        """Drops packets to the other machine, as a broken route does."""
         _ip("-n", self.namespace, "route", "add", "blackhole", f"{other.address}/32")
 
     def reach_again(self, other: "Host") -> None:
@@ -106,7 +111,7 @@ class Host:
 
 
 def locust(*flags: str) -> list[str]:
-    """The load test as on a machine of its own."""
+    """Returns the command of a load test, with paths that are valid on every machine."""
     return [str(LOCUST), "-f", str(ROOT / "scenarios" / "chat.py"), "--headless", *flags]
 
 

@@ -1,4 +1,4 @@
-"""Small inputs for single rooms of the code: engines, workloads, models, lengths.
+"""Builds small inputs for unit tests: engines, workloads, models, lengths.
 
 Knows no run folder.
 """

@@ -18,7 +18,7 @@ SMALL_ENGINE = EngineConfig(
 
 
 def engine_config(**changes: object) -> EngineConfig:
-    """Steps of one second and blocks of four tokens, so that schedules can be computed by hand."""
+    """Builds an engine with steps of one second and blocks of four tokens; `changes` override its fields."""
     values: dict[str, object] = {
         "num_gpu_blocks": 101,
         "max_model_len": 16,

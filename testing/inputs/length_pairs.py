@@ -1,4 +1,4 @@
-"""Lengths of prompts and answers as the analysis holds them."""
+"""Builds the lengths of prompts and answers as the analysis stores them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Fields of published config.json files that the arithmetic of a model reads."""
+"""Published config.json files of models, reduced to the fields that loadtest/model reads."""
 
 QWEN3_1_7B: dict[str, object] = {
     "model_type": "qwen3",

@@ -1,4 +1,4 @@
-"""Planned deployments and workloads for the arithmetic of sizing."""
+"""Builds planned deployments and workloads for tests of sizing."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A small workload."""
+"""Builds a small workload."""
 
 from loadtest.workload.conversations import Workload
 from loadtest.workload.distributions import Distribution

@@ -1,4 +1,4 @@
-"""Run folders and results of other tools, written row by row or played in virtual time.
+"""Makes run folders and results of other tools, from given rows or from the engine in virtual time.
 
-Knows nothing of what is asserted of them.
+Knows nothing of what tests assert about them.
 """

@@ -1,4 +1,4 @@
-"""What the analysis says of a run folder, and single cells of a comparison."""
+"""Shortcuts from a run folder to its answer, and from a comparison to one of its rows."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from loadtest.record import Slo
 
 
 def answer_for(folder: Path, *, slo: Slo | None = None) -> ModelAnswer:
-    """The answer to all runs of the folder together."""
+    """Analyses all runs in the folder together."""
     return recommend([read_run(found) for found in find_runs(folder)], slo=slo or Slo())
 
 
 def comparison_row(comparison: Comparison, figure: str, users: int | None = None) -> ComparisonRow:
-    """The row of a figure, at one level, or for the deployment as a whole."""
+    """Returns the row of a figure at the level of `users`; if None, the row for the whole deployment."""
     (only,) = (row for row in comparison.rows if (row.figure, row.users) == (figure, users))
     return only

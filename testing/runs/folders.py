@@ -1,4 +1,4 @@
-"""Run folders written row by row."""
+"""Writes run folders from given rows."""
 
 from pathlib import Path
 

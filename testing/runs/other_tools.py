@@ -1,5 +1,7 @@
-"""What other load generators, and a scraped server, would have written of a run of ours: their files from our
-rows. The forms are those of guidellm 0.8.1, aiperf 0.13.0 and vLLM 0.32.0, see tests/data."""
+"""Converts one of our runs into the files that other load generators or Prometheus would have written.
+
+Formats: guidellm 0.8.1, aiperf 0.13.0 and vLLM 0.32.0, as in tests/data.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,7 @@ import msgspec
 from loadtest.record import Outcome, RequestRecord, RunInfo, ServerSample
 
 _MODEL = "tiny"
-UPTIME_S = 34_000.0  # vllm bench serve counts from the machine's start
+UPTIME_S = 34_000.0  # start of the first request: vllm bench serve counts from the machine's start
 
 
 def rows_of(run: Path) -> list[RequestRecord]:
@@ -38,7 +40,7 @@ def by_level(rows: Sequence[RequestRecord]) -> dict[int, list[RequestRecord]]:
 
 
 def write_guidellm(rows: Sequence[RequestRecord], file: Path) -> None:
-    """One file for all levels."""
+    """Writes guidellm's results: one file for all levels."""
     report = {
         "metadata": {"version": 2, "guidellm_version": "0.8.1"},
         "config": {},
@@ -96,7 +98,7 @@ def _guidellm_request(row: RequestRecord) -> dict[str, Any]:
 
 
 def write_aiperf(rows: Sequence[RequestRecord], folder: Path) -> None:
-    """A folder for each level."""
+    """Writes aiperf's results: one folder for each level."""
     for users, found in by_level(rows).items():
         place = folder / f"{_MODEL}-openai-chat-concurrency{users}"
         place.mkdir(parents=True)
@@ -151,7 +153,7 @@ def aiperf_record(row: RequestRecord) -> dict[str, Any]:
 
 
 def write_vllm_bench(rows: Sequence[RequestRecord], folder: Path, **changes: Any) -> None:
-    """A file for each level. `changes` set its fields, None takes them out."""
+    """Writes results of vllm bench serve, one file a level. `changes` set fields; None removes a field."""
     folder.mkdir(exist_ok=True)
     for users, found in by_level(rows).items():
         result = vllm_bench(users, found) | changes
@@ -160,7 +162,7 @@ def write_vllm_bench(rows: Sequence[RequestRecord], folder: Path, **changes: Any
 
 
 def vllm_bench(users: int, rows: Sequence[RequestRecord]) -> dict[str, Any]:
-    """Its first event is the role chunk, sent with the first token."""
+    """Builds a result of vllm bench serve. The first gap is 0: role chunk and first token come together."""
     ended = max(row.start_unix_s + row.end_s for row in rows)
     zero = rows[0].start_unix_s - UPTIME_S
     ok = [row.outcome is Outcome.OK for row in rows]
@@ -214,7 +216,7 @@ def cache_labels(info: RunInfo) -> dict[str, str]:
 def range_query(
     samples: Sequence[ServerSample], info: RunInfo, *, every: int = 1, **labels: str
 ) -> dict[str, Any]:
-    """What Prometheus answers to query_range of {__name__=~"vllm:.*"}."""
+    """Builds Prometheus' response to query_range of {__name__=~"vllm:.*"}, with one of `every` samples."""
     common = {"instance": "host:8000", "job": "vllm", **labels}
     named = {"engine": "0", "model_name": _MODEL, **common}
     series: list[dict[str, Any]] = [
@@ -232,7 +234,7 @@ def range_query(
 
 
 def scrape_text(samples: Sequence[ServerSample], info: RunInfo, *, stamp: str = "# {}") -> str:
-    """Successive pages of /metrics, each after its time."""
+    """Builds successive pages of /metrics, each after a line with its time, formatted by `stamp`."""
     return "".join(line for sample in samples for line in _page(sample, info, stamp))
 
 
@@ -246,7 +248,10 @@ def _page(sample: ServerSample, info: RunInfo, stamp: str) -> Iterator[str]:
 
 
 def aiperf_scrapes(samples: Sequence[ServerSample]) -> str:
-    """aiperf's server_metrics_export.jsonl: counters without `_total`, no labels of the cache, no repeats."""
+    """Builds aiperf's server_metrics_export.jsonl. Samples equal to the one before are left out.
+
+    It has counters without `_total` and no labels of the cache.
+    """
     lines, before = [], None
     for sample in samples:
         now = {
@@ -267,7 +272,7 @@ def aiperf_scrapes(samples: Sequence[ServerSample]) -> str:
 
 
 def aiperf_cache(info: RunInfo) -> dict[str, Any]:
-    """aiperf's server_metrics_export.json."""
+    """Builds aiperf's server_metrics_export.json, which has the labels of the cache."""
     series = [{"endpoint_url": "http://host/metrics", "labels": cache_labels(info), "stats": {"avg": 1.0}}]
     return {
         "aiperf_version": "0.13.0",

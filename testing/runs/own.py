@@ -1,4 +1,4 @@
-"""A run of our own that is written once more in the forms of other tools."""
+"""A run in virtual time, for comparison with the same run in the formats of other tools."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ OWN_LEVELS = (1, 2, 4, 8, 16, 20)
 
 
 class OwnRun:
-    """A run in virtual time: 128 blocks of 32, which preempt one in a hundred at 17 users."""
+    """A run on a small engine in virtual time. At 17 users it preempts one request in a hundred."""
 
     def __init__(self, folder: Path) -> None:
         self.info: RunInfo = write_run(folder, small_engine(), Plan(levels=OWN_LEVELS))
@@ -44,7 +44,7 @@ def write_guidellm_folder(rows: list[RequestRecord], folder: Path) -> None:
 
 
 def refusal_of(path: Path, **options: Path) -> str:
-    """The sentence with which these results are refused."""
+    """Returns the message of the InputError with which the reader refuses these results."""
     with pytest.raises(InputError) as refused:
         read_results(path, **options)
     return str(refused.value)

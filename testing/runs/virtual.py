@@ -1,4 +1,4 @@
-"""Run folders from the engine in virtual time: what the load test would have written."""
+"""Writes run folders from the engine in virtual time, with all files of a load test."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,10 @@ Lengths = Callable[[np.random.Generator], tuple[int, int]]
 
 
 def small_engine(**changes: object) -> EngineConfig:
-    """128 blocks of 32: about 16 users of 124 + 96 tokens. Speed as of vLLM on one CPU core."""
+    """Builds an engine with 128 blocks of 32 tokens: about 16 users of 124 + 96 tokens.
+
+    Its step times are those of vLLM with a tiny model on one CPU core. `changes` override its fields.
+    """
     base = EngineConfig(
         num_gpu_blocks=128,
         block_size=32,
@@ -52,19 +55,22 @@ def small_engine(**changes: object) -> EngineConfig:
 
 
 def lognormal(mean: float, cv: float, rng: np.random.Generator) -> int:
-    """One length of at least 1."""
+    """Draws one length from a lognormal distribution, rounded, at least 1."""
     sigma2 = np.log1p(cv**2)
     return max(round(float(rng.lognormal(np.log(mean) - sigma2 / 2, np.sqrt(sigma2)))), 1)
 
 
 def chat_lengths(rng: np.random.Generator) -> tuple[int, int]:
-    """Prompt near 124, output 96 tokens with CV 0.6."""
+    """Draws prompt tokens (mean 124, CV 0.1) and output tokens (mean 96, CV 0.6, at most 1500)."""
     return lognormal(124, 0.1, rng), min(lognormal(96, 0.6, rng), 1500)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run."""
+    """A load test in virtual time: its levels, times, lengths and seed.
+
+    `metrics`: whether the server has metrics. `lag_s`: the load generator's loop lag.
+    """
 
     levels: Sequence[int] = (1, 2, 4, 8, 16, 20)
     level_s: float = 30.0
@@ -87,7 +93,7 @@ class _Played:
 def write_run(
     folder: Path, config: EngineConfig, plan: Plan, *, info: dict[str, object] | None = None
 ) -> RunInfo:
-    """Plays the plan and writes the run folder."""
+    """Simulates the plan and writes the run folder. `info` overrides fields of run.json."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(plan.seed)
     played = list(_play(config, plan, rng))
@@ -228,7 +234,7 @@ def _info(
 
 
 def level(users: int, **changes: object) -> Level:
-    """A trusted level whose requests take a second; `changes` set fields of it or of its parts."""
+    """Builds a trusted level whose requests take a second; `changes` override fields of it or its parts."""
     window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
     requests: dict[str, object] = {
         "n": 100 * users,
@@ -275,7 +281,7 @@ def level(users: int, **changes: object) -> Level:
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON with attributes for keys: what a script that reads our files sees."""
+    """Parses JSON into objects whose attributes are the keys."""
     return json.loads(text, object_hook=lambda values: SimpleNamespace(**values))
 
 
@@ -287,7 +293,7 @@ def write_short_run(
     info: dict[str, object] | None = None,
     **engine: object,
 ) -> Path:
-    """Writes a run of short levels of a small engine, changed as stated; returns its folder."""
+    """Writes a run with levels of 20 s and returns its folder; `engine` overrides fields of small_engine."""
     plan = Plan(levels=levels, seed=seed, level_s=20.0)
     write_run(folder, small_engine(seed=seed, **engine), plan, info=info)
     return folder

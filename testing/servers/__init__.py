@@ -1,4 +1,4 @@
-"""Servers that tests and benchmarks talk to over real sockets, from the embedded one to given bytes.
+"""Servers on real sockets for tests and benchmarks: embedded, scripted, and one that sends given bytes.
 
 Knows no test.
 """

@@ -1,9 +1,9 @@
-"""A server whose timings are known exactly: the judge of load generators, not a model of one.
+"""A server with exactly known timings, to measure the errors of load generators.
 
-Speaks enough of the OpenAI API for any streaming client: the first token comes `--ttft-s` after the request,
-the others `--gap-s` apart, each event a packet of its own, written at its deadline. The role chunk comes
-right before the first token, as from vLLM. GET /log gives the true times, GET /tokens the number of tokens
-written so far, that of answers under way, and the server's CPU time.
+It has enough of the OpenAI API for any streaming client. The first token comes `--ttft-s` after the request,
+the others `--gap-s` apart. Each event is a packet of its own, written at its deadline. The role chunk comes
+right before the first token, as from vLLM. GET /log returns the true times. GET /tokens returns the number of
+tokens written so far, the number of answers under way, and the server's CPU time in seconds.
 
     python -m testing.servers.scripted --port 0 --ttft-s 0.2 --gap-s 0.02
 """
@@ -20,7 +20,7 @@ import uvloop
 
 SCRIPTED_MODEL = "scripted"
 TOKENS = 100
-"""Length of an answer to a request that names no limit."""
+"""Tokens of an answer to a request without max_tokens."""
 
 
 def _chunk(event: dict[str, Any]) -> bytes:
@@ -44,20 +44,23 @@ OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
 class Script:
-    """What every answer is like, and what was really sent when (time.time)."""
+    """The timing of every answer, and a log of what was sent when (time.time).
+
+    `tokens`: tokens sent so far. `open`: answers under way.
+    """
 
     def __init__(self, *, ttft_s: float, gap_s: float, max_open: int | None = None) -> None:
         self.ttft_s = ttft_s
         self.gap_s = gap_s
         self.max_open = max_open
-        """Answers under way from which on a request is refused."""
+        """Answers under way at which further requests get a 503. None: no limit."""
         self.tokens = 0
         self.open = 0
         self.log: list[dict[str, Any]] = []
 
 
 class Connection(asyncio.Protocol):
-    """One client: a request at a time, keep-alive."""
+    """A connection of one client: one request at a time, with keep-alive."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -71,8 +74,10 @@ class Connection(asyncio.Protocol):
         self._socket = transport.get_extra_info("socket").fileno()
 
     def send(self, data: bytes) -> None:
-        """Hands the bytes to the kernel now: uvloop would do so at the end of the loop's turn, and the log
-        would tell a time before the true one."""
+        """Writes the bytes to the socket at once.
+
+        uvloop would write them at the end of the loop's turn, later than the time in the log.
+        """
         if not self._transport.get_write_buffer_size():
             try:
                 data = data[os.write(self._socket, data) :]
@@ -130,7 +135,7 @@ class Connection(asyncio.Protocol):
         tokens = request.get("max_tokens") or request.get("max_completion_tokens") or TOKENS
         script = self._script
         if script.max_open is not None and script.open >= script.max_open:
-            # As a gateway does that lets a request wait for a place, about as long as an answer takes.
+            # Refuses as late as a gateway that first queues the request for as long as an answer takes.
             self._loop.call_later(script.ttft_s + tokens * script.gap_s, self.send, OVERLOADED)
             return
         stream = _Stream(self, script, words=words, tokens=tokens, request_id=request_id)
@@ -188,7 +193,7 @@ class _Stream:
 
 
 async def _serve(script: Script, port: int) -> None:
-    """Serves until cancelled; says where on standard output."""
+    """Serves until cancelled. Prints the address first."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(script), "127.0.0.1", port)
     sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")

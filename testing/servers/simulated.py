@@ -1,4 +1,4 @@
-"""The embedded server as a process, and what it says over plain HTTP."""
+"""Runs the embedded server as a process and asks it over plain HTTP."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Servers that write given bytes, one answer a connection, and the client that asks them."""
+"""Servers that send given bytes, one answer per connection, and requests to them with our client."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ async def read_http_request(reader: asyncio.StreamReader) -> bytes:
 
 
 def answering(*pieces: bytes | float, close: bool = True) -> WireHandler:
-    """A server that writes these pieces, each a packet of its own; numbers are pauses in seconds."""
+    """Builds a handler that sends each piece as a packet of its own. A number is a pause in seconds."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -123,6 +123,6 @@ def ask_wire(handler: WireHandler, **changes: Any) -> RequestRecord:
 
 
 async def reset_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ends the connection with RST, not FIN."""
+    """Handles a request by resetting the connection (RST, not FIN)."""
     await read_http_request(reader)
     writer.transport.abort()

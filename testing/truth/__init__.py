@@ -1,4 +1,4 @@
-"""Services in virtual time whose maximum of users is known, and methods that look for it.
+"""Services in virtual time whose maximum number of users is known, and methods to find that maximum.
 
 Knows no real server.
 """

@@ -1,4 +1,4 @@
-"""What a server counted at levels beside its memory wall, and where the wall lies between two of them."""
+"""Counts of a server at levels beside its memory wall, and the wall that follows from two of them."""
 
 import math
 from dataclasses import dataclass, fields
@@ -13,25 +13,32 @@ from loadtest.record import Slo
 LIMITS = Slo(ttft_p95_s=60, tpot_p95_s=5)
 """Latency objectives so loose that memory is the wall."""
 BATCH_S = 5.0
+"""Seconds of a batch: ten request durations or more, so that batches are nearly independent."""
 _RESAMPLES = 2000
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Counts:
-    """What was counted with so many users, shape (k,) for k batches of BATCH_S."""
+    """Counts of one level, each of shape (k,) for k batches of BATCH_S."""
 
     preempted: Floats
+    """Preemptions."""
     finished: Floats
+    """Requests that ended."""
     blocked: Floats
-    """Scrapes in which somebody waited."""
+    """Scrapes with at least one waiting request."""
     scrapes: Floats
+    """All scrapes."""
     held: Floats
-    """Requests that the engine held, running or waiting, summed over the scrapes."""
+    """Requests in the engine, running or waiting, summed over the scrapes."""
 
     @classmethod
     def of(cls, run: Run, begin_unix_s: float, end_unix_s: float) -> "Counts":
-        """From the server's counters and gauges; finished requests are ours."""
+        """Counts from the server's counters and gauges; finished requests are counted from the client's rows.
+
+        Raises RuntimeError if a request failed.
+        """
         if not run.requests.ok.all():
             raise RuntimeError(f"Requests of {run.info.run_id} failed: that is no truth about memory.")
         count = int((end_unix_s - begin_unix_s) / BATCH_S)
@@ -56,11 +63,14 @@ class Counts:
 
     @property
     def holds(self) -> bool:
+        """Whether the level keeps both limits."""
         return bool((self.margins() <= 0).all())
 
     def margins(self, weight: Floats | None = None) -> Floats:
-        """ln(F / limit) and logit(blocked) - logit(limit), positive where broken. Shape (..., 2) for weights
-        of shape (..., k), how often each batch counts. What was never seen counts as half an event."""
+        """Returns ln(F / limit) and logit(blocked) - logit(limit), shape (..., 2), positive if broken.
+
+        `weight`: how often each batch counts, shape (..., k); None: once. A count of 0 is taken as 0.5.
+        """
         weight = np.ones(len(self.finished)) if weight is None else weight
         columns = self.preempted, self.finished, self.blocked, self.scrapes
         preempted, finished, blocked, scrapes = (weight @ column for column in columns)
@@ -75,12 +85,12 @@ class Counts:
         )
 
     def resampled_margins(self, rng: np.random.Generator) -> Floats:
-        """Margins of _RESAMPLES resamples of the batches, shape (_RESAMPLES, 2)."""
+        """Returns the margins of _RESAMPLES resamples of the batches, shape (_RESAMPLES, 2)."""
         k = len(self.finished)
         return self.margins(rng.multinomial(k, np.full(k, 1 / k), _RESAMPLES).astype(np.float64))
 
     def told(self, users: int) -> Json:
-        """Shares with the standard errors of their batch means, as the data file keeps them."""
+        """Builds a row of the data file: the shares and the standard errors of their batch means."""
         k = len(self.finished)
         found: Json = {"users": users, "requests": int(self.finished.sum()), "batches": k}
         found["in_engine"] = round(float(self.held.sum() / self.scrapes.sum()), 2)
@@ -95,14 +105,17 @@ class Counts:
 
 
 def lower(seen: dict[int, Counts]) -> int | None:
-    """The last level that holds before the first that does not, if they are neighbours."""
+    """Returns the highest number of users that keeps the limits, if the next one breaks them; else None."""
     broken = min((users for users, counts in seen.items() if not counts.holds), default=0)
     return broken - 1 if broken - 1 in seen else None
 
 
 def wall_between(low: int, seen: dict[int, Counts]) -> tuple[float, float, str]:
-    """x*, its standard error, and the limit that is crossed there: straight in ln F and logit of blocked time
-    between `low` and the next. The error is half of the middle 68 % of resamples of the batches."""
+    """Returns x* and its standard error, both in users, and the name of the limit that is crossed there.
+
+    The margins are interpolated linearly between `low` and `low + 1` users. The error is half the width of
+    the middle 68 % of resamples of the batches, times sqrt(k / (k - 1)).
+    """
     below, above = seen[low], seen[low + 1]
     crossings = _crossings(low, below.margins(), above.margins())
     rng = np.random.default_rng(0)
@@ -114,6 +127,6 @@ def wall_between(low: int, seen: dict[int, Counts]) -> tuple[float, float, str]:
 
 
 def _crossings(low: int, below: Floats, above: Floats) -> Floats:
-    """Where each margin is zero, in users; infinite where it does not rise. Shapes (..., 2)."""
+    """Returns the users at which each margin is zero; infinity if it does not rise. Shapes (..., 2)."""
     rise = above - below
     return np.where(rise > 0, low - below / np.where(rise > 0, rise, 1.0), np.inf)

@@ -1,4 +1,4 @@
-"""Random deployments in virtual time, and where their true maximum lies: what answers are held against."""
+"""Random deployments in virtual time, and their true maxima, with which answers are compared."""
 
 import contextlib
 import math
@@ -20,33 +20,36 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset
 
 BLOCK_TOKENS = 16
-_PAIRS = 20_000  # that people draw their lengths from
-LONGEST = 5.0  # times its mean: where lengths are cut, as max_tokens does
-PLAY_REQUESTS = 3000
-PLAYS = (6, 40, 100)  # of each of the two levels around the wall: at least; for SE_ROOT; at most
-SE_USERS, SE_SHARE = 0.1, 0.005  # the truth's own error is at most the larger of the two
-SE_ROOT = 0.018  # and sought until this times the root of the users: a fifth of the error of most intervals
-WIDE = 0.01  # above a hundred users two levels may be so far apart
-SHIFTS = 12  # how often the bracket may move
+_PAIRS = 20_000  # pairs of lengths from which people draw
+LONGEST = 5.0  # times the mean: lengths are cut there, as by max_tokens
+PLAY_REQUESTS = 3000  # fewest requests of a play; 40 a user if that is more
+PLAYS = (6, 40, 100)  # plays of each of the two levels: fewest; most to reach SE_ROOT; most of all
+SE_USERS, SE_SHARE = 0.1, 0.005  # largest standard error of a resolved truth: users or share
+SE_ROOT = 0.018  # wanted standard error over root of x: a fifth of most intervals' error
+WIDE = 0.01  # distance of the two levels as a share of the lower one, but at least one user
+SHIFTS = 12  # most moves of the two levels
 
 Crossings = dict[str, float]
+"""Users at which walls are crossed, by the name of the wall."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VirtualDeployment:
-    """One server, the people on it, and the objectives."""
+    """A server, the people who use it, and the objectives."""
 
     number: int
     service: Service
     slo: Slo
     traits: dict[str, float]
-    """What was drawn, for tables."""
+    """The drawn values, for tables."""
 
 
 def deployment(number: int) -> VirtualDeployment:
-    """Draws a deployment by its number: a random model on a random GPU, with its pool cut to what a number of
-    users between 7 and 60 needs, so that its wall can be known; lengths from narrow to heavy-tailed; some
-    with think times, a shared prefix, few slots; objectives from strict to loose."""
+    """Draws a deployment with its number as the seed: a random model on a random GPU.
+
+    The pool has room for 7 to 60 users, so that the wall can be measured. Lengths are narrow to heavy-tailed,
+    objectives strict to loose. Some deployments have think times, a shared prefix or few slots.
+    """
     rng = random.Random(f"deployment/{number}")
     speed = _speed(rng)
     prompt, prompt_cv = _log_uniform(rng, 40, 800), rng.uniform(0.1, 1.0)
@@ -118,7 +121,7 @@ def _lengths(number: int, which: int, mean: float, cv: float) -> "np.ndarray[tup
 
 
 def _speed(rng: random.Random) -> EngineConfig:
-    """The step times of a random dense model on a GPU that holds it."""
+    """Returns an engine with the step times of a random dense model on a random GPU that holds it."""
     shape = _model(rng)
     gpus = [T4, L4, A10G, H100]
     rng.shuffle(gpus)
@@ -150,23 +153,26 @@ def _model(rng: random.Random) -> ModelShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
-    """Real-valued users at which the first wall stands."""
+    """The true maximum of a deployment: `x` (real-valued users), its standard error and its wall.
+
+    `requests`: requests in the windows of the simulations.
+    """
 
     x: float
     se: float
     wall: str
     crossings: Crossings
-    """Where each wall is crossed between the same two levels, or not far above."""
+    """Walls that the upper of the two levels has crossed. The smallest is `x`."""
     requests: int
 
     @property
     def resolved(self) -> bool:
-        """Known well enough to judge an answer by."""
+        """Whether the standard error is small enough to judge answers."""
         return self.se <= _allowed_se(self.x)
 
 
 def sought_se(x: float) -> float:
-    """Standard error of a truth at x users, as small as this where `PLAYS` allow it."""
+    """Returns the standard error to reach for a truth at x users, if PLAYS[1] plays are enough."""
     return SE_ROOT * math.sqrt(x)
 
 
@@ -175,7 +181,10 @@ def _allowed_se(x: float) -> float:
 
 
 def truth_of(one: VirtualDeployment) -> Truth | None:
-    """The maximum as docs/method.md defines it, from long levels; None where one user breaks an objective."""
+    """Measures the maximum as docs/method.md defines it, by long simulations of two levels.
+
+    Returns None if one user breaks an objective, or if no two levels bracket the wall.
+    """
     rough = find_maximum(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
         return None
@@ -194,7 +203,7 @@ def truth_of(one: VirtualDeployment) -> Truth | None:
 
 
 def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:
-    """The lower of two levels that hold the wall between them, and where it lies."""
+    """Finds two levels with the wall between them. Returns the lower one and the truth, else None."""
     for _ in range(SHIFTS):
         high = low + max(1, int(WIDE * low))
         found = plays.first_wall(low, high, count)
@@ -210,15 +219,17 @@ def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:
 
 
 class _Plays:
-    """Long plays of levels, those of one number with the same people at every level."""
+    """Simulations (plays) of levels. The play of one index has the same people at every level."""
 
     def __init__(self, one: VirtualDeployment) -> None:
         self._one = one
         self._seen: dict[int, list[VirtualFigures]] = {}
 
     def first_wall(self, low: int, high: int, count: int) -> Truth | None:
-        """From `count` plays of either level; None where the lower one is past a wall, infinite where the
-        upper one is past none. The error is the jackknife's over plays."""
+        """Returns the first wall from `count` plays of each level, with a jackknife error over the plays.
+
+        None: the lower level is past a wall. `x` infinite: the upper level is past none.
+        """
         below, above = self._of(low, count), self._of(high, count)
         whole = self._crossings(low, high, below, above)
         if whole is None:
@@ -265,12 +276,12 @@ class _Plays:
                 found[wall] = min(found.get(wall, math.inf), x)
         slots = self._one.service.engine.max_num_seqs
         if "max_num_seqs" in found and not self._one.traits["think_s"]:
-            found["max_num_seqs"] = float(slots)  # by definition: no queue by choice
+            found["max_num_seqs"] = float(slots)  # by definition: without think time all users need a slot
         return found
 
 
 def _margins(plays: Sequence[VirtualFigures], slo: Slo) -> dict[str, float]:
-    """ln of rates, logit of shares, against their limits; positive where broken."""
+    """Returns ln(rate / limit) or logit(share) - logit(limit) for each limit: positive if it is broken."""
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(seen, name) for seen in plays]))

@@ -1,4 +1,4 @@
-"""Pairs of virtual runs, the second of an engine that is changed by a known amount."""
+"""Pairs of virtual runs; the second run has an engine that is changed by a known amount."""
 
 import tempfile
 from collections.abc import Mapping
@@ -18,14 +18,19 @@ CHANGES: dict[str, dict[str, float]] = {
     "prefill 50 % slower": {"prefill_per_token_s": 0.000015},
     "prefill 20 % slower": {"prefill_per_token_s": 0.000012},
 }
-"""Changes of an engine that holds 17 users in 127 blocks, whose steps take 2.5 ms and 0.15 ms a sequence."""
+"""Changed fields of the engine, by the name of the change.
+
+The unchanged engine holds 17 users in 127 blocks; a step takes 2.5 ms and 0.15 ms a sequence.
+"""
 
 
 def pair_of(
     pair: int, change: Mapping[str, float], *, level_s: float = GATE_LEVEL_S
 ) -> tuple[MeasuredDeployment, MeasuredDeployment]:
-    """A baseline and a run of the changed engine, from seeds of their own. The load generator is never late,
-    so that nothing is let pass for it."""
+    """Simulates a baseline and a run of the changed engine, with different seeds.
+
+    The load generator is never late, so the gate excuses no difference by its lag.
+    """
     plans = [Plan(levels=GATE_LEVELS, level_s=level_s, seed=2 * pair + side, lag_s=0.0) for side in (0, 1)]
     return _deployment({}, plans[0]), _deployment(change, plans[1])
 

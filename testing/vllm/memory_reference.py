@@ -1,4 +1,4 @@
-"""The memory law, worked out once more and apart from `analysis`: the truth that the tests compare with.
+"""A second implementation of the memory formulas of docs/method.md, for tests. It does not use `analysis`.
 
 A request of s prompt and o output tokens holds ceil((s + j) / b) blocks at steps j = 0 .. o - 1.
 """
@@ -9,20 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 32
+"""Tokens in a block."""
 PREEMPTED = 0.01
+"""Limit of preemptions per finished request."""
 BLOCKED = 0.1
+"""Limit of the share of time in which a request waits for blocks."""
 
 
 @dataclass(frozen=True)
 class ReferenceBlocks:
-    """Where the blocks of requests of lengths (s, o) are, grow and begin. Indices are blocks."""
+    """Distributions of the blocks of requests with given lengths (s, o). Each index k is k blocks."""
 
     held: np.ndarray
-    """Share of steps with so many blocks."""
+    """Share of steps in which a request holds k blocks."""
     growths: np.ndarray
-    """Mean number of growths from k to k + 1 blocks of one request."""
+    """Mean number of times that a request grows from k to k + 1 blocks."""
     prompt: np.ndarray
-    """Share of prompts of so many blocks."""
+    """Share of prompts that need k blocks."""
 
     @classmethod
     def of(cls, prompt: np.ndarray, output: np.ndarray) -> "ReferenceBlocks":
@@ -37,25 +40,27 @@ class ReferenceBlocks:
 
     @property
     def mean_tokens(self) -> float:
-        """KV tokens that a request in flight holds, whole blocks counted."""
+        """Mean KV tokens that a request in flight holds, in whole blocks."""
         return float(self.held @ np.arange(len(self.held))) * BLOCK
 
     def wall(self, capacity: int, most: int = 400) -> float:
-        """Real-valued users at which preemptions a finished request pass 1 %, or blocked time 10 %,
-        in a pool of `capacity` blocks (the null block not counted)."""
+        """Returns the users, real-valued, at which the first limit is passed: PREEMPTED or BLOCKED.
+
+        `capacity`: blocks of the pool without the null block. `most`: highest number of users tried.
+        """
         rates = [self._rates(others, capacity) for others in self._convolutions(most)]
         preempted, blocked = np.array(rates).T
         return min(_crossing(preempted, PREEMPTED, np.log), _crossing(blocked, BLOCKED, _logit))
 
     def _convolutions(self, most: int) -> list[np.ndarray]:
-        """Blocks held by 0, 1, .. most users."""
+        """Returns the distributions of blocks held by 0, 1, .. `most` users together."""
         sums = [np.ones(1)]
         for _ in range(most):
             sums.append(np.convolve(sums[-1], self.held))
         return sums
 
     def _rates(self, others: np.ndarray, capacity: int) -> tuple[float, float]:
-        """F and eps (docs/method.md) with one user more than `others`."""
+        """Returns F and eps of docs/method.md for one user more than `others` has."""
         k = np.arange(len(self.held))
         exactly = np.zeros(capacity + 1)
         exactly[: min(len(others), capacity + 1)] = others[: capacity + 1]
@@ -74,7 +79,10 @@ def _logit(p: np.ndarray) -> np.ndarray:
 
 
 def _crossing(rates: np.ndarray, limit: float, scale: Callable[[np.ndarray], np.ndarray]) -> float:
-    """rates[i] belongs to i + 1 users; interpolated between the last user below and the first above."""
+    """Returns the users at which the rate passes the limit, interpolated in `scale` between whole users.
+
+    rates[i] is the rate with i + 1 users.
+    """
     above = int(np.argmax(rates > limit))
     assert rates[above] > limit
     assert above > 0

@@ -1,4 +1,4 @@
-"""A running vLLM server. Nothing of it leaves 127.0.0.1."""
+"""Starts and stops a real vLLM server. It listens on 127.0.0.1 only."""
 
 import ctypes
 import os
@@ -20,17 +20,17 @@ MAX_MODEL_LEN = 2048
 BLOCK_SIZE = 32
 KV_BYTES_PER_TOKEN = 2048
 UNUSED_BYTES = 1024**3
-"""Without an amount vLLM asks for nearly all of the machine's memory, even where the blocks are given."""
+"""Bytes of KV cache to name if the pool is given in blocks: without a number vLLM takes all memory."""
 START_TIMEOUT_S = 180
 
 
 class VllmStartError(Exception):
-    """The server did not come up."""
+    """The server did not start, or it ended by itself. The message ends with its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vllm:
-    """A running server."""
+    """A running vLLM server: its address, the served model's name, its process id and its log file."""
 
     url: str
     model: str
@@ -48,9 +48,9 @@ def start_vllm(
     port: int | None = None,
     log: Path,
 ) -> Iterator[Vllm]:
-    """A server on 127.0.0.1 that answers /health, and that is gone with all its processes on leaving.
+    """Starts a server, waits until /health answers, and yields it. Ends all its processes on leaving.
 
-    Give the pool either in blocks or in bytes. Raises VllmUnavailableError or VllmStartError.
+    Give the pool in blocks or in bytes, else ValueError. Raises VllmUnavailableError or VllmStartError.
     """
     if num_gpu_blocks_override is None and kv_cache_memory_bytes is None:
         raise ValueError("Give num_gpu_blocks_override or kv_cache_memory_bytes.")
@@ -89,7 +89,7 @@ def _serve_command(port: int, max_num_seqs: int, kv_cache_memory_bytes: int) -> 
 
 @contextmanager
 def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own: a Ctrl-C reaches only us, and we end the whole session."""
+    """Starts the command in its own session, which Ctrl-C does not reach. Ends that session on leaving."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -111,12 +111,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """In the child: the kernel ends the server when this thread ends, even by SIGKILL; its engine follows."""
+    """Runs in the child: makes the kernel end the server when its parent thread ends, even by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float = 10) -> None:
-    """Ends a server and everything in its session, at once when a second Ctrl-C interrupts the waiting."""
+    """Ends a server and its session: SIGTERM, then SIGKILL after `grace_s` or after a second Ctrl-C."""
     try:
         process.terminate()
         deadline = time.monotonic() + grace_s

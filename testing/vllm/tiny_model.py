@@ -1,8 +1,8 @@
 """Makes a tiny Qwen3 with random weights. Runs in the vLLM environment: `python tiny_model.py DIR`.
 
-2 layers x 2 (K and V) x 2 KV heads x 64 x 4 bytes = 2,048 bytes a KV token; float32, because bfloat16 is five
-times slower on processors without AVX-512. What it says has no meaning; that
-it says one piece of text a token, and what it costs, is all that a load test needs.
+A KV token takes 2 layers x 2 (K and V) x 2 KV heads x 64 x 4 bytes = 2,048 bytes. The weights are float32,
+because bfloat16 is five times slower on processors without AVX-512. The answers have no meaning. A load test
+needs only that each token gives a piece of text.
 """
 
 import random
@@ -20,8 +20,8 @@ _END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", _END]
 THINK_TAGS = ["<think>", "</think>"]
 
-# As in Qwen3 the model thinks unless it is told not to, and an empty thought says that it should not. The
-# opening tag stands in the prompt, because random weights would never write it.
+# As with Qwen3, the model thinks unless `enable_thinking` is false; then the prompt ends with an empty
+# thought. The opening tag is in the prompt, because a model with random weights would never write it.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -69,8 +69,10 @@ def _invented(rng: random.Random) -> str:
 
 
 def _sentences(rng: random.Random) -> Iterator[str]:
-    """Deterministic text: common words, those of the load test's prompts among them, which become a token
-    each, and invented ones."""
+    """Yields random sentences (deterministic) to train the tokenizer on.
+
+    Common words, such as those of the load test's prompts, become one token each; the others are invented.
+    """
     common = COMMON.split()
     invented = [_invented(rng) for _ in range(4000)]
     for _ in range(4000):
@@ -120,8 +122,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def _say_only_text(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Spreads the logits and keeps special tokens, tags and parts of a character out of them, so that each
-    token gives a piece of text: an answer of nothing but half characters would look empty to a client."""
+    """Makes the model write only text: widens its logits and sets those of tags and partial characters to 0.
+
+    Otherwise an answer of half characters would look empty to a client.
+    """
     texts = tokenizer.batch_decode([[token] for token in range(VOCABULARY)])
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.25)

@@ -1,4 +1,4 @@
-"""The twin beside a real vLLM: the same traffic into both, and what-ifs predicted first.
+"""Compares the twin with a real vLLM: both get the same traffic, and what-ifs are predicted first.
 
 Knows no virtual deployment.
 """

@@ -1,9 +1,9 @@
-"""The twin beside a real vLLM (CPU build): the same traffic into both, and what-ifs predicted first.
+"""Compares the twin with a real vLLM (CPU build) under the same traffic, and predicts what-ifs first.
 
-Step times are calibrated on three of the conditions; the others are held out. Every condition is run twice,
-and the difference of the two is the floor below which no error means anything. The machine changes its speed
-from minute to minute, so times are also compared with a twin whose steps are scaled, all alike, to the run's
-median TPOT. Runs are kept in build/fidelity, and taken from there when the benchmark is called again.
+Step times are calibrated on three of the conditions; the others are held out. Every condition is run twice.
+The difference of the two runs is the floor: an error below it means nothing. The machine's speed changes from
+minute to minute, so times are also compared with a second twin, whose step times are all scaled by one factor
+to match the run's median TPOT. Runs are kept in build/fidelity and used again by the next call.
 """
 
 import sys
@@ -46,7 +46,7 @@ from benchmarks.proofs.fidelity.twins import (
 
 
 def main() -> None:
-    """Prints the tables of docs/twin.md. Nearly half an hour."""
+    """Prints the tables of docs/twin.md. Takes nearly half an hour."""
     RUNS_FOLDER.mkdir(parents=True, exist_ok=True)
     lab = Lab(RUNS_FOLDER.resolve())
     runs: dict[str, list[Run]] = {}

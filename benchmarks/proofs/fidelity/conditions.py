@@ -1,4 +1,4 @@
-"""The kinds of traffic that a real vLLM and its twin both get, and the flags of the server."""
+"""Kinds of traffic for both the real vLLM and its twin, and the flags of the server."""
 
 import json
 import math
@@ -38,7 +38,7 @@ CHATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class VllmFlags:
-    """Flags of vLLM that the conditions differ in."""
+    """vLLM flags that differ between conditions: KV blocks, max_num_seqs, max_num_batched_tokens."""
 
     blocks: int = BLOCKS
     slots: int = SERVER_SLOTS
@@ -47,7 +47,10 @@ class VllmFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One kind of traffic. `trace` makes the open loop's requests; otherwise `users` chat."""
+    """One kind of traffic: an open loop if `trace` is given, otherwise a closed loop of `users`.
+
+    `trace` returns the lines of a trace file. `fitted`: whether the twin is calibrated on it.
+    """
 
     name: str
     server: VllmFlags = VllmFlags()
@@ -60,7 +63,7 @@ class Condition:
 def _csv(
     rate: float, prompt: tuple[float, float], output: tuple[float, float]
 ) -> Callable[[random.Random], list[str]]:
-    """A Poisson trace; lengths are lognormal, mean and coefficient of variation."""
+    """Returns a function that draws a Poisson trace with lognormal lengths, each (mean, CV)."""
 
     def lines(rng: random.Random) -> list[str]:
         found, at_s = ["time_s,prompt,output"], 0.0
@@ -78,7 +81,7 @@ def _lognormal(rng: random.Random, mean: float, cv: float) -> int:
 
 
 def _shared(rng: random.Random) -> list[str]:
-    """Mooncake's form: one prefix block of 512 tokens in three popular versions, then text of one's own."""
+    """Draws a trace in Mooncake's format. Each prompt begins with one of three prefixes of 512 tokens."""
     found: list[str] = []
     at_s = 0.0
     while (at_s := at_s + rng.expovariate(6.0)) < OPEN_S:

@@ -1,4 +1,4 @@
-"""Figures of real runs and of the twin's, under the same names."""
+"""Figures of real runs and of the twin, under the same names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,7 +85,7 @@ def open_loop_figures(run: Run) -> TwinFigures:
 
 
 def _times(rows: Requests, index: Ints, gaps: np.ndarray) -> TwinFigures:
-    """Quantiles over requests, and over the gaps of all of them."""
+    """Computes p50 and p95 in seconds: TTFT and TPOT over the requests at `index`, ITL over `gaps`."""
     columns = {
         "ttft": (rows.first_chunk_s - rows.sent_s)[index],
         "tpot": tpot_of(rows)[index],
@@ -108,7 +108,7 @@ def twin_figures(seen: VirtualFigures) -> TwinFigures:
 
 
 def histogram_distance(run: Run, level: Level, played: VirtualRun) -> str:
-    """Compares KV usage: its spread, and the largest distance of the two distribution functions."""
+    """Compares KV usage: standard deviations, and the largest distance of the two distribution functions."""
     inside = (run.server.unix_s >= level.window.begin_unix_s) & (run.server.unix_s <= level.window.end_unix_s)
     seen = np.sort(run.server.kv_cache_usage[inside])
     grid = np.linspace(played.window[0], played.window[1], 4000)

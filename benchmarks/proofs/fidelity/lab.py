@@ -1,4 +1,4 @@
-"""Starts servers, sends traffic to them and keeps the runs."""
+"""The real side of the benchmark: servers, load tests and their run folders."""
 
 import os
 import random
@@ -17,14 +17,14 @@ from testing.vllm.server import start_vllm
 
 
 class Lab:
-    """Starts servers, pushes traffic at them, keeps the runs."""
+    """Starts servers, runs load tests against them, and keeps the runs in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._started = 0
 
     def twice(self, conditions: Sequence[Condition]) -> dict[str, list[Run]]:
-        """Two runs of each condition, one round after the other, on one server that suits them all."""
+        """Runs all conditions twice, one round after the other, on one server. Returns runs by condition."""
         wanted = [(one, f"{one.name} {number}") for number in (1, 2) for one in conditions]
         found: dict[str, list[Run]] = {condition.name: [] for condition in conditions}
         with self.server(conditions[0].server, needed=not all(self.kept(name) for _, name in wanted)) as url:
@@ -34,10 +34,11 @@ class Lab:
         return found
 
     def kept(self, name: str) -> bool:
+        """Whether a run of this name is in the folder."""
         return any((self.folder / name).glob("*/run.json"))
 
     def due(self, condition: Condition) -> list[tuple[int, ...]]:
-        """Prefix blocks of each request of a trace."""
+        """Reads the prefix blocks of each request from the condition's trace."""
         return [arrival.prefix_blocks for arrival in read_trace(self._trace(condition), speed=1.0)]
 
     def _trace(self, condition: Condition) -> Path:
@@ -54,7 +55,7 @@ class Lab:
 
     @staticmethod
     def closed(users: int, load: Sequence[str], seed: int) -> list[str]:
-        """A level of users."""
+        """Returns the flags of one level of a closed loop."""
         level = [
             "--levels",
             str(users),
@@ -69,7 +70,7 @@ class Lab:
 
     @contextmanager
     def server(self, server: VllmFlags, *, needed: bool = True) -> Iterator[str]:
-        """The address of a real vLLM; an empty one where it is not needed."""
+        """Starts a real vLLM and yields its address; yields an empty string if not `needed`."""
         if not needed:
             yield ""
             return
@@ -79,7 +80,7 @@ class Lab:
             max_num_seqs=server.slots,
             extra=[
                 *("--max-num-batched-tokens", str(server.budget), "--enable-prompt-tokens-details"),
-                # Without it vLLM refuses a token budget below the context.
+                # Without this flag vLLM refuses a token budget below max_model_len.
                 "--enable-chunked-prefill",
             ],
             log=self.folder / f"vllm-{self._started}.log",
@@ -87,7 +88,7 @@ class Lab:
             yield started.url
 
     def measure(self, url: str, name: str, flags: Sequence[str]) -> Run:
-        """One load test with our own tool, or the kept one of that name."""
+        """Returns the run of that name, from the folder or else from a new load test. Raises RuntimeError."""
         reports = self.folder / name
         if not self.kept(name):
             locust = str(Path(sys.executable).with_name("locust"))

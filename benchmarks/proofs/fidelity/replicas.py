@@ -1,4 +1,4 @@
-"""Two replicas behind a round robin, real and in the twin."""
+"""Two replicas behind a round-robin router, real and in the twin."""
 
 import socket
 import subprocess
@@ -35,8 +35,12 @@ from testing.vllm.server import TINY_MODEL
 
 
 def measure_two_replicas(lab: Lab, calibration: ServiceFit) -> None:
-    """The two share two cores with router and client, so neither their speed nor the way to the client is the
-    calibrated one: both come from the run. Checked are routing, KV usage, preemptions and queues."""
+    """Prints figures of two real replicas beside the twin's.
+
+    The replicas share two cores with router and client, so they are slower than in the calibration. Their
+    speed and the delay to the client are therefore taken from this run; routing, KV usage, preemptions and
+    queues are what the table compares.
+    """
     with ExitStack() as stack:
         urls = [stack.enter_context(lab.server(VllmFlags())) for _ in range(2)]
         watch = stack.enter_context(_watched(urls))
@@ -61,7 +65,7 @@ def measure_two_replicas(lab: Lab, calibration: ServiceFit) -> None:
 
 
 def _delayed(played: VirtualRun, real: TwinFigures) -> Service:
-    """With the way between engine and client that the run's median TTFT shows."""
+    """Sets the delay between engine and client so that the twin has the run's median TTFT."""
     service = played.service
     engine_s = played.figures(OBJECTIVES).ttft_p50_s - service.overhead_at(played.users / len(played.traces))
     return replace(service, overhead_s=max(real["ttft_p50_s"] - engine_s, 0.0), overhead_per_user_s=0.0)
@@ -95,7 +99,7 @@ def _wait(url: str) -> None:
 
 
 class _Watch(threading.Thread):
-    """Gauges of several servers, four times a second."""
+    """Scrapes the gauges of several servers four times a second."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         super().__init__(daemon=True)
@@ -112,7 +116,7 @@ class _Watch(threading.Thread):
                     self.rows.append(msgspec.structs.replace(row, engine=str(place)))
 
     def means(self, begin: float, end: float) -> TwinFigures:
-        """Mean gauges of one replica."""
+        """Returns the gauges, averaged over the replicas and the window (Unix seconds)."""
         inside = [row for row in self.rows if begin <= row.unix_s <= end]
         return {
             "kv_usage": float(np.mean([row.kv_cache_usage for row in inside])),
@@ -121,7 +125,7 @@ class _Watch(threading.Thread):
         }
 
     def preemptions(self) -> list[float]:
-        """Preemptions of each replica while it was watched."""
+        """Counts the preemptions of each replica while it was watched."""
         by = [
             [row.preemptions_total or 0.0 for row in self.rows if row.engine == str(place)]
             for place in range(len(self.urls))

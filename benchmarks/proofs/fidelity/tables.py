@@ -1,4 +1,4 @@
-"""Tables of real runs beside the twin."""
+"""Tables that compare real runs with the twin."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from benchmarks.proofs.fidelity.figures import SUMMARY_ROWS, TABLE_ROWS, TwinFig
 
 
 def error_text(key: str, scale: float, real: Sequence[TwinFigures], twin: Sequence[TwinFigures]) -> str:
-    """The twin's error, and in brackets how far apart the two real runs are."""
+    """Formats the twin's error, followed in brackets by the difference of the two real runs."""
     first, second = (one[key] for one in real)
     mean = (first + second) / 2
     off, floor = sum(one[key] for one in twin) / 2 - mean, abs(first - second)

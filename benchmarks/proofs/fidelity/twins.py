@@ -1,4 +1,4 @@
-"""The twin: calibrated, scaled to a run's speed, and given the traffic of a run."""
+"""Calibrates the twin, scales it to the speed of a run, and plays the traffic of a run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from testing.vllm.server import BLOCK_SIZE
 
 
 def calibrated(repeated: Sequence[Sequence[Run]]) -> ServiceFit:
-    """From closed-loop runs; each its own seed, so that draws are independent."""
+    """Calibrates the twin on closed-loop runs."""
     parts = [gather_evidence([run], slo=OBJECTIVES) for one in repeated for run in one]
     runs = [run for part in parts for run in part.runs]
     levels = [level for part in parts for level in part.levels]
@@ -54,7 +54,7 @@ def with_flags(service: Service, server: VllmFlags) -> Service:
 
 
 def at_speed_of(service: Service, real: TwinFigures, side: VirtualRun) -> Service:
-    """All times of the twin by one factor: the run's median TPOT over the twin's."""
+    """Multiplies all times of the twin by one factor: the run's median TPOT over the twin's."""
     factor = real["tpot_p50_s"] / side.figures(OBJECTIVES).tpot_p50_s
     engine = service.engine
     return replace(
