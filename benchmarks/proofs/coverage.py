@@ -168,7 +168,7 @@ def _is_known_best(row: Row) -> bool:
 
 
 def _sharp(row: Row, name: str) -> bool:
-    """Whether the truth's error is at most TRUTH_SHARE of the interval's; True if that has no finite width."""
+    """Whether the truth's error is at most TRUTH_SHARE of the interval's, or the interval is open."""
     said = row[name]
     if said["high"] is None or row["truth"]["se"] == 0.0 or said["high"] == said["low"]:
         return True
