@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 class RefusedError(Exception):
-    """The data cannot support an answer, for the reasons in the text. The command exits with REFUSED."""
+    """The data cannot support an answer; the message says why. The command exits with `ExitCode.REFUSED`."""
 
 
 def positive_number(text: str) -> float:

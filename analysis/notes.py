@@ -1,4 +1,4 @@
-"""Doubts, refusals, warnings and options: codes with values, which `analysis.reporting.words` puts into
+"""Doubts, refusals, warnings and options as codes with values. `analysis.reporting.words` puts them into
 words."""
 
 from typing import Literal
@@ -53,21 +53,21 @@ class ClientErrors(Note):
 
 
 class LoadNotReached(Note):
-    """Fewer requests were in flight than users were set."""
+    """Requests in flight were fewer than users."""
 
     in_flight: float
     users: int
 
 
 class TooMuchLoad(Note):
-    """More requests were in flight than users were set."""
+    """Requests in flight were more than users."""
 
     in_flight: float
     users: int
 
 
 class LittlesLawOff(Note):
-    """Request rate times request duration is not the number of requests in flight (Little's law)."""
+    """Request rate times request duration does not equal the requests in flight (Little's law)."""
 
     off: float
     """Relative difference from the requests in flight."""
@@ -159,7 +159,8 @@ class GaugeDisagrees(Note):
 
 
 class Lockstep(Note):
-    """Output lengths hardly vary, so requests march in step. `cv` is their coefficient of variation."""
+    """Output lengths hardly vary, so requests begin and end together. `cv` is their coefficient of
+    variation."""
 
     cv: float
 
@@ -193,8 +194,8 @@ class Extrapolated(Note):
 
 
 class FormulaAlone(Note):
-    """No trusted level near the KV-cache wall measured preemptions or blocked time: only the formula
-    places it."""
+    """No trusted level near the KV-cache wall measured preemptions or blocked time. Only the formula is
+    left."""
 
 
 class SentLate(Note):
@@ -230,7 +231,7 @@ class Fp8Cache(Note):
 
 
 class ShorterContext(Note):
-    """Option: a lower `max_model_len`, which cuts off the longest requests, a share `cut_share` of all."""
+    """Option: a lower `max_model_len`, which cuts off the longest requests. `cut_share` is their share."""
 
     max_model_len: int
     cut_share: float

@@ -10,7 +10,7 @@ from loadtest.record import Slo
 
 
 class Headline(msgspec.Struct, kw_only=True, frozen=True):
-    """The number of users to plan with, and how sure it is. All numbers are null in a refusal.
+    """The number of users to plan with, and how certain it is. All numbers are null in a refusal.
 
     `max_users` is the lower end of `interval_x` rounded down. `estimate` and `interval` are `estimate_x` and
     `interval_x` rounded down.
@@ -40,7 +40,7 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
-    """A wall that was not met up to the highest trusted level, which has `up_to_users` users."""
+    """A wall that was not met at up to `up_to_users` users, the highest trusted level."""
 
     name: WallName
     up_to_users: int
@@ -76,7 +76,8 @@ class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):
     step_per_kv_token_s: float | None = None
     prefill_per_token_s: float | None = None
     knee_users: float | None = None
-    """Requests in flight at which output throughput reaches 90 % of its limit. It limits nothing."""
+    """Requests in flight at which output throughput reaches 90 % of its limit. For information: it is no
+    wall."""
 
 
 class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):
@@ -94,8 +95,7 @@ class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):
 class Option(msgspec.Struct, kw_only=True, frozen=True):
     """A change that would move the limit.
 
-    `users` is the new estimate, and `users_x` is that before rounding down; both are null where no model
-    tells.
+    `users` is the new estimate: `users_x` rounded down. Both are null where no model tells.
     """
 
     change: Note
@@ -133,8 +133,7 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Description of what the embedded server simulates; null for any other server."""
     workload: WorkloadSummary
     timing_error_s: float | None
-    """Seconds by which the generator's times may be late: the largest mean lag of a trusted level; else
-    null."""
+    """Seconds by which times may be late: the largest mean lag of a trusted level; null where unknown."""
 
     @property
     def trusted(self) -> list[Level]:

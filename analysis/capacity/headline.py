@@ -51,7 +51,7 @@ def _at_least(users: float) -> Headline:
 
 
 def _p_binding(walls: Sequence[PlacedWall]) -> dict[str, float]:
-    """Returns the share of draws in which each wall is the first, by name, without walls that never are."""
+    """Returns the share of draws in which each wall is the first; walls with none are left out."""
     first = np.argmin(np.stack([wall.draws for wall in walls]), axis=0)
     share = np.bincount(first, minlength=len(walls)) / len(first)
     likely = sorted(zip(walls, share, strict=True), key=lambda pair: -pair[1])

@@ -110,7 +110,7 @@ def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribut
 
 
 def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
-    """Returns the length that one in twenty requests exceeds, and the wall when requests end there."""
+    """Returns the length that one in twenty requests exceeds, and the users at the wall if they end there."""
     pairs = evidence.pairs
     assert pairs is not None
     longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))
@@ -126,7 +126,8 @@ def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int
 
 
 def _option(change: Note, moved: float, others: Sequence[PlacedWall], estimate: int, reach: float) -> Option:
-    """Builds the option of a change that moves its wall to `moved` users, unless another wall comes first.
+    """Builds the option of a change that moves its wall to `moved` users, or to the next wall if that is
+    lower.
 
     reach: users beyond which the option is marked as far from anything measured.
     """

@@ -57,7 +57,7 @@ def _each_once(notes: Sequence[Note]) -> list[Note]:
 
 
 def _simulator_warnings(evidence: Evidence) -> list[Note]:
-    """Returns a warning where the embedded server's own lateness is as large as the measured times."""
+    """Returns a warning where the embedded server's own lateness is as large as the measured TPOT."""
     late = np.concatenate([run.server.simulated_lateness_s for run in evidence.runs])
     tpot = [level.requests.tpot_s.p50 for level in evidence.levels if level.trusted]
     known = [value for value in tpot if value]

@@ -30,12 +30,12 @@ class Evidence:
 
     @property
     def active(self) -> ActiveShare:
-        """Function from the number of users to a user's share of the time in flight."""
+        """A user's share of the time in flight, as a function of the number of users."""
         return active_of(self.thinking)
 
     @property
     def active_per_engine(self) -> ActiveShare:
-        """Function from the number of users of one engine to a user's share of the time in flight."""
+        """A user's share of the time in flight, as a function of the number of users of one engine."""
         engines = self.pool.engines if self.pool else 1
         return active_of(self.thinking.per_engine(engines) if self.thinking else None)
 
@@ -120,15 +120,15 @@ def users_think(runs: Sequence[Run]) -> bool:
 MIN_ALIKE, MIN_ALIKE_SPREAD = (
     3,
     4 / 3,
-)  # numbers of users with equal running; their ratio, at least
+)  # levels with equally many running; ratio of their users (minima)
 
 
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     """Returns max_num_seqs as stated, else as detected, else None.
 
-    A trusted level detects it by a flat top with a queue. It is also detected if at least three levels, whose
-    users differ by a third or more, left equally many requests running with queues although the pool had
-    room.
+    A trusted level detects it by a flat top with a queue. It is also detected if at least three levels left
+    equally many requests running with queues although the pool had room. Then the most users must be at least
+    a third above the fewest.
     """
     if stated is not None:
         return stated

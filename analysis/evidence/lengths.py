@@ -57,8 +57,7 @@ def conversation_ids(rows: Requests) -> Ints:
 
 
 def _shared_prefix(cached: Floats, block_tokens: int) -> int:
-    """Returns the tokens, in whole blocks, that nine in ten first turns had cached (the first ones fill
-    it)."""
+    """Returns the tokens, in whole blocks, that nine in ten first turns found in the cache."""
     known = cached[~np.isnan(cached)]
     if len(known) < 20:
         return 0

@@ -15,8 +15,10 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """Duration of a step with n sequences, prefill included: tau = base + per_sequence * n. So X = n /
-    tau."""
+    """Duration of a step with n sequences, prefill included: tau = base + per_sequence * n.
+
+    The throughput is X = n / tau.
+    """
 
     base_s: float
     per_sequence_s: float
@@ -39,7 +41,7 @@ class StepCost:
     step_base_s: float
     step_per_seq_s: float
     prefill_per_token_s: float | None
-    """Seconds for each prompt token; None where that is unknown, and then part of `step_per_seq_s`."""
+    """Seconds for each prompt token; None where unknown: then `step_per_seq_s` includes them."""
     knee: float
 
     def per_engine(self, engines: int) -> "StepCost":

@@ -24,8 +24,7 @@ class Thinking:
     """Standard error of ln think_s."""
 
     def per_engine(self, engines: int) -> "Thinking":
-        """Returns users of one of `engines` equal engines, where only these users make requests take
-        longer."""
+        """Returns the users of one of `engines` equal engines. Only they make its requests take longer."""
         return replace(self, slope_s=self.slope_s * engines)
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
@@ -33,8 +32,7 @@ class Thinking:
         return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
 
     def active(self, users: int) -> float:
-        """Returns the share of the time in flight, p, from 0 to 1: the root of p = R/(R + Z), R at n = p
-        N."""
+        """Returns p, a user's share of the time in flight: the root of p = R/(R + Z), with R at n = p N."""
         # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
         linear = self.idle_s + self.think_s - users * self.slope_s
         if self.slope_s <= 0:
@@ -72,7 +70,7 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
 
 
 ActiveShare = Callable[[int], float]
-"""Function from the number of users to the share of the time in which a user is in flight, from 0 to 1."""
+"""A user's share of the time in flight, from 0 to 1, as a function of the number of users."""
 
 
 def always_active(_: int) -> float:
@@ -81,5 +79,5 @@ def always_active(_: int) -> float:
 
 
 def active_of(thinking: Thinking | None) -> ActiveShare:
-    """Returns the share of the time in flight as a function of users; without think time it is always 1."""
+    """Returns a user's share of the time in flight as a function of users; without think time always 1."""
     return thinking.active if thinking else always_active

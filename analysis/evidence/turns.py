@@ -37,12 +37,12 @@ class Turns:
     block_tokens: int
     shared_prefix: int
     answers_cached: bool
-    """Whether the next turn finds this turn's answer in the cache, being sent back as the same tokens."""
+    """Whether the next turn finds this turn's answer in the cache: it is sent back as the same tokens."""
 
 
 def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> Turns | None:
-    """Collects turns of all requests whose usage the server sent; None where no conversation has a second
-    turn."""
+    """Collects turns of all requests whose usage the server sent; None without a conversation of two
+    turns."""
     if not any((run.requests.turn > 0).any() for run in runs):
         return None
     kept = answers_cached_of(runs)
@@ -158,8 +158,7 @@ def answers_cached_of(runs: Sequence[Run]) -> bool:
 
 
 def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
-    """Returns the prompt tokens of each request that an unlimited cache would hold, in whole blocks. Shape
-    (n,).
+    """Returns the tokens of each prompt that an unlimited cache would hold, in whole blocks. Shape (n,).
 
     nan where unknown. An answer's last token is never stored; a prompt's last token is never reused.
     """

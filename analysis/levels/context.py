@@ -26,7 +26,7 @@ class Context:
     slo: Slo
     pool: Pool | None
     largest_prompt_blocks: int
-    """Blocks of the largest prompt, a prefix that all prompts share left out."""
+    """Blocks of the largest prompt, without a prefix that all prompts share."""
     mean_output: float
     """Mean output tokens of a request, which are its decode steps; infinite where no lengths are known."""
     mean_end_blocks: float

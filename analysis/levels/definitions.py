@@ -7,13 +7,12 @@ from analysis.statistics.arrays import Bools, Floats
 
 
 def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:
-    """Returns the seconds to first token: from bytes handed to the socket to the first content. Shape
-    (n,)."""
+    """Returns the seconds from bytes handed to the socket to the first content. Shape (n,)."""
     return first_chunk_s - sent_s
 
 
 def ttfa_s(*, sent_s: Floats, first_answer_s: Floats) -> Floats:
-    """Returns the seconds to first answer, to the first content that is not reasoning. Shape (n,)."""
+    """Returns the seconds from bytes handed to the socket to the first content but reasoning. Shape (n,)."""
     return first_answer_s - sent_s
 
 

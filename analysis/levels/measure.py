@@ -36,8 +36,7 @@ def levels_of(run: Run, context: Context) -> list[Level]:
 
 
 def token_miscount(run: Run) -> float:
-    """Returns the growth of the server's token counter over the run, divided by the tokens in the rows, less
-    1.
+    """Returns (growth of the server's token counter over the run) / (tokens in the rows) - 1.
 
     Requests without usage, such as unfinished ones, count their chunks. nan where the run has not ended,
     where the counter or usage is missing, or where there are fewer than MIN_TOKENS tokens.
@@ -96,5 +95,6 @@ def in_flight_of(run: Run, window: Window) -> float:
 
 
 def output_cv(runs: Sequence[Run]) -> float:
-    """Returns the coefficient of variation of the output lengths. Below 0.1, requests march in step."""
+    """Returns the coefficient of variation of the output lengths. Below 0.1, requests begin and end
+    together."""
     return variation(np.concatenate([run.requests.output_tokens[run.requests.ok] for run in runs]))

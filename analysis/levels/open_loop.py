@@ -23,7 +23,7 @@ SLICES = 8
 SHORTEST_S = 5.0
 LATE_FLOOR_S = 0.01
 LATE_SHARE = 0.1
-"""Sending is late where its delay's p99 exceeds LATE_FLOOR_S and this share of the median TTFT."""
+"""Sending is late where its delay's p99 exceeds both LATE_FLOOR_S and this share of the median TTFT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class Slice(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def slices_of(run: Run) -> list[Slice]:
-    """Returns at most SLICES equal slices of the arrivals' time, of at least SHORTEST_S; none in a closed
+    """Returns up to SLICES equal slices of the arrivals' time, each at least SHORTEST_S; [] in a closed
     loop."""
     arrivals = run.info.arrivals
     if arrivals is None or arrivals.end_unix_s <= arrivals.start_unix_s:

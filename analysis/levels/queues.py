@@ -72,11 +72,11 @@ def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window:
 def detected_max_num_seqs(
     server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
 ) -> int | None:
-    """Detects max_num_seqs, which is `top` if running stands at it in nearly all queues with room; else None.
+    """Returns `top` as max_num_seqs if running stands at it in nearly all queues with room; else None.
 
     Running may be lower than `top` by the requests that end in one step, because the gauge is read after
-    them. A queue for blocks or for the step's token budget has no such edge. But it looks as if it had one
-    when at least all but one of the users run: then the queue must hardly ever be empty.
+    them. A queue for blocks or for the step's token budget shows no such edge, unless all users or all but
+    one run. Then `top` counts only if the queue is hardly ever empty.
     """
     queue = _queues_with_room(server, scrapes, context)
     if top is None or (users - top <= 1 and queue.mean() < ALWAYS):

@@ -19,8 +19,8 @@ OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 class RequestFigures:
     """Figures of one window, most of them of the requests that ended in it.
 
-    Requests that the load test cancelled count in `cancelled` only, and in `ttft_miss` if they were late
-    already.
+    Requests that the load test cancelled are counted in `cancelled`. They are misses of TTFT if they were
+    late already, and otherwise in no other figure.
     """
 
     n: int

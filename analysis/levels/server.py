@@ -27,7 +27,7 @@ class ServerFigures:
     queue: MissShare
     """Share of scrapes in which a request waited although the pool had room."""
     max_num_seqs: int | None
-    """Number of slots: where running stood flat at it with a queue and room in the pool; else None."""
+    """Number of slots, detected where running stayed at it with a queue and room in the pool; else None."""
     most_running: int | None
     """Most requests that ran while others waited although the pool had room; None without such a queue."""
     prefix_hit_rate: float

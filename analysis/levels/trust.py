@@ -72,8 +72,8 @@ class TrustGates:
         return found
 
     def _littles_law(self) -> tuple[float, float]:
-        """Returns request rate times duration over requests in flight, less 1, and its largest accepted
-        size."""
+        """Returns request rate times duration over requests in flight, less 1, and how far from 0 it may
+        be."""
         duration, length = self.window.request_duration_s, self.window.length_s
         if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:
             return 0.0, 1.0
@@ -83,8 +83,7 @@ class TrustGates:
         return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * duration / length + edges
 
     def _foreign_requests(self) -> float:
-        """Returns the mean number of requests on the server beyond those of the load test; 0 where
-        unknown."""
+        """Returns requests on the server that the load test did not send, mean over the window; else 0."""
         server = self.run.server
         held = window_mean(server.unix_s, server.running + server.waiting, self.window)
         return 0.0 if math.isnan(held) else held - self.in_flight

@@ -28,8 +28,8 @@ def begin_unix_s(rows: Requests) -> Floats:
 def steady_window(run: Run, span: tuple[float, float]) -> tuple[Window, bool]:
     """Returns the part of a level in which neither request duration nor KV usage has a trend, and True.
 
-    Tried are the whole level, its last three quarters and its last half. Without a steady part, returns the
-    whole level and False. span: begin and end in seconds since 1970, the settling time left out.
+    The whole level is tried first, then its last three quarters, then its last half. Without a steady part,
+    returns the whole level and False. span: begin and end in seconds since 1970, the settling time left out.
     """
     first = _window(run.requests, *span)
     for cut in CUTS:
@@ -70,7 +70,7 @@ def _drifts(run: Run, window: Window) -> bool:
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:
-    """Returns the largest mean over the window of any worker, which the others must not hide; else nan."""
+    """Returns the largest mean of any worker over the window; nan without values."""
     return max(means_by_worker(run, values, window), default=math.nan)
 
 

@@ -40,8 +40,7 @@ class BlockDistribution:
 
     @property
     def q(self) -> float:
-        """Growths while decoding divided by the prompt's mean blocks: q = sum G_k / E[kappa]
-        (docs/method.md)."""
+        """Growths while decoding divided by the prompt's mean blocks: q = sum_k G_k / E[kappa]."""
         return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
 
 
@@ -127,8 +126,7 @@ class Occupancy:
         )
 
     def _power(self, p: float, times: int) -> NDArray[np.complex128]:
-        """Returns the transform of the blocks of `times` users, by squaring: several times faster than
-        `**`."""
+        """Returns the transform of the blocks of `times` users by squaring, which is faster than `**`."""
         square = 1.0 - p + p * self._held
         power = np.ones_like(square)
         while times:

@@ -45,8 +45,7 @@ class Eviction:
         )
 
     def wall(self, blocks: float) -> float:
-        """Returns the users at which the share found falls below FOUND_LIMIT; 1 where two users are too
-        many."""
+        """Returns the users at which the share found falls below FOUND_LIMIT; 1 if two users are too many."""
         low, high = 1.0, 2.0
         while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
             low, high = high, 2.0 * high

@@ -1,5 +1,5 @@
-"""Shift of the KV-cache formula by measured levels, and the users at which the shifted formula meets a
-limit."""
+"""Shift of the KV-cache formula by measured levels, and the users at which the shifted formula has its
+wall."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -74,8 +74,10 @@ class Requests:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServerSamples:
-    """Scrapes in time order, shape (m,); missing values are nan. Engines are summed, their KV usage is
-    averaged."""
+    """Scrapes in time order, shape (m,); missing values are nan.
+
+    Figures of several engines are added up; only the KV usage is averaged.
+    """
 
     unix_s: Floats
     engines: int
@@ -104,7 +106,8 @@ class ClientSamples:
     worker: Ints
     """Number of each entry's worker, from 0."""
     loop_lag_s: Floats
-    """Event-loop lag in seconds: the 99th percentile within the second, else the largest value."""
+    """Event-loop lag in seconds: the 99th percentile within the second; the largest value where not
+    recorded."""
     cpu: Floats
     in_flight: Floats
     """Requests in flight when the entry was written."""

@@ -1,4 +1,4 @@
-"""Readers of the JSON Lines files of a run folder: they decode row by row into columns."""
+"""Decodes the JSON Lines files of a run folder, row by row, into columns."""
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence

@@ -96,7 +96,7 @@ def pooling_fields(info: RunInfo) -> dict[str, str]:
 
 
 def differing_fields(run: RunInfo, other: RunInfo) -> list[str]:
-    """Returns the names of the differences that forbid to pool two runs; empty when they may be pooled."""
+    """Returns the names of what differs between two runs, so that they must not be pooled; else nothing."""
     fields, others = pooling_fields(run), pooling_fields(other)
     return [name for name in fields if fields[name] != others[name]]
 

@@ -1,4 +1,4 @@
-"""The array types of the analysis."""
+"""Array types that the analysis uses."""
 
 import numpy as np
 from numpy.typing import NDArray

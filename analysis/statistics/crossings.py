@@ -133,8 +133,7 @@ def _fit(
 
 
 def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
-    """Returns twice the negative log likelihood of the best slope, with the crossing fixed at each grid
-    point.
+    """Returns twice the negative log likelihood of the best slope, for a crossing at each grid point.
 
     at, grid: ln users. missed, met: effective numbers of requests. at, missed, met: shape (levels,). grid and
     the result: shape (g,). The best slope is found by bisection, because the score rises in the slope.
@@ -151,7 +150,7 @@ def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: f
 
 
 def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
-    """Returns the two values between which a profile is below `height`, interpolated on the grid."""
+    """Returns the two grid values between which a profile is below `height`, interpolated."""
     inside = np.flatnonzero(excess <= height)
     first, last = int(inside[0]), int(inside[-1])
     left, right = float(grid[first]), float(grid[last])

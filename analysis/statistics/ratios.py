@@ -28,7 +28,7 @@ def exact_quantity(value: float) -> Quantity:
 
 
 def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
-    """Returns a mean of batches with bounds by Student's t of `freedom` degrees of freedom, never below 0."""
+    """Returns a mean of batches with bounds, never below 0, by Student's t. freedom: degrees of freedom."""
 
     def bounds(error: float) -> tuple[float, float]:
         reach = float(stats.t.isf(error, freedom)) * se
@@ -38,11 +38,11 @@ def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
 
 
 def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
-    """Returns bounds on b / a from the bounds of each, by the method of variance estimates recovery in
-    logarithms.
+    """Returns bounds on b / a from the bounds of each.
 
-    G. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27
-    (2008) 1693. Asymmetric intervals, such as those of a capacity, stay asymmetric; open ends stay open.
+    The method is variance estimates recovery, in logarithms: G. Zou and A. Donner, "Construction of
+    confidence limits about effect measures", Statistics in Medicine 27 (2008) 1693. Asymmetric intervals,
+    such as those of a capacity, stay asymmetric; open ends stay open.
     """
 
     def bounds(error: float) -> tuple[float, float]:
@@ -57,8 +57,7 @@ def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
 
 
 def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
-    """Returns ln(value / lower bound) and ln(upper bound / value), each at least 0; infinite for open
-    bounds."""
+    """Returns ln(value / lower bound) and ln(upper bound / value), at least 0; infinite for open bounds."""
     low, high = quantity.bounds(error)
     below = math.log(quantity.value / low) if low > 0 else math.inf
     return max(below, 0.0), max(math.log(high / quantity.value), 0.0) if math.isfinite(high) else math.inf
@@ -118,7 +117,8 @@ def quantile(sample: Sample, share: float) -> Quantity | None:
 
 
 def _fewest(share: float) -> float:
-    """Returns the effective samples that a quantile needs for about three beyond it, such as 59 for a p95."""
+    """Returns the effective sample size that a quantile needs: about three values beyond it (59 for a
+    p95)."""
     return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
 
 
@@ -137,7 +137,7 @@ def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
 
 
 def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
-    """Returns the smallest ratio that the samples do not contradict; 0 where they are too few for that."""
+    """Returns the smallest ratio that the samples do not contradict; 0 if they are too few to do so."""
     tail = 1.0 - share
     at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
     own = tail * share / a.effective(at_a)

@@ -33,8 +33,8 @@ class Window:
 
     @property
     def batches(self) -> int:
-        """Number of batches: 8 to 20, of about five request durations. `short_batches` corrects for
-        shorter ones."""
+        """Number of batches, 8 to 20, of about five request durations. `short_batches` corrects shorter
+        ones."""
         wanted = int(self.length_s / max(BATCH_DURATIONS * self.request_duration_s, 1e-9))
         return min(max(wanted, MIN_BATCHES), MAX_BATCHES)
 
@@ -60,7 +60,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 def student(batches: int, *, one_sided: float = 0.95) -> float:
-    """Returns the quantile of Student's t with batches - 1 degrees of freedom (the normal one is 1.645)."""
+    """Returns the `one_sided` quantile of Student's t with batches - 1 degrees of freedom."""
     return float(stats.t.ppf(one_sided, batches - 1))
 
 
@@ -96,8 +96,9 @@ class Quantiles:
 def quantiles(values: Floats, at_unix_s: Floats, window: Window) -> Quantiles:
     """Returns percentiles of a dependent sample, nan left out; the interval of the p95 covers 90 %.
 
-    This is Woodruff's interval. The share above the p95 gets a standard error by batch means. The order
-    statistics at 95 % minus and plus t times that error are the ends; without an end below 100 %, it is None.
+    This is Woodruff's interval. The share above the p95 gets a standard error by batch means. The ends are
+    the order statistics at 95 % minus and plus t times that error. It is None where the upper end would be
+    above 100 %.
     """
     known = ~np.isnan(values)
     sample, at = values[known], at_unix_s[known]

@@ -30,8 +30,7 @@ GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of a draw, the larger: f
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class KvCacheWall:
-    """The KV-cache wall in users of all engines, with its formula. draws: resampled walls, shape
-    (resamples,)."""
+    """The KV-cache wall in users of all engines together. draws: resampled walls, shape (resamples,)."""
 
     x: float
     draws: Floats
@@ -43,7 +42,7 @@ class KvCacheWall:
 
 
 def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
-    """Places the KV-cache wall on the axis of users."""
+    """Brings the KV-cache wall into the form that all walls have."""
     return placed_by_draws("kv_cache", evidence, wall.x, wall.draws, measured=wall.shift.levels > 0)
 
 

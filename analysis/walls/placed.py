@@ -1,4 +1,4 @@
-"""A wall on the axis of users, with bounds at any confidence: the result of every wall's module."""
+"""A wall as a number of users, with bounds at any confidence: the result of every wall's module."""
 
 import math
 from collections.abc import Callable, Sequence

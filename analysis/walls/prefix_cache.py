@@ -60,8 +60,7 @@ def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> li
 
 
 def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]:
-    """Returns tokens found and reusable tokens in each batch of a window; nan if unknown. Shape
-    (HIT_BATCHES,)."""
+    """Returns tokens found and reusable tokens in each batch; nan if unknown. Shape (HIT_BATCHES,) each."""
     rows = run.requests
     inside = (rows.end_unix_s >= edges[0]) & (rows.end_unix_s < edges[-1]) & ~np.isnan(reusable)
     if inside.any() and not np.isnan(rows.cached_tokens[inside]).any():
@@ -100,7 +99,7 @@ class PrefixWall:
 
 
 def place_prefix_cache(evidence: Evidence, wall: PrefixWall) -> PlacedWall:
-    """Places the prefix-cache wall on the axis of users."""
+    """Brings the prefix-cache wall into the form that all walls have."""
     return placed_by_draws("prefix_cache", evidence, wall.x, wall.draws, measured=wall.measured)
 
 
@@ -113,7 +112,7 @@ def prefix_wall(
     resamples: int,
     rng: np.random.Generator,
 ) -> PrefixWall | None:
-    """Computes the users whose histories outgrow the cache: a formula, moved by measured hits.
+    """Computes the number of users whose histories outgrow the cache, by a formula that measured hits move.
 
     None where nothing is reused, because conversations have one turn or the server has no prefix caching.
     """
@@ -153,7 +152,7 @@ def _response_s(thinking: Thinking, users: float) -> float:
 
 
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
-    """Returns the formula and its wall in users of one engine, at the request durations that they cause."""
+    """Returns the formula and its wall in users of one engine, at the request durations that these cause."""
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
         response_s = _response_s(thinking, users * pool.engines)

@@ -24,8 +24,8 @@ def place_throughput(evidence: Evidence, rng: np.random.Generator) -> PlacedWall
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
     """Returns the users of the levels before and after a fall of output throughput; None without a fall.
 
-    Trusted levels with equal users are pooled. A fall must be larger than 2 % and significant: one-sided at 1
-    % over all pairs of neighbours, by batch errors. No higher level may come back to within 2 % of the level
+    Trusted levels with equal users are pooled. A fall is larger than 2 %, and significant by batch errors:
+    one-sided at 1 % over all pairs of neighbours. No higher level may come back to within 2 % of the level
     before.
     """
     trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)

@@ -73,7 +73,7 @@ class _AiperfRecord(msgspec.Struct):
     error: _AiperfError | None = None
 
     def row(self) -> ResultRow:
-        """Returns the request as a row. aiperf's TTFT includes making the connection; `sent_s` is after
+        """Returns the request as a row. aiperf's TTFT includes connecting to the server; `sent_s` is after
         it."""
         about, metrics = self.metadata, self.metrics
         first_s = _seconds(metrics.time_to_first_token)

@@ -67,7 +67,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
-    """Returns the stages with constant users. A model without any keeps its open loops."""
+    """Returns the stages with constant users, and the open loops of models that have no such stage."""
     made = [stage for stage in stages if stage.rows]
     if not made:
         raise InputError(f"No request was made in {', '.join(stage.label for stage in stages)}.")
@@ -124,8 +124,7 @@ def _refuse_different(groups: Iterable[Sequence[_MeanLength]], kind: str) -> Non
 
 
 def _neighbouring_dump(folder: Path, root: Path) -> MetricsDump | None:
-    """Reads the dump beside the results of a folder, else in the folder that the user named; None without
-    one."""
+    """Reads the dump beside the results of a folder, else the one in `root`; None without either."""
     for place in (folder, root):
         for names in DUMP_NAMES:
             dumps = [read_metrics_dump(place / name) for name in names if (place / name).is_file()]

@@ -41,8 +41,7 @@ class MetricsDump:
     """Whether scrapes equal to the one before are left out, as aiperf does: a gap means no change."""
 
     def rows(self, model: str) -> list[ServerSample]:
-        """Returns a row for each scrape and engine. Raises InputError where servers have different scrape
-        times."""
+        """Returns a row for each scrape and engine. Raises InputError if servers differ in scrape times."""
         scrapes = [
             build_server_samples(samples, model=model, unix_s=unix_s) for unix_s, samples in self.scrapes
         ]
@@ -198,8 +197,7 @@ def _documents(path: Path, text: str) -> Iterator[object]:
 
 
 def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
-    """Yields samples of /metrics pages, each after a line with its time, or of lines with times
-    (/federate)."""
+    """Yields samples of /metrics pages, each after a line with its time, or of /federate lines with times."""
     for unix_s, page in _pages(path, text):
         try:
             samples = parse_samples(page, wanted=METRIC_LINES)

@@ -26,8 +26,8 @@ from loadtest.record import ArrivalsInfo, RunInfo, ServerInfo, ServerSample
 SETTLE_DURATIONS = 2.0
 """Request durations left out after all users are in flight, because most tools start them all at once."""
 MAX_SCRAPE_DISTANCE_S = 5.0
-"""Largest distance in seconds between a scrape and the begin or end of a stage. Closer scrapes give a
-token counter that holds the tokens of no other stage."""
+"""Seconds between a scrape and the begin or end of a stage. Within them, the token counter has no tokens
+of other stages."""
 MAX_SHIFT_S = 15.0
 """Seconds by which a clock that is known to whole seconds may be off, the time to write the file included."""
 LATENESS_UNKNOWN = (
@@ -45,8 +45,7 @@ NO_SERVER_METRICS = (
 def run_of_stage(
     stage: LoadStage, dump: MetricsDump | None, *, run_id: str, warnings: Sequence[str] = ()
 ) -> Run:
-    """Builds a run of one level or one open loop. Raises InputError when the dump is of another time or
-    model."""
+    """Builds a run of one level or one open loop. Raises InputError if the dump has another time or model."""
     source = stage.source
     warnings = [*warnings, *source.lacks, LATENESS_UNKNOWN.format(source.tool)]
     samples = _samples_of_model(dump, source.model, warnings) if dump else []
@@ -94,8 +93,8 @@ def _info(stage: LoadStage, requests: Requests, server: ServerInfo, *, run_id: s
 
 
 def _span_of_all_users(requests: Requests, users: int) -> tuple[float, float]:
-    """Returns the times (seconds since 1970) between which at least nine tenths of the users were in
-    flight. If there were never that many, it is nine tenths of the most that were."""
+    """Returns the times (seconds since 1970) between which nine tenths of the users were in flight, or
+    nine tenths of the most users that ever were."""
     at = np.concatenate([requests.start_unix_s + requests.sent_s, requests.end_unix_s])
     step = np.repeat([1, -1], len(requests))
     order = np.lexsort((-step, at))
@@ -141,8 +140,8 @@ def _samples_of_stage(
     stage: LoadStage,
     warnings: list[str],
 ) -> list[ServerSample]:
-    """Returns the scrapes of a stage, with one before and one after it. Where their token counter would
-    hold tokens of other stages, or not all of this stage's, it is left out."""
+    """Returns the scrapes of a stage, with one before and one after it. Their token counter is left out
+    where it would hold tokens of other stages, or not all of this stage's."""
     begin, end = float(requests.start_unix_s.min()), float(requests.end_unix_s.max())
     at = np.array([sample.unix_s for sample in samples])
     if not np.any((at >= begin) & (at <= end)):
@@ -164,8 +163,8 @@ def _utc(unix_s: float) -> str:
 
 
 def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[ResultRow]:
-    """Shifts rows in time, by at most MAX_SHIFT_S, to the best agreement with the scrapes' requests in
-    flight."""
+    """Shifts rows in time, by at most MAX_SHIFT_S, so that the requests in flight agree best with the
+    scrapes."""
     server = server_samples_of(samples)
     on_server = server.running + server.waiting
     starts = np.sort([row.start_unix_s for row in rows])

@@ -81,8 +81,7 @@ def url_without_credentials(url: str) -> str:
 
 
 def status_in(text: str | None) -> float:
-    """Finds the status code in an error message of httpx ("Server error '503 Service Unavailable' ...");
-    else nan."""
+    """Finds the status code in an error of httpx ("Server error '503 Service Unavailable' ..."); else nan."""
     found = re.search(r"'([345]\d\d) ", text or "")
     return float(found[1]) if found else NAN
 
