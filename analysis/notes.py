@@ -205,9 +205,9 @@ class SentLate(Note):
     late_p99_s: float
     limit_s: float
     due_p95_s: float | None
-    """TTFT counted from the time at which the request was due, p95 in seconds; None where it is not known."""
+    """p95 of the seconds from due to the first token; None where not known."""
     sent_p95_s: float | None
-    """TTFT counted from the time at which the request was sent, p95 in seconds; None where not known."""
+    """p95 of the seconds from sent to the first token; None where not known."""
 
 
 # Options: changes of the deployment that would raise the answer.
@@ -250,7 +250,7 @@ class RaiseMaxNumSeqs(Note):
 
 
 class LighterWork(Note):
-    """Option: less work in each step, or a looser objective."""
+    """Option: shorter prompts, a faster GPU, or a looser objective."""
 
 
 class SecondReplica(Note):

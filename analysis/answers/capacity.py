@@ -62,7 +62,7 @@ class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     gauge_tokens_per_user: float | None = None
     """`tokens_per_user` by the server's gauge: usage divided by requests running in the same scrape."""
     preempted_fraction_shift: float | None = None
-    """How far the formula is moved near the wall: ln of measured over predicted preemptions."""
+    """How far the formula is moved near the wall: ln(measured preemptions / predicted ones)."""
     pairs: int = 0
     """Number of requests from whose lengths the distribution is made."""
 

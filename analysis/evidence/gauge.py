@@ -20,7 +20,7 @@ class Gauge:
     tokens_per_request: float
     r2: float
     off: float
-    """Usage by the gauge over usage by the rows at the same scrapes, less 1."""
+    """Usage by the gauge divided by usage by the rows at the same scrapes, less 1."""
     off_se: float
 
 
@@ -91,7 +91,8 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: in
 
 
 def _disagreement(per_running: Floats, rebuilt: Floats, active: Floats) -> tuple[float, float]:
-    """Returns the gauge's tokens per request over the rows', less 1, and the standard error."""
+    """Returns (tokens a request by the gauge) / (tokens a request by the rows) - 1, and its standard
+    error."""
     some = active > 0
     if some.sum() < 5:
         return 0.0, math.inf

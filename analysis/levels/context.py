@@ -7,7 +7,8 @@ from loadtest.record import Slo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """KV pool of each of `engines` equal engines: `blocks` that requests can hold, without the null block."""
+    """KV pools of `engines` equal engines. `blocks`: those of one engine that requests can hold (not the
+    null block)."""
 
     blocks: int
     block_tokens: int

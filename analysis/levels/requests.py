@@ -140,7 +140,7 @@ def _gap_quantiles(gap: Floats) -> Quantiles:
 
 
 def variation(values: Floats) -> float:
-    """Returns the coefficient of variation; nan where fewer than two values are known."""
+    """Returns the coefficient of variation; nan with fewer than two known values or a mean of 0."""
     known = values[~np.isnan(values)]
     return float(known.std() / known.mean()) if len(known) > 1 and known.mean() > 0 else math.nan
 

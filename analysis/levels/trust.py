@@ -72,8 +72,7 @@ class TrustGates:
         return found
 
     def _littles_law(self) -> tuple[float, float]:
-        """Returns request rate times duration over requests in flight, less 1, and how far from 0 it may
-        be."""
+        """Returns request rate * duration / requests in flight - 1, and how far from 0 it may be."""
         duration, length = self.window.request_duration_s, self.window.length_s
         if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:
             return 0.0, 1.0

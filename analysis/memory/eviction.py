@@ -17,8 +17,8 @@ class Eviction:
     """Share of the reusable tokens that N users find in a cache of C blocks; 1 in an unlimited cache.
 
     The least recently used block is evicted first. After a pause z, a user finds min(max(C - D, 0), h) of h
-    history blocks. D is the number of blocks that the other N - 1 users touched in the pause: a sum of N - 1
-    draws of W(z), taken as normal.
+    history blocks. Every other user touches W(z) blocks in the pause. D is the sum of N - 1 draws of W(z),
+    taken as normal.
     """
 
     def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:

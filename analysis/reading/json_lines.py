@@ -123,7 +123,8 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
 
 
 class _Gaps:
-    """Chunk gaps as float32, computed from chunk times. At most GAP_ROWS requests are held as float64."""
+    """Chunk gaps as float32, computed from chunk times. Times of at most GAP_ROWS requests are held as
+    float64."""
 
     def __init__(self) -> None:
         self._times = array("d")

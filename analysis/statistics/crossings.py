@@ -162,5 +162,5 @@ def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
 
 
 def logit(value: float) -> float:
-    """Returns ln(p / (1 - p)), with p limited to 1e-9 from 0 and 1."""
+    """Returns ln(p / (1 - p)), with p clipped to the range from 1e-9 to 1 - 1e-9."""
     return float(special.logit(min(max(value, 1e-9), 1.0 - 1e-9)))

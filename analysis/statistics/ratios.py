@@ -117,8 +117,7 @@ def quantile(sample: Sample, share: float) -> Quantity | None:
 
 
 def _fewest(share: float) -> float:
-    """Returns the effective sample size that a quantile needs: about three values beyond it (59 for a
-    p95)."""
+    """Returns the effective sample size for a quantile: about three values beyond it (59 for a p95)."""
     return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
 
 

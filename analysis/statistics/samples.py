@@ -74,7 +74,7 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float
 
 
 def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
-    """Returns the variance of the mean over that of independent samples, at least 1. values: shape (n,)."""
+    """Returns (variance of the mean) / (that of independent samples), at least 1. values: shape (n,)."""
     if len(values) < 2:
         return 1.0
     independent = float(np.var(values)) / len(values)

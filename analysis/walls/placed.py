@@ -16,7 +16,7 @@ RESAMPLES, QUICK_RESAMPLES = 300, 100
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlacedWall:
-    """One wall at x users (real-valued), with bounds."""
+    """Position of one wall: x users (real-valued), with bounds."""
 
     name: WallName
     x: float

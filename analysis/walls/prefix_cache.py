@@ -152,7 +152,7 @@ def _response_s(thinking: Thinking, users: float) -> float:
 
 
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
-    """Returns the formula and its wall in users of one engine, at the request durations that these cause."""
+    """Returns the formula and its wall in users of one engine, at the request durations of these users."""
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
         response_s = _response_s(thinking, users * pool.engines)

@@ -157,7 +157,7 @@ class _AiperfInput(msgspec.Struct):
         return (self.endpoint.urls or [self.endpoint.url or "unknown"])[0]
 
     def load(self) -> tuple[int | None, str]:
-        """Returns the number of users and an empty name; for arrivals at a rate, None and the rate's name."""
+        """Returns (users, "") for a constant number of users, and (None, name) for arrivals at a rate."""
         if self.loadgen is not None:
             rate = self.loadgen.request_rate
             return (self.loadgen.concurrency or 1, "") if rate is None else (None, f"{rate:g}/s")
