@@ -2,4 +2,4 @@
 
 
 class InputError(Exception):
-    """Input that cannot be used or read. The message is one sentence that says what to do; exit code 2."""
+    """Input that cannot be read or used. The message says what to do; the command ends with exit code 2."""

@@ -1,8 +1,8 @@
 """The rows and records of a run folder: the contract between load test and analysis.
 
 Rows hold facts (instants, counts, outcome), never metrics, so that the definition of a metric can be
-corrected without running the GPU again. JSON Lines; seconds and bytes; a missing value is null, never 0.
-Knows no I/O.
+corrected without running the GPU again. Rows are JSON Lines; times are in seconds, sizes in bytes; a missing
+value is null, never 0. Knows no I/O.
 """
 
 from enum import StrEnum
@@ -17,34 +17,36 @@ CLIENT_GLOB = "client-*.jsonl"
 
 
 class Outcome(StrEnum):
-    """What became of one attempted request."""
+    """How one attempted request ended."""
 
     OK = "ok"
     HTTP_ERROR = "http_error"
-    """A status other than 200."""
+    """The server answered with a status other than 200."""
     CONNECT_ERROR = "connect_error"
     """No connection could be made."""
     DISCONNECTED = "disconnected"
-    """The connection was lost, or what came was not HTTP, before a status line."""
+    """Before a status line came, the connection was lost or the server sent something that is not HTTP."""
     STREAM_ERROR = "stream_error"
-    """An error object, a reset or something unreadable inside a 200."""
+    """An answer with status 200 was no event stream, held an error or an unreadable event, or was reset."""
     TRUNCATED = "truncated"
     """The stream ended without `[DONE]` and without a finish reason."""
     EMPTY = "empty"
-    """The stream finished without any content."""
+    """The stream ended properly but held no content, reasoning or tool call."""
     TIMEOUT = "timeout"
-    """Our time limit for the whole request passed."""
+    """The request did not end within its time limit (`request_timeout_s`)."""
     CANCELLED = "cancelled"
-    """We ended the request. Not an error of the server; TTFT and E2E are right-censored."""
+    """The load test ended the request. This is no error of the server; TTFT and E2E are right-censored."""
 
 
 class Slo(msgspec.Struct, kw_only=True, frozen=True):
-    """Service-level objectives: what a level must meet for its users to count as served well."""
+    """Service-level objectives: a level serves its users well if no figure is above its value here."""
 
     ttft_p95_s: float = 2.0
+    """95th percentile of the time to first token, in seconds."""
     tpot_p95_s: float = 0.1
+    """95th percentile of the time per output token, in seconds."""
     preempted_fraction: float = 0.01
-    """Preemptions per finished request."""
+    """Number of preemptions per finished request."""
     kv_blocked_fraction: float = 0.1
     """Fraction of the time in which a request waits for KV blocks."""
 
@@ -55,30 +57,31 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
 
     schema: int = RUN_SCHEMA
     request_id: str
-    """Also sent as the `X-Request-Id` header."""
+    """Id of the request, sent as the header `X-Request-Id` too."""
     model: str
     scenario: str
     worker: str
     user: int
     turn: int
-    """0 for the first turn of a conversation."""
+    """Number of the turn in its conversation; the first is 0."""
     level_users: int | None
-    """Users of the level in which the request started; null while users are being started or stopped."""
+    """Users of the level in which the request started; null outside levels (users starting, or open loop)."""
     scheduled_unix_s: float | None = None
-    """When the request was due (open loop)."""
+    """When the request was due; null in a closed loop."""
     start_unix_s: float
     sent_s: float | None = None
-    """When the request's bytes were handed to the socket."""
+    """When the request's bytes were handed to the socket; null if they never were."""
     headers_s: float | None = None
+    """When the status line and the headers of the answer had arrived; null if they never did."""
     chunk_s: list[float] = msgspec.field(default_factory=list)
     """When each event with content, reasoning or a tool call arrived."""
     first_answer_s: float | None = None
-    """When the first content that is not reasoning arrived."""
+    """When the first content or tool call arrived (reasoning does not count); null if none did."""
     end_s: float
     chunk_kinds: str = ""
-    """One letter for each entry of `chunk_s`: c(ontent), r(easoning), t(ool call)."""
+    """One letter for each entry of `chunk_s`: c for content, r for reasoning, t for a tool call."""
     chunk_tokens: list[int] | None = None
-    """Tokens of each entry of `chunk_s`; null unless the server sent running usage."""
+    """Tokens of each entry of `chunk_s`; null unless every such event stated the tokens so far."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
@@ -91,8 +94,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
-    """The state of the server at one scrape: one row for each engine (data parallel). Only the first engine's
-    row has the GPU figures."""
+    """The state of one engine of the server at one scrape. A data-parallel server has several engines; the
+    GPU figures are in the row of the first."""
 
     unix_s: float
     engine: str | None = None
@@ -100,45 +103,46 @@ class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
     waiting: float | None = None
     waiting_capacity: float | None = None
     kv_cache_usage: float | None = None
-    """Fraction of the pool's blocks that running requests hold, 0 to 1."""
+    """Fraction of the KV pool's blocks that running requests hold, 0 to 1."""
     preemptions_total: float | None = None
     prompt_tokens_total: float | None = None
     generation_tokens_total: float | None = None
     prefix_cache_queries_total: float | None = None
     prefix_cache_hits_total: float | None = None
     finished_total: float | None = None
-    """`vllm:request_success_total`, summed over all reasons."""
+    """Finished requests: `vllm:request_success_total`, summed over all finish reasons."""
     rejections_total: float | None = None
     vram_used_bytes: int | None = None
     """Memory used on all GPUs together."""
     vram_used_bytes_each: list[int] | None = None
+    """Memory used on each GPU."""
     gpu_util: float | None = None
-    """Utilisation, the mean over the GPUs, 0 to 1."""
+    """Mean utilisation of the GPUs, 0 to 1."""
     simulated_lateness_s: float | None = None
-    """Error of the embedded server itself: the largest delay of its tokens in the last ten seconds."""
+    """Largest delay of the simulated server's tokens in the last ten seconds; null for a real server."""
     error: str | None = None
 
 
 class ClientSample(msgspec.Struct, kw_only=True, frozen=True):
-    """The health of one load generator process, once a second."""
+    """The health of one load generator process; one row a second."""
 
     unix_s: float
     loop_lag_max_s: float
-    """Largest delay of a timer on the event loop since the last row."""
+    """Largest delay of a timer on the event loop since the last row, in seconds."""
     loop_lag_p99_s: float | None = None
     cpu: float
-    """CPU seconds per second of this process since the last row (all threads: may exceed 1)."""
+    """CPU seconds used per second since the last row; above 1 if several threads are busy."""
     in_flight: int
-    """Requests that have started and not ended."""
+    """Requests that have started and have not ended."""
     started_total: int
     ended_total: int
     due_to_sent_max_s: float | None = None
-    """Largest delay from due to sent since the last row (open loop)."""
+    """Longest time from a request's due time to its sending, since the last row; null in a closed loop."""
     rss_peak_bytes: int | None = None
 
 
 class ServerInfo(msgspec.Struct, kw_only=True, frozen=True):
-    """What the server reports about itself; null where it reports nothing."""
+    """What the server reports about itself; fields that it does not report are null."""
 
     engine: str | None = None
     version: str | None = None
@@ -153,10 +157,10 @@ class ServerInfo(msgspec.Struct, kw_only=True, frozen=True):
     enable_prefix_caching: bool | None = None
     cache_dtype: str | None = None
     kv_bytes_per_token: int | None = None
-    """Read from the model's config.json (`model_config`), else from `cache_config_info` where that is
-    reliable."""
+    """KV bytes of one token, from the model's config.json (setting `model_config`) or from the metric
+    `cache_config_info`; null where neither states them reliably."""
     simulated: str | None = None
-    """The preset, when the server reports that it is Seatcount's embedded one."""
+    """Preset of Seatcount's simulated server; null for a real server."""
 
 
 class GpuInfo(msgspec.Struct, kw_only=True, frozen=True):
@@ -165,7 +169,7 @@ class GpuInfo(msgspec.Struct, kw_only=True, frozen=True):
     name: str | None
     count: int
     vram_bytes: int | None
-    """Memory of all GPUs together."""
+    """Memory of all GPUs together; null if it is unknown."""
 
 
 class ArrivalsInfo(msgspec.Struct, kw_only=True):
@@ -178,7 +182,7 @@ class ArrivalsInfo(msgspec.Struct, kw_only=True):
     trace_speed: float = 1.0
     start_unix_s: float
     end_unix_s: float
-    """Updated while the run goes on."""
+    """When the arrivals ended; while they go on, the time of the last update."""
 
 
 class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
@@ -191,11 +195,11 @@ class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True, frozen=True):
-    """One worker of a distributed run."""
+    """One process that generated load; a run in a single process has one too."""
 
     name: str
     clock_offset_s: float | None = None
-    """Clock of the worker minus clock of the master; null when not measured (same host)."""
+    """Clock of the worker minus clock of the master, in seconds; null if both are on one host."""
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
@@ -210,16 +214,16 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """Address of the server, without credentials."""
     started_unix_s: float
     ended_unix_s: float | None = None
-    """Null while the run goes on, and when it was killed."""
+    """When the run ended; null while it goes on, and if it was killed."""
     settings: dict[str, object]
     """All settings except secrets."""
     server: ServerInfo = msgspec.field(default_factory=ServerInfo)
     gpu: GpuInfo | None = None
     schedule: list[tuple[float, float, int]] = msgspec.field(default_factory=list)
-    """One (start_unix_s, end_unix_s, users) for each level, from the moment all its users have started. The
-    end of the last level is updated while it runs."""
+    """One (start_unix_s, end_unix_s, users) for each level. A level starts when all its users have started;
+    the end of a running level is the time of the last update."""
     arrivals: ArrivalsInfo | None = None
-    """Null in a closed loop. An open loop has no users, and so an empty schedule."""
+    """The arrivals of an open loop, whose `schedule` is empty; null in a closed loop."""
     workers: list[WorkerInfo] = msgspec.field(default_factory=list)
     client: ClientInfo | None = None
     warnings: list[str] = msgspec.field(default_factory=list)
@@ -227,8 +231,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
 
 
 class SearchState(msgspec.Struct, kw_only=True, frozen=True):
-    """The state of a search that its advisor is asked about, as one JSON line. The rows are in the run
-    folder."""
+    """The state of a capacity search, sent to the advisor as one JSON line. The advisor reads the rows in the
+    run folder."""
 
     holding: int | None = None
     """Users of the current level; null before the first level and between two levels."""
@@ -242,8 +246,7 @@ class SearchAdvice(msgspec.Struct, kw_only=True, frozen=True):
     """The advisor's answer to a `SearchState`, as one JSON line."""
 
     users: int | None
-    """Users of the next level. Null ends the search: the question is answered, or more load would not answer
-    it."""
+    """Users to hold next: those of the current level, or of a new one. Null ends the search."""
     look_s: float
     """Seconds until the advisor should be asked again."""
     why: str

@@ -1,6 +1,5 @@
-"""All settings of a load test. They are read from flags, the environment (`LOADTEST_*`) and `.env`, and
-offered as Locust flags and as fields of Locust's web form. Knows nothing of Locust but its argument
-parser."""
+"""All settings of a load test, from Locust's flags and web form, the environment (`LOADTEST_*`) and `.env`.
+Of Locust it knows only the argument parser."""
 
 import difflib
 import json
@@ -22,7 +21,7 @@ from loadtest.workload.distributions import Distribution
 ENVIRONMENT_PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"
 MAX_USERS = 100_000
-"""An upper limit that catches typing errors, far above what one server can hold."""
+"""Largest accepted number of users: catches typing errors, far above what one server can hold."""
 _SLO = Slo()
 
 
@@ -71,8 +70,8 @@ Headers = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
 
 
 class Settings(BaseSettings):
-    """The settings, with their defaults. A flag or form field goes before the environment, then `.env`, then
-    the default. An empty value means not given."""
+    """All settings with their defaults. A flag or form field overrides the environment, which overrides
+    `.env`. An empty value counts as not given."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
@@ -170,7 +169,7 @@ class Settings(BaseSettings):
 
     @property
     def open_loop(self) -> bool:
-        """Whether requests are sent when they are due, not when users have their answers."""
+        """Whether the loop is open: requests are sent at given times, without waiting for answers."""
         return self.arrivals is not None or self.trace is not None
 
     def _refuse_users_in_open_loop(self) -> None:
@@ -190,7 +189,7 @@ class Settings(BaseSettings):
 
     @property
     def slo(self) -> Slo:
-        """The service-level objectives."""
+        """The service-level objectives among the settings."""
         return Slo(
             ttft_p95_s=self.slo_ttft_p95_s,
             tpot_p95_s=self.slo_tpot_p95_s,
@@ -199,11 +198,12 @@ class Settings(BaseSettings):
         )
 
     def shared(self) -> dict[str, object]:
-        """The settings that the master sends to the workers: all but the API key, as plain JSON values."""
+        """Returns the settings that the master sends to workers: all except the API key, as JSON values."""
         return self.model_dump(mode="json", exclude={"api_key"})
 
     def public(self) -> dict[str, object]:
-        """The settings that may be stored: no API key, and of the extra headers only the names."""
+        """Returns the settings that may be stored. The API key, the values of extra headers and credentials
+        in addresses are left out."""
         values = self.shared()
         values["model_config"] = values.pop("model_config_file")
         values["extra_headers"] = dict.fromkeys(self.extra_headers, "(not recorded)")
@@ -224,7 +224,7 @@ _FLAGS = {
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """Adds one flag for each setting but the API key. Flags are plain strings with default None, because
+    """Adds one flag for each setting except the API key. Flags are strings with the default None, because
     Locust sends parsed options between machines and its form converts values to the type of the default."""
     group = parser.add_argument_group(
         "Seatcount", "Settings of the load test; each is also read from LOADTEST_<NAME>"

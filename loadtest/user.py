@@ -1,4 +1,4 @@
-"""ChatUser, the base of every scenario's users. Knows neither what is asked nor how it is measured."""
+"""ChatUser, the base class of every scenario's users. Knows neither what is asked nor how it is measured."""
 
 import itertools
 import random
@@ -19,13 +19,13 @@ from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
-"""User numbers of different workers differ: worker index * this + a count."""
+"""Size of each worker's range of user numbers, which begins at the worker's index times this."""
 MIN_STAGGER_S = 1.0
-"""Users start over this time at least, however short the settling time is."""
+"""Shortest time, in seconds, over which the first requests of users are spread."""
 
 
 class ChatUser(User):
-    """One person: asks, reads the answer, thinks, asks again. Subclass it in a scenario."""
+    """Acts as one person, who asks, waits for the answer, thinks and asks again. Scenarios subclass it."""
 
     abstract = True
     load_test_process: ClassVar[LoadTestProcess]
@@ -42,8 +42,9 @@ class ChatUser(User):
         self._waits: random.Random | None = None
 
     def wait_time(self) -> float:
-        """Returns the think time; before the first request a random part of the settling time, because Locust
-        starts a whole second's users at once."""
+        """Returns the seconds until `ask` is called again. In a closed loop this is the think time; before
+        the first request it is a random part of the settling time, because Locust starts all users of one
+        second at once."""
         generator = self.load_test_process.generator
         if generator is None:
             return 0.0
@@ -56,8 +57,8 @@ class ChatUser(User):
 
     @task
     def ask(self) -> None:
-        """Sends one turn of the conversation. There is no loop over turns: a stopping user stops between
-        two."""
+        """Sends one turn of the conversation. Locust calls it for every turn, so that a user can stop between
+        turns."""
         generator = self.load_test_process.generator
         if generator is None or generator.closing:
             raise StopUser
@@ -65,7 +66,7 @@ class ChatUser(User):
             self._send_what_is_due(generator)
             return
         if self._waits is None:
-            return  # straight into the first wait
+            return  # the first wait comes before the first request
         request = self._next_request(generator)
         record, text = generator.chat(request, user=self.number)
         assert self._conversation is not None
@@ -75,11 +76,11 @@ class ChatUser(User):
         tell_locust(self.environment, record)
 
     def _send_what_is_due(self, generator: Generator) -> None:
-        """Open loop: the one user of a worker hands out all that the worker sends, and waits for no
-        answer."""
+        """Hands over the requests of this worker that are due soon, and waits for no answer. In an open loop
+        each worker has one user, who does this."""
         for stream in generator.due_soon():
             generator.send_when_due(stream)
-            gevent.sleep(0)  # making long prompts must not hold up the others
+            gevent.sleep(0)  # lets others run between two prompts, which may be long to make
 
     def _next_request(self, generator: Generator) -> ChatRequest:
         request = next(self._requests, None)

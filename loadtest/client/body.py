@@ -7,7 +7,7 @@ from loadtest.workload.prompts import Message
 
 
 def encode_chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
-    """Encodes the request for one streamed chat completion; `extra_body` wins over every other key."""
+    """Encodes the JSON body of one streamed chat completion. Keys of `extra_body` override all others."""
     body: dict[str, object] = {
         "model": model,
         "messages": messages,

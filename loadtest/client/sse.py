@@ -10,18 +10,17 @@ class SseEvent(NamedTuple):
     """One event of the stream."""
 
     data: bytes
-    """The `data` lines, joined by line feeds."""
+    """Values of the event's `data` lines, joined by line feeds."""
     end: int
-    """Offset in the stream just after the event's last byte. Together with a log of arrivals it gives the
-    time."""
+    """Offset in the stream just after the event's last byte. `ByteTimes` says when that byte arrived."""
 
 
 class SseDecoder:
-    """An incremental decoder of the WHATWG event-stream format. Pieces may be cut anywhere.
+    """Decodes the WHATWG event-stream format piece by piece. The stream may be cut into pieces anywhere.
 
     Only `data` fields matter to chat completions; comments and other fields are skipped. Lines may end in
-    LF, CRLF or CR. `flush` returns an event whose blank line never came, because several servers end
-    the stream right after `data: [DONE]`.
+    LF, CRLF or CR. Several servers end the stream right after `data: [DONE]`, without a blank line: `flush`
+    returns that event.
     """
 
     def __init__(self) -> None:
@@ -31,7 +30,7 @@ class SseDecoder:
         self._lines_end = 0
 
     def feed(self, piece: bytes) -> list[SseEvent]:
-        """Returns the events that are complete with `piece`."""
+        """Decodes the next piece of the stream and returns the events that it completes."""
         events: list[SseEvent] = []
         buffer = self._tail + piece
         begin = 0 if b"\r" in buffer or self._lines else self._plain_events(buffer, events)
@@ -45,8 +44,9 @@ class SseDecoder:
         return events
 
     def _plain_events(self, buffer: bytes, events: list[SseEvent]) -> int:
-        """Takes events of the most common form, one `data: ` line and a blank line, from the front, four
-        times faster than line by line. Returns the offset at which it stopped."""
+        """Decodes events of the most common form, one `data: ` line and a blank line, from the beginning of
+        `buffer`. Four times as fast as line by line. Returns the offset of the first event of another
+        form."""
         begin = 0
         while (end := buffer.find(b"\n\n", begin)) >= 0:
             if not buffer.startswith(b"data: ", begin) or buffer.find(b"\n", begin, end) >= 0:

@@ -35,15 +35,16 @@ class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
     timeout_s: float
     scheduled_unix_s: float | None = None
     keep_text: bool = False
+    """Whether to return the text of the answer."""
 
 
 async def stream_chat(
     session: aiohttp.ClientSession, request: StreamRequest
 ) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
-    """Sends one streamed chat completion over a session from `open_session` and follows it to its end.
+    """Sends one streamed chat completion over a session from `open_session` and reads the answer to its end.
 
-    Returns the row, the text of the answer (empty unless `keep_text`) and, when the task was cancelled, the
-    cancellation, which the caller raises again once the row is stored.
+    Returns the row, the text of the answer (empty unless `keep_text`) and the cancellation of the task (None
+    if it was not cancelled). The caller stores the row and then raises the cancellation again.
     """
     byte_times = ByteTimes()
     current_byte_times.set(byte_times)
@@ -91,7 +92,7 @@ async def _follow(response: aiohttp.ClientResponse, transcript: Transcript, queu
             if not content.is_eof():
                 transcript.feed(content.read_nowait())
     finally:
-        # After a failure the reader does not return what had arrived before it.
+        # After a failure the reader does not return the bytes that arrived before it.
         transcript.feed(b"".join(content._buffer))
         content._buffer.clear()
         content._size = 0

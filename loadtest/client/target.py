@@ -12,20 +12,23 @@ from loadtest.settings import NO_KEY, Settings
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
-    """One server. `shown` may be printed and stored; `headers` hold credentials and may not."""
+    """One server. `shown` may be printed and stored; `headers` may not, because they hold credentials."""
 
     shown: str
+    """Address of the server without credentials."""
     api_url: str
     """Base address of the API; ends in /v1."""
     metrics_urls: list[str]
-    """Addresses to try for /metrics, in this order; empty when metrics are switched off."""
+    """Addresses at which to look for /metrics, in this order; empty if metrics are switched off."""
     metrics_headers: dict[str, str]
-    """Headers for /metrics. They hold the server's credentials only where /metrics is on the same server."""
+    """Headers for /metrics. They hold the server's credentials only if /metrics is on the same server."""
     headers: dict[str, str]
     ca_file: str | None
+    """PEM file of a private certificate authority; None without one."""
 
     def tls(self) -> ssl.SSLContext | None:
-        """Builds the TLS context of a private certificate authority; None without one. Raises InputError."""
+        """Builds the TLS context for `ca_file`; None without one. Raises InputError if it holds no
+        certificate."""
         if self.ca_file is None:
             return None
         try:
@@ -46,7 +49,8 @@ def split_credentials(host: str) -> tuple[str, str | None]:
 
 
 def make_target(host: str | None, settings: Settings) -> Target:
-    """Reads `--host`: http(s)://..., with or without a path prefix and /v1. Raises InputError."""
+    """Builds the target from the settings and `--host`, an http(s) address with or without a path prefix and
+    /v1. Raises InputError."""
     if not host:
         raise InputError("No server is given: name it with --host http://ADDRESS:PORT.")
     shown, authorization = split_credentials(host.strip())

@@ -1,4 +1,4 @@
-"""What the events of one stream say: chunks with their times, usage, the finish reason, an error. Knows no
+"""Collects what one stream holds: chunks with their times, usage, the finish reason, an error. Knows no
 socket."""
 
 import json
@@ -60,15 +60,17 @@ class _Pattern(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
-        """Builds the pattern of a decoded event; None unless its text occurs in it exactly once."""
+        """Builds the pattern of the event `data` that holds `text`; None unless it holds the text exactly
+        once."""
         found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
         if len(found) != 1:
             return None
         return cls(kind, data[: found[0].end(1) + 1], data[found[0].end() - 1 :])
 
     def text(self, data: bytes) -> bytes:
-        """Returns the text of an event that fits the pattern, as JSON without its quotes; empty where that is
-        not certain. A text with no quote inside and no backslash at its end must end where `after` begins."""
+        """Returns the text of an event that fits the pattern, as JSON without its quotes; empty if it may not
+        fit. A text without a quote inside and without a backslash at its end certainly ends where `after`
+        begins."""
         before, after = self.before, self.after
         if not (data.startswith(before) and data.endswith(after)):
             return b""
@@ -77,7 +79,7 @@ class _Pattern(msgspec.Struct, frozen=True):
 
 
 class Transcript:
-    """Collects what the events of one stream say, with the time of each."""
+    """Decodes one stream and collects its chunks with their times, usage, finish reason and error."""
 
     def __init__(self, byte_times: ByteTimes, *, keep_text: bool) -> None:
         self._decoder = SseDecoder()
@@ -96,16 +98,16 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """The text of the answer so far; empty unless `keep_text`."""
+        """Text of the answer so far; empty unless `keep_text`."""
         return "".join(self._text or ())
 
     def feed(self, piece: bytes) -> None:
-        """Reads the next piece of the stream."""
+        """Decodes the next piece of the stream."""
         for event in self._decoder.feed(piece):
             self._event(event)
 
     def finish(self) -> None:
-        """Reads the event that was still open when the stream ended, if any."""
+        """Decodes the event that was still open when the stream ended, if any."""
         for event in self._decoder.flush():
             self._event(event)
 
@@ -157,7 +159,8 @@ class Transcript:
 
     @property
     def written_at(self) -> float | None:
-        """When the kernel took the last byte of the request; None where only the transport knows."""
+        """When the kernel took the last byte of the request (perf_counter); None with TLS or a full socket
+        buffer."""
         return self._byte_times.written_at
 
     def _arrival(self, end: int) -> float:
@@ -167,7 +170,7 @@ class Transcript:
         return self._byte_times.times[self._at]
 
     def chunk_tokens(self) -> list[int] | None:
-        """Tokens of each chunk; None unless every chunk came with running usage."""
+        """Returns the tokens of each chunk; None unless every chunk came with the usage so far."""
         running = [n for n in self.running_tokens if n is not None]
         if not running or len(running) != len(self.running_tokens):
             return None
@@ -178,7 +181,7 @@ MAX_ERROR_CHARS = 300
 
 
 def error_excerpt(body: bytes) -> str:
-    """Returns the `message` of an error in OpenAI's form, else the beginning of the body."""
+    """Returns the `message` of an error in OpenAI's format, else the beginning of the body."""
     try:
         parsed = json.loads(body)
     except ValueError:

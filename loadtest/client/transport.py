@@ -1,4 +1,4 @@
-"""An aiohttp session that notes when bytes go and come. Knows neither events nor rows.
+"""An aiohttp session that notes when bytes are sent and received. Knows neither events nor rows.
 
 Uses aiohttp's internals (the version is pinned, and a test guards it)."""
 
@@ -17,12 +17,12 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 SLICE_BYTES = 32 * 1024
-"""Number of unparsed bytes of one stream from which on it is parsed before its end."""
+"""Largest number of unparsed bytes of a stream: if there are more, they are parsed before its end."""
 
 
 class ByteTimes:
-    """When the bytes of one exchange were sent and received (perf_counter): at `times[i]` the body was
-    `ends[i]` bytes long."""
+    """Times (perf_counter) at which the bytes of one request and its answer were sent and received. `ends[i]`
+    bytes of the answer's body had arrived at `times[i]`."""
 
     __slots__ = ("ends", "times", "written_at")
 
@@ -30,7 +30,7 @@ class ByteTimes:
         self.times: list[float] = []
         self.ends: list[int] = []
         self.written_at: float | None = None
-        """When the kernel took the last byte of the request; None where only the transport knows."""
+        """When the kernel took the last byte of the request; None with TLS or a full socket buffer."""
 
 
 current_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar(
@@ -43,9 +43,10 @@ _parse = ResponseHandler.data_received
 
 
 class StampingHandler(ResponseHandler):
-    """aiohttp's client protocol, which also notes when the kernel has taken a request and when the bytes of
-    the response come: in the read callback, before they are parsed and before any task wakes. The reader of
-    the body wakes only at its end or when a slice is full. Uses aiohttp's `_payload` and `_eof_waiter`."""
+    """aiohttp's client protocol, which also notes when the kernel took a request and when bytes of the answer
+    arrived. Arrival is timed in the read callback, before the bytes are parsed and before any task wakes.
+    The reader of the body wakes at its end, or earlier when more than SLICE_BYTES are unparsed. Uses
+    aiohttp's `_payload` and `_eof_waiter`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -61,7 +62,7 @@ class StampingHandler(ResponseHandler):
             self._log.written_at = _perf_counter()
 
     def set_response_params(self, **params: Any) -> None:
-        # Runs in the requesting task, before the response can come.
+        # Runs in the requesting task, before the answer can arrive.
         self._log = current_byte_times.get()
         self._payload = None
         super().set_response_params(**params)
@@ -81,8 +82,8 @@ class StampingHandler(ResponseHandler):
 
 
 class _PromptTransport:
-    """A TCP transport that hands writes to the kernel at once. uvloop would do so at the end of the loop's
-    iteration, after all other work of that iteration, at an unknown time."""
+    """A TCP transport that hands writes to the kernel at once. uvloop would do so at the end of the event
+    loop's iteration, after all other work of that iteration, at an unknown time."""
 
     __slots__ = ("_descriptor", "_note_written", "_transport")
 
@@ -92,8 +93,8 @@ class _PromptTransport:
         self._note_written = note_written
 
     def write(self, data: bytes) -> None:
-        """Writes to the socket; aiohttp has checked that the transport is open. What does not fit, and what
-        fails, is left to the transport, which handles the error."""
+        """Writes to the socket; aiohttp has checked that the transport is open. The transport sends what the
+        socket does not take, and handles errors."""
         sent = 0
         if self._transport.get_write_buffer_size() == 0:
             with contextlib.suppress(OSError):
@@ -111,15 +112,15 @@ class _PromptTransport:
 
 
 class ParseQueue:
-    """Lets one stream parse in each iteration of the loop, first come, first served. Otherwise many streams
-    that end together would delay the time stamps of the others until all of them are parsed."""
+    """Lets one stream parse in each iteration of the event loop, first come, first served. Otherwise many
+    streams that end together would all be parsed before the bytes of other streams get their time stamps."""
 
     def __init__(self) -> None:
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._taken = False
 
     async def wait(self) -> None:
-        """Waits until it is the caller's turn."""
+        """Waits until the caller may parse."""
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
@@ -150,8 +151,8 @@ class StampingConnector(aiohttp.TCPConnector):
 
 
 def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """Opens a session; must be called on the loop that uses it. The session has no time limits: `stream_chat`
-    sets one for the whole request."""
+    """Opens a session; must be called on the event loop that uses it. The session has no time limits, because
+    `stream_chat` sets one for the whole request."""
     trace = aiohttp.TraceConfig()
     trace.on_request_chunk_sent.append(_stamp_sent)
     return aiohttp.ClientSession(
@@ -173,7 +174,7 @@ async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
 
 
 class RequestClock:
-    """Seconds since the start of one request."""
+    """Notes the times of one request, in seconds since its start (`zero`, by perf_counter)."""
 
     def __init__(self) -> None:
         self.start_unix_s = time.time()
@@ -183,14 +184,14 @@ class RequestClock:
         self.end_s: float | None = None
 
     def now(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start of the request."""
         return time.perf_counter() - self.zero
 
     def stamp_sent(self) -> None:
-        """Notes the current time as the sending of the request, the first time it is called."""
+        """Sets the time of sending to now; only the first call counts."""
         if self.sent_s is None:
             self.sent_s = self.now()
 
     def end(self, byte_times: ByteTimes) -> None:
-        """Sets the end to the arrival of the last byte, however long its parsing waited."""
+        """Sets the end to the arrival of the last byte, so that the wait for parsing does not count."""
         self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None

@@ -1,6 +1,6 @@
 """Reads a Hugging Face config.json into the tensors and KV caches of every layer. Knows no GPU and no bytes.
 
-Counts exactly what vLLM loads. A layout that is not in the tables below is refused by name, never guessed.
+Counts the tensors that vLLM loads. A layout that is not in the tables below is refused, never guessed.
 """
 
 import functools
@@ -49,22 +49,25 @@ class ModelShape:
     dtype: str
     layers: tuple[Layer, ...]
     before: tuple[Tensor, ...]
-    """Tensors of the first pipeline stage: embeddings and a vision tower."""
+    """Tensors before the first layer (first pipeline stage): embeddings and the vision tower, if there is
+    one."""
     after: tuple[Tensor, ...]
-    """Tensors of the last pipeline stage: norm and head. A tied head is a second copy only with several
-    stages."""
+    """Tensors after the last layer (last pipeline stage): norm and head. A tied head is not among them; with
+    several stages the last one holds a copy of the embeddings."""
     tie_word_embeddings: bool
     mlp_width: int
-    """Width of the widest dense MLP; 0 where all MLPs are experts."""
+    """Width of the widest dense MLP; 0 if all MLPs are experts."""
     expert_width: int
     """Width of the widest expert; 0 for a dense model."""
     experts_per_token: int
     """Routed experts per token; 0 for a dense model."""
     active_parameters: int
-    """Parameters used for one token: without embeddings and without experts that are not chosen."""
+    """Parameters that are used for one token: all but the embeddings and the experts that are not chosen."""
     rotary_elements: int
-    """Elements of the tables of rotary positions, which vLLM keeps beside the weights."""
+    """Elements of the tables of rotary positions, which vLLM keeps beside the weights; 0 without such
+    positions."""
     quantisation: Quantisation | None
+    """How matrices are quantised; None if all weights have the type `dtype`."""
     uncounted: tuple[str, ...] = ()
     """Names of parts that vLLM loads and that are not counted here."""
 
@@ -80,7 +83,8 @@ def parse_config(
     quantization: str | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> ModelShape:
-    """Reads a parsed config.json. `quantization` is vLLM's flag, `extra` a parsed hf_quant_config.json.
+    """Builds a model's shape from its parsed config.json. `quantization` is vLLM's flag of that name, `extra`
+    a parsed hf_quant_config.json.
 
     Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
     """
@@ -223,7 +227,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "granitemoehybrid": _family(mixer=granite_hybrid, mlp=granite_experts),
 }
 
-# Multimodal models: the type of their text part where the config does not state it.
+# Types of multimodal models, each with the type of its text part for configs that do not state it.
 WRAPPERS = {
     "gemma3": "gemma3_text",
     "mistral3": "mistral",
@@ -337,7 +341,7 @@ def _active_parameters(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
 
 
 def _dtype(*configs: Mapping[str, object]) -> str:
-    """The type stated by the first of `configs` that states one."""
+    """Returns the type that the first of `configs` states, or the next one; float32 if none does."""
     for config in configs:
         stated = config.get("dtype") or config.get("torch_dtype")
         if stated:
@@ -346,8 +350,9 @@ def _dtype(*configs: Mapping[str, object]) -> str:
 
 
 def _rotary_elements(keys: ConfigKeys) -> int:
-    """Counts cosines and sines for every position; linear and dynamic scaling multiply the positions (vLLM's
-    rotary_embedding). Models with a second base for windows keep two tables."""
+    """Counts cosines and sines of every position; 0 without rotary positions. Linear and dynamic scaling
+    multiply the positions (vLLM's rotary_embedding). Models with a second base for windows have two
+    tables."""
     if "rope" in str(keys.get("position_embedding_type") or "rope"):
         scaling = keys.get("rope_scaling")
         known = scaling if isinstance(scaling, Mapping) else {}

@@ -1,4 +1,5 @@
-"""GPUs: memory as the driver reports it, bandwidth and FLOP/s of the data sheets. Knows no model."""
+"""A catalogue of GPUs: memory as the driver reports it, bandwidth and FLOP/s of the data sheets. Knows no
+model."""
 
 import re
 from dataclasses import dataclass
@@ -8,22 +9,23 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One type of GPU. Its memory is what the driver reports, not the nominal size."""
+    """One type of GPU."""
 
     name: str
     vram_bytes: int
+    """Memory as the driver reports it, not the nominal size."""
     bandwidth_bytes_s: float
+    """Memory bandwidth of the data sheet, in bytes per second."""
     flops_s: float
     """Dense 16-bit FLOP/s of the data sheet."""
     flops_8bit_s: float | None = None
-    """Dense FP8 FLOP/s (INT8 where there is no FP8); None where 8 bits are not faster than 16."""
+    """Dense FP8 FLOP/s (INT8 on GPUs without FP8); None if 8 bits are not faster than 16."""
     full_graphs: bool = True
-    """Whether vLLM captures whole decode steps in CUDA graphs, as from compute capability 8.0 on."""
+    """Whether vLLM captures whole decode steps in CUDA graphs (from compute capability 8.0 on)."""
     big_buffers: bool = False
-    """Whether vLLM gives the all-reduce workspaces of several GiB, as on recent datacentre GPUs (see
-    `startup`)."""
+    """Whether vLLM's all-reduce has buffers of about 2 GiB, as on recent datacentre GPUs (see `startup`)."""
     vram_sd_bytes: float = 0.05 * GIB
-    """Standard deviation of the memory over drivers and variants."""
+    """Standard deviation of `vram_bytes` over drivers and variants of the GPU."""
 
 
 def _gpu(
@@ -39,14 +41,14 @@ def _gpu(
     )
 
 
-# Memory: "total capacity" of torch's out-of-memory messages, or vLLM's own logs. The rest: the makers' data
-# sheets, figures with sparsity halved. GeForce cards: the architecture white papers, FP16 with FP32
-# accumulation, which is what a matrix product in vLLM uses.
+# Memory is the "total capacity" of torch's out-of-memory messages or of vLLM's logs. Bandwidth and FLOP/s are
+# from the makers' data sheets (figures with sparsity are halved); for GeForce they are from the architecture
+# white papers, for FP16 with FP32 accumulation, which vLLM's matrix products use.
 T4 = _gpu(
     "Tesla T4", vram_gib=14.6, gb_s=320, tflops=65, tflops_8bit=130, full_graphs=False
-)  # 14.56 to 14.74
-L4 = _gpu("NVIDIA L4", vram_gib=22.03, gb_s=300, tflops=121, tflops_8bit=242)  # 22.0 to 22.2
-A10G = _gpu("NVIDIA A10G", vram_gib=22.06, gb_s=600, tflops=70, tflops_8bit=140)  # AWS's card; an A10 has 125
+)  # 14.56 to 14.74 GiB
+L4 = _gpu("NVIDIA L4", vram_gib=22.03, gb_s=300, tflops=121, tflops_8bit=242)  # 22.0 to 22.2 GiB
+A10G = _gpu("NVIDIA A10G", vram_gib=22.06, gb_s=600, tflops=70, tflops_8bit=140)  # AWS; A10: 125
 RTX_3090 = _gpu("NVIDIA GeForce RTX 3090", vram_gib=23.68, gb_s=936, tflops=71, tflops_8bit=284)  # GA102
 RTX_4090 = _gpu("NVIDIA GeForce RTX 4090", vram_gib=23.64, gb_s=1008, tflops=165, tflops_8bit=330)  # Ada
 RTX_5090 = _gpu(

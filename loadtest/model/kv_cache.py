@@ -13,7 +13,8 @@ KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloa
 
 
 def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
-    """Bytes of one element of the cache. Raises UnsupportedModelError for packed types."""
+    """Returns the bytes of one element of the KV cache. Raises UnsupportedModelError unless `kv_dtype` is one
+    of KV_DTYPES."""
     if kv_dtype in (None, "auto"):
         return dtype_bytes(dtype)
     if kv_dtype not in KV_DTYPES:
@@ -26,11 +27,11 @@ def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
 def kv_bytes_per_token(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, kv_dtype: str | None = None, pp: int = 1
 ) -> int | None:
-    """Bytes that each further token of a request takes on one GPU of the stage with most layers:
+    """Returns the bytes that one more token of a request takes on one GPU of the largest pipeline stage:
     2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the whole latent vector of MLA.
 
-    `dtype` is the type of the model, `kv_dtype` of the cache. None where windows leave no single figure. In a
-    hybrid only layers with attention count; for the recurrent state see `KvLayout.fixed_blocks`.
+    `dtype` is the type of the model, `kv_dtype` that of the cache. None if a layer has a window or chunk: the
+    bytes then depend on the token. Recurrent layers do not count; see `KvLayout.fixed_blocks`.
     """
     caches = [cache for layer in shape.layers for cache in layer.caches]
     if any(isinstance(cache, AttentionCache) and cache.kind in ("window", "chunk") for cache in caches):
@@ -70,8 +71,8 @@ class KvCacheGroup:
     layers: tuple[int, ...]
 
     def blocks(self, tokens: int, *, block_size: int) -> int:
-        """Blocks that a request with `tokens` stored holds, once blocks outside the window or chunk are
-        freed."""
+        """Returns the blocks that a request holds while `tokens` tokens are stored. Blocks outside the window
+        or chunk do not count: they are free again."""
         needed = -(-tokens // block_size)
         match self.kind:
             case "window":
@@ -83,7 +84,8 @@ class KvCacheGroup:
         return needed
 
     def max_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
-        """Blocks that vLLM allows for a request of `tokens` while a step may compute `in_flight` tokens."""
+        """Returns the blocks that vLLM counts for a request of `tokens` tokens if a step may compute
+        `in_flight` tokens."""
         match self.kind:
             case "window":
                 return -(-min(self.span - 1 + in_flight, tokens) // block_size) + 1
@@ -103,12 +105,12 @@ class KvLayout:
     """
 
     block_size: int
-    """Tokens of a block; larger than vLLM's flag where a recurrent state needs it."""
+    """Tokens of a block; larger than vLLM's flag if a recurrent state needs more room."""
     bytes_per_block: int
-    """Bytes of a block on a GPU of the stage that holds most layers of a group."""
+    """Bytes of a block on one GPU of the pipeline stage that has the most layers of a group."""
     groups: tuple[KvCacheGroup, ...]
     states: int
-    """Blocks that vLLM allows for a recurrent state: 2 with prefix caching ("align"), else 1."""
+    """Blocks that vLLM counts for a recurrent state: 2 with prefix caching (mode "align"), else 1."""
 
     @property
     def uniform(self) -> bool:
@@ -116,7 +118,7 @@ class KvLayout:
         return len(self.groups) == 1 and self.groups[0].kind in ("full", "mla")
 
     def blocks(self, tokens: int) -> int:
-        """Blocks that a request with `tokens` stored holds."""
+        """Returns the blocks that a request holds in all groups while `tokens` tokens are stored."""
         return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
 
     @property
@@ -125,7 +127,8 @@ class KvLayout:
         return sum(group.kind == "state" for group in self.groups)
 
     def max_blocks(self, max_model_len: int, *, in_flight: int) -> int:
-        """Blocks of one request of `max_model_len` tokens, as in vLLM's log line "Maximum concurrency"."""
+        """Returns the blocks that vLLM's log line "Maximum concurrency" counts for one request of
+        `max_model_len` tokens."""
         return sum(
             group.max_blocks(
                 max_model_len, block_size=self.block_size, in_flight=in_flight, states=self.states
@@ -145,9 +148,10 @@ def kv_layout(
     block_size: int = 16,
     enable_prefix_caching: bool = True,
 ) -> KvLayout:
-    """Lays out the KV cache as vLLM does, on one pipeline stage or (None) on the stage that holds most of it.
+    """Lays out the KV cache as vLLM does on pipeline stage `stage`; None stands for the stage that holds most
+    of it.
 
-    Raises UnsupportedModelError where blocks cannot have the same size for all layers.
+    Raises UnsupportedModelError if blocks cannot have the same size for all layers.
     """
     model_dtype = dtype or shape.dtype
     width = kv_dtype_bytes(kv_dtype, model_dtype)
@@ -201,7 +205,7 @@ def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
 
 
 def cache_kinds(shape: ModelShape) -> list[str]:
-    """Kinds of layers' caches in words, with their numbers, the most common first."""
+    """Returns the kinds of caches in words, each with the number of its layers, the most common first."""
     words = {
         "full": "full attention",
         "mla": "latent attention (MLA)",

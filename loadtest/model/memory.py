@@ -1,4 +1,4 @@
-"""The memory of one GPU as vLLM divides it at start-up. Knows no model."""
+"""Divides the memory of one GPU as vLLM does at start-up. Knows no model."""
 
 import math
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ class MemoryBudget:
     cuda_graphs_bytes: int
     non_torch_bytes: int
     kv_bytes: int
-    """What is left for the KV cache, before rounding to blocks."""
+    """Bytes left for the KV cache, before rounding down to whole blocks."""
     bytes_per_block: int
     block_size: int
-    """Tokens of a block."""
+    """Number of tokens of a block."""
     num_gpu_blocks: int
-    """Whole blocks, including the null block."""
+    """Whole blocks of the KV cache, including the null block, which holds no tokens."""
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of one token, where all attention is full."""
+        """KV bytes of one token. Holds only if all attention is full."""
         return self.bytes_per_block // self.block_size
 
     @property
     def tokens(self) -> int:
-        """Tokens that requests can hold where all attention is full; the null block holds none."""
+        """Tokens that fit the KV cache, without the null block. Holds only if all attention is full."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
@@ -45,10 +45,10 @@ def divide_budget(
     cuda_graphs: int,
     non_torch: int,
 ) -> MemoryBudget:
-    """Computes the KV pool that vLLM allocates on a GPU of `vram_bytes` (as the driver reports them).
-    `cuda_graphs` is the memory that start-up sets aside for them, 0 before vLLM 0.21.
+    """Computes the KV pool that vLLM allocates on a GPU. All sizes are in bytes; `vram_bytes` is what the
+    driver reports. `cuda_graphs` is what the budget sets aside for CUDA graphs, 0 before vLLM 0.21.
 
-    Raises ValueError when nothing is left for the KV cache.
+    Raises ValueError if nothing is left for the KV cache.
     """
     budget = math.ceil(vram_bytes * gpu_memory_utilization)
     kv_bytes = budget - weights - activation - cuda_graphs - non_torch

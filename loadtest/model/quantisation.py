@@ -1,4 +1,4 @@
-"""Quantised weights: which matrices are quantised, and their bytes with scales. Knows no layers."""
+"""Reads which matrices of a model are quantised, and counts their bytes with scales. Knows no layers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,7 @@ class UnsupportedModelError(ValueError):
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes of one element. Raises UnsupportedModelError for a type other than float16, bfloat16 and
-    float32."""
+    """Returns the bytes of one element. Raises UnsupportedModelError for a type that is not in DTYPE_BYTES."""
     if dtype not in DTYPE_BYTES:
         raise UnsupportedModelError(
             f"The type {dtype!r} is not supported: use one of float16, bfloat16, float32."
@@ -23,22 +22,22 @@ def dtype_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How one matrix is stored: `bits` per weight, and one scale for each block or for each `group` columns
-    of a row (0: for each row, -1: for the matrix)."""
+    """How one matrix is stored: `bits` bits per weight, and one scale per `block` or `group` of weights."""
 
     bits: int
     scale_bytes: float = 2.0
-    """Bytes of a scale, and of its zero point where there is one."""
+    """Bytes of one scale, including its zero point if it has one."""
     group: int = 0
+    """Columns of a row that share a scale. 0: all columns of the row; -1: the matrix has one scale."""
     block: tuple[int, int] | None = None
-    """Rows and columns of a block that has one scale."""
+    """Rows and columns that share a scale; None: `group` says which weights do."""
     column_bytes: int = 0
-    """Bytes of an index for each column, which GPTQ stores for its order of activations."""
+    """Bytes per column of the index that GPTQ stores for its order of columns; 0 without an index."""
     pad: int = 1
-    """Rows and columns are padded to a multiple of this, on each GPU."""
+    """Multiple to which rows and columns are padded on each GPU; 1: no padding."""
 
     def matrix_bytes(self, rows: float, columns: float) -> float:
-        """Bytes of a matrix as one GPU holds it."""
+        """Returns the bytes of a matrix, or of a GPU's part of it, with `rows` rows and `columns` columns."""
         rows, columns = (-(-size // self.pad) * self.pad for size in (rows, columns))
         weights = rows * columns * self.bits / 8
         if self.block is not None:
@@ -56,10 +55,10 @@ class Quantisation:
 
     method: str
     rules: tuple[tuple[str, Scheme], ...]
-    """Pairs of target and scheme. A target is "Linear", "experts", "re:PATTERN" or a part of the module's
-    path."""
+    """Pairs of target and scheme. A target is "Linear" (all matrices), "experts", or a pattern (see
+    `_matches`)."""
     ignored: tuple[str, ...]
-    """Targets that stay in the model's type."""
+    """Patterns of modules that stay in the model's type."""
     head: bool = False
     """Whether the output head is quantised too."""
     fp8_cache: bool = False
@@ -67,7 +66,7 @@ class Quantisation:
     auto`."""
 
     def scheme(self, name: str) -> Scheme | None:
-        """Scheme of the matrix of the module `name`; None where it stays in the model's type."""
+        """Returns the scheme of the module `name`; None if the module stays in the model's type."""
         if name == "lm_head" and not self.head:
             return None
         if any(_matches(pattern, name) for pattern in self.ignored):
@@ -79,8 +78,8 @@ class Quantisation:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` of a list of vLLM or compressed-tensors names the module: a regular expression, a
-    glob or a part of the path."""
+    """Whether `pattern` matches the module `name`. As in vLLM and compressed-tensors, it is "re:" and a
+    regular expression, a glob with "*", or a part of the module's path."""
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     if "*" in pattern:
@@ -100,14 +99,14 @@ _DECLARED_METHODS = {
     "compressed-tensors",
     "mxfp4",
 }
-"""Values of the flag that need a checkpoint which is stored in this way and declares it."""
+"""Values of `--quantization` that need a checkpoint which is stored in this way and declares it."""
 
 
 def parse_quantisation(declared: object, flag: str | None) -> Quantisation | None:
     """Reads the quantisation that a checkpoint declares (quantization_config of config.json, or a
     hf_quant_config.json), else the one that the flag `--quantization` asks for.
 
-    Raises UnsupportedModelError for a method whose bytes are not known here.
+    Returns None without either. Raises UnsupportedModelError for a method whose bytes are not known here.
     """
     if isinstance(declared, Mapping) and declared:
         return _declared(declared)
@@ -128,8 +127,8 @@ def parse_quantisation(declared: object, flag: str | None) -> Quantisation | Non
 
 
 _NF4 = Scheme(bits=4, scale_bytes=1.0 + 4.0 / 256, group=64)
-"""NF4 of bitsandbytes with double quantisation: one byte for each 64 weights, one float for each 256
-bytes."""
+"""NF4 of bitsandbytes with double quantisation: a one-byte scale for each 64 weights, and a float for each
+256 scales."""
 _NVFP4 = Scheme(bits=4, scale_bytes=1.0, group=16)
 _MXFP4 = Scheme(bits=4, scale_bytes=1.0, group=32)
 _GPT_OSS = Scheme(bits=4, scale_bytes=1.0, group=32, pad=256)
@@ -200,7 +199,7 @@ def _gptq(method: str, config: Mapping[str, object]) -> Quantisation:
 
 
 def _mxfp4(method: str, config: Mapping[str, object]) -> Quantisation:
-    """Reads gpt-oss's quantisation, of the experts alone."""
+    """Reads the quantisation of gpt-oss, which covers only the experts."""
     return Quantisation(method=method, rules=(("experts", _GPT_OSS),), ignored=())
 
 
@@ -245,7 +244,7 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
 
 
 def _eight_bits(config: Mapping[str, object]) -> bool:
-    """Whether kv_cache_scheme asks for eight bits."""
+    """Whether kv_cache_scheme asks for a KV cache of eight bits."""
     scheme = config.get("kv_cache_scheme")
     return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
 

@@ -1,5 +1,4 @@
-"""Memory that vLLM's start-up takes beside the weights, by version, with its uncertainty. Knows no
-workload."""
+"""Estimates the memory that vLLM's start-up takes beside the weights, with uncertainty. Knows no workload."""
 
 import re
 from dataclasses import dataclass
@@ -11,16 +10,17 @@ from loadtest.units import GIB
 
 VllmVersion = tuple[int, int, int]
 CURRENT_VERSION: VllmVersion = (0, 32, 0)
+"""Version of vLLM that is assumed if none is known."""
 SORTING_SAMPLER_FROM: VllmVersion = (0, 11, 1)
-"""FlashInfer's sampler is no longer the default (vllm-project/vllm#26859)."""
+"""First version whose default sampler sorts. Before, it was FlashInfer's (vllm-project/vllm#26859)."""
 TRITON_SAMPLER_FROM: VllmVersion = (0, 17, 0)
-"""Top-k and top-p need no sort (vllm-project/vllm#33538, February 2026)."""
+"""First version in which top-k and top-p need no sort (vllm-project/vllm#33538, February 2026)."""
 GRAPHS_COUNTED_FROM: VllmVersion = (0, 21, 0)
-"""CUDA graphs count against --gpu-memory-utilization."""
+"""First version in which CUDA graphs are part of the budget of --gpu-memory-utilization."""
 HIGHER_UTILIZATION_FROM: VllmVersion = (0, 20, 0)
-"""The default of --gpu-memory-utilization rises from 0.9 to 0.92."""
+"""First version in which --gpu-memory-utilization is 0.92 by default; before, it was 0.9."""
 CALIBRATED_VERSION: VllmVersion = (0, 19, 0)
-"""Version of the published start-up logs (llm-d-planner, H100) to which the constants were fitted."""
+"""Version of the published start-up logs (llm-d-planner, H100) to which the constants here were fitted."""
 
 
 def parse_version(text: str) -> VllmVersion:
@@ -33,13 +33,13 @@ def parse_version(text: str) -> VllmVersion:
 
 
 def default_utilization(version: VllmVersion) -> float:
-    """Default of --gpu-memory-utilization."""
+    """Returns the default of --gpu-memory-utilization."""
     return 0.92 if version >= HIGHER_UTILIZATION_FROM else 0.9
 
 
 def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
-    """Defaults of (max_num_batched_tokens, max_num_seqs) of `vllm serve` (arg_utils.get_batch_defaults,
-    0.32)."""
+    """Returns the defaults of (max_num_batched_tokens, max_num_seqs) of `vllm serve` (get_batch_defaults of
+    vLLM's arg_utils, 0.32)."""
     if gpu.vram_bytes >= 160 * GIB:
         return 16384, 1024
     if gpu.vram_bytes >= 70 * GIB and "A100" not in gpu.name:
@@ -48,10 +48,11 @@ def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
 
 
 def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
-    """Peak bytes of the profiled sampling step for each of max_num_seqs * vocab_size logits.
+    """Returns the peak bytes of the profiled sampling step per logit; there are max_num_seqs * vocab_size
+    logits.
 
-    A sampler that sorts (0.11.1 to 0.16) holds the sorted values, their 64-bit indices and copies: 38.8 bytes
-    by start-up logs. Other versions hold the logits as computed and in float32, and two arrays of
+    The sampler that sorts (0.11.1 to 0.16) holds the sorted values, their 64-bit indices and copies: 38.8
+    bytes by start-up logs. Later versions hold the logits as computed and in float32, and two arrays of
     probabilities: 13.45 bytes plus the model's type, fitted to the logs of Llama models (vLLM 0.19 on an
     H100).
     """
@@ -72,9 +73,10 @@ def activation_bytes(
     tp: int = 1,
     last_stage: bool = True,
 ) -> int:
-    """Peak bytes of vLLM's profile run: the larger of two needs, plus the workspace of the experts. The needs
-    are sampling `max_num_seqs` rows of logits, and a forward pass of `max_num_batched_tokens` with 3 MLP rows
-    and 4 hidden rows per token (Granite 3.1 8B on an H100: 0.84 GiB here, 0.85 logged)."""
+    """Returns the peak bytes of vLLM's profile run: the larger of sampling and forward pass, plus the
+    workspace of the experts. Sampling handles `max_num_seqs` rows of logits. The forward pass holds 3 MLP
+    rows and 4 hidden rows for each of `max_num_batched_tokens` tokens (Granite 3.1 8B on an H100: 0.84 GiB
+    by this formula, 0.85 logged)."""
     model_dtype = dtype or shape.dtype
     width = dtype_bytes(model_dtype)
     rows = min(max_num_seqs, max_num_batched_tokens)
@@ -84,8 +86,9 @@ def activation_bytes(
 
 
 def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> int:
-    """Bytes of vLLM's fused_moe: for each token and chosen expert the widest intermediate row and the row
-    after the activation. They stay allocated while sampling is profiled. MXFP4 has other kernels."""
+    """Returns the bytes of the workspace of vLLM's fused_moe: for each token and chosen expert the widest
+    intermediate row and the row after the activation. It stays allocated while sampling is profiled. The
+    kernels of MXFP4 have no such workspace."""
     if shape.quantisation is not None and shape.quantisation.method == "mxfp4":
         return 0
     gate_up = 2 * shape.expert_width // tp
@@ -95,18 +98,18 @@ def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupOverheads:
-    """Bytes that start-up takes on one GPU beside the weights, each with its standard deviation."""
+    """Bytes that vLLM's start-up takes on one GPU beside the weights, each with its standard deviation."""
 
     activation: int
     activation_sd: float
     cuda_graphs: int
     cuda_graphs_sd: float
     graphs_counted: bool
-    """Whether CUDA graphs count against the budget; before 0.21 they come on top of it."""
+    """Whether CUDA graphs are part of the budget; before vLLM 0.21 they come on top of it."""
     non_torch: int
     non_torch_sd: float
     weights_sd: float
-    """Standard deviation of the weights themselves: what the loader rounds and repacks."""
+    """Standard deviation of the bytes of the weights, which the loader rounds and repacks."""
 
 
 def startup_overheads(
@@ -122,8 +125,9 @@ def startup_overheads(
     enforce_eager: bool = False,
     last_stage: bool = True,
 ) -> StartupOverheads:
-    """Estimates start-up's memory from the data sheet and the config alone. The deviations are those of the
-    published logs around these figures, doubled for versions and GPUs that no log covers."""
+    """Estimates the memory of start-up from the GPU's data, the config and vLLM's flags. The standard
+    deviations are those of published logs around these estimates, doubled for versions and GPUs without
+    such a log."""
     activation = activation_bytes(
         shape,
         max_num_seqs=max_num_seqs,
@@ -150,16 +154,17 @@ def startup_overheads(
 
 
 def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
-    """Bytes of about 51 captured sizes: 0.35 GiB and 0.014 GiB per layer, the median of the published logs
-    (0.49 to 1.9 GiB). GPUs without full graphs have only piecewise ones, half of it."""
+    """Returns the bytes of CUDA graphs of about 51 batch sizes: 0.35 GiB plus 0.014 GiB per layer, the median
+    of the published logs (0.49 to 1.9 GiB). GPUs without full graphs have only piecewise ones: half of
+    that."""
     whole = (0.35 + 0.014 * shape.num_layers / pp) * GIB
     return round(whole if gpu.full_graphs else whole / 2)
 
 
 def _non_torch(gpu: Gpu, version: VllmVersion, tp: int) -> tuple[int, float]:
-    """Bytes of libraries and collectives, and their standard deviation. vLLM 0.19 logs 0.25 GiB on one H100
-    (0.07 with two pipeline stages, 0.46 with another kernel) and 2.07 to 2.17 on two and four; 0.10 logs
-    0.07, and 0.12 more on two A100."""
+    """Returns the bytes of libraries and collectives on one GPU, and their standard deviation. vLLM 0.19 logs
+    0.25 GiB with one H100 (0.07 with two pipeline stages, 0.46 with another kernel), and 2.07 to 2.17 GiB
+    with two and four. vLLM 0.10 logs 0.07 GiB, and 0.12 GiB more with two A100."""
     recent = version >= TRITON_SAMPLER_FROM
     alone = 0.25 if recent else 0.1
     if tp == 1:

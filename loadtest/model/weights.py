@@ -1,4 +1,4 @@
-"""Parameters and bytes of weights on one GPU, under tensor and pipeline parallelism. Knows no KV cache."""
+"""Counts the parameters and bytes of weights on one GPU of a parallel group. Knows no KV cache."""
 
 import math
 from collections.abc import Iterable
@@ -11,13 +11,14 @@ from loadtest.model.quantisation import dtype_bytes
 
 def parameter_count(shape: ModelShape, *, tp: int = 1) -> int:
     """Counts the parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts
-    and the vocabulary; it repeats norms, routers, and KV heads where there are more GPUs than heads."""
+    and the vocabulary. Every GPU holds all norms and routers; KV heads are repeated if there are more GPUs
+    than heads."""
     return round(sum(math.prod(tensor.part(tp)) * tensor.count for tensor in _tensors(shape)))
 
 
 def pipeline_stages(num_layers: int, pp: int) -> list[range]:
-    """The layers of each pipeline stage. Layers that cannot be divided evenly go to the last stage but one
-    and the stages before it (vLLM's get_pp_indices)."""
+    """Returns the layers of each pipeline stage. Layers left over by the division go, one each, to the last
+    stage but one and to the stages before it (vLLM's get_pp_indices)."""
     counts = [num_layers // pp] * pp
     for extra in range(num_layers % pp):
         counts[-extra - 2] += 1
@@ -33,8 +34,8 @@ def weights_bytes(
     pp: int = 1,
     stage: int = 0,
 ) -> int:
-    """Bytes of the weights on one GPU of a stage, with the scales of quantised ones. `dtype` overrides the
-    type of the config, as vLLM's flag does."""
+    """Returns the bytes of the weights, with their scales, on one GPU of pipeline stage `stage`. `dtype`
+    overrides the type of the config, as vLLM's flag does."""
     width = dtype_bytes(dtype or shape.dtype)
     return round(
         sum(_tensor_bytes(shape, tensor, width, tp) for tensor in _tensors(shape, pp=pp, stage=stage))
@@ -44,9 +45,10 @@ def weights_bytes(
 def step_bytes(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, sequences: float | None = None
 ) -> float:
-    """Bytes of weights that one decode step reads, summed over one GPU of each stage. All layers and the head
-    are read; of the embeddings only a few rows, unless they are a tied head; of the experts those that at
-    least one of `sequences` chooses, if all are chosen equally often (None: all experts)."""
+    """Returns the bytes of weights that one decode step reads, summed over one GPU of each pipeline stage.
+    All layers and the head are read. Embeddings count only as a tied head, because a step reads few of
+    their rows. An expert counts with the probability that at least one of `sequences` sequences chooses
+    it, if all are chosen equally often (None: all experts are read)."""
     width = dtype_bytes(dtype or shape.dtype)
     head = shape.before[:1] if shape.tie_word_embeddings else ()
     total = 0.0
@@ -60,7 +62,7 @@ def step_bytes(
 
 
 def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
-    """Bytes of the tables of rotary positions, in the model's type (vLLM's RotaryEmbedding.cos_sin_cache)."""
+    """Returns the bytes of the tables of rotary positions, in the model's type (vLLM's cos_sin_cache)."""
     return shape.rotary_elements * dtype_bytes(dtype or shape.dtype)
 
 

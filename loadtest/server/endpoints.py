@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server says at /v1/models and /version. Knows no requests for text."""
+"""Reads /v1/models and /version of an OpenAI-compatible server. Knows no chat requests."""
 
 import asyncio
 import ipaddress
@@ -11,7 +11,7 @@ from loadtest.client.target import Target
 from loadtest.errors import InputError
 
 ANSWER_TIMEOUT_S = 30.0
-"""Time limit of requests that every server answers at once."""
+"""Time limit, in seconds, of requests that a server answers without computing."""
 
 
 async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
@@ -32,7 +32,8 @@ class _RefusedError(Exception):
 
 
 async def list_models(session: aiohttp.ClientSession, target: Target) -> list[dict[str, Any]]:
-    """The entries of /v1/models. Raises InputError, with the reason, when the server does not list them."""
+    """Returns the entries of /v1/models. Raises InputError, with the reason, if the server does not list
+    them."""
     url = f"{target.api_url}/models"
     try:
         listed = await _get_json(session, url)
@@ -76,7 +77,7 @@ def _refusal_sentence(url: str, refusal: _RefusedError) -> str:
 
 
 async def server_version(session: aiohttp.ClientSession, target: Target) -> str | None:
-    """The version that the server states at /version; None when it states none."""
+    """Returns the version that the server states at /version; None if it states none."""
     try:
         answer = await _get_json(session, target.api_url.removesuffix("/v1") + "/version")
     except (_RefusedError, aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -85,7 +86,8 @@ async def server_version(session: aiohttp.ClientSession, target: Target) -> str 
 
 
 def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str, dict[str, Any]]:
-    """The wanted model, or the only one, with its entry. Raises InputError with the names of the others."""
+    """Returns the name and entry of the wanted model, or of the only one. Raises InputError, with all names,
+    if there is no such model or a choice is needed."""
     names = [entry["id"] for entry in listed]
     if wanted is None and len(names) == 1:
         wanted = names[0]
@@ -98,7 +100,7 @@ def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str,
 
 
 async def is_local(url: str) -> bool:
-    """Whether the address is of this machine, whose GPUs are then the server's."""
+    """Whether the address is of this machine (loopback), so that its GPUs are those of the server."""
     host = urlsplit(url).hostname or ""
     try:
         addresses = {info[4][0] for info in await asyncio.get_running_loop().getaddrinfo(host, None)}

@@ -18,8 +18,8 @@ _DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re
 
 
 class NvmlGpus:
-    """The GPUs of this machine, read through NVIDIA's management library. Raises pynvml.NVMLError without
-    GPUs."""
+    """The GPUs of this machine, read with NVIDIA's management library. The constructor raises
+    pynvml.NVMLError if there are none."""
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
@@ -36,7 +36,7 @@ class NvmlGpus:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the current memory and utilisation; both are None when that fails."""
+        """Reads `used_bytes_each` and `util` (mean, 0 to 1); both become None if that fails."""
         try:
             used = [int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]
             rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
@@ -61,7 +61,8 @@ class DcgmGpus:
         """Does nothing: the scraper fetches the page and passes it to `read`."""
 
     def read(self, page: str) -> None:
-        """Reads the exporter's page. Raises ValueError when it is not in Prometheus' format."""
+        """Reads GPUs, memory and utilisation from the exporter's page. Raises ValueError if the page is not
+        in Prometheus' format."""
         samples = parse_samples(page, wanted=_DCGM_LINES)
         used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
         free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
@@ -82,7 +83,7 @@ def _by_gpu(samples: Iterable[Sample], name: str) -> dict[str, float]:
 
 def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus | None:
     """Opens the source of GPU figures that the setting names: `auto`, `nvml`, `off` or the address of a DCGM
-    exporter. Raises InputError."""
+    exporter. None if it is off, or if `auto` finds no source. Raises InputError."""
     if setting == "off" or (setting == "auto" and not server_is_local):
         return None
     if setting in ("auto", "nvml"):

@@ -1,5 +1,5 @@
-"""Everything that is asked and checked before a run: the model, the KV pool, lengths, metrics, other load.
-Leaves no rows; knows no Locust."""
+"""Asks and checks everything before a run: the model, the KV pool, lengths, metrics, load of other clients.
+Writes no rows; knows no Locust."""
 
 import json
 import random
@@ -34,7 +34,7 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
     sends_usage: bool
     has_metrics: bool
     ttft_s: float | None
-    """Time to first token of a test request, alone on the server; None without content."""
+    """Seconds to the first token of a test request alone on the server; None if its answer was empty."""
     warnings: list[str]
 
 
@@ -118,7 +118,8 @@ def _server_info(
 
 
 def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
-    """Bytes of one token's keys and values over all GPUs; None where the server quantises them."""
+    """Returns the bytes of one token's keys and values, all GPUs together; None if the server quantises them
+    or if layers have windows."""
     try:
         config = json.loads(config_file.read_bytes())
         shape = parse_config(config)
@@ -142,7 +143,7 @@ def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) ->
 
 
 def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[str]:
-    """Warns before the run when lengths will be clipped, judged by a few hundred draws."""
+    """Warns if 1 % or more of 500 drawn pairs of lengths do not fit the model's context."""
     if max_model_len is None or not _draws_lengths(settings):
         return []
     prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
@@ -158,7 +159,7 @@ def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[st
 
 
 def _draws_lengths(settings: Settings) -> bool:
-    """Whether lengths are drawn: a file of prompts and a trace have lengths of their own."""
+    """Whether lengths are drawn. A file of prompts and a trace have lengths of their own."""
     return settings.prompts is None and settings.trace is None
 
 
@@ -171,7 +172,7 @@ def _check_prompts(settings: Settings) -> None:
 
 
 def preflight_summary(preflight: Preflight, target: Target) -> list[str]:
-    """The lines that are shown before the load begins."""
+    """Returns the lines that are shown before the load begins."""
     server = preflight.server
     engine = " ".join(filter(None, [server.engine, server.version])) or "unknown engine"
     simulated = f" - SIMULATED, preset {server.simulated}" if server.simulated else ""

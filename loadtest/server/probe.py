@@ -1,4 +1,5 @@
-"""Requests before the load: how the server counts tokens, and a warm-up. Leaves no rows; knows no Locust."""
+"""Sends requests before the load, to measure how the server counts tokens and to warm it up. Writes no rows;
+knows no Locust."""
 
 import asyncio
 
@@ -13,7 +14,7 @@ from loadtest.settings import Settings
 from loadtest.workload.prompts import PromptScale, probe_text
 
 FIRST_TOKENS_TIMEOUT_S = 180.0
-"""Time limit of a test request: a server may compile on first use."""
+"""Time limit of a test request, in seconds: a server may compile when it is first used."""
 WARM_UPS = 4
 PROBE_TOKENS = 8
 
@@ -27,7 +28,7 @@ async def _ask(
     text: str,
     max_tokens: int = PROBE_TOKENS,
 ) -> RequestRecord:
-    """Sends one request that is not counted. Raises InputError unless it is answered."""
+    """Sends one test request, which leaves no row in the run folder. Raises InputError if it fails."""
     request = StreamRequest(
         url=f"{target.api_url}/chat/completions",
         body=encode_chat_body(
@@ -68,8 +69,8 @@ async def measure_prompt_scale(
     server: ServerInfo,
     nonce: str,
 ) -> tuple[PromptScale, RequestRecord]:
-    """Measures with two prompts what the chat template adds and how many tokens a word takes. Also returns
-    the record of the first request. Raises InputError."""
+    """Measures with two prompts how many tokens the chat template adds and how many a word takes. Without
+    usage it assumes 0 and 1.3. Returns them and the record of the first request. Raises InputError."""
     room = (server.max_model_len or 4096) - PROBE_TOKENS
     long = max(24, min(400, room // 4))
     short = long // 4
@@ -94,7 +95,7 @@ async def warm_up(
     scale: PromptScale,
     nonce: str,
 ) -> None:
-    """Sends a few requests at once, so that the first counted ones do not wait for caches and compilation."""
+    """Sends a few requests together, so that the recorded ones do not wait for compilation and caches."""
     texts = [probe_text(nonce=f"{nonce}w{i}", words=32 + i) for i in range(WARM_UPS)]
     asks = (_ask(session, target, settings, model=model, text=text, max_tokens=16) for text in texts)
     await asyncio.gather(*asks)

@@ -1,4 +1,4 @@
-"""Reads the wanted lines of a page in Prometheus' text format. Knows no engine and no I/O."""
+"""Parses chosen lines of a page in Prometheus' text format. Knows no engine and no I/O."""
 
 import re
 
@@ -7,7 +7,7 @@ from prometheus_client.samples import Sample
 
 
 def parse_samples(page: str, *, wanted: re.Pattern[str]) -> list[Sample]:
-    """Parses only the lines that match `wanted`, which takes 0.3 ms instead of 6 for vLLM's page. Raises
-    ValueError when they are not in Prometheus' format."""
+    """Parses only the lines that match `wanted`: for vLLM's page this takes 0.3 ms instead of 6 ms. Raises
+    ValueError if they are not in Prometheus' format."""
     lines = "\n".join(wanted.findall(page)) + "\n"
     return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]

@@ -19,7 +19,7 @@ FETCH_TIMEOUT_S = 5.0
 
 
 class Scraper:
-    """Reads the metrics of one server, over a session of its own."""
+    """Reads the metrics of one server and its GPUs, over an HTTP session of its own."""
 
     def __init__(self, target: Target, *, model: str, gpus: NvmlGpus | DcgmGpus | None) -> None:
         self._target = target
@@ -27,16 +27,16 @@ class Scraper:
         self.gpus = gpus
         self._session: aiohttp.ClientSession | None = None
         self.url: str | None = None
-        """Address at which /metrics answered; None before `find`, and without metrics."""
+        """Address at which /metrics answered; None before `find`, and if there are no metrics."""
 
     @property
     def gpu(self) -> GpuInfo | None:
-        """The server's GPUs; None when they are unknown."""
+        """The server's GPUs; None if they are unknown."""
         return self.gpus.info if self.gpus and self.gpus.info.count else None
 
     async def find(self) -> str | None:
-        """Looks for vLLM's metrics at the target's addresses and returns the page; None when there is
-        none."""
+        """Looks for vLLM's metrics at the target's addresses and returns their page; None if no address has
+        them."""
         for url in self._target.metrics_urls:
             try:
                 text = await self._fetch(url, self._target.metrics_headers)
@@ -48,8 +48,8 @@ class Scraper:
         return None
 
     async def sample(self) -> list[ServerSample]:
-        """Reads the current state of the server, one row for each engine. A failed scrape gives a row with
-        `error`."""
+        """Reads the current state of the server, one row for each engine. A failed scrape gives one row with
+        `error`. Returns no rows if there are neither metrics nor GPUs."""
         unix_s = time.time()
         rows, error = await self._engines(unix_s)
         error = error or await self._refresh_gpus()
@@ -66,7 +66,8 @@ class Scraper:
         return [first, *rows[1:]]
 
     async def follow(self, *, seconds: float, take: Callable[[ServerSample], object]) -> None:
-        """Passes a sample to `take` every `seconds`, first after one interval, until cancelled."""
+        """Takes a sample every `seconds` (the first after one interval) and passes each of its rows to
+        `take`. Runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -76,8 +77,8 @@ class Scraper:
                 take(row)
 
     async def settle(self, *, limit_s: float = 5.0) -> None:
-        """Waits until no request runs and the counters have stopped, so that they can be compared with the
-        rows, but at most `limit_s`."""
+        """Waits at most `limit_s` seconds until no request runs and the counters stand still, so that they
+        can be compared with the rows."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         before: list[tuple[float | None, float | None]] | None = None
@@ -89,7 +90,7 @@ class Scraper:
             await asyncio.sleep(0.3)
 
     async def close(self) -> None:
-        """Closes the session."""
+        """Closes the HTTP session."""
         if self._session is not None:
             await self._session.close()
 

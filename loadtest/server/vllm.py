@@ -1,4 +1,4 @@
-"""Reads vLLM's metrics as ServerSample and ServerInfo. A missing value stays missing. Knows no I/O."""
+"""Reads vLLM's metrics as ServerSample and ServerInfo. A missing metric gives None. Knows no I/O."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from prometheus_client.samples import Sample
 from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.prometheus import parse_samples
 
-# Names of current and older versions of vLLM; counters are listed without `_total`, which older ones lack.
+# Metric names of current and older versions of vLLM. Counters have no `_total` here: older versions lack it.
 _FIELDS = {
     "num_requests_running": "running",
     "num_requests_waiting": "waiting",
@@ -34,18 +34,18 @@ METRIC_LINES = re.compile(
     rf"|{_SIMULATOR_INFO}|{_SIMULATOR_LATENESS})[{{ ].*$",
     re.MULTILINE,
 )
-"""The lines of a page that are read."""
+"""Matches the lines of a page that are read."""
 
 
 def read_server_samples(page: str, *, model: str, unix_s: float) -> list[ServerSample]:
-    """Reads a page as one row for each engine of `model`, in the order of engines. Raises ValueError when it
-    is not in Prometheus' format."""
+    """Reads a page of metrics as one row for each engine of `model`, sorted by engine. Raises ValueError if
+    the page is not in Prometheus' format."""
     return build_server_samples(parse_samples(page, wanted=METRIC_LINES), model=model, unix_s=unix_s)
 
 
 def build_server_samples(samples: Iterable[Sample], *, model: str, unix_s: float) -> list[ServerSample]:
-    """Builds one row for each engine of `model`, in the order of engines; of every model where no sample
-    names `model`."""
+    """Builds one row for each engine of `model`, sorted by engine. If no sample names `model`, all samples
+    count."""
     samples = list(samples)
     named = [s for s in samples if s.labels.get("model_name") == model]
     rows: dict[str, dict[str, Any]] = {}
@@ -67,16 +67,16 @@ def _is_capacity(name: str, sample: Sample) -> bool:
 
 
 def read_server_info(page: str) -> ServerInfo:
-    """Reads what a page says about the KV pool: see `build_server_info`."""
+    """Reads what a page of metrics states about the KV pool, as `build_server_info` does."""
     return build_server_info(parse_samples(page, wanted=METRIC_LINES))
 
 
 def build_server_info(samples: Iterable[Sample]) -> ServerInfo:
-    """Builds what `cache_config_info` says about the KV pool. Several engines (data parallel) are equal; the
-    first is read.
+    """Builds the data of the KV pool from `cache_config_info`. Data-parallel engines are alike; the first is
+    read.
 
-    Bytes per KV token follow from the pool's bytes and tokens. With an override of the number of blocks these
-    two do not belong together, and the figure stays unknown.
+    KV bytes per token are the pool's bytes divided by its tokens. If the number of blocks was overridden,
+    these two do not belong together, and the result is None.
     """
     samples = list(samples)
     labels = next((s.labels for s in samples if s.name == f"vllm:{_INFO}"), {})

@@ -1,5 +1,5 @@
-"""Arrivals of an open loop: when requests are due, whether the server has answered or not, and which worker
-sends them. Knows no network and no clock."""
+"""Arrivals of an open loop: when requests are due, whatever the server does, and which worker sends them.
+Knows no network and no clock."""
 
 import math
 import random
@@ -14,23 +14,25 @@ _LAW = re.compile(rf"(constant|poisson|gamma):{_RATE}(?:,(\d+(?:\.\d+)?))?")
 
 
 class Arrival(NamedTuple):
-    """One request that is due."""
+    """One request of an open loop."""
 
     number: int
     due_s: float
     """When the request is due, in seconds after the start of the arrivals."""
     prompt_tokens: int | None = None
-    """None when the length is drawn from the workload's distribution."""
+    """Length of the prompt; None if it is drawn from the workload's distribution."""
     output_tokens: int | None = None
+    """Length of the answer; None if it is drawn from the workload's distribution."""
     prefix_blocks: tuple[int, ...] = ()
-    """Ids of the prompt's blocks: requests whose first ids are equal begin with the same text."""
+    """Ids of the prompt's blocks: prompts with the same first ids begin with the same text. Empty: no shared
+    text."""
 
 
 class ArrivalProcess(msgspec.Struct, frozen=True):
-    """A renewal process: `constant:RATE`, `poisson:RATE` or `gamma:RATE,BURSTINESS`, with rates in requests
-    per second; a rate `FROM-TO` changes linearly. Burstiness is the shape of the gamma distribution of the
-    gaps, as in vLLM's benchmark: 1 is Poisson, smaller is burstier (coefficient of variation 1 /
-    sqrt(shape))."""
+    """A renewal process of arrivals: `constant:RATE`, `poisson:RATE` or `gamma:RATE,BURSTINESS`. Rates are in
+    requests per second; a rate `FROM-TO` changes linearly. Burstiness is the shape of the gamma
+    distribution of the gaps, as in vLLM's benchmark: 1 is a Poisson process, smaller values are burstier
+    (coefficient of variation 1 / sqrt(shape))."""
 
     kind: Literal["constant", "poisson", "gamma"]
     rate: float
@@ -57,9 +59,8 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
         )
 
     def arrivals(self, *, seed: int, duration_s: float) -> Iterator[Arrival]:
-        """Yields the arrivals of `duration_s` seconds, the same for the same seed. The n-th arrival is the
-        time at which the integral of the rate reaches the n-th point of a process of rate 1 (time
-        rescaling)."""
+        """Yields the arrivals of `duration_s` seconds; equal seeds give equal arrivals. The n-th arrival is
+        due when the integral of the rate reaches the n-th point of a process of rate 1 (time rescaling)."""
         rng = random.Random(f"arrivals/{seed}")
         point, number = 0.0, 0
         while True:
@@ -84,8 +85,8 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
                 return rng.gammavariate(self.burstiness, 1 / self.burstiness)
 
     def _time_at(self, integral: float, duration_s: float) -> float | None:
-        """The time t at which rate * t + slope * t^2 / 2 reaches `integral`; None after the end. The root
-        stands in the denominator, so that a slope of 0 works too."""
+        """Returns the time t at which rate * t + slope * t^2 / 2 reaches `integral`; None if it does not
+        within `duration_s`. The root is in the denominator, so that a slope of 0 works too."""
         slope = (self.end_rate - self.rate) / duration_s
         if integral >= self.mean_count(duration_s):
             return None
@@ -94,14 +95,15 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
 
 
 class WorkerAssignment(NamedTuple):
-    """The workers that send from `from_s` on: worker n mod (number of workers) sends the n-th arrival."""
+    """The workers that send the arrivals due from `from_s` on: worker n mod (number of workers) sends arrival
+    n."""
 
     from_s: float
     workers: tuple[str, ...]
 
 
 def is_assigned(arrival: Arrival, worker: str, assignments: Sequence[WorkerAssignment]) -> bool:
-    """Whether `worker` sends this arrival, by `assignments` in the order of their times. No worker sends an
-    arrival that is due before the first assignment."""
+    """Whether `worker` sends this arrival. `assignments` are in the order of their times; no worker sends an
+    arrival that is due before the first of them."""
     workers = next((each.workers for each in reversed(assignments) if each.from_s <= arrival.due_s), ())
     return bool(workers) and workers[arrival.number % len(workers)] == worker

@@ -1,5 +1,5 @@
-"""Builds requests from seeded lengths and texts, one conversation after the other. Knows no network and no
-clock."""
+"""Builds the requests of conversations and of an open loop from seeded lengths and texts. Knows no network
+and no clock."""
 
 import math
 import random
@@ -13,22 +13,22 @@ from loadtest.workload.prompts import PROMPT_WORDS, Message, Prompt, PromptScale
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
-"""Fraction of the context that is kept free: synthetic prompts are sized by the mean number of tokens per
-word, and a clipped prompt with more tokens than that must not be answered with 400."""
+"""Fraction of the context that synthetic requests leave free. Prompts are sized by the mean tokens per word;
+one with more tokens must still fit, or the server answers 400."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """Messages and length of one request."""
+    """The messages of one request and the length of its answer."""
 
     messages: list[Message]
     max_tokens: int
     turn: int
     clipped: bool
-    """Whether a drawn length did not fit into the model's context."""
+    """Whether a length was shortened to fit the model's context."""
 
 
 class Workload(msgspec.Struct, kw_only=True, frozen=True):
-    """What users ask. Every request of every user can be built from it."""
+    """What users ask: all that is needed to build every request of every user."""
 
     prompt_tokens: Distribution
     output_tokens: Distribution
@@ -37,18 +37,18 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     scale: PromptScale
     seed: int
     nonce: str
-    """A text at the beginning of each prompt that differs from run to run, so that no prompt is found in the
-    prefix cache that an earlier run left. Lengths do not depend on it."""
+    """Text at the beginning of every prompt. It differs between runs, so that no prompt is in a prefix cache
+    that an earlier run left. Lengths do not depend on it."""
     prompts: list[Prompt] | None = None
-    """A user's own prompts, used instead of synthetic text."""
+    """Prompts from a file, used instead of synthetic text; None without a file."""
 
     def conversation(self, *, user: int, number: int) -> "Conversation":
-        """The conversation with this number of this user; the same for the same seed."""
+        """Returns conversation `number` of `user`; equal seeds give equal lengths."""
         return Conversation(self, user=user, number=number)
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
-        """Builds the request of an arrival in an open loop, the same in every process. Lengths that the
-        arrival does not have are drawn; without prefix blocks no other request shares its text."""
+        """Builds the request of an arrival in an open loop; all processes build the same one. Lengths that
+        the arrival lacks are drawn. If it has no prefix blocks, no other request shares its text."""
         if self.prompts:
             return next(self.conversation(user=arrival.number, number=0).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
@@ -65,8 +65,8 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         )
 
     def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
-        """A text of which two requests share as much, from the beginning, as they share blocks. The last
-        block is extended where the trace names too few."""
+        """Builds a text of `words` words, block by block: equal first blocks give equal beginnings. The last
+        block is extended if the blocks are too short."""
         block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
         text: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
         for block in blocks:
@@ -77,7 +77,7 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def room(self) -> int:
-        """Tokens of the model's context that synthetic requests may fill."""
+        """Tokens of the model's context that a synthetic request may fill, prompt and answer together."""
         limit = self.max_model_len
         return 1 << 30 if limit is None else max(2, math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2)
 
@@ -104,7 +104,7 @@ class Conversation:
             yield request
 
     def answered(self, text: str, *, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        """Adds the answer to the last request to the history."""
+        """Appends the server's latest answer to the history."""
         self._history.append({"role": "assistant", "content": text})
         self._history_tokens = (prompt_tokens or 0) + (output_tokens or 0)
 

@@ -17,12 +17,13 @@ _FORMS = (
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """A distribution of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV` or `exp:MEAN`.
-    `a` and `b` are the numbers of this form; without a second number `b` is 0."""
+    """A distribution of lengths or times: `N`, `LO-HI` (inclusive), `lognormal:MEAN,CV` or `exp:MEAN`."""
 
     kind: Literal["fixed", "uniform", "lognormal", "exp"]
     a: float
+    """The value itself (fixed), the lower end (uniform) or the mean (lognormal, exp)."""
     b: float = 0.0
+    """The upper end (uniform) or the coefficient of variation (lognormal); else 0."""
 
     @classmethod
     def parse(cls, text: str) -> "Distribution":
@@ -61,7 +62,7 @@ class Distribution(msgspec.Struct, frozen=True):
                 return rng.lognormvariate(math.log(self.a) - variance / 2, math.sqrt(variance))
 
     def draw_count(self, rng: random.Random) -> int:
-        """Draws one whole number of at least 1."""
+        """Draws one whole number, 1 or larger."""
         if self.kind == "uniform":
             return max(1, rng.randint(math.ceil(self.a), math.floor(self.b)))
         return max(1, round(self.draw(rng)))

@@ -1,4 +1,4 @@
-"""Texts of prompts: synthetic ones of a wanted length, and a user's own. Knows no conversation."""
+"""Texts of prompts: synthetic ones of a given length, or those of a file. Knows no conversation."""
 
 import random
 from pathlib import Path
@@ -8,20 +8,20 @@ import msgspec
 
 
 class Message(TypedDict):
-    """One message of a conversation; `content` is text, or the parts of a multimodal message."""
+    """One message of a conversation. `content` is a text, or the list of parts of a multimodal message."""
 
     role: str
     content: object
 
 
 class PromptScale(msgspec.Struct, frozen=True):
-    """How many tokens the server counts for a text: tokens = overhead + tokens_per_word * words."""
+    """Number of tokens that the server counts for a text: overhead_tokens + tokens_per_word * words."""
 
     overhead_tokens: float
     tokens_per_word: float
 
     def words(self, tokens: int) -> int:
-        """Number of words of a prompt with this many tokens; at least one."""
+        """Returns the number of words of a prompt of `tokens` tokens, at least 1."""
         return max(1, round((tokens - self.overhead_tokens) / self.tokens_per_word))
 
 
@@ -30,21 +30,23 @@ class Prompt(msgspec.Struct, frozen=True):
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_tokens: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    """Length of the answer; None if it is drawn."""
 
 
 def sentence(rng: random.Random, *, title: str, words: int) -> str:
-    """A text of `words` words, at least one, that begins with `title`, which should occur nowhere else."""
+    """Returns a text of `words` words, at least 1. The first word is `title`, which no other text should
+    have."""
     return " ".join([title, *rng.choices(PROMPT_WORDS, k=max(0, words - 1))])
 
 
 def probe_text(*, nonce: str, words: int) -> str:
-    """A text like those of the workload, with which to measure how the server counts tokens."""
+    """Returns a text like those of the workload, to measure how many tokens the server counts for it."""
     return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Reads a file of prompts, one JSON object per line. Raises ValueError with the line's number, and
-    OSError."""
+    """Reads a file of prompts, one JSON object per line. Raises OSError, and ValueError with the line's
+    number."""
     prompts: list[Prompt] = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():

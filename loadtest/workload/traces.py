@@ -1,4 +1,4 @@
-"""Recorded arrivals: Mooncake's JSONL, the Azure CSV and a plain CSV, read as Arrivals."""
+"""Reads recorded arrivals: Mooncake's JSONL, the Azure CSV or a plain CSV."""
 
 import csv
 import datetime
@@ -11,8 +11,8 @@ import msgspec
 from loadtest.workload.arrivals import Arrival
 
 TRACE_BLOCK_TOKENS = 512
-"""Tokens of a prefix block in Mooncake's traces; each id in `hash_ids` stands for a block and all before
-it."""
+"""Tokens of a prefix block in Mooncake's traces. An id in `hash_ids` stands for one block and all blocks
+before."""
 
 
 class _TraceLine(msgspec.Struct):
@@ -25,12 +25,13 @@ class _TraceLine(msgspec.Struct):
 
 
 def read_trace(path: Path, *, speed: float) -> list[Arrival]:
-    """Reads a trace as arrivals in the order of time, from 0, `speed` times as fast as recorded.
+    """Reads a trace as arrivals in the order of time. The first is due at 0; recorded gaps are divided by
+    `speed`.
 
     The formats are Mooncake's JSONL (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`), the
     Azure LLM inference CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), and a plain CSV of seconds,
-    prompt tokens and output tokens. Requests without output, which some traces have, ask for one token.
-    Raises OSError, and ValueError with the line's number.
+    prompt tokens and output tokens. In a CSV a length of 0 is read as one token. Raises OSError, and
+    ValueError with the line's number.
     """
     with path.open(encoding="utf-8", newline="") as lines:
         first = lines.readline()
@@ -72,7 +73,8 @@ def _is_header(row: list[str]) -> bool:
 
 
 def _seconds(text: str) -> float:
-    """Reads seconds, or a date and time (Azure's have seven decimals, of which Python reads six)."""
+    """Reads a number of seconds, or a date and time as Unix seconds (Azure's has seven decimals; Python reads
+    six)."""
     try:
         return float(text)
     except ValueError:

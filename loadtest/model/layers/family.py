@@ -17,13 +17,14 @@ class ConfigKeys:
         self.model_type = str(config.get("model_type"))
 
     def get(self, name: str) -> object:
-        """The value of a key; None where neither the file nor the family has it."""
+        """Returns the value of a key; None if neither the file nor the family has it."""
         value = self._config.get(name)
         return self._defaults.get(name) if value is None else value
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """The whole number of the first key in `names` that is present. A boolean is not a whole number
-        here."""
+        """Returns the whole number of the first key in `names` that is present, else `default`. Raises
+        UnsupportedModelError for a value that is not a whole number above 0 (0 is accepted if `default` is
+        0), and if all keys are absent and there is no `default`."""
         for name in names:
             value = self.get(name)
             if value is None:
@@ -38,22 +39,22 @@ class ConfigKeys:
         return default
 
     def flag(self, name: str, default: object = False) -> bool:
-        """The value of a key as a boolean."""
+        """Returns the value of a key as a boolean; `default` if it is absent."""
         value = self.get(name)
         return bool(default if value is None else value)
 
     def bias(self, rule: str | bool) -> bool:
-        """Resolves a family's bias: a constant, or the name of the key that holds it."""
+        """Whether there is a bias: `rule` is a boolean, or the name of the key that says so."""
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def items(self, name: str) -> Sequence[object]:
-        """The list under a key; empty where it is absent or not a list."""
+        """Returns the list of a key; empty if the key is absent or its value is not a list."""
         value = self.get(name)
         return value if isinstance(value, list | tuple) else ()
 
     @property
     def hidden(self) -> int:
-        """Hidden size."""
+        """Hidden size of the model."""
         return self.integer("hidden_size")
 
     @property
@@ -63,12 +64,12 @@ class ConfigKeys:
 
     @property
     def kv_heads(self) -> int:
-        """Number of heads of keys and values."""
+        """Number of heads of keys and values; by default as many as attention heads."""
         return self.integer("num_key_value_heads", default=self.heads)
 
     @property
     def head_dim(self) -> int:
-        """Elements of one head."""
+        """Elements of one head; by default the hidden size divided by the number of heads."""
         return self.integer("head_dim", default=self.hidden // self.heads)
 
 
@@ -78,8 +79,8 @@ Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """How the models of one model_type are built. A bias is a constant or the name of the key that holds
-    it."""
+    """How the models of one model_type are built. A bias is a boolean, or the name of the key that says
+    whether there is one."""
 
     mixer: Mixer
     mlp: Mlp
@@ -88,18 +89,23 @@ class ModelFamily:
     mlp_bias: str | bool = False
     head_bias: str | bool = False
     gated: bool = True
+    """Whether a dense MLP has a gate, and so three matrices."""
     gated_query: bool = False
+    """Whether the query projection has a gate beside each query."""
     norms: int = 2
-    """Norms of the hidden size in one layer."""
+    """Number of norms over the hidden size in one layer."""
     norm_bias: bool = False
     norm_weight: bool = True
+    """Whether norms have weights."""
     qk_norm: Literal["", "head", "full"] = ""
-    """Norms of queries and keys: "head" has the size of one head, "full" of all heads."""
+    """Norms of queries and keys, over one head ("head") or over all heads ("full"); empty: none."""
     qk_norm_key: str = ""
-    """The key that switches `qk_norm` on; without a key it is always on."""
+    """Name of the key that switches `qk_norm` on; empty: it is always on."""
     sinks: bool = False
+    """Whether attention has a learned sink for each head."""
     slides: Callable[[ConfigKeys, int], bool] | None = None
+    """Says whether a layer has a sliding window; None: only the config's layer_types can say so."""
     tied: bool = False
-    """The value of tie_word_embeddings where the key is absent."""
+    """Value of tie_word_embeddings if the key is absent."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """Values that the family's configuration class has for absent keys."""
+    """Values of absent keys, as in the family's configuration class."""

@@ -1,6 +1,6 @@
-"""Attention and recurrence of a layer (its token mixer) as tensors and KV caches. Knows no GPU and no bytes.
+"""Builds attention and recurrence of a layer (its mixer) as tensors and KV caches. Knows no GPU and no bytes.
 
-One builder for each kind of mixer; `architectures` says which family has which.
+There is one builder for each kind of mixer; `architectures` says which family uses which.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,7 @@ from loadtest.model.quantisation import UnsupportedModelError
 
 
 def grouped_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds multi-head, grouped-query and multi-query attention over the whole context, a window or a
-    chunk."""
+    """Builds multi-head, grouped-query or multi-query attention over all tokens, a window or a chunk."""
     heads, kv_heads, dim, hidden = keys.heads, keys.kv_heads, keys.head_dim, keys.hidden
     bias = keys.bias(family.qkv_bias)
     query = heads * dim * (2 if family.gated_query else 1)
@@ -42,8 +41,7 @@ def grouped_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tupl
 
 
 def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds multi-head latent attention (DeepSeek): one latent vector per token, on every GPU of the
-    group."""
+    """Builds multi-head latent attention (DeepSeek). Every GPU caches one latent vector per token."""
     heads, hidden = keys.heads, keys.hidden
     rope, rank = keys.integer("qk_rope_head_dim"), keys.integer("kv_lora_rank")
     nope, value = keys.integer("qk_nope_head_dim"), keys.integer("v_head_dim")
@@ -69,7 +67,7 @@ def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple
 def attention_span(
     keys: ConfigKeys, family: ModelFamily, layer: int
 ) -> tuple[Literal["full", "window", "chunk"], int]:
-    """The kind of attention of a layer, and the tokens of its window or chunk."""
+    """Returns the kind of attention of a layer, and the tokens of its window or chunk (0 without one)."""
     kinds = keys.items("layer_types")
     if kinds:
         kind = str(kinds[layer])
@@ -92,8 +90,8 @@ def attention_span(
 
 
 def _has_rotary_positions(keys: ConfigKeys, layer: int) -> bool:
-    """Whether a layer of Llama 4 has rotary positions: such a layer attends to a chunk, the others to
-    everything."""
+    """Whether a layer of Llama 4 has rotary positions. Such a layer attends to a chunk, the others to all
+    tokens."""
     listed = keys.items("no_rope_layers")
     return (
         bool(listed[layer]) if listed else (layer + 1) % keys.integer("no_rope_layer_interval", default=4) > 0
@@ -101,17 +99,17 @@ def _has_rotary_positions(keys: ConfigKeys, layer: int) -> bool:
 
 
 def every_layer(keys: ConfigKeys, layer: int) -> bool:
-    """A window in every layer."""
+    """Whether the layer has a window: every layer has one."""
     return True
 
 
 def even_layers(keys: ConfigKeys, layer: int) -> bool:
-    """A window in layers 0, 2, 4, ..."""
+    """Whether the layer has a window: layers 0, 2, 4, ... have one."""
     return layer % 2 == 0
 
 
 def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
-    """A window in all layers but each `period`-th; the config may state another period."""
+    """Builds a rule: all layers but each `period`-th have a window. The config may state another period."""
 
     def slides(keys: ConfigKeys, layer: int) -> bool:
         stated = keys.get("sliding_window_pattern")
@@ -121,12 +119,13 @@ def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
 
 
 def last_layers(keys: ConfigKeys, layer: int) -> bool:
-    """A window from layer max_window_layers on, where use_sliding_window is true (Qwen)."""
+    """Whether the layer has a window: layers from max_window_layers on have one if use_sliding_window is true
+    (Qwen)."""
     return keys.flag("use_sliding_window") and layer >= keys.integer("max_window_layers", default=28)
 
 
 def _delta_net(keys: ConfigKeys) -> tuple[list[Tensor], list[Cache]]:
-    """Builds a gated delta net (Qwen3-Next, Qwen3.5): a matrix for each value head, and a short
+    """Builds a gated delta net (Qwen3-Next, Qwen3.5). Its state is a matrix for each value head and a short
     convolution."""
     hidden = keys.hidden
     key_dim, value_dim = keys.integer("linear_key_head_dim"), keys.integer("linear_value_head_dim")
@@ -197,8 +196,8 @@ def _mamba_head_dim(keys: ConfigKeys) -> int:
 
 
 def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Qwen3-Next's layers: attention in each full_attention_interval-th, a gated delta net in the
-    others."""
+    """Builds the mixer of a Qwen3-Next layer: attention in each full_attention_interval-th layer, a gated
+    delta net in the others."""
     kinds = keys.items("layer_types")
     interval = keys.integer("full_attention_interval", default=4)
     is_linear = kinds[layer] == "linear_attention" if kinds else (layer + 1) % interval > 0
@@ -206,21 +205,22 @@ def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list
 
 
 def falcon_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Falcon-H1's layers: attention and Mamba side by side in each of them."""
+    """Builds the mixer of a Falcon-H1 layer: attention and Mamba 2 side by side."""
     attention, keys_values = grouped_attention(keys, family, layer)
     mamba, state = _bamba_mamba(keys, norm=keys.flag("mamba_rms_norm"))
     return attention + mamba, keys_values + state
 
 
 def bamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Bamba's layers: attention in the listed ones, Mamba 2 in the others."""
+    """Builds the mixer of a Bamba layer: attention in the layers of attn_layer_indices, Mamba 2 in the
+    others."""
     if layer in keys.items("attn_layer_indices"):
         return grouped_attention(keys, family, layer)
     return _bamba_mamba(keys)
 
 
 def granite_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Granite 4's layers: Mamba 2 in those listed as such, attention in the others."""
+    """Builds the mixer of a Granite 4 layer: Mamba 2 in layers listed as "mamba", attention in the others."""
     kinds = keys.items("layer_types") or keys.items("layers_block_type")
     if kinds and kinds[layer] == "mamba":
         return _bamba_mamba(keys)
@@ -228,7 +228,8 @@ def granite_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[l
 
 
 def jamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds Jamba's layers: attention in one of each period, Mamba 1 in the others."""
+    """Builds the mixer of a Jamba layer: attention in one of each attn_layer_period layers, Mamba 1 in the
+    others."""
     period = keys.integer("attn_layer_period", default=8)
     offset = keys.integer("attn_layer_offset", default=0)
     if layer % period == offset:

@@ -1,4 +1,4 @@
-"""MLPs and experts of a layer as tensors, one builder for each kind. Knows no GPU and no bytes."""
+"""Builds the MLPs and experts of a layer as tensors, one builder for each kind. Knows no GPU and no bytes."""
 
 from loadtest.model.layers.family import ConfigKeys, ModelFamily
 from loadtest.model.layers.tensors import Tensor, column_parallel, row_parallel
@@ -22,19 +22,19 @@ def plain_mlp(name: str, hidden: int, width: int, *, bias: bool, count: int = 1)
 
 
 def expert_router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
-    """Builds the router of experts, which is never split and never quantised."""
+    """Builds the router of experts. It is neither split nor quantised."""
     router = [Tensor(name=name, rows=experts, columns=hidden)]
     return [*router, Tensor(name=f"{name}.bias", rows=experts)] if bias else router
 
 
 def dense_mlp(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds one dense MLP, gated or plain as its family has it."""
+    """Builds a dense MLP: gated if `family.gated`, else plain."""
     width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
     return (gated_mlp if family.gated else plain_mlp)("mlp", keys.hidden, width, bias=bias)
 
 
 def mixtral_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds Mixtral's layers: experts alone, in every layer."""
+    """Builds the MLPs of a Mixtral layer: only experts, in every layer."""
     experts, hidden = keys.integer("num_local_experts", "num_experts"), keys.hidden
     width = keys.integer("moe_intermediate_size", "intermediate_size")
     bias = keys.flag("use_routing_bias")
@@ -44,8 +44,8 @@ def mixtral_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[T
 
 
 def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds Qwen's layers: experts in each decoder_sparse_step-th layer that is not listed as dense, and a
-    shared expert where the config has one."""
+    """Builds the MLPs of a Qwen layer. Each decoder_sparse_step-th layer has experts, and a shared expert if
+    the config has one. The others, and those in mlp_only_layers, have a dense MLP."""
     if layer in keys.items("mlp_only_layers") or (layer + 1) % keys.integer("decoder_sparse_step", default=1):
         return dense_mlp(keys, family, layer)
     experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
@@ -59,8 +59,8 @@ def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tens
 
 
 def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds DeepSeek's layers: the first ones dense, then routed and shared experts. V3's router has a
-    correction bias."""
+    """Builds the MLPs of a DeepSeek layer: dense in the first layers, then routed and shared experts. The
+    router of V3 has a correction bias."""
     every = keys.integer("moe_layer_freq", default=1)
     if layer < keys.integer("first_k_dense_replace", default=0) or layer % every:
         return dense_mlp(keys, family, layer)
@@ -77,7 +77,8 @@ _CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
 
 
 def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds Llama 4's layers: routed experts and a shared one in some layers, a dense MLP in the others."""
+    """Builds the MLPs of a Llama 4 layer: routed experts and a shared one in some layers, a dense MLP in the
+    others."""
     listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
     hidden, width = keys.hidden, keys.integer("intermediate_size")
     if layer not in listed if listed else (layer + 1) % step:
@@ -91,7 +92,7 @@ def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Te
 
 
 def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds gpt-oss's layers: experts with biases, in every layer."""
+    """Builds the MLPs of a gpt-oss layer: experts with biases, in every layer."""
     experts, hidden, width = keys.integer("num_local_experts"), keys.hidden, keys.integer("intermediate_size")
     return expert_router("mlp.router", experts, hidden, bias=True) + gated_mlp(
         "mlp.experts", hidden, width, bias=True, count=experts
@@ -99,7 +100,8 @@ def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[T
 
 
 def jamba_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds Jamba's layers: experts in one of each period, a dense MLP in the others."""
+    """Builds the MLPs of a Jamba layer: experts in one of each expert_layer_period layers, a dense MLP in the
+    others."""
     period = keys.integer("expert_layer_period", default=2)
     offset = keys.integer("expert_layer_offset", default=0)
     experts = keys.integer("num_experts", default=16)
@@ -111,7 +113,7 @@ def jamba_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Ten
 
 
 def granite_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds Granite's layers: experts and a shared MLP, each where the config has them."""
+    """Builds the MLPs of a Granite layer: experts and a shared MLP, each only if the config has it."""
     experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
     tensors = []
     if experts:

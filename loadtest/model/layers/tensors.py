@@ -1,5 +1,4 @@
-"""Weight tensors and KV caches of a layer: their sizes, and how tensor parallelism splits them. Knows no
-GPU."""
+"""Sizes of a layer's weight tensors and KV caches, and how tensor parallelism splits them. Knows no GPU."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,34 +9,33 @@ ANY_SHARDS = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """`count` weight tensors of one shape; more than one for experts."""
+    """A weight tensor, or `count` tensors of the same shape (experts, norms)."""
 
     name: str
-    """Path of the module in the checkpoint, as lists of quantisation exceptions name it."""
+    """Path of the module in the checkpoint, as in the lists of modules that are not quantised."""
     rows: int
     columns: int = 1
     count: int = 1
     shards: int = 1
-    """Largest number of GPUs that tensor parallelism splits the tensor over; each further GPU holds a
-    copy."""
+    """Largest number of parts into which tensor parallelism splits the tensor; with more GPUs, parts are
+    repeated."""
     split: Literal["rows", "columns"] = "rows"
-    """The side that tensor parallelism divides."""
+    """Dimension along which tensor parallelism splits the tensor."""
     linear: bool = False
     """Whether the tensor is a matrix of a linear layer or an expert, to which quantisation applies."""
 
     @property
     def parameters(self) -> int:
-        """Parameters of all `count` tensors."""
+        """Number of parameters of all `count` tensors."""
         return self.rows * self.columns * self.count
 
     @property
     def expert(self) -> bool:
-        """Whether the tensor belongs to routed experts, of which only the chosen ones are read for a
-        token."""
+        """Whether the tensor belongs to routed experts: for one token only the chosen experts are read."""
         return ".experts." in self.name
 
     def part(self, tp: int) -> tuple[float, float]:
-        """Rows and columns that one of `tp` GPUs holds; they may be fractional."""
+        """Returns the rows and columns that one of `tp` GPUs holds; they may be fractional."""
         pieces = min(tp, self.shards)
         return (
             (self.rows / pieces, self.columns) if self.split == "rows" else (self.rows, self.columns / pieces)
@@ -46,8 +44,8 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCache:
-    """Keys and values of one layer: `heads * width` elements per token. With MLA, one latent vector on every
-    GPU."""
+    """KV cache of one attention layer: `heads * width` elements per token. With MLA (one head, the latent
+    vector) every GPU holds all of it."""
 
     kind: Literal["full", "window", "chunk", "mla"]
     heads: int
@@ -59,7 +57,7 @@ class AttentionCache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateCache:
-    """Recurrent state of one layer: the same size for each request, split over the tensor-parallel group."""
+    """Recurrent state of one layer. Every request needs the same size; tensor parallelism splits it."""
 
     convolution: int
     """Elements of the convolution's state, in the model's type."""
@@ -74,7 +72,7 @@ Cache = AttentionCache | StateCache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """All tensors and caches of one layer."""
+    """All weight tensors and caches of one layer."""
 
     tensors: tuple[Tensor, ...]
     caches: tuple[Cache, ...]
@@ -83,7 +81,7 @@ class Layer:
 def column_parallel(
     name: str, rows: int, columns: int, *, bias: bool = False, shards: int = ANY_SHARDS, count: int = 1
 ) -> list[Tensor]:
-    """Builds a projection that is split by rows of outputs, and its bias, which is split too."""
+    """Builds a projection that is split by rows (its outputs), and its bias, which is split too."""
     tensors = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
     if bias:
         tensors.append(Tensor(name=f"{name}.bias", rows=rows, count=count, shards=shards))
@@ -91,8 +89,7 @@ def column_parallel(
 
 
 def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
-    """Builds a projection that is split by columns of inputs, and its bias, of which every GPU holds a
-    copy."""
+    """Builds a projection that is split by columns (its inputs), and its bias, which every GPU holds."""
     found = [
         Tensor(
             name=name,
@@ -108,5 +105,5 @@ def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, coun
 
 
 def norm_tensors(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
-    """Builds `count` norms, of which every GPU holds a copy."""
+    """Builds `count` norms, which every GPU holds in full. No tensor if `count` is 0."""
     return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []

@@ -1,4 +1,4 @@
-"""Parameters of vision towers, which multimodal models load beside the text model. Knows no GPU."""
+"""Counts the parameters of vision towers, which multimodal models have beside the text part. Knows no GPU."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,8 +7,8 @@ from loadtest.model.layers.tensors import ANY_SHARDS, Tensor
 
 
 def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:
-    """The vision tower as one tensor, or its name among the parts that are not counted; both empty without
-    one."""
+    """Returns the vision tower as one tensor, or its name as a part that is not counted. Both are empty if
+    there is no tower."""
     nested = config.get("vision_config")
     if not isinstance(nested, Mapping):
         return [], ()
@@ -20,7 +20,7 @@ def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[T
 
 
 def _siglip(keys: ConfigKeys, text_hidden: int) -> int:
-    """Gemma 3: SigLIP and one projection."""
+    """Counts the parameters of Gemma 3's tower: SigLIP and one projection."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
@@ -29,7 +29,7 @@ def _siglip(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _pixtral(keys: ConfigKeys, text_hidden: int) -> int:
-    """Mistral 3: Pixtral's tower, a patch merger and two projections."""
+    """Counts the parameters of Mistral 3's tower: Pixtral, a patch merger and two projections."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
     outside = 3 * keys.integer("patch_size") ** 2 * hidden + hidden
@@ -37,7 +37,7 @@ def _pixtral(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _clip(keys: ConfigKeys, text_hidden: int) -> int:
-    """LLaVA: CLIP, and two projections."""
+    """Counts the parameters of LLaVA's tower: CLIP and two projections."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
@@ -46,7 +46,7 @@ def _clip(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
-    """Llama 4: a tower, two layers that gather patches, and a projection."""
+    """Counts the parameters of Llama 4's tower, with two layers that gather patches and a projection."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
@@ -57,7 +57,7 @@ def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _qwen25_tower(keys: ConfigKeys, text_hidden: int) -> int:
-    """Qwen2.5-VL: a tower with gated MLPs, and a merger of 2 x 2 patches."""
+    """Counts the parameters of Qwen2.5-VL's tower, which has gated MLPs and a merger of 2 x 2 patches."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
     patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
     layer = 4 * hidden * (hidden + 1) + 3 * hidden * width + 2 * width + hidden + 2 * hidden
@@ -67,7 +67,7 @@ def _qwen25_tower(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _qwen3_tower(keys: ConfigKeys, text_hidden: int) -> int:
-    """Qwen3-VL and Qwen3.5: a tower and mergers of 2 x 2 patches."""
+    """Counts the parameters of the tower of Qwen3-VL and Qwen3.5, with mergers of 2 x 2 patches."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("depth")
     patch = (
         keys.integer("in_channels") * keys.integer("temporal_patch_size") * keys.integer("patch_size") ** 2
