@@ -12,7 +12,7 @@ class UnsupportedModelError(ValueError):
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Returns the bytes of one element. Raises UnsupportedModelError for a type that is not in DTYPE_BYTES."""
+    """Returns the bytes of one element. Raises UnsupportedModelError for types not in DTYPE_BYTES."""
     if dtype not in DTYPE_BYTES:
         raise UnsupportedModelError(
             f"The type {dtype!r} is not supported: use one of float16, bfloat16, float32."
