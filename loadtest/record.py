@@ -39,16 +39,16 @@ class Outcome(StrEnum):
 
 
 class Slo(msgspec.Struct, kw_only=True, frozen=True):
-    """Service-level objectives: a level serves its users well if no figure is above its value here."""
+    """Service-level objectives: the largest values at which the users of a level count as served well."""
 
     ttft_p95_s: float = 2.0
-    """95th percentile of the time to first token, in seconds."""
+    """Largest 95th percentile of the time to first token, in seconds."""
     tpot_p95_s: float = 0.1
-    """95th percentile of the time per output token, in seconds."""
+    """Largest 95th percentile of the time per output token, in seconds."""
     preempted_fraction: float = 0.01
-    """Number of preemptions per finished request."""
+    """Largest number of preemptions per finished request."""
     kv_blocked_fraction: float = 0.1
-    """Fraction of the time in which a request waits for KV blocks."""
+    """Largest fraction of the time in which a request waits for KV blocks."""
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
@@ -157,8 +157,8 @@ class ServerInfo(msgspec.Struct, kw_only=True, frozen=True):
     enable_prefix_caching: bool | None = None
     cache_dtype: str | None = None
     kv_bytes_per_token: int | None = None
-    """KV bytes of one token, from the model's config.json (setting `model_config`) or from the metric
-    `cache_config_info`; null where neither states them reliably."""
+    """KV bytes of one token, from the model's config.json (setting `model_config`), else from the metric
+    `cache_config_info`; null if neither states them reliably."""
     simulated: str | None = None
     """Preset of Seatcount's simulated server; null for a real server."""
 
@@ -176,9 +176,9 @@ class ArrivalsInfo(msgspec.Struct, kw_only=True):
     """The arrival process of an open loop."""
 
     law: str | None
-    """The setting `arrivals`; null when a trace was replayed."""
+    """Value of the setting `arrivals`; null if a trace was replayed."""
     trace: str | None = None
-    """Name of the trace file."""
+    """Name of the trace file; null without one."""
     trace_speed: float = 1.0
     start_unix_s: float
     end_unix_s: float

@@ -19,7 +19,7 @@ from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.conversations import ChatRequest, Conversation
 
 USERS_A_WORKER = 1_000_000
-"""Size of each worker's range of user numbers, which begins at the worker's index times this."""
+"""User numbers reserved for each worker: those of worker i begin at i times this."""
 MIN_STAGGER_S = 1.0
 """Shortest time, in seconds, over which the first requests of users are spread."""
 
@@ -76,8 +76,8 @@ class ChatUser(User):
         tell_locust(self.environment, record)
 
     def _send_what_is_due(self, generator: Generator) -> None:
-        """Hands over the requests of this worker that are due soon, and waits for no answer. In an open loop
-        each worker has one user, who does this."""
+        """Hands over the requests of this worker that are due soon, without waiting for answers. In an open
+        loop each worker has one user, which hands over all its requests."""
         for stream in generator.due_soon():
             generator.send_when_due(stream)
             gevent.sleep(0)  # lets others run between two prompts, which may be long to make

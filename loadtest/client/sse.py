@@ -45,8 +45,8 @@ class SseDecoder:
 
     def _plain_events(self, buffer: bytes, events: list[SseEvent]) -> int:
         """Decodes events of the most common form, one `data: ` line and a blank line, from the beginning of
-        `buffer`. Four times as fast as line by line. Returns the offset of the first event of another
-        form."""
+        `buffer`. This is four times as fast as decoding line by line. Returns the offset at which another
+        form begins."""
         begin = 0
         while (end := buffer.find(b"\n\n", begin)) >= 0:
             if not buffer.startswith(b"data: ", begin) or buffer.find(b"\n", begin, end) >= 0:

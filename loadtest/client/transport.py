@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 SLICE_BYTES = 32 * 1024
-"""Largest number of unparsed bytes of a stream: if there are more, they are parsed before its end."""
+"""If a stream has more unparsed bytes than this, they are parsed before the stream ends."""
 
 
 class ByteTimes:

@@ -341,7 +341,7 @@ def _active_parameters(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
 
 
 def _dtype(*configs: Mapping[str, object]) -> str:
-    """Returns the type that the first of `configs` states, or the next one; float32 if none does."""
+    """Returns the first type that one of `configs` states; float32 if none states one."""
     for config in configs:
         stated = config.get("dtype") or config.get("torch_dtype")
         if stated:

@@ -13,8 +13,8 @@ KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloa
 
 
 def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
-    """Returns the bytes of one element of the KV cache. Raises UnsupportedModelError unless `kv_dtype` is one
-    of KV_DTYPES."""
+    """Returns the bytes of one element of the KV cache; `auto` and None stand for the model's `dtype`. Raises
+    UnsupportedModelError for a type that is not in KV_DTYPES."""
     if kv_dtype in (None, "auto"):
         return dtype_bytes(dtype)
     if kv_dtype not in KV_DTYPES:

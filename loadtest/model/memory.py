@@ -26,12 +26,12 @@ class MemoryBudget:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """KV bytes of one token. Holds only if all attention is full."""
+        """KV bytes of one token; valid only if all attention is full."""
         return self.bytes_per_block // self.block_size
 
     @property
     def tokens(self) -> int:
-        """Tokens that fit the KV cache, without the null block. Holds only if all attention is full."""
+        """Tokens that fit into the KV cache, without the null block; valid only if all attention is full."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 

@@ -99,7 +99,7 @@ _DECLARED_METHODS = {
     "compressed-tensors",
     "mxfp4",
 }
-"""Values of `--quantization` that need a checkpoint which is stored in this way and declares it."""
+"""Values of `--quantization` that need a checkpoint which is stored with this method and declares it."""
 
 
 def parse_quantisation(declared: object, flag: str | None) -> Quantisation | None:

@@ -1,4 +1,5 @@
-"""Estimates the memory that vLLM's start-up takes beside the weights, with uncertainty. Knows no workload."""
+"""Estimates the memory that vLLM's start-up takes beside the weights, and how uncertain it is. Knows no
+workload."""
 
 import re
 from dataclasses import dataclass

@@ -86,8 +86,8 @@ async def server_version(session: aiohttp.ClientSession, target: Target) -> str 
 
 
 def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str, dict[str, Any]]:
-    """Returns the name and entry of the wanted model, or of the only one. Raises InputError, with all names,
-    if there is no such model or a choice is needed."""
+    """Returns the name and entry of the wanted model, or of the only one that is listed. Raises InputError,
+    with the names that can be chosen, if there is no such model or a choice is needed."""
     names = [entry["id"] for entry in listed]
     if wanted is None and len(names) == 1:
         wanted = names[0]

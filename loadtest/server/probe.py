@@ -69,8 +69,9 @@ async def measure_prompt_scale(
     server: ServerInfo,
     nonce: str,
 ) -> tuple[PromptScale, RequestRecord]:
-    """Measures with two prompts how many tokens the chat template adds and how many a word takes. Without
-    usage it assumes 0 and 1.3. Returns them and the record of the first request. Raises InputError."""
+    """Measures with two prompts how many tokens the chat template adds and how many a word takes. If the
+    server sends no usage, it assumes 0 and 1.3 tokens. Returns this scale and the record of the first
+    request. Raises InputError."""
     room = (server.max_model_len or 4096) - PROBE_TOKENS
     long = max(24, min(400, room // 4))
     short = long // 4

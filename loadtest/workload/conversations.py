@@ -14,7 +14,7 @@ from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
 """Fraction of the context that synthetic requests leave free. Prompts are sized by the mean tokens per word;
-one with more tokens must still fit, or the server answers 400."""
+one with more tokens must still fit, otherwise the server answers 400."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -65,8 +65,8 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         )
 
     def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
-        """Builds a text of `words` words, block by block: equal first blocks give equal beginnings. The last
-        block is extended if the blocks are too short."""
+        """Builds a text of `words` words, block by block: texts with equal first blocks have equal
+        beginnings. The last block is extended if the blocks are too short."""
         block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
         text: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
         for block in blocks:

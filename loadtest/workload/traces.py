@@ -12,7 +12,7 @@ from loadtest.workload.arrivals import Arrival
 
 TRACE_BLOCK_TOKENS = 512
 """Tokens of a prefix block in Mooncake's traces. An id in `hash_ids` stands for one block and all blocks
-before."""
+before it."""
 
 
 class _TraceLine(msgspec.Struct):
@@ -73,8 +73,8 @@ def _is_header(row: list[str]) -> bool:
 
 
 def _seconds(text: str) -> float:
-    """Reads a number of seconds, or a date and time as Unix seconds (Azure's has seven decimals; Python reads
-    six)."""
+    """Reads a number of seconds, or a date and time as Unix seconds (Azure writes seven decimals; Python
+    reads six)."""
     try:
         return float(text)
     except ValueError:
