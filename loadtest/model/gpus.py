@@ -48,7 +48,8 @@ T4 = _gpu(
     "Tesla T4", vram_gib=14.6, gb_s=320, tflops=65, tflops_8bit=130, full_graphs=False
 )  # 14.56 to 14.74 GiB
 L4 = _gpu("NVIDIA L4", vram_gib=22.03, gb_s=300, tflops=121, tflops_8bit=242)  # 22.0 to 22.2 GiB
-A10G = _gpu("NVIDIA A10G", vram_gib=22.06, gb_s=600, tflops=70, tflops_8bit=140)  # AWS; A10: 125
+# The A10G is AWS's variant of the A10, which has 125 TFLOP/s.
+A10G = _gpu("NVIDIA A10G", vram_gib=22.06, gb_s=600, tflops=70, tflops_8bit=140)
 RTX_3090 = _gpu("NVIDIA GeForce RTX 3090", vram_gib=23.68, gb_s=936, tflops=71, tflops_8bit=284)  # GA102
 RTX_4090 = _gpu("NVIDIA GeForce RTX 4090", vram_gib=23.64, gb_s=1008, tflops=165, tflops_8bit=330)  # Ada
 RTX_5090 = _gpu(

@@ -233,7 +233,7 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
         if not isinstance(weights, Mapping):
             continue
         rules += [(target, _compressed(weights)) for target in _listed(group, "targets")]
-    # Rules that name modules come before the rule for all.
+    # Rules that name modules come before the rule for all modules.
     rules.sort(key=lambda rule: rule[0] == "Linear")
     return Quantisation(
         method=method,

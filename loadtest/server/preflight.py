@@ -25,7 +25,7 @@ from loadtest.workload.prompts import PromptScale, read_prompts
 
 
 class Preflight(msgspec.Struct, kw_only=True, frozen=True):
-    """What is known about the server before the first counted request."""
+    """What is known about the server before the first recorded request."""
 
     model: str
     server: ServerInfo

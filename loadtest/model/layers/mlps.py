@@ -59,8 +59,8 @@ def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tens
 
 
 def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a DeepSeek layer: dense in the first layers, then routed and shared experts. The
-    router of V3 has a correction bias."""
+    """Builds the MLPs of a DeepSeek layer: routed and shared experts in each moe_layer_freq-th layer from
+    first_k_dense_replace on, a dense MLP in the others. The router of V3 has a correction bias."""
     every = keys.integer("moe_layer_freq", default=1)
     if layer < keys.integer("first_k_dense_replace", default=0) or layer % every:
         return dense_mlp(keys, family, layer)
