@@ -11,7 +11,7 @@ from analysis.walls.placed import PlacedWall
 
 CONFIDENCE = 0.9
 REACH = 1.25  # walls beyond the highest trusted level count up to this factor, with a warning
-TIE = 0.05  # walls less likely than this to be the first do not affect the interval's upper end
+TIE = 0.05  # walls less likely than this to be the first do not affect the upper end
 
 
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:

@@ -117,10 +117,8 @@ def users_think(runs: Sequence[Run]) -> bool:
     return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
 
 
-MIN_ALIKE, MIN_ALIKE_SPREAD = (
-    3,
-    4 / 3,
-)  # levels with equally many running; ratio of their users (minima)
+MIN_ALIKE = 3  # levels with equally many requests running, at least
+MIN_ALIKE_SPREAD = 4 / 3  # (most users) / (fewest users) of these levels, at least
 
 
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:

@@ -12,7 +12,7 @@ from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import Window
 
-MIN_ANSWERS_FOUND = 0.05  # turns that find the answer before; their share is 0 if answers are not cached
+MIN_ANSWERS_FOUND = 0.05  # share of turns that find the answer before them, if answers are cached
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

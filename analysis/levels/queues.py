@@ -12,7 +12,7 @@ from analysis.statistics.samples import MissShare, Window, design_effect
 
 MIN_QUEUES = 8  # scrapes with a queue and room in the pool, at least
 ROOM = 0.9  # KV usage below which no request waits for blocks, where lengths are unknown
-AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes, tuned with `python -m benchmarks coverage`
+AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes; `python -m benchmarks coverage` tests them
 
 
 def blocked_share(

@@ -10,7 +10,7 @@ from analysis.statistics.arrays import Floats, Ints
 
 FOUND_LIMIT = 0.9  # share of the reusable tokens; below it, the prefix cache is past its wall
 PAUSES, HISTORIES = 24, 32  # number of quantiles that stand for each distribution
-INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # of the time line
+INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # instants and turns on the time line of one user
 
 
 class Eviction:

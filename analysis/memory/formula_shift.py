@@ -15,9 +15,9 @@ from loadtest.record import Slo
 
 FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 workloads in the engine
 BLOCKED_SD = 0.3  # standard deviation of logit(true eps) - logit(formula) at the wall
-CLUSTERING = 6.0  # variance over mean of preemption counts: measured 1.5 to 6
+CLUSTERING = 6.0  # variance / mean of preemption counts: measured 1.5 to 6
 DRIFT = 0.1  # change of the formula's error for each factor e of F away from the wall
-NEAR = (0.5, 1.6)  # users over those at the wall, of levels that may move the formula
+NEAR = (0.5, 1.6)  # range of users / (users at the wall) in which levels move the formula
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
     straight = True
     while low and high - low > 1:
         below, above = margin(low), margin(high)
-        share = below / (below - above) if straight else 0.5  # margins are nearly linear in N, not always
+        share = below / (below - above) if straight else 0.5  # margins are nearly linear in N, but not always
         straight = not straight
         probe = min(max(round(low + (high - low) * share), low + 1), high - 1)
         low, high = (low, probe) if margin(probe) > 0.0 else (probe, high)

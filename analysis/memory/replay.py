@@ -18,7 +18,8 @@ from loadtest.simulator.engine.config import EngineConfig
 REPLAY_TOKENS = 2e6  # output tokens of a replay: about a second of computing
 REPLAY_LIVES = 60  # requests of each user in a replay, at least
 REPLAY_USERS = 300  # above this, the formula is off by less than one in a hundred users
-REPLAY_ROUNDS, REPLAY_NEAR = 3, 0.02  # rounds at most: again if the wall moves by over a user and this share
+REPLAY_ROUNDS = 3  # replays at most
+REPLAY_NEAR = 0.02  # share of the wall: if it moves by more, and by more than a user, the engine runs again
 REPLAY_PAIRS = 20_000  # length pairs in a replay, at most
 BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 GiB
 REPLAY_SD = 0.1  # remaining error against a real scheduler, in ln F and logit eps

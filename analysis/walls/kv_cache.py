@@ -25,7 +25,8 @@ from analysis.statistics.arrays import Floats, Ints
 from analysis.walls.placed import PlacedWall, placed_by_draws
 from loadtest.record import Slo
 
-GRAIN_USERS, GRAIN_SHARE = 0.1, 0.005  # standard error of a draw, the larger: for whole users, for the replay
+GRAIN_USERS = 0.1  # standard error from the interpolation between whole users
+GRAIN_SHARE = 0.005  # standard error of the replay, as a share of the wall
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -22,10 +22,8 @@ from analysis.walls.placed import PlacedWall, placed_by_draws
 
 EVICTION_SD = 0.025  # of ln(true wall / formula) at known lengths: `python -m benchmarks prefix_cache`
 FREEDOM = 4.0  # of Student's t: its tails let levels outweigh a formula that they contradict
-SHAPE_SE, SHAPE_DRIFT = (
-    0.01,
-    0.1,
-)  # error of the formula's hits at the wall, and its growth with the distance in hits
+SHAPE_SE = 0.01  # standard error of the formula's relative hits at the wall
+SHAPE_DRIFT = 0.1  # further error for each unit of relative hits away from the wall
 FARTHEST = math.log(20.0)  # |ln(wall / formula)| that measured levels can reach
 MIN_HITS = 0.05  # hits at the lowest load; below, nothing is reused (no caching, or other texts)
 HIT_BATCHES = 8  # batches of a window, for the standard error of its hits
