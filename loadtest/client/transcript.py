@@ -60,7 +60,7 @@ class _Pattern(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
-        """Builds the pattern of the event `data` from its `text`; None unless that occurs exactly once."""
+        """Builds the pattern of the event `data`; None unless its text `text` occurs exactly once in it."""
         found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
         if len(found) != 1:
             return None

@@ -104,7 +104,7 @@ class ModelFamily:
     sinks: bool = False
     """Whether attention has a learned sink for each head."""
     slides: Callable[[ConfigKeys, int], bool] | None = None
-    """Function that says whether a layer has a sliding window; None: no layer has one, except by layer_types."""
+    """Rule that says whether a layer has a window; None: none has one, except by the key layer_types."""
     tied: bool = False
     """Value of tie_word_embeddings if the key is absent."""
     defaults: Mapping[str, object] = field(default_factory=dict)
