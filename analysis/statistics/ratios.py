@@ -122,12 +122,13 @@ def _fewest(share: float) -> float:
 
 
 def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
-    """Returns bounds on the ratio of two quantiles, b over a, by inverting a test of shares.
+    """Returns bounds on the ratio of two quantiles, b's divided by a's, by inverting a test of shares.
 
-    If b's quantile were r times a's, q_a, a share 1 - share of b would lie above r q_a. The lower bound is
-    the smallest r at which the measured share is not significantly larger, by Student's t with batch-means
-    variances of both samples. The upper bound follows with a and b exchanged. Intervals of the two quantiles
-    would end where the samples end; this test also detects a shift of the whole distribution.
+    If b's quantile were r times a's, then a share 1 - share of b would lie above r times a's quantile. The
+    lower bound is the smallest r at which the measured share there is not significantly larger, by Student's
+    t with batch-means variances of both samples. The upper bound follows with a and b exchanged. Intervals of
+    the two quantiles would end where the samples end; this test also detects a shift of the whole
+    distribution.
     """
     return lambda error: (
         _least_ratio(a, b, share, error),

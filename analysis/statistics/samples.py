@@ -97,8 +97,8 @@ def quantiles(values: Floats, at_unix_s: Floats, window: Window) -> Quantiles:
     """Returns percentiles of a dependent sample, nan left out; the interval of the p95 covers 90 %.
 
     This is Woodruff's interval. The share above the p95 gets a standard error by batch means. The ends are
-    the order statistics at 95 % minus and plus t times that error. It is None where the upper end would be
-    above 100 %.
+    the order statistics at 95 % minus and plus t times that error. The interval is None where the upper end
+    would be above 100 %.
     """
     known = ~np.isnan(values)
     sample, at = values[known], at_unix_s[known]
