@@ -1,9 +1,8 @@
-"""Which number of users when: levels one after the other, a doubling sweep, one number until it is stopped,
-or an open loop. Knows no requests."""
+"""Plans of users: levels one after the other, a doubling sweep, one number of users until it is stopped, or
+an open loop. Knows no requests."""
 
 import logging
 import time
-from collections.abc import Iterator
 
 from loadtest.errors import InputError
 from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
@@ -14,16 +13,18 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 SWEEP_MAX_USERS = 256
-"""Where a doubling sweep ends that finds no wall."""
+"""Largest level of a doubling sweep; a sweep that finds no wall ends there."""
 
 
 class LevelShape(Shape):
-    """Holds each level for `level_s`, or one number of users until it is stopped, or an open loop."""
+    """Holds each level for `level_s` seconds, or one number of users until it is stopped, or runs an open
+    loop."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._levels: Iterator[int] = iter(())
         self._planned: list[int] = []
+        self._position = 0
+        """Position of the level under way in `_planned`."""
         self._held_until_told = False
         self._sweeping = False
 
@@ -46,7 +47,7 @@ class LevelShape(Shape):
         time_limit_s = self.leader.options.run_time_s
         self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
-        self._users, self._spawn_rate = next(self._levels), self._rate()
+        self._users, self._spawn_rate = self._planned[0], self._rate()
         return self._users, self._spawn_rate
 
     def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:
@@ -68,8 +69,7 @@ class LevelShape(Shape):
         elif not levels:
             self._sweeping = True
             levels = [2**i for i in range(SWEEP_MAX_USERS.bit_length())]
-        self._planned = levels
-        self._levels = iter(levels)
+        self._planned, self._position = levels, 0
 
     def _plan_text(self, coordinator: Coordinator, time_limit_s: float | None) -> str:
         level_s = coordinator.settings.level_s
@@ -84,7 +84,7 @@ class LevelShape(Shape):
         return f"{text}, or until the first level past a wall" if self._sweeping else text
 
     def _follow_web_page(self) -> None:
-        """Leaves the level when the page's form has a new number of users."""
+        """Leaves the level and takes the new number of users, if the web page's form has one."""
         asked = self.leader.options.users
         if self._held_until_told and not self.leader.options.headless and asked and asked != self._users:
             self.leader.leave_level()
@@ -102,12 +102,13 @@ class LevelShape(Shape):
         stop = wall or level.far_past_wall()
         self.leader.line.clear()
         self.leader.leave_level()
-        users = next(self._levels, None)
-        if stop and users is not None:
+        if stop and self._position + 1 < len(self._planned):
             logger.info("The sweep stops at %d users: %s.", level.users, stop)
-        if stop or users is None:
+        if stop or self._position + 1 == len(self._planned):
             self._end(drain_s=coordinator.settings.request_timeout_s)
             return None
+        self._position += 1
+        users = self._planned[self._position]
         if users == self._users:
             self.leader.begin_level(users)  # nothing changes for Locust, which would not tell of it
         self._users = users
@@ -134,9 +135,8 @@ class LevelShape(Shape):
                 if coordinator.level
                 else None
             )
-        position = self._planned.index(self._users)
         held = time.time() - coordinator.level.start_unix_s if coordinator.level else 0.0
-        return (len(self._planned) - position) * coordinator.settings.level_s - held
+        return (len(self._planned) - self._position) * coordinator.settings.level_s - held
 
 
 def _arrivals_text(coordinator: Coordinator, time_limit_s: float | None) -> str:
