@@ -1,2 +1,2 @@
-"""Locustfiles: who asks what, with which think time. They know neither how a request is measured nor how many
-users a server holds."""
+"""Locustfiles: what users ask, and how long they think. They know neither how a request is measured nor how
+many users a server holds."""

@@ -6,8 +6,8 @@
 
 How long questions and answers are, how many turns a conversation has, how long people think and which levels
 are held are settings: `python -m loadtest.settings` lists them. scenarios/find_capacity.py chooses the levels
-itself. For a workload that settings cannot say, subclass ChatUser in a file of your own, as here, and
-override `wait_time` or `ask`.
+itself. For a workload that settings cannot express, subclass ChatUser in a file
+of your own, as here, and override `wait_time` or `ask`.
 """
 
 from loadtest.user import ChatUser

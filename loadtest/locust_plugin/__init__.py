@@ -1,2 +1,2 @@
-"""What imports locust, apart from `loadtest.user`: plans of users, and a run tied to Locust's events. Knows
-neither how a request is timed nor how rows are stored."""
+"""All code that imports locust, except `loadtest.user`: plans of users, and runs that follow Locust's events.
+Knows neither how a request is timed nor how rows are stored."""

@@ -11,22 +11,23 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 
 
 class Channel:
-    """Sends typed messages and calls who waits for them. A process without workers sends to itself."""
+    """Sends typed messages and calls the functions registered for them. A process without workers sends to
+    itself."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
     def send(self, message: msgspec.Struct, *, to: str | None = None) -> None:
-        """Sends to the leader or, from the leader, to one worker (`to`) or to all of them."""
+        """Sends a message: a worker to the leader, the leader to the worker `to` or (None) to all workers."""
         data = msgspec.to_builtins(message, builtin_types=(bytes,))  # msgpack knows bytes and plain values
         self._runner.send_message(_wire_name(type(message)), data, to)
 
     def on(self, kind: type[_M], handle: Callable[[_M], object]) -> None:
-        """Calls `handle` with each message of this kind."""
+        """Registers `handle(message)` for messages of this kind."""
         self.on_from(kind, lambda message, _sender: handle(message))
 
     def on_from(self, kind: type[_M], handle: Callable[[_M, str], object]) -> None:
-        """Calls `handle` with each message of this kind and its sender, whom an answer may be sent to."""
+        """Registers `handle(message, sender)` for messages of this kind; `send` can answer a sender."""
 
         def receive(msg: Any, **_: object) -> None:
             handle(msgspec.convert(msg.data, kind), msg.node_id)

@@ -1,4 +1,4 @@
-"""How a load test ends: the exit code, and signals that are taken as Ctrl-C. Knows no run."""
+"""How a load test ends: its exit code, and the handling of SIGTERM and Ctrl-C. Knows no run."""
 
 import logging
 import os
@@ -17,7 +17,8 @@ EXIT_INTERRUPTED = 130
 
 
 class Ending:
-    """What the process says when it ends. Code 0: the plan ran, whatever the server answered."""
+    """Reports failures and keeps the exit code. Code 0: the plan ran to its end, whatever the server
+    answered."""
 
     def __init__(self, environment: Environment, *, headless: bool) -> None:
         self.code = 0
@@ -25,25 +26,26 @@ class Ending:
         self._headless = headless
 
     def fail(self, sentence: str, *, code: int = EXIT_FAILED) -> None:
-        """Says why the test is not what was asked for, on the console and on the web page."""
+        """Reports why the test failed, on the console and on the web page, and sets the exit code."""
         logger.error(sentence)
         self.code = code
         assert self._environment.runner is not None
         self._environment.runner.log_exception("local", sentence, "")
 
     def refuse(self, sentence: str) -> None:
-        """Says what is wrong with the input."""
+        """Reports what is wrong with the input and sets the exit code."""
         if self._headless:
             hide_statistics()
         self.fail(sentence, code=EXIT_BAD_INPUT)
 
     def interrupt(self) -> None:
-        """Notes that the plan was cut short; an earlier failure says more."""
+        """Sets the exit code of a plan that was cut short, unless an earlier failure has set one."""
         self.code = self.code or EXIT_INTERRUPTED
 
 
 def take_sigterm_as_ctrl_c() -> None:
-    """Ends the test at once; Locust would handle SIGTERM only after the shape's end."""
+    """Installs a handler that treats SIGTERM like Ctrl-C, which ends the test at once. Without it, Locust
+    handles SIGTERM only after the shape has ended."""
     gevent.signal_handler(signal.SIGTERM, _interrupt)
 
 
@@ -52,8 +54,9 @@ def _interrupt() -> None:
 
 
 def leave_ctrl_c_to_master(*, within_s: float) -> None:
-    """A terminal's Ctrl-C reaches every process of `--processes`. The master ends the run, collects the rows
-    and tells the workers to go; one that is forgotten goes by itself after `within_s`."""
+    """Lets a worker go on after a terminal's Ctrl-C, which reaches every process of `--processes`: the leader
+    ends the run, collects the rows and tells the workers to exit. A worker that is not told exits by
+    itself `within_s` seconds after the Ctrl-C."""
     gevent.signal_handler(
         signal.SIGINT, lambda: gevent.spawn_later(within_s, os.kill, os.getpid(), signal.SIGTERM)
     )

@@ -1,5 +1,5 @@
-"""The part of a process that leads runs: the only process, or the master. Knows no plan of users: a shape
-says which level comes next."""
+"""The part of a process that leads runs, in the only process or in Locust's master. Knows no plan of users: a
+shape says which level comes next."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 STOP_DRAIN_S = 10.0
-"""How long streams may finish after a time limit or the web page's stop button."""
+"""Seconds that streams may take to finish after a time limit or the web page's stop button."""
 
 
 class _LedRun(NamedTuple):
@@ -44,7 +44,8 @@ class _LedRun(NamedTuple):
 
 
 class Leader:
-    """Begins and ends runs, and does in between what a shape asks. Methods are for greenlets."""
+    """Begins and ends runs, and in between changes levels as a shape asks. Its methods must be called from
+    greenlets of the main thread."""
 
     def __init__(
         self,
@@ -57,7 +58,8 @@ class Leader:
         loop: Callable[[], LoopThread],
         own_worker: Worker | None,
     ) -> None:
-        """Leads `own_worker` where one process does everything, else the workers of Locust's master."""
+        """Follows Locust's events. own_worker: the worker in this process, if one process does everything;
+        None in Locust's master."""
         assert environment.runner is not None
         self.options = options
         self.ending = ending
@@ -71,7 +73,7 @@ class Leader:
         self._own_worker = own_worker
         self._run: _LedRun | None = None
         self._unfinished: Coordinator | None = None
-        """Leads a run that is being ended, or whose end was interrupted."""
+        """The coordinator of a run that is being ended, or whose end was interrupted; else None."""
         self._receiver: Receiver | None = None
         self._complete = False
         self._listen()
@@ -90,17 +92,18 @@ class Leader:
 
     @property
     def coordinator(self) -> Coordinator | None:
-        """Leads the run that goes on; None between two runs."""
+        """The coordinator of the run that goes on; None between runs."""
         return None if self._run is None else self._run.coordinator
 
     @property
     def worker_count(self) -> int:
-        """Processes that run users."""
+        """Number of processes that run users, at least 1."""
         return max(1, len(worker_names(self._runner)))
 
     def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Coordinator | None:
-        """Reads the settings, asks the server and opens the run. On bad input, which `check` may find too
-        (InputError), says what is wrong, notes the exit code and returns None."""
+        """Reads the settings, inspects the server, opens the run and returns its coordinator. On bad input,
+        which `check` may find too (by raising InputError), reports what is wrong, sets the exit code and
+        returns None."""
         self._complete = False
         self.reports.clear()
         try:
@@ -125,7 +128,8 @@ class Leader:
         return coordinator
 
     def let_surplus_finish(self, seconds: float) -> None:
-        """Cancels the streams of users that stop only after so long. A --stop-timeout takes precedence."""
+        """Gives users that are being stopped this long to finish their streams. A --stop-timeout takes
+        precedence."""
         if not self._environment.stop_timeout:
             self._environment.stop_timeout = seconds
 
@@ -142,8 +146,8 @@ class Leader:
             self._run.levels.leave()
 
     def end(self, *, drain_s: float) -> None:
-        """Lets streams finish for `drain_s`, cancels the rest, waits until every row is delivered and
-        completes the run folder. The next call finishes what a Ctrl-C has cut short."""
+        """Ends the run: lets streams finish for `drain_s` seconds, cancels the rest, waits for the workers'
+        rows and completes the run folder. If a Ctrl-C interrupts this, the next call completes it."""
         if self._run is not None:
             self._run.levels.end()
         coordinator, self._run = self.coordinator or self._unfinished, None
@@ -166,7 +170,8 @@ class Leader:
         logger.info("The run is in %s; next: python -m analysis.capacity %s", folder, folder.parent)
 
     def quit(self) -> None:
-        """Ends what is not ended when the process goes, and notes that the plan was cut short."""
+        """Ends a run that has not ended, because the process exits. If the plan was cut short, sets the exit
+        code."""
         if self._run is not None or (self.options.headless and not self._complete):
             self.ending.interrupt()
         if self._shape_is_ending():
@@ -174,7 +179,7 @@ class Leader:
         self.end(drain_s=0)
 
     def _wait(self, seconds: float, ready: Callable[[WorkerReport], bool], what: str) -> None:
-        """Waits until every worker that is not lost is ready, or nothing was delivered for `seconds`."""
+        """Waits until every worker that is not lost is `ready`, or no rows were delivered for `seconds`."""
         began, undelivered = time.monotonic(), self.reports.undelivered_bytes
         while not all(ready(report) for report in self.reports.audible()):
             if self.reports.undelivered_bytes < undelivered:
@@ -193,7 +198,8 @@ class Leader:
             self._run.coordinator.take_live(report.live)
 
     def _take_refusal(self, refusal: WorkerRefused) -> None:
-        """A worker cannot take part: a test with fewer users than it says would mislead."""
+        """Ends the test, because a worker cannot take part: a test with fewer users than it states would
+        mislead."""
         self.ending.refuse(f"A worker cannot take part: {refusal.reason}")
         gevent.spawn(self._runner.quit if self.options.headless else self._runner.stop)
 
@@ -213,12 +219,12 @@ class Leader:
             self._run.levels.begin(user_count)
 
     def _on_worker_connect(self, **_: object) -> None:
-        """Locust is about to move users between workers: the level begins anew when that is done."""
+        """Leaves the level, because Locust is about to move users between workers; it then begins anew."""
         if self._run is not None and not self._run.coordinator.settings.open_loop:
             self._run.levels.leave()
 
     def _on_test_stopping(self, **_: object) -> None:
-        """Somebody else than the plan ends the test: Ctrl-C, SIGTERM, or the web page's stop button."""
+        """Ends the run when Ctrl-C, SIGTERM or the web page's stop button has stopped the test."""
         if self._shape_is_ending():
             self._end_in_its_place()
         if self._run is None:
@@ -228,11 +234,11 @@ class Leader:
         self.end(drain_s=0 if self.options.headless else STOP_DRAIN_S)
 
     def _shape_is_ending(self) -> bool:
-        """Whether another greenlet is in `end`, or was killed there."""
+        """Whether another greenlet is inside `end`, or was killed inside it."""
         return self._unfinished is not None and self._runner.shape_greenlet is not gevent.getcurrent()
 
     def _end_in_its_place(self) -> None:
-        """A plan that has come to its end waits for streams no longer."""
+        """Kills the shape's greenlet, which waits in `end` for streams, and ends the run at once."""
         if self.options.headless:
             self.ending.interrupt()
         if self._runner.shape_greenlet is not None:
@@ -241,7 +247,7 @@ class Leader:
 
 
 def _conclude_search(coordinator: Coordinator, *, patiently: bool) -> None:
-    """Ends the advisor of a search; its last answer is waited for unless somebody wants the test to end."""
+    """Ends the advisor of a search. If `patiently`, waits for its last answer and logs it."""
     advisor = coordinator.advisor
     if advisor is None:
         return

@@ -1,5 +1,5 @@
-"""The load of one run: which level counts and since when, and which worker sends which arrivals. Knows
-nothing of how a run begins or ends."""
+"""The load of one run: its current level, and which worker sends which arrivals. Knows nothing of how a run
+begins or ends."""
 
 import time
 
@@ -13,11 +13,11 @@ from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.arrivals import WorkerAssignment
 
 FIRST_ARRIVALS_S = 0.5
-"""Time for the workers to learn their arrivals before the first one is due."""
+"""Seconds between the message that assigns arrivals to workers and the first of these arrivals."""
 
 
 class LevelKeeper:
-    """Begins, keeps and ends the levels of a run, and tells the workers whose rows belong to which."""
+    """Begins, extends and ends the levels of a run, and tells the workers which level new rows belong to."""
 
     def __init__(
         self, coordinator: Coordinator, *, runner: Runner, channel: Channel, reports: WorkerReports
@@ -27,42 +27,42 @@ class LevelKeeper:
         self._channel = channel
         self._reports = reports
         self._workers: tuple[str, ...] = ()
-        """The workers that held the level's users when it began."""
+        """Names of the workers that ran the level's users when it began."""
         self._awaited: int | None = None
 
     def begin(self, users: int) -> None:
-        """Begins a level, all of whose users have started: rows carry its number from now on."""
+        """Begins a level whose users have all started; from now on, rows carry its number of users."""
         self._awaited = None
         self._workers = worker_names(self._runner)
         self._coordinator.begin_level(users)
         self._channel.send(CurrentLevel(users=users))
 
     def begin_when_others_have_ended(self, users: int) -> None:
-        """Begins a level of fewer users once the streams of those that stop have ended."""
+        """Makes `keep` begin a level of fewer users as soon as the surplus users have ended their streams."""
         self._awaited = users
 
     def keep(self) -> None:
-        """Lets the level last until now; where a worker is lost, until it was last heard of, because nobody
-        knows when its users went."""
+        """Extends the level until now. If a worker has fallen silent, extends it only until that worker's
+        last report, because nobody knows when its users stopped."""
         if self._awaited is not None and self._runner.user_count <= self._awaited:
             self.begin(self._awaited)
         self._coordinator.keep_level(self._reports.heard_until(self._workers))
 
     def end(self) -> None:
-        """Ends the level; new rows carry its number until `leave` or `begin`."""
+        """Ends the level. New rows still carry its number of users until `leave` or `begin`."""
         self.keep()
         self._coordinator.end_level()
 
     def leave(self) -> None:
-        """Ends the level; until the next one begins, rows belong to none."""
+        """Ends the level. Until the next one begins, new rows belong to no level."""
         self._awaited = None
         self.end()
         self._channel.send(CurrentLevel(users=None))
 
 
 class ArrivalSharing:
-    """Tells the workers of an open loop who sends what: at the start, and again when workers have come or
-    gone."""
+    """Tells each worker of an open loop which arrivals it sends: at the start, and again when workers have
+    joined or left."""
 
     def __init__(self, coordinator: Coordinator, *, runner: Runner, channel: Channel) -> None:
         self._coordinator = coordinator

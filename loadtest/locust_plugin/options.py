@@ -1,4 +1,4 @@
-"""What a person asked of Locust, on the command line or in the web form. Knows no run."""
+"""What the user asked of Locust, on the command line or in the web form. Knows no run."""
 
 from argparse import Namespace
 
@@ -13,8 +13,8 @@ _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn m
 
 
 class LocustOptions:
-    """Locust's parsed options. The web form overwrites them; headless, Locust itself does, so that the flags
-    are read at the start."""
+    """Locust's parsed options. The web form overwrites them. With `--headless`, Locust itself fills in the
+    number of users and the spawn rate, so `-u` and `-r` are copied before it does."""
 
     def __init__(self, parsed: Namespace) -> None:
         self.headless = bool(parsed.headless)
@@ -28,49 +28,50 @@ class LocustOptions:
         return resolve_settings(vars(self._parsed))
 
     def given(self, setting: str) -> bool:
-        """Whether a flag or the web form says something of this setting."""
+        """Whether a flag or the web form gives this setting a value."""
         return getattr(self._parsed, setting) not in (None, "")
 
     @property
     def users(self) -> int | None:
-        """The users of `-u` or of the web form."""
+        """Number of users from `-u` or the web form; None if there is none."""
         users: int | None = self._users_flag if self.headless else self._parsed.num_users
         return users
 
     @property
     def users_flag_given(self) -> bool:
-        """Whether there is a `-u`; the web form always has a number of users."""
+        """Whether `-u` was given with `--headless`. The web form always has a number of users, so False
+        there."""
         return self.headless and self._users_flag is not None
 
     @property
     def spawn_rate(self) -> float | None:
-        """Users to start a second: `-r` or the web form."""
+        """Users to start per second, from `-r` or the web form; None if there is none."""
         rate: float | None = self._spawn_rate_flag if self.headless else self._parsed.spawn_rate
         return rate
 
     @property
     def run_time_s(self) -> float | None:
-        """The time limit: `-t` or the web form."""
+        """Time limit in seconds, from `-t` or the web form; None if there is none."""
         value = self._parsed.run_time
         if not value:
             return None
         return float(parse_timespan(value) if isinstance(value, str) else value)
 
     def send_plan(self, plan: RunPlan) -> None:
-        """Lets the plan travel to the workers with Locust's options."""
+        """Adds the plan to Locust's options, which Locust sends to the workers."""
         setattr(self._parsed, _PLAN, plan.write())
 
     def read_plan(self) -> RunPlan:
-        """The plan of this run, once the leader has sent it."""
+        """Reads the run's plan from Locust's options, to which the leader has added it."""
         return RunPlan.read(getattr(self._parsed, _PLAN))
 
     def rebalance_users(self) -> None:
-        """Lets Locust give the users of a lost worker to the others."""
+        """Makes Locust give the users of a lost worker to the others."""
         self._parsed.enable_rebalancing = True
 
 
 class HiddenHost:
-    """The server's address with its password. Locust, which shows and sends the host, has it without."""
+    """Keeps the server's address with its password. Locust gets it without, because it shows and sends it."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -78,7 +79,8 @@ class HiddenHost:
         self.hide()
 
     def hide(self) -> None:
-        """Takes the password out of Locust's host; again after the web form, which may bring a new one."""
+        """Removes the password from Locust's host. Called again for each run, because the web form may set a
+        new host."""
         host = self._environment.host
         if not host:
             return
@@ -90,7 +92,7 @@ class HiddenHost:
             self._environment.parsed_options.host = shown
 
     def for_plan(self, plan: RunPlan) -> str:
-        """The plan's address, with this process's own password where it has one for that server."""
+        """Returns the plan's address, with this process's own password if it has one for that server."""
         own = self.address or ""
         is_same = split_credentials(own)[0].rstrip("/").removesuffix("/v1") == plan.host
         return own if is_same and own else plan.host

@@ -1,4 +1,4 @@
-"""One process of a load test, tied to Locust's events: it leads, or runs users, or both. Knows no
+"""One process of a load test, driven by Locust's events: it leads runs, runs users, or does both. Knows no
 messages."""
 
 from argparse import ArgumentParser
@@ -19,7 +19,7 @@ from loadtest.settings import add_flags
 
 
 class LoadTestProcess:
-    """One process's part in load tests, from Locust's start to its exit."""
+    """Leads runs, runs users or does both in this process, from Locust's start to its exit."""
 
     def __init__(self, environment: Environment) -> None:
         assert environment.runner is not None
@@ -29,9 +29,9 @@ class LoadTestProcess:
         options = LocustOptions(environment.parsed_options)
         host = HiddenHost(environment)
         self.worker: Worker | None = None
-        """Runs users; None in the master."""
+        """The part that runs users; None in Locust's master."""
         self.leader: Leader | None = None
-        """Leads runs; None in a worker."""
+        """The part that leads runs; None in a worker."""
         self._environment = environment
         self._ending = Ending(environment, headless=options.headless)
         self._loop: LoopThread | None = None
@@ -59,11 +59,11 @@ class LoadTestProcess:
 
     @property
     def generator(self) -> Generator | None:
-        """Measures what this process's users ask; None while no run goes on."""
+        """The load generator of the run that goes on; None between runs and in Locust's master."""
         return None if self.worker is None else self.worker.generator
 
     def _started_loop(self) -> LoopThread:
-        """The event loop of this process, started with its first run."""
+        """Returns the event loop of this process; the first call starts it."""
         if self._loop is None:
             self._loop = LoopThread()
         return self._loop

@@ -8,13 +8,13 @@ from loadtest.record import WorkerInfo
 from loadtest.run.messages import WorkerReport
 
 SILENT_S = 2.5
-"""After so long without a report, it is not known whether a worker still holds its users."""
+"""Seconds without a report after which nobody knows whether a worker still runs its users."""
 LOST_S = 10.0
-"""After so long without a report, a worker is not waited for."""
+"""Seconds without a report after which a worker counts as lost and is not waited for."""
 
 
 def worker_names(runner: Runner) -> tuple[str, ...]:
-    """The processes that run users now."""
+    """Returns the names of the processes that run users now: their indices, as text."""
     if not isinstance(runner, MasterRunner):
         return ("0",)
     present = [*runner.clients.ready, *runner.clients.spawning, *runner.clients.running]
@@ -22,7 +22,7 @@ def worker_names(runner: Runner) -> tuple[str, ...]:
 
 
 class WorkerReports:
-    """The last report of each worker of a run, and when it came."""
+    """Keeps the last report of each worker of a run, and when it came."""
 
     def __init__(self) -> None:
         self._reports: dict[str, WorkerReport] = {}
@@ -40,42 +40,42 @@ class WorkerReports:
         self._heard_unix_s[report.worker] = time.time()
 
     def audible(self) -> list[WorkerReport]:
-        """The reports of workers that are not lost."""
+        """Returns the last reports of the workers that are not lost."""
         now = time.time()
         return [report for name, report in self._reports.items() if now - self._heard_unix_s[name] < LOST_S]
 
     def heard_until(self, workers: tuple[str, ...]) -> float:
-        """Until when all of these are known to hold their users: now, or when the first of those that have
-        fallen silent was last heard of (Unix seconds)."""
+        """Returns until when all these workers are known to run their users (Unix seconds): until now, or
+        until the earliest last report of those that have fallen silent."""
         now = time.time()
         heard = [self._heard_unix_s.get(name, 0.0) for name in workers]
         return min((unix_s for unix_s in heard if now - unix_s > SILENT_S), default=now)
 
     @property
     def arriving(self) -> bool:
-        """Open loop: whether some requests have not begun."""
+        """Open loop: whether some arrivals have not begun. True before the first report."""
         return not self._reports or any(report.arriving for report in self.audible())
 
     @property
     def clipped(self) -> int:
-        """Drawn lengths that did not fit into the model's context."""
+        """Number of drawn lengths that were clipped, because they did not fit into the model's context."""
         return sum(report.clipped for report in self._reports.values())
 
     @property
     def undelivered_bytes(self) -> int:
-        """Bytes of rows that wait on other machines."""
+        """Bytes of rows that workers on other machines have not delivered yet."""
         return sum(report.undelivered_bytes for report in self._reports.values())
 
     def workers(self) -> list[WorkerInfo]:
-        """What `run.json` says of the workers."""
+        """Builds what `run.json` says of the workers."""
         return [
             WorkerInfo(name=name, clock_offset_s=None if report.shares_disk else report.clock_offset_s)
             for name, report in sorted(self._reports.items())
         ]
 
     def warnings(self, *, processes: int) -> list[str]:
-        """What a reader of the finished run must know. `processes`: how many workers were asked
-        for (0: not known)."""
+        """Returns warnings for readers of the finished run. processes: how many workers `--processes` asked
+        for (0 or less: not known)."""
         warnings = [
             _undelivered(report.worker, shares_disk=report.shares_disk)
             for report in self._reports.values()

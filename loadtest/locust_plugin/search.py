@@ -1,5 +1,5 @@
-"""A search: after each look at the rows so far, the advisor says which number of users tells most about the
-answer. Knows no statistics."""
+"""A search for the most users that fit: the advisor reads the rows so far and says which number of users to
+hold next. Knows no statistics."""
 
 import logging
 import time
@@ -17,13 +17,13 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 ROWS_S = 1.0
-"""How long after its end a request's row is on the leader's disk: FLUSH_S, from another machine SHIP_S
-too."""
+"""Seconds after a request's end by which its row is on the leader's disk: more than FLUSH_S, plus SHIP_S for
+a worker on another machine."""
 
 
 class SearchShape(Shape):
-    """Holds the number of users that the advisor names, until the advisor knows enough or the budget is used.
-    The load goes on while the advisor computes."""
+    """Holds the number of users that the advisor names, until the advisor knows enough or the time budget is
+    used up. The load goes on while the advisor computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,8 +85,8 @@ class SearchShape(Shape):
         return self._users, self._spawn_rate
 
     def _look_is_due(self, level: LiveLevel) -> bool:
-        """Whether to ask now: after the time that the advisor named, or earlier and once when the level turns
-        out to be past a wall, and once when far past it."""
+        """Whether to ask the advisor now: `look_s` seconds after its last advice or the level's start, and
+        earlier, once for each reason, when the level is past a wall or far past it."""
         assert self._advice is not None
         alarm = level.far_past_wall() or level.past_wall()
         if alarm is not None and (level.start_unix_s, alarm) not in self._alarms:
@@ -96,7 +96,7 @@ class SearchShape(Shape):
         return time.time() - since >= self._advice.look_s
 
     def _look(self, coordinator: Coordinator, advisor: Advisor, level: LiveLevel) -> None:
-        """Asks the advisor, once all that the rows so far are read with is on the disk."""
+        """Writes `run.json`, and asks the advisor ROWS_S later, when the rows so far are on the disk."""
         self.leader.keep_level()
         coordinator.info.workers = self.leader.reports.workers()
         coordinator.save()

@@ -1,4 +1,4 @@
-"""What every plan of users has in common: Locust asks it once a second how many there shall be. Knows no
+"""The base of all plans of users: once a second, Locust asks the plan for the number of users. Knows no
 requests."""
 
 import logging
@@ -15,14 +15,14 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 FAST_SPAWN_RATE = 100.0
-"""Users a second; with more, Locust warns."""
+"""Users to start per second unless the user sets a rate; with more, Locust warns."""
 
 UsersAndSpawnRate = tuple[int, float] | None
-"""Users, and how many to start a second; None: the test ends."""
+"""A number of users, and how many of them to start per second; None ends the test."""
 
 
 class Shape(LoadTestShape):
-    """Changes the number of users without a restart, and ends by letting streams finish."""
+    """Plans the number of users of a run, changes it without a restart and lets streams finish at the end."""
 
     abstract: ClassVar[bool] = True
     use_common_options: ClassVar[bool] = True
@@ -38,17 +38,17 @@ class Shape(LoadTestShape):
         self._until: float | None = None
 
     def serve(self, leader: Leader, *, scenario: str) -> None:
-        """Gets ready to plan the leader's runs; called once, when Locust is ready."""
+        """Sets the leader whose runs this shape plans. Called once, when Locust is ready."""
         self.leader = leader
         self.scenario = scenario
 
     def reset_time(self) -> None:
-        """Called by Locust when a test is started, by the master a second time."""
+        """Notes that a test begins. Locust calls it at a test's start, and Locust's master calls it twice."""
         super().reset_time()  # type: ignore[no-untyped-call]
         self._fresh = self.leader.coordinator is None
 
     def tick(self) -> UsersAndSpawnRate:
-        """Called by Locust once a second, in the only process or the master."""
+        """Returns the users from now on. Locust calls it once a second, in the only process or the master."""
         if self._fresh:
             self._fresh = False
             self._coordinator = self.leader.begin(self.scenario, check=self._check)
@@ -70,7 +70,7 @@ class Shape(LoadTestShape):
 
     @abstractmethod
     def _begin(self, coordinator: Coordinator) -> UsersAndSpawnRate:
-        """Returns the users that the run begins with."""
+        """Returns the users at the start of the run."""
 
     @abstractmethod
     def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:

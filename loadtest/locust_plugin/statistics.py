@@ -1,4 +1,5 @@
-"""What Locust's own statistics, console and web page show of a request. Our rows do not depend on it."""
+"""What Locust's own statistics, console and web page show of a request. The rows of a run do not depend on
+it."""
 
 import logging
 from argparse import Namespace
@@ -9,11 +10,12 @@ from loadtest.record import Outcome, RequestRecord
 
 
 class RequestFailed(Exception):  # noqa: N818 (the words that Locust's statistics show)
-    """A request that was not answered, as Locust counts failures."""
+    """Marks a failed request in Locust's statistics, which show this class's name."""
 
 
 def tell_locust(environment: Environment, record: RequestRecord) -> None:
-    """Counts one request in Locust's statistics. Cancelled requests and empty answers are no failures."""
+    """Counts one request in Locust's statistics. Cancelled requests and empty answers do not count as
+    failures."""
     status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
     failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
     environment.events.request.fire(
@@ -27,11 +29,11 @@ def tell_locust(environment: Environment, record: RequestRecord) -> None:
 
 
 def show_only_summary(options: Namespace | None) -> None:
-    """Lets the live line take the place of Locust's table, unless the person asked for the table."""
+    """Switches Locust's regular table off in favour of the live line, unless `--print-stats` asks for it."""
     if options is not None and not options.print_stats:
         options.only_summary = True
 
 
 def hide_statistics() -> None:
-    """Prints no tables of nothing when a test ends before it began."""
+    """Keeps Locust from printing empty tables when a test ends before it has begun."""
     logging.getLogger("locust.stats_logger").disabled = True

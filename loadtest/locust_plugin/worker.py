@@ -1,4 +1,4 @@
-"""The part of a process that runs users: the only process, or a worker, on this machine or on another. Knows
+"""The part of a process that runs users, in the only process or in a worker on this machine or another. Knows
 nothing of levels and their plan."""
 
 import logging
@@ -29,18 +29,18 @@ from loadtest.run.messages import (
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
-"""How often the leader is told what this process has."""
+"""Seconds between two reports to the leader."""
 SHIP_S = 0.25
-"""How often a worker on another machine looks for rows to send."""
+"""Seconds after which a worker on another machine looks again for rows to send."""
 DELIVERY_S = 15.0
-"""How long the leader waits for workers to say that it has their rows, while nothing is delivered."""
+"""Seconds without a delivery after which the leader no longer waits for the workers' rows."""
 QUIT_S = 5.0
-"""How long a worker that is told to end tries to deliver its rows."""
+"""Seconds that a worker may take to deliver its rows when it is told to exit."""
 
 
 class Worker:
-    """Measures what the users of this process ask, reports to the leader and hands it the rows. Methods are
-    for greenlets."""
+    """Runs the load generator of this process's users, reports to the leader and delivers the rows. Its
+    methods must be called from greenlets of the main thread."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Worker:
         loop: Callable[[], LoopThread],
     ) -> None:
         self.generator: Generator | None = None
-        """Measures while a run goes on."""
+        """The load generator of the run that goes on; None between runs."""
         self._environment = environment
         self._channel = channel
         self._options = options
@@ -77,7 +77,7 @@ class Worker:
         self._environment.events.test_start.add_listener(self._on_test_start)
 
     def begin(self) -> None:
-        """Gets ready to measure, as the leader's plan says. Raises InputError."""
+        """Creates the load generator from the leader's plan, and reports to the leader. Raises InputError."""
         plan = self._options.read_plan()
         if self.generator is not None:
             self.generator.stop()
@@ -86,7 +86,8 @@ class Worker:
         self._report()
 
     def quit(self) -> None:
-        """Ends before the run does: what was measured goes to the leader, or stays where it can be found."""
+        """Stops the load generator, because the process exits, and tries to deliver its rows. If that fails,
+        the rows stay in this worker's folder and a warning says where."""
         if self.generator is None:
             return
         generator, delivery = self.generator, self.generator.delivery

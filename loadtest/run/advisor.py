@@ -1,6 +1,6 @@
-"""The other end of the search: `python -m analysis.search` as a process of its own, asked by JSON lines over
-its pipes. Statistics in this process would cost the measurement CPU and the GIL; so they are computed there,
-at low priority. Knows no Locust."""
+"""Runs the advisor of a search, `python -m analysis.search`, as a process of its own and asks it by JSON
+lines over its pipes. In the leader's process, its statistics would take CPU and the GIL from the
+measurement; there they run at low priority. Knows no Locust."""
 
 import contextlib
 import os
@@ -16,25 +16,26 @@ from gevent import subprocess
 from loadtest.record import SearchAdvice, SearchState
 
 NICENESS = "10"
-"""Low priority (the lowest is 19): a load generator that needs the same core goes first."""
+"""Niceness of the advisor's process, so that a load generator on the same core goes first (19 is last)."""
 CONCLUDE_S = 15.0
-"""How long the last answer, after the run, may take."""
+"""Seconds that the last answer, after the run, may take."""
 END_S = 5.0
-"""How long a failing advisor may take to say why."""
+"""Seconds that a failing advisor may take to exit, so that its error can be read."""
 _ROOT = Path(__file__).resolve().parents[2]
-"""Where `analysis` lies beside this package."""
+"""The folder that contains `analysis` and this package."""
 
 
 class AdvisorLostError(Exception):
-    """The advisor gives no answers any more; the message says why, in a few words."""
+    """Raised when the advisor no longer answers; the message says why, in a few words."""
 
 
 class Advisor:
-    """The advisor of one run. Methods are for greenlets of the main thread and let the others run."""
+    """Runs and asks the advisor of one run. Its methods must be called from greenlets of the main thread;
+    other greenlets run while they wait."""
 
     def __init__(self, folder: Path) -> None:
         self.asking = False
-        """Whether an answer is awaited, or waits to be taken."""
+        """Whether an answer is awaited, or has come and was not taken yet."""
         self._latest: SearchAdvice | None = None
         self._answer: SearchAdvice | AdvisorLostError | None = None
         self._asker: gevent.Greenlet[..., None] | None = None
@@ -53,7 +54,7 @@ class Advisor:
         self._to, self._from = self._process.stdin, self._process.stdout
 
     def ask(self, state: SearchState) -> SearchAdvice:
-        """Asks and waits for the answer. Raises AdvisorLostError."""
+        """Asks the advisor and waits for its answer. Raises AdvisorLostError."""
         try:
             self._to.write(msgspec.json.encode(state) + b"\n")
             self._to.flush()
@@ -63,7 +64,7 @@ class Advisor:
         return self._latest
 
     def begin_asking(self, state: SearchState, *, after_s: float) -> None:
-        """Asks in another greenlet after `after_s`; the caller fetches the answer with `take`."""
+        """Asks in another greenlet after `after_s` seconds; the caller fetches the answer with `take`."""
         self.asking = True
         self._asker = gevent.spawn_later(after_s, self._ask_beside, state)
 
@@ -74,7 +75,7 @@ class Advisor:
             self._answer = error
 
     def take(self) -> SearchAdvice | None:
-        """Returns the answer that has come, once; None where none has. Raises AdvisorLostError."""
+        """Returns an answer that has come, each one once; otherwise None. Raises AdvisorLostError."""
         answer, self._answer = self._answer, None
         if answer is not None:
             self.asking = False
@@ -83,7 +84,8 @@ class Advisor:
         return answer
 
     def conclude(self) -> SearchAdvice | None:
-        """Returns the answer after the run; where that fails or takes too long, the last one before."""
+        """Asks for the answer after the run and returns it. If that fails or takes too long, returns the
+        answer before it, or None if there was none."""
         try:
             with gevent.Timeout(CONCLUDE_S):
                 if self._asker is not None:
@@ -104,7 +106,7 @@ class Advisor:
                 pipe.close()
 
     def _last_words(self) -> str:
-        """The line of the process's traceback that names the error."""
+        """Returns the last line of the process's traceback, which names the error, or else its exit code."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         self._complaints.seek(0)

@@ -1,5 +1,5 @@
-"""The leading side of one run, in the only process or the master: preflight, the run folder, the schedule,
-the server's samples. Knows no Locust."""
+"""The leader's part of one run: preflight, the run folder, the schedule of levels and the server's samples.
+Knows no Locust."""
 
 import asyncio
 import importlib.metadata
@@ -31,18 +31,18 @@ from loadtest.settings import Settings
 logger = logging.getLogger(__name__)
 
 MIN_LEVEL_S = 0.5
-"""A shorter level is no level: users were moved between workers."""
+"""Seconds that a level lasts at least. A shorter one, made while users move between workers, is not kept."""
 SAVE_S = 5.0
-"""How old the end of the running level in `run.json` may be."""
+"""Seconds after which `run.json` is written again while a level goes on."""
 
 
 class ServerFollower:
-    """Samples the server until the run ends, a row for each engine. Methods run on the event loop's thread;
-    other threads may set `level`."""
+    """Samples the server until the run ends; a sample is one row for each engine. Methods run on the event
+    loop's thread; other threads may set `level`."""
 
     def __init__(self, scraper: Scraper, rows: RowFile, *, sample_s: float) -> None:
         self.level: LiveLevel | None = None
-        """The level that samples count for now."""
+        """The level that new samples are added to; None between levels."""
         self._scraper = scraper
         self._rows = rows
         self._sample_s = sample_s
@@ -73,18 +73,19 @@ class ServerFollower:
 
 
 class Coordinator:
-    """Leads one run from preflight to the last row. Methods are for greenlets of the main thread."""
+    """Leads one run from preflight to the last row. Its methods must be called from greenlets of the main
+    thread."""
 
     def __init__(self, *, host: str | None, settings: Settings, scenario: str, loop: LoopThread) -> None:
         """Inspects the server and opens the run folder. Raises InputError."""
         self.settings = settings
         self.target: Target = make_target(host, settings)
         self.level: LiveLevel | None = None
-        """The level under way; None between two."""
+        """The level under way; None between levels."""
         self.advisor: Advisor | None = None
-        """Chooses the users of a search; None in other runs."""
+        """The advisor that chooses the users of a search; None in other runs."""
         self.arrivals_count, self.arrivals_s = _extent(settings)
-        """Open loop: how many arrivals there are, and how many seconds they take."""
+        """Open loop: number of arrivals, and seconds that they take together."""
         self._loop = loop
         nonce = uuid.uuid4().hex[:8]
         self.preflight, scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
@@ -118,8 +119,7 @@ class Coordinator:
             self._jobs.append(loop.every(settings.sample_s, scraper.gpus.refresh))
 
     def begin_level(self, users: int) -> None:
-        """Begins a level: all of its users have started. Ends the level before; an interrupted level begins
-        anew."""
+        """Ends the level under way, if there is one, and begins a level whose users have all started."""
         self.end_level()
         now = time.time()
         settings = self.settings
@@ -130,7 +130,7 @@ class Coordinator:
         self.save()
 
     def begin_arrivals(self, start_unix_s: float) -> None:
-        """Begins an open loop, whose first arrivals are due from `start_unix_s` on."""
+        """Begins an open loop. The due times of its arrivals count from `start_unix_s`."""
         settings = self.settings
         self._set_level(LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo))
         self.info.arrivals = ArrivalsInfo(
@@ -153,7 +153,7 @@ class Coordinator:
         self.save()
 
     def keep_level(self, until_unix_s: float) -> None:
-        """Lets the level last until then, at least."""
+        """Sets the end of the level under way, if there is one, and saves it every SAVE_S seconds."""
         if self.level is None:
             return
         self.level.end_unix_s = max(self.level.start_unix_s, until_unix_s)
@@ -167,13 +167,13 @@ class Coordinator:
             self.save()
 
     def take_live(self, rows: list[LiveRow]) -> None:
-        """Counts requests that have ended for the level under way."""
+        """Adds requests that have ended to the level under way."""
         for row in rows:
             if self.level is not None:
                 self.level.add(row)
 
     def warn(self, warning: str) -> None:
-        """Logs a warning and writes it into `run.json`, once."""
+        """Logs a warning and adds it to the run's warnings; does nothing if it is there already."""
         if warning not in self.info.warnings:
             logger.warning(warning)
             self.info.warnings.append(warning)
@@ -193,7 +193,7 @@ class Coordinator:
         self.save()
 
     def save(self) -> None:
-        """Writes `run.json` as it stands now."""
+        """Writes `run.json` with what is known now. A failure is logged; the next call tries again."""
         self._saved = time.monotonic()
         try:
             write_run_info(self.folder, self.info)
@@ -205,7 +205,7 @@ class Coordinator:
 
 
 def _extent(settings: Settings) -> tuple[int, float]:
-    """How many arrivals an open loop has and how many seconds they take; counted, not kept."""
+    """Returns the number of an open loop's arrivals and the seconds that they take together."""
     count, last_s = 0, 0.0
     for arrival in planned_arrivals(settings):
         count, last_s = count + 1, arrival.due_s
@@ -243,7 +243,7 @@ def _run_info(
 
 
 def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
-    """The lines that a person reads before the load begins."""
+    """Builds the lines that are shown before the load begins."""
     return [
         *preflight_summary(coordinator.preflight, coordinator.target),
         f"plan     {plan}",

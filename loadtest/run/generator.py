@@ -1,5 +1,5 @@
-"""One process's load generator, as its users see it: sends what they ask, waits for the answer, and reports.
-Knows no Locust."""
+"""The load generator of one process: sends its users' requests, waits for the answers and reports to the
+leader. Knows no Locust."""
 
 import collections
 import itertools
@@ -31,18 +31,19 @@ _T = TypeVar("_T")
 
 
 class Generator:
-    """Measures on behalf of one process. Methods are for greenlets of the main thread: the requests run on
-    the event loop's thread (`RequestRunner`), and rows are written on a third one."""
+    """Sends and measures the requests of one process. Its methods must be called from greenlets of the main
+    thread; requests run on the event loop's thread (`RequestRunner`), and rows are written on a third
+    thread."""
 
     def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
-        """Opens the files and the session. `host` is the plan's, with this process's own credentials. Raises
-        InputError."""
+        """Opens the files and the session. host: the plan's address, with this process's own credentials.
+        Raises InputError."""
         self.plan = plan
         self.worker = worker
         self.settings: Settings = settings_from_shared(plan.settings)
         self.think = Distribution.parse(self.settings.think_s)
         self.level_users: int | None = None
-        """Users of the level that new requests belong to."""
+        """Users of the level that new requests belong to; None if they belong to no level."""
         self._workload = _workload(plan, self.settings)
         arrivals = planned_arrivals(self.settings)
         self._target: Target = make_target(host, self.settings)
@@ -63,30 +64,31 @@ class Generator:
 
     @property
     def closing(self) -> bool:
-        """Whether requests may no longer begin."""
+        """Whether no more requests may begin."""
         return self._request_runner.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
         return self._workload.conversation(user=user, number=number)
 
     def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
-        """Sends one request and waits for its end; the row is safe even if the caller is killed."""
+        """Sends one request, waits for its end and returns its row and text (empty unless conversations have
+        several turns). The row is kept even if the caller is killed."""
         stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
         return self._loop.run(self._request_runner.measure(stream))
 
     def due_soon(self) -> Iterator[StreamRequest]:
-        """Open loop: this worker's requests that are due soon and were not handed out yet."""
+        """Open loop: yields this worker's requests that are due soon, each one once."""
         for arrival, due_unix_s in self.arrivals.due_soon():
             request = self._workload.request_at(arrival)
             yield self._stream(request, user=arrival.number, scheduled_unix_s=due_unix_s)
 
     def send_when_due(self, stream: StreamRequest) -> None:
-        """Open loop: hands the request to the event loop, which begins it at its time."""
+        """Open loop: hands a request to the event loop, which begins it when it is due."""
         self._handed_over += 1
         self._loop.call_soon(lambda: self._starts.begin_when_due(stream))
 
     def report(self, *, stopped: bool = False) -> WorkerReport:
-        """What the leader is told once a second."""
+        """Builds the report that the leader gets once a second."""
         return WorkerReport(
             worker=self.worker,
             in_flight=self._request_runner.in_flight,
@@ -101,15 +103,15 @@ class Generator:
         )
 
     def take_unattended(self) -> list[RequestRecord]:
-        """Open loop: the rows of requests that ended since the last call."""
+        """Open loop: returns the rows of requests that have ended since the last call."""
         return _taken(self._request_runner.unattended)
 
     def stop_asking(self) -> None:
-        """Lets no new request begin; those in flight go on."""
+        """Keeps new requests from beginning; those in flight go on."""
         self._request_runner.closing = True
 
     def stop(self) -> None:
-        """Cancels what is in flight, writes every row and closes the session."""
+        """Cancels the requests in flight, writes every row and closes the session."""
         self._request_runner.closing = True
         self._loop.run(self._request_runner.close())
         self._flusher.stop()
@@ -152,7 +154,7 @@ class Generator:
 
 
 def _taken(queue: "collections.deque[_T]") -> list[_T]:
-    """Empties a deque that another thread appends to."""
+    """Empties a deque that another thread appends to, and returns what it held."""
     return [queue.popleft() for _ in range(len(queue))]
 
 

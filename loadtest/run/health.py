@@ -1,4 +1,5 @@
-"""The load generator's own condition: how late its event loop is, its CPU, its requests under way."""
+"""The health of the load generator itself: the delay of its event loop, its CPU use and its requests in
+flight."""
 
 import asyncio
 import resource
@@ -10,11 +11,11 @@ from loadtest.record import ClientSample, RequestRecord
 from loadtest.run.sink import RowFile
 
 LAG_PROBE_S = 0.02
-"""How often a timer on the event loop shows how late the loop is."""
+"""Seconds between two timers on the event loop, each of which shows how late the loop is."""
 
 
 class HealthWatch:
-    """Writes a row a second about this process. Methods run on the event loop's thread; other threads may
+    """Writes one row per second about this process. Methods run on the event loop's thread; other threads may
     read `in_flight`."""
 
     def __init__(self, rows: RowFile) -> None:
@@ -29,7 +30,7 @@ class HealthWatch:
         return self.started - self.ended
 
     def note_delay(self, record: RequestRecord) -> None:
-        """Open loop: keeps the longest time from a request's due time to its sending."""
+        """Open loop: keeps the longest delay from a request's due time to its sending, for the next row."""
         if record.scheduled_unix_s is not None and record.sent_s is not None:
             delay_s = record.start_unix_s + record.sent_s - record.scheduled_unix_s
             self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)

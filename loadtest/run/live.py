@@ -1,5 +1,5 @@
-"""What is known of a level while it runs, and whether it is past a wall: counts against the objectives, no
-statistics. Knows neither Locust nor the time."""
+"""Counts of a level while it runs, and whether it is past a wall: shares of requests, compared with the
+objectives without statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter
@@ -8,28 +8,31 @@ from typing import NamedTuple
 from loadtest.record import Outcome, RequestRecord, ServerSample, Slo
 
 MISS_SHARE = 0.05
-"""A p95 objective is missed when more than this share of the requests misses it."""
+"""A p95 objective is missed if more than this share of the requests miss it."""
 FAR_PAST_WALL_SHARE = 0.5
-"""Far past a wall, or a failing server: more than half of the requests miss or fail."""
+"""A level is far past a wall if more than this share of its requests miss an objective, or fail."""
 BIN_WIDTH = 0.02
-"""The width of a bin, in ln seconds: percentiles that are shown while the test runs are right to 2 %."""
+"""Width of a bin, in ln seconds: percentiles shown while the test runs are exact to half of it, 1 %."""
 SMALLEST_S = 1e-6
+"""Shorter times count as this many seconds, because 0 has no logarithm."""
 MIN_VERDICT_REQUESTS = 20
-"""With fewer requests, one slow one is 5 % of the level: no verdict on a p95."""
+"""Requests that a verdict on a p95 needs: among fewer, a single slow one would be more than 5 %."""
 
 
 class LiveRow(NamedTuple):
-    """The little of a RequestRecord that the leader needs while the test runs."""
+    """The part of a RequestRecord that the leader needs while the test runs."""
 
     end_unix_s: float
     ttft_s: float | None
+    """Time to the first token; None if no token came."""
     tpot_s: float | None
+    """Time per output token after the first; None with fewer than two tokens."""
     outcome: str
 
 
 def live_row(record: RequestRecord) -> LiveRow:
-    """What the leader counts of one request; TTFT from the end of sending, TPOT over the tokens after the
-    first."""
+    """Builds the LiveRow of one request: TTFT from the end of sending, TPOT as the mean over the tokens after
+    the first."""
     chunks, tokens = record.chunk_s, record.output_tokens
     ttft = chunks[0] - (record.sent_s or 0.0) if chunks else None
     tpot = (chunks[-1] - chunks[0]) / (tokens - 1) if tokens and tokens > 1 and len(chunks) > 1 else None
@@ -37,8 +40,8 @@ def live_row(record: RequestRecord) -> LiveRow:
 
 
 class _Tally:
-    """One objective's values: how many, how many miss it, and their p95 to 2 %. Its size is constant, because
-    a level may have a million requests."""
+    """Counts one objective's values and how many miss it, and estimates their p95 to 1 %. Keeps counts in
+    bins, not values, because a level may have a million requests."""
 
     def __init__(self, objective_s: float) -> None:
         self.objective_s = objective_s
@@ -67,8 +70,8 @@ class _Tally:
 
 
 class LiveLevel:
-    """One level of constant users, or an open loop (no users), as far as it is known now. `add` and
-    `add_sample` may run on two threads: they write different attributes."""
+    """Counts of one level of constant users, or of an open loop (users: None), so far. `add` and `add_sample`
+    may run on two threads, because they write different attributes."""
 
     def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float, slo: Slo) -> None:
         self.users = users
@@ -111,7 +114,7 @@ class LiveLevel:
         return self._tpot.p95_s()
 
     def past_wall(self) -> str | None:
-        """The first wall that this level is past, in words; None when it is past none."""
+        """Returns the first wall that this level is past, in words; None if it is past none."""
         slo = self._slo
         walls = [
             (self._errors_share() > 0.01, "more than 1 % of the requests failed"),
@@ -123,8 +126,8 @@ class LiveLevel:
         return next((words for past, words in walls if past), None)
 
     def far_past_wall(self) -> str | None:
-        """Why more users would tell nothing (the server fails, or the level is far past a wall); None when
-        they would tell something."""
+        """Returns why more users would tell nothing new: most requests fail, or miss an objective. None if
+        neither."""
         if self._errors_share() > FAR_PAST_WALL_SHARE:
             return "more than half of the requests failed"
         if max(self._ttft.miss_share, self._tpot.miss_share) > FAR_PAST_WALL_SHARE:

@@ -1,4 +1,4 @@
-"""The line that a person watches while the test runs. Knows no more of a level than `live` counts."""
+"""The live line, which shows how a running test goes. Knows no more of a level than `live` counts."""
 
 import logging
 import shutil
@@ -11,8 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class LiveLine:
-    """One line on a terminal, rewritten every second; where there is no terminal, a log line every
-    `every_s`."""
+    """Rewrites one line on a terminal; without a terminal, logs a line every `every_s` seconds."""
 
     def __init__(self, *, every_s: float = 10.0) -> None:
         self._tty = sys.stderr.isatty()
@@ -36,7 +35,7 @@ class LiveLine:
 
 
 def live_text(level: LiveLevel | None, *, level_s: float | None, left_s: float | None) -> str:
-    """The whole line: `8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
+    """Builds the whole line, such as `8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
     if level is None:
         return "starting or stopping users ..."
     held = time.time() - level.start_unix_s
@@ -46,7 +45,7 @@ def live_text(level: LiveLevel | None, *, level_s: float | None, left_s: float |
 
 
 def describe(level: LiveLevel) -> str:
-    """A level in one line: `8 users: TTFT p95 0.21 s, TPOT p95 21 ms, KV 43 %, 143 requests, 0 errors`."""
+    """Describes a level: `8 users: TTFT p95 0.21 s, TPOT p95 21 ms, KV 43 %, 143 requests, 0 errors`."""
     ttft, tpot, sample = level.ttft_p95_s(), level.tpot_p95_s(), level.last_sample
     parts = [
         f"TTFT p95 {ttft:.2f} s" if ttft is not None else "TTFT -",

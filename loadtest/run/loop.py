@@ -1,7 +1,7 @@
 """The only file where gevent and asyncio meet: a uvloop on a native thread, and greenlets that wait for it.
 
-`import locust` patches threads, sockets and selectors, so everything here goes through the originals. A loop
-inside a greenlet would have every busy greenlet delay every time stamp.
+`import locust` patches threads, sockets and selectors, so everything here goes through the originals. If the
+loop ran in a greenlet, every busy greenlet would delay every time stamp.
 """
 
 import asyncio
@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 SWITCH_INTERVAL_S = 0.0005
-"""With Python's default of 5 ms, stamps beside one busy thread are 5 ms late at p99; with this, 1 ms."""
+"""Seconds after which a busy thread gives up the GIL. Beside one busy thread, time stamps are 1 ms late at
+p99 with this value, and 5 ms with Python's default of 5 ms."""
 
 GC_THRESHOLD = 5_000
-"""Rows and streams hold no cycles. At 400 streams Python's default of 700 costs 4 % of the CPU, and 50,000
-stops the loop for 40 ms every 25 s; this for 2 to 5 ms every 2 s."""
+"""Number of new objects after which the garbage collector runs. Rows and streams form no reference cycles, so
+it finds little. At 400 streams, Python's default of 700 costs 4 % of the CPU; 50,000 stops the event loop
+for 40 ms every 25 s; 5,000 stops it for 2 to 5 ms every 2 s."""
 
 _start_native_thread = get_original("_thread", "start_new_thread")
 _allocate_native_lock = get_original("_thread", "allocate_lock")
@@ -34,7 +36,7 @@ _native_sleep = get_original("time", "sleep")
 
 
 class _Call(Generic[_T]):
-    """One coroutine on its way to the loop, and its result on the way back."""
+    """A coroutine that runs on the loop for a greenlet that waits for its result."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, _T], waiter: "Waiter[None]") -> None:
         self.coroutine = coroutine
@@ -44,13 +46,13 @@ class _Call(Generic[_T]):
 
 
 class LoopThread:
-    """One event loop on one native thread. Start it after any fork. Public methods are for greenlets of the
-    thread that made it."""
+    """Runs one event loop on one native thread. Create it after any fork. Its public methods must be called
+    from greenlets of the thread that created it."""
 
     def __init__(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.collect()
-        gc.freeze()  # modules need no second look: a full collection would stop the loop for 50 ms
+        gc.freeze()  # a full collection that looks at the modules too would stop the loop for 50 ms
         gc.set_threshold(GC_THRESHOLD)
         self._loop = uvloop.new_event_loop()
         self._finished: collections.deque[_Call[Any]] = collections.deque()
@@ -62,8 +64,8 @@ class LoopThread:
         _start_native_thread(self._serve, ())
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `coroutine` on the loop; the calling greenlet waits. A greenlet that is killed meanwhile
-        cancels it and does not wait for the end."""
+        """Runs `coroutine` on the loop while the calling greenlet waits, and returns its result. If the
+        greenlet is killed meanwhile, the coroutine is cancelled, and its end is not waited for."""
         call = _Call(coroutine, Waiter())
         self._loop.call_soon_threadsafe(self._begin, call)
         try:
@@ -80,14 +82,14 @@ class LoopThread:
         self._loop.call_soon_threadsafe(function)
 
     def every(self, seconds: float, job: Callable[[], object]) -> "_Periodic":
-        """Runs a job that may block (a disk, a driver) on a native thread of its own, again and again,
-        until its `stop`, which runs it a last time."""
+        """Runs `job`, which may block (a disk, a driver), every `seconds` seconds on a native thread of its
+        own. `stop` of the returned object runs it a last time."""
         periodic = _Periodic(seconds, job)
         self._jobs.append(periodic)
         return periodic
 
     def stop(self) -> None:
-        """Stops the periodic jobs, each after a last run, and the loop, cancelling what still runs."""
+        """Stops the periodic jobs (each after a last run) and the loop, and cancels what still runs there."""
         for job in self._jobs:
             job.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -172,7 +174,7 @@ def _nap(seconds: float, ended: Callable[[], bool]) -> None:
 
 
 def _wait_native(lock: Any, *, seconds: float) -> None:
-    """Waits for another thread to release `lock`, letting greenlets run."""
+    """Waits up to `seconds` for another thread to release `lock`; other greenlets run meanwhile."""
     for _ in range(round(seconds / 0.01)):
         if lock.acquire(False):
             return

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other, as typed structs. Knows neither Locust nor how they are
+"""The messages between the processes of one run, as typed structs. Knows neither Locust nor how they are
 sent."""
 
 import msgspec
@@ -9,7 +9,7 @@ from loadtest.workload.prompts import PromptScale
 
 
 class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
-    """What the leader tells every process that measures, before the first request. Holds no secrets."""
+    """Tells every process that runs users how to measure, before the first request. Holds no secrets."""
 
     run_id: str
     folder: str
@@ -32,78 +32,78 @@ class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CurrentLevel(msgspec.Struct, kw_only=True, frozen=True):
-    """Leader to workers: requests that begin from now on belong to this level."""
+    """Tells the workers the level of all requests that begin from now on."""
 
     users: int | None
-    """None: they belong to no level."""
+    """Users of the level; None: the requests belong to no level."""
 
 
 class ArrivalAssignments(msgspec.Struct, kw_only=True, frozen=True):
-    """Leader to workers, open loop: who sends which arrivals."""
+    """Tells the workers of an open loop which of them sends which arrivals."""
 
     start_unix_s: float
-    """When the arrivals begin, by the leader's clock."""
+    """Unix seconds at which the arrivals begin, by the leader's clock."""
     assignments: list[WorkerAssignment]
-    """In the order of their times."""
+    """Assignments in the order of the times from which they hold."""
 
 
 class StopAsking(msgspec.Struct, frozen=True):
-    """Leader to workers: begin no more requests; those in flight go on."""
+    """Tells the workers to begin no more requests; those in flight go on."""
 
 
 class StopMeasuring(msgspec.Struct, frozen=True):
-    """Leader to workers: cancel what is in flight and deliver every row."""
+    """Tells the workers to cancel the requests in flight and to deliver every row."""
 
 
 class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
-    """Worker to leader, once a second and when its state changes."""
+    """Tells the leader the state of a worker, once a second and when it changes."""
 
     worker: str
     in_flight: int
     arriving: bool
-    """Open loop: some of its arrivals have not begun."""
+    """Open loop: whether some of the worker's arrivals have not begun."""
     clipped: int
-    """Drawn lengths that did not fit into the model's context, so far."""
+    """Number of drawn lengths so far that were clipped, because they did not fit into the model's context."""
     stopped: bool
-    """The leader has all of its rows, and nothing follows."""
+    """Whether the leader has all of the worker's rows, and nothing follows."""
     shares_disk: bool
-    """It writes into the leader's folder itself."""
+    """Whether the worker writes into the leader's folder itself."""
     undelivered_bytes: int
     clock_offset_s: float | None
-    """Worker clock minus leader clock; None: not known yet."""
+    """Seconds by which the worker's clock is ahead of the leader's; None: not known yet."""
     unix_s: float
-    """When it was sent, by the worker's clock."""
+    """Unix seconds at which the report was sent, by the worker's clock."""
     live: list[LiveRow]
-    """Requests that ended since the last report."""
+    """Requests that have ended since the last report."""
 
 
 class WorkerRefused(msgspec.Struct, kw_only=True, frozen=True):
-    """Worker to leader: it cannot take part."""
+    """Tells the leader that a worker cannot take part."""
 
     reason: str
 
 
 class LeaderTime(msgspec.Struct, kw_only=True, frozen=True):
-    """Leader to a worker on another machine, in answer to each report."""
+    """Answers each report of a worker on another machine with the leader's time."""
 
     asked_unix_s: float
-    """The report's `unix_s`."""
+    """Time at which the worker sent its report: the report's `unix_s`."""
     leader_unix_s: float
-    """When the report came, by the leader's clock."""
+    """Unix seconds at which the report came, by the leader's clock."""
 
 
 class RowBatch(msgspec.Struct, kw_only=True, frozen=True):
-    """Worker to leader: a piece of a file. Sending one again changes nothing."""
+    """Brings the leader a piece of a worker's file. The same piece may be sent twice."""
 
     file: str
     offset: int
-    """Where in the file these bytes begin."""
+    """Position of the first of these bytes in the file."""
     data: bytes
 
 
 class RowReceipt(msgspec.Struct, kw_only=True, frozen=True):
-    """Leader to worker, in answer to each batch."""
+    """Answers each batch: says how much of the file the leader has."""
 
     file: str
     size: int
-    """Bytes that the leader has, from the front."""
+    """Bytes that the leader has, from the beginning of the file."""

@@ -1,5 +1,5 @@
-"""An open loop in one process: which arrivals it sends, and that each begins at its time, whether the server
-has answered the others or not."""
+"""An open loop in one process: which arrivals it sends, each of them when it is due, whether or not the
+server has answered earlier ones."""
 
 import asyncio
 import time
@@ -15,13 +15,14 @@ from loadtest.workload.arrivals import Arrival, ArrivalProcess, WorkerAssignment
 from loadtest.workload.traces import read_trace
 
 LOOKAHEAD_S = 2.0
-"""A request's body is made and handed to the event loop this long before it is due."""
+"""Seconds before a request is due at which its body is made and handed to the event loop."""
 UVLOOP_TICK_S = 0.001
-"""uvloop's timers round to milliseconds; one more keeps requests from being early."""
+"""Seconds added to each timer: uvloop rounds timers to milliseconds, and no request may begin early."""
 
 
 def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
-    """The arrivals of an open loop, the same in every process; none in a closed loop. Raises InputError."""
+    """Returns the arrivals of an open loop, the same in every process; none in a closed loop. Raises
+    InputError."""
     if settings.trace is not None:
         try:
             return iter(read_trace(settings.trace, speed=settings.trace_speed))
@@ -34,7 +35,8 @@ def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
 
 
 class DueArrivals:
-    """The arrivals that one worker sends. Methods are for greenlets of the main thread."""
+    """Hands out the arrivals that one worker sends, shortly before they are due. Its methods must be called
+    from greenlets of the main thread."""
 
     def __init__(self, arrivals: Iterator[Arrival], *, worker: str, clock: LeaderClock) -> None:
         self._arrivals = arrivals
@@ -49,12 +51,12 @@ class DueArrivals:
 
     @property
     def left(self) -> bool:
-        """Whether some arrivals were not handed out yet."""
+        """Whether some arrivals have not been handed out yet."""
         return self._next is not None
 
     def due_soon(self) -> Iterator[tuple[Arrival, float]]:
-        """This worker's arrivals that are due within the lookahead and were not handed out yet, each with the
-        time when it is due, by this machine's clock (Unix seconds)."""
+        """Yields this worker's arrivals that are due within LOOKAHEAD_S, each one once, with its due time by
+        this machine's clock (Unix seconds)."""
         while self._assignments and (arrival := self._next) is not None:
             if self._clock.offset_s is None:
                 return

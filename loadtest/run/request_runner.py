@@ -1,5 +1,4 @@
-"""The event loop's side of measuring: requests run here, and each leaves one row. Knows no users and no
-Locust."""
+"""Runs requests on the event loop's thread; each of them leaves one row. Knows no users and no Locust."""
 
 import asyncio
 import collections
@@ -17,20 +16,20 @@ from loadtest.run.live import LiveRow, live_row
 from loadtest.run.sink import WorkerFiles
 
 CANCEL_S = 5.0
-"""How long cancelled requests may take to end."""
+"""Seconds that cancelled requests may take to end."""
 
 
 class RequestRunner:
-    """Requests under way and what they leave behind. Methods run on the event loop's thread. Other threads
-    may set `closing`, read `in_flight` and empty the two deques."""
+    """Runs requests and keeps what the leader and Locust need of them. Methods run on the event loop's
+    thread. Other threads may set `closing`, read `in_flight` and empty the two deques."""
 
     def __init__(self, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
         self.closing = False
-        """Whether requests may no longer begin."""
+        """Whether no more requests may begin."""
         self.live: collections.deque[LiveRow] = collections.deque()
         """One entry for each request that has ended."""
         self.unattended: collections.deque[RequestRecord] = collections.deque()
-        """Rows of requests that nobody waited for."""
+        """Rows of ended requests that nobody waited for (open loop)."""
         self._session = session
         self._rows = files.requests
         self._health = HealthWatch(files.health)
@@ -60,7 +59,7 @@ class RequestRunner:
         return record, text
 
     def begin(self, stream: StreamRequest) -> None:
-        """Begins a request that nobody waits for."""
+        """Begins a request that nobody waits for; does nothing while `closing`."""
         if not self.closing:
             self._tasks.add(asyncio.get_running_loop().create_task(self._measure_unattended(stream)))
 
@@ -69,7 +68,7 @@ class RequestRunner:
         self.unattended.append(record)
 
     async def close(self) -> None:
-        """Cancels what is in flight, waits for its rows and closes the session."""
+        """Cancels the requests in flight, waits for their rows and closes the session."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -79,13 +78,14 @@ class RequestRunner:
 
 
 async def open_request_runner(target: Target, files: WorkerFiles) -> RequestRunner:
-    """Opens the session to the server. Runs on the event loop's thread. Raises InputError."""
+    """Opens the session with the server and returns its runner. Runs on the event loop's thread. Raises
+    InputError."""
     _allow_many_connections()
     return RequestRunner(open_session(headers=target.headers, tls=target.tls()), files)
 
 
 def _allow_many_connections() -> None:
-    """One open file a stream: as many as the system allows this process (Locust asks for 10,000)."""
+    """Raises the limit of open files, of which each stream needs one, to the most that the system allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited number
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

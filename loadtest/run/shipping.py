@@ -1,5 +1,5 @@
-"""A worker on another machine than the leader: its rows reach the leader's folder, and it learns the leader's
-clock. Knows no Locust and not how messages are sent."""
+"""Brings the rows of workers on other machines into the leader's folder, and estimates how far their clocks
+are from the leader's. Knows neither Locust nor how messages are sent."""
 
 import logging
 import math
@@ -13,13 +13,14 @@ from loadtest.run.messages import LeaderTime, RowBatch, RowReceipt
 logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 256 * 1024
+"""Most bytes of a file in one message."""
 RESEND_S = 5.0
-"""A batch that was not answered for so long is sent again."""
+"""Seconds without an answer after which a batch is sent again."""
 _NAME = re.compile(r"(requests|client)-\d+\.jsonl")
 
 
 class Shipper:
-    """The worker's side of one file that grows. One batch is on its way at a time."""
+    """Cuts one growing file of a worker into batches. At most one batch is on its way at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +39,7 @@ class Shipper:
             return 0
 
     def next_batch(self) -> RowBatch | None:
-        """What to send now; None while a batch is on its way, or when the leader has everything."""
+        """Returns the batch to send now; None while one is on its way, or if the leader has everything."""
         now = time.monotonic()
         if self._sent_at is not None and now - self._sent_at < RESEND_S:
             return None
@@ -49,12 +50,13 @@ class Shipper:
         return RowBatch(file=self._path.name, offset=self._delivered, data=data)
 
     def take(self, receipt: RowReceipt) -> None:
-        """Continues behind what the leader has."""
+        """Notes how much the leader has; the next batch continues there."""
         self._delivered = receipt.size
         self._sent_at = None
 
     def _read(self) -> bytes:
-        """Whole lines where one fits, so that a reader of the leader's folder rarely sees half of one."""
+        """Reads the next bytes, up to the end of a line if possible: readers of the leader's folder then
+        rarely see half a line."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._delivered)
@@ -65,13 +67,13 @@ class Shipper:
 
 
 class Delivery:
-    """All files of one worker on their way to the leader; none where the two share a disk."""
+    """Brings all files of one worker to the leader; there are none if the two share a disk."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._shippers = [Shipper(path) for path in paths]
 
     def next_batches(self) -> Iterator[RowBatch]:
-        """Rows that the leader does not have yet and that may be sent now."""
+        """Yields the batches to send now, at most one for each file."""
         for shipper in self._shippers:
             if batch := shipper.next_batch():
                 yield batch
@@ -83,19 +85,20 @@ class Delivery:
 
     @property
     def undelivered_bytes(self) -> int:
-        """Bytes that are written here and not known to be with the leader."""
+        """Bytes written on this machine whose receipt the leader has not confirmed."""
         return sum(shipper.undelivered_bytes for shipper in self._shippers)
 
 
 class Receiver:
-    """The leader's side: appends what continues a file, and says how much of it there is."""
+    """Appends the workers' batches to their files in the leader's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._failing = False
 
     def take(self, batch: RowBatch) -> RowReceipt:
-        """Appends what is new. Raises ValueError for a name that no worker writes."""
+        """Appends the new bytes of a batch and returns the file's size. Raises ValueError for a name that no
+        worker writes."""
         if not _NAME.fullmatch(batch.file):
             raise ValueError(f"'{batch.file}' is no file of a worker")
         path = self._folder / batch.file
@@ -123,11 +126,13 @@ class Receiver:
 
 
 class LeaderClock:
-    """This machine's clock beside the leader's, as the quickest round trip so far tells it."""
+    """Estimates the difference between this machine's clock and the leader's from the quickest round trip so
+    far. shared: whether both processes use one clock."""
 
     def __init__(self, *, shared: bool) -> None:
         self.offset_s: float | None = 0.0 if shared else None
-        """This clock minus the leader's; None: not known yet. Wrong by half of the round trip at most."""
+        """Seconds by which this clock is ahead of the leader's; None: not known yet. Off by half of the round
+        trip at most."""
         self._shared = shared
         self._round_trip_s = math.inf
 

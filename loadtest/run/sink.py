@@ -1,5 +1,5 @@
-"""The files of a run folder: rows are appended so that a kill loses little, `run.json` is replaced whole.
-Knows nothing of what the rows mean."""
+"""The files of a run folder: rows are appended often, so that a kill loses few, and `run.json` is replaced
+whole. Knows nothing of what the rows mean."""
 
 import collections
 import contextlib
@@ -16,17 +16,17 @@ from loadtest.record import RUN_FILE, ClientSample, RequestRecord, RunInfo, Serv
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 0.25
-"""How long rows wait in memory: what was measured a second before a kill is on the disk."""
+"""Seconds that rows wait in memory, so that a kill loses at most those of the last second."""
 
 
 def new_run_id(*, model: str, unix_s: float) -> str:
-    """The run folder's name, safe on any file system: `20261124T084500Z-Qwen3-1.7B`."""
+    """Builds the run folder's name, safe on any file system: `20261124T084500Z-Qwen3-1.7B`."""
     when = datetime.datetime.fromtimestamp(unix_s, tz=datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{when}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-.') or 'model'}"
 
 
 def create_run_folder(reports_dir: Path, run_id: str) -> Path:
-    """Makes the folder; a second run within the same second gets a number. Raises OSError."""
+    """Makes the run folder and returns it. A second run in the same second gets a number. Raises OSError."""
     for attempt in range(1, 100):
         folder = reports_dir / (run_id if attempt == 1 else f"{run_id}-{attempt}")
         try:
@@ -38,8 +38,8 @@ def create_run_folder(reports_dir: Path, run_id: str) -> Path:
 
 
 def find_run_folder(leaders_folder: str, run_id: str, *, reports_dir: Path) -> tuple[Path, bool]:
-    """Where this process writes its rows, and whether the leader writes there too: the leader's folder where
-    this machine sees it, else one of the same name in `reports_dir`."""
+    """Returns the folder into which this process writes, and whether it is the leader's. It is the leader's
+    if this machine sees it, else a new one of the same name in `reports_dir`."""
     shared = Path(leaders_folder)
     try:
         if run_id in (shared / RUN_FILE).read_text("utf-8"):
@@ -52,15 +52,15 @@ def find_run_folder(leaders_folder: str, run_id: str, *, reports_dir: Path) -> t
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Replaces `run.json` in one step: a reader never sees half of it. Raises OSError."""
+    """Replaces `run.json` in one step, so that a reader never sees half of it. Raises OSError."""
     temporary = folder / f".{RUN_FILE}.{os.getpid()}"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
     temporary.replace(folder / RUN_FILE)
 
 
 class RowFile:
-    """Rows on their way to one file. `append` never blocks and may run on any thread; `flush` and `close` may
-    block and run on one thread at a time."""
+    """Collects rows and appends them to one file. `append` never blocks and may run on any thread; `flush`
+    and `close` may block and run on one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,15 +76,15 @@ class RowFile:
         return len(self._pending) + self._unwritten.count(b"\n")
 
     def flush(self) -> None:
-        """Writes what is waiting, with one append. Rows that do not fit (a full disk, a vanished folder) are
-        kept and tried again."""
+        """Writes the waiting rows with one append. Rows that cannot be written (a full disk, a vanished
+        folder) are kept for the next call."""
         taken = [self._pending.popleft() for _ in range(len(self._pending))]
         data = self._unwritten + b"".join(taken)
         self._unwritten = data[self._write(data) :] if data else b""
 
     def close(self) -> int:
-        """Tries a last time, making the folder anew where it has vanished. Returns how many rows are lost
-        even so."""
+        """Writes a last time, after making the folder again if it has vanished. Returns the number of lost
+        rows."""
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.flush()
@@ -111,8 +111,8 @@ class RowFile:
 
 
 class WorkerFiles:
-    """The two files that one measuring process writes. `flush` and `close` may block and run on one thread at
-    a time."""
+    """The two files that one process with users writes: its requests and its health. `flush` and `close` may
+    block and run on one thread at a time."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         self.requests = RowFile(folder / f"requests-{worker}.jsonl")
@@ -127,5 +127,5 @@ class WorkerFiles:
         self.health.flush()
 
     def close(self) -> int:
-        """Tries a last time. Returns how many rows are lost even so."""
+        """Writes both files a last time. Returns the number of lost rows."""
         return self.requests.close() + self.health.close()

@@ -1,4 +1,4 @@
-"""Runs the embedded server alone, on 127.0.0.1: `python -m loadtest.simulator`."""
+"""Runs the embedded server as a process of its own, on 127.0.0.1: `python -m loadtest.simulator`."""
 
 import argparse
 import asyncio
@@ -18,7 +18,8 @@ EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM. Returns 0, or 2 for input that cannot be served."""
+    """Serves until SIGINT or SIGTERM and returns 0; `--list` only prints the presets. Returns 2, with a
+    message on stderr, for flags that cannot be served or a port in use."""
     flags = _parser().parse_args(arguments)
     if flags.list:
         _print_presets()
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_presets() -> None:
-    """Prints a line for each preset; a reader who stops (`| head`) ends the printing and nothing else."""
+    """Prints one line for each preset. A closed pipe (`| head`) stops the printing and is no error."""
     try:
         sys.stdout.writelines(f"{_describe(preset)}\n" for preset in PRESETS.values())
         sys.stdout.flush()
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(flags: argparse.Namespace) -> ServerOptions:
-    """Raises ValueError for a combination that cannot be served."""
+    """Builds the server's options from the flags. Raises ValueError for flags that cannot be served."""
     given = {
         "model": flags.served_model_name,
         "max_model_len": flags.max_model_len,

@@ -1,4 +1,4 @@
-"""Reads chat completion requests and writes the chunks of vLLM 0.32, equal in structure byte for byte.
+"""Reads chat completion requests and writes their answers in the format of vLLM 0.32, byte for byte.
 
 Knows no socket and no clock. There is one model, one choice per request and no tools; sampling parameters
 other than `seed` and the length are accepted and have no effect.
@@ -16,7 +16,7 @@ FINGERPRINT = f"vllm-{VLLM_VERSION}-seatcount"
 
 
 class RefusalError(Exception):
-    """A request that is answered with an error: vLLM's status, message, type and parameter."""
+    """Raised for a request that is answered with an error: vLLM's status, message, type and parameter."""
 
     def __init__(self, status: int, message: str, *, kind: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -77,8 +77,8 @@ class Completion:
     """Writes the answer to one request. `advance` is called for every token and is cheap: the bytes around
     the text are built once.
 
-    `write` is given bytes that are framed for HTTP's chunked encoding. It appends to `pending` until the
-    caller replaces it with a socket's; it is None when the answer is not streamed.
+    `write` receives bytes that are framed for HTTP's chunked encoding. At first it appends them to `pending`;
+    the caller later replaces it with the socket's method. It is None if the answer is not streamed.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class Completion:
             self.on_end()
 
     def usage(self, made: int | None = None) -> dict[str, object]:
-        """Builds vLLM's usage after `made` tokens (by default all); null for what the server does not
-        report."""
+        """Builds vLLM's usage after `made` tokens (by default all made so far); None for what the server does
+        not report."""
         made = self.made if made is None else made
         prompt = self.request.prompt_tokens
         cached = {"cached_tokens": self.request.cached_tokens} if self._shows_cached_tokens else None
@@ -253,7 +253,7 @@ def _load(raw: bytes) -> dict[str, object]:
 
 
 def _asks_to_think(body: Mapping[str, object]) -> bool:
-    """Whether the request asks for reasoning. It is off by default, unlike in Qwen3's own template."""
+    """Whether the request asks for reasoning. Off by default, unlike in Qwen3's own template."""
     keywords = body.get("chat_template_kwargs")
     asked = keywords.get("enable_thinking") if isinstance(keywords, dict) else None
     return (body.get("enable_thinking") if asked is None else asked) is True
@@ -277,7 +277,8 @@ def _text_of(content: object) -> str:
 
 
 def _max_tokens(body: Mapping[str, object], prompt_tokens: int, max_model_len: int) -> int:
-    """Number of tokens that may be made, clipped to the context as vLLM does. Raises RefusalError."""
+    """Returns the number of tokens that may be made, clipped to the context as vLLM does. Raises
+    RefusalError."""
     name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = body.get(name)
     if asked is None:

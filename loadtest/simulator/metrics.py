@@ -27,13 +27,13 @@ ITERATION_BUCKETS = tuple(2.0**power for power in (0, 3, 4, 5, 6, 7, 8, 9, 10, 1
 
 
 def token_buckets(max_model_len: int) -> tuple[float, ...]:
-    """Bounds of token counts: 1, 2, 5, 10, ... up to `max_model_len`."""
+    """Returns the upper bounds of histograms of token counts: 1, 2, 5, 10, ... up to `max_model_len`."""
     series = (float(mantissa * 10**power) for power in range(10) for mantissa in (1, 2, 5))
     return tuple(bound for bound in series if bound <= max_model_len)
 
 
 class Histogram:
-    """A histogram with counts by upper bound; the last bucket is +Inf."""
+    """Counts values in buckets, each with an upper bound; the last bucket's bound is +Inf."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -46,7 +46,7 @@ class Histogram:
         self._sum += value * times
 
     def render(self, name: str, documentation: str, labels: Labels) -> Iterable[str]:
-        """The lines of the histogram."""
+        """Yields the lines of the histogram."""
         yield from _header(name, documentation, "histogram")
         total = 0
         for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
@@ -58,7 +58,7 @@ class Histogram:
 
 
 class Histograms:
-    """vLLM's histograms with which a load test can compare its own figures."""
+    """The histograms of vLLM that a load test can compare with its own figures."""
 
     def __init__(self, max_model_len: int) -> None:
         self.ttft = Histogram(TTFT_BUCKETS_S)
@@ -90,7 +90,7 @@ class Histograms:
         self.generation_tokens.observe(request.output_tokens)
 
     def render(self, labels: Labels) -> Iterator[str]:
-        """The lines of all histograms."""
+        """Yields the lines of all histograms."""
         for name, histogram, documentation in (
             ("request_prompt_tokens", self.prompt_tokens, "Number of prefill tokens processed."),
             ("request_generation_tokens", self.generation_tokens, "Number of generation tokens processed."),
@@ -135,14 +135,14 @@ class Histograms:
 def render_metric(
     name: str, documentation: str, kind: str, samples: Iterable[tuple[Labels, float]]
 ) -> Iterable[str]:
-    """The lines of a gauge or a counter; `samples` are pairs of labels and value."""
+    """Yields the lines of a gauge or a counter. samples: pairs of labels and value."""
     yield from _header(name, documentation, kind)
     for labels, value in samples:
         yield sample_line(name, labels, value)
 
 
 def sample_line(name: str, labels: Labels, value: float) -> str:
-    """The line of one sample, with labels sorted by name, as in vLLM."""
+    """Builds the line of one sample, with labels sorted by name, as in vLLM."""
     inner = ",".join(f'{key}="{_escape(labels[key])}"' for key in sorted(labels))
     return f"{name}{{{inner}}} {float(value)!r}" if labels else f"{name} {float(value)!r}"
 
@@ -165,7 +165,7 @@ def render_metrics(
     cached_tokens: int,
     lateness_s: float,
 ) -> list[str]:
-    """The lines of /metrics."""
+    """Returns the lines of /metrics."""
     labels = {"engine": "0", "model_name": preset.model}
     return [
         *_gauges(engine, labels),
@@ -255,7 +255,8 @@ def _identity(preset: Preset, engine: Engine, lateness_s: float) -> Iterator[str
 
 
 def _cache_config(preset: Preset, engine: Engine) -> dict[str, str]:
-    """Labels of vLLM 0.32, all as strings. The size in tokens includes the null block."""
+    """Builds the labels of vLLM 0.32's cache_config_info, all as strings. The size in tokens includes the
+    null block."""
     config = engine.config
     tokens = config.num_gpu_blocks * config.block_size
     pool = preset.pool()

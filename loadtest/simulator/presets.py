@@ -1,6 +1,7 @@
 """Deployments to simulate: a model's architecture, a GPU's data sheet, and step times derived from both.
 
-Step times come from a roofline with stated fractions; none was measured on the GPU that is named.
+Step times come from a roofline: a stated fraction of the GPU's bandwidth and of its FLOP/s. None was measured
+on the GPU itself.
 """
 
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from loadtest.model.weights import parameter_count, rotary_bytes, step_bytes, we
 from loadtest.simulator.engine.config import EngineConfig
 
 BANDWIDTH_FRACTION = 0.75
-"""Fraction of the data sheet's bandwidth that a decode step reaches. Assumed, between 0.62 of a published
-measurement (Qwen3-1.7B on a T4: 57.8 of at most 93 tok/s) and 0.9 of a plain copy."""
+"""Fraction of the data sheet's bandwidth that a decode step reaches. Assumed: it lies between 0.62 in a
+published measurement (Qwen3-1.7B on a T4: 57.8 of at most 93 tok/s) and 0.9 for a plain copy."""
 
 SAMPLING_PASSES_BYTES = 38.8
-"""Bytes that sampling reads and writes for each logit: the peak memory of a sampler that sorts, once."""
+"""Bytes that sampling reads and writes for each logit: the peak memory per logit of a sampler that sorts."""
 
 FLOPS_FRACTION = 0.4
-"""Fraction of the data sheet's dense FLOP/s that prefill reaches. Assumed from training, where dense
-transformers report a similar utilisation (PaLM, arXiv:2204.02311: 0.46)."""
+"""Fraction of the data sheet's dense FLOP/s that prefill reaches. Assumed: training of dense transformers
+reaches a similar fraction (PaLM, arXiv:2204.02311: 0.46)."""
 
 
 # Architectures: config.json of each model, without keys that do not affect memory.
@@ -84,7 +85,7 @@ class Preset:
     dtype: str = "bfloat16"
     thinks: bool = False
     """Whether the model can reason before it answers."""
-    # vLLM 0.32's server defaults below 70 GiB.
+    # Defaults of vLLM 0.32's server for GPUs with less than 70 GiB.
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     gpu_memory_utilization: float = 0.92
@@ -92,7 +93,8 @@ class Preset:
     num_gpu_blocks_override: int | None = None
 
     def pool(self) -> MemoryBudget:
-        """The KV pool that vLLM would allocate, before any override."""
+        """Returns the GPU's memory as vLLM would divide it, with its KV pool; ignores
+        `num_gpu_blocks_override`."""
         overheads = startup_overheads(
             self.shape,
             self.gpu,
@@ -121,7 +123,7 @@ class Preset:
         jitter_cv: float = 0.0,
         seed: int = 0,
     ) -> EngineConfig:
-        """Configures the engine of this deployment. `max_model_len` is lowered to what the pool can hold, as
+        """Builds the configuration of the engine. `max_model_len` is lowered to what the pool can hold, as
         with `--max-model-len auto`."""
         pool = self.pool()
         blocks = self.num_gpu_blocks_override or pool.num_gpu_blocks
@@ -190,7 +192,7 @@ PRESETS = {
             shape=_LLAMA31_8B,
             gpu=H100,
             max_model_len=131072,
-            # vLLM 0.32's server defaults from 70 GiB.
+            # Defaults of vLLM 0.32's server for GPUs with 70 GiB or more.
             max_num_seqs=1024,
             max_num_batched_tokens=8192,
         ),

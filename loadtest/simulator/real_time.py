@@ -42,7 +42,8 @@ class LiveEngine:
             await asyncio.wait([self._task])
 
     async def failure(self) -> None:
-        """Waits until the engine ends and raises its error; without its engine a server would only hang."""
+        """Waits until the engine ends, and raises its error, so that the server need not hang without its
+        engine."""
         assert self._task is not None
         await asyncio.shield(self._task)
 
@@ -64,7 +65,8 @@ class LiveEngine:
             self.engine.abort(completion.request, time.monotonic())
 
     def lateness_s(self) -> float:
-        """Largest delay of a step's tokens in the last ten seconds, which is the error of this process."""
+        """Returns the largest delay of a step's tokens in the last 10 s, in seconds: this process's timing
+        error."""
         self._drop_old_lateness(time.monotonic())
         return max((late_s for _, late_s in self._lateness), default=0.0)
 
@@ -104,8 +106,8 @@ class LiveEngine:
             self._finish(self._completions.pop(request))
 
     def _observe(self, step: Step) -> None:
-        """Adds a step to the histograms. Decodes have the same inter-token latency: each got a token in the
-        step before."""
+        """Adds a step to the histograms. All decodes have the same inter-token latency, because each of them
+        got a token in the step before."""
         for request in step.first:
             completion = self._completions[request]
             if completion.made:  # recomputed after a preemption
@@ -125,8 +127,8 @@ class LiveEngine:
 
 
 async def _sleep_until(due_s: float) -> None:
-    """Sleeps until `due_s`. The loop's timers have whole milliseconds; the rest is spent in its
-    iterations."""
+    """Sleeps until `due_s`. The loop's timers count whole milliseconds, so the last millisecond is spent in
+    iterations of the loop."""
     rest_s = due_s - time.monotonic() - _TIMER_RESOLUTION_S
     if rest_s > 0:
         await asyncio.sleep(rest_s)

@@ -1,4 +1,4 @@
-"""Routers: which replica gets a request. Know no time."""
+"""Routers, which choose the replica that gets a request. Know no time."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -17,7 +17,8 @@ def round_robin() -> Route:
 
 
 def least_loaded() -> Route:
-    """Sends a request to the replica with the fewest unfinished requests; equal ones take turns."""
+    """Sends a request to the replica with the fewest unfinished requests; replicas with equally few take
+    turns."""
     turn = count()
 
     def route(_: Request, engines: Sequence[Engine]) -> int:
@@ -27,18 +28,18 @@ def least_loaded() -> Route:
 
 
 def _rotation(turn: int, replicas: int) -> list[int]:
-    """The indices of all replicas, beginning with a different one each time."""
+    """Returns the indices of all replicas, beginning with the next replica at each turn."""
     return [(turn + offset) % replicas for offset in range(replicas)]
 
 
 BALANCE_REQUESTS, BALANCE_FACTOR = 8, 1.5
-"""A replica gets no request, whatever it has cached, when its unfinished requests exceed those of the least
-loaded one by both this number and this factor."""
+"""Limits of `prefix_aware`: a replica gets no request, whatever it has cached, if its unfinished requests
+exceed those of the least loaded replica by both this number and this factor."""
 
 
 def prefix_aware() -> Route:
-    """Sends a request to the replica that has most of the prompt cached; among equal ones to the least
-    loaded, in turns."""
+    """Sends a request to the replica that has most of the prompt cached; if several have, to the least loaded
+    of them, in turns. Replicas with too many requests get none (BALANCE_REQUESTS)."""
     turn = count()
 
     def route(request: Request, engines: Sequence[Engine]) -> int:

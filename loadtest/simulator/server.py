@@ -1,6 +1,6 @@
 """vLLM's OpenAI-compatible API over HTTP, on 127.0.0.1 only.
 
-Knows one engine; `chat` knows the format of requests and answers, `metrics` that of /metrics.
+Knows one engine. `chat` knows the format of requests and answers, `metrics` the format of /metrics.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class ServerOptions:
 
 
 class SimulatorServer:
-    """The HTTP server. All its methods must run on one event loop."""
+    """Serves one engine over HTTP. All methods must run on one event loop."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -58,8 +58,8 @@ class SimulatorServer:
         )
 
     async def start(self, port: int, tls: ssl.SSLContext | None = None) -> str:
-        """Listens on 127.0.0.1 and starts the engine. Port 0 takes a free one. Returns the URL, which ends in
-        /v1. Raises OSError when the port is in use."""
+        """Listens on 127.0.0.1 and starts the engine. Port 0 stands for any free port. Returns the URL, which
+        ends in /v1. Raises OSError when the port is in use."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls, backlog=4096)
         await site.start()
@@ -68,7 +68,7 @@ class SimulatorServer:
         return f"{scheme}://127.0.0.1:{self._runner.addresses[0][1]}{self.options.root_path}/v1"
 
     async def stop(self) -> None:
-        """Stops the engine and closes all connections, also those with a stream."""
+        """Stops the engine and closes all connections, even those with an open stream."""
         await self.live.stop()
         await self._runner.cleanup()
 

@@ -25,22 +25,23 @@ ANSWER_WORDS = _VOCABULARY.split()
 
 ANSWER_TOKENS_MEAN = 200.0
 ANSWER_TOKENS_CV = 0.6
-"""Distribution of the length of answers that may end by themselves. An assumption: load tests force the
-length."""
+"""Mean (tokens) and coefficient of variation of the lengths of answers that may end by themselves. Assumed,
+because load tests force the length."""
 
 REASONING_SHARE = 0.6
-"""Fraction of an answer's tokens that is reasoning, where the model reasons. An assumption."""
+"""Fraction of an answer's tokens that is reasoning, if the model reasons. Assumed."""
 
 
 def tokenize(text: str) -> list[str]:
-    """Splits a text into tokens. Joined, they give the text; so do the tokens of an answer from this
-    module."""
+    """Splits a text into tokens; joined, they give the text again. The text of an answer of this module gives
+    the answer's own tokens."""
     return _PIECE.findall(text)
 
 
 def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking: bool) -> list[str]:
-    """Renders (role, content) pairs as tokens with Qwen's ChatML template. It adds five tokens per message
-    and the header of the answer, and empty reasoning where a model that can reason is told not to."""
+    """Renders (role, content) pairs as tokens with Qwen's ChatML template. The template adds five tokens per
+    message, three that open the answer, and an empty reasoning part if a model that can reason is told not
+    to."""
     tokens: list[str] = []
     for role, content in messages:
         tokens += ("<|im_start|>", role, "\n")
@@ -53,7 +54,8 @@ def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking
 
 
 def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
-    """Hashes of the full blocks, each over all tokens up to the block's end. Stable within a process."""
+    """Returns the hash of each full block, over all tokens up to the block's end. Hashes of two processes
+    differ."""
     hashes: list[int] = []
     previous = 0
     for end in range(block_size, len(tokens) + 1, block_size):
@@ -67,7 +69,7 @@ class SimulatedAnswer:
     """The answer that the model will give, token by token."""
 
     tokens: list[str]
-    """Tokens as the model makes them: with marks around the reasoning, and "" for the end of sequence."""
+    """Tokens as the model makes them, with marks around the reasoning; "" is the end of the sequence."""
     reasoning: range
     """Indices of the reasoning in `tokens`; the tokens before and after it are marks without text."""
     finish_reason: str
@@ -82,9 +84,9 @@ def write_answer(
 ) -> SimulatedAnswer:
     """Writes the answer to a prompt: the same for the same prompt and seed, whatever the load.
 
-    A lower `max_tokens` cuts it off, except that the reasoning is a fraction of the tokens that are made.
-    With `forced` (`ignore_eos`) there are `max_tokens` tokens; otherwise the length is drawn from the prompt
-    too.
+    A lower `max_tokens` cuts the answer off. Only its reasoning moves, because it is a fraction of the tokens
+    made. With `forced` (`ignore_eos`) there are `max_tokens` tokens; otherwise the prompt determines the
+    length too.
     """
     digest = blake2b("\0".join(prompt).encode(), digest_size=8, key=str(seed).encode()).digest()
     random = Random(int.from_bytes(digest, "big"))
@@ -110,5 +112,5 @@ def _natural_length(random: Random) -> int:
 
 
 def _reasoning(length: int) -> range:
-    """Indices of the reasoning; a short answer is cut off within it."""
+    """Returns the indices of the reasoning. An answer of at most three tokens ends within its reasoning."""
     return range(1, max(2, int(length * REASONING_SHARE)) if length > 3 else length)

@@ -1,4 +1,5 @@
-"""Runs engines in virtual time: one, or several replicas behind a router. Real time is in `real_time`."""
+"""Runs engines in virtual time: one engine, or several replicas behind a router. For real time, see
+`real_time`."""
 
 import heapq
 import math
@@ -14,14 +15,14 @@ from loadtest.simulator.engine.steps import Counters, Shortage, Step
 from loadtest.simulator.routers import Route, first_replica
 
 TimedRequest = tuple[float, Request]
-"""An instant in seconds, and the request that arrives at it."""
+"""The instant of an arrival in seconds, and the request that arrives."""
 OnEnd = Callable[[Request, float], TimedRequest | None]
-"""A function that follows an ended request with another one (a closed loop), or with None."""
+"""Called with an ended request and its end; returns the request that follows (closed loop), or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTrace:
-    """The record of one engine's virtual run. Arrays have one entry for each step, at its end."""
+    """The record of one engine's virtual run. Arrays have one entry for each step, taken at its end."""
 
     requests: list[Request] = field(default_factory=list)
     """Finished requests, in the order in which they ended."""
@@ -32,7 +33,7 @@ class EngineTrace:
     waiting: "array[int]" = field(default_factory=lambda: array("q"))
     used_blocks: "array[int]" = field(default_factory=lambda: array("q"))
     shortages: "array[int]" = field(default_factory=lambda: array("b"))
-    """`Shortage` of each step."""
+    """The `Shortage` of each step, as its integer."""
 
     def token_times_s(self, request: Request) -> "array[float]":
         """Instants at which the request's output tokens were made, ascending."""
@@ -62,8 +63,8 @@ class Simulation:
         route: Route,
         on_end: OnEnd | None = None,
     ) -> None:
-        """`arrivals` ascend in time. A request that the queue limit rejects is counted and not followed by
-        another."""
+        """arrivals: in ascending order of time. on_end: called for each ended request; not for one that a
+        queue limit rejects."""
         self._replicas = [_Replica(Engine(config)) for config in configs]
         self._engines = [replica.engine for replica in self._replicas]
         self._arriving = _Arrivals(arrivals)
@@ -76,7 +77,7 @@ class Simulation:
         return [replica.trace for replica in self._replicas]
 
     def push(self, at_s: float, request: Request) -> None:
-        """Adds an arrival, which must not lie before the instant up to which `run` has been called."""
+        """Adds an arrival. It must not lie before the instant up to which the simulation has run."""
         self._arriving.push((at_s, request))
 
     def run(self, until_s: float = math.inf) -> None:
@@ -132,12 +133,12 @@ def closed_loop(
     think_s: Callable[[], float] | None = None,
     start_spread_s: float = 0.0,
 ) -> EngineTrace:
-    """Runs one engine under `users` users, each of whom sends the next of `requests` when the last one has
-    ended, until none is left.
+    """Runs one engine under `users` users until no request is left. Each user sends the next of `requests`
+    when the user's last one has ended.
 
-    Between an end and the next arrival pass `turn_round_s` (a client needs time, and its next request misses
-    the step that starts when the last one ends) and a draw of `think_s`. Users start evenly over
-    `start_spread_s`.
+    A user's next request arrives `turn_round_s` and a draw of `think_s` after the end of the last one: a real
+    client needs time, so its next request misses the step that starts at that end. Users start at even
+    distances over `start_spread_s` seconds.
     """
     source = iter(requests)
 
@@ -167,8 +168,8 @@ class _Replica:
         self.trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
 
     def go_on(self, now_s: float, until_s: float) -> float | None:
-        """Leaps ahead while nothing can happen, then begins the next step, unless `until_s` comes first.
-        Returns the instant at which to call `end`; None when there is nothing to do."""
+        """Leaps ahead while batch and queue cannot change, then begins the next step, unless `until_s` comes
+        first. Returns the instant at which to call `end`; None if there is nothing to do."""
         landed_s = self.engine.leap(now_s, until_s, self.trace.note)
         if now_s < until_s <= landed_s:
             return landed_s
@@ -178,7 +179,7 @@ class _Replica:
         return end_s
 
     def end(self, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
-        """Ends the step, if one is under way, and adds the requests that follow those that ended."""
+        """Ends the step, if one is under way, and adds the requests that follow its ended requests."""
         if not self._stepping:
             return
         self._stepping = False
@@ -194,7 +195,7 @@ class _Replica:
 
 
 class _Arrivals:
-    """Arrivals of two sources, merged by time: the given ones, and those that follow ended requests."""
+    """Merges the arrivals of two sources by time: the given ones, and those that follow ended requests."""
 
     def __init__(self, given: Iterable[TimedRequest]) -> None:
         self._given = iter(given)

@@ -1,5 +1,5 @@
 """`make demo`: the whole path against the embedded server, in under two minutes. Runs the user's own commands
-as processes and ends every one of them, also when interrupted."""
+as processes, and ends every one of them even when interrupted."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,8 @@ from scenarios.demo import embedded
 
 _PRESET = "qwen3-1.7b-t4"
 _BLOCKS = 201
-"""A pool of 3,200 tokens, a small part of the T4's, so that requests of a second reach its wall."""
+"""Blocks of the pool, one of which is vLLM's null block. The other 200 hold 3,200 tokens, so few that short
+chats reach the pool's wall within a minute."""
 _REPORTS = Path("reports") / "demo"
 _FLAGS = {
     "--levels": "4,8,12,16,20",

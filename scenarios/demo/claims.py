@@ -9,11 +9,12 @@ from loadtest.simulator.presets import Preset
 from loadtest.units import GIB
 
 _CONTEXTS = (32768, 8192, 2048)
-"""Lengths of a request, in tokens, for which the pool is divided."""
+"""Tokens of a request; the pool is divided by each of these lengths."""
 
 
 def claims_beside_measurements(comparison: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
-    """The claimed table with the measured figures beside it. comparison: compare.json."""
+    """Returns the claimed figures as a table, with the measured ones beside them. comparison: the parsed
+    compare.json."""
     rows = {(row["figure"], row["users"]): (row["a"], row["b"]) for row in comparison["rows"]}
     fewest_users = min((users for _, users in rows if users is not None), default=None)
 
@@ -80,7 +81,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def claims_beside_physics(presets: Sequence[Preset], claims: Sequence[Mapping[str, Any]]) -> str:
-    """What the architectures allow of the claims, by their config.json and the card's data sheet."""
+    """Returns what the claims would need, and what the architectures and the card's data sheet allow."""
     names = " and ".join(preset.model for preset in presets)
     pools = [preset.pool() for preset in presets]
     weights = _both(f"{weights_bytes(preset.shape, dtype=preset.dtype) / GIB:.3f}" for preset in presets)

@@ -13,7 +13,8 @@ from scenarios.demo.claims import claims_beside_measurements, claims_beside_phys
 CLAIMS_FILE = Path(__file__).with_name("reference_claims.toml")
 _REPORTS = Path("reports") / "compare"
 _LEVELS, _LEVEL_S, _START_S = "1,88,108,128", 36, 12
-"""One user, as the claims have it, for the 59 requests that a p95 needs; then where tokens get slow."""
+"""Levels, seconds of a level, and seconds that a model needs to start. The first level has one user, as in
+the claims, and lasts long enough for the 59 requests that a p95 needs; at the others, tokens get slow."""
 _FLAGS = {
     "--levels": _LEVELS,
     "--level-s": str(_LEVEL_S),
@@ -24,7 +25,7 @@ _FLAGS = {
 
 
 def compare_reference_pair() -> None:
-    """Runs the load test on both, compares the two runs and prints the claims beside them. Raises
+    """Runs the load test against both models, compares the two runs and prints the claims beside them. Raises
     ProcessFailedError."""
     claims = tomllib.loads(CLAIMS_FILE.read_text(encoding="utf-8"))
     presets = [find_preset(claim["preset"]) for claim in claims["models"]]

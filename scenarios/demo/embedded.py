@@ -1,5 +1,5 @@
-"""The embedded server and the user's own commands as processes. Each of them has ended when its block is
-left, also when it is interrupted."""
+"""Runs the embedded server and the user's own commands as processes. Each process has ended when its `with`
+block is left, even by an interrupt."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _READY = " on "
-"""Stands in the server's first line, before its address."""
+"""Text that stands before the address in the server's first line."""
 
 
 class ProcessFailedError(Exception):
-    """A process did not do its part; `code` is the exit code to hand on."""
+    """Raised when a process fails; `code` is the exit code to return."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class ProcessFailedError(Exception):
 
 
 def exit_code_of(work: Callable[[], None]) -> int:
-    """Does the work and returns the exit code. SIGTERM is taken as Ctrl-C."""
+    """Calls `work` and returns the exit code: 0, that of a failed process, or 130 after Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         work()
@@ -68,7 +68,7 @@ def run_command(command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], *, pipe: bool = False) -> "Iterator[subprocess.Popen[str]]":
-    """Starts a process in a group of its own, which is gone when the block is left."""
+    """Starts a process in a group of its own, and ends the group when the block is left."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOADTEST_", "LOCUST_"))}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE if pipe else None, text=True, env=environment, start_new_session=True
@@ -90,5 +90,5 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def tell(text: str) -> None:
-    """Tells the person who waits, on stderr."""
+    """Writes a line to stderr, for the person who waits."""
     sys.stderr.write(text + "\n")

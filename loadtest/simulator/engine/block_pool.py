@@ -6,9 +6,9 @@ from itertools import islice
 
 
 class BlockPool:
-    """Counts free and used blocks, which have no numbers. Free blocks without a hash are taken first, then
-    cached blocks that no request uses, in order of last use. A hash that two requests computed at the same
-    time is cached once, and the second block counts as uncached (vLLM keeps both)."""
+    """Counts free and used blocks without numbering them. Free blocks without a hash are taken first, then
+    cached blocks that no request uses, the least recently used first. A hash that two requests computed at
+    the same time is cached once, and the second block counts as uncached (vLLM keeps both)."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
@@ -27,7 +27,7 @@ class BlockPool:
         return len(self._idle) + len(self._references)
 
     def take(self, count: int) -> None:
-        """Takes `count` free blocks. Raises KeyError when there are fewer: callers check first."""
+        """Takes `count` free blocks. Raises KeyError if there are fewer, which callers check first."""
         from_plain = min(count, self._plain)
         self._plain -= from_plain
         for _ in range(count - from_plain):
@@ -38,14 +38,14 @@ class BlockPool:
         self._plain += count
 
     def hits(self, hashes: Sequence[int], limit: int) -> int:
-        """Length of the longest cached prefix of `hashes` in blocks, at most `limit`."""
+        """Returns the length in blocks of the longest cached prefix of `hashes`, at most `limit`."""
         for index, block_hash in enumerate(islice(hashes, limit)):
             if block_hash not in self._references and block_hash not in self._idle:
                 return index
         return min(len(hashes), limit)
 
     def idle_among(self, hashes: Iterable[int]) -> int:
-        """Number of the cached blocks in `hashes` that no request uses."""
+        """Returns how many blocks of `hashes` are cached and used by no request."""
         return sum(block_hash in self._idle for block_hash in hashes)
 
     def share(self, hashes: Iterable[int]) -> None:
@@ -58,15 +58,15 @@ class BlockPool:
                 self._references[block_hash] = 1
 
     def register(self, block_hash: int) -> bool:
-        """Gives a block in use its hash. Returns False when that hash is cached already."""
+        """Caches a block in use under its hash. Returns False if that hash is cached already."""
         if block_hash in self._references or block_hash in self._idle:
             return False
         self._references[block_hash] = 1
         return True
 
     def unshare(self, block_hash: int) -> None:
-        """Removes one reference; without references a block is free, and the last of the cached ones to be
-        taken."""
+        """Removes one reference from a cached block. Without references it is free, and the last of the free
+        ones to be taken."""
         references = self._references[block_hash] - 1
         if references:
             self._references[block_hash] = references

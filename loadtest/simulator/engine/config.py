@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """The parameters that decide capacity, under vLLM's names. A step lasts
-    `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read
-    + prefill_per_token_s * prefill tokens`, times a lognormal factor of mean 1 where `jitter_cv` is set.
+    """The parameters that decide capacity, under vLLM's names. A step lasts `step_base_s + step_per_seq_s *
+    sequences + step_per_kv_token_s * KV tokens read + prefill_per_token_s * prefill tokens`, times a
+    lognormal factor with mean 1 and coefficient of variation `jitter_cv`.
 
-    Raises ValueError where vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
+    Raises ValueError if vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
     cannot hold one request of `max_model_len`.
     """
 
@@ -28,9 +28,10 @@ class EngineConfig:
     """Whether a step is scheduled when the one before it starts, so that ended requests hold their blocks for
     one more step."""
     max_num_queued_reqs: int | None = None
-    """Limit of all unfinished requests, also of running ones, despite vLLM's name."""
+    """Limit of all unfinished requests, even running ones, despite vLLM's name; None: no limit."""
     max_num_queued_tokens: int | None = None
-    """Limit of the tokens of all prompts without a first token; from it on requests are rejected."""
+    """Requests are rejected while prompts without a first token have this many tokens or more; None: no
+    limit."""
     jitter_cv: float = 0.0
     seed: int = 0
 

@@ -11,7 +11,7 @@ class RequestState(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     ENDING = "ending"
-    """Its last token is being computed."""
+    """The request's last token is being computed."""
     FINISHED = "finished"
     ABORTED = "aborted"
 
@@ -20,8 +20,8 @@ class Request:
     """One request and its history. Instants are in the driver's time; None until they happen.
 
     `block_hashes` identify the full blocks of prompt *and* output (the simulator knows the output
-    beforehand). Each hash stands for all text up to its block's end; None for text that no other request
-    shares. Without hashes a preempted request does not find its own blocks again.
+    beforehand). Each hash stands for all text up to its block's end. Without hashes (None), a request shares
+    no blocks and, after a preemption, does not find its own again.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Request:
         self.output_tokens = output_tokens
         self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
         self.user = user
-        """Free for use by the driver."""
+        """A number for the driver's own use."""
         self.state = RequestState.WAITING
         self.arrival_s = 0.0
         self.admitted_s: float | None = None
@@ -75,20 +75,20 @@ class Request:
         self.cached_tokens = 0
         """Prompt tokens found in the prefix cache at the first admission."""
         self.step_runs: list[tuple[int, int]] = []
-        """Half-open ranges of numbers of steps, each of which made one token."""
+        """Half-open ranges of step numbers; each of these steps made one token."""
         # What follows belongs to the scheduler.
         self.made_tokens = 0
         """Output tokens made before the current run of decode steps."""
         self.prefill_target = prompt_tokens
         """Tokens to compute before the next token can be made."""
         self.computed_tokens = 0
-        """Tokens in the KV cache; while the request decodes, as of the end of its prefill."""
+        """Tokens in the KV cache; during decoding, their number at the end of the prefill."""
         self.run_start_step = 0
         """Number of the step that completed the last prefill."""
         self.admission_number = 0
         self.unreported_preemptions = 0
-        """Preemptions that the counters do not hold yet."""
+        """Preemptions that `Counters` does not include yet."""
         self.registered_blocks = 0
-        """Blocks at the beginning that have their hash in the pool."""
+        """Number of leading blocks whose hash is in the pool."""
         self.duplicate_blocks: set[int] = set()
         """Indices of registered blocks whose hash another request had cached before."""

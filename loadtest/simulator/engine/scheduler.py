@@ -1,6 +1,7 @@
 """A deterministic model of one vLLM 0.32 engine: scheduler, paged KV pool, prefix cache and step times.
 
-Knows no I/O, no clock and no text: the caller passes the time; prompts are lengths and optional block hashes.
+Knows no I/O, no clock and no text: the caller passes the time, and a prompt is a length with optional block
+hashes.
 """
 
 import math
@@ -14,8 +15,8 @@ from loadtest.simulator.engine.steps import Counters, Gauges, OnStep, Shortage, 
 
 
 class Engine:
-    """The scheduler. Its driver calls `begin(now)`, waits until the instant that this returns, calls `end()`,
-    and so on. `submit` and `abort` may be called at any time between.
+    """Schedules requests step by step. Its driver calls `begin(now)`, waits until the instant that this
+    returns, calls `end()`, and so on. `submit` and `abort` may be called at any time in between.
 
     The cost of a step grows with the number of events (blocks filled, requests begun and ended), not with the
     number of running requests: all decodes advance with the number of the step.
@@ -142,9 +143,9 @@ class Engine:
         return step
 
     def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
-        """Runs, between two steps, all steps that begin before `until_s` and change neither batch nor queue:
-        no request arrives, ends, prefills or lacks a block. Returns the instant at which the next step may
-        begin.
+        """Called between two steps: runs the next steps that begin before `until_s` and change neither batch
+        nor queue, because no request arrives, ends, prefills or lacks a block. Returns the instant at
+        which the step after them may begin.
 
         The result is the same as with `begin` and `end` for each step, at a fraction of the cost.
         """
@@ -367,8 +368,8 @@ class Engine:
             self._prefilling = request
 
     def _start_decoding(self, request: Request) -> None:
-        """Moves a request to the decodes. Its prefill completes in the current step, which makes one token,
-        as does each step after it."""
+        """Moves a request whose prefill completes in the current step to the decodes. This step and each step
+        after it makes one token."""
         number = self._step_number
         request.state = RequestState.DECODE
         request.run_start_step = number
@@ -414,8 +415,8 @@ class Engine:
         request.computed_tokens = 0
 
     def _register(self, request: Request, computed: int) -> None:
-        """Puts a request's full blocks into the prefix cache. Blocks that decoding fills follow when they are
-        freed."""
+        """Puts a request's full blocks into the prefix cache. Blocks filled by decoding are added only when
+        they are freed."""
         if not request.block_hashes or not self.config.enable_prefix_caching:
             return
         full = min(computed // self.config.block_size, len(request.block_hashes))

@@ -1,4 +1,4 @@
-"""What a step of the engine does, and what the engine counts and shows. Knows no scheduler."""
+"""A step of the engine, and the counters and gauges that the engine shows. Knows no scheduler."""
 
 import math
 from collections.abc import Callable
