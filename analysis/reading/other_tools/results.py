@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.reading.other_tools.files import SUPPORTED_FILES, read_file
+from analysis.reading.other_tools.formats import SUPPORTED_FILES, read_file
 from analysis.reading.other_tools.server_metrics import MetricsDump, read_metrics_dump
 from analysis.reading.other_tools.stage_run import run_of_stage
 from analysis.reading.other_tools.stages import LoadStage
