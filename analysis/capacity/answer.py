@@ -143,14 +143,14 @@ def _memory_figures(
 
 
 def _latency_figures(evidence: Evidence) -> LatencyFigures:
-    pace = evidence.pace
-    if pace is None:
+    step_cost = evidence.step_cost
+    if step_cost is None:
         return LatencyFigures()
     return LatencyFigures(
-        step_base_s=pace.step_base_s,
-        step_per_seq_s=pace.step_per_seq_s,
-        prefill_per_token_s=pace.prefill_per_token_s,
-        knee_users=finite_or_none(pace.knee),
+        step_base_s=step_cost.step_base_s,
+        step_per_seq_s=step_cost.step_per_seq_s,
+        prefill_per_token_s=step_cost.prefill_per_token_s,
+        knee_users=finite_or_none(step_cost.knee),
     )
 
 

@@ -70,7 +70,7 @@ def _memory_wall(
         evidence.levels,
         evidence.slo,
         thinking=evidence.thinking,
-        pace=None if quick else evidence.pace,
+        step_cost=None if quick else evidence.step_cost,
         max_num_seqs=evidence.max_num_seqs,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,

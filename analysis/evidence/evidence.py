@@ -40,7 +40,7 @@ class Evidence:
         return active_of(self.thinking.per_engine(engines) if self.thinking else None)
 
     @property
-    def pace(self) -> StepCost | None:
+    def step_cost(self) -> StepCost | None:
         """Step time and prefill time of all engines together; None where the levels do not tell."""
         if self.pairs is None:
             return None

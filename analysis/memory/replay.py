@@ -16,7 +16,7 @@ from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
 REPLAY_TOKENS = 2e6  # output tokens of a replay: about a second of computing
-REPLAY_LIVES = 60  # requests of each user in a replay, at least
+REPLAY_REQUESTS_EACH = 60  # requests of each user in a replay, at least
 REPLAY_USERS = 300  # above this, the formula is off by less than one in a hundred users
 REPLAY_ROUNDS = 3  # replays at most
 REPLAY_NEAR = 0.02  # share of the wall: if it moves by more, and by more than a user, the engine runs again
@@ -31,7 +31,7 @@ def replayed_shift(
     occupancy: Occupancy,
     slo: Slo,
     *,
-    pace: StepCost | None = None,
+    step_cost: StepCost | None = None,
     thinking: Thinking | None = None,
     x: float,
 ) -> FormulaShift:
@@ -44,7 +44,7 @@ def replayed_shift(
         if not 1.0 <= x <= REPLAY_USERS:
             return FormulaShift()
         low = math.floor(x)
-        seen = [_replay(pairs, pool, users, pace, thinking) for users in (low, low + 1)]
+        seen = [_replay(pairs, pool, users, step_cost, thinking) for users in (low, low + 1)]
         shift = measured_shift(
             occupancy, seen, slo, near_users=x, prior=FormulaShift(preempted_se=1.0, blocked_se=1.0)
         )
@@ -56,17 +56,17 @@ def replayed_shift(
 
 
 def _replay(
-    pairs: LengthPairs, pool: Pool, users: int, pace: StepCost | None, thinking: Thinking | None
+    pairs: LengthPairs, pool: Pool, users: int, step_cost: StepCost | None, thinking: Thinking | None
 ) -> LevelPressure:
     """Runs the engine with `users` users and returns the pressure.
 
-    Without a step cost (`pace`), every step takes one second and pauses are scaled to that. Pauses are
+    Without a step cost, every step takes one second and pauses are scaled to that. Pauses are
     exponential, because the shape of their distribution hardly matters.
     """
     output = float(pairs.output.mean())
-    requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_LIVES * users)
+    requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_REQUESTS_EACH * users)
     pause_s = thinking.think_s if thinking else 0.0
-    if thinking and pace is None:
+    if thinking and step_cost is None:
         pause_s = output * (1.0 / thinking.active(users) - 1.0)
     longest = int((pairs.prompt + pairs.output).max())
     every = -(-len(pairs) // REPLAY_PAIRS)
@@ -77,9 +77,9 @@ def _replay(
             max_model_len=longest,
             max_num_seqs=users,
             max_num_batched_tokens=max(BATCHED_TOKENS, users),
-            step_base_s=pace.step_base_s if pace else 1.0,
-            step_per_seq_s=pace.step_per_seq_s if pace else 0.0,
-            prefill_per_token_s=(pace.prefill_per_token_s or 0.0) if pace else 0.0,
+            step_base_s=step_cost.step_base_s if step_cost else 1.0,
+            step_per_seq_s=step_cost.step_per_seq_s if step_cost else 0.0,
+            prefill_per_token_s=(step_cost.prefill_per_token_s or 0.0) if step_cost else 0.0,
             enable_prefix_caching=pairs.shared_prefix > 0,
         ),
         chatting=ChatBehaviour(

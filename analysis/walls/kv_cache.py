@@ -54,7 +54,7 @@ def kv_cache_wall(
     slo: Slo,
     *,
     thinking: Thinking | None = None,
-    pace: StepCost | None = None,
+    step_cost: StepCost | None = None,
     max_num_seqs: int | None = None,
     replay: bool = True,
     resamples: int = 300,
@@ -64,12 +64,12 @@ def kv_cache_wall(
     """Computes the users at which the pool passes its limits on preemptions or on blocked time.
 
     The formula is first shifted by a replay of the measured lengths in the simulated engine, with the
-    measured step cost (`pace`), then by the counts at levels near the wall. Each draw resamples whole
+    measured step cost, then by the counts at levels near the wall. Each draw resamples whole
     conversations, the think time and the shift.
     """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.per_engine(pool.engines) if thinking else None
-    pace = pace.per_engine(pool.engines) if pace else None
+    step_cost = step_cost.per_engine(pool.engines) if step_cost else None
     seen = [
         _for_one_engine(one, pool.engines) for one in measured_pressure(levels, max_num_seqs=max_num_seqs)
     ]
@@ -80,7 +80,7 @@ def kv_cache_wall(
     rough = kv_wall_users(formula, slo, shift=FormulaShift(), start=start)
     prior = FormulaShift()
     if replay:
-        prior = replayed_shift(pairs, pool, formula, slo, pace=pace, thinking=thinking, x=rough)
+        prior = replayed_shift(pairs, pool, formula, slo, step_cost=step_cost, thinking=thinking, x=rough)
 
     def place(
         weight: Floats | None, thinking: Thinking | None, start: int

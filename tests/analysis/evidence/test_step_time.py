@@ -1,4 +1,4 @@
-"""Step time and the pace of prefill, fitted to levels whose truth is known."""
+"""Step time and the cost of prefill, fitted to levels whose truth is known."""
 
 import pytest
 
@@ -38,6 +38,6 @@ def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():
 def test_the_pace_of_prefill_is_found_where_people_think_and_their_prompts_meet():
     one = deployment(176)  # long prompts, long thoughts: 29 requests at the lowest level
     load, _ = sweep(one)
-    pace = gather_evidence([load.run()], slo=one.slo).pace
-    assert pace is not None
-    assert pace.prefill_per_token_s == pytest.approx(one.service.engine.prefill_per_token_s, rel=0.15)
+    step_cost = gather_evidence([load.run()], slo=one.slo).step_cost
+    assert step_cost is not None
+    assert step_cost.prefill_per_token_s == pytest.approx(one.service.engine.prefill_per_token_s, rel=0.15)
