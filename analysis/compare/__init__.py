@@ -1,3 +1,3 @@
-"""Two runs side by side: their figures, whether they differ beyond chance, and the gate for CI.
+"""Compares two runs: their figures, whether these differ beyond chance, and the gate for CI.
 
-Knows how levels are judged only through `analysis.capacity`, and no words."""
+Knows no words; `analysis.capacity` judges the levels."""

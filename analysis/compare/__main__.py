@@ -1,6 +1,6 @@
 """`python -m analysis.compare RUN RUN` compares two models, or two versions of a server.
 
-With `--gate` it says whether the second got worse.
+With `--gate` it tells CI whether the second run is worse than the first.
 """
 
 import argparse
@@ -24,7 +24,7 @@ EXIT_CODES: dict[GateVerdict, ExitCode] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m analysis.compare`. Returns an exit code, with --gate that of the verdict."""
+    """Runs `python -m analysis.compare` and returns the exit code; with --gate it depends on the verdict."""
     options = _parser().parse_args(argv)
     try:
         with progress() as bar:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tolerance(text: str) -> float:
-    """An argparse type: 0 or more and below 1."""
+    """Parses a flag: a number that is at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")

@@ -1,4 +1,4 @@
-"""Two judged sides compared: the table, the gate, and what to be wary of."""
+"""Compares two judged runs: the table, the gate, and warnings."""
 
 import time
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ def comparison_of(
     tolerance: float = TOLERANCE,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Compares two sides; notes are warnings from reading them.
+    """Compares two judged runs. notes: warnings from reading them, which come first.
 
-    Raises RefusedError where they have nothing in common.
+    Raises RefusedError if they have nothing that could be compared.
     """
     common = common_levels(a, b)
     if not common and (a.refused or b.refused):

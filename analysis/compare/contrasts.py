@@ -1,4 +1,4 @@
-"""One figure of both sides, with bounds on its ratio."""
+"""Contrasts one figure of both runs, with bounds on the ratio."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,14 +26,14 @@ from analysis.statistics.ratios import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FigureContrast:
-    """One figure of both sides; a or b is None where that side does not know it."""
+    """One figure of both runs; a or b is None if that run does not know it."""
 
     figure: FigureName
     users: int | None = None
     a: Quantity | None
     b: Quantity | None
     bounds: Bounds | None = None
-    """Bounds on b / a; None where both are facts, or one is missing."""
+    """Bounds on b / a; None if both are facts, or if one is missing."""
     predicted: bool = False
 
 
@@ -43,14 +43,14 @@ def contrast_of_estimates(
     b: MeasuredDeployment,
     of: Callable[[MeasuredDeployment], Quantity | None],
 ) -> FigureContrast:
-    """A figure that both sides estimate."""
+    """Contrasts a figure that both runs estimate with an uncertainty. of: returns the estimate of a run."""
     ours, theirs = of(a), of(b)
     bounds = ratio_bounds(ours, theirs) if ours and theirs else None
     return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
 
 
 def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
-    """A figure that both sides know without error. values: those of a and b."""
+    """Contrasts a figure that both runs know without error. values: those of a and b; None: not known."""
     ours, theirs = (exact_quantity(value) if value else None for value in values)
     return FigureContrast(figure=figure, a=ours, b=theirs)
 
@@ -58,7 +58,7 @@ def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> Fig
 def contrast_at_level(
     figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
 ) -> FigureContrast:
-    """A figure of the levels that both sides have at one number of users."""
+    """Contrasts a figure of the levels that both runs have at `users` users."""
     if figure == "output_tok_s":
         return replace(
             contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users

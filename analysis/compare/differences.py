@@ -1,4 +1,4 @@
-"""In what two runs differ: what forbids to compare them, and what the comparison is about."""
+"""Lists what differs between two runs: what forbids a comparison, and what the comparison is about."""
 
 from analysis.answers.compare import RunDifference
 from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
@@ -10,7 +10,7 @@ LOAD_KEYS = ("levels", "level_s", "seed")
 
 
 def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
-    """What forbids to compare two runs, each as `name (a against b)`; empty where they may be compared."""
+    """Lists what forbids a comparison of two runs, as `name (a against b)`; empty if they can be compared."""
     if bool(a.arrivals) != bool(b.arrivals):
         return ["how requests came (an open loop against levels of users)"]
     ours, theirs = pooling_fields(a), pooling_fields(b)
@@ -26,7 +26,7 @@ def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
 
 
 def gpu_of(info: RunInfo) -> str | None:
-    """Number and name of the GPUs, for an embedded server the one that it simulates; None if not known."""
+    """Returns number and name of the GPUs, or the GPU that an embedded server simulates; None: not known."""
     if info.server.simulated is not None:
         preset = PRESETS.get(info.server.simulated)
         return f"simulated {preset.gpu.name if preset else 'GPU'}"
@@ -36,7 +36,7 @@ def gpu_of(info: RunInfo) -> str | None:
 
 
 def run_differences(a: RunInfo, b: RunInfo) -> list[RunDifference]:
-    """What differs and may: model, server, its flags, and how the load was stepped."""
+    """Lists the differences that are allowed: model, server, its flags, and how the load was stepped."""
     ours, theirs = (_may_differ(info) for info in (a, b))
     names = [name for name in ours if ours[name] != theirs[name]]
     return [RunDifference(name=name, a=ours[name], b=theirs[name]) for name in names]
@@ -53,5 +53,5 @@ def _may_differ(info: RunInfo) -> dict[str, str]:
 
 
 def version_of(info: RunInfo) -> str:
-    """Engine and version of the server, such as `vllm 0.32.0`."""
+    """Returns engine and version of the server, such as `vllm 0.32.0`."""
     return " ".join(filter(None, [info.server.engine, info.server.version])) or "unknown server"

@@ -1,4 +1,4 @@
-"""The gate: whether the second run got worse than its baseline, beyond noise. Knows no files."""
+"""The gate: judges whether a run is worse than its baseline, beyond noise. Knows no files."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from analysis.statistics.samples import finite_or_none
 FALSE_ALARMS = 0.05
 TOLERANCE = 0.05
 BLIND_FACTOR = 1.5
-"""A check is ok only where it excludes that the run got this many times worse."""
+"""A check is ok only if it is OK_ERROR sure that the run is less than this many times worse."""
 OK_ERROR = 0.05
-"""The one-sided error with which it excludes that."""
+"""One-sided error of a check that says ok."""
 JUDGED_LEVEL_FIGURES: tuple[FigureName, ...] = ("ttft_p95_s", "tpot_p95_s", "output_tok_s")
 
 
@@ -33,12 +33,12 @@ def gate_of(
     tolerance: float = TOLERANCE,
     false_alarms: float = FALSE_ALARMS,
 ) -> GateAnswer:
-    """Judges capacity, and at each common level that the baseline holds TTFT p95, TPOT p95 and throughput.
+    """Judges four criteria: capacity, and at common levels TTFT p95, TPOT p95 and throughput.
 
-    Each of these four criteria may err with a quarter of `false_alarms`, each of its levels with an equal
-    part of that (Bonferroni). A check is worse where the run is surely worse by more than `tolerance`, and
-    ok where it is 95 % sure that the run is less than BLIND_FACTOR times as bad. One worse criterion fails
-    the gate; where none is worse, an unclear one leaves it without a verdict.
+    Each criterion may err with probability `false_alarms` / 4, each of its levels with an equal part of that
+    (Bonferroni). A check is worse if the run is worse by more than `tolerance` at that error. It is ok if the
+    run is less than BLIND_FACTOR times as bad at OK_ERROR. Otherwise it is unclear. The gate is worse if one
+    criterion is, else unclear if one is, else ok.
     """
     levels, share = _levels(baseline, run), false_alarms / (1 + len(JUDGED_LEVEL_FIGURES))
     criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]
@@ -62,7 +62,7 @@ def gate_of(
 
 
 def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
-    """Common levels that the baseline holds: past its limit latencies are noise, and nobody deploys there."""
+    """Returns common levels up to the baseline's limit: beyond it, latencies are noise and nobody deploys."""
     held = baseline.answer.headline.max_users
     return [users for users in common_levels(baseline, run) if held is None or users <= held]
 
@@ -70,7 +70,7 @@ def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
 def _check_tolerance(
     contrast: FigureContrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
 ) -> float:
-    """The tolerance of one check: a TTFT may also differ by how late the load generator was."""
+    """Returns the tolerance of one check, a share; TTFT may also differ by the load generator's lag."""
     if contrast.figure != "ttft_p95_s" or contrast.a is None or contrast.users is None:
         return tolerance
     lags = [level.lag_s for side in (baseline, run) for level in side.at(contrast.users)]
@@ -87,7 +87,7 @@ def _capacity(
             figure="max_users", verdict="unclear", checks=[], why=" ".join(sentences(reasons))
         )
     if baseline.answer.headline.at_least:
-        ours = exact_quantity(ours.value)  # the baseline is not known to hold more, so the run need not
+        ours = exact_quantity(ours.value)  # the baseline showed no more users, so the run need not
     contrast = FigureContrast(figure="max_users", a=ours, b=theirs, bounds=ratio_bounds(ours, theirs))
     found = _check(ours, theirs, contrast, error=error, tolerance=tolerance)
     why = ""
@@ -107,7 +107,7 @@ NO_LEVEL = (
 def _check(
     ours: Quantity, theirs: Quantity, contrast: FigureContrast, *, error: float, tolerance: float
 ) -> GateCheck:
-    """One check of a contrast that has bounds on its ratio."""
+    """Judges one contrast, which must have bounds on its ratio. error: one-sided, of the verdict worse."""
     assert contrast.bounds is not None
     turned = contrast.figure in MORE_IS_BETTER
     worse_by = _inverse(contrast.bounds) if turned else contrast.bounds
@@ -136,7 +136,7 @@ def _inverse(bounds: Bounds) -> Bounds:
 
 
 def _criterion(figure: FigureName, checks: Sequence[GateCheck]) -> GateCriterion:
-    """One criterion from its checks: worse where one is; ok where one is and none is worse."""
+    """Combines checks into a criterion: worse if one check is, else ok if one is, else unclear."""
     verdicts = {check.verdict for check in checks}
     verdict: GateVerdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
     why = "" if verdict != "unclear" else TOO_WIDE if checks else NO_LEVEL

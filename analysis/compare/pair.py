@@ -1,4 +1,4 @@
-"""Reads the two runs of a comparison, and refuses those that must not be compared."""
+"""Reads the two runs of a comparison, and refuses runs that must not be compared."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from loadtest.record import RunInfo, Slo
 
 
 def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Comparison:
-    """Reads both sides and compares them. Raises InputError and RefusedError."""
+    """Reads both runs and compares them. Raises InputError, RefusedError."""
     groups, notes = [], []
     for folder in options.runs:
         group, warnings = _one_model(folder)
@@ -43,7 +43,7 @@ def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Compariso
 
 
 def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
-    """The newest runs of a folder that may be pooled, and sentences on those that were left out."""
+    """Finds the newest runs of a folder that can be pooled, and says which runs were left out."""
     groups, left_out = choose_runs(find_runs(folder), None)
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
@@ -52,7 +52,7 @@ def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
 
 
 def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> None:
-    """Raises RefusedError for what must not be compared, InputError where both sides share a run."""
+    """Raises RefusedError for runs that must not be compared, InputError if both are the same run."""
     first, second = ({run.info.run_id: run_bytes(run) for run in group} for group in groups)
     if first.items() & second.items():
         raise InputError("Both are the same run: a comparison needs two that were made apart.")
@@ -69,7 +69,7 @@ def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> No
 
 
 def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
-    """The objectives of both sides. Raises RefusedError where they differ and no flag decides."""
+    """Returns the objectives of both runs. Raises RefusedError if they differ and no flag decides."""
     ours, theirs = slo_of(options, a), slo_of(options, b)
     differ = [name for name in Slo.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)]
     if differ:
@@ -81,7 +81,7 @@ def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
 
 
 def _names(groups: Sequence[Sequence[RunFolder]], options: argparse.Namespace) -> tuple[str, str]:
-    """Names that tell the sides apart: the models, else the servers' versions, else the folders."""
+    """Names the two runs by their models; if equal, by the servers' versions; if equal, by their folders."""
     a, b = (group[-1].info for group in groups)
     if options.gate:
         return "baseline", "run"

@@ -1,4 +1,4 @@
-"""One side of a comparison: its runs, judged, and its figures with their uncertainty. Knows no other side."""
+"""Judges one of the two runs of a comparison, and takes its figures with their uncertainty."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ from loadtest.simulator.presets import PRESETS, Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MeasuredDeployment:
-    """One side of a comparison: runs that may be pooled, judged."""
+    """One of the two compared runs, judged; it may be several runs that were pooled."""
 
     name: str
     judgement: Judgement
     answer: ModelAnswer
     preset: Preset | None
-    """The preset of an embedded server; None for a real one."""
+    """Preset of an embedded server; None for a real server."""
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -44,7 +44,7 @@ class MeasuredDeployment:
 
     @property
     def info(self) -> RunInfo:
-        """The newest run's own description."""
+        """Description of the newest of the pooled runs."""
         return self.runs[-1].info
 
     @property
@@ -53,18 +53,18 @@ class MeasuredDeployment:
 
     @property
     def refused(self) -> bool:
-        """Whether the runs cannot support an answer."""
+        """Whether the data cannot support an answer."""
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
-        """Trusted levels with that number of users."""
+        """Returns the trusted levels with that number of users."""
         return [level for level in self.levels if level.trusted and level.users == users]
 
 
 def deployment_of(
     runs: Sequence[Run], *, name: str, slo: Slo, on_step: Callable[[int], None] = lambda _: None
 ) -> MeasuredDeployment:
-    """Judges one side's runs, which may be pooled."""
+    """Judges runs that can be pooled as one deployment. on_step: called as the walls are placed."""
     judgement = judge(runs, slo=slo, on_step=on_step)
     preset = _preset_of(runs[-1].info)
     answer = answer_of(judgement, bytes_per_token=_bytes_per_token(runs[-1].info, preset))
@@ -72,7 +72,7 @@ def deployment_of(
 
 
 def _preset_of(info: RunInfo) -> Preset | None:
-    """The preset of an embedded server, with the memory share that it was started with."""
+    """Returns the preset of an embedded server with its --gpu-memory-utilization; None for a real server."""
     preset = PRESETS.get(info.server.simulated or "")
     share = info.server.gpu_memory_utilization
     return replace(preset, gpu_memory_utilization=share) if preset and share else preset
@@ -85,12 +85,15 @@ def _bytes_per_token(info: RunInfo, preset: Preset | None) -> int | None:
 
 
 def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """Numbers of users at which both sides have a trusted level, rising."""
+    """Returns the numbers of users at which both runs have a trusted level, sorted."""
     return sorted(set(a.judgement.evidence.trusted) & set(b.judgement.evidence.trusted))
 
 
 def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
-    """A value of each successful request that ended in the levels' windows; None without requests."""
+    """Takes a value of each successful request that ended in the windows of the levels with `users` users.
+
+    None if no level has two such requests.
+    """
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
     for level in side.at(users):
@@ -103,17 +106,17 @@ def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests]
 
 
 def ttft_s_of(rows: Requests) -> Floats:
-    """TTFT of each request, seconds."""
+    """Returns the TTFT of each request, seconds."""
     return metrics.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
 
 
 def decode_tok_s_of(rows: Requests) -> Floats:
-    """Decode rate of each request, tokens a second."""
+    """Returns the decode rate of each request, tokens a second."""
     return metrics.decode_tok_s(tpot_of(rows))
 
 
 def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
-    """Output tokens a second at that number of users: the mean over its levels, weighted by their windows."""
+    """Returns output tokens a second at `users` users: the mean over levels, weighted by window length."""
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.requests.output_tok_s > 0 for level in levels):
@@ -128,7 +131,7 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
 
 
 def capacity_of(side: MeasuredDeployment) -> Quantity | None:
-    """Users at the limit; where no wall was met, the highest trusted level, open above."""
+    """Returns the users at the limit; if no wall was met, the highest trusted level or more."""
     if side.refused:
         return None
     evidence, walls = side.judgement.evidence, side.judgement.walls
@@ -148,15 +151,15 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
 
 def memory_users(side: MeasuredDeployment) -> Quantity | None:
-    """Users at the KV-cache wall, whatever other walls come first."""
+    """Returns the users at the KV-cache wall, even if another wall comes first; None if it is not placed."""
     stands = [] if side.refused else [one for one in side.judgement.walls if one.name == "kv_cache"]
     return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
 
 
 def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
-    """KV tokens in whole blocks that a request in flight holds, the mean over its steps.
+    """Returns the KV tokens, in whole blocks, that a request in flight holds: the mean over its steps.
 
-    A ratio estimate over requests; those of one conversation are one observation.
+    A ratio estimate over requests; the requests of a conversation count as one observation.
     """
     pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
     if pairs is None or pool is None:
@@ -169,7 +172,7 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
 
 
 def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Floats]:
-    """Tokens in whole blocks summed over each request's steps, and its steps. Shape (n,) each."""
+    """Returns KV tokens in whole blocks, summed over a request's steps, and its steps. Shape (n,) each."""
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
 
@@ -182,7 +185,7 @@ def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Float
 
 
 def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
-    """The quantity times a factor without error; None where either is not known."""
+    """Multiplies a quantity by a factor without error; None if either is not known."""
     if quantity is None or factor is None:
         return None
 

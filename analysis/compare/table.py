@@ -1,4 +1,4 @@
-"""The table of a comparison: one row a figure, and whether the two sides differ beyond chance."""
+"""Builds the table of a comparison: a row for each figure, and whether the two runs differ beyond chance."""
 
 from dataclasses import replace
 
@@ -23,9 +23,9 @@ from analysis.statistics.ratios import Quantity, ratio_bounds
 from analysis.statistics.samples import finite_or_none
 
 CHANCE = 0.05
-"""The probability, at most, that the table calls any figure of two equal deployments different."""
+"""Largest probability that the table calls any figure of two equal deployments different."""
 SAME_FACT = 0.001
-"""Facts that differ by a smaller share are called equal: memory comes in whole blocks."""
+"""Share by which facts may differ and still be called equal, because memory comes in whole blocks."""
 LEVEL_FIGURES: tuple[FigureName, ...] = (
     "ttft_p50_s",
     "ttft_p95_s",
@@ -36,7 +36,7 @@ LEVEL_FIGURES: tuple[FigureName, ...] = (
 
 
 def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
-    """The rows of the table; latencies and throughput at the levels of `headline_levels`."""
+    """Builds the rows of the table; latencies and throughput only at `headline_levels`."""
     contrasts = [
         contrast_of_estimates("max_users", a, b, capacity_of),
         contrast_of_estimates("memory_users", a, b, memory_users),
@@ -50,7 +50,7 @@ def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Compar
 
 
 def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """Users of the lowest common level, and of the highest that both sides hold, where there are such."""
+    """Returns the users of the lowest common level and of the highest common level that both runs hold."""
     common = common_levels(a, b)
     held = [
         users for users in common if all(users <= (side.answer.headline.max_users or 0) for side in (a, b))
@@ -114,13 +114,14 @@ def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> Side
 
 
 def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
-    """The interval with None for an open end."""
+    """Returns the interval with None for an open end."""
     low, high = bounds
     return low if low > 0 else None, finite_or_none(high)
 
 
 def _different(contrast: FigureContrast, tests: int) -> DifferenceVerdict | None:
-    """Whether a and b differ; "yes" by Bonferroni's correction for the number of tests in the table."""
+    """Judges whether a and b differ; "yes" allows for all `tests` of the table (Bonferroni). None: one is
+    missing."""
     if contrast.a is None or contrast.b is None:
         return None
     if contrast.bounds is None:

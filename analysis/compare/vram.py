@@ -1,4 +1,4 @@
-"""GPU memory of one side: as the driver says, or as a preset's arithmetic says of an embedded server."""
+"""GPU memory of a run: measured by the driver, or computed from the preset of an embedded server."""
 
 import math
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from loadtest.simulator.presets import Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vram:
-    """Bytes of GPU memory; None where they are not known."""
+    """Bytes of GPU memory; None: not known."""
 
     held: float | None
-    """Memory that vLLM takes at its start and holds, whatever the load."""
+    """Memory that vLLM takes at its start and holds at any load."""
     no_load: float | None
-    """The held memory without the KV cache."""
+    """Held memory without the KV cache."""
     at_peak: float | None
-    """The memory without load, and the KV cache that the fullest trusted level used."""
+    """Memory without load, plus the KV cache in use at the fullest trusted level."""
     predicted: bool = False
-    """Computed from the model's architecture and the GPU's data sheet, not measured."""
+    """Whether the figures are computed from architecture and data sheet, not measured."""
 
 
 def vram_of(side: MeasuredDeployment) -> Vram:
-    """The GPU memory of one side; predicted for an embedded server."""
+    """Returns the GPU memory of a run; predicted for an embedded server."""
     if side.preset is not None:
         return _predicted_vram(side, side.preset)
     seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]

@@ -1,3 +1,3 @@
-"""Words for codes, tables, figures, HTML: the only place of analysis that prints or writes.
+"""Words, tables, figures and HTML for answers: the only folder of the analysis that prints or writes files.
 
 Knows no maths and reads no run."""

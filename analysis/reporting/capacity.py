@@ -1,4 +1,4 @@
-"""The report of `python -m analysis.capacity`: on the terminal, as Markdown, as one HTML page, as JSON."""
+"""Makes the report of `python -m analysis.capacity`: for the terminal, as Markdown, HTML and JSON."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ NARROW_LEAVES_OUT = ("TTFT p50 ms", "goodput req/s", "blocked", "errors")
 
 
 def write(answer: Answer, *, folder: Path) -> None:
-    """capacity.json, report.html, report.md and figures. Raises InputError where it may not write."""
+    """Writes capacity.json, report.html, report.md and figures. Raises InputError if it cannot write."""
     from analysis.reporting.figures import capacity as plots
 
     drawn = [plots.capacity_figures(model, answer.slo) for model in answer.models]
@@ -59,7 +59,7 @@ def write(answer: Answer, *, folder: Path) -> None:
 
 
 def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
-    """One self-contained page. drawn: the figures of each model, name -> SVG."""
+    """Returns the report as a self-contained page. drawn: the figures of each model, name -> SVG."""
     return page(
         "report.html.j2",
         answer=answer,
@@ -74,7 +74,7 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
 
 
 def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
-    """The report as Markdown, with links to the figures' files."""
+    """Returns the report as Markdown, with links to the files of the figures. drawn: as in `html`."""
     parts = ["# Seatcount: how many users?", ""]
     for model, figures in zip(answer.models, drawn, strict=True):
         parts += _markdown_model(answer, model, figures)
@@ -115,7 +115,7 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
 
 
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
-    """Prints the answer, then the evidence."""
+    """Prints the answer for each model, then its evidence. folder: holds report.html."""
     out = console or Output()
     for model in answer.models:
         _show_model(out, answer, model)
@@ -171,7 +171,7 @@ def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
 
 
 def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
-    """What the template shows of one model, all of it text."""
+    """Returns the variables of the HTML template for one model; all values are text."""
     return {
         "answer": model,
         "headline": plan_title(model),

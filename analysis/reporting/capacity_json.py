@@ -1,4 +1,4 @@
-"""`capacity.json`: the answer as users script against it. Sentences stand where the answer has codes."""
+"""Makes the content of `capacity.json`, a stable format for scripts. Codes of the answer become sentences."""
 
 from analysis.answers.capacity import Answer, ModelAnswer, Option, WorkloadSummary
 from analysis.levels.level import Level
@@ -10,7 +10,7 @@ WITHOUT_MODEL = "no model here says by how many users"
 
 
 def answer_object(answer: Answer) -> dict[str, object]:
-    """The whole file."""
+    """Returns the content of capacity.json."""
     return {
         "schema": SCHEMA,
         "generated_unix_s": answer.generated_unix_s,
@@ -21,7 +21,7 @@ def answer_object(answer: Answer) -> dict[str, object]:
 
 
 def model_object(model: ModelAnswer) -> dict[str, object]:
-    """The answer for one model; the headline's fields stand beside the others."""
+    """Returns the answer for one model, with the fields of its headline at the same level as the others."""
     head = model.headline
     return {
         "model": model.model,
@@ -55,7 +55,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
 
 
 def _level_object(level: Level) -> dict[str, object]:
-    """One level. What is nan becomes null in JSON."""
+    """Returns one level; nan becomes null in JSON."""
     requests, server = level.requests, level.server
     return {
         "users": level.users,

@@ -1,4 +1,4 @@
-"""What a report says of one model: the first screen, and the cells of its tables."""
+"""Words of a report on one model: the first screen, and the cells of its tables."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from analysis.reporting.numbers import (
 from analysis.reporting.words import BASIS_WORDS, BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
 from loadtest.record import Slo
 
-MIN_SHOWN_P = 0.05  # walls less likely than this to be the first are not named
+MIN_SHOWN_P = 0.05  # walls that come first with a lower probability are not named
 DASH_NOTE = (
     "A dash: fewer than the 59 independent requests that a p95 needs. Requests that share a batch or a queue "
     "count as fewer; a longer level has more."
@@ -27,7 +27,7 @@ DASH_NOTE = (
 
 
 def plan_title(model: ModelAnswer) -> str:
-    """The number to plan with, in a few words."""
+    """Says in a few words how many users to plan for."""
     if model.open_loop:
         return "open loop, no number of users"
     users = model.headline.max_users
@@ -48,8 +48,11 @@ def short_answer(headline: Headline, *, confidence: float) -> str:
 
 
 def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str]:
-    """What a manager reads under the title, a paragraph each: the limit and how sure it is, what happens
-    beyond it, workload and objectives, what was trusted, and whether the server was a simulated one."""
+    """Writes the paragraphs under the title, for a manager.
+
+    The limit and its interval, what happens beyond it, workload and objectives, which levels are trusted, and
+    whether the server was simulated. confidence: of the interval.
+    """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
         parts.append(_beyond_text(model))
@@ -83,7 +86,7 @@ def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
 
 
 def _rivals(model: ModelAnswer) -> str:
-    """How sure it is which wall comes first, where that is in doubt."""
+    """Says how probable the first wall and its rivals are; empty if there is no probable rival."""
     head = model.headline
     others = [
         f"{wall_name(name)} {100 * p:.0f} %"
@@ -101,7 +104,7 @@ def _beyond_text(model: ModelAnswer) -> str:
 
 
 def _workload_text(workload: WorkloadSummary) -> str:
-    """`Closed loop without think time, prompts 128 and answers 32 tokens`."""
+    """Describes a workload, such as `Closed loop without think time, prompts 128 and answers 32 tokens`."""
     given = workload.settings
     if "arrivals" in given or "trace" in given:
         parts = [f"Open loop, {given.get('arrivals') or given['trace']}"]
@@ -137,12 +140,12 @@ def _trusted_text(levels: Sequence[Level]) -> str:
 
 
 def options_title(model: ModelAnswer) -> str:
-    """What the options start from: the limit of the first screen."""
+    """Returns the title of the list of options, with the present limit."""
     return f"What would raise the limit of {model.headline.estimate_x:.1f} users"
 
 
 def option_text(option: Option, *, limit_x: float) -> str:
-    """One change and where it would bring the limit."""
+    """Describes one change and the limit to which it would lead. limit_x: the present limit, users."""
     change = words(option.change)
     if option.users_x is None:
         return f"{change} ({WITHOUT_MODEL})."
@@ -156,13 +159,13 @@ def option_text(option: Option, *, limit_x: float) -> str:
 
 
 def option_texts(model: ModelAnswer) -> list[str]:
-    """All options of a model, none in a refusal."""
+    """Describes all options of a model; empty if the model has no limit."""
     limit_x = model.headline.estimate_x
     return [] if limit_x is None else [option_text(option, limit_x=limit_x) for option in model.options]
 
 
 def objectives(slo: Slo) -> list[str]:
-    """What a level must meet to hold its users."""
+    """Lists the objectives that a level must meet."""
     return [
         f"95 of 100 requests see their first token within {slo.ttft_p95_s:g} s",
         f"95 of 100 requests get a token at least every {1e3 * slo.tpot_p95_s:g} ms",
@@ -172,7 +175,7 @@ def objectives(slo: Slo) -> list[str]:
 
 
 def workload_rows(workload: WorkloadSummary) -> list[tuple[str, str]]:
-    """Labels and values of what was asked of the server."""
+    """Returns labels and values of the workload."""
     rows = list(workload.settings.items())
     if workload.prompt_mean is not None and workload.output_mean is not None:
         means = f"prompt {workload.prompt_mean:.0f}, answer {workload.output_mean:.0f} tokens"
@@ -197,7 +200,7 @@ LEVEL_COLUMNS = (
 
 
 def level_cells(level: Level) -> list[str]:
-    """One row of the table of levels."""
+    """Returns one row of the table of levels, in the order of LEVEL_COLUMNS."""
     requests, server = level.requests, level.server
     return [
         str(level.users),
@@ -232,7 +235,7 @@ SLICE_COLUMNS = (
 
 
 def slice_cells(one: Slice) -> list[str]:
-    """One row of the table of an open loop."""
+    """Returns one row of the table of an open loop, in the order of SLICE_COLUMNS."""
     return [
         f"{one.from_s:.0f}–{one.to_s:.0f}",
         f"{one.due_rps:.1f}",
@@ -250,14 +253,14 @@ def slice_cells(one: Slice) -> list[str]:
 
 
 def wall_cells(bound: Bound) -> list[str]:
-    """One row of the table of walls."""
+    """Returns one row of the table of walls: name, users, interval, basis."""
     low, high = bound.interval_x
     span = f"{low:.1f} to {high:.1f}" if high - low >= 0.05 else "exact"
     return [WALL_NAMES[bound.name], f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
 
 
 def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
-    """Labels and values of what is known of the KV cache."""
+    """Returns labels and values of the known facts about the KV cache."""
     found = model.memory
     per = found.bytes_per_token
     rows = [
@@ -276,7 +279,7 @@ def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
 
 
 def _hit_rates(levels: Sequence[Level]) -> str:
-    """Hit rates at the lowest and the highest load; a dash where nothing is ever found."""
+    """Returns the prefix-cache hit rates at the lowest and highest trusted load; a dash if all are 0."""
     known = [level for level in levels if level.trusted and not math.isnan(level.server.prefix_hit_rate)]
     if not any(level.server.prefix_hit_rate for level in known):
         return NONE
@@ -287,7 +290,7 @@ def _hit_rates(levels: Sequence[Level]) -> str:
 
 
 def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
-    """Labels and values of the step-time model."""
+    """Returns labels and values of the step-time model."""
     found = model.latency
     rows = [
         ("a decode step takes at least", fine_milliseconds(found.step_base_s)),
@@ -303,7 +306,7 @@ def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
 
 
 def _knee(model: ModelAnswer) -> str:
-    """The knee as far as twice the highest load: beyond that the fit is a guess."""
+    """Returns the knee (90 % of the highest throughput), capped at twice the highest load."""
     knee, loads = model.latency.knee_users, [level.in_flight for level in model.trusted]
     if knee is None or not loads:
         return NONE
@@ -314,7 +317,7 @@ def _knee(model: ModelAnswer) -> str:
 
 
 def not_met_text(model: ModelAnswer) -> str:
-    """Walls that were not met; empty when all were."""
+    """Names the walls that were not met; empty if all were."""
     if not model.not_met:
         return ""
     names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
@@ -322,7 +325,7 @@ def not_met_text(model: ModelAnswer) -> str:
 
 
 def percentile_cells(level: Level) -> list[str]:
-    """Users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and E2E, in ms."""
+    """Returns users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and request duration, ms."""
     requests = level.requests
     return [str(level.users)] + [
         " / ".join(milliseconds(value) for value in (found.p50, found.p95, found.p99))

@@ -1,4 +1,4 @@
-"""The terminal: sentences, tables, a progress bar. Knows no answer."""
+"""Prints sentences, tables and a progress bar on the terminal. Knows no answer."""
 
 import io
 import os
@@ -19,15 +19,15 @@ PLAIN_WIDTH = 130
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressBar:
-    """Progress on stderr, where that is a terminal."""
+    """A progress bar on stderr; shows nothing if stderr is not a terminal."""
 
     task: Callable[..., Callable[[int], None]]
-    """Begins a task, `task(name, total=...)`, and returns what to call with the size of each step."""
+    """Begins a task with `task(name, total=...)`; returns a function to call with the size of each step."""
 
 
 @contextmanager
 def progress() -> Iterator[ProgressBar]:
-    """A progress bar that vanishes when done."""
+    """Shows a progress bar that disappears at the end."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -45,12 +45,12 @@ def print_error(sentence: str) -> None:
 
 
 def print_plain(text: str) -> None:
-    """Prints a text on stdout as it is."""
+    """Prints a text on stdout unchanged."""
     sys.stdout.write(f"{text}\n")
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
+    """Returns the lines of a Markdown table, with an empty line at the end."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
     return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
 
@@ -59,8 +59,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 class Output(Console):
-    """Standard output: wrapped on a terminal, a line for each sentence elsewhere. A reader who stops (`|
-    head`) ends the printing and nothing else. A character that the encoding lacks becomes a question mark."""
+    """Standard output as a console.
+
+    Text is wrapped on a terminal, but not in files and pipes. A closed pipe (`| head`) causes no error.
+    Characters that the encoding lacks become question marks.
+    """
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -74,7 +77,7 @@ class Output(Console):
 
 
 def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
-    """Prints a title and its points; nothing where there are no points."""
+    """Prints a title and a list of lines; prints nothing if the list is empty."""
     if not lines:
         return
     out.print()
@@ -84,7 +87,7 @@ def show_list(out: Console, title: str, lines: Sequence[str]) -> None:
 
 
 def print_indented(out: Console, text: str, *, style: str = "") -> None:
-    """Prints an indented text: wrapped on a terminal, in one line elsewhere."""
+    """Prints an indented text: wrapped on a terminal, otherwise in one line."""
     if out.is_terminal:
         out.print(Padding(Text(text, style=style), (0, 0, 0, 2), expand=False))
     else:
@@ -92,7 +95,7 @@ def print_indented(out: Console, text: str, *, style: str = "") -> None:
 
 
 def terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table for the terminal; walls are named at the left, numbers stand at the right."""
+    """Makes a table for the terminal. Columns are right-aligned, except for a first column of walls."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"

@@ -1,4 +1,4 @@
-"""Files of a report, each replaced whole; and its HTML templates."""
+"""Writes the files of a report, and fills its HTML templates."""
 
 import re
 import tempfile
@@ -13,7 +13,7 @@ from loadtest.errors import InputError
 
 
 def json_text(answer: object) -> str:
-    """JSON as files and `--format json` have it; nan becomes null."""
+    """Returns an answer as JSON text for files and `--format json`; nan becomes null."""
     return msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
 
 
@@ -24,7 +24,10 @@ def write_files(
     make_folder: bool = True,
     otherwise: str = "name another --output",
 ) -> None:
-    """Name -> text, into a folder. Raises InputError, which says what to do, where it may not."""
+    """Writes files (name -> text) into a folder. Raises InputError if it cannot.
+
+    otherwise: the advice at the end of the error's sentence.
+    """
     try:
         if make_folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +38,7 @@ def write_files(
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one, whole."""
+    """Replaces a file in one step, so that readers get the whole old or the whole new text."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
     temporary = Path(file.name)
@@ -44,12 +47,12 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def slug(name: str) -> str:
-    """A model's name as part of a file name."""
+    """Converts a model's name into a part of a file name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"
 
 
 def page(template: str, **values: object) -> str:
-    """A template of this folder, filled. What values hold is escaped; a missing name is an error."""
+    """Fills a template of analysis/reporting. Values are escaped; a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -61,5 +64,5 @@ def page(template: str, **values: object) -> str:
 
 
 def day(unix_s: float) -> str:
-    """A date and time as a person writes it."""
+    """Formats a Unix time, such as `28 November 2026, 12:30 UTC`."""
     return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%d %B %Y, %H:%M UTC")

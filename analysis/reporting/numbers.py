@@ -1,4 +1,4 @@
-"""Numbers as a person reads them. A dash stands for what is not known."""
+"""Formats numbers for people. A dash means not known."""
 
 import math
 
@@ -8,19 +8,19 @@ NONE = "–"
 
 
 def users_text(count: int) -> str:
-    """`1 user`, `18 users`."""
+    """Formats a number of users: `1 user`, `18 users`."""
     return "1 user" if count == 1 else f"{count} users"
 
 
 def milliseconds(value: float | None) -> str:
-    """Seconds as milliseconds, without the unit: two or three digits that mean something."""
+    """Formats seconds as milliseconds without the unit: whole from 100 ms on, else one decimal."""
     if value is None or math.isnan(value):
         return NONE
     return f"{1e3 * value:,.0f}" if value >= 0.0995 else f"{1e3 * value:.1f}"
 
 
 def percent(value: float | None) -> str:
-    """A share as `3.4 %`."""
+    """Formats a share in per cent: 0.034 is `3.4 %`."""
     if value is None or math.isnan(value):
         return NONE
     percent = 100 * value
@@ -28,7 +28,7 @@ def percent(value: float | None) -> str:
 
 
 def tokens_text(count: float | None, per: int | None) -> str:
-    """Tokens, and their bytes where the bytes of one are known (`per`)."""
+    """Formats tokens, with their size if `per`, the bytes of a token, is known."""
     if count is None:
         return NONE
     text = f"{count:,.0f} tokens"
@@ -36,17 +36,17 @@ def tokens_text(count: float | None, per: int | None) -> str:
 
 
 def size_text(count: float) -> str:
-    """Bytes in the largest unit that leaves a digit before the point."""
+    """Formats bytes in GiB from 0.1 GiB on, else in MiB or KiB."""
     if count >= GIB / 10:
         return f"{count / GIB:.2f} GiB"
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 1024:.0f} KiB"
 
 
 def gib(count: int | None) -> str:
-    """Bytes in GiB."""
+    """Formats bytes in GiB."""
     return NONE if count is None else f"{count / GIB:.2f} GiB"
 
 
 def fine_milliseconds(value: float | None) -> str:
-    """Seconds as milliseconds with three digits: for what one step takes."""
+    """Formats seconds as milliseconds with three significant digits, for times of a step."""
     return NONE if value is None else f"{1e3 * value:.3g} ms"

@@ -1,4 +1,4 @@
-"""A sizing as text, Markdown or JSON on standard output, and as a figure."""
+"""Prints a sizing as text, Markdown or JSON, and writes its figure."""
 
 import textwrap
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
 
 
 def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
-    """Prints the verdicts in one of SIZING_FORMS."""
+    """Prints the verdicts on claims in one of SIZING_FORMS."""
     if form != "json":
         print_plain(_Page(markdown=form == "markdown").claims(checked))
         return
@@ -46,7 +46,7 @@ def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
 
 
 def write_vram_figure(sizing: Sizing, path: Path) -> None:
-    """Draws where the memory of one GPU goes, as SVG. Raises InputError where it cannot be written."""
+    """Writes the figure of one GPU's memory as SVG. Raises InputError if it cannot be written."""
     from analysis.reporting.figures.sizing import draw_vram_parts
     from analysis.reporting.figures.style import svg
 
@@ -57,7 +57,7 @@ def write_vram_figure(sizing: Sizing, path: Path) -> None:
 
 
 class _Page:
-    """An answer as plain text or as Markdown."""
+    """Formats answers as plain text or as Markdown."""
 
     def __init__(self, *, markdown: bool) -> None:
         self._markdown = markdown
@@ -147,7 +147,7 @@ def _headline(sizing: Sizing) -> str:
 
 
 def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
-    """What to plan with, what limits, for which workload and objectives, and what the estimate rests on."""
+    """Says how many users to plan for, the limit, the workload, the objectives and the basis."""
     if sizing.users is None:
         return list(sizing.reasons)
     low, slo = sizing.users[0], workload.slo
@@ -176,7 +176,7 @@ def _kv_per_request(sizing: Sizing) -> str:
 
 
 def _memory_cells(sizing: Sizing) -> list[tuple[str, ...]]:
-    """Rows of the table of memory: label, GiB, band."""
+    """Returns the rows of the table of memory: label, GiB, band."""
     band = sizing.overhead_band_bytes
     inside = "" if band.graphs_in_budget else " (on top of the budget)"
     rows: list[tuple[str, ...]] = [
@@ -215,7 +215,7 @@ def _farther_walls(sizing: Sizing) -> list[str]:
 
 
 def _log_lines(sizing: Sizing) -> list[str]:
-    """The lines to look for in the log, and what they do not mean."""
+    """Returns the lines that vLLM will log, and warns of a misreading."""
     if sizing.pool_tokens is None or sizing.vllm_max_concurrency is None or sizing.blocks is None:
         return []
     per = sizing.kv_bytes_per_token

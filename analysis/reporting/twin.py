@@ -1,4 +1,4 @@
-"""The answer of a twin as text, JSON and a figure. Knows no maths."""
+"""Prints the answer of a twin as text or JSON, and writes its files. Knows no maths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ TERM_WORDS = {
 
 
 def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
-    """Prints the answer."""
+    """Prints the answer of a twin."""
     if as_json:
         print_plain(json_text(answer).rstrip())
         return
@@ -63,7 +63,7 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 
 
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
-    """Writes twin.json, and twin.svg where there is something to plot. Raises InputError if it may not."""
+    """Writes twin.json, and twin.svg if there are several predictions. Raises InputError if it cannot."""
     from analysis.reporting.figures.style import svg
     from analysis.reporting.figures.twin import draw_twin
 
@@ -126,7 +126,7 @@ def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> 
 
 
 def _reach(pair: tuple[float, float] | None, value: float, words: Callable[[float], str]) -> str:
-    """Half of the interval; the longer half where it is cut off at 0."""
+    """Formats the distance from the value to the farther end of its interval: `± 3`."""
     return NONE if pair is None else f"± {words(max(pair[1] - value, value - pair[0]))}"
 
 
@@ -170,7 +170,7 @@ def _fleet_line(fleet: FleetAnswer) -> str:
 
 
 def _digits(value: float) -> str:
-    """The number with three significant digits, without an exponent."""
+    """Formats a number with about three significant digits, without an exponent."""
     if value == 0:
         return "0"
     if abs(value) >= 100:

@@ -1,4 +1,4 @@
-"""Sentences for codes: what each note of the analysis says to a person."""
+"""Puts codes into words: a sentence for each note of the analysis."""
 
 from collections.abc import Sequence
 from functools import singledispatch
@@ -37,18 +37,18 @@ BASIS_WORDS: dict[Basis, str] = {
 
 
 def wall_name(code: str) -> str:
-    """A wall's name in words."""
+    """Returns a wall's name in words; an unknown code stays as it is."""
     return next((name for wall, name in WALL_NAMES.items() if wall == code), code)
 
 
 def sentences(found: Sequence[Note]) -> list[str]:
-    """One sentence a note."""
+    """Returns one sentence for each note."""
     return [words(note) for note in found]
 
 
 @singledispatch
 def words(note: Note) -> str:
-    """What a note says: a sentence, or a clause without a full stop for doubts about a level."""
+    """Puts a note into words: a sentence, or a clause without a full stop (levels, changes)."""
     raise NotImplementedError(type(note).__name__)
 
 
@@ -264,7 +264,7 @@ def _seconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} s"
 
 
-# Changes of the deployment: what is done, without a full stop.
+# Changes of the deployment: clauses without a full stop.
 
 
 @words.register

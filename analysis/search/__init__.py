@@ -1,3 +1,3 @@
-"""Where a search goes next and when it stops, from the levels so far.
+"""Chooses the next level of a search for the limit, or stops it, from the levels measured so far.
 
-Knows no Locust; the process that asks and answers is `__main__`."""
+Knows no Locust; `__main__` is the process that the load test asks."""

@@ -1,7 +1,7 @@
-"""`python -m analysis.search FOLDER` advises a search that is under way, as a child process of the load test.
+"""`python -m analysis.search FOLDER` advises a running search, as a child process of the load test.
 
-Reads one `SearchState` a line from stdin, judges the run so far, and answers with one `SearchAdvice` a line
-on stdout, until stdin ends. The other end is `loadtest.run.advisor`.
+For each `SearchState`, a line on stdin, it judges the run so far and writes a `SearchAdvice`, a line on
+stdout. It ends when stdin ends. `loadtest.run.advisor` starts it.
 """
 
 import sys
@@ -18,11 +18,11 @@ from loadtest.record import SearchState
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code. An error ends the process with a traceback, whose last line the search shows."""
+    """Answers until stdin ends and returns the exit code. The search shows the last line of a traceback."""
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
         state = msgspec.json.decode(line, type=SearchState)
-        judgement = judgement_of(folder, quick=state.left_s > 0)  # the last one is the answer
+        judgement = judgement_of(folder, quick=state.left_s > 0)  # the last one is the final answer
         advice = advise(judgement, holding=state.holding, held_s=state.held_s, left_s=state.left_s)
         sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")
         sys.stdout.buffer.flush()
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def judgement_of(folder: Path, *, quick: bool) -> Judgement:
-    """Judges the run as far as it went, by the objectives that it is made with. Raises InputError."""
+    """Judges the run so far by its own objectives. Raises InputError."""
     (found,) = find_runs(folder)
     run = read_run(found)
     return judge([run], slo=stored_slo(run.info), quick=quick)

@@ -1,6 +1,6 @@
-"""The next number of users to hold, from a judgement of the levels so far.
+"""Chooses the next number of users to hold, from a judgement of the levels so far.
 
-Knows no clock and no server: whoever drives the load asks again when `SearchAdvice.look_s` has passed.
+Knows no clock and no server: the load test asks again after `SearchAdvice.look_s` seconds.
 """
 
 import math
@@ -19,25 +19,25 @@ from analysis.reporting.words import WALL_NAMES, sentences, words
 from loadtest.record import SearchAdvice
 from loadtest.run.live import FAR_PAST_WALL_SHARE
 
-FIRST_USERS = 4  # a low load; four times the lengths a minute of a single user
-MAX_STEP = 4.0  # the next level has at most so many times the users of the highest trusted one
-UNLIMITED_STEP = 1.15  # the factor to the next level, past where the models place every wall
+FIRST_USERS = 4  # users of the first level: a low load that still yields request lengths quickly
+MAX_STEP = 4.0  # largest factor from the highest trusted level to the next level
+UNLIMITED_STEP = 1.15  # factor to the next level when the models place no wall above
 MAX_SEARCHED_USERS = 8192
-LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # between two looks: the larger of seconds and request durations
-MIN_LENGTHS = 10  # requests of known lengths for a first guess at the memory wall
-SETTLED_DURATIONS = 4.0  # request durations after which a level can be judged
-HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # how long one side of the wall is held before the other
-MAX_HOLDS = 3  # such times, in which a level must become trusted
-NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # an interval that is narrow enough: its width, the larger of the two
-MIN_PROBE_DISTANCE, MAX_PROBE_DISTANCE = 0.03, 0.2  # of both probes from the wall, as a share of its users
-NEAR_SHARE = 0.35  # levels this near the wall count as one of its sides
+LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # time between two questions: the longer of seconds and request durations
+MIN_LENGTHS = 10  # requests of known lengths that a first guess at the memory wall needs
+SETTLED_DURATIONS = 4.0  # request durations until a level can be judged
+HOLD_S, HOLD_DURATIONS = 20.0, 12.0  # time that a level is held: the longer of seconds and request durations
+MAX_HOLDS = 3  # holds after which a level that is still not trusted is given up
+NARROW_USERS, NARROW_SHARE = 1.0, 0.05  # width of an interval that is narrow enough: the larger of the two
+MIN_PROBE_DISTANCE, MAX_PROBE_DISTANCE = 0.03, 0.2  # distance of a level from the wall, share of its users
+NEAR_SHARE = 0.35  # levels at most this far from the wall, as a share of its users, count as near
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> SearchAdvice:
-    """The next number of users, or None to stop.
+    """Returns the next number of users, or None to stop.
 
-    holding, held_s: the level under way and for how long it has been held; left_s: seconds of the budget that
-    are left.
+    holding: users of the level under way, None before the first; held_s: seconds since it began; left_s:
+    seconds left of the budget.
     """
     line = answer_line(judgement)
 
@@ -61,13 +61,12 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
         return to(_away_from(level, judgement.evidence), "; ".join(sentences(level.why_not)))
     users, why = _next(judgement, holding, waited=held_s >= _hold_s(level))
     if users is not None and users != holding and left_s < _settled_s(level):
-        return stay  # too late for another level to tell anything
+        return stay  # too late for another level to be judged
     return stay if users == holding else to(users, why)
 
 
 def answer_line(judgement: Judgement) -> str:
-    """The answer so far in a few words, such as `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV
-    cache`."""
+    """Returns the answer so far: `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`."""
     evidence = judgement.evidence
     if not evidence.trusted:
         return "no level to judge by yet"
@@ -93,13 +92,13 @@ def _hold_s(level: Level) -> float:
 
 
 def _far_past_wall(level: Level) -> bool:
-    """Whether a level is so far past a wall that holding it longer tells nothing."""
+    """Whether a level is so far past a wall that holding it longer is useless."""
     misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
     return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > FAR_PAST_WALL_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
-    """Half the users of a level that cannot be trusted, to begin anew; the second time None."""
+    """Returns half the users of a level that cannot be trusted; None if such a level was halved before."""
     again = [
         other
         for other in evidence.levels
@@ -109,7 +108,7 @@ def _away_from(level: Level, evidence: Evidence) -> int | None:
 
 
 def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | None, str]:
-    """The next number of users and the reason; None to stop."""
+    """Returns the next number of users, None to stop, and the reason."""
     evidence = judgement.evidence
     if not evidence.trusted:
         lower = holding // 2
@@ -129,7 +128,7 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
 
 
 def _up(judgement: Judgement) -> tuple[int | None, str]:
-    """The next users while no wall is met: where the models place one, at most MAX_STEP times as many."""
+    """Returns the next users while no wall is met: where models place one, at most MAX_STEP times the top."""
     top = judgement.evidence.trusted[-1]
     if top >= MAX_SEARCHED_USERS:
         return None, f"nothing broke at {top} users"
@@ -140,8 +139,11 @@ def _up(judgement: Judgement) -> tuple[int | None, str]:
 
 
 def _guesses(evidence: Evidence) -> list[float]:
-    """Guesses at walls: the memory wall from the few lengths that there are, and where straight lines through
-    the p95s of the two highest trusted levels meet the objectives."""
+    """Guesses where walls are, in users, before the models can place them.
+
+    The memory wall follows from the few known lengths. A latency wall is where a straight line through the
+    p95s of the two highest trusted levels meets the objective.
+    """
     slo = evidence.slo
     found = []
     if evidence.pool is not None and evidence.pairs is None:
@@ -169,7 +171,10 @@ def _guesses(evidence: Evidence) -> list[float]:
 def _nearer(
     evidence: Evidence, x: float, width: float, holding: int, *, waited: bool
 ) -> tuple[int | None, str]:
-    """The next users near a wall: by turns below and above it, the nearer the better it is known."""
+    """Returns the next users near a wall at x users, by turns below and above it.
+
+    width: of the interval of x. The narrower it is, the nearer to the wall the next users are.
+    """
     around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < NEAR_SHARE]
     seconds = [
         sum(level.window.length_s for level in around if (level.users > x) == above)

@@ -1,3 +1,3 @@
-"""How many users a deployment would hold, predicted with bands from config.json and a data sheet.
+"""Predicts how many users a deployment would hold, with bands, from config.json and a data sheet.
 
-Knows no measured run, except a start-up's log or run.json that calibrates the prediction."""
+Knows no measured run, except for the memory of one start-up, which may calibrate the prediction."""

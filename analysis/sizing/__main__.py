@@ -20,7 +20,7 @@ from loadtest.record import Slo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: see `analysis.cli`."""
+    """Runs `python -m analysis.sizing` and returns its exit code (`analysis.cli.ExitCode`)."""
     options = _parser().parse_args(argv)
     try:
         if options.claim is not None:

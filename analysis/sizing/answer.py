@@ -1,4 +1,4 @@
-"""The answer for a deployment and a workload, or the refusal: memory, walls, warnings and assumptions."""
+"""Builds the answer for a deployment and a workload, or the refusal: memory, walls, warnings, assumptions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ def size_deployment(
     quantization: str | None,
     notes: Sequence[str] = (),
 ) -> Sizing:
-    """The answer for all replicas. Raises ValueError where nothing is left for the KV cache.
+    """Builds the answer for all replicas. Raises ValueError if nothing is left for the KV cache.
 
-    quantization: the flag of `vllm serve`, where it was given. notes: warnings that go before the others.
+    quantization: the flag of `vllm serve`; None if not given. notes: warnings that come first.
     """
     sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
@@ -60,12 +60,12 @@ def size_deployment(
 
 
 def refuse_sizing(deployment: PlannedDeployment, reason: str) -> Sizing:
-    """The answer where no request can be held: what is known of the memory, and why."""
+    """Builds the refusal for a deployment that cannot hold a request: the memory, and the reason."""
     return msgspec.structs.replace(_without_pool(deployment, None), refused=True, reasons=[reason])
 
 
 def _without_pool(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing:
-    """The part of the answer that needs no KV pool. band: None where the memory is too small for one."""
+    """Builds the part of the answer that needs no KV pool. band: None if no memory is left for a pool."""
     overheads = band.overheads if band else deployment.overheads(deployment.pp - 1)
     weights = band.pool.weights_bytes if band else deployment.weights()
     spread = (
@@ -127,7 +127,7 @@ def _bound(placed: PredictedWall, engines: int) -> Bound:
 
 
 def _decode_tok_s_alone(steps: StepModel, workload: PlannedWorkload) -> FloatBand:
-    """Tokens a second of one request with nobody else: lower end, estimate, upper end."""
+    """Returns the decode rate of a request that runs alone, tokens/s: lower end, estimate, upper end."""
     tokens = float(workload.prompt.mean() + workload.output.mean() / 2)
     rate = 1.0 / (steps.base_s(1) + steps.per_sequence_s + steps.per_kv_token_s * tokens)
     return rate / SPEED_BAND, rate, rate * SPEED_BAND

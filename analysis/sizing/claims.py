@@ -1,7 +1,7 @@
-"""Claimed figures checked against physics: weights and KV cache must fit, bytes be read, and FLOP be done.
+"""Checks claimed figures against physics: does it fit in memory, and do bandwidth and FLOP/s allow the speed?
 
-A claim is impossible only where arithmetic alone forbids it. Where that depends on something that the claim
-does not state, it cannot be told.
+A claim is impossible only if arithmetic alone forbids it. If that depends on something that the claim does
+not state, the verdict is "cannot be told".
 """
 
 import tomllib
@@ -24,11 +24,11 @@ from loadtest.units import GIB
 
 GB = 1e9
 ROUNDING = 0.02
-"""Share by which a published figure may be off, because it is rounded."""
+"""Share by which a published figure may be off because of rounding."""
 
 
 class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A [[claim]] of the file: how a model was served, and the figures that are claimed."""
+    """One [[claim]] of the file: how a model was served, and the claimed figures; None: not claimed."""
 
     model: str
     config: str
@@ -43,24 +43,24 @@ class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     prompt_tokens: int | None = None
     """Prompt tokens of the requests whose TTFT is claimed."""
     tokens_per_request: int | None = None
-    """Prompt and answer tokens of the requests that `max_concurrency` counts; `context` where not given."""
+    """Prompt plus answer tokens of the requests in `max_concurrency`; None: `context` stands in."""
     context: int | None = None
     peak_vram_gb: float | None = None
     max_concurrency: int | None = None
     decode_tok_s: float | None = None
-    """Tokens a second of a single stream."""
+    """Decode rate of a single stream, tokens a second."""
     ttft_ms: float | None = None
 
 
 class ClaimFile(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A TOML file of claims."""
+    """The content of a TOML file of claims."""
 
     claim: list[Claim]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimedDeployment:
-    """A claim and the deployment that it is about."""
+    """A claim, its deployment, and the KV pool of this deployment."""
 
     claim: Claim
     deployment: PlannedDeployment
@@ -68,22 +68,22 @@ class ClaimedDeployment:
 
     @property
     def weights(self) -> int:
-        """Bytes of the weights on one GPU."""
+        """Size of the weights on one GPU, bytes."""
         return self.deployment.weights()
 
     def requests_held(self, tokens: int) -> tuple[float, float, float]:
-        """Requests of so many tokens that the pool holds at once: lower end, estimate, upper end."""
+        """Returns how many requests of `tokens` tokens the pool holds: lower end, estimate, upper end."""
         need = self.band.layout.blocks(tokens)
         low, middle, high = (max(blocks - 1, 0) / need for blocks in self.band.blocks)
         return low, middle, high
 
     @property
     def request_bytes(self) -> float:
-        """Bytes of KV cache of the smallest request there is: one block."""
+        """KV cache of the smallest possible request, one block, bytes."""
         return float(self.band.layout.bytes_per_block)
 
     def longest_request(self, requests: int) -> int:
-        """Tokens of the longest requests of which the pool's estimate holds so many."""
+        """Returns the largest length, tokens, at which the estimated pool holds `requests` requests."""
         low, high = 1, self.deployment.shape.max_position_embeddings
         while low < high:
             middle = (low + high + 1) // 2
@@ -92,7 +92,7 @@ class ClaimedDeployment:
 
 
 def read_claims(path: Path) -> list[ClaimedDeployment]:
-    """The claims of a file. Raises InputError for a file, a config or a card that cannot be used."""
+    """Reads the claims of a file. Raises InputError for a file, a config or a card that cannot be used."""
     try:
         claims = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ClaimFile).claim
     except OSError as problem:
@@ -132,7 +132,7 @@ def _claimed_deployment(claim: Claim, path: Path) -> ClaimedDeployment:
 
 
 def check_claims(claims: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
-    """Verdicts on every figure of every claim, then on pairs of claims about one kind of card."""
+    """Judges every figure of every claim, then pairs of claims about the same kind of card."""
     checked = [
         verdict
         for served in claims
@@ -150,7 +150,7 @@ def check_claims(claims: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
 
 
 def _peak_vram(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Weights and a block of KV cache a request must fit; vLLM holds its whole budget from the start."""
+    """Judges peak VRAM. It must hold the weights and a KV block for each request, and vLLM's whole budget."""
     claimed = served.claim.peak_vram_gb
     if claimed is None:
         return None
@@ -193,7 +193,7 @@ def _context(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _concurrency(served: ClaimedDeployment) -> CheckedClaim | None:
-    """The claim as the number of requests that VRAM allows, which depends on their length."""
+    """Judges maximum concurrency: the number of requests that VRAM allows, which depends on their length."""
     claimed, tokens = served.claim.max_concurrency, served.claim.tokens_per_request or served.claim.context
     if claimed is None:
         return None
@@ -221,7 +221,7 @@ def _concurrency(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _decode_rate(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Each token of a single stream needs a step, which reads the weights that the token needs once."""
+    """Judges the decode rate. Each token of a single stream needs a step, which reads the weights once."""
     claimed = served.claim.decode_tok_s
     if claimed is None:
         return None
@@ -238,18 +238,18 @@ def _decode_rate(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _max_decode_tok_s(served: ClaimedDeployment) -> float:
-    """Tokens a second of a single stream with an empty KV cache, at the bandwidth of the data sheet."""
+    """Returns the highest decode rate, tokens a second: one stream, empty KV cache, data-sheet bandwidth."""
     return served.deployment.gpu.bandwidth_bytes_s / _step_bytes(served)
 
 
 def _step_bytes(served: ClaimedDeployment) -> float:
-    """Bytes that a decode step of a single stream reads on each GPU, those of the chosen experts included."""
+    """Returns the bytes that a single stream's decode step reads on each GPU; of experts, the chosen ones."""
     deployment = served.deployment
     return step_bytes(deployment.shape, dtype=deployment.dtype, tp=deployment.tp, sequences=1.0)
 
 
 def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
-    """The prompt takes two FLOP for each token and active parameter, at the rate of the data sheet."""
+    """Judges TTFT. A prompt takes 2 FLOP for each token and active parameter, at the data sheet's FLOP/s."""
     claimed = served.claim.ttft_ms
     if claimed is None:
         return None
@@ -269,8 +269,10 @@ def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
-    """Two maximum concurrencies as VRAM limits for requests of one length. A limit of n means that the pool
-    holds n to n + 1 requests, which bounds the ratio of the pools."""
+    """Judges whether two maximum concurrencies can both be VRAM limits for requests of one length.
+
+    A limit of n means that the pool holds n to n + 1 requests, which bounds the ratio of the pools.
+    """
     a, b = first.claim.max_concurrency, second.claim.max_concurrency
     if a is None or b is None:
         return None
@@ -297,7 +299,7 @@ def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> 
 
 
 def _order_of_decode_rates(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
-    """The deployment that is claimed to be faster should have fewer bytes to read; None where it has."""
+    """Judges whether the deployment with the higher claim has the higher bandwidth limit; None if so."""
     a, b = first.claim.decode_tok_s, second.claim.decode_tok_s
     most_a, most_b = _max_decode_tok_s(first), _max_decode_tok_s(second)
     if a is None or b is None or (a > b) == (most_a > most_b):

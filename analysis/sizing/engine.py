@@ -1,4 +1,4 @@
-"""One engine of a deployment, and where its walls stand: memory, slots, TTFT and TPOT. Knows no files."""
+"""Places the walls of one engine of a deployment: memory, slots, TTFT and TPOT. Knows no files."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from analysis.walls.names import WallName
 from loadtest.record import Slo
 
 LENGTHS_KNOWN = 1.1
-"""Factor to which the mean lengths are taken as known (90 %): before a deployment they are a guess."""
+"""Factor by which the mean lengths may be off (90 %): before a deployment they are a guess."""
 REACH_FACTOR = 1.5
-"""Multiple of the first wall of memory and slots up to which the walls of latency are placed."""
+"""Latency is simulated up to this multiple of the first wall of memory and slots."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictedWall:
-    """Where one wall stands, in users of one engine, with a band of 90 %."""
+    """The users of one engine at a wall, with a 90 % band: lower end, estimate x, upper end."""
 
     name: WallName
     low: float
@@ -36,7 +36,7 @@ class PredictedWall:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SizedEngine:
-    """One engine with all that its answer is made of."""
+    """One engine with its walls and everything from which they were computed."""
 
     deployment: PlannedDeployment
     workload: PlannedWorkload
@@ -46,11 +46,11 @@ class SizedEngine:
     active: ActiveShare
     walls: Sequence[PredictedWall]
     curve: LatencyCurve | None
-    """None where latency was left out."""
+    """TTFT and TPOT over users; None if latency was left out."""
 
     @property
     def binding_wall(self) -> PredictedWall:
-        """The wall that limits."""
+        """The first wall: the one with the fewest users."""
         return min(self.walls, key=lambda placed: placed.x)
 
 
@@ -59,8 +59,8 @@ def size_engine(
 ) -> SizedEngine:
     """Places the walls of one engine.
 
-    latency: False leaves out the walls of TTFT and TPOT, and all bands. Raises ValueError where nothing is
-    left for the KV cache.
+    latency: False leaves out the walls of TTFT and TPOT, and all bands. Raises ValueError if nothing is left
+    for the KV cache.
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
@@ -89,8 +89,7 @@ def size_engine(
 def latency_walls(
     curve: LatencyCurve, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0
 ) -> list[PredictedWall]:
-    """Where the objectives of TTFT and TPOT are crossed within the curve's reach, were all times longer by
-    these factors."""
+    """Places the walls of TTFT and TPOT within the curve's reach. Scales multiply the curve's times."""
     crossings: list[tuple[WallName, tuple[float, float, float]]] = [
         ("ttft", curve.crossings(curve.ttft_s, slo.ttft_p95_s, scale=ttft_scale)),
         ("tpot", curve.crossings(curve.tpot_s, slo.tpot_p95_s, scale=tpot_scale)),
@@ -105,15 +104,20 @@ def latency_walls(
 def _read_bytes_per_token(
     band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload
 ) -> float:
-    """Bytes of KV cache that one GPU reads in a step for each token of a request. With sliding windows a
-    request holds fewer blocks than its tokens would need."""
+    """Returns the KV cache that one GPU reads in a step for each token of a request, bytes, on average.
+
+    With sliding windows a request holds fewer blocks than its tokens would need.
+    """
     prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
     tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
     return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
 def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> ActiveShare:
-    """Share of its time that a user is in flight: R/(R + Z), with R = idle + slope * n by the step model."""
+    """Returns the share of time that a user is in flight: R/(R + Z), think time Z, R = idle + slope * n.
+
+    The step model gives idle and slope.
+    """
     if workload.think.mean <= 0:
         return always_active
     output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
@@ -136,7 +140,7 @@ def _memory_wall(
     *,
     banded: bool,
 ) -> PredictedWall:
-    """The wall of memory; its band combines those of the pool, the lengths and the formula as independent."""
+    """Places the memory wall. Its band combines the independent errors of pool, lengths and formula."""
     start = max(int(band.blocks[1] / distribution.mean), 1)
 
     def users(distribution: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
@@ -151,7 +155,7 @@ def _memory_wall(
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
     ends = []
-    for sign in (1.0, -1.0):  # first all that lowers the wall
+    for sign in (1.0, -1.0):  # first the changes that lower the wall, then those that raise it
         factor = LENGTHS_KNOWN**sign
         other = workload.stretched(prompt=factor, output=factor, max_model_len=deployment.max_model_len)
         shift = FormulaShift(
@@ -167,7 +171,10 @@ def _memory_wall(
 
 
 def _combined(estimate: float, moved: Sequence[float], sign: float) -> float:
-    """One end of a band: the logarithms of several moves, added in squares. sign: -1 for the lower end."""
+    """Combines independent changes of the estimate into one end of a band: their logs add in squares.
+
+    sign: -1 for the lower end, 1 for the upper end.
+    """
     if estimate <= 0:
         return estimate if sign < 0 else max(moved)
     if min(moved) <= 0:

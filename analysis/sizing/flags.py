@@ -1,4 +1,4 @@
-"""The flags of the command, and the model, card and deployment that they describe, with vLLM's defaults."""
+"""Turns the flags of the command into model, card and deployment, with vLLM's defaults."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizingFlags:
-    """The values of the flags; None where a flag is not given."""
+    """Values of the flags; None: not given."""
 
     config: Path
     name: str | None
@@ -51,9 +51,9 @@ class SizingFlags:
 
 
 def read_shape(path: Path, quantization: str | None) -> ModelShape:
-    """The model of a config.json, with the hf_quant_config.json beside it where there is one.
+    """Reads the model of a config.json, and the hf_quant_config.json beside it if there is one.
 
-    Raises InputError where it cannot be read or is not supported.
+    Raises InputError if the model cannot be read or is not supported.
     """
     beside = path.with_name("hf_quant_config.json")
     try:
@@ -67,8 +67,10 @@ def read_shape(path: Path, quantization: str | None) -> ModelShape:
 
 
 def gpu_of_flags(flags: SizingFlags) -> Gpu:
-    """The card that is named, with the figures that are given. Raises InputError for an unknown card of which
-    not all figures are given."""
+    """Returns the named card; figures given by flags replace those of the data sheet.
+
+    Raises InputError for an unknown card if not all figures are given.
+    """
     gpu = _named_card(flags)
     if gpu is None:
         if not (flags.vram_gib and flags.bandwidth_gbps and flags.tflops):
@@ -103,9 +105,9 @@ def _named_card(flags: SizingFlags) -> Gpu | None:
 def plan_deployment(
     flags: SizingFlags, shape: ModelShape, gpu: Gpu, *, started: VllmVersion | None
 ) -> PlannedDeployment:
-    """The deployment that `vllm serve` would start. Raises InputError for flags with which it would not.
+    """Returns the deployment that `vllm serve` would start. Raises InputError if it would not start.
 
-    started: the version of the start-up that calibrates; it stands for one that is not given.
+    started: version of the start-up that calibrates; used if the flags give no version.
     """
     version = _version(flags, started)
     default_tokens, default_seqs = default_batch_limits(gpu)
@@ -167,13 +169,16 @@ def _refuse_impossible(
 
 
 def _kv_dtype(stated: str, shape: ModelShape) -> str:
-    """The type of the KV cache. With `auto` vLLM takes FP8 where the checkpoint has scales for it."""
+    """Returns the type of the KV cache. With `auto`, vLLM uses FP8 if the checkpoint has scales for it."""
     return "fp8" if stated == "auto" and shape.quantisation and shape.quantisation.fp8_cache else stated
 
 
 def _dtype(stated: str, shape: ModelShape, gpu: Gpu) -> str:
-    """The type of the weights. With `auto` vLLM serves float32 checkpoints in 16 bits, and bfloat16 ones in
-    float16 on cards without it."""
+    """Returns the type of the weights.
+
+    With `auto`, vLLM serves float32 checkpoints in bfloat16, and replaces bfloat16 by float16 on cards
+    without it.
+    """
     if stated in ("half", "float"):
         return {"half": "float16", "float": "float32"}[stated]
     if stated != "auto":

@@ -1,4 +1,4 @@
-"""TTFT and TPOT over users on a simulated engine whose pool never limits, and where they cross objectives."""
+"""Simulates TTFT and TPOT over users with an unlimited KV pool, and finds where they cross the objectives."""
 
 import math
 import random
@@ -14,29 +14,29 @@ from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import EngineTrace, closed_loop
 
 MIN_P95_REQUESTS = 120
-"""Requests that a p95 is taken from, at least."""
+"""Least number of requests from which a p95 is taken."""
 LOAD_FACTOR = 1.5
-"""Ratio of two neighbouring numbers of users that are simulated."""
+"""Ratio of neighbouring numbers of users that are simulated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyCurve:
-    """p95 of TTFT and TPOT at rising numbers of users, as simulated."""
+    """Simulated p95 of TTFT and TPOT, seconds, at rising numbers of users."""
 
     users: tuple[int, ...]
     ttft_s: tuple[float, ...]
     tpot_s: tuple[float, ...]
     reach: float
-    """Users beyond which nothing was simulated."""
+    """Largest number of users that is simulated."""
 
     def crossings(
         self, seconds: Sequence[float], objective_s: float, *, scale: float = 1.0
     ) -> tuple[float, float, float]:
-        """Users at which a p95 crosses its objective, inf where it does not: on a machine slower by
-        SPEED_BAND, on the assumed one, and on a faster one. All times scale with the step times, so a band of
-        speed is a band of the objective.
+        """Finds the users at which a p95 crosses its objective, inf if never: lower end, estimate, upper end.
 
-        seconds: ttft_s or tpot_s. scale: factor by which all times are longer.
+        The ends are for steps that are SPEED_BAND times slower or faster. All times scale with the step
+        times, so this equals an objective that is lower or higher. seconds: ttft_s or tpot_s. scale: factor
+        on all times.
         """
         rising = np.log(np.maximum(np.maximum.accumulate(seconds), 1e-9))
         low, x, high = (
@@ -51,7 +51,7 @@ class LatencyCurve:
 def simulate_curve(
     deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, *, reach: float
 ) -> LatencyCurve:
-    """The curve from `reach` users down to a load that meets both objectives on a slow machine too."""
+    """Simulates from `reach` users down to a load that meets both objectives even with slow steps."""
     slo, users = workload.slo, max(int(reach), 1)
     loads: list[tuple[int, float, float]] = []
     while True:
@@ -68,7 +68,7 @@ def simulate_curve(
 def simulate_p95_s(
     deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, users: int
 ) -> tuple[float, float]:
-    """p95 of TTFT and of TPOT in seconds, for so many users on an engine whose pool never limits."""
+    """Simulates users on an engine whose pool never limits; returns p95 of TTFT and of TPOT, seconds."""
     rng = random.Random(users)
     wanted = users + min(max(2 * users, MIN_P95_REQUESTS), LENGTH_PAIRS // 2)
     order = np.resize(np.arange(len(workload.prompt)), wanted)
@@ -89,7 +89,10 @@ def simulate_p95_s(
 
 
 def _p95_s(trace: EngineTrace, *, skip: int) -> tuple[float, float]:
-    """p95 of TTFT and TPOT without the first request of every user, which starts in an empty server."""
+    """Returns p95 of TTFT and TPOT, seconds, without the first `skip` requests, which meet an empty server.
+
+    TPOT is 0 if every request has a single token.
+    """
     requests = trace.requests[skip:] or trace.requests
     ttft_s = [(request.first_token_s or 0.0) - request.arrival_s for request in requests]
     tpot_s = [

@@ -1,4 +1,4 @@
-"""From the flags to the answer, or to a refusal: deployment, calibration, context length, workload."""
+"""Turns flags into the answer or a refusal: deployment, calibration, context length, workload."""
 
 from dataclasses import replace
 
@@ -21,13 +21,13 @@ from loadtest.workload.distributions import Distribution
 
 QUANTISED_NAMES = ("fp8", "awq", "gptq", "int8", "int4", "nvfp4", "w8a8", "w4a16")
 SAME_SIZE = 0.03
-"""Share by which the sizes of one card, or of one model's weights, differ at most."""
+"""Share by which two memory sizes of one card, or two sizes of one model's weights, may differ."""
 
 
 def predict(flags: SizingFlags) -> Sizing:
-    """The answer, or the refusal, for these flags.
+    """Returns the answer or the refusal for these flags.
 
-    Raises InputError for what cannot be read, is not supported, or does not go together.
+    Raises InputError for input that cannot be read, is not supported, or is contradictory.
     """
     stated = flags.workload
     prompt, output, think = (
@@ -92,8 +92,10 @@ def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | 
 
 
 def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog) -> PlannedDeployment:
-    """The deployment corrected by a start-up. Raises InputError where that was on another card, or of another
-    model of which there is no config.json."""
+    """Returns the deployment corrected by a start-up.
+
+    Raises InputError if the start-up was on another card, or of another model without --calibrate-config.
+    """
     if log.vram_bytes is not None:
         if abs(log.vram_bytes / deployment.gpu.vram_bytes - 1) > SAME_SIZE:
             raise InputError(

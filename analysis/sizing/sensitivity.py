@@ -1,4 +1,4 @@
-"""How the estimate changes when one input does."""
+"""Computes how the estimate changes if one input changes."""
 
 from dataclasses import replace
 
@@ -11,13 +11,13 @@ from analysis.sizing.workload import PlannedWorkload
 from loadtest.workload.distributions import Distribution
 
 LONGER = 1.1
-"""Factor by which lengths and think time are made longer."""
+"""Factor on lengths and on think time."""
 LOWER_UTILIZATION = 0.02
-"""Share of the memory by which --gpu-memory-utilization is lowered."""
+"""Amount by which --gpu-memory-utilization is lowered."""
 
 
 def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
-    """Effects on the users of all replicas, each input changed alone, the largest effect first."""
+    """Changes each input alone; returns the effects on the users of all replicas, largest first."""
     deployment, workload = sized.deployment, sized.workload
     users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
     now_s = simulate_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
@@ -68,8 +68,11 @@ def _other_deployments(deployment: PlannedDeployment) -> dict[tuple[str, str], P
 def _with_workload(
     sized: SizedEngine, workload: PlannedWorkload, users: int, now_s: tuple[float, float]
 ) -> float:
-    """Users at the first wall with another workload. The latency curve is kept, and stretched by what the
-    change does to one load near the first wall: `users`, where p95 of TTFT and TPOT are `now_s`."""
+    """Returns the users at the first wall with another workload.
+
+    The latency curve is not simulated again, but scaled: by the change of the p95s at `users`, a load near
+    the first wall. now_s: p95 of TTFT and TPOT at `users` with the present workload.
+    """
     others = size_engine(sized.deployment, workload, latency=False)
     scale = (1.0, 1.0)
     if users:
@@ -80,7 +83,7 @@ def _with_workload(
 
 
 def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float:
-    """Users at the first wall with a changed server of the same latency; 0 where it would not start."""
+    """Returns the users at the first wall with a changed server of equal latency; 0 if it would not start."""
     try:
         others = size_engine(deployment, sized.workload, latency=False)
     except ValueError:
@@ -89,7 +92,7 @@ def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float
 
 
 def _with_slower_steps(sized: SizedEngine, scale: float) -> float:
-    """Users at the first wall, were every step `scale` times longer."""
+    """Returns the users at the first wall if every step took `scale` times as long."""
     others = [placed.x for placed in sized.walls if placed.name not in ("ttft", "tpot")]
     return min(others + _latency_users(sized, scale, scale))
 

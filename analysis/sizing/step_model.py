@@ -1,5 +1,7 @@
-"""The time of an engine step from the data sheet and config.json: a roofline with stated fractions. Knows no
-users."""
+"""Models the time of an engine step from data sheet and config.json: a roofline with stated fractions.
+
+Knows no users.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,44 +12,46 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import BANDWIDTH_FRACTION, FLOPS_FRACTION, SAMPLING_PASSES_BYTES
 
 HOST_S = 1e-3
-"""Seconds of a step for launching and scheduling that the GPU's memory traffic does not hide. Assumed:
-published single-stream rates of models below 2 B leave 1 to 3 ms."""
+"""Launch and scheduling time of a step that does not overlap with memory traffic, seconds. Assumed: published
+single-stream rates of models below 2 B parameters leave 1 to 3 ms."""
 EAGER_LAYER_S = 80e-6
-"""Seconds to launch a layer's kernels one by one without CUDA graphs: about ten at 8 us each. Assumed."""
+"""Time to launch a layer's kernels without CUDA graphs, seconds: about ten at 8 us each. Assumed."""
 ALL_REDUCE_S = {True: 10e-6, False: 40e-6}
-"""Seconds of one all-reduce, of which a layer has two, with NVLink (True) and over PCIe. Assumed."""
+"""Assumed time of each of a layer's two all-reduces, s, by `Gpu.big_buffers`, which stands for NVLink."""
 SPEED_BAND = 1.3
-"""Factor by which steps may be slower or faster (90 %): the bandwidth that is reached may be 0.62 to 0.9 of
-the data sheet's where 0.75 is assumed, and the times of host and collectives are assumed."""
+"""Factor by which steps may be slower or faster (90 %). A server may reach 0.62 to 0.9 of the data sheet's
+bandwidth, 0.75 is assumed; the times of host and collectives are assumed too."""
 EIGHT_BIT_METHODS = {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"}
-"""Quantisations whose matrix products run in 8 bits on cards that can."""
+"""Quantisations whose matrix products run in 8 bits, if the card can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepModel:
-    """Seconds of a step: base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill.
+    """Step time, seconds: base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill.
 
-    n: sequences in the step; tokens: theirs in the KV cache; prefill: prompt tokens computed in the step.
+    n: sequences in the step; tokens: KV-cache tokens of these; prefill: prompt tokens computed in the step.
     """
 
     dense_s: float
-    """Seconds for the weights that every step reads, the host and collectives."""
+    """Time to read the weights that every step needs, plus host and collectives, seconds."""
     experts_s: float
-    """Seconds to read the weights of all experts once."""
+    """Time to read the weights of all experts once, seconds."""
     chosen_share: float
-    """Share of the experts that one token chooses."""
+    """Share of the experts that one token chooses; 1 for a dense model."""
     per_sequence_s: float
     per_kv_token_s: float
     per_prefill_token_s: float
 
     def base_s(self, sequences: float) -> float:
-        """Seconds to read the dense weights, and the experts that at least one sequence chooses, were they
-        chosen evenly."""
+        """Returns the time of a step without its sequences' own work, seconds: weights, host and collectives.
+
+        Only experts that at least one sequence chooses are read; experts are chosen evenly.
+        """
         untouched = math.exp(max(sequences, 1.0) * math.log1p(-min(self.chosen_share, 1.0 - 1e-9)))
         return self.dense_s + self.experts_s * (1.0 - untouched)
 
     def engine(self, deployment: PlannedDeployment, sequences: float) -> EngineConfig:
-        """A simulated engine whose pool never limits, with the step times of so many sequences."""
+        """Returns a simulated engine whose pool never limits, with the base time of a step of `sequences`."""
         length = deployment.max_model_len
         return EngineConfig(
             num_gpu_blocks=2 + (deployment.max_num_seqs + 1) * (length // 16 + 2),
@@ -63,7 +67,7 @@ class StepModel:
 
 
 def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> StepModel:
-    """The step times of a deployment. kv_bytes_per_token: read by one GPU in a step for each token held."""
+    """Builds the step model of a deployment. kv_bytes_per_token: bytes that a GPU reads per cached token."""
     shape, gpu = deployment.shape, deployment.gpu
     bandwidth = gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
     all_bytes = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp)
@@ -86,6 +90,6 @@ def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> S
 
 
 def _chosen_share(deployment: PlannedDeployment) -> float:
-    """Share of a layer's experts that one token chooses; 1 for a dense model."""
+    """Returns the share of a layer's experts that one token chooses; 1 for a dense model."""
     counts = [tensor.count for layer in deployment.shape.layers for tensor in layer.tensors if tensor.expert]
     return deployment.shape.experts_per_token / max(counts) if counts else 1.0

@@ -1,4 +1,4 @@
-"""What users will ask, as drawn lengths, and the KV blocks that their requests hold. Knows no deployment."""
+"""Draws lengths of prompts and answers, and computes the KV blocks of requests. Knows no deployment."""
 
 import random
 from dataclasses import dataclass, replace
@@ -12,24 +12,24 @@ from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
 
 LENGTH_PAIRS = 2000
-"""Pairs of prompt and answer lengths that are drawn."""
+"""Number of pairs of prompt and answer lengths that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlannedWorkload:
-    """Lengths of what users ask and get, how long they think, and their objectives."""
+    """Lengths of prompts and answers, think time, and objectives."""
 
     prompt: Ints
-    """Prompt tokens of each pair of lengths, shape (n,)."""
+    """Prompt tokens of each pair of lengths. Shape (n,)."""
     output: Ints
-    """Answer tokens of each pair of lengths, shape (n,)."""
+    """Answer tokens of each pair of lengths. Shape (n,)."""
     think: Distribution
     slo: Slo
     clipped: int = 0
-    """Pairs that were cut to fit max_model_len."""
+    """Number of pairs that were cut to fit max_model_len."""
 
     def stretched(self, *, prompt: float = 1.0, output: float = 1.0, max_model_len: int) -> "PlannedWorkload":
-        """The workload with lengths multiplied by these factors, and cut to fit max_model_len."""
+        """Returns the workload with lengths multiplied by the factors, then cut to fit max_model_len."""
         prompts = np.maximum(np.rint(self.prompt * prompt).astype(np.int64), 1)
         outputs = np.maximum(np.rint(self.output * output).astype(np.int64), 1)
         prompts, outputs = _cut(prompts, outputs, max_model_len)
@@ -37,7 +37,7 @@ class PlannedWorkload:
 
 
 def _cut(prompt: Ints, output: Ints, max_model_len: int) -> tuple[Ints, Ints]:
-    """Lengths that fit max_model_len together: the answer is cut first, then the prompt."""
+    """Cuts lengths so that prompt plus answer fit max_model_len: first the answer, then the prompt."""
     prompt = np.minimum(prompt, max_model_len - 1)
     return prompt, np.minimum(output, max_model_len - prompt)
 
@@ -51,7 +51,7 @@ def draw_workload(
     max_model_len: int,
     seed: int = 0,
 ) -> PlannedWorkload:
-    """LENGTH_PAIRS draws from the distributions of lengths, cut to fit max_model_len."""
+    """Draws LENGTH_PAIRS pairs of lengths from the distributions, cut to fit max_model_len."""
     rng = random.Random(seed)
     drawn = [(prompt.draw_count(rng), output.draw_count(rng)) for _ in range(LENGTH_PAIRS)]
     lengths = np.array(drawn, dtype=np.int64)
@@ -61,11 +61,11 @@ def draw_workload(
 
 
 def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> BlockDistribution:
-    """The distribution of a request's blocks over its steps j = 0..o-1, for any layout of the cache.
+    """Computes the distribution of a request's blocks over its steps j = 0..o-1, for any layout of the cache.
 
-    With full attention it equals `analysis.walls.block_distribution.block_distribution`. Elsewhere each group
-    of layers adds the blocks that it reaches, and a growth by g blocks at once counts as g growths, which is
-    exact for whether the requests still fit.
+    With full attention it equals `analysis.memory.block_distribution.block_distribution`. With other layouts,
+    each group of layers adds its blocks, and a growth by g blocks at once counts as g growths. This changes
+    nothing in whether the requests still fit.
     """
     longest = int((workload.prompt + workload.output).max())
     blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])
@@ -74,7 +74,7 @@ def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> B
     at_length = np.cumsum(steps - np.bincount(workload.prompt + workload.output, minlength=longest + 1))
     held = np.bincount(blocks, weights=at_length, minlength=size)
     requests = len(workload.prompt)
-    # A step from x to x + 1 tokens is made by every request that holds x tokens and is not at its end.
+    # Every request that holds x tokens and has not ended makes the step from x to x + 1 tokens.
     rises = np.diff(blocks)
     passes = (np.cumsum(steps) - np.cumsum(_counts(workload.prompt + workload.output - 1, longest + 1)))[:-1]
     growth = np.zeros(size)

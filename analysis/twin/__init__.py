@@ -1,3 +1,3 @@
-"""The simulated engine fitted to a run, and what it predicts of loads that were never run.
+"""Fits the simulated engine to a run, and predicts loads that were never run.
 
-Knows how levels are measured and walls defined only through other folders, and no words."""
+Knows no words, and no definition of levels and walls: other folders have those."""

@@ -17,7 +17,7 @@ from loadtest.simulator.routers import ROUTERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m analysis.twin`. Returns an exit code, REFUSED where no twin can be fitted."""
+    """Runs `python -m analysis.twin` and returns the exit code; REFUSED when no twin can be fitted."""
     options = _parser().parse_args(argv)
     try:
         with progress() as bar:
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_folder(folder: Path | None) -> Path | None:
-    """The folder, if it is of one run and not of several."""
+    """Returns the folder if it holds a single run, else None."""
     return folder if folder and (folder / RUN_FILE).is_file() else None
 
 
 def _user_list(text: str) -> list[int]:
-    """An argparse type: whole numbers above 0 with commas between them."""
+    """Parses a flag: whole numbers above 0, separated by commas."""
     found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say what the twin is fitted to, and what is predicted and written."""
+    """Adds the arguments that say what the twin is fitted to, what it predicts, and what is written."""
     add = parser.add_argument
     add(
         "run",
@@ -96,7 +96,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measured_server(parser: argparse.ArgumentParser) -> None:
-    """Flags for what vLLM does not export of the measured server."""
+    """Adds the flags for settings of the measured server that vLLM does not export."""
     add = parser.add_argument_group("the measured server, where vLLM does not export it").add_argument
     add(
         "--measured-replicas",
@@ -114,7 +114,7 @@ def _add_measured_server(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
-    """Flags for what is asked of the twin."""
+    """Adds the flags that change the server or the load that the twin predicts."""
     add = parser.add_argument_group("what if (vLLM's names where vLLM has them)").add_argument
     add("--max-num-seqs", type=positive_integer, metavar="N")
     add("--max-num-batched-tokens", type=positive_integer, metavar="N")
@@ -167,7 +167,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fleets(parser: argparse.ArgumentParser) -> None:
-    """Flags for fleets."""
+    """Adds the flags for fleets."""
     add = parser.add_argument_group("fleets").add_argument
     add(
         "--fleet-users",

@@ -1,4 +1,4 @@
-"""The answer of a twin: predictions, the limit, fleets, and what was fitted, as twin.json has them."""
+"""Builds the answer of a twin, the content of twin.json: fitted terms, predictions, limit, fleets."""
 
 import argparse
 import math
@@ -30,13 +30,13 @@ from analysis.virtual.service import Service
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
-PRESET_USERS = (1, 2, 4, 8, 16)  # predicted where no run has levels and nobody names users
-FLEET_PROBES = 8  # about so many simulations find the limit of one service, for the progress bar
-FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users, beside those that were asked for
+PRESET_USERS = (1, 2, 4, 8, 16)  # users that are predicted for a preset unless --users says others
+FLEET_PROBES = 8  # about how many simulations a fleet search takes, for the progress bar
+FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users of the further fleets
 
 
 def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
-    """Fits the twin, checks it, changes what was asked, and predicts.
+    """Fits the twin, checks it, applies the changes that were asked for, and predicts.
 
     Raises InputError, ValueError, RefusedError, CalibrationError.
     """
@@ -69,7 +69,7 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
 def _predictions(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: ProgressBar
 ) -> list[Prediction]:
-    """Predictions for the users that were asked for, or for an open loop; beside what was measured there."""
+    """Predicts the users that were asked for, or an open loop. as_measured: adds the measured figures."""
     simulations = len(scenario.draws) + 1
     if options.arrivals or options.trace:
         due = due_requests(
@@ -94,7 +94,7 @@ def _predictions(
 def _limit(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, advance: Advance
 ) -> LimitAnswer | None:
-    """Users who fit within the objectives; None in an open loop."""
+    """Finds how many users fit within the objectives; None in an open loop."""
     if options.arrivals or options.trace:
         return None
     route = ROUTERS[scenario.router]
@@ -124,7 +124,7 @@ def _finite(value: float) -> float | None:
 def _fleets(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, bar: ProgressBar
 ) -> list[FleetAnswer]:
-    """The fleet for the users that were asked for, and larger ones in proportion. Raises RefusedError."""
+    """Sizes the fleet that was asked for, and scales it to larger numbers of users. Raises RefusedError."""
     if options.fleet_users is None:
         return []
     advance: Callable[[int], None] = bar.task("fleet", total=FLEET_PROBES * (len(scenario.draws) + 1))
@@ -160,7 +160,7 @@ def _fleet_answer(fleet: Fleet, router: str, price_per_replica: float | None) ->
 
 
 def _scaled(fleet: FleetAnswer, users: int) -> FleetAnswer:
-    """The fleet for other users: each replica holds as many as before."""
+    """Returns the fleet for another number of users; each replica holds as many users as before."""
     factor = users / fleet.users
     needed = [replicas - fleet.spare for replicas in fleet.interval]
     low, high = (math.ceil(replicas * factor) + fleet.spare for replicas in needed)
@@ -175,7 +175,7 @@ def _scaled(fleet: FleetAnswer, users: int) -> FleetAnswer:
     )
 
 
-# What was fitted, and what to be wary of.
+# The fitted terms, and warnings.
 
 
 def _engine_facts(engine: EngineConfig) -> dict[str, float | int | bool | None]:

@@ -1,6 +1,6 @@
-"""The service that a load test measured: step times, the way from engine to client, how its people chat.
+"""Fits a service to a load test: its step times, the overhead between engine and client, how people chat.
 
-Knows no files and no preset: `analysis.evidence` is what it fits to.
+Knows no files and no preset: it fits to the `Evidence` of runs.
 """
 
 from collections.abc import Sequence
@@ -19,33 +19,34 @@ from analysis.virtual.service import Service
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
-DRAWS = 24  # services that the data would also allow
-MAX_PREEMPTED, MAX_WAITING = 0.02, 0.1  # of a level whose gaps between tokens are steps
-OVERHEAD_REQUESTS = 1500  # at least so many are simulated for the engine's own median TTFT
+DRAWS = 24  # resampled services, which show how uncertain the fit is
+MAX_PREEMPTED, MAX_WAITING = 0.02, 0.1  # largest shares in a calm level, where every gap is one step
+OVERHEAD_REQUESTS = 1500  # least number of requests to simulate for the engine's own median TTFT
 DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
 
 
 class CalibrationError(Exception):
-    """The run cannot support a twin; one sentence says why. The exit code is 3."""
+    """Says in one sentence why no twin can be fitted to the run. The exit code is 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServiceFit:
-    """A service fitted to levels, and others that the data would also allow."""
+    """A service fitted to levels, and resampled services that show how uncertain the fit is."""
 
     service: Service
     draws: Sequence[Service]
-    """Services from resampled stretches of time and resampled conversations: what the fit is uncertain of."""
+    """Services fitted to resampled stretches of time and resampled conversations."""
     fitted_users: Sequence[int]
     replicas: int = 1
-    """Replicas that the users of the runs were spread over."""
+    """Number of replicas that the users of the runs were spread over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerFlags:
     """Settings that vLLM was started with and does not export.
 
-    None stands for vLLM's default, or for the slots that a level was held at.
+    None: not given. Then vLLM's default holds; for max_num_seqs, first what the run's record or its levels
+    say.
     """
 
     max_num_seqs: int | None = None
@@ -62,9 +63,9 @@ def calibrate(
     router: str = "least-loaded",
     seed: int = 0,
 ) -> ServiceFit:
-    """Fits a service to the trusted ones of `levels`. replicas, router: how the users were spread.
+    """Fits a service to the trusted levels among `levels`. replicas, router: how the users were spread.
 
-    Raises CalibrationError when lengths, pool or single tokens are missing.
+    Raises CalibrationError when token counts, block counts or one-token chunks are missing.
     """
     rng = np.random.default_rng(seed)
     if evidence.pool is None or evidence.pairs is None:
@@ -116,7 +117,7 @@ def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: fl
         max_num_seqs=slots,
         max_num_batched_tokens=max(flags.max_num_batched_tokens or DEFAULT_BUDGET, slots),
         enable_prefix_caching=info.server.enable_prefix_caching is not False,
-        # vLLM 0.32 turns it on by default on GPUs and off on CPUs.
+        # vLLM 0.32 turns async scheduling on by default on GPUs, and off on CPUs.
         async_scheduling=asynchronous if flags.async_scheduling is None else flags.async_scheduling,
         jitter_cv=jitter_cv,
         step_base_s=1.0,
@@ -142,7 +143,7 @@ class _Spread:
 
 
 def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], spread: _Spread) -> Service:
-    """Adds the client's median TTFT less the engine's, as a line in users."""
+    """Adds the overhead as a line in users: the measured median TTFT minus that of the simulated engine."""
     calm = sorted(
         (level for level in levels if _is_calm(level) and level.requests.ttft_s.p50),
         key=lambda level: level.users,
@@ -151,7 +152,7 @@ def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], s
         return base
     chosen = [calm[position] for position in sorted({0, len(calm) // 3, 2 * len(calm) // 3, len(calm) - 1})]
     fitted = base
-    for _ in range(2):  # the overhead is a part of the cycle, which changes the load a little
+    for _ in range(2):  # the overhead lengthens a user's cycle and so lowers the load: fit again
         beyond = [_beyond_engine_s(fitted, level, evidence, spread) for level in chosen]
         design = np.column_stack([np.ones(len(chosen)), [level.users / spread.replicas for level in chosen]])
         (alone, each), _ = optimize.nnls(design, np.maximum(np.array(beyond), 0.0))

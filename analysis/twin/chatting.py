@@ -1,7 +1,7 @@
-"""How the people of a load test chat: conversations and pauses from its rows.
+"""Reads how people chat from the rows of a load test: conversations and pauses.
 
-A conversation or a pause that the end of the run cut off is not dropped, which would favour short ones: its
-weight goes to longer ones (`analysis.evidence.turns`).
+The end of a run cuts off conversations and pauses. To drop them would favour short ones, so their weight goes
+to longer ones (`analysis.evidence.turns`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _Conversation = tuple[TurnTokens, ...]
 
 
 def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> ChatBehaviour:
-    """Lengths and shared text of all conversations of the runs, and the pauses in the windows of `levels`."""
+    """Takes conversations and shared text from all rows of the runs, pauses from the windows of `levels`."""
     assert evidence.pairs is not None
     return ChatBehaviour(
         conversations=_conversations(evidence.runs),
@@ -41,14 +41,14 @@ def _conversations(runs: Sequence[Run]) -> list[_Conversation]:
         found += [tuple(turns[end - count : end]) for end, count in zip(ends, length, strict=True)]
         ended.append(whole)
     if max(map(len, found)) == 1:
-        return found  # the end of a run does not cut what has one turn
+        return found  # conversations of one turn are never cut off
     return [found[index] for index in _equal_weights(_conversation_weights(found, np.concatenate(ended)))]
 
 
 def _conversation_weights(conversations: Sequence[_Conversation], ended: Bools) -> Floats:
     turns = np.array([len(turns) for turns in conversations], dtype=np.float64)
     weight = censoring_weights(turns, ended)
-    longest = ~ended & (turns == turns.max())  # they stand for what is longer than all that ended
+    longest = ~ended & (turns == turns.max())  # they stand for all conversations that are longer
     if longest.any():
         weight[longest] = weight[longest].mean()
     return weight
@@ -68,7 +68,7 @@ def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:
 
 
 def _equal_weights(weight: Floats) -> Ints:
-    """As many positions as there are weights, each as often as its weight says. Equal weights: each once."""
+    """Resamples positions 0..n-1 in proportion to their weights. Shape (n,); with equal weights each once."""
     cumulative = np.cumsum(weight)
     at = (np.arange(len(weight)) + 0.5) / len(weight) * cumulative[-1]
     return np.asarray(np.minimum(np.searchsorted(cumulative, at), len(weight) - 1))

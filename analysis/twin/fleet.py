@@ -1,4 +1,4 @@
-"""The number of replicas that a number of users needs. Knows no price."""
+"""Finds how many replicas a number of users needs. Knows no price."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from loadtest.record import Slo
 from loadtest.simulator.routers import ROUTERS
 
 SIMULATED_REPLICAS = 4
-"""Replicas that are simulated together and stand for all. More would cost time and change the answer little,
-because a router spreads load over four nearly as evenly as over a thousand."""
+"""Number of replicas that are simulated and stand for the whole fleet. More would change the answer little: a
+router spreads load over four nearly as evenly as over a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """Replicas that hold `users`, `spare` of which may be lost."""
+    """A number of replicas that still holds `users` after the loss of `spare` of them."""
 
     users: int
     replicas: int
@@ -27,9 +27,9 @@ class Fleet:
     per_replica_x: float
     binding: WallName
     usual: VirtualFigures
-    """Figures with all replicas; `users` counts those of the simulated replicas."""
+    """Figures with all replicas; their `users` are those of the simulated replicas."""
     after_loss: VirtualFigures
-    """Figures with the spare replicas lost."""
+    """Figures after the loss of the spare replicas; their `users` are those of the simulated replicas."""
 
 
 def size_fleet(
@@ -42,7 +42,7 @@ def size_fleet(
     spare: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
-    """The fleet that holds `users` with `spare` replicas lost; None if one replica does not hold a user."""
+    """Sizes the fleet that holds `users` after the loss of `spare` replicas; None if no user fits."""
     point = _simulated_maximum(service, slo, router, on_probe, start=None)
     if point is None:
         return None
@@ -75,7 +75,7 @@ def _simulated_maximum(
     *,
     start: int | None,
 ) -> VirtualMaximum | None:
-    """Users that SIMULATED_REPLICAS replicas behind the router hold together."""
+    """Finds how many users SIMULATED_REPLICAS replicas behind the router hold together."""
     return find_maximum(
         service, slo, start=start, replicas=SIMULATED_REPLICAS, route=ROUTERS[router], on_probe=on_probe
     )

@@ -1,6 +1,6 @@
-"""The maximum of a service by simulation: the number of users at which the first wall is crossed.
+"""Finds the maximum of a service by simulation: the number of users at which the first wall is crossed.
 
-The walls are defined as for measured levels (docs/method.md); long simulated levels stand in for those.
+The walls are defined as for measured levels (docs/method.md), but the levels are simulated.
 """
 
 import math
@@ -19,37 +19,38 @@ from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.routers import Route
 
-PROBE_REQUESTS = 3000  # near a wall: thirty preemptions at one in a hundred
-MIN_REQUESTS_PER_USER = 12  # requests of each user at least
-QUICK_PROBE = 6  # a probe simulates a sixth first, and stops there where the result is clear
-CLEAR_MARGIN = 1.2  # ln or logit from the limit at which a sixth of the requests leaves no doubt
-BRACKET = 0.01  # share of the users that two probes may be apart for a crossing to be read between them
-MAX_VIRTUAL_USERS = 100_000  # beyond it nothing is searched
+PROBE_REQUESTS = 3000  # requests of a probe: thirty are preempted at the limit of one in a hundred
+MIN_REQUESTS_PER_USER = 12  # least number of requests of each user in a probe
+QUICK_PROBE = 6  # a probe first simulates 1 / QUICK_PROBE of its requests, and stops if the result is clear
+CLEAR_MARGIN = 1.2  # distance from the limit, in ln or logit, at which a quick probe is clear
+BRACKET = 0.01  # largest distance of the two last probes, share of the users; at least one user
+MAX_VIRTUAL_USERS = 100_000  # the search ends here
 
 WallMargins = dict[WallName, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualMaximum:
-    """The number of users that fit, and the wall that ends it."""
+    """The number of users that fit, and the wall that limits it."""
 
     x: float
-    """Users, real-valued; infinite where nothing broke up to MAX_VIRTUAL_USERS."""
+    """Number of users, with decimals; infinite when no wall is crossed up to MAX_VIRTUAL_USERS."""
     wall: WallName
     below: VirtualFigures
-    """Figures at the last number of users that holds."""
+    """Figures at the highest simulated number of users at which no wall is crossed."""
 
     @property
     def users(self) -> int:
-        """Whole users that fit."""
+        """Number of whole users that fit."""
         return math.floor(self.x)
 
 
 def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
-    """How far each wall is crossed: the ln of rates, the logit of shares, less that of their limits.
+    """Computes how far each wall is crossed: ln(value / limit) for rates, logit(value) - logit(limit) for
+    shares.
 
-    Positive where the wall is crossed. alone: the figures of one user, where histories are found in the
-    prefix cache.
+    A margin is positive when the wall is crossed. alone: the figures of one user, whose histories the prefix
+    cache keeps; None without a prefix-cache wall.
     """
     n = max(figures.requests, 1)
     preempted = math.log(max(figures.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
@@ -79,16 +80,15 @@ def find_maximum(
     requests: int = PROBE_REQUESTS,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> VirtualMaximum | None:
-    """The first wall, read between the last number of users that holds and the next; None where one user is
-    too many.
+    """Finds the first wall, interpolated between two neighbouring probes; None if one user is too many.
 
-    start: where the search begins, which only saves time. All probes have the same users (common random
-    numbers).
+    start: users at which the search begins; a good start only saves time. on_probe: called with 1 for each
+    probe. All probes have the same users (common random numbers).
     """
     known: dict[int, VirtualFigures] = {}
     turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
     chats = turns > 1 and service.engine.enable_prefix_caching
-    # Before the window begins the cache must fill and first conversations end: a quick probe is too short.
+    # The cache must fill and conversations must end before the window begins: a quick probe is too short.
     each = math.ceil(MIN_REQUESTS_PER_USER + turns / WARM_UP_SHARE) if chats else MIN_REQUESTS_PER_USER
 
     def figures(users: int) -> VirtualFigures:
@@ -126,7 +126,8 @@ def find_maximum(
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:
-    """The last number of users that holds and the first that does not: neighbours up to a hundred users."""
+    """Returns numbers of users just below and just above the first wall, at most BRACKET apart; 0 below if
+    one user is too many, more than MAX_VIRTUAL_USERS above if no wall is crossed."""
     low, high, step = 0, start, max(start // 8, 1)
     while high <= MAX_VIRTUAL_USERS and worst(high) <= 0.0:
         low, high, step = high, high + step, 2 * step

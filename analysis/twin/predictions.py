@@ -1,4 +1,4 @@
-"""Predictions at numbers of users or in an open loop, with intervals, and the check on a measured level."""
+"""Predicts levels or an open loop, with intervals, and checks the twin on a measured level."""
 
 import math
 import random
@@ -26,12 +26,12 @@ PREDICTED_FIGURES = tuple(
     field.name for field in fields(VirtualFigures) if field.name not in ("users", "requests")
 )
 Advance = Callable[[int], None]
-"""Moves a progress bar by so many simulations."""
+"""Moves a progress bar by a number of simulations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scenario:
-    """The service to predict, after what was changed, and how its users are spread over replicas."""
+    """The service to predict, with all changes applied, and how its users are spread over replicas."""
 
     service: Service
     draws: Sequence[Service]
@@ -42,7 +42,7 @@ class Scenario:
 def predict_levels(
     scenario: Scenario, users: Sequence[int], slo: Slo, *, advance: Advance
 ) -> list[Prediction]:
-    """One prediction for each number of users, enough requests long that a p95 is steady."""
+    """Predicts each number of users, with enough requests for a steady p95."""
     found = []
     for count in users:
 
@@ -57,7 +57,7 @@ def predict_levels(
 def predict_open_loop(
     scenario: Scenario, due: Sequence[DueRequest], slo: Slo, *, advance: Advance
 ) -> Prediction:
-    """The prediction for requests of known times and lengths; its number of users is 0."""
+    """Predicts an open loop of requests with known times and lengths; the prediction has 0 users."""
 
     def open_loop(service: Service) -> VirtualRun:
         advance(1)
@@ -68,7 +68,7 @@ def predict_open_loop(
 
 
 def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Prediction | None:
-    """Predicts the level that the fit did not see, before anything is changed; None where there is none."""
+    """Predicts the level that was left out of the fit, with no change applied; None when there is none."""
     level = twin.held_out
     if level is None:
         return None
@@ -83,7 +83,7 @@ def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Predic
 
 
 def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
-    """The prediction with the figures of the trusted level of so many users, where there is one."""
+    """Adds the measured figures of a trusted level with the same number of users, if there is one."""
     level = next((one for one in twin.levels if one.users == prediction.users and one.trusted), None)
     if level is None:
         return prediction
@@ -92,7 +92,7 @@ def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
 
 
 def measured_figures(level: Level) -> dict[str, float]:
-    """The level's own figures under the names of `VirtualFigures`, those that are known."""
+    """Returns the measured figures of a level that are known, under the names of `VirtualFigures`."""
     values = {
         "in_flight": level.in_flight,
         "ttft_p50_s": level.requests.ttft_s.p50,
@@ -114,10 +114,10 @@ def measured_figures(level: Level) -> dict[str, float]:
 def due_requests(
     service: Service, *, arrivals: str | None, duration_s: float, trace: Path | None, speed: float, seed: int
 ) -> list[DueRequest]:
-    """The requests of an open loop: of a trace, else of an arrival process such as `poisson:4`.
+    """Makes the requests of an open loop, from a trace or from an arrival process such as `poisson:4`.
 
-    Lengths that the trace does not tell are drawn from the first turns of the service's conversations. Raises
-    InputError, ValueError.
+    Lengths that the trace lacks are drawn from the first turns of the service's conversations. speed: factor
+    by which the trace runs faster. Raises InputError, ValueError.
     """
     rng = random.Random(seed)
     if trace:
@@ -141,7 +141,7 @@ def due_requests(
 
 
 def interval_of(values: Sequence[float]) -> Interval:
-    """The 90 % interval by Student's t of as many draws as there are; nothing here is negative."""
+    """Returns the 90 % interval of a figure from its draws, by Student's t; the lower end is at least 0."""
     middle, reach = float(np.mean(values)), student(len(values)) * float(np.std(values, ddof=1))
     return max(middle - reach, 0.0), middle + reach
 

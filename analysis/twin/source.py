@@ -1,4 +1,4 @@
-"""Where a twin comes from: a load test that it is fitted to, or a preset of model and GPU."""
+"""Makes a twin: fitted to a load test, or from a preset of model and GPU."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,37 +19,37 @@ from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.simulator.presets import find_preset
 
-SIMULATED_DRAWS = 8  # of the fit's draws, for the intervals: each costs a simulation, or a search, of its own
+SIMULATED_DRAWS = 8  # draws of the fit that are simulated for the intervals
 PRESET_DRAWS = 16
-PRESET_BANDWIDTH = (0.83, 1.21)  # a preset's 0.75 of the data sheet's bandwidth, against 0.62 and 0.9
-PRESET_FLOPS = (0.8, 1.33)  # its 0.4 of the FLOP/s, against 0.3 and 0.5
-PRESET_LENGTHS = (512, 128)  # prompt and output tokens, where nobody states others
+PRESET_BANDWIDTH = (0.83, 1.21)  # factors on step times: 0.9 or 0.62 of the data sheet's bandwidth, not 0.75
+PRESET_FLOPS = (0.8, 1.33)  # factors on prefill times: 0.5 or 0.3 of the data sheet's FLOP/s, not 0.4
+PRESET_LENGTHS = (512, 128)  # default prompt and output tokens of a preset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FittedTwin:
-    """A fitted service, where it comes from, and what it can be checked against."""
+    """A fitted service, its source, and the measured levels that it can be checked against."""
 
     source: str
-    """The runs' identifiers, or the preset's name."""
+    """Identifiers of the runs, or name of the preset."""
     fit: ServiceFit
     slo: Slo
     memory: MemoryFacts
     gpus: int = 1
-    """GPUs of one replica."""
+    """Number of GPUs of one replica."""
     levels: Sequence[Level] = ()
-    """All levels of the runs."""
+    """All levels of the runs, the one that was held out included; empty for a preset."""
     held_out: Level | None = None
-    """The level that the fit did not see."""
+    """The level that was left out of the fit, to check it; None when all were used."""
 
     @property
     def draws(self) -> Sequence[Service]:
-        """The services that are simulated beside the fitted one, for the intervals."""
+        """Services that are simulated besides the fitted one, for the intervals."""
         return self.fit.draws[:SIMULATED_DRAWS]
 
 
 def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
-    """Fits a twin to the newest runs in the folder that may be pooled.
+    """Fits a twin to the newest runs of the folder that can be pooled.
 
     Raises InputError, RefusedError, CalibrationError.
     """
@@ -94,7 +94,8 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
 
 
 def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
-    """The level that the fit does not see: as asked, else the highest trusted one of three or more."""
+    """Chooses the level to leave out of the fit: of `wanted` users, else the highest of three or more
+    trusted."""
     trusted = sorted((level for level in evidence.levels if level.trusted), key=lambda level: level.users)
     if wanted is not None:
         found = [level for level in trusted if level.users == wanted]
@@ -108,7 +109,8 @@ def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
 
 
 def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
-    """A twin from data sheets: its draws differ in what share of bandwidth and FLOP/s a server reaches.
+    """Makes a twin from data sheets. Its draws differ in the share of bandwidth and FLOP/s that a server
+    reaches.
 
     Raises InputError.
     """

@@ -1,6 +1,7 @@
-"""Step times from gaps between tokens: each gap is a step, and everybody's rows say what was in that step.
+"""Fits step times to gaps between tokens: each gap is a step, and the rows of all requests say what was in
+it.
 
-A step lasts a + b sequences + c KV tokens + d prompt tokens computed (docs/twin.md); knows no engine.
+Step time = a + b * sequences + c * KV tokens + d * prompt tokens computed (docs/twin.md). Knows no engine.
 """
 
 import math
@@ -16,36 +17,38 @@ from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Floats, Ints
 
 STEP_TERMS = ("step_base_s", "step_per_seq_s", "step_per_kv_token_s", "prefill_per_token_s")
-SEGMENT_TOKENS = 8  # a client's stamps are off by a fraction of a step: over eight steps that averages out
-SEGMENTS = 4000  # at most about so many of each level, spread over its window
-STRETCHES = 12  # stretches of time of a level's window, which are resampled as a whole
+SEGMENT_TOKENS = 8  # gaps of a segment: enough that errors of the client's timestamps average out
+SEGMENTS = 4000  # largest number of segments of a level, about; spread over its window
+STRETCHES = 12  # parts of equal length into which a level's window is divided for resampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepSums:
-    """Normal equations of the step times in each stretch of a level's window."""
+    """Normal equations of the step times, for each stretch (part) of a level's window."""
 
     stretches: NDArray[np.float64]
-    """Shape (STRETCHES, 4, 5): the four regressors with each other and, in the last column, with the gaps."""
+    """Products of the four regressors with each other and, in the last column, with the times. Shape
+    (STRETCHES, 4, 5)."""
     residual_cv: float
-    """Spread of single gaps around their neighbours', relative."""
+    """Coefficient of variation of gaps between tokens at an unchanged load."""
 
     @property
     def total(self) -> NDArray[np.float64]:
-        """The normal equations of the whole window. Shape (4, 5)."""
+        """Normal equations of the whole window. Shape (4, 5)."""
         return np.asarray(self.stretches.sum(axis=0))
 
     def resampled(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """The normal equations of as many stretches, drawn with repetition. Shape (4, 5)."""
+        """Draws STRETCHES stretches with repetition and sums their normal equations. Shape (4, 5)."""
         return np.asarray(
             self.stretches[rng.integers(0, len(self.stretches), len(self.stretches))].sum(axis=0)
         )
 
 
 def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums | None:
-    """The normal equations of a level's segments of SEGMENT_TOKENS gaps, relative errors weighted alike.
+    """Sums the normal equations of a level's segments of SEGMENT_TOKENS gaps. All relative errors weigh the
+    same.
 
-    None where chunks are not single tokens, or too few are.
+    None if there are too few segments in which each chunk is one token.
     """
     rows = history.rows
     picked = _segments(rows, level)
@@ -61,7 +64,7 @@ def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums |
 
 
 def solve_step_terms(sums: NDArray[np.float64]) -> Floats:
-    """The values of STEP_TERMS, none negative, that solve normal equations of shape (4, 5). Shape (4,)."""
+    """Solves normal equations of shape (4, 5) for the STEP_TERMS, seconds, none negative. Shape (4,)."""
     gram, target = sums[:, :4], sums[:, 4]
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
     root = np.linalg.cholesky(gram / np.outer(scale, scale) + 1e-9 * np.eye(4))
@@ -70,7 +73,10 @@ def solve_step_terms(sums: NDArray[np.float64]) -> Floats:
 
 
 def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
-    """Row and first gap of each segment of requests that ended in the window, one token a chunk. (m, 2)."""
+    """Lists row and first gap of the segments of requests that ended in the window with one token a chunk.
+
+    Shape (m, 2).
+    """
     single = rows.ok & (rows.chunks == rows.output_tokens) & (rows.first_chunk_tokens == 1)
     index = np.flatnonzero(single & ended_inside(rows, level.window) & (rows.chunks > SEGMENT_TOKENS))
     counts = ((rows.chunks[index] - 1) // SEGMENT_TOKENS).astype(np.int64)
@@ -82,24 +88,27 @@ def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepHistory:
-    """Which requests decode and prefill at any instant: sorted instants and cumulative sums of all rows."""
+    """All rows as sorted instants and cumulative sums, to look up what is in flight at any instant."""
 
     rows: Requests
     gaps_s: Floats
-    """Sum of all gaps before each gap, seconds. Shape (gaps + 1,)."""
+    """Sum of all gaps before each gap, seconds. Shape (number of gaps + 1,)."""
     first: Floats
-    """Instants of first tokens, rising, Unix seconds."""
+    """Sorted instants of first tokens, Unix seconds. Shape (n,)."""
     last: Floats
-    """Instants of last tokens, rising, Unix seconds."""
+    """Sorted instants of last tokens, Unix seconds. Shape (n,)."""
     at_first: NDArray[np.float64]
-    """Cumulative sums in the order of `first`: requests, prompt tokens, tokens a second, the same times the
-    instant, uncached prompt tokens. Shape (n + 1, 5)."""
+    """Cumulative sums over requests sorted by first token. Shape (n + 1, 5).
+
+    Columns: requests, prompt tokens, tokens a second r, r * instant of the first token, uncached prompt
+    tokens.
+    """
     at_last: NDArray[np.float64]
-    """The same sums in the order of `last`."""
+    """Cumulative sums of the columns of `at_first`, over requests sorted by last token. Shape (n + 1, 5)."""
 
     @classmethod
     def of(cls, rows: Requests) -> "StepHistory":
-        """Takes the requests that received a token and whose prompt length is known."""
+        """Builds the history of the requests that received a token and whose prompt length is known."""
         known = (rows.chunks >= 1) & (rows.prompt_tokens >= 1)
         first = (rows.start_unix_s + rows.first_chunk_s)[known]
         last = (rows.start_unix_s + rows.last_chunk_s)[known]
@@ -117,10 +126,11 @@ class StepHistory:
         )
 
     def design(self, picked: Ints, replicas: int) -> tuple[NDArray[np.float64], Floats, Floats]:
-        """Regressors (m, 4), seconds (m,) and end instants (m,) of segments.
+        """Returns regressors (m, 4), durations in seconds (m,) and end instants (m,) of the segments
+        `picked`.
 
         The regressors are sums over the steps of a segment: steps, sequences, KV tokens and prompt tokens
-        computed. No row says which replica served it: each is taken to have its share of the other requests.
+        computed. Rows do not say which replica served them: each replica is assumed to have an equal share.
         """
         ends = self._gap_ends(picked)
         middle = (ends[:, 1:] + ends[:, :-1]) / 2
@@ -130,7 +140,7 @@ class StepHistory:
         since = middle - self.first[0]
         decoding = 1 + (live[..., 0] - 1) / replicas
         held = (live[..., 1] + live[..., 2] * since - live[..., 3]) / replicas
-        # A prefill belongs to the step at whose end its first token comes: between two middles.
+        # A prefill belongs to the step that ends with its first token.
         edges = np.searchsorted(self.first, np.stack([middle[:, 0], 2 * ends[:, -1] - middle[:, -1]]))
         prefills = (self.at_first[edges[1]] - self.at_first[edges[0]]) / replicas
         columns = [
@@ -142,7 +152,7 @@ class StepHistory:
         return np.column_stack(columns), ends[:, -1] - ends[:, 0], ends[:, -1]
 
     def _gap_ends(self, picked: Ints) -> Floats:
-        """Instants of the tokens at the edges of each segment's gaps. Shape (m, SEGMENT_TOKENS + 1)."""
+        """Returns Unix times of the tokens around each segment's gaps. Shape (m, SEGMENT_TOKENS + 1)."""
         rows, row, first_gap = self.rows, picked[:, 0], picked[:, 1]
         begin = rows.gap_start[row]
         after = self.gaps_s[(begin + first_gap)[:, None] + np.arange(SEGMENT_TOKENS + 1)]
@@ -155,7 +165,7 @@ def _cumulated(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _gap_cv(rows: Requests, level: Level) -> float:
-    """Relative spread of gaps around their neighbours, robust: the jitter at an unchanged load."""
+    """Estimates the coefficient of variation of gaps at an unchanged load, from differences of neighbours."""
     index = np.flatnonzero(rows.ok & ended_inside(rows, level.window) & (rows.chunks > 2))
     found = [np.diff(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]
     middle = [np.median(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]

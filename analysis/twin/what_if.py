@@ -1,4 +1,4 @@
-"""Changes that a person asks of the twin: flags, pool, lengths and pauses, as functions on services."""
+"""Turns the changes that a person asks for (flags, pool, lengths, pauses) into functions on services."""
 
 import argparse
 import random
@@ -12,14 +12,14 @@ from loadtest.errors import InputError
 from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
 
-LENGTH_DRAWS = 2000  # from a stated distribution
+LENGTH_DRAWS = 2000  # number of conversations whose lengths are drawn
 Change = Callable[[Service], Service]
-"""Makes another service of one."""
+"""Returns a changed service."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFacts:
-    """What turns GiB and shares of VRAM into blocks; None where it is not known."""
+    """Facts of the measured server that convert GiB and shares of VRAM into blocks; None: not known."""
 
     bytes_per_token: int | None = None
     vram_bytes: int | None = None
@@ -29,7 +29,7 @@ class MemoryFacts:
 def changes_of(
     options: argparse.Namespace, measured: Service, memory: MemoryFacts
 ) -> tuple[list[str], Change]:
-    """The changes that were asked for, in words, and as one function. Raises InputError, ValueError."""
+    """Returns the requested changes, in words and as one function. Raises InputError, ValueError."""
     steps: list[tuple[str, Change]] = []
     engine = {
         name: getattr(options, name)
@@ -137,7 +137,7 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
 def _with_lengths(
     service: Service, prompt: Distribution | None, output: Distribution | None, seed: int
 ) -> Service:
-    """The service with drawn lengths in as many turns; what is not drawn stays as it was."""
+    """Draws LENGTH_DRAWS conversations with new lengths; None leaves prompts or outputs as measured."""
     rng = random.Random(seed)
     context = service.engine.max_model_len
     measured = service.chatting.conversations
@@ -153,7 +153,7 @@ def _drawn_turns(
     rng: random.Random,
 ) -> list[TurnTokens]:
     drawn: list[TurnTokens] = []
-    history = drawn_history = 0  # tokens, as measured and as drawn
+    history = drawn_history = 0  # tokens of the history, measured and drawn
     for prompt_tokens, output_tokens in turns:
         added = prompt.draw_count(rng) if prompt else prompt_tokens - history
         asked = min(drawn_history + added, context - 1)

@@ -1,3 +1,3 @@
-"""Users of a simulated engine in virtual time, and the figures that they and the server would report.
+"""Simulates users of an engine in virtual time, and computes what a load test would measure of them.
 
 Knows no load test, no measurement and no wall."""

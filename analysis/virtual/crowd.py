@@ -1,4 +1,4 @@
-"""The people who use a simulated service: whom they are, what they send, and when.
+"""The users of a simulated service: what they send, and when.
 
 Knows no clock of its own: the simulation says when a request has ended.
 """
@@ -14,9 +14,9 @@ from loadtest.simulator.engine.requests import Request
 from loadtest.simulator.virtual import TimedRequest
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
-WARM_UP_SHARE = 0.2  # of the requests: they end before the window begins
-CONVERSATION_HASHES = 2**20  # block hashes for one conversation: more than any context has blocks
-TRACE_HASHES = 2**60  # where the hashes of blocks that a trace names begin
+WARM_UP_SHARE = 0.2  # share of the requests that end before the window begins
+CONVERSATION_HASHES = 2**20  # block hashes reserved for a conversation: more than a context has blocks
+TRACE_HASHES = 2**60  # lowest hash of the blocks that a trace names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +27,11 @@ class DueRequest:
     prompt_tokens: int
     output_tokens: int
     prefix_blocks: Sequence[int] = ()
-    """Names of the prompt's first blocks, TRACE_BLOCK_TOKENS tokens each: equal names are equal text."""
+    """Names of the prompt's first blocks of TRACE_BLOCK_TOKENS tokens; equal names mean equal text."""
 
 
 class RequestMaker:
-    """Makes requests for the engine, with block hashes that are equal where the text is."""
+    """Makes requests for the engine. Blocks of equal text get equal hashes."""
 
     def __init__(self, service: Service) -> None:
         engine, chatting = service.engine, service.chatting
@@ -42,7 +42,7 @@ class RequestMaker:
         self._context = engine.max_model_len
 
     def request(self, turns: Sequence[TurnTokens], turn: int, conversation: int) -> Request:
-        """One turn of a conversation, shortened to fit the context."""
+        """Builds the request of one turn of a conversation, shortened to fit the context."""
         prompt, output = turns[turn]
         prompt = min(prompt, self._context - 1)
         output = min(output, self._context - prompt)
@@ -53,7 +53,8 @@ class RequestMaker:
         )
 
     def due_request(self, due: DueRequest, conversation: int) -> Request:
-        """A request of an open loop, which shares with others only the blocks that its trace names."""
+        """Builds a request of an open loop. It shares with other requests only the blocks that its trace
+        names."""
         request = self.request(((due.prompt_tokens, due.output_tokens),), 0, conversation)
         if due.prefix_blocks and self._cached:
             shared = min(due.prompt_tokens, len(due.prefix_blocks) * TRACE_BLOCK_TOKENS) // self._block
@@ -71,19 +72,19 @@ class RequestMaker:
         named = text if not self._shared else [*range(min(self._shared, blocks)), *text[self._shared :]]
         if len(named) == blocks:
             return named
-        once = own + CONVERSATION_HASHES // 2 + turn * 2**12  # an answer whose tokens no later turn repeats
+        once = own + CONVERSATION_HASHES // 2 + turn * 2**12  # the answer, when no later turn repeats it
         return [*named, *range(once, once + blocks - len(named))]
 
 
 class VirtualUser:
-    """Asks, reads, thinks and asks again. Two of the same seed and number do the same."""
+    """A user who asks, reads, thinks and asks again. Equal seed and number give equal behaviour."""
 
     def __init__(self, chatting: ChatBehaviour, requests: RequestMaker, *, seed: int, number: int) -> None:
         self.random = random.Random(f"{seed}/{number}")
         self.turn = -1
         """Position of the last request in its conversation."""
         self._chatting, self._requests, self._number = chatting, requests, number
-        self._conversations = 0  # begun so far
+        self._conversations = 0  # number of conversations begun so far
         self._turns: Sequence[TurnTokens] = ()
 
     def pause_s(self) -> float:
@@ -91,7 +92,7 @@ class VirtualUser:
         return float(self.random.choice(self._chatting.pauses_s))
 
     def request(self) -> Request:
-        """The next turn, or the first of a new conversation where the last one is over."""
+        """Returns the request of the next turn, or of the first turn of a new conversation."""
         self.turn += 1
         if self.turn >= len(self._turns):
             self._turns, self.turn = self.random.choice(self._chatting.conversations), 0
@@ -103,7 +104,7 @@ class VirtualUser:
 
 
 class Crowd:
-    """Users who chat until `wanted` requests were sent by all together."""
+    """Users who chat until they have sent `wanted` requests in total."""
 
     def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
         requests = RequestMaker(service)
@@ -115,18 +116,18 @@ class Crowd:
         self._ended = 0
         self._wanted = wanted
         self.window = (0.0, 0.0)
-        """Seconds from the end of the warm-up to the last answer that was followed by a request."""
+        """Begin and end of the steady window, virtual seconds: after the warm-up, until requests run out."""
         pause_s = float(np.mean(service.chatting.pauses_s))
         spread_s = pause_s + typical_duration_s(service, users / replicas)
         self._starts = sorted(user.random.uniform(0.0, spread_s) for user in self._users)
 
     def first_requests(self) -> Iterator[TimedRequest]:
-        """Every user's first request, in the order of time."""
+        """Yields every user's first request, in the order of time."""
         for user, at_s in zip(self._users, self._starts, strict=True):
             yield at_s, self._next(user)
 
     def next_request(self, ended: Request, now_s: float) -> TimedRequest | None:
-        """The next request of the user whose request has ended; None when enough were sent."""
+        """Returns the next request of the user whose request has ended; None once `wanted` were sent."""
         self._ended += 1
         if self._ended == int(WARM_UP_SHARE * self._wanted):
             self.window = (now_s, now_s)

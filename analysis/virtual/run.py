@@ -1,4 +1,4 @@
-"""A run in virtual time: users or arrivals on a simulated service, and the figures of its steady window."""
+"""Simulates users or an open loop on a service, and computes the figures of the steady window."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from loadtest.simulator.engine.steps import Shortage
 from loadtest.simulator.routers import Route, first_replica
 from loadtest.simulator.virtual import EngineTrace, simulate_replicas
 
-REQUESTS_PER_USER = 60  # where the caller does not say how long to simulate
-ITL_REQUESTS = 2000  # about so many requests have the times of all their tokens looked at
+REQUESTS_PER_USER = 60  # default number of requests to simulate
+ITL_REQUESTS = 2000  # inter-token latencies are taken from about so many requests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualFigures:
-    """What users or an open loop see, and what the server says meanwhile; nan where there was nothing.
+    """Figures that the client and the server would measure in the window; nan where there were no requests.
 
-    The server's figures are means over time and replicas, as scrapes see them.
+    The figures of the server (KV usage, running, waiting, blocked, queue) are means over time and replicas.
     """
 
     users: int
@@ -56,18 +56,18 @@ class VirtualFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VirtualRun:
-    """What every replica did, and the window in which the load is steady."""
+    """The trace of every replica, and the window in which the load is steady."""
 
     service: Service
     users: int
-    """0 in an open loop."""
+    """Number of users; 0 in an open loop."""
     traces: Sequence[EngineTrace]
-    """One for each replica."""
+    """Traces of the engines, one for each replica."""
     window: tuple[float, float]
-    """Begin and end in seconds of virtual time."""
+    """Begin and end of the window, virtual seconds."""
 
     def figures(self, slo: Slo) -> VirtualFigures:
-        """The figures of the window. slo: the objectives that a miss is counted against."""
+        """Computes the figures of the window. slo: the objectives whose misses are counted."""
         begin_s, end_s = self.window
         inside = [
             [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
@@ -112,10 +112,10 @@ def simulate_users(
     replicas: int = 1,
     route: Route | None = None,
 ) -> VirtualRun:
-    """A level of `users` users, who start at random within one pause and one request.
+    """Simulates a level of `users` users, who start at random within one pause and one request.
 
-    Deterministic by seed. Each user has random numbers of their own, so that two runs of one seed have the
-    same users. requests: how many are sent in all.
+    Equal seeds give equal users: each user has random numbers of their own. requests: the number that all
+    users send together; by default REQUESTS_PER_USER for each user.
     """
     wanted = requests or REQUESTS_PER_USER * users
     crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas)
@@ -136,7 +136,7 @@ def simulate_arrivals(
     replicas: int = 1,
     route: Route | None = None,
 ) -> VirtualRun:
-    """An open loop: requests of known lengths at known times. The window is from the first to the last."""
+    """Simulates an open loop: requests of known lengths at known times. The window spans their send times."""
     maker = RequestMaker(service)
     timed = [(due.at_s, maker.due_request(due, number)) for number, due in enumerate(arrivals)]
     traces = simulate_replicas(
@@ -152,11 +152,11 @@ def _replica_engines(engine: EngineConfig, replicas: int, seed: int) -> list[Eng
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Times:
-    """Times of n requests as clients see them, seconds, and their output tokens. Shape (n,)."""
+    """Client-side times of n requests, seconds, and their output tokens. Shape (n,) each, except tpot_s."""
 
     ttft_s: Floats
     tpot_s: Floats
-    """Only of requests with two tokens or more."""
+    """TPOT of the requests with two tokens or more, seconds; may be shorter than n."""
     duration_s: Floats
     output: Floats
 
@@ -184,9 +184,9 @@ def _mean(events: Bools) -> float:
 
 
 def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ...]:
-    """Usage, running, waiting, blocked and queue, averaged over time.
+    """Averages KV usage, running, waiting, blocked and queue over time.
 
-    The gauges of a step hold until those of the next one.
+    Each step's values last until the next step.
     """
     at = np.asarray(trace.step_end_s)
     lasts_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
@@ -205,7 +205,7 @@ def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ..
 
 
 def _inter_token_latencies(traces: Sequence[EngineTrace], inside: Sequence[Sequence[Request]]) -> Floats:
-    """Seconds, of requests spread evenly over the window, one request after the other."""
+    """Returns inter-token latencies, seconds, of requests spread evenly over the window. Shape (m,)."""
     found = [
         np.diff(np.asarray(trace.token_times_s(request)))
         for trace, requests in zip(traces, inside, strict=True)

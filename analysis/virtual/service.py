@@ -1,6 +1,6 @@
-"""A service to simulate: its engine, the way from engine to client, and how people chat with it.
+"""A service to simulate: its engine, the overhead between engine and client, and how people chat with it.
 
-Knows no files: the twin makes one from a run or a preset, sizing and benchmarks from numbers of their own.
+Knows no files: the twin builds a service from a run or a preset, benchmarks from stated numbers.
 """
 
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ import numpy as np
 from analysis.statistics.arrays import Floats
 from loadtest.simulator.engine.config import EngineConfig
 
-CLIENT_TURNAROUND_S = 0.001  # of a client that does not think: its next request misses the step that begins
+CLIENT_TURNAROUND_S = 0.001  # seconds from an answer to the next request of a client that does not think
 
 TurnTokens = tuple[int, int]
-"""Prompt tokens, the history included, and output tokens of one turn."""
+"""Tokens of one turn: the prompt with its history, and the output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ChatBehaviour:
-    """How people use a service: what they send and how long they wait in between."""
+    """How people use a service: what they send, and how long they pause between requests."""
 
     conversations: Sequence[Sequence[TurnTokens]]
-    """Conversations to draw from, with repetition."""
+    """Conversations that users draw from, with repetition."""
     pauses_s: Floats
-    """Seconds between an answer's end and the same person's next request, to draw from. Shape (n,)."""
+    """Pauses that users draw from: seconds from an answer's end to the next request. Shape (n,)."""
     shared_prefix_tokens: int = 0
-    """Tokens that every prompt begins with."""
+    """Length of the text that every prompt begins with, tokens."""
     answers_cached: bool = True
-    """Whether the next turn finds the answer before it in the prefix cache, as the same tokens."""
+    """Whether the next turn repeats the tokens of the answer, so that the prefix cache can hold them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Service:
-    """An engine, the time between its tokens and the client, and the people who use it.
+    """An engine, the overhead between engine and client, and the people who use it.
 
-    The time on the way is `overhead_s`, and `overhead_per_user_s` more for each user of a replica.
+    The overhead is `overhead_s`, plus `overhead_per_user_s` for each user of a replica.
     """
 
     engine: EngineConfig
@@ -44,11 +44,11 @@ class Service:
     overhead_per_user_s: float = 0.0
 
     def overhead_at(self, users: float) -> float:
-        """Seconds between engine and client when a replica has `users` users."""
+        """Returns the overhead between engine and client, seconds, when a replica has `users` users."""
         return self.overhead_s + self.overhead_per_user_s * users
 
     def with_engine(self, **changes: object) -> "Service":
-        """This service with some fields of its engine changed.
+        """Returns this service with some fields of its engine changed.
 
         Raises ValueError for an engine that vLLM would not start.
         """
@@ -56,7 +56,7 @@ class Service:
 
 
 def typical_duration_s(service: Service, users: float) -> float:
-    """A rough request duration with so many users, without a simulation."""
+    """Estimates the request duration with `users` users, seconds, without a simulation."""
     prompt, output = _mean_lengths(service)
     engine = service.engine
     sequences = min(users, engine.max_num_seqs)
@@ -69,7 +69,7 @@ def typical_duration_s(service: Service, users: float) -> float:
 
 
 def users_at_half_load(service: Service) -> int:
-    """A rough number of users who fill half of the pool or of the slots: where a search may begin."""
+    """Estimates how many users fill half of the KV pool or half of the slots: a start for searches."""
     prompt, output = _mean_lengths(service)
     engine, shared = service.engine, service.chatting.shared_prefix_tokens
     held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
@@ -80,6 +80,6 @@ def users_at_half_load(service: Service) -> int:
 
 
 def _mean_lengths(service: Service) -> Floats:
-    """Mean prompt and output tokens of the first conversations. Shape (2,)."""
+    """Returns mean prompt and output tokens of the first 200 conversations. Shape (2,)."""
     turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     return np.asarray(np.mean(np.array(turns, dtype=np.float64), axis=0))

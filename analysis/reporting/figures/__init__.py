@@ -1,3 +1,3 @@
-"""Figures of every report, drawn with matplotlib, which only this folder imports.
+"""Draws the figures of all reports with matplotlib, which only this folder imports.
 
-Knows no words of the reports around them."""
+Knows no words of the reports."""

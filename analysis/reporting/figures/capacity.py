@@ -1,4 +1,4 @@
-"""Figures of the capacity report: memory, walls, latency and throughput, one function each."""
+"""Draws the figures of the capacity report: memory, walls, latency and throughput."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from loadtest.units import GIB
 
 
 def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
-    """SVG text, by name, of every figure that the answer has data for. The same answer, the same text."""
+    """Draws every figure for which the answer has data: name -> SVG text. Deterministic."""
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if answer.memory.pool_tokens and any(
         not math.isnan(level.server.kv_cache_usage) for level in answer.levels
@@ -52,7 +52,7 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 
 
 def draw_memory(axes: Axes, answer: ModelAnswer) -> None:
-    """KV tokens held against requests in flight: measured, predicted with a band, and the pool."""
+    """Draws KV tokens held over requests in flight: measured, predicted with a band, and the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
     seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
     reach = _reach(answer, [level.in_flight for level in seen])
@@ -99,7 +99,7 @@ def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> 
 
 
 def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
-    """GPU memory against requests in flight: fixed base, KV in use on top, what vLLM holds all the time."""
+    """Draws GPU memory over requests in flight: the base, the KV cache in use, and what vLLM always holds."""
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
     pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB
@@ -125,12 +125,12 @@ def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
 
 
 def draw_ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
-    """p95 of the time to first token against users, with its interval and the objective."""
+    """Draws TTFT p95 over users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
 
 
 def draw_tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
-    """p95 of the time per output token against users, with its interval and the objective."""
+    """Draws TPOT p95 over users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -164,7 +164,7 @@ def _latency(
     _answer_line(axes, answer)
     axes.set_yscale("log")
     low, high = min([*p95, limit]), max([*p95, limit])
-    room = (high / low) ** 0.25  # for the words above the objective
+    room = (high / low) ** 0.25  # leaves space for the words above the objective
     axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.5, high * max(room, 1.7)), xlabel="users")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_milliseconds(value)))
@@ -174,7 +174,7 @@ def _latency(
 
 
 def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
-    """Output tokens a second of all users against users, with the batch errors left out: they are small."""
+    """Draws output tokens a second over users. The standard errors are small and left out."""
     seen = answer.levels
     users = [level.users for level in seen]
     rate = [level.requests.output_tok_s for level in seen]
@@ -188,7 +188,7 @@ def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
 
 
 def draw_walls(axes: Axes, answer: ModelAnswer) -> None:
-    """Every wall as an interval on the axis of users; the first binds. Walls not met lie beyond an arrow."""
+    """Draws each wall as an interval of users, the first in orange, and walls that were not met as arrows."""
     right = 1.15 * max(
         [max(bound.interval_x[1], bound.users_x) for bound in answer.bounds]
         + [1.15 * wall.up_to_users for wall in answer.not_met]
@@ -218,7 +218,7 @@ def _wall(axes: Axes, bound: Bound, row: int, *, binds: bool) -> None:
 
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
-    """Right end of an axis of users: beyond all levels, and the answer with its interval."""
+    """Returns the right end of a users axis: beyond all levels, the answer and its interval."""
     upper = (
         answer.headline.interval_x[1] if answer.headline.interval_x and answer.headline.interval_x[1] else 0.0
     )
@@ -226,7 +226,7 @@ def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
 
 
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
-    """A line at the planned users, a band for the limit. at: the planned users in the axis's own unit."""
+    """Draws a line at the planned users and a band for the limit. at: planned users in the axis's unit."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     if answer.headline.max_users is None:
         return
@@ -251,7 +251,7 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
 
 
 def _points(axes: Axes, levels: Sequence[Level], x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    """Points of levels: filled where trusted, hollow where not."""
+    """Draws points of levels: filled if trusted, otherwise hollow."""
     for level, a, b in zip(levels, x, y, strict=True):
         face = colour if level.trusted else PAPER
         axes.plot(a, b, "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=5)

@@ -1,4 +1,4 @@
-"""The figures of a comparison. The first run is blue, the second orange."""
+"""Draws the figures of a comparison. The first run is blue, the second orange."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ from analysis.statistics.samples import Quantiles
 
 
 def comparison_figures(found: Comparison) -> dict[str, str]:
-    """SVG text by name, of every figure that the comparison has data for. Deterministic."""
+    """Draws every figure for which the comparison has data: name -> SVG text. Deterministic."""
     ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if any(answer.headline.interval_x is not None for answer in found.answers):
@@ -39,7 +39,7 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
 
 
 def draw_two_capacities(axes: Axes, found: Comparison) -> None:
-    """The limit of each run with its interval; an arrow where none was met."""
+    """Draws the limit of each run with its interval; an arrow if no wall was met."""
     sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
     known = [
         (name, answer, answer.headline.interval_x, colour)
@@ -66,7 +66,7 @@ def draw_two_capacities(axes: Axes, found: Comparison) -> None:
 
 
 def draw_ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
-    """The second run divided by the first, for each figure with an interval; filled where it is real."""
+    """Draws the ratio of the second run to the first, with intervals; filled if the difference is real."""
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
     low, high = min([0.8, *ends]), max([1.25, *ends])
@@ -91,12 +91,12 @@ def draw_ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRo
 
 
 def draw_two_ttfts(axes: Axes, found: Comparison) -> None:
-    """TTFT p95 of both runs against users, with intervals and the objective."""
+    """Draws TTFT p95 of both runs over users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
 
 
 def draw_two_tpots(axes: Axes, found: Comparison) -> None:
-    """TPOT p95 of both runs against users, with intervals and the objective."""
+    """Draws TPOT p95 of both runs over users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -131,7 +131,7 @@ def _two(axes: Axes, found: Comparison, of: Callable[[Level], Quantiles], limit_
 
 
 def draw_two_throughputs(axes: Axes, found: Comparison) -> None:
-    """Output tokens a second of both runs against users, trusted levels only."""
+    """Draws output tokens a second of both runs over users; trusted levels only."""
     top = 1.0
     for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
         known = [level for level in answer.levels if level.trusted]

@@ -1,4 +1,4 @@
-"""The figure of sizing: what takes one GPU's memory."""
+"""Draws the figure of sizing: the parts of one GPU's memory."""
 
 from matplotlib.axes import Axes
 
@@ -15,7 +15,7 @@ from loadtest.units import GIB
 
 
 def draw_vram_parts(axes: Axes, found: Sizing) -> None:
-    """One GPU's memory before anything runs: what takes it, to scale, and how sure the pool is."""
+    """Draws the parts of one GPU's memory after start-up, to scale, and the band of the KV pool."""
     over = found.overhead_band_bytes
     pool = found.pool_bytes or (0, 0, 0)
     parts = [

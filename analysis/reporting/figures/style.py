@@ -14,7 +14,7 @@ from analysis.walls.names import WallName
 
 INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#66707e", "#e3e6ea", "#ffffff"
 BLUE, ORANGE, GREEN, BAND = "#0f62a8", "#c2510a", "#0a7a5c", "#a9c9e6"
-"""Colour-blind people tell them apart. In SVG each becomes a CSS variable with itself as fallback."""
+"""Colours that colour-blind people can distinguish. In SVG they become CSS variables (VARIABLES)."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -67,7 +67,7 @@ STYLE: dict[Any, Any] = {
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    """One figure as SVG text, colours as CSS variables. size: inches."""
+    """Returns a figure as SVG text, with CSS variables as colours. size: width and height, inches."""
     with mpl.rc_context(STYLE):
         figure = new_figure(draw, size)
         out = io.StringIO()
@@ -76,7 +76,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
 
 
 def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """A PNG of the figure, to look at while it is changed."""
+    """Returns a figure as PNG, for a look during development. size: width and height, inches."""
     with mpl.rc_context(STYLE):
         figure = new_figure(draw, size)
         figure.set_facecolor(PAPER)
@@ -100,7 +100,7 @@ def themed(text: str) -> str:
 
 
 def beyond_text(axes: Axes, users: int, row: int, right: float) -> None:
-    """An arrow to the right, its words on the side that has room for them."""
+    """Draws an arrow to the right with the words "no wall up to N". right: end of the users axis."""
     arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
     roomy = users < 0.5 * right
     tip = users + 0.12 * right if roomy else 0.985 * right

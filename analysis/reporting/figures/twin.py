@@ -1,4 +1,4 @@
-"""The figure of the twin: latency predicted and measured."""
+"""Draws the figure of the twin: predicted and measured latency."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from analysis.reporting.figures.style import (
 
 
 def draw_twin(axes: Axes, answer: TwinAnswer) -> None:
-    """p95 of the time to first token against users: predicted with its band, measured, the limit."""
+    """Draws TTFT p95 over users: predicted with a band, measured, the objective and the limit."""
     seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
     users = [one.users for one in seen]
     ends = np.array([one.intervals["ttft_p95_s"] for one in seen]) * 1e3

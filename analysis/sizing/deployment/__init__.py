@@ -1,3 +1,4 @@
-"""A planned deployment: its memory by start-up, its KV pool with a band, and what a start-up's log corrects.
+"""Predicts the memory at start-up and the KV pool of a planned deployment; a start-up's log corrects both.
 
-Knows no workload and no latency."""
+Knows no workload and no latency.
+"""

@@ -1,4 +1,4 @@
-"""A deployment as `vllm serve` would be started: one model on one kind of GPU, with vLLM's flags.
+"""A deployment as `vllm serve` would start it: one model on one kind of GPU, with vLLM's flags.
 
 Knows no workload.
 """
@@ -14,35 +14,35 @@ from loadtest.model.weights import rotary_bytes, weights_bytes
 from loadtest.units import GIB
 
 BAND_SIGMAS = 1.645
-"""Standard deviations from the estimate to either end of a band of 90 %."""
+"""Distance from the estimate to either end of a 90 % band, standard deviations."""
 ASYNC_FROM: VllmVersion = (0, 20, 0)
-"""From here on vLLM has two steps under way (max_concurrent_batches), so twice the batched tokens."""
+"""First version with two steps under way (max_concurrent_batches), hence twice the batched tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupCalibration:
-    """Corrections that a start-up on the same card gives to what is otherwise estimated.
+    """Corrections of the estimates by a start-up on the same card.
 
-    Factors are logged over predicted, so that they carry over to another model. None: not known.
+    Factors are logged over predicted figures, so that they also apply to another model. None: not known.
     """
 
     source: str
     activation: float | None = None
-    """Factor of the activation peak."""
+    """Factor on the activation peak."""
     cuda_graphs: float | None = None
-    """Factor of the CUDA graphs."""
+    """Factor on the memory of CUDA graphs."""
     non_torch_bytes: int | None = None
-    """Bytes outside of torch, which do not depend on the model."""
+    """Memory outside of torch, bytes; it does not depend on the model."""
     weights: float | None = None
-    """Factor of the weights; only where the start-up was of the same model."""
+    """Factor on the weights; only if the start-up was of the same model."""
     same_model: bool = False
 
     def apply(self, predicted: StartupOverheads) -> StartupOverheads:
-        """Overheads corrected, with the spread that is left: a few percent for another model's peak."""
+        """Returns corrected overheads with smaller standard deviations, smallest for the same model."""
         corrected = predicted
         spread = 0.015 if self.same_model else 0.05
         if self.activation is not None:
-            # Where the log does not split its overhead, the peak's factor holds the other parts' errors too.
+            # If the log does not split its overhead, this factor also contains the errors of the other parts.
             activation = round(corrected.activation * self.activation)
             sd = spread * activation + (0.01 if self.same_model else 0.04) * GIB
             corrected = replace(
@@ -79,15 +79,15 @@ class PlannedDeployment:
     tp: int = 1
     pp: int = 1
     replicas: int = 1
-    """Engines beside each other over which users are spread evenly (data parallel)."""
+    """Number of engines over which users are spread evenly (data parallel)."""
     enforce_eager: bool = False
     block_size: int = 16
     stated_weights_bytes: int | None = None
-    """Weights of one GPU, where the user knows them."""
+    """Size of the weights on one GPU, as the user states it, bytes; None: predicted."""
     calibration: StartupCalibration | None = None
 
     def layout(self, stage: int | None = None) -> KvLayout:
-        """How the KV cache of a pipeline stage is divided; without one, of the stage that holds most."""
+        """Returns how the KV cache of a pipeline stage is divided; None: of the stage that holds most."""
         return kv_layout(
             self.shape,
             dtype=self.dtype,
@@ -99,7 +99,8 @@ class PlannedDeployment:
         )
 
     def weights(self, stage: int = 0) -> int:
-        """Bytes that the log line "Model loading took" will give, on one GPU of the stage."""
+        """Returns the size of the weights on one GPU of the stage, bytes, as "Model loading took" will log
+        it."""
         if self.stated_weights_bytes is not None:
             return self.stated_weights_bytes
         weights = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
@@ -108,7 +109,7 @@ class PlannedDeployment:
         return round(weights * (factor or 1.0))
 
     def overheads(self, stage: int = 0) -> StartupOverheads:
-        """What start-up takes beside the weights, on one GPU of the stage."""
+        """Returns the memory that start-up takes besides the weights, on one GPU of the stage."""
         overheads = startup_overheads(
             self.shape,
             self.gpu,
@@ -124,7 +125,8 @@ class PlannedDeployment:
         return self.calibration.apply(overheads) if self.calibration else overheads
 
     def max_blocks(self, max_model_len: int | None = None) -> int:
-        """Blocks of one request at max_model_len, as vLLM's "Maximum concurrency" counts them."""
+        """Returns the blocks of a request of max_model_len tokens, as vLLM's "Maximum concurrency" counts
+        them."""
         batches = 2 if self.version >= ASYNC_FROM else 1
         return self.layout().max_blocks(
             max_model_len or self.max_model_len, in_flight=batches * self.max_num_batched_tokens
@@ -132,7 +134,7 @@ class PlannedDeployment:
 
 
 def serve_flags(deployment: PlannedDeployment, quantization: str | None) -> list[str]:
-    """Flags of `vllm serve MODEL` that the prediction depends on, so that other defaults do not change it."""
+    """Lists the flags of `vllm serve MODEL` on which the prediction depends, defaults included."""
     flags: Sequence[tuple[str, object]] = (
         ("--dtype", deployment.dtype),
         ("--max-model-len", deployment.max_model_len),

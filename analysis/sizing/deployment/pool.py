@@ -1,4 +1,4 @@
-"""The KV pool that a deployment's start-up leaves, with a band, and what vLLM's log will say of it."""
+"""Computes the KV pool that is left after start-up, with a band, and how vLLM's log will state it."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolBand:
-    """The KV pool of one engine: that of each GPU on the pipeline stage with the smallest."""
+    """The KV pool on each GPU of one engine; with several pipeline stages, that of the smallest pool.
+
+    Bands are lower end, estimate, upper end (90 %).
+    """
 
     pool: MemoryBudget
     layout: KvLayout
@@ -23,7 +26,7 @@ class PoolBand:
 
 
 def pool_band(deployment: PlannedDeployment) -> PoolBand:
-    """The pool of one engine of the deployment. Raises ValueError when nothing is left for the KV cache."""
+    """Computes the pool of one engine. Raises ValueError if nothing is left for the KV cache."""
     return min(
         (_stage_pool_band(deployment, stage) for stage in range(deployment.pp)),
         key=lambda band: band.blocks[1],
@@ -54,7 +57,7 @@ def _stage_pool_band(deployment: PlannedDeployment, stage: int) -> PoolBand:
 
 
 def _kv_bytes_sd(deployment: PlannedDeployment, overheads: StartupOverheads, pool: MemoryBudget) -> float:
-    """Standard deviation of the pool in bytes; the errors of its parts are independent."""
+    """Returns the standard deviation of the pool, bytes; the errors of its parts are independent."""
     calibration = deployment.calibration
     weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
     parts = [
@@ -69,19 +72,22 @@ def _kv_bytes_sd(deployment: PlannedDeployment, overheads: StartupOverheads, poo
 
 
 def max_concurrency(deployment: PlannedDeployment, blocks: int) -> float:
-    """Requests of max_model_len tokens that the pool holds at once: "Maximum concurrency" in vLLM's log."""
+    """Returns how many requests of max_model_len tokens the pool holds: vLLM's "Maximum concurrency"."""
     return blocks / deployment.max_blocks()
 
 
 def pool_tokens(deployment: PlannedDeployment, band: PoolBand) -> IntBand:
-    """Tokens that requests share: those of all blocks but the null block. Where layers hold different numbers
-    of tokens, tokens of requests at max_model_len, as vLLM's log counts them."""
+    """Returns the tokens that the pool holds for requests, without vLLM's null block.
+
+    If layers hold different numbers of tokens, these are tokens of requests of max_model_len, as in vLLM's
+    log.
+    """
     low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
     return low, middle, high
 
 
 def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
-    """Tokens in the log line "GPU KV cache size", which counts the null block too."""
+    """Returns the tokens in the log line "GPU KV cache size", which includes the null block."""
     layout = deployment.layout()
     if layout.uniform:
         return blocks * layout.block_size
@@ -91,7 +97,7 @@ def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
 
 
 def longest_context(deployment: PlannedDeployment, blocks: int) -> int:
-    """The largest max_model_len with which vLLM would start: one request must fit beside the null block."""
+    """Returns the largest max_model_len with which vLLM starts: one request and the null block must fit."""
     low, high = 0, deployment.shape.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2

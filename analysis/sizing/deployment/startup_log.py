@@ -1,5 +1,7 @@
-"""What vLLM said of its memory at a start-up, in its log or a run folder, and what that corrects. Knows no
-workload."""
+"""Reads the memory of a vLLM start-up from its log or a run folder, and computes the corrections.
+
+Knows no workload.
+"""
 
 import math
 import re
@@ -20,7 +22,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupLog:
-    """Figures of one start-up; None where it does not give them. Bytes are of the first GPU in the log."""
+    """Figures of one start-up; None: not logged. Bytes are those of the first GPU in the log."""
 
     source: str
     model: str | None = None
@@ -46,9 +48,9 @@ class StartupLog:
 
 
 def read_startup_log(path: Path) -> StartupLog:
-    """The start-up in a log of `vllm serve`. INFO lines suffice; DEBUG lines also split the overhead.
+    """Reads the start-up in a log of `vllm serve`. INFO lines suffice; DEBUG lines also split the overhead.
 
-    Raises InputError when the file cannot be read or says nothing of memory.
+    Raises InputError if the file cannot be read or says nothing about memory.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -60,7 +62,7 @@ def read_startup_log(path: Path) -> StartupLog:
     weights = log.gib(r"Model loading took ([\d.]+) ?GiB") or log.gib(r"weights memory: ([\d.]+) ?GiB")
     activation = log.gib(r"torch peak memory increase: ([\d.]+) ?GiB")
     non_torch = log.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
-    if consumed is not None and other is not None and weights is not None:  # from 0.2x on
+    if consumed is not None and other is not None and weights is not None:  # logs of vLLM 0.2x
         activation, non_torch = other - consumed, max(consumed - weights, 0)
     startup = StartupLog(
         source=path.name,
@@ -94,7 +96,7 @@ def read_startup_log(path: Path) -> StartupLog:
 
 
 class _LogText:
-    """The text of a log; each method returns the first match of a pattern, None where there is none."""
+    """The text of a log. Each method returns the first match of a pattern; None: no match."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -132,7 +134,7 @@ def _version(text: str | None) -> VllmVersion | None:
 
 
 def startup_of_run(folder: Path) -> StartupLog:
-    """The start-up of the server that a load test measured. Raises InputError where it is not known."""
+    """Reads the start-up of a measured server from its run folder. Raises InputError if it is missing."""
     info = find_runs(folder)[-1].info
     server, gpu = info.server, info.gpu
     if server.num_gpu_blocks is None or server.num_gpu_blocks_override is not None or server.simulated:
@@ -155,7 +157,7 @@ def startup_of_run(folder: Path) -> StartupLog:
 
 
 def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape) -> PlannedDeployment:
-    """The deployment that wrote the log: this one with the log's model and flags, on the same card."""
+    """Returns the deployment that wrote the log: this card with the log's model and flags."""
     stated = {
         "version": log.version,
         "tp": log.tp,
@@ -173,10 +175,10 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
 
 
 def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: bool) -> StartupCalibration:
-    """The corrections that a start-up gives: logged figures over predicted ones.
+    """Computes the corrections by a start-up: logged figures over predicted figures.
 
-    Without DEBUG lines, the activation peak is what weights and pool leave of the budget. Raises InputError
-    when the log does not fit the model and the card.
+    Without DEBUG lines, the activation peak is the budget minus weights and pool. Raises InputError if the
+    log contradicts the model and the card.
     """
     stage = started.pp - 1
     predicted = started.overheads(stage)
