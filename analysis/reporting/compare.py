@@ -1,4 +1,4 @@
-"""A comparison as text, Markdown, JSON and HTML. Knows no maths."""
+"""Makes a comparison readable: as text, Markdown, JSON and HTML. Knows no maths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +62,7 @@ MEMORY = (
 def show_comparison(
     found: Comparison, *, form: str, folder: Path | None, console: Console | None = None
 ) -> None:
-    """Prints the comparison. folder: where the reports were written, if anywhere."""
+    """Prints the comparison. form: one of COMPARE_FORMS; folder: of the written reports, None without."""
     out = console or Output()
     if form == "json":
         out.print(json_text(_json_object(found)), soft_wrap=True, markup=False, end="")
@@ -75,7 +75,7 @@ def show_comparison(
 
 
 def write_comparison(found: Comparison, *, folder: Path) -> None:
-    """Writes compare.html, compare.md and compare.json. Raises InputError where it may not write."""
+    """Writes compare.html, compare.md and compare.json. Raises InputError if it cannot write."""
     files = {
         COMPARE_JSON: json_text(_json_object(found)),
         COMPARE_MARKDOWN: comparison_markdown(found),
@@ -84,31 +84,50 @@ def write_comparison(found: Comparison, *, folder: Path) -> None:
     write_files(folder, files)
 
 
-# Words that all forms share.
+# Words for all forms.
 
 
 def _json_object(found: Comparison) -> dict[str, object]:
-    """`compare.json`, with each answer as `capacity.json` has it."""
+    """Returns the content of compare.json; its answers have the format of capacity.json."""
     return {**msgspec.structs.asdict(found), "answers": [model_object(answer) for answer in found.answers]}
 
 
 def comparison_headline(found: Comparison) -> str:
-    """How many users each side holds, in one line."""
+    """Says in one line how many users each run holds."""
     return "; ".join(
         f"{name}: {plan_title(answer)}" for name, answer in zip(found.names, found.answers, strict=True)
     )
 
 
-def comparison_summary(found: Comparison) -> list[str]:
-    """Sentences that say which side holds more users, whether that is real, and what limits each."""
+def comparison_title(found: Comparison) -> str:
+    """Names both runs, after their model if it is the same."""
     a, b = found.names
-    rows = [row for row in found.rows if row.figure == "max_users"]
-    said = [_capacity_sentence(row, a, b) for row in rows if row.different is not None]
-    limits = [_limit(answer) for answer in found.answers if not answer.refused]
+    return f"{_common_model(found)}{a} (A) and {b} (B)"
+
+
+def _common_model(found: Comparison) -> str:
+    first, second = (answer.model for answer in found.answers)
+    return f"{first}: " if first == second else ""
+
+
+def comparison_summary(found: Comparison) -> list[str]:
+    """Says which run holds more users, whether this is beyond chance, and which wall limits each run."""
+    a, b = found.names
+    rows = [row for row in found.rows if row.figure == "max_users" and row.different is not None]
+    answered = [pair for pair in zip(found.names, found.answers, strict=True) if not pair[1].refused]
+    if any(row.different == "not_seen" and (row.a.at_least or row.b.at_least) for row in rows):
+        return _not_comparable(answered)
+    said = [_capacity_sentence(row, a, b) for row in rows]
+    limits = [_limit(answer) for _, answer in answered]
     if len(limits) == 2 and limits[0] == limits[1]:
         return [*said, f"Both {limits[0]}."]
-    names = [name for name, answer in zip(found.names, found.answers, strict=True) if not answer.refused]
-    return said + [f"{name} {what}." for name, what in zip(names, limits, strict=True)]
+    return said + [f"{name} {_limit(answer)}." for name, answer in answered]
+
+
+def _not_comparable(answered: Sequence[tuple[str, ModelAnswer]]) -> list[str]:
+    without_wall = [name for name, answer in answered if answer.headline.at_least]
+    said = [f"The number of users cannot be compared: {' and '.join(without_wall)} met no wall."]
+    return said + [f"{name} {_limit(answer)}." for name, answer in answered if not answer.headline.at_least]
 
 
 def _limit(answer: ModelAnswer) -> str:
@@ -118,7 +137,7 @@ def _limit(answer: ModelAnswer) -> str:
 
 
 def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
-    if row.different == "not_seen" or row.different is None:
+    if row.different == "not_seen":
         return "No difference in the number of users is detected in these runs."
     low, high = row.ratio_interval or (None, None)
     more = b if (low or 0.0) > 1.0 else a
@@ -127,7 +146,10 @@ def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
 
 
 def _span(low: float | None, high: float | None, direct: bool) -> str:
-    """How many times as many users the larger side holds. low, high: bounds on b / a; direct: b is larger."""
+    """Says how many times as many users the better run holds.
+
+    low, high: bounds on b / a; direct: whether b is better.
+    """
     ends = (low, high) if direct else (1.0 / high if high else None, 1.0 / low if low else None)
     if ends[0] is None:
         return ""
@@ -139,7 +161,7 @@ def _span(low: float | None, high: float | None, direct: bool) -> str:
 
 
 def row_cells(found: Comparison, row: ComparisonRow) -> list[str]:
-    """Cells of a row: the figure, a, b, b against a, and whether the difference is real."""
+    """Returns the cells of a row: figure, a, b, b against a, and whether the difference is beyond chance."""
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
         row_name(row),
@@ -201,7 +223,7 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
 
 
 def _ratio(row: ComparisonRow) -> str:
-    """b against a in per cent, or as a factor from two times or a half on."""
+    """Writes b against a with its interval: in per cent, or as a factor if at most 0.5 or at least 2."""
     if row.ratio is None or row.different == "equal":
         return NONE
     if row.ratio_interval is None:
@@ -218,7 +240,7 @@ def _change(ratio: float) -> str:
 
 
 def level_rows(found: Comparison) -> list[list[str]]:
-    """Users, then TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, for every common level."""
+    """Returns users, and TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, for every common level."""
     rows = []
     for users in found.common_levels:
         sides = [
@@ -236,13 +258,13 @@ def level_rows(found: Comparison) -> list[list[str]]:
 
 
 def level_head(found: Comparison) -> list[str]:
-    """Headings of `level_rows`."""
+    """Returns the headings of `level_rows`."""
     names = ("TTFT p50 ms", "TTFT p95 ms", "TPOT p95 ms", "tokens/s")
     return ["users", *[f"{name}, {side}" for name in names for side in ("A", "B")]]
 
 
 def reading_notes(found: Comparison) -> list[str]:
-    """Notes on how to read the table."""
+    """Lists notes on how to read the table."""
     said = [READING]
     if any(row.figure == "vram_held_bytes" for row in found.rows):
         said.append(MEMORY)
@@ -252,7 +274,7 @@ def reading_notes(found: Comparison) -> list[str]:
 
 
 def simulated_note(found: Comparison) -> str:
-    """A sentence that names the simulated servers; empty when both were real ones."""
+    """Names the simulated servers in a sentence; empty if both servers were real."""
     presets = [answer.simulated for answer in found.answers if answer.simulated]
     if not presets:
         return ""
@@ -264,7 +286,7 @@ def simulated_note(found: Comparison) -> str:
 
 
 def criterion_line(judged: GateCriterion) -> str:
-    """One criterion in one line: verdict, name, and the figures behind it."""
+    """Writes one criterion in one line: verdict, name, and the figures or the reason."""
     return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _figures_behind(judged)}"
 
 
@@ -291,7 +313,7 @@ def _check(figure: FigureName, one: GateCheck) -> str:
 
 
 def _worse(figure: FigureName, factor: float) -> str:
-    """A factor in words: 1.25 is 25 % more of what should be little, 20 % less of what should be much."""
+    """Puts a factor of worsening into words: 1.25 is 25 % more latency, or 20 % less throughput."""
     factor = max(factor, 1.0)
     if figure in MORE_IS_BETTER:
         return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
@@ -299,7 +321,7 @@ def _worse(figure: FigureName, factor: float) -> str:
 
 
 def gate_rule(gate: GateAnswer) -> str:
-    """A sentence on what the verdict means."""
+    """Says in a sentence what the verdict means."""
     return (
         f"A figure counts as worse when it is surely more than {100 * gate.tolerance:g} % worse. Two equal "
         f"deployments are called worse at most {100 * gate.false_alarms:g} times in 100, all checks together."
@@ -310,8 +332,8 @@ def gate_rule(gate: GateAnswer) -> str:
 
 
 def comparison_markdown(found: Comparison) -> str:
-    """The whole comparison as Markdown."""
-    parts = [f"# {found.names[0]} (A) and {found.names[1]} (B)", "", f"{comparison_headline(found)}.", ""]
+    """Returns the whole comparison as Markdown."""
+    parts = [f"# {comparison_title(found)}", "", f"{comparison_headline(found)}.", ""]
     if found.gate is not None:
         parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
         parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
@@ -333,12 +355,13 @@ def _head(found: Comparison) -> list[str]:
 
 
 def comparison_html(found: Comparison) -> str:
-    """The whole comparison as one self-contained page."""
+    """Returns the whole comparison as one self-contained HTML page."""
     from analysis.reporting.figures.compare import comparison_figures
 
     return page(
         "compare.html.j2",
         found=found,
+        title=comparison_title(found),
         generated=day(found.generated_unix_s),
         headlines=[plan_title(answer) for answer in found.answers],
         certainties=[

@@ -32,6 +32,7 @@ def test_the_forms_say_the_same_and_only_output_writes(baseline, smaller, tmp_pa
     before, _ = (answer.max_users for answer in found.answers)
     assert before > 0
     assert first.startswith(f"before: plan for {before} users")
+    assert said.startswith(f"# {found.answers[0].model}: before (A) and smaller (B)\n")
 
 
 def test_the_page_is_self_contained_and_escapes_names(baseline, tmp_path):
@@ -43,3 +44,21 @@ def test_the_page_is_self_contained_and_escapes_names(baseline, tmp_path):
     assert "prefers-color-scheme: dark" in page
     assert page.count("<svg") == 5
     assert "None" not in page
+
+
+def test_a_number_of_users_that_is_only_a_lower_bound_is_not_compared(baseline, tmp_path, capsys):
+    calm, quiet = (
+        write_short_run(tmp_path / name, seed=seed, levels=(1, 8))
+        for name, seed in (("calm", 5), ("quiet", 6))
+    )
+    for runs, sentences in (
+        (
+            (baseline, calm),
+            "The number of users cannot be compared: calm met no wall. before met the KV",
+        ),
+        ((calm, quiet), "The number of users cannot be compared: calm and quiet met no wall. *\n"),
+    ):
+        assert main([*map(str, runs)]) == 0
+        text = capsys.readouterr().out
+        assert re.search(sentences, text)
+        assert "No difference in the number of users" not in text
