@@ -52,7 +52,7 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 
 
 def draw_memory(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws KV tokens held over requests in flight: measured, predicted with a band, and the pool."""
+    """Draws KV tokens held against requests in flight: measured, predicted with a band, and the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
     seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
     reach = _reach(answer, [level.in_flight for level in seen])
@@ -99,7 +99,7 @@ def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> 
 
 
 def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws GPU memory over requests in flight: the base, the KV cache in use, and what vLLM always holds."""
+    """Draws GPU memory against requests in flight: the base, the KV cache in use, and what vLLM always holds."""
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
     pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB
@@ -125,12 +125,12 @@ def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
 
 
 def draw_ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
-    """Draws TTFT p95 over users, with its interval and the objective."""
+    """Draws TTFT p95 against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.ttft_s, slo.ttft_p95_s, "Time to first token, p95")
 
 
 def draw_tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
-    """Draws TPOT p95 over users, with its interval and the objective."""
+    """Draws TPOT p95 against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -174,7 +174,7 @@ def _latency(
 
 
 def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws output tokens a second over users. The standard errors are small and left out."""
+    """Draws output tokens a second against users. The standard errors are small and left out."""
     seen = answer.levels
     users = [level.users for level in seen]
     rate = [level.requests.output_tok_s for level in seen]

@@ -91,12 +91,12 @@ def draw_ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRo
 
 
 def draw_two_ttfts(axes: Axes, found: Comparison) -> None:
-    """Draws TTFT p95 of both runs over users, with intervals and the objective."""
+    """Draws TTFT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.ttft_s, found.slo.ttft_p95_s, "Time to first token, p95")
 
 
 def draw_two_tpots(axes: Axes, found: Comparison) -> None:
-    """Draws TPOT p95 of both runs over users, with intervals and the objective."""
+    """Draws TPOT p95 of both runs against users, with intervals and the objective."""
     _two(axes, found, lambda level: level.requests.tpot_s, found.slo.tpot_p95_s, "Time per output token, p95")
 
 
@@ -131,7 +131,7 @@ def _two(axes: Axes, found: Comparison, of: Callable[[Level], Quantiles], limit_
 
 
 def draw_two_throughputs(axes: Axes, found: Comparison) -> None:
-    """Draws output tokens a second of both runs over users; trusted levels only."""
+    """Draws output tokens a second of both runs against users; trusted levels only."""
     top = 1.0
     for answer, name, colour in zip(found.answers, found.names, (BLUE, ORANGE), strict=True):
         known = [level for level in answer.levels if level.trusted]

@@ -16,7 +16,7 @@ from analysis.reporting.figures.style import (
 
 
 def draw_twin(axes: Axes, answer: TwinAnswer) -> None:
-    """Draws TTFT p95 over users: predicted with a band, measured, the objective and the limit."""
+    """Draws TTFT p95 against users: predicted with a band, measured, the objective and the limit."""
     seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
     users = [one.users for one in seen]
     ends = np.array([one.intervals["ttft_p95_s"] for one in seen]) * 1e3

@@ -175,7 +175,7 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
 
 
 def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: bool) -> StartupCalibration:
-    """Computes the corrections by a start-up: logged figures over predicted figures.
+    """Computes the corrections by a start-up: logged figures divided by predicted ones.
 
     Without DEBUG lines, the activation peak is the budget minus weights and pool. Raises InputError if the
     log contradicts the model and the card.
