@@ -120,8 +120,7 @@ def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
 
 
 def _different(contrast: FigureContrast, tests: int) -> DifferenceVerdict | None:
-    """Judges whether a and b differ; "yes" allows for all `tests` of the table (Bonferroni). None: one is
-    missing."""
+    """Judges whether a and b differ; None if one is missing. "yes" allows for all tests (Bonferroni)."""
     if contrast.a is None or contrast.b is None:
         return None
     if contrast.bounds is None:

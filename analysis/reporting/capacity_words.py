@@ -39,7 +39,7 @@ def plan_title(model: ModelAnswer) -> str:
 
 
 def short_answer(headline: Headline, *, confidence: float) -> str:
-    """The answer in a few words, such as `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`."""
+    """Gives the answer in brief: `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`."""
     assert headline.estimate_x is not None
     assert headline.interval_x is not None
     low, high = headline.interval_x

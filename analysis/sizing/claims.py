@@ -150,7 +150,7 @@ def check_claims(claims: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
 
 
 def _peak_vram(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges peak VRAM. It must hold the weights and a KV block for each request, and vLLM's whole budget."""
+    """Judges peak VRAM: it includes the weights, a KV block for each request, and vLLM's whole budget."""
     claimed = served.claim.peak_vram_gb
     if claimed is None:
         return None

@@ -104,7 +104,7 @@ def latency_walls(
 def _read_bytes_per_token(
     band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload
 ) -> float:
-    """Returns the KV cache that one GPU reads in a step for each token of a request, bytes, on average.
+    """Returns the bytes of KV cache that one GPU reads in a step for each token of a request, on average.
 
     With sliding windows a request holds fewer blocks than its tokens would need.
     """

@@ -24,7 +24,7 @@ MIN_REQUESTS_PER_USER = 12  # least number of requests of each user in a probe
 QUICK_PROBE = 6  # a probe first simulates 1 / QUICK_PROBE of its requests, and stops if the result is clear
 CLEAR_MARGIN = 1.2  # distance from the limit, in ln or logit, at which a quick probe is clear
 BRACKET = 0.01  # largest distance of the two last probes, share of the users; at least one user
-MAX_VIRTUAL_USERS = 100_000  # the search ends here
+MAX_VIRTUAL_USERS = 100_000  # largest number of users that is searched
 
 WallMargins = dict[WallName, float]
 

@@ -1,5 +1,4 @@
-"""Fits step times to gaps between tokens: each gap is a step, and the rows of all requests say what was in
-it.
+"""Fits step times to gaps between tokens: a gap is a step, and all requests' rows say what it contained.
 
 Step time = a + b * sequences + c * KV tokens + d * prompt tokens computed (docs/twin.md). Knows no engine.
 """
@@ -45,8 +44,7 @@ class StepSums:
 
 
 def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums | None:
-    """Sums the normal equations of a level's segments of SEGMENT_TOKENS gaps. All relative errors weigh the
-    same.
+    """Sums the normal equations of a level's segments of SEGMENT_TOKENS gaps, for relative errors.
 
     None if there are too few segments in which each chunk is one token.
     """

@@ -14,7 +14,7 @@ from loadtest.workload.distributions import Distribution
 
 LENGTH_DRAWS = 2000  # number of conversations whose lengths are drawn
 Change = Callable[[Service], Service]
-"""Returns a changed service."""
+"""A function that returns a changed copy of a service."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

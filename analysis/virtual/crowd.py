@@ -53,8 +53,7 @@ class RequestMaker:
         )
 
     def due_request(self, due: DueRequest, conversation: int) -> Request:
-        """Builds a request of an open loop. It shares with other requests only the blocks that its trace
-        names."""
+        """Builds a request of an open loop, which shares only the blocks that its trace names."""
         request = self.request(((due.prompt_tokens, due.output_tokens),), 0, conversation)
         if due.prefix_blocks and self._cached:
             shared = min(due.prompt_tokens, len(due.prefix_blocks) * TRACE_BLOCK_TOKENS) // self._block

@@ -16,7 +16,7 @@ from loadtest.simulator.engine.steps import Shortage
 from loadtest.simulator.routers import Route, first_replica
 from loadtest.simulator.virtual import EngineTrace, simulate_replicas
 
-REQUESTS_PER_USER = 60  # default number of requests to simulate
+REQUESTS_PER_USER = 60  # default number of requests to simulate for each user
 ITL_REQUESTS = 2000  # inter-token latencies are taken from about so many requests
 
 
@@ -156,7 +156,7 @@ class _Times:
 
     ttft_s: Floats
     tpot_s: Floats
-    """TPOT of the requests with two tokens or more, seconds; may be shorter than n."""
+    """TPOT of the requests with two tokens or more, seconds. Shape (m,), m <= n."""
     duration_s: Floats
     output: Floats
 

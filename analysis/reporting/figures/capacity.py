@@ -99,7 +99,7 @@ def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> 
 
 
 def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws GPU memory against requests in flight: the base, the KV cache in use, and what vLLM always holds."""
+    """Draws GPU memory against requests in flight: the base, the KV cache in use, and all that is held."""
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
     pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB

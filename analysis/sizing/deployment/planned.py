@@ -23,7 +23,7 @@ ASYNC_FROM: VllmVersion = (0, 20, 0)
 class StartupCalibration:
     """Corrections of the estimates by a start-up on the same card.
 
-    Factors are logged figures divided by predicted ones, so that they also apply to another model. None: not known.
+    Factors are logged figures divided by predicted ones, and also apply to other models. None: not known.
     """
 
     source: str
