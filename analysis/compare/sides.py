@@ -131,7 +131,7 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
 
 
 def capacity_of(side: MeasuredDeployment) -> Quantity | None:
-    """Returns the users at the limit; if no wall was met, the highest trusted level or more."""
+    """Returns the users at the limit; without a wall, the highest trusted level or more; None if refused."""
     if side.refused:
         return None
     evidence, walls = side.judgement.evidence, side.judgement.walls

@@ -51,7 +51,7 @@ class StepModel:
         return self.dense_s + self.experts_s * (1.0 - untouched)
 
     def engine(self, deployment: PlannedDeployment, sequences: float) -> EngineConfig:
-        """Returns a simulated engine whose pool never limits, with the base time of a step of `sequences`."""
+        """Returns a simulated engine with an unlimited pool, for steps of about `sequences` sequences."""
         length = deployment.max_model_len
         return EngineConfig(
             num_gpu_blocks=2 + (deployment.max_num_seqs + 1) * (length // 16 + 2),

@@ -109,8 +109,7 @@ def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
 
 
 def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
-    """Makes a twin from data sheets. Its draws differ in the share of bandwidth and FLOP/s that a server
-    reaches.
+    """Makes a twin from data sheets. Its draws differ in the share of bandwidth and FLOP/s reached.
 
     Raises InputError.
     """

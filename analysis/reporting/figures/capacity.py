@@ -52,7 +52,7 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 
 
 def draw_memory(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws KV tokens held against requests in flight: measured, predicted with a band, and the pool."""
+    """Draws KV tokens in use against requests in flight: measured, predicted with a band, and the pool."""
     found, pool = answer.memory, answer.memory.pool_tokens or 0
     seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
     reach = _reach(answer, [level.in_flight for level in seen])

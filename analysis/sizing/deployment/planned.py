@@ -99,8 +99,7 @@ class PlannedDeployment:
         )
 
     def weights(self, stage: int = 0) -> int:
-        """Returns the size of the weights on one GPU of the stage, bytes, as "Model loading took" will log
-        it."""
+        """Returns bytes of weights on one GPU of the stage, as the log line "Model loading took" has them."""
         if self.stated_weights_bytes is not None:
             return self.stated_weights_bytes
         weights = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
