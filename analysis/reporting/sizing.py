@@ -1,5 +1,6 @@
 """Prints a sizing as text, Markdown or JSON, and writes its figure."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +10,13 @@ import msgspec
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import CheckedClaim, Effect, Sizing, StatedWorkload
 from analysis.reporting.console import print_plain
+from analysis.reporting.numbers import users_text
 from analysis.reporting.words import WALL_NAMES
 from loadtest.errors import InputError
 from loadtest.units import GIB
 
 SIZING_FORMS = ("text", "markdown", "json")
 LINE_WIDTH = 94
-
-LIMIT_WORDS = {
-    "kv_cache": "the GPU memory for the KV cache",
-    "max_num_seqs": "--max-num-seqs",
-    "ttft": "the time to first token",
-    "tpot": "the time per output token",
-}
 
 
 def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
@@ -141,31 +136,34 @@ def _headline(sizing: Sizing) -> str:
     where = f"{sizing.model} on {sizing.gpu if sizing.gpus == 1 else f'{sizing.gpus} x {sizing.gpu}'}"
     if sizing.users is None:
         return f"{where}: does not fit"
-    low, estimate, high = sizing.users
-    users = "1 user" if estimate == 1 else f"{estimate:,} users"
-    return f"{where}: about {users} (90 %: {low:,} to {high:,})"
+    low = sizing.users[0]
+    return f"{where}: plan for {users_text(low)}" if low else f"{where}: no user is sure to be held"
 
 
 def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
     """Says how many users to plan for, the limit, the workload, the objectives and the basis."""
     if sizing.users is None:
         return list(sizing.reasons)
-    low, slo = sizing.users[0], workload.slo
-    plan = (
-        f"Plan for {low:,} user{'s' * (low != 1)}, the lower end."
-        if low
-        else "The lower end is below 1 user."
-    )
+    slo = workload.slo
     think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
     rest = f"the start-up {sizing.calibrated_by}" if sizing.calibrated_by else "what vLLM is known to take"
     return [
-        f"{plan} What limits is {LIMIT_WORDS.get(sizing.binding, sizing.binding)}.",
+        _limit_text(sizing),
         f"Users {think}, prompts of {workload.prompt_tokens} and answers of {workload.output_tokens} tokens; "
         f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s.",
         f"At the estimate {sizing.in_flight_at_estimate or 0.0:,.0f} requests are in flight, and each holds "
         f"{_kv_per_request(sizing)} on average.",
         f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}.",
     ]
+
+
+def _limit_text(sizing: Sizing) -> str:
+    low, limit, high = sizing.users_x or (0.0, 0.0, 0.0)
+    wall = WALL_NAMES[sizing.binding]
+    return (
+        f"The limit is {limit:,.1f} users (90 %: {low:,.1f} to {high:,.1f}): {wall}. {math.floor(low):,} is "
+        "the lower end, rounded down."
+    )
 
 
 def _kv_per_request(sizing: Sizing) -> str:
