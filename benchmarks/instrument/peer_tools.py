@@ -1,7 +1,7 @@
 """The load generators that `benchmarks peers` compares: how to install, call and read each of them.
 
-Each peer has its own environment with pinned versions in the folder `peers_home()`. It is made once. A marker
-file is written last, so an interrupted installation is detected and made again.
+Each peer has its own environment with pinned versions in the folder `peers_home()`. Environments are made
+once. A marker file is written last, so an interrupted installation is detected and made again.
 """
 
 import json
@@ -25,7 +25,7 @@ from testing.vllm.environment import VllmUnavailableError, prepare, vllm_home
 RAMP_S, LOAD_S = 4.0, 20.0
 """Seconds over which the starts of the streams are spread (if the tool can), and seconds of the load."""
 REQUESTS_A_STREAM = 8
-"""Requests for each stream, for tools that count requests: they take about LOAD_S."""
+"""Requests for each stream, for tools that take a number of requests: they last about LOAD_S."""
 PINS = {
     "guidellm": ("guidellm[perf]==0.8.1", "torch==2.13.0"),
     "aiperf": ("aiperf==0.13.0",),
@@ -63,7 +63,7 @@ class Tool:
     name: str
     command: Callable[[Load], list[str]]
     figures: Callable[[Path], Figures]
-    """Reads the published figures from the folder of the load."""
+    """Reads the figures that the tool published into the folder of its load."""
     gap: str
     """What the tool's gap figure measures, for the printed table."""
     prepare: Callable[[], object] = lambda: None
@@ -330,7 +330,7 @@ PEERS = (
         figures=_aiperf_figures,
         gap="p99 inter-chunk latency, all gaps",
         prepare=lambda: make("aiperf"),
-        # Offline, aiperf fails without a cached hub. So it is online, with a hub that does not exist.
+        # Offline, aiperf looks only into its hub cache. So it stays online, with a hub that does not exist.
         environment=lambda _: {"HF_ENDPOINT": "http://127.0.0.1:9"},
     ),
     Tool(

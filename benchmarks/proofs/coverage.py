@@ -23,8 +23,8 @@ TRUTHS, _KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
 _DEPLOYMENTS = 540
 UNSEEN = range(387, _DEPLOYMENTS)  # not used to make the rules, except one of them: docs/benchmarks.md
 SEARCHED = {*range(90), *UNSEEN}  # deployments on which the search runs too
-_BUDGET_S, BUDGET_ANSWERS = 900.0, 150.0  # of a search, the larger: seconds; response times
-TRUTH_SHARE = 0.2  # largest error of a sharp truth, as a share of the interval's error
+_BUDGET_S, BUDGET_ANSWERS = 900.0, 150.0  # a search may take the larger: seconds; response times
+TRUTH_SHARE = 0.2  # a truth is sharp if its error is at most this share of the interval's
 ONE_SIDED = 1.645  # standard errors from the middle to an end of a 90 % interval
 OVER = 1.05  # times N*: a larger `max_users` is counted as too many
 
@@ -43,7 +43,7 @@ def known_rows() -> list[Row]:
 
 
 def measure_truth(number: int) -> Row:
-    """Measures the true maximum of one deployment. The number is the seed, so the row is reproducible."""
+    """Measures the true maximum of one deployment. The number is the seed."""
     one = deployment(number)
     truth = truth_of(one)
     return {
@@ -66,7 +66,7 @@ def _today() -> str:
 
 
 def measure_answers(number: int) -> Row:
-    """Measures what sweep and search answer for one deployment. The number is the seed: reproducible."""
+    """Measures the answers of sweep and search for one deployment. The number is the seed."""
     one = deployment(number)
     load, answer = sweep(one)
     row: Row = {
@@ -184,7 +184,7 @@ def _side(row: Row, name: str) -> int:
 
 
 def _named(row: Row, name: str) -> bool:
-    """Whether the named wall is the first one, or lies within half a user or 2 % above the first."""
+    """Whether the answer names the first wall, or one within half a user or 2 % of it."""
     x, crossings = row["truth"]["x"], row["truth"]["crossings"]
     return any(
         wall == row[name]["binding"] and at - x <= max(0.5, 0.02 * x) for wall, at in crossings.items()

@@ -1,7 +1,7 @@
 """How well the twin predicts a level that it was not fitted on, over random deployments in virtual time.
 
-KV usage, TTFT p95 and TPOT p95 are compared with a measurement of that level. The floor is the difference of
-a second measurement of the same level.
+KV usage, TTFT p95 and TPOT p95 are compared with a measurement of that level. The floor is the difference
+between that measurement and a second one of the same level.
 """
 
 import math
@@ -26,20 +26,19 @@ PARTS = (0.4, 0.8, 1.2, 1.6)  # levels, as multiples of the users who fill half 
 LEVEL_ANSWERS = 60.0  # length of a level after settling, in response times
 PREDICTED_REQUESTS = 6000
 FIGURES = ("KV usage", "TTFT p95", "TPOT p95")
-TARGETS = (0.03, 0.2, 0.1)  # largest good |ln(predicted / measured)| of each figure
+TARGETS = (0.03, 0.2, 0.1)  # |ln(predicted / measured)| up to which a prediction is close, by figure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionErrors:
-    """Errors of a predicted level, each by FIGURES: ln(predicted / measured), ln(measured again / measured).
-
-    A figure that is missing gives nan.
-    """
+    """Errors of one predicted level, a value for each of FIGURES (nan if the figure is missing)."""
 
     place: int
     """Index of the level in PARTS that was left out of the fit."""
     predicted: tuple[float, ...]
+    """ln(predicted / measured)."""
     again: tuple[float, ...]
+    """ln(measured again / measured)."""
 
 
 def main() -> None:

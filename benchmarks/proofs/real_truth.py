@@ -1,10 +1,10 @@
 """Compares the answers with the truth on a real vLLM (CPU build).
 
 The truth of a deployment is measured: the two levels of users beside the memory wall are held until the
-standard error of the wall is a quarter of a user. Preemptions and blocked time come from the server's
-counters and gauges, and the wall lies where the first of them crosses its limit ("True maximum" in
-docs/method.md). Two answers are compared with it: that of scenarios/find_capacity.py, which does not know the
-truth, and that of guidellm's goodput search.
+wall's standard error is at most a quarter of a user, or for 10,000 requests each. Preemptions and blocked
+time come from the server's counters and gauges, and the wall lies where the first of them crosses its limit
+("True maximum" in docs/method.md). Two answers are compared with it: that of scenarios/find_capacity.py,
+which does not know the truth, and that of guidellm's goodput search.
 
 Parts in benchmarks/data/real_truth.json are not measured again: with the whole file the benchmark takes a
 second, without it an hour and a half. An interrupted benchmark continues; its runs are in build/real_truth.
@@ -54,7 +54,7 @@ LIGHT = 4
 WANTED_SE = 0.25
 """Standard error of x*, in users, at which a deployment is finished."""
 REQUESTS = 10_000
-"""Requests at each of the two levels at which a deployment is finished, whatever the error."""
+"""Requests at each of the two levels after which a deployment is finished, whatever the error."""
 _ROUNDS = 8
 """Largest number of rounds of a deployment. A round is a run of one or two levels."""
 _LEVEL_S, _SETTLE_S, _SAMPLE_S = 55.0, 5.0, 0.25

@@ -1,6 +1,6 @@
 """GPU time and error of our search and of the usual methods, on the same random deployments in virtual time.
 
-The usual methods' rows are in benchmarks/data/search_cost.jsonl; those of our search are `coverage`'s.
+Rows of the usual methods are in benchmarks/data/search_cost.jsonl; those of our search in coverage.jsonl.
 """
 
 import math
@@ -16,7 +16,7 @@ from testing.truth.methods import MethodResult, bisection, fixed_sweep
 
 _DEPLOYMENTS = 80  # the first ones on which our search ran
 _KEPT = DATA / "search_cost.jsonl"
-BUDGETS = (0.1, 0.2, 0.4, 0.8)  # of our search, in multiples of the time of UNIT
+BUDGETS = (0.1, 0.2, 0.4, 0.8)  # GPU time of our search, in multiples of UNIT's
 UNIT = "bisection, 300 a probe"  # the method whose GPU time is the unit of cost
 METHODS: Mapping[str, Callable[[int], MethodResult]] = {
     "bisection, 100 a probe": lambda number: bisection(deployment(number), requests=100),
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure_methods(number: int) -> Row:
-    """Measures every usual method on one deployment. The number is the seed, so the row is reproducible."""
+    """Measures every usual method on one deployment. The number is the seed."""
     found = {name: method(number) for name, method in METHODS.items()}
     return {
         "number": number,
@@ -50,8 +50,9 @@ def measure_methods(number: int) -> Row:
 
 
 def _report(rows: Sequence[Row]) -> None:
-    """Prints each method's mean GPU time, in multiples of UNIT's on the same deployment, and rms error of ln
-    x.
+    """Prints the mean GPU time and the rms error of ln x of each method.
+
+    Times are in multiples of UNIT's on the same deployment.
 
     For our search it also prints the cost as a share of a bisection with the same error. `rows` are
     deployments whose limit is not max_num_seqs, which the usual methods do not detect.

@@ -1,7 +1,4 @@
-"""Runs the scripted server on a given address and writes its log when it ends.
-
-python -m testing.hosts.logging_server ADDRESS PORT LOG
-"""
+"""Runs the scripted server on any address: `python -m testing.hosts.logging_server ADDRESS PORT LOG`."""
 
 import asyncio
 import json

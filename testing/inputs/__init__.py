@@ -1,4 +1,4 @@
-"""Builds small inputs for unit tests: engines, workloads, models, lengths.
+"""Builds small inputs for unit tests: engines, workloads, models, lengths, conversations.
 
 Knows no run folder.
 """

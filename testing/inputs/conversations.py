@@ -1,4 +1,4 @@
-"""Conversations of known turns and pauses."""
+"""Builds conversations with given numbers of turns and pauses."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,10 @@ def chats(
     answers_cached: bool = True,
     pauses_s: Sequence[float] = (3.0, 5.0, 9.0),
 ) -> Turns:
-    """Conversations, one of each number of turns; every turn adds 50 tokens and an answer."""
+    """Builds one conversation for each number of turns in `lengths`.
+
+    Every turn adds a message of 50 tokens and an answer of `outputs` tokens.
+    """
     prompt = np.array([50 + turn * (50 + outputs) for length in lengths for turn in range(length)])
     length = np.array(lengths)
     reusable = np.where(prompt > 50, (prompt - 51) // block_tokens * block_tokens, 0)

@@ -1,4 +1,4 @@
-"""Engines and requests whose schedules can be computed by hand."""
+"""Builds engines and requests whose schedules can be computed by hand."""
 
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request
@@ -14,7 +14,7 @@ SMALL_ENGINE = EngineConfig(
     step_per_seq_s=0.01,
     prefill_per_token_s=0.01,
 )
-"""A pool of 64 blocks of four tokens, and steps of about a second."""
+"""An engine with a pool of 64 blocks of four tokens and steps of about a second."""
 
 
 def engine_config(**changes: object) -> EngineConfig:

@@ -69,7 +69,7 @@ def chat_lengths(rng: np.random.Generator) -> tuple[int, int]:
 class Plan:
     """A load test in virtual time: its levels, times, lengths and seed.
 
-    `metrics`: whether the server has metrics. `lag_s`: the load generator's loop lag.
+    `metrics`: whether the server has metrics. `lag_s`: seconds by which the load generator's loop is late.
     """
 
     levels: Sequence[int] = (1, 2, 4, 8, 16, 20)

@@ -23,15 +23,15 @@ class Counts:
     """Counts of one level, each of shape (k,) for k batches of BATCH_S."""
 
     preempted: Floats
-    """Preemptions."""
+    """Number of preemptions."""
     finished: Floats
-    """Requests that ended."""
+    """Number of requests that ended."""
     blocked: Floats
-    """Scrapes with at least one waiting request."""
+    """Number of scrapes with at least one waiting request."""
     scrapes: Floats
-    """All scrapes."""
+    """Number of scrapes."""
     held: Floats
-    """Requests in the engine, running or waiting, summed over the scrapes."""
+    """Number of requests in the engine, running or waiting, summed over the scrapes."""
 
     @classmethod
     def of(cls, run: Run, begin_unix_s: float, end_unix_s: float) -> "Counts":
@@ -90,7 +90,7 @@ class Counts:
         return self.margins(rng.multinomial(k, np.full(k, 1 / k), _RESAMPLES).astype(np.float64))
 
     def told(self, users: int) -> Json:
-        """Builds a row of the data file: the shares and the standard errors of their batch means."""
+        """Builds the level's entry in the data file: both shares with standard errors from the batches."""
         k = len(self.finished)
         found: Json = {"users": users, "requests": int(self.finished.sum()), "batches": k}
         found["in_engine"] = round(float(self.held.sum() / self.scrapes.sum()), 2)

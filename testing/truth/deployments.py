@@ -20,14 +20,14 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset
 
 BLOCK_TOKENS = 16
-_PAIRS = 20_000  # pairs of lengths from which people draw
+_PAIRS = 20_000  # pairs of prompt and output lengths from which people draw
 LONGEST = 5.0  # times the mean: lengths are cut there, as by max_tokens
-PLAY_REQUESTS = 3000  # fewest requests of a play; 40 a user if that is more
+PLAY_REQUESTS = 3000  # requests of a play, or 40 a user if that is more
 PLAYS = (6, 40, 100)  # plays of each of the two levels: fewest; most to reach SE_ROOT; most of all
-SE_USERS, SE_SHARE = 0.1, 0.005  # largest standard error of a resolved truth: users or share
-SE_ROOT = 0.018  # wanted standard error over root of x: a fifth of most intervals' error
+SE_USERS, SE_SHARE = 0.1, 0.005  # limit of a resolved truth's standard error, the larger: users; share of x
+SE_ROOT = 0.018  # standard error to reach, times the root of x: a fifth of most intervals'
 WIDE = 0.01  # distance of the two levels as a share of the lower one, but at least one user
-SHIFTS = 12  # most moves of the two levels
+SHIFTS = 12  # how often the two levels may move to bracket the wall
 
 Crossings = dict[str, float]
 """Users at which walls are crossed, by the name of the wall."""
@@ -162,7 +162,7 @@ class Truth:
     se: float
     wall: str
     crossings: Crossings
-    """Walls that the upper of the two levels has crossed. The smallest is `x`."""
+    """Users at which the walls are crossed that the upper of the two levels is past. The smallest is `x`."""
     requests: int
 
     @property
@@ -172,7 +172,7 @@ class Truth:
 
 
 def sought_se(x: float) -> float:
-    """Returns the standard error to reach for a truth at x users, if PLAYS[1] plays are enough."""
+    """Returns the standard error that a truth at x users should reach within PLAYS[1] plays."""
     return SE_ROOT * math.sqrt(x)
 
 
@@ -183,7 +183,7 @@ def _allowed_se(x: float) -> float:
 def truth_of(one: VirtualDeployment) -> Truth | None:
     """Measures the maximum as docs/method.md defines it, by long simulations of two levels.
 
-    Returns None if one user breaks an objective, or if no two levels bracket the wall.
+    Returns None if one user breaks an objective, if no wall is met, or if no two levels bracket the wall.
     """
     rough = find_maximum(one.service, one.slo, requests=2000, seed=one.number)
     if rough is None or not math.isfinite(rough.x):
@@ -219,7 +219,7 @@ def _bracket(plays: "_Plays", low: int, count: int) -> tuple[int, Truth] | None:
 
 
 class _Plays:
-    """Simulations (plays) of levels. The play of one index has the same people at every level."""
+    """Simulates levels several times (plays). Play number i has the same people at every level."""
 
     def __init__(self, one: VirtualDeployment) -> None:
         self._one = one
@@ -228,7 +228,7 @@ class _Plays:
     def first_wall(self, low: int, high: int, count: int) -> Truth | None:
         """Returns the first wall from `count` plays of each level, with a jackknife error over the plays.
 
-        None: the lower level is past a wall. `x` infinite: the upper level is past none.
+        Returns None if the lower level is past a wall, and an infinite `x` if the upper level is past none.
         """
         below, above = self._of(low, count), self._of(high, count)
         whole = self._crossings(low, high, below, above)

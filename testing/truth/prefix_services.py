@@ -17,7 +17,7 @@ from loadtest.simulator.engine.config import EngineConfig
 from testing.truth.virtual_load import VirtualLoad
 
 TRUE_TURNS = 8000  # turns of a long level, which measures the truth
-CYCLES, SETTLE_CYCLES = 20, 3  # turns of each user in a level and while it settles
+CYCLES, SETTLE_CYCLES = 20, 3  # turns of each user in a level, and before that while it settles
 _MIN_TURNS = 150  # fewest turns of a level far below the wall
 LOW, ACROSS = (0.15, 0.3), (0.25, 0.5, 1.0, 1.5)  # users of the levels, in multiples of the wall
 SLO = Slo()

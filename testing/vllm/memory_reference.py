@@ -18,7 +18,7 @@ BLOCKED = 0.1
 
 @dataclass(frozen=True)
 class ReferenceBlocks:
-    """Distributions of the blocks of requests with given lengths (s, o). Each index k is k blocks."""
+    """Statistics of the blocks of requests with given lengths. Index k of each array stands for k blocks."""
 
     held: np.ndarray
     """Share of steps in which a request holds k blocks."""

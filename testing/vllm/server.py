@@ -20,7 +20,7 @@ MAX_MODEL_LEN = 2048
 BLOCK_SIZE = 32
 KV_BYTES_PER_TOKEN = 2048
 UNUSED_BYTES = 1024**3
-"""Bytes of KV cache to name if the pool is given in blocks: without a number vLLM takes all memory."""
+"""Bytes of KV cache to request if the pool is given in blocks; without it vLLM asks for nearly all memory."""
 START_TIMEOUT_S = 180
 
 
@@ -50,7 +50,8 @@ def start_vllm(
 ) -> Iterator[Vllm]:
     """Starts a server, waits until /health answers, and yields it. Ends all its processes on leaving.
 
-    Give the pool in blocks or in bytes, else ValueError. Raises VllmUnavailableError or VllmStartError.
+    Give the pool in blocks or in bytes. Raises ValueError if neither is given, and VllmUnavailableError or
+    VllmStartError if the server cannot be started.
     """
     if num_gpu_blocks_override is None and kv_cache_memory_bytes is None:
         raise ValueError("Give num_gpu_blocks_override or kv_cache_memory_bytes.")

@@ -63,7 +63,7 @@ class Condition:
 def _csv(
     rate: float, prompt: tuple[float, float], output: tuple[float, float]
 ) -> Callable[[random.Random], list[str]]:
-    """Returns a function that draws a Poisson trace with lognormal lengths, each (mean, CV)."""
+    """Returns a function that draws a Poisson trace with lognormal lengths, given as (mean, CV)."""
 
     def lines(rng: random.Random) -> list[str]:
         found, at_s = ["time_s,prompt,output"], 0.0
