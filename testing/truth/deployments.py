@@ -77,11 +77,8 @@ def deployment(number: int) -> VirtualDeployment:
     )
     think_s = output * step_s * _log_uniform(rng, 0.3, 4.0) if rng.random() < 0.35 else 0.0
     alone_s = engine.step_base_s + engine.step_per_seq_s + engine.step_per_kv_token_s * held
-    slo = Slo(
-        ttft_p95_s=(engine.prefill_per_token_s * prompt * (1 + 2 * prompt_cv) + 2 * step_s)
-        * _log_uniform(rng, 1.5, 20.0),
-        tpot_p95_s=1.1 * alone_s + (step_s - alone_s) * _log_uniform(rng, 0.4, 4.0),
-    )
+    long_prefill_s = engine.prefill_per_token_s * prompt * (1 + 2 * prompt_cv)
+    slo = _objectives(rng, step_s=step_s, alone_s=alone_s, long_prefill_s=long_prefill_s)
     pauses_s = np.random.default_rng([number, 2]).exponential(think_s, 5000 if think_s else 1)
     return VirtualDeployment(
         number=number,
@@ -105,6 +102,15 @@ def deployment(number: int) -> VirtualDeployment:
             "fit": fit,
             "slots": slots,
         },
+    )
+
+
+def _objectives(rng: random.Random, *, step_s: float, alone_s: float, long_prefill_s: float) -> Slo:
+    """Draws objectives from strict to loose, for steps with the pool full (step_s) and with one user
+    (alone_s)."""
+    return Slo(
+        ttft_p95_s=(long_prefill_s + 2 * step_s) * _log_uniform(rng, 1.5, 20.0),
+        tpot_p95_s=1.1 * alone_s + (step_s - alone_s) * _log_uniform(rng, 0.4, 4.0),
     )
 
 
