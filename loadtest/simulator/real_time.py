@@ -36,7 +36,7 @@ class LiveEngine:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Stops the engine between two steps."""
+        """Stops the engine. A step under way does not end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -10,7 +10,7 @@ class EngineConfig:
     lognormal factor with mean 1 and coefficient of variation `jitter_cv`.
 
     Raises ValueError if vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
-    cannot hold one request of `max_model_len`.
+    cannot hold one request of `max_model_len`. Also if `step_base_s` is not above 0.
     """
 
     num_gpu_blocks: int

@@ -105,7 +105,7 @@ class Engine:
         self.counters.aborted += 1
 
     def begin(self, now_s: float) -> float | None:
-        """Starts a step. Returns the instant at which it ends, None when there is nothing to compute.
+        """Starts a step. Returns the instant at which it ends, or None if there is nothing to compute.
 
         Raises RuntimeError while a step is under way.
         """
@@ -368,8 +368,8 @@ class Engine:
             self._prefilling = request
 
     def _start_decoding(self, request: Request) -> None:
-        """Moves a request whose prefill completes in the current step to the decodes. This step and each step
-        after it makes one token."""
+        """Moves a request whose prefill completes in the current step to the decodes. From this step on, each
+        step makes one of its tokens."""
         number = self._step_number
         request.state = RequestState.DECODE
         request.run_start_step = number
