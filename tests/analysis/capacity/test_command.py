@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -206,4 +207,10 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
     assert now.interval_x == pytest.approx(then.interval_x, rel=1e-6)
     assert [level.n for level in now.levels] == [level.n for level in then.levels]
     assert now.warnings == then.warnings
-    assert "18 users" in capsys.readouterr().out
+    made_words, words = (_undated_words(path / "report.md") for path in (folder, example))
+    assert made_words == words
+    assert "plan for 18 users" in capsys.readouterr().out
+
+
+def _undated_words(report: Path) -> list[str]:
+    return [line for line in report.read_text().splitlines() if not line.startswith("Made ")]
