@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 class RefusedError(Exception):
-    """The data cannot support an answer; the message says why. The command exits with `ExitCode.REFUSED`."""
+    """The data cannot support an answer; the message says why. The exit code is `ExitCode.REFUSED`."""
 
 
 def positive_number(text: str) -> float:
@@ -95,13 +95,20 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
-    """Returns the objectives to judge a run by: each from its flag, else from the run, else the default."""
+    """Returns the objectives by which a run is judged.
+
+    Each objective is the value of its flag. Without a flag it is the value in the run's settings, and without
+    either it is the default.
+    """
     flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
     given = {name: flag for name, flag in flags.items() if flag is not None}
     return msgspec.structs.replace(stored_slo(info), **given)
 
 
 def stored_slo(info: RunInfo) -> Slo:
-    """Returns the objectives that a run was made with, and the default for each that it does not state."""
+    """Returns the objectives in a run's settings.
+
+    An objective that the settings do not state has its default value.
+    """
     stored = {name: info.settings.get(f"slo_{name}") for name in Slo.__struct_fields__}
     return Slo(**{name: float(value) for name, value in stored.items() if isinstance(value, int | float)})

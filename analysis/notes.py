@@ -1,5 +1,7 @@
-"""Doubts, refusals, warnings and options as codes with values. `analysis.reporting.words` puts them into
-words."""
+"""Doubts, refusals, warnings and options, as codes with values.
+
+`analysis.reporting.words` puts them into words. A wall is a limit on the number of users.
+"""
 
 from typing import Literal
 
@@ -7,11 +9,11 @@ import msgspec
 
 
 class Note(msgspec.Struct, kw_only=True):
-    """Something that a person must be told. The subclass is the code, and its fields are the values."""
+    """Something that the reader must be told. The subclass is the code, and its fields are the values."""
 
 
 class PlainSentence(Note):
-    """A sentence that was worded where the problem was noticed: by the load test, or by a reader of files."""
+    """A finished sentence about a problem, from the load test or from the reading of its files."""
 
     sentence: str
 
@@ -20,7 +22,7 @@ class PlainSentence(Note):
 
 
 class NotSteady(Note):
-    """Request durations or KV usage drift in every part of the level that was tried as its window."""
+    """No steady window was found in the level: request durations or KV usage drift in every part tried."""
 
 
 class TooFewRequests(Note):
@@ -31,14 +33,14 @@ class TooFewRequests(Note):
 
 
 class GeneratorLate(Note):
-    """The event loop that takes the times ran late. `lag_s` is the mean over the window."""
+    """The load generator's event loop ran late. `lag_s` is the mean lag over the window."""
 
     lag_s: float
     limit_s: float
 
 
 class GeneratorBusy(Note):
-    """The load generator used nearly all of its core."""
+    """A worker of the load generator used nearly all of its CPU core."""
 
     cpu: float
     """CPU time of the busiest worker, as a share of one core."""
@@ -74,14 +76,14 @@ class LittlesLawOff(Note):
 
 
 class TokensDisagree(Note):
-    """Over the whole run, the server counted a different number of output tokens than the rows hold."""
+    """Over the whole run, the server counted more or fewer output tokens than the request rows hold."""
 
     off: float
     """Relative difference; positive where the server counted more."""
 
 
 class ForeignLoad(Note):
-    """The server held requests that the load test did not send. `requests` is their mean number."""
+    """The server held requests that the load test did not send. `requests` is the mean number of them."""
 
     requests: float
 
@@ -112,7 +114,7 @@ class NoTrustedLevel(Note):
 
 
 class PastWallAtLowest(Note):
-    """The lowest trusted level is past a wall already, so the wall lies below all that was measured."""
+    """Even the lowest trusted level is beyond a wall, so the wall lies below all measured levels."""
 
     users: int
     wall: str
@@ -146,27 +148,32 @@ class TooFewLengths(Note):
 
 
 class SpreadOverEngines(Note):
-    """Several engines with a pool each: users are taken as spread evenly over them."""
+    """There are several engines, each with its own KV-cache pool. Users are assumed to be spread evenly."""
 
     engines: int
 
 
 class GaugeDisagrees(Note):
-    """The server's gauge of KV usage disagrees with the usage that follows from the requests' lengths."""
+    """The server's KV usage gauge disagrees with the usage computed from the requests' lengths."""
 
     off: float
     """Relative difference; positive where the gauge shows more."""
 
 
 class Lockstep(Note):
-    """Output lengths hardly vary, so requests begin and end together. `cv` is their coefficient of
-    variation."""
+    """Output lengths hardly vary, so requests begin and end together.
+
+    `cv` is the coefficient of variation of the output lengths.
+    """
 
     cv: float
 
 
 class HeavyTail(Note):
-    """Output lengths vary so much that more requests are needed. `cv` is their coefficient of variation."""
+    """Output lengths vary so much that more requests are needed.
+
+    `cv` is the coefficient of variation of the output lengths.
+    """
 
     cv: float
     requests: int
@@ -174,18 +181,18 @@ class HeavyTail(Note):
 
 
 class SeedRepeated(Note):
-    """Runs that are pooled used the same seed, so they drew the same lengths."""
+    """Pooled runs used the same seed, so their requests have the same random lengths."""
 
 
 class LevelsNotTrusted(Note):
-    """Levels that were left out, all because of the same doubts."""
+    """Levels that the answer does not use, all because of the same doubts (`why`)."""
 
     users: list[int]
     why: list[Note]
 
 
 class Extrapolated(Note):
-    """The first wall lies above or below all trusted levels."""
+    """The wall that is met first lies above or below all trusted levels, so its place is extrapolated."""
 
     wall: str
     side: Literal["above", "below"]
@@ -194,8 +201,10 @@ class Extrapolated(Note):
 
 
 class FormulaAlone(Note):
-    """No trusted level near the KV-cache wall measured preemptions or blocked time. Only the formula is
-    left."""
+    """The KV-cache wall is known from the formula alone, not from measurements near it.
+
+    No trusted level near this wall measured preemptions or the time in which requests were blocked.
+    """
 
 
 class SentLate(Note):
@@ -214,24 +223,24 @@ class SentLate(Note):
 
 
 class RaiseMemoryUtilization(Note):
-    """Option: vLLM gets a larger share of the GPU's memory, `to` instead of `now`."""
+    """Option: vLLM gets a larger share of the GPU's memory. `now` is the present share, `to` the new one."""
 
     to: float
     now: float
 
 
 class LargerPool(Note):
-    """Option: the KV cache gets more memory. `by` is the share of its present size that is added."""
+    """Option: the KV cache gets more memory. `by` is the increase as a share of the present size."""
 
     by: float
 
 
 class Fp8Cache(Note):
-    """Option: keys and values are stored in eight bits."""
+    """Option: the KV cache stores keys and values in eight bits (FP8)."""
 
 
 class ShorterContext(Note):
-    """Option: a lower `max_model_len`, which cuts off the longest requests. `cut_share` is their share."""
+    """Option: a lower `max_model_len`. It cuts off the longest requests, a share of `cut_share`."""
 
     max_model_len: int
     cut_share: float

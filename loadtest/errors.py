@@ -2,4 +2,5 @@
 
 
 class InputError(Exception):
-    """Input that cannot be read or used. The message says what to do; the command ends with exit code 2."""
+    """The user's input cannot be read or used. The message says what to do; the command ends with exit code
+    2."""

@@ -39,7 +39,8 @@ class Outcome(StrEnum):
 
 
 class Slo(msgspec.Struct, kw_only=True, frozen=True):
-    """Service-level objectives: the largest values at which the users of a level count as served well."""
+    """Service-level objectives (SLO). The users of a level count as served well if no measured value is
+    larger than its objective."""
 
     ttft_p95_s: float = 2.0
     """Largest 95th percentile of the time to first token, in seconds."""
@@ -52,8 +53,8 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
-    """One attempted request. Fields that end in `_s`, but not in `_unix_s`, are seconds after `start_unix_s`
-    by a monotonic clock."""
+    """One attempted request. Fields that end in `_unix_s` are Unix times. All other fields that end in `_s`
+    are seconds since `start_unix_s`, by a monotonic clock."""
 
     schema: int = RUN_SCHEMA
     request_id: str
@@ -94,8 +95,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
-    """The state of one engine of the server at one scrape. A data-parallel server has several engines; the
-    GPU figures are in the row of the first."""
+    """The state of one engine of the server at one scrape. A data-parallel server has several engines; only
+    the row of the first engine holds the GPU figures."""
 
     unix_s: float
     engine: str | None = None
@@ -124,7 +125,7 @@ class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ClientSample(msgspec.Struct, kw_only=True, frozen=True):
-    """The health of one load generator process; one row a second."""
+    """The health of one process that generates load. Each process writes one row a second."""
 
     unix_s: float
     loop_lag_max_s: float
@@ -195,7 +196,8 @@ class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, kw_only=True, frozen=True):
-    """One process that generated load; a run in a single process has one too."""
+    """One worker process that generated load. A run without separate workers lists its single process
+    here."""
 
     name: str
     clock_offset_s: float | None = None
@@ -203,8 +205,8 @@ class WorkerInfo(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
-    """The content of `run.json`: what was run, and against which server. The file is rewritten during the
-    run."""
+    """The content of `run.json`: what was run, and against which server. The file is rewritten again and
+    again while the run is in progress."""
 
     schema: int = RUN_SCHEMA
     run_id: str
@@ -231,8 +233,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
 
 
 class SearchState(msgspec.Struct, kw_only=True, frozen=True):
-    """The state of a capacity search, sent to the advisor as one JSON line. The advisor reads the rows in the
-    run folder."""
+    """The state of a capacity search. The load test sends it as one JSON line to the advisor, the process
+    that chooses the next number of users. The advisor also reads the rows in the run folder."""
 
     holding: int | None = None
     """Users of the current level; null before the first level and between two levels."""
@@ -243,7 +245,7 @@ class SearchState(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class SearchAdvice(msgspec.Struct, kw_only=True, frozen=True):
-    """The advisor's answer to a `SearchState`, as one JSON line."""
+    """What the advisor answers to a `SearchState`, as one JSON line: how many users to hold next."""
 
     users: int | None
     """Users to hold next: those of the current level, or of a new one. Null ends the search."""
@@ -256,7 +258,8 @@ class SearchAdvice(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def encode_line(row: RequestRecord | ServerSample | ClientSample) -> bytes:
-    """Encodes a row as one JSON line. Takes about 6 us for 200 chunks."""
+    """Encodes a row as one JSON line that ends in a line feed. This takes about 6 us for a request with 200
+    chunks."""
     return _encoder.encode(row) + b"\n"
 
 

@@ -1,5 +1,5 @@
-"""All settings of a load test, from Locust's flags and web form, the environment (`LOADTEST_*`) and `.env`.
-Of Locust it knows only the argument parser."""
+"""All settings of a load test. They come from Locust's flags and web form, from environment variables
+(`LOADTEST_*`) and from `.env`. This module uses only Locust's argument parser."""
 
 import difflib
 import json
@@ -70,8 +70,8 @@ Headers = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
 
 
 class Settings(BaseSettings):
-    """All settings with their defaults. A flag or form field overrides the environment, which overrides
-    `.env`. An empty value counts as not given."""
+    """All settings with their defaults. A flag or a field of the web form overrides the environment, which
+    overrides `.env`. An empty value counts as not given."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
@@ -169,7 +169,8 @@ class Settings(BaseSettings):
 
     @property
     def open_loop(self) -> bool:
-        """Whether the loop is open: requests are sent at given times, without waiting for answers."""
+        """Whether the load is an open loop: requests are sent at given times, without waiting for earlier
+        answers."""
         return self.arrivals is not None or self.trace is not None
 
     def _refuse_users_in_open_loop(self) -> None:
@@ -198,12 +199,13 @@ class Settings(BaseSettings):
         )
 
     def shared(self) -> dict[str, object]:
-        """Returns the settings that the master sends to workers: all except the API key, as JSON values."""
+        """Returns the settings that the master sends to its workers, as JSON values. The API key is left
+        out."""
         return self.model_dump(mode="json", exclude={"api_key"})
 
     def public(self) -> dict[str, object]:
-        """Returns the settings that may be stored. The API key, the values of extra headers and credentials
-        in addresses are left out."""
+        """Returns the settings that may be stored, as JSON values. Leaves out the API key, the values of
+        extra headers, and credentials in addresses."""
         values = self.shared()
         values["model_config"] = values.pop("model_config_file")
         values["extra_headers"] = dict.fromkeys(self.extra_headers, "(not recorded)")
@@ -224,8 +226,9 @@ _FLAGS = {
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """Adds one flag for each setting except the API key. Flags are strings with the default None, because
-    Locust sends parsed options between machines and its form converts values to the type of the default."""
+    """Adds one flag to `parser` for each setting except the API key. Each flag is a string with the default
+    None. Locust needs this: it sends parsed options between machines, and its web form converts a value to
+    the type of the default."""
     group = parser.add_argument_group(
         "Seatcount", "Settings of the load test; each is also read from LOADTEST_<NAME>"
     )
@@ -250,7 +253,8 @@ def resolve_settings(options: Mapping[str, object]) -> Settings:
 
 
 def settings_from_shared(values: Mapping[str, object]) -> Settings:
-    """Builds the settings that the master sent, with the API key of this process. Raises InputError."""
+    """Builds the settings from the values that the master sent and the API key of this process. Raises
+    InputError."""
     return _validated({name: value for name, value in values.items() if value is not None})
 
 

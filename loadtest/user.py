@@ -1,4 +1,5 @@
-"""ChatUser, the base class of every scenario's users. Knows neither what is asked nor how it is measured."""
+"""ChatUser, the base class of the users in every scenario. Knows neither what is asked nor how it is
+measured."""
 
 import itertools
 import random
@@ -25,7 +26,8 @@ MIN_STAGGER_S = 1.0
 
 
 class ChatUser(User):
-    """Acts as one person, who asks, waits for the answer, thinks and asks again. Scenarios subclass it."""
+    """Acts as one person, who asks, waits for the answer, thinks and asks again. Scenarios define
+    subclasses."""
 
     abstract = True
     load_test_process: ClassVar[LoadTestProcess]
@@ -42,9 +44,13 @@ class ChatUser(User):
         self._waits: random.Random | None = None
 
     def wait_time(self) -> float:
-        """Returns the seconds until `ask` is called again. In a closed loop this is the think time; before
-        the first request it is a random part of the settling time, because Locust starts all users of one
-        second at once."""
+        """Returns the seconds until Locust calls `ask` again.
+
+        - open loop: a short fixed interval,
+        - closed loop, before the first request: a random time from 0 to the settling time (or to 1 s if the
+          settling time is shorter), because Locust starts all users of one second at once,
+        - closed loop, later: the think time.
+        """
         generator = self.load_test_process.generator
         if generator is None:
             return 0.0
@@ -57,8 +63,8 @@ class ChatUser(User):
 
     @task
     def ask(self) -> None:
-        """Sends one turn of the conversation. Locust calls it for every turn, so that a user can stop between
-        turns."""
+        """Sends one turn of the conversation and waits for the answer. Locust calls this for each turn, so a
+        user can stop between two turns. In an open loop, sends the requests that are due instead."""
         generator = self.load_test_process.generator
         if generator is None or generator.closing:
             raise StopUser
@@ -76,8 +82,8 @@ class ChatUser(User):
         tell_locust(self.environment, record)
 
     def _send_what_is_due(self, generator: Generator) -> None:
-        """Hands over the requests of this worker that are due soon, without waiting for answers. In an open
-        loop each worker has one user, which hands over all its requests."""
+        """Hands over the requests that this worker has to send soon, and does not wait for their answers.
+        Used in an open loop, in which each worker has a single user that hands over all its requests."""
         for stream in generator.due_soon():
             generator.send_when_due(stream)
             gevent.sleep(0)  # lets others run between two prompts, which may be long to make

@@ -10,9 +10,10 @@ from loadtest.record import Slo
 
 
 class Headline(msgspec.Struct, kw_only=True, frozen=True):
-    """The number of users to plan with, and how certain it is. All numbers are null in a refusal.
+    """The number of users to plan for, and how certain it is. All numbers are null if the answer is refused.
 
-    `max_users` is the lower end of `interval_x` rounded down. `estimate` and `interval` are `estimate_x` and
+    `estimate_x` and `interval_x` are the limit in users and its interval, as real numbers. `estimate` and
+    `interval` are the same values rounded down. `max_users`, the number to plan for, is the lower end of
     `interval_x` rounded down.
     """
 
@@ -29,7 +30,10 @@ class Headline(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Bound(msgspec.Struct, kw_only=True, frozen=True):
-    """Users at which one wall lies: whole users, and real-valued ones in `users_x` and `interval_x`."""
+    """The number of users at which one wall (a limit on users) lies.
+
+    `users` and `interval` are whole numbers; `users_x` and `interval_x` are the same as real numbers.
+    """
 
     name: WallName
     users: int
@@ -40,14 +44,17 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
-    """A wall that was not met at up to `up_to_users` users, the highest trusted level."""
+    """A wall (limit) that was not met up to `up_to_users` users, the highest trusted level."""
 
     name: WallName
     up_to_users: int
 
 
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
-    """KV cache that one request in flight takes. Null where the data do not tell."""
+    """The size of the KV-cache pool, the KV cache that one request in flight takes, and the GPU memory.
+
+    A field is null where the data do not tell.
+    """
 
     pool_tokens: int | None = None
     tokens_per_user: float | None = None
@@ -68,7 +75,10 @@ class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):
-    """Step time of the engine: base + per_seq * sequences + per_kv_token * KV tokens + prefill."""
+    """Step time of the engine, as a sum of four terms.
+
+    Step time = base + per_seq * sequences + per_kv_token * KV tokens + prefill_per_token * prompt tokens.
+    """
 
     step_base_s: float | None = None
     step_per_seq_s: float | None = None
@@ -93,9 +103,10 @@ class WorkloadSummary(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):
-    """A change that would move the limit.
+    """A change to the deployment or the workload that would raise the limit.
 
-    `users` is the new estimate: `users_x` rounded down. Both are null where no model tells.
+    `users_x` is the new limit, and `users` is the same rounded down. Both are null where no model predicts
+    the new limit.
     """
 
     change: Note
@@ -137,7 +148,7 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def trusted(self) -> list[Level]:
-        """Levels that the answer uses."""
+        """Levels that the answer uses (trusted levels)."""
         return [level for level in self.levels if level.trusted]
 
 

@@ -79,13 +79,13 @@ class ComparisonRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def row_name(row: ComparisonRow) -> str:
-    """The figure's name and its level, for tables and axes."""
+    """Returns the figure's name with its level, such as `TTFT p95 at 8 users`, for tables and axes."""
     at = "" if row.users is None else f" at {row.users} user{'s' * (row.users != 1)}"
     return FIGURE_NAMES[row.figure] + at
 
 
 class RunDifference(msgspec.Struct, kw_only=True, frozen=True):
-    """Something that may differ between the runs, and does: what the comparison is about."""
+    """One allowed difference between the runs, such as the model or a server flag."""
 
     name: str
     a: str
@@ -93,7 +93,7 @@ class RunDifference(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GateCheck(msgspec.Struct, kw_only=True, frozen=True):
-    """One criterion of the gate at one level."""
+    """One criterion of the gate, checked at one level; `users` is null for the check of capacity."""
 
     users: int | None
     baseline: float | None
@@ -108,7 +108,11 @@ class GateCheck(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GateCriterion(msgspec.Struct, kw_only=True, frozen=True):
-    """One criterion: worse where one check is; ok where one check is and none is worse."""
+    """One figure that the gate judges, with its checks at several levels.
+
+    The verdict is "worse" if any check is "worse". If none is, it is "ok" if any check is "ok", and "unclear"
+    if no check is.
+    """
 
     figure: FigureName
     verdict: GateVerdict
@@ -118,7 +122,7 @@ class GateCriterion(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GateAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """The verdict on whether the second run got worse than the first, its baseline."""
+    """The verdict on whether the second run is worse than the first run, which is its baseline."""
 
     verdict: GateVerdict
     tolerance: float

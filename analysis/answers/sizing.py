@@ -1,5 +1,7 @@
-"""The answers of `python -m analysis.sizing` as types; Sizing is its JSON. Bands are [lower end, estimate,
-upper end] and cover 90 %."""
+"""Types of the answers of `python -m analysis.sizing`; the type `Sizing` is the content of its JSON.
+
+A band is [lower end, estimate, upper end] and covers 90 %.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +20,10 @@ FloatBand = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatedWorkload:
-    """What users ask, as the flags state it: distributions in the forms of `--prompt-tokens`."""
+    """The workload that the flags of sizing state.
+
+    Token counts and think times are distributions, written as for the flag `--prompt-tokens`.
+    """
 
     prompt_tokens: str
     output_tokens: str
@@ -27,7 +32,7 @@ class StatedWorkload:
 
 
 class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
-    """Memory that start-up takes beside the weights, on one GPU."""
+    """Memory that start-up takes in addition to the weights, on one GPU, bytes."""
 
     activation: int
     cuda_graphs: int
@@ -35,7 +40,7 @@ class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class OverheadBand(msgspec.Struct, kw_only=True, frozen=True):
-    """Bands of the memory that start-up takes beside the weights, on one GPU."""
+    """Bands of the memory that start-up takes in addition to the weights, on one GPU, bytes."""
 
     activation: IntBand
     cuda_graphs: IntBand
@@ -45,7 +50,7 @@ class OverheadBand(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Effect(msgspec.Struct, kw_only=True, frozen=True):
-    """How the estimate moves when one input changes."""
+    """How much the estimated number of users changes when one input changes."""
 
     input: str
     change: str
@@ -53,8 +58,11 @@ class Effect(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Sizing(msgspec.Struct, kw_only=True, frozen=True):
-    """The answer: users, the walls, memory and what vLLM will log. Bytes are of one GPU unless the name says
-    otherwise. Where the answer is refused, what needs a KV pool is null."""
+    """The answer of a sizing: the users, the walls (limits), the memory, and what vLLM will log.
+
+    Bytes are those of one GPU, unless the field's name says otherwise. If the answer is refused, the fields
+    that need a KV-cache pool are null.
+    """
 
     schema: int = SIZING_SCHEMA
     model: str

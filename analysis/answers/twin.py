@@ -1,4 +1,8 @@
-"""The types of twin.json: what was fitted, how far off it was, and what it predicts. Knows no maths."""
+"""The types of twin.json. Knows no maths.
+
+A twin is a simulated copy of the server, fitted to a run. The file holds the fitted numbers, the error of the
+twin, and its predictions.
+"""
 
 import msgspec
 
@@ -8,7 +12,7 @@ Interval = tuple[float, float]
 
 
 class Term(msgspec.Struct, kw_only=True, frozen=True):
-    """One fitted number with its 90 % interval."""
+    """One fitted number of the twin, with its 90 % interval."""
 
     name: str
     value: float
@@ -16,7 +20,10 @@ class Term(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Prediction(msgspec.Struct, kw_only=True, frozen=True):
-    """Figures at one number of users, by the names of `VirtualFigures`, each with its 90 % interval."""
+    """Predicted figures at one number of users, each with its 90 % interval.
+
+    `values` and `intervals` have the field names of `VirtualFigures` as keys.
+    """
 
     users: int
     """0 for an open loop."""
@@ -38,7 +45,10 @@ class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
-    """Replicas for a number of users, `spare` of which may be lost, and what they cost."""
+    """How many replicas a number of users needs, and what the replicas cost.
+
+    The replicas still hold all users after `spare` of them are lost.
+    """
 
     users: int
     replicas: int

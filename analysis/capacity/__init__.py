@@ -1,4 +1,4 @@
-"""How many users a deployment holds: the walls joined into one answer with an interval, options and warnings.
+"""Joins the walls (limits) of a deployment into one answer: its users, an interval, options and warnings.
 
-Does not know how a single wall is placed, and knows no words.
+Does not know how the place of a single wall is computed, and writes no sentences for people.
 """

@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def analyse(options: argparse.Namespace) -> Answer:
-    """Reads the runs, answers, and writes the reports into the named folder. Raises InputError."""
+    """Reads the runs, computes the answer, writes the reports into the named folder and returns the answer.
+
+    Raises InputError if the runs cannot be read.
+    """
     per_token = _bytes_from_config(options.config)
     groups, left_out = choose_runs(_found(options), options.run)
     models = []
@@ -72,7 +75,11 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
-    """Finds run folders, or reads the results of other load generators. Raises InputError."""
+    """Returns the run folders at the given path, or else the results of other load generators there.
+
+    Raises InputError if there is neither, if results cannot be read, or if --server-metrics is given for run
+    folders.
+    """
     if options.path.is_file() or (options.path.is_dir() and not has_runs(options.path)):
         return read_results(options.path, server_metrics=options.server_metrics)
     if options.server_metrics:
@@ -81,7 +88,10 @@ def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
 
 
 def _with_stated_pool(run: Run, options: argparse.Namespace) -> Run:
-    """Replaces what /metrics said of the KV pool by what the user stated, if anything."""
+    """Returns the run with the size of the KV-cache pool that the user stated on the command line.
+
+    Returns the run unchanged if the user stated no size.
+    """
     if options.kv_cache_tokens is None:
         return run
     block_size = options.block_size or run.info.server.block_size or VLLM_BLOCK_SIZE

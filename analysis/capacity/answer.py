@@ -1,4 +1,4 @@
-"""The answer for one model, made from a judgement."""
+"""Builds the answer for one model from a judgement of its runs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,7 +49,10 @@ def recommend(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> ModelAnswer:
-    """Judges the runs and answers for their model. The same seed gives the same answer."""
+    """Returns the answer for the model of these runs: how many users its deployment holds.
+
+    The same seed gives the same answer.
+    """
     judgement = judge(runs, slo=slo, seed=seed, on_step=on_step)
     return answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
 
@@ -57,7 +60,10 @@ def recommend(
 def answer_of(
     judgement: Judgement, *, confidence: float = CONFIDENCE, bytes_per_token: int | None = None
 ) -> ModelAnswer:
-    """Answers for one model. bytes_per_token: KV bytes that replace what the server said."""
+    """Returns the answer for one model, from a judgement.
+
+    bytes_per_token: size of one token in the KV cache; by default what the server states.
+    """
     evidence, memory, gauge = judgement.evidence, judgement.memory, judgement.gauge
     runs, walls, reasons = evidence.runs, judgement.walls, judgement.reasons
     warnings = warnings_of(evidence, memory, gauge, walls)

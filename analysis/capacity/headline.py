@@ -1,4 +1,4 @@
-"""The number of users to plan with, from the walls and their bounds."""
+"""Computes the number of users to plan with, from the bounds of the walls (the limits of the deployment)."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,12 @@ TIE = 0.05  # walls less likely than this to be the first do not affect the uppe
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:
     """Joins the walls into one number of users with an interval.
 
-    The lower end is the smallest lower bound of all walls. The upper end is the smallest upper bound among
-    the first wall and its rivals, each at an error divided by their number (docs/method.md). A wall that was
-    not met lies above the highest trusted level, so that level is its lower bound.
+    - Lower end: the smallest lower bound of all walls. If no level has met the first wall, the highest
+      trusted level (trusted: its measurement passed the checks) is a lower bound too.
+    - Upper end: the smallest upper bound among the first wall and its rivals. A rival is another wall that
+      is likely enough to be the first. The probability of an error is divided by the number of these
+      walls (docs/method.md). There is no upper end without a wall, or if the first wall lies far above
+      the highest trusted level.
     """
     top = evidence.trusted[-1]
     first = min(walls, key=lambda wall: wall.x, default=None)
@@ -51,7 +54,11 @@ def _at_least(users: float) -> Headline:
 
 
 def _p_binding(walls: Sequence[PlacedWall]) -> dict[str, float]:
-    """Returns the share of draws in which each wall is the first; walls with none are left out."""
+    """Returns, by the wall's name, how probable it is that this wall is reached first.
+
+    The probability is the share of random draws in which the wall has the fewest users. Walls with a share
+    of 0 are left out.
+    """
     first = np.argmin(np.stack([wall.draws for wall in walls]), axis=0)
     share = np.bincount(first, minlength=len(walls)) / len(first)
     likely = sorted(zip(walls, share, strict=True), key=lambda pair: -pair[1])

@@ -1,4 +1,4 @@
-"""Where every wall lies according to the evidence, and whether the data support an answer."""
+"""Finds at how many users each wall (limit) lies, and whether the data support an answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from loadtest.record import Slo
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Judgement:
-    """The evidence, the walls, and the reasons to refuse: all that an answer at any confidence needs."""
+    """All that an answer needs, whatever its confidence: the evidence, the walls, and the reasons to refuse.
+
+    A wall is a limit of the deployment, at a number of users.
+    """
 
     evidence: Evidence
     memory: KvCacheWall | None
@@ -39,10 +42,11 @@ def judge(
     quick: bool = False,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
-    """Places the walls of runs that may be pooled (`analysis.reading.pooling`). Equal seeds give equal walls.
+    """Estimates at how many users each wall lies, from runs that may be pooled (`analysis.reading.pooling`).
 
-    on_step: called with 1 after each of RESAMPLES resamples, for a progress bar. quick: for a look while a
-    run goes on; places the KV-cache wall without the engine's replay and from QUICK_RESAMPLES resamples.
+    Equal seeds give equal results. on_step: called with 1 after each bootstrap resample, for a progress bar.
+    quick: less exact but faster, for a run in progress. The KV-cache wall is then estimated without a
+    simulation of the engine, and from fewer resamples (QUICK_RESAMPLES).
     """
     rng = np.random.default_rng(seed)
     evidence = gather_evidence(runs, slo=slo)
@@ -101,8 +105,10 @@ def _gauge(evidence: Evidence) -> Gauge | None:
 def _placed_walls(
     evidence: Evidence, memory: KvCacheWall | None, prefix: PrefixWall | None, rng: np.random.Generator
 ) -> list[PlacedWall]:
-    """Places every wall that was met or that a model predicts. A new wall needs a module in
-    `analysis.walls` and a line here."""
+    """Returns every wall that was met in the load test or that a model predicts.
+
+    To add a kind of wall, write a module in `analysis.walls` and add a line here.
+    """
     found = [
         place_kv_cache(evidence, memory) if memory is not None else None,
         place_prefix_cache(evidence, prefix) if prefix is not None else None,

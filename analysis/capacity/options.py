@@ -1,4 +1,7 @@
-"""Changes of the deployment that would raise the answer, and by how many users where a model can tell."""
+"""Changes of the deployment that would raise the answer.
+
+Each change states the users that it would add, if a model can tell the number.
+"""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +37,10 @@ CUT_SHARE = 0.05  # share of requests that the suggested max_model_len would cut
 def options_of(
     judgement: Judgement, walls: Sequence[PlacedWall], headline: Headline, per_token: int | None
 ) -> list[Option]:
-    """Returns the changes that would raise the answer, and by how many users where a model can tell."""
+    """Returns the changes of the deployment that would raise the answer; none if there is no estimate.
+
+    Each option holds the number of users that the change adds, or None if no model can tell the number.
+    """
     if headline.estimate is None or headline.estimate_x is None:
         return []
     evidence, memory, prefix = judgement.evidence, judgement.memory, judgement.prefix
@@ -77,7 +83,7 @@ def _option_without_model(change: Note) -> Option:
 
 
 def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[Note, float]]:
-    """Returns changes that make the pool larger, each with the factor by which it does."""
+    """Returns pairs: a change that enlarges the KV-cache pool, and the factor by which the pool grows."""
     info = evidence.runs[-1].info
     found: list[tuple[Note, float]] = []
     used, vram = info.server.gpu_memory_utilization, info.gpu.vram_bytes if info.gpu else None
@@ -103,14 +109,22 @@ def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
 
 
 def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
-    """Returns the users at the KV-cache wall with other lengths or another pool, at the measured shift."""
+    """Returns the number of users at which the KV cache would be the limit after a change of the deployment.
+
+    distribution: request lengths after the change. blocks: pool size after the change. The formula keeps the
+    correction (`memory.shift`) that the measurements gave.
+    """
     occupancy = Occupancy(distribution, blocks, evidence.active_per_engine)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
     return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
 
 def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
-    """Returns the length that one in twenty requests exceeds, and the users at the wall if they end there."""
+    """Returns a shorter context length, and the users at the KV-cache wall with this length.
+
+    One in twenty requests is longer than this length, in tokens. Longer answers are taken to end there, and
+    longer prompts are left out.
+    """
     pairs = evidence.pairs
     assert pairs is not None
     longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))
@@ -126,10 +140,11 @@ def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int
 
 
 def _option(change: Note, moved: float, others: Sequence[PlacedWall], estimate: int, reach: float) -> Option:
-    """Builds the option of a change that moves its wall to `moved` users, or to the next wall if that is
-    lower.
+    """Builds the option of a change that moves the binding wall (the present limit) to `moved` users.
 
-    reach: users beyond which the option is marked as far from anything measured.
+    If another wall lies below `moved`, this other wall limits the option. others: all walls but the binding
+    one. estimate: the users that the deployment holds now. reach: above this number of users, the option is
+    marked as far from anything measured.
     """
     next_wall = min(others, key=lambda wall: wall.x, default=None)
     limited = next_wall is not None and next_wall.x < moved

@@ -1,4 +1,4 @@
-"""Warnings beside the answer: what was left out, and where the models are least certain."""
+"""Warnings that come with the answer: what was left out, and where the models are least certain."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ HEAVY_TAIL_CV, HEAVY_TAIL_REQUESTS = 0.9, 2000
 def warnings_of(
     evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
 ) -> list[Note]:
-    """Returns all warnings, each once, those of the load test first."""
+    """Returns all warnings without repetition. The warnings of the load test come first."""
     found: list[Note] = [PlainSentence(sentence=warning) for run in evidence.runs for warning in run.warnings]
     if evidence.open_loop:
         return _each_once(found + open_loop_warnings(evidence.runs))
@@ -57,7 +57,10 @@ def _each_once(notes: Sequence[Note]) -> list[Note]:
 
 
 def _simulator_warnings(evidence: Evidence) -> list[Note]:
-    """Returns a warning where the embedded server's own lateness is as large as the measured TPOT."""
+    """Returns a warning if the embedded (simulated) server itself was too slow for the measurement.
+
+    It is too slow if it sends tokens later than planned, by as much as the measured TPOT.
+    """
     late = np.concatenate([run.server.simulated_lateness_s for run in evidence.runs])
     tpot = [level.requests.tpot_s.p50 for level in evidence.levels if level.trusted]
     known = [value for value in tpot if value]
@@ -94,7 +97,10 @@ def _length_warnings(evidence: Evidence) -> list[Note]:
 
 
 def untrusted_levels(levels: Sequence[Level]) -> list[Note]:
-    """Returns the levels that are not trusted; levels with equal doubts share a note."""
+    """Returns notes on the levels that are not trusted, with the reasons.
+
+    Levels with the same reasons share a note.
+    """
     found: list[LevelsNotTrusted] = []
     for level in sorted(levels, key=lambda level: level.users):
         why = list(level.why_not)

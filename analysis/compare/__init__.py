@@ -1,3 +1,3 @@
 """Compares two runs: their figures, whether these differ beyond chance, and the gate for CI.
 
-Knows no words; `analysis.capacity` judges the levels."""
+`analysis.capacity` judges the levels, and `analysis.reporting` prints the result."""

@@ -24,7 +24,10 @@ EXIT_CODES: dict[GateVerdict, ExitCode] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m analysis.compare` and returns the exit code; with --gate it depends on the verdict."""
+    """Runs `python -m analysis.compare` and returns the exit code.
+
+    With --gate, the exit code depends on the verdict of the gate.
+    """
     options = _parser().parse_args(argv)
     try:
         with progress() as bar:
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tolerance(text: str) -> float:
-    """Parses a flag: a number that is at least 0 and below 1."""
+    """Parses the value of --tolerance, a number that is at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")

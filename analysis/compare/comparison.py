@@ -1,4 +1,4 @@
-"""Compares two judged runs: the table, the gate, and warnings."""
+"""Puts a comparison of two judged runs together: the table, the gate, and the warnings."""
 
 import time
 from collections.abc import Sequence
@@ -23,9 +23,10 @@ def comparison_of(
     tolerance: float = TOLERANCE,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Compares two judged runs. notes: warnings from reading them, which come first.
+    """Compares two judged runs.
 
-    Raises RefusedError if they have nothing that could be compared.
+    notes: warnings from reading the runs; they come first among the warnings. Raises RefusedError if one run
+    has no answer and no level is trusted in both runs: then nothing can be compared.
     """
     common = common_levels(a, b)
     if not common and (a.refused or b.refused):

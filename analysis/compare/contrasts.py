@@ -1,4 +1,4 @@
-"""Contrasts one figure of both runs, with bounds on the ratio."""
+"""Puts a figure of run a beside the same figure of run b, with bounds on the ratio b / a."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from analysis.statistics.ratios import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FigureContrast:
-    """One figure of both runs; a or b is None if that run does not know it."""
+    """One figure of both runs; a or b is None if the figure is not known for this run."""
 
     figure: FigureName
     users: int | None = None
@@ -43,14 +43,20 @@ def contrast_of_estimates(
     b: MeasuredDeployment,
     of: Callable[[MeasuredDeployment], Quantity | None],
 ) -> FigureContrast:
-    """Contrasts a figure that both runs estimate with an uncertainty. of: returns the estimate of a run."""
+    """Compares a figure that is estimated with an uncertainty in each run.
+
+    of: takes a run and returns its estimate; None if not known.
+    """
     ours, theirs = of(a), of(b)
     bounds = ratio_bounds(ours, theirs) if ours and theirs else None
     return FigureContrast(figure=figure, a=ours, b=theirs, bounds=bounds)
 
 
 def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> FigureContrast:
-    """Contrasts a figure that both runs know without error. values: those of a and b; None: not known."""
+    """Compares a figure that is known without error in each run.
+
+    values: the value of a and the value of b; None for a value that is not known.
+    """
     ours, theirs = (exact_quantity(value) if value else None for value in values)
     return FigureContrast(figure=figure, a=ours, b=theirs)
 
@@ -58,7 +64,7 @@ def contrast_of_facts(figure: FigureName, values: Sequence[float | None]) -> Fig
 def contrast_at_level(
     figure: FigureName, a: MeasuredDeployment, b: MeasuredDeployment, users: int
 ) -> FigureContrast:
-    """Contrasts a figure of the levels that both runs have at `users` users."""
+    """Compares a latency figure or the throughput of the trusted levels at `users` users in both runs."""
     if figure == "output_tok_s":
         return replace(
             contrast_of_estimates(figure, a, b, lambda side: throughput_of(side, users)), users=users

@@ -1,4 +1,8 @@
-"""Lists what differs between two runs: what forbids a comparison, and what the comparison is about."""
+"""Lists what differs between two runs.
+
+Some differences forbid a comparison, such as different workloads. Others, such as different models, are the
+reason to compare.
+"""
 
 from analysis.answers.compare import RunDifference
 from analysis.reading.pooling import WORKLOAD_SETTINGS, pooling_fields
@@ -10,7 +14,10 @@ LOAD_KEYS = ("levels", "level_s", "seed")
 
 
 def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
-    """Lists what forbids a comparison of two runs, as `name (a against b)`; empty if they can be compared."""
+    """Lists the differences that forbid a comparison of two runs; empty if the runs can be compared.
+
+    Each entry is text, such as `GPU (1 x H100 against 1 x A100)`.
+    """
     if bool(a.arrivals) != bool(b.arrivals):
         return ["how requests came (an open loop against levels of users)"]
     ours, theirs = pooling_fields(a), pooling_fields(b)
@@ -26,7 +33,10 @@ def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
 
 
 def gpu_of(info: RunInfo) -> str | None:
-    """Returns number and name of the GPUs, or the GPU that an embedded server simulates; None: not known."""
+    """Returns the number and the name of a run's GPUs, as text; None if not known.
+
+    For an embedded server, returns the name of the GPU that it simulates.
+    """
     if info.server.simulated is not None:
         preset = PRESETS.get(info.server.simulated)
         return f"simulated {preset.gpu.name if preset else 'GPU'}"
@@ -36,7 +46,7 @@ def gpu_of(info: RunInfo) -> str | None:
 
 
 def run_differences(a: RunInfo, b: RunInfo) -> list[RunDifference]:
-    """Lists the differences that are allowed: model, server, its flags, and how the load was stepped."""
+    """Lists the differences that are allowed: the model, the server, its flags, the levels and the seed."""
     ours, theirs = (_may_differ(info) for info in (a, b))
     names = [name for name in ours if ours[name] != theirs[name]]
     return [RunDifference(name=name, a=ours[name], b=theirs[name]) for name in names]

@@ -1,4 +1,4 @@
-"""The gate: judges whether a run is worse than its baseline, beyond noise. Knows no files."""
+"""The gate: judges whether a run is worse than its baseline by more than noise. Reads no files."""
 
 import math
 from collections.abc import Sequence
@@ -35,10 +35,17 @@ def gate_of(
 ) -> GateAnswer:
     """Judges four criteria: capacity, and at common levels TTFT p95, TPOT p95 and throughput.
 
-    Each criterion may err with probability `false_alarms` / 4, each of its levels with an equal part of that
-    (Bonferroni). A check is worse if the run is worse by more than `tolerance` at that error. It is ok if the
-    run is less than BLIND_FACTOR times as bad at OK_ERROR. Otherwise it is unclear. The gate is worse if one
-    criterion is, else unclear if one is, else ok.
+    Capacity has one check; each other criterion has one check for each common level. The verdict of a check
+    is:
+    - "worse" if the run is surely worse than the baseline by more than `tolerance`;
+    - "ok" if it is not "worse" and the run is surely less than BLIND_FACTOR times as bad (error OK_ERROR);
+    - "unclear" in all other cases.
+
+    The verdict of the gate is "worse" if any criterion is "worse". If none is, it is "unclear" if any
+    criterion is "unclear", and "ok" if all are "ok".
+
+    For two equal deployments, the probability of "worse" is at most `false_alarms`. Each criterion gets a
+    quarter of this error, and each of its levels an equal part of the quarter (Bonferroni correction).
     """
     levels, share = _levels(baseline, run), false_alarms / (1 + len(JUDGED_LEVEL_FIGURES))
     criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]
@@ -62,7 +69,11 @@ def gate_of(
 
 
 def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
-    """Returns common levels up to the baseline's limit: beyond it, latencies are noise and nobody deploys."""
+    """Returns the numbers of users of the common levels that the gate checks, up to the baseline's limit.
+
+    Beyond the limit, latencies are mostly noise, and nobody runs a server there. If the baseline has no
+    limit, returns all common levels.
+    """
     held = baseline.answer.headline.max_users
     return [users for users in common_levels(baseline, run) if held is None or users <= held]
 
@@ -70,7 +81,10 @@ def _levels(baseline: MeasuredDeployment, run: MeasuredDeployment) -> list[int]:
 def _check_tolerance(
     contrast: FigureContrast, baseline: MeasuredDeployment, run: MeasuredDeployment, tolerance: float
 ) -> float:
-    """Returns the tolerance of one check, a share; TTFT may also differ by the load generator's lag."""
+    """Returns the tolerance of one check, as a share of the baseline's value.
+
+    For TTFT p95, adds the load generator's largest lag at this level, divided by the baseline's TTFT p95.
+    """
     if contrast.figure != "ttft_p95_s" or contrast.a is None or contrast.users is None:
         return tolerance
     lags = [level.lag_s for side in (baseline, run) for level in side.at(contrast.users)]
@@ -107,7 +121,10 @@ NO_LEVEL = (
 def _check(
     ours: Quantity, theirs: Quantity, contrast: FigureContrast, *, error: float, tolerance: float
 ) -> GateCheck:
-    """Judges one contrast, which must have bounds on its ratio. error: one-sided, of the verdict worse."""
+    """Judges one figure of both runs.
+
+    contrast: must have bounds on the ratio. error: the one-sided error that the verdict "worse" may have.
+    """
     assert contrast.bounds is not None
     turned = contrast.figure in MORE_IS_BETTER
     worse_by = _inverse(contrast.bounds) if turned else contrast.bounds
@@ -136,7 +153,11 @@ def _inverse(bounds: Bounds) -> Bounds:
 
 
 def _criterion(figure: FigureName, checks: Sequence[GateCheck]) -> GateCriterion:
-    """Combines checks into a criterion: worse if one check is, else ok if one is, else unclear."""
+    """Combines the checks of one figure into a criterion.
+
+    The verdict is "worse" if any check is "worse". If none is, it is "ok" if any check is "ok", and "unclear"
+    if no check is.
+    """
     verdicts = {check.verdict for check in checks}
     verdict: GateVerdict = "worse" if "worse" in verdicts else "ok" if "ok" in verdicts else "unclear"
     why = "" if verdict != "unclear" else TOO_WIDE if checks else NO_LEVEL

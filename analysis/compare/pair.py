@@ -19,7 +19,10 @@ from loadtest.record import RunInfo, Slo
 
 
 def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Comparison:
-    """Reads both runs and compares them. Raises InputError, RefusedError."""
+    """Reads both runs and compares them.
+
+    Raises InputError if a run cannot be used, and RefusedError if the runs must not be compared.
+    """
     groups, notes = [], []
     for folder in options.runs:
         group, warnings = _one_model(folder)
@@ -43,7 +46,10 @@ def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Compariso
 
 
 def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
-    """Finds the newest runs of a folder that can be pooled, and says which runs were left out."""
+    """Returns the newest runs of a folder that can be pooled, and a warning for the runs that are left out.
+
+    Raises InputError if the folder holds runs of several models.
+    """
     groups, left_out = choose_runs(find_runs(folder), None)
     if len(groups) > 1:
         names = ", ".join(group[0].info.model for group in groups)
@@ -52,7 +58,10 @@ def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
 
 
 def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> None:
-    """Raises RefusedError for runs that must not be compared, InputError if both are the same run."""
+    """Checks that the two runs may be compared.
+
+    Raises RefusedError if they must not be compared, and InputError if both are the same run.
+    """
     first, second = ({run.info.run_id: run_bytes(run) for run in group} for group in groups)
     if first.items() & second.items():
         raise InputError("Both are the same run: a comparison needs two that were made apart.")
@@ -69,7 +78,10 @@ def _refuse(groups: Sequence[Sequence[RunFolder]], a: RunInfo, b: RunInfo) -> No
 
 
 def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
-    """Returns the objectives of both runs. Raises RefusedError if they differ and no flag decides."""
+    """Returns the objectives by which both runs are judged.
+
+    Raises RefusedError if the objectives of the runs differ and no flag sets them.
+    """
     ours, theirs = slo_of(options, a), slo_of(options, b)
     differ = [name for name in Slo.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)]
     if differ:
@@ -81,7 +93,10 @@ def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
 
 
 def _names(groups: Sequence[Sequence[RunFolder]], options: argparse.Namespace) -> tuple[str, str]:
-    """Names the two runs by their models; if equal, by the servers' versions; if equal, by their folders."""
+    """Returns the names of the two runs: "baseline" and "run" for a gate.
+
+    Without a gate, the names are the first of these that differ: models, server versions, folders.
+    """
     a, b = (group[-1].info for group in groups)
     if options.gate:
         return "baseline", "run"

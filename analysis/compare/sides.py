@@ -1,4 +1,4 @@
-"""Judges one of the two runs of a comparison, and takes its figures with their uncertainty."""
+"""Judges one of the two runs of a comparison, and returns its figures with their uncertainty."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from loadtest.simulator.presets import PRESETS, Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MeasuredDeployment:
-    """One of the two compared runs, judged; it may be several runs that were pooled."""
+    """One side of a comparison, judged: one run, or several runs that were pooled."""
 
     name: str
     judgement: Judgement
@@ -53,18 +53,21 @@ class MeasuredDeployment:
 
     @property
     def refused(self) -> bool:
-        """Whether the data cannot support an answer."""
+        """True if the data cannot support an answer."""
         return bool(self.judgement.reasons)
 
     def at(self, users: int) -> list[Level]:
-        """Returns the trusted levels with that number of users."""
+        """Returns the trusted levels with `users` users."""
         return [level for level in self.levels if level.trusted and level.users == users]
 
 
 def deployment_of(
     runs: Sequence[Run], *, name: str, slo: Slo, on_step: Callable[[int], None] = lambda _: None
 ) -> MeasuredDeployment:
-    """Judges runs that can be pooled as one deployment. on_step: called as the walls are placed."""
+    """Judges runs of one deployment together; the runs must be ones that can be pooled.
+
+    on_step: called with the number of steps done, while the limits (walls) are computed.
+    """
     judgement = judge(runs, slo=slo, on_step=on_step)
     preset = _preset_of(runs[-1].info)
     answer = answer_of(judgement, bytes_per_token=_bytes_per_token(runs[-1].info, preset))
@@ -72,7 +75,10 @@ def deployment_of(
 
 
 def _preset_of(info: RunInfo) -> Preset | None:
-    """Returns the preset of an embedded server with its --gpu-memory-utilization; None for a real server."""
+    """Returns the preset of an embedded server; None for a real server.
+
+    If the server was started with its own --gpu-memory-utilization, the preset has this value.
+    """
     preset = PRESETS.get(info.server.simulated or "")
     share = info.server.gpu_memory_utilization
     return replace(preset, gpu_memory_utilization=share) if preset and share else preset
@@ -90,9 +96,10 @@ def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
 
 
 def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
-    """Takes a value of each successful request that ended in the windows of the levels with `users` users.
+    """Returns a sample of one value per request, from the trusted levels with `users` users.
 
-    None if no level has two such requests.
+    Uses the successful requests that ended in the window of a level. Levels with fewer than two of them
+    are left out. None if no level is left. of: takes the requests of a run and returns one value for each.
     """
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
@@ -116,7 +123,11 @@ def decode_tok_s_of(rows: Requests) -> Floats:
 
 
 def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
-    """Returns output tokens a second at `users` users: the mean over levels, weighted by window length."""
+    """Returns the output tokens a second at `users` users, with its uncertainty.
+
+    The value is the mean over the trusted levels with `users` users, weighted by the length of their windows.
+    None if there is no such level, or if one of them has no output.
+    """
     levels = side.at(users)
     window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.requests.output_tok_s > 0 for level in levels):
@@ -131,7 +142,11 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
 
 
 def capacity_of(side: MeasuredDeployment) -> Quantity | None:
-    """Returns the users at the limit; without a wall, the highest trusted level or more; None if refused."""
+    """Returns the number of users at the limit, with its uncertainty.
+
+    If no limit was found near the measured levels, returns the number of users that are surely held, with no
+    upper bound. None if the data cannot support an answer.
+    """
     if side.refused:
         return None
     evidence, walls = side.judgement.evidence, side.judgement.walls
@@ -151,15 +166,20 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
 
 def memory_users(side: MeasuredDeployment) -> Quantity | None:
-    """Returns the users at the KV-cache wall, even if another wall comes first; None if it is not placed."""
+    """Returns the number of users at which the KV cache is the limit, even if another limit comes first.
+
+    None if this number is not known, or if the data cannot support an answer.
+    """
     stands = [] if side.refused else [one for one in side.judgement.walls if one.name == "kv_cache"]
     return Quantity(value=stands[0].x, bounds=stands[0].bound) if stands and stands[0].x > 0 else None
 
 
 def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
-    """Returns the KV tokens, in whole blocks, that a request in flight holds: the mean over its steps.
+    """Returns the mean KV tokens that a request in flight holds, in whole blocks, with its uncertainty.
 
-    A ratio estimate over requests; the requests of a conversation count as one observation.
+    It is the mean over all decode steps of all requests, so long answers count more. A shared prefix is
+    included in full. The standard error is that of a ratio, with each conversation as one observation.
+    None if the lengths or the KV-cache pool are not known.
     """
     pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
     if pairs is None or pool is None:
@@ -172,7 +192,12 @@ def kv_tokens(side: MeasuredDeployment) -> Quantity | None:
 
 
 def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Floats]:
-    """Returns KV tokens in whole blocks, summed over a request's steps, and its steps. Shape (n,) each."""
+    """Returns two arrays of shape (n,), one value per request.
+
+    - First array: the KV tokens of the request, in whole blocks, added up over its decode steps. Whole blocks
+      of the shared prefix are not counted.
+    - Second array: the number of decode steps of the request.
+    """
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
 
@@ -185,7 +210,7 @@ def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Float
 
 
 def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
-    """Multiplies a quantity by a factor without error; None if either is not known."""
+    """Returns a quantity times a factor that is known exactly; None if either is not known."""
     if quantity is None or factor is None:
         return None
 

@@ -1,4 +1,7 @@
-"""Builds the table of a comparison: a row for each figure, and whether the two runs differ beyond chance."""
+"""Builds the table of a comparison.
+
+Each row holds one figure of both runs, and says whether the runs differ by more than chance.
+"""
 
 from dataclasses import replace
 
@@ -36,7 +39,7 @@ LEVEL_FIGURES: tuple[FigureName, ...] = (
 
 
 def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
-    """Builds the rows of the table; latencies and throughput only at `headline_levels`."""
+    """Returns the rows of the table. Latencies and throughput are given only at the `headline_levels`."""
     contrasts = [
         contrast_of_estimates("max_users", a, b, capacity_of),
         contrast_of_estimates("memory_users", a, b, memory_users),
@@ -50,7 +53,10 @@ def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[Compar
 
 
 def headline_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
-    """Returns the users of the lowest common level and of the highest common level that both runs hold."""
+    """Returns the numbers of users for which the table shows latencies and throughput, at most two, sorted.
+
+    They are the lowest common level, and the highest common level that lies within the limits of both runs.
+    """
     common = common_levels(a, b)
     held = [
         users for users in common if all(users <= (side.answer.headline.max_users or 0) for side in (a, b))
@@ -114,13 +120,20 @@ def _side(quantity: Quantity | None, *, at_least: bool, predicted: bool) -> Side
 
 
 def _ends(bounds: tuple[float, float]) -> tuple[float | None, float | None]:
-    """Returns the interval with None for an open end."""
+    """Returns the ends of an interval of a ratio, with None for an open end."""
     low, high = bounds
     return low if low > 0 else None, finite_or_none(high)
 
 
 def _different(contrast: FigureContrast, tests: int) -> DifferenceVerdict | None:
-    """Judges whether a and b differ; None if one is missing. "yes" allows for all tests (Bonferroni)."""
+    """Returns whether a and b differ; None if the figure of a or of b is not known.
+
+    - "yes": the difference is more than chance, also when all `tests` tests of the table are considered
+      (Bonferroni correction); or two exact facts are not the same;
+    - "perhaps": the difference would be more than chance if this row were the only one;
+    - "not_seen": no difference was detected;
+    - "equal": two exact facts are the same.
+    """
     if contrast.a is None or contrast.b is None:
         return None
     if contrast.bounds is None:

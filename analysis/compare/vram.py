@@ -9,7 +9,7 @@ from loadtest.simulator.presets import Preset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vram:
-    """Bytes of GPU memory; None: not known."""
+    """GPU memory of a run, bytes; None where it is not known."""
 
     held: float | None
     """Memory that vLLM takes at its start and holds at any load."""
@@ -22,7 +22,7 @@ class Vram:
 
 
 def vram_of(side: MeasuredDeployment) -> Vram:
-    """Returns the GPU memory of a run; predicted for an embedded server."""
+    """Returns the GPU memory of a run: measured for a real server, computed for an embedded server."""
     if side.preset is not None:
         return _predicted_vram(side, side.preset)
     seen = [float(v) for run in side.runs for v in run.server.vram_used_bytes if not math.isnan(v)]

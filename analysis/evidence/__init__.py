@@ -1,4 +1,4 @@
-"""What runs that may be pooled tell together: lengths, pauses, think time, step time, the server's gauge.
+"""What pooled runs tell together: request lengths, pauses, think time, step time and the server's KV gauge.
 
-Knows no wall and no simulated engine.
+Uses no walls (limits in users) and no simulated engine.
 """

@@ -1,4 +1,4 @@
-"""Everything from which the walls are placed, gathered from runs that may be pooled."""
+"""All facts from which the walls (limits in users) are computed, gathered from runs that may be pooled."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ VLLM_BLOCK_SIZE = 16  # DEFAULT_BLOCK_SIZE in vllm/config/cache.py
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evidence:
-    """Runs, their levels, and what all levels tell together. None where the runs do not tell it."""
+    """Runs, their levels, and what all levels tell together. A field is None where it is unknown."""
 
     runs: Sequence[Run]
     levels: Sequence[Level]
@@ -30,12 +30,12 @@ class Evidence:
 
     @property
     def active(self) -> ActiveShare:
-        """A user's share of the time in flight, as a function of the number of users."""
+        """Share of the time in which a user has a request in flight, as a function of the number of users."""
         return active_of(self.thinking)
 
     @property
     def active_per_engine(self) -> ActiveShare:
-        """A user's share of the time in flight, as a function of the number of users of one engine."""
+        """Share of the time in which a user has a request in flight, as a function of users per engine."""
         engines = self.pool.engines if self.pool else 1
         return active_of(self.thinking.per_engine(engines) if self.thinking else None)
 
@@ -65,12 +65,12 @@ class Evidence:
 
     @property
     def trusted(self) -> list[int]:
-        """Numbers of users that have a trusted level, in rising order."""
+        """Numbers of users at which at least one level is trusted, in rising order."""
         return sorted({level.users for level in self.levels if level.trusted})
 
 
 def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
-    """Measures the levels of runs that may be pooled, and what these levels tell together."""
+    """Measures the levels of runs that may be pooled, and returns all that these levels tell together."""
     pool = _pool(runs)
     pairs = length_pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
@@ -101,7 +101,10 @@ def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Sl
 
 
 def _pool(runs: Sequence[Run]) -> Pool | None:
-    """Returns the pool, with num_gpu_blocks - 1 blocks in each engine; None where the server did not say."""
+    """Returns the KV-cache pool, with num_gpu_blocks - 1 blocks in each engine.
+
+    None where the server did not tell its size.
+    """
     server = runs[-1].info.server
     engines = max(run.server.engines for run in runs)
     if server.block_size is None:
@@ -124,9 +127,13 @@ MIN_ALIKE_SPREAD = 4 / 3  # (most users) / (fewest users) of these levels, at le
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
     """Returns max_num_seqs as stated, else as detected, else None.
 
-    A trusted level detects it by a flat top with a queue. It is also detected if at least three levels left
-    equally many requests running with queues although the pool had room. Then the most users must be at least
-    a third above the fewest.
+    Trusted levels can show it in two ways. The second is tried only if the first finds nothing:
+
+    - In a level, the number of running requests stays at its maximum while others wait. If several levels
+      show this, the smallest maximum is returned.
+    - In several levels, requests wait although the KV-cache pool has room, and the largest number of running
+      requests is the same in all of them. This needs at least three different numbers of users, the largest
+      at least 4/3 of the smallest.
     """
     if stated is not None:
         return stated

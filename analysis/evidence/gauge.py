@@ -1,4 +1,4 @@
-"""The server's gauge of KV usage against the usage that follows from the rows: a check of the formula."""
+"""Comparison of the server's gauge of KV usage with the usage that is computed from the rows."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from analysis.statistics.arrays import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gauge:
-    """KV usage for each running request in the same scrape, in trusted levels in which no request waited."""
+    """KV usage per running request, from the scrapes of trusted levels in which no request waited."""
 
     tokens_per_request: float
     r2: float
@@ -25,7 +25,7 @@ class Gauge:
 
 
 def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
-    """Reads the gauge in all runs together; None where fewer than five scrapes had requests running."""
+    """Compares gauge and rows over all runs; None where fewer than five scrapes had requests running."""
     free = [level for level in levels if level.trusted and not level.server.waiting_fraction > 0]
     scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
@@ -70,8 +70,11 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: in
 
 
 def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
-    """Computes KV tokens (in whole blocks, without shared ones) and requests in flight at each instant
-    from the rows. Both have the shape of `at_unix_s`."""
+    """Returns two arrays, computed from the rows, with a value for each instant of `at_unix_s`.
+
+    The first has the KV tokens in whole blocks, without a shared prefix. The second has the requests in
+    flight.
+    """
     begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
     longest = float((ends - begins).max(initial=0.0))
     held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
@@ -91,8 +94,11 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: in
 
 
 def _disagreement(per_running: Floats, rebuilt: Floats, active: Floats) -> tuple[float, float]:
-    """Returns (tokens a request by the gauge) / (tokens a request by the rows) - 1, and its standard
-    error."""
+    """Returns the relative difference of tokens per request between gauge and rows, and its standard error.
+
+    The difference is (tokens by the gauge) / (tokens by the rows) - 1. With fewer than five scrapes, returns
+    0 and an infinite error.
+    """
     some = active > 0
     if some.sum() < 5:
         return 0.0, math.inf

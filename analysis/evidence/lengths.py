@@ -12,7 +12,10 @@ from analysis.statistics.arrays import Floats, Ints
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LengthPairs:
-    """Prompt and output tokens of finished requests, shape (n,), of all levels: load does not change them."""
+    """Prompt and output tokens of finished requests, shape (n,).
+
+    The requests of all levels are taken together, because load does not change their lengths.
+    """
 
     prompt: Ints
     output: Ints
@@ -57,7 +60,10 @@ def conversation_ids(rows: Requests) -> Ints:
 
 
 def _shared_prefix(cached: Floats, block_tokens: int) -> int:
-    """Returns the tokens, in whole blocks, that nine in ten first turns found in the cache."""
+    """Returns how many tokens all prompts share as their prefix, in whole blocks.
+
+    At least this many were found in the cache by nine in ten first turns. 0 with fewer than 20 first turns.
+    """
     known = cached[~np.isnan(cached)]
     if len(known) < 20:
         return 0

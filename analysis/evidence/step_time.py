@@ -26,7 +26,7 @@ class StepTime:
 
     @property
     def knee(self) -> float:
-        """Sequences at which X reaches 90 % of its limit 1/beta."""
+        """Number of sequences at which the throughput X reaches 90 % of its limit 1/beta."""
         return 9.0 * self.base_s / self.per_sequence_s if self.per_sequence_s > 0 else math.inf
 
     def output_tok_s(self, sequences: float) -> float:
@@ -36,7 +36,7 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """Duration of a step with n sequences: base + per_seq * n + prefill_per_token * its prompt tokens."""
+    """Duration of a step: base + per_seq * (sequences) + prefill_per_token * (prompt tokens in the step)."""
 
     step_base_s: float
     step_per_seq_s: float
@@ -45,16 +45,17 @@ class StepCost:
     knee: float
 
     def per_engine(self, engines: int) -> "StepCost":
-        """Returns the step cost of one of `engines` equal engines, by the sequences of that engine."""
+        """Returns the step cost of one of `engines` equal engines, where n counts only its own sequences."""
         return replace(self, step_per_seq_s=self.step_per_seq_s * engines)
 
 
 def step_cost_of(
     runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
 ) -> StepCost | None:
-    """Fits a step cost to throughput at two loads or more, and to TTFT against prompt lengths.
+    """Fits the cost of a step to the levels; None where fewer than two loads have a known throughput.
 
-    uncached_prompt, output: mean tokens of a request. None where throughput is known at one load only.
+    The base and the cost per sequence come from throughput at different loads. The prefill cost comes from
+    TTFT at different prompt lengths. uncached_prompt, output: mean tokens of a request.
     """
     step = step_time(levels)
     if step is None:
@@ -73,14 +74,20 @@ def step_cost_of(
 
 
 def is_free(level: Level) -> bool:
-    """Whether a trusted level had hardly any queue, neither for KV blocks nor for `max_num_seqs` slots.
-    Where the queue for blocks is unknown, any queue counts."""
+    """Returns whether a level is trusted and had hardly any queue for KV blocks or for `max_num_seqs` slots.
+
+    Where it is unknown whether requests waited for blocks, any waiting request counts.
+    """
     waited = level.server.blocked.fraction if level.server.blocked else level.server.waiting_fraction
     return level.trusted and level.server.most_running is None and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:
-    """Fits n/X on n by least squares, over levels without a queue; None with fewer than two loads."""
+    """Fits the step time n/X as a straight line in n, by least squares, over the levels without a queue.
+
+    n is the number of requests in flight, and X the output tokens per second. None with fewer than two loads,
+    or where the fitted base is 0.
+    """
     free = [level for level in levels if is_free(level) and level.requests.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
         return None
@@ -97,9 +104,10 @@ def step_time(levels: Sequence[Level]) -> StepTime | None:
 
 
 def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
-    """Fits the slope of TTFT on uncached prompt tokens, in seconds per token.
+    """Returns how much TTFT grows with each uncached prompt token, in seconds: the slope of a linear fit.
 
-    It takes as few of the lowest loads as make the slope significant. None where all loads together do not.
+    The fit begins with the lowest load and adds higher loads until the slope is significant. None if it is
+    not significant with all loads.
     """
     free = [level for level in levels if is_free(level)]
     for most in sorted({level.users for level in free}):

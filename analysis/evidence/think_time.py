@@ -15,7 +15,10 @@ PAUSE_CV = 1.0  # coefficient of variation of think times, taken as exponential
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thinking:
-    """Users who think for Z seconds between requests of R(n) = idle + slope * n seconds with n in flight."""
+    """Users who think for Z seconds between requests.
+
+    With n requests in flight, a request takes R(n) = idle + slope * n seconds.
+    """
 
     think_s: float
     idle_s: float
@@ -24,15 +27,22 @@ class Thinking:
     """Standard error of ln think_s."""
 
     def per_engine(self, engines: int) -> "Thinking":
-        """Returns the users of one of `engines` equal engines. Only they make its requests take longer."""
+        """Returns the same users as one of `engines` equal engines sees them.
+
+        A request is slowed down only by the requests of its own engine, so the slope is `engines` times as
+        large.
+        """
         return replace(self, slope_s=self.slope_s * engines)
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
-        """Returns these users with a think time that is drawn from its error."""
+        """Returns the same users with a random think time, drawn according to its standard error."""
         return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
 
     def active(self, users: int) -> float:
-        """Returns p, a user's share of the time in flight: the root of p = R/(R + Z), with R at n = p N."""
+        """Returns p, the share of the time in which a user has a request in flight, at N = `users`.
+
+        It solves p = R(n) / (R(n) + Z) with n = p N.
+        """
         # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
         linear = self.idle_s + self.think_s - users * self.slope_s
         if self.slope_s <= 0:
@@ -42,9 +52,10 @@ class Thinking:
 
 
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
-    """Fits Z by Little's law to all trusted levels, and R(n) to those without a queue, if there are any.
+    """Fits the think time Z and the request duration R(n) to the trusted levels.
 
-    None without a trusted level in which requests succeeded.
+    Z follows from Little's law in all of them. R(n) is fitted to the levels without a queue, or to all if
+    every level had a queue. None without a trusted level in which requests succeeded.
     """
     known = [
         level
@@ -79,5 +90,8 @@ def always_active(_: int) -> float:
 
 
 def active_of(thinking: Thinking | None) -> ActiveShare:
-    """Returns a user's share of the time in flight as a function of users; without think time always 1."""
+    """Returns a function from the number of users to a user's share of the time in flight.
+
+    Without think time, this share is always 1.
+    """
     return thinking.active if thinking else always_active

@@ -1,4 +1,4 @@
-"""Turns of conversations and the pauses between them, weighted for those that the run's end cut off."""
+"""Turns of conversations and the pauses between them, with weights that correct for the end of the run."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MIN_ANSWERS_FOUND = 0.05  # share of turns that find the answer before them, if 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Turns:
-    """Finished requests of known lengths, by conversation and in the order of turns. Shape (n,)."""
+    """Finished requests of known lengths, sorted by conversation and turn. Shape (n,)."""
 
     prompt: Ints
     """Prompt tokens, the history included."""
@@ -41,8 +41,10 @@ class Turns:
 
 
 def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> Turns | None:
-    """Collects turns of all requests whose usage the server sent; None without a conversation of two
-    turns."""
+    """Collects the turns of all requests whose usage the server sent.
+
+    None where no conversation has two turns, where no pause ended, or where only a shared prefix is reusable.
+    """
     if not any((run.requests.turn > 0).any() for run in runs):
         return None
     kept = answers_cached_of(runs)
@@ -69,12 +71,12 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
 
 
 def known_lengths(rows: Requests) -> Bools:
-    """Returns whether each request finished with known lengths, shape (n,)."""
+    """Returns whether each request finished with known prompt and output lengths, shape (n,)."""
     return rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
 
 
 def turn_before(rows: Requests) -> Ints:
-    """Returns the row of the turn before in the same conversation, -1 where there is none. Shape (n,)."""
+    """Returns the row of each request's previous turn in its conversation, else -1. Shape (n,)."""
     order = np.lexsort((rows.start_unix_s, rows.user))
     follows = np.diff(rows.user[order]) == 0
     follows &= rows.turn[order][1:] == rows.turn[order][:-1] + 1
@@ -84,8 +86,12 @@ def turn_before(rows: Requests) -> Ints:
 
 
 def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
-    """Returns the rows of known lengths by conversation and turn, shape (n,); for each conversation, the
-    number of its turns, and whether it ended before the run did, shape (c,)."""
+    """Returns three arrays about requests of known lengths and their conversations.
+
+    - The rows of the requests, sorted by conversation and turn; shape (n,).
+    - The number of turns of each conversation, shape (c,).
+    - Whether each conversation ended before the run did, shape (c,).
+    """
     chat = conversation_ids(rows)
     newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
     np.maximum.at(newest, rows.user, chat)
@@ -99,17 +105,22 @@ def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
 def _of_run(
     rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int
 ) -> tuple[Floats, Ints, Bools]:
-    """Returns prompt, output and reusable tokens, shape (3, n); for each conversation, the number of its
-    turns, and whether it ended before the run did, shape (c,)."""
+    """Returns three arrays about requests of known lengths and their conversations.
+
+    - Prompt, output and reusable tokens of the requests, sorted by conversation and turn; shape (3, n).
+    - The number of turns of each conversation, shape (c,).
+    - Whether each conversation ended before the run did, shape (c,).
+    """
     reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
     order, length, whole = conversation_turns(rows)
     return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
 
 
 def measured_pauses(run: Run, window: Window | None = None) -> Floats:
-    """Returns pauses in seconds, and for each 1 if it ended or 0 if the level's end cut it off. Shape (2, m).
+    """Returns the users' pauses between requests, as an array of shape (2, m).
 
-    window: if given, only pauses that began inside it.
+    Its first row has the seconds. Its second row has 1 if the pause ended, or 0 if the level's end cut it
+    off. window: if given, only pauses that began inside it are returned.
     """
     rows = run.requests
     order = np.lexsort((rows.start_unix_s, rows.user))
@@ -126,10 +137,12 @@ def measured_pauses(run: Run, window: Window | None = None) -> Floats:
 
 
 def censoring_weights(values: Floats, complete: Bools) -> Floats:
-    """Returns weights of sum 1 for durations of which some were cut off: the estimate of Kaplan and Meier.
+    """Returns weights for durations, some of which were cut off. Their sum is 1. Shape (n,).
 
-    A value that was cut off has the weight 0. Its weight goes to all larger values; without larger ones, it
-    keeps the rest. values, and complete (False where cut off): shape (n,).
+    If a duration was cut off, its weight goes to all larger durations. Only the largest duration keeps its
+    weight in any case. This is the Kaplan-Meier estimate.
+
+    values: the durations, shape (n,). complete: False where a duration was cut off, shape (n,).
     """
     order = np.lexsort((~complete, values))
     weight = np.zeros(len(values))
@@ -141,8 +154,11 @@ def censoring_weights(values: Floats, complete: Bools) -> Floats:
 
 
 def answers_cached_of(runs: Sequence[Run]) -> bool:
-    """Returns whether later turns find earlier answers in the cache. Where the server reports no cached
-    tokens, returns whether most prompts are long enough to contain all that came before."""
+    """Returns whether later turns find earlier answers in the cache.
+
+    Where the server reports no cached tokens, this is assumed if most prompts are long enough to contain the
+    previous prompt and its answer.
+    """
     found, whole = [], []
     for run in runs:
         rows, before = run.requests, turn_before(run.requests)
@@ -158,9 +174,9 @@ def answers_cached_of(runs: Sequence[Run]) -> bool:
 
 
 def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
-    """Returns the tokens of each prompt that an unlimited cache would hold, in whole blocks. Shape (n,).
+    """Returns how many tokens of each prompt an unlimited cache would hold, in whole blocks. Shape (n,).
 
-    nan where unknown. An answer's last token is never stored; a prompt's last token is never reused.
+    nan where unknown. An answer's last token is never stored. A prompt's last token is never reused.
     """
     before = turn_before(rows)
     kept = rows.prompt_tokens + (rows.output_tokens - 1.0 if answers_cached else 0.0)

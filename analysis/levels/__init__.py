@@ -1,3 +1,4 @@
-"""A run's levels: the steady window of each, what was measured in it, and whether it can be trusted.
+"""The levels of a run (phases with a constant number of users): their steady windows, figures and doubts.
 
-Knows no wall, no model of the engine and no report."""
+Uses no walls (limits in users), no model of the engine and no report.
+"""

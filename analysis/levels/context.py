@@ -1,4 +1,4 @@
-"""Context of all levels of pooled runs: the objectives, the KV pool, and the lengths of all requests."""
+"""Facts by which the levels of pooled runs are judged: objectives, KV-cache pool, request lengths."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,10 @@ from loadtest.record import Slo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """KV pools of `engines` equal engines. `blocks`: those of one engine that requests can hold (not the
-    null block)."""
+    """KV-cache pools of `engines` equal engines.
+
+    blocks: those that requests can hold in one engine, without the null block, which no request gets.
+    """
 
     blocks: int
     block_tokens: int
@@ -16,7 +18,7 @@ class Pool:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the pools of all engines hold together."""
+        """KV tokens that the pools of all engines can hold together."""
         return self.blocks * self.block_tokens * self.engines
 
 

@@ -1,5 +1,7 @@
-"""Definitions of TTFT, TTFA, E2E, TPOT and decode rate, and sums over a window, as pure functions on
-arrays. Knows no files."""
+"""Pure functions on arrays: TTFT, TTFA, E2E, TPOT, decode rate, and sums over a window.
+
+TTFA is the time to the first content of the answer, after any reasoning. No function reads a file.
+"""
 
 import numpy as np
 
@@ -7,26 +9,30 @@ from analysis.statistics.arrays import Bools, Floats
 
 
 def ttft_s(*, sent_s: Floats, first_chunk_s: Floats) -> Floats:
-    """Returns the seconds from bytes handed to the socket to the first content. Shape (n,)."""
+    """Returns the seconds between handing the request to the socket and the first content. Shape (n,)."""
     return first_chunk_s - sent_s
 
 
 def ttfa_s(*, sent_s: Floats, first_answer_s: Floats) -> Floats:
-    """Returns the seconds from bytes handed to the socket to the first content but reasoning. Shape (n,)."""
+    """Returns the seconds between handing the request to the socket and the first answer. Shape (n,).
+
+    The answer is the first content that is not reasoning.
+    """
     return first_answer_s - sent_s
 
 
 def e2e_s(*, sent_s: Floats, end_s: Floats) -> Floats:
-    """Returns seconds from sending to the end of the stream. Shape (n,)."""
+    """Returns the seconds between sending the request and the end of the stream. Shape (n,)."""
     return end_s - sent_s
 
 
 def tpot_s(
     *, first_chunk_s: Floats, last_chunk_s: Floats, output_tokens: Floats, first_chunk_tokens: Floats
 ) -> Floats:
-    """Returns seconds per output token: (last - first content) / (tokens after the first chunk). Shape (n,).
+    """Returns the seconds per output token of each request. Shape (n,).
 
-    nan where fewer than two tokens came, or none after the first chunk.
+    They are (last - first content time) / (tokens after the first chunk). nan where fewer than two tokens
+    came, or none after the first chunk.
     """
     later = output_tokens - first_chunk_tokens
     defined = (output_tokens >= 2) & (later >= 1)
@@ -39,7 +45,10 @@ def decode_tok_s(tpot: Floats) -> Floats:
 
 
 def chunks_are_tokens(*, chunks: Floats, output_tokens: Floats) -> Bools:
-    """Returns whether each chunk of a request carried one token, so that chunk gaps are ITL. Shape (n,)."""
+    """Returns, for each request, whether it has as many chunks as output tokens. Shape (n,).
+
+    Then each chunk carried one token, and the gaps between chunks are inter-token latencies (ITL).
+    """
     return np.equal(chunks, output_tokens)
 
 
@@ -56,7 +65,10 @@ def mean_in_flight(*, begin_unix_s: Floats, end_unix_s: Floats, window: tuple[fl
 
 
 def tokens_by(instant_unix_s: float, *, first_unix_s: Floats, last_unix_s: Floats, tokens: Floats) -> Floats:
-    """Returns output tokens that came by an instant, spread evenly from first to last chunk. Shape (n,)."""
+    """Returns how many output tokens of each request had come by an instant. Shape (n,).
+
+    One token is taken to come with the first chunk, and the others evenly from the first to the last chunk.
+    """
     span = np.maximum(last_unix_s - first_unix_s, 1e-9)
     share = np.clip((instant_unix_s - first_unix_s) / span, 0.0, 1.0)
     arrived = 1.0 + (tokens - 1.0) * share

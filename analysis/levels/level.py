@@ -34,7 +34,7 @@ class Level:
 
     @property
     def preempted_fraction(self) -> float:
-        """Preemptions for each finished request; nan where no request finished."""
+        """Preemptions per finished request; nan where no request finished."""
         finished = self.requests.finished
         return self.server.preemptions / finished if finished else math.nan
 
@@ -44,7 +44,10 @@ def load_points(
     misses: Callable[[Level], MissShare],
     p95: Callable[[Level], float | None] = lambda _: None,
 ) -> list[LoadPoint]:
-    """Returns the trusted levels as points of a curve that may cross a limit."""
+    """Returns a point with users, misses and p95 for each trusted level.
+
+    From such points, the caller computes at how many users a limit is passed.
+    """
     return [
         LoadPoint(users=level.users, misses=misses(level), batches=level.window.batches, p95=p95(level))
         for level in levels

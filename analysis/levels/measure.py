@@ -25,7 +25,10 @@ UNDER_WAY_DURATIONS = 4.0  # mean request durations until nearly every request h
 
 
 def levels_of(run: Run, context: Context) -> list[Level]:
-    """Measures the levels of a run that are longer than its settling time, in the order of time."""
+    """Returns the measured levels of a run, in the order of time.
+
+    Levels that are not longer than the run's settling time are left out.
+    """
     settle_s = _number(run.info.settings.get("settle_s"), 0.0)
     miscount = token_miscount(run)
     return [
@@ -36,10 +39,11 @@ def levels_of(run: Run, context: Context) -> list[Level]:
 
 
 def token_miscount(run: Run) -> float:
-    """Returns (growth of the server's token counter over the run) / (tokens in the rows) - 1.
+    """Returns how far the server's token counter differs from the rows, as a share of the tokens in the rows.
 
-    Requests without usage, such as unfinished ones, count their chunks. nan where the run has not ended,
-    where the counter or usage is missing, or where there are fewer than MIN_TOKENS tokens.
+    This is (growth of the counter over the run) / (output tokens in the rows) - 1. For a request without
+    usage, such as an unfinished one, its chunks are counted. nan where the run has not ended, where the
+    counter or usage is missing, or where there are fewer than MIN_TOKENS tokens.
     """
     rows, counter = run.requests, run.server.generation_tokens_total
     known = counter[~np.isnan(counter)]
@@ -81,8 +85,8 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
 def in_flight_of(run: Run, window: Window) -> float:
     """Returns the mean number of requests in flight over the window.
 
-    While a run goes on, or after it was killed, the requests that have not ended have no rows. Then the load
-    generators' own counts are used where they are larger.
+    While a run is in progress, or after it was killed, unfinished requests have no rows. Near the end of such
+    a run, the load generators' own counts are used if they are larger.
     """
     rows, span = run.requests, (window.begin_unix_s, window.end_unix_s)
     ended = definitions.mean_in_flight(
@@ -95,6 +99,8 @@ def in_flight_of(run: Run, window: Window) -> float:
 
 
 def output_cv(runs: Sequence[Run]) -> float:
-    """Returns the coefficient of variation of the output lengths. Below 0.1, requests begin and end
-    together."""
+    """Returns the coefficient of variation of the output lengths of all runs.
+
+    Below 0.1 the lengths are so similar that requests begin and end together.
+    """
     return variation(np.concatenate([run.requests.output_tokens[run.requests.ok] for run in runs]))

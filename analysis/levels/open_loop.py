@@ -1,5 +1,8 @@
-"""An open loop in slices of time: requests due and in flight, and TTFT from the due time and from sending.
-Places no walls, because requests that come at set times have no number of users."""
+"""Figures of an open loop (requests sent at set times), in slices of time.
+
+Each slice tells how many requests were due and in flight, and their TTFT, counted both from the due time
+and from sending. No limit in users is computed, because an open loop has no number of users.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -28,8 +31,10 @@ LATE_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Delays:
-    """Delays of requests in an open loop, in seconds, shape (n,) each. Infinite where the load test ended
-    the request before its first token."""
+    """Delays of requests in an open loop, in seconds, shape (n,) each.
+
+    Both TTFTs are infinite where the load test ended the request before its first token.
+    """
 
     due_to_sent_s: Floats
     ttft_s: Floats
@@ -48,8 +53,11 @@ class Delays:
 
 
 class Slice(msgspec.Struct, kw_only=True, frozen=True):
-    """A slice of an open loop, from `from_s` to `to_s` seconds after its start. Percentiles are of the
-    requests that were due in it; None where that percentile is of a request without a first token."""
+    """A slice of an open loop, from `from_s` to `to_s` seconds after its start.
+
+    Percentiles describe the requests that were due in the slice. A percentile is None where it would be
+    infinite, because the load test ended too many requests before their first token.
+    """
 
     run_id: str
     from_s: float
@@ -71,8 +79,11 @@ class Slice(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def slices_of(run: Run) -> list[Slice]:
-    """Returns up to SLICES equal slices of the arrivals' time, each at least SHORTEST_S; [] in a closed
-    loop."""
+    """Returns the figures of an open loop in slices of time; [] in a closed loop.
+
+    The time in which requests are due is cut into at most SLICES slices of equal length. Each lasts at least
+    SHORTEST_S, unless the whole time is shorter.
+    """
     arrivals = run.info.arrivals
     if arrivals is None or arrivals.end_unix_s <= arrivals.start_unix_s:
         return []
@@ -108,7 +119,7 @@ def _slice(run: Run, arrivals: ArrivalsInfo, from_s: float, to_s: float) -> Slic
 
 
 def _percentiles(values: Floats) -> Quantiles:
-    """Returns percentiles; None where there are no values, or where the percentile is infinite."""
+    """Returns p50, p95 and p99; each is None where there are no values or where it is infinite."""
     known = values[~np.isnan(values)]
     if not len(known):
         return Quantiles()

@@ -20,8 +20,8 @@ def blocked_share(
 ) -> MissShare | None:
     """Returns the share of scrapes in which a request waited for KV blocks; None where scrapes do not tell.
 
-    A queue counts only while the free blocks might not hold the largest prompt, and only if no `max_num_seqs`
-    was detected in the level.
+    A waiting request counts only while the KV cache is so full that the largest prompt might not fit. If
+    `max_num_seqs` was detected in the level, no request counts.
     """
     usage = server.kv_cache_usage[scrapes]
     waiting = server.waiting_capacity[scrapes]
@@ -36,7 +36,11 @@ def blocked_share(
 
 
 def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> MissShare:
-    """Returns a share of scrapes. At most one scrape in each mean request duration counts as independent."""
+    """Returns the share of scrapes with an event, together with its design effect.
+
+    The effect says how many scrapes count as one independent scrape, because near scrapes are alike. At most
+    one scrape in each mean request duration counts as independent.
+    """
     effect = max(
         design_effect(events.astype(np.float64), at_unix_s, window),
         len(events) * window.request_duration_s / window.length_s,
@@ -45,10 +49,10 @@ def _share_of_scrapes(events: Bools, at_unix_s: Floats, window: Window) -> MissS
 
 
 def _room(context: Context, running: Floats) -> float:
-    """Returns the pool usage from which on a waiting request may be waiting for blocks.
+    """Returns the KV-cache usage from which on a waiting request may be waiting for blocks.
 
-    The largest prompt may lack the blocks that are free then. Besides, blocks of requests that have just
-    ended are free in the gauge before the next requests take them.
+    Below it, the free blocks are enough for the largest prompt. Blocks of requests that have just ended are
+    not counted as free, because the next requests will take them. ROOM where the pool's size is unknown.
     """
     if context.pool is None:
         return ROOM
@@ -57,13 +61,13 @@ def _room(context: Context, running: Floats) -> float:
 
 
 def _queues_with_room(server: ServerSamples, scrapes: Bools, context: Context) -> Bools:
-    """Returns the scrapes in which a request waited although the pool had room, shape (scrapes,)."""
+    """Returns for each scrape whether a request waited although the KV cache had room. Shape (scrapes,)."""
     room = min(_room(context, server.running[scrapes]), ROOM)
     return (server.waiting[scrapes] > 0) & ~(server.kv_cache_usage[scrapes] >= room)
 
 
 def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window: Window) -> MissShare:
-    """Returns the share of scrapes in which a request waited although the pool had room."""
+    """Returns the share of scrapes in which a request waited although the KV-cache pool had room."""
     known = ~np.isnan(server.waiting[scrapes])
     queue = _queues_with_room(server, scrapes, context)
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
@@ -72,11 +76,14 @@ def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window:
 def detected_max_num_seqs(
     server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
 ) -> int | None:
-    """Returns `top` as max_num_seqs if running stands at it in nearly all queues with room; else None.
+    """Returns `top` if it is the server's max_num_seqs, else None. top: most requests run while others wait.
 
-    Running may be lower than `top` by the requests that end in one step, because the gauge is read after
-    them. A queue for blocks or for the step's token budget shows no such edge, unless all users or all but
-    one run. Then `top` counts only if the queue is hardly ever empty.
+    Scrapes are taken in which requests waited although the KV-cache pool had room. In nearly all of them, the
+    number of running requests must be `top`. It may also be slightly lower, because the gauge is read after
+    requests have ended in a step.
+
+    If `top` is the number of users, or one less, other queues can look the same (for blocks, or for the
+    step's token budget). Then `top` is returned only if at least a share ALWAYS of all scrapes has a queue.
     """
     queue = _queues_with_room(server, scrapes, context)
     if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
@@ -87,8 +94,11 @@ def detected_max_num_seqs(
 
 
 def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
-    """Returns the most requests that ran while others waited. None unless queues with room fill more than
-    QUEUE_LIMIT of the scrapes, and one in ten of those scrapes shows that number."""
+    """Returns the largest number of requests that ran while others waited; None without a clear queue.
+
+    More than QUEUE_LIMIT of the scrapes must have a queue although the KV-cache pool has room. At least one
+    in ten of these scrapes must show the number that is returned.
+    """
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < MIN_QUEUES:
@@ -98,7 +108,10 @@ def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Cont
 
 
 def _endings(context: Context, running: Floats) -> float:
-    """Returns how many requests one step may end: a Poisson mean plus two standard deviations."""
+    """Returns how many requests may end in one step, at most.
+
+    This is the mean plus two standard deviations of a Poisson distribution.
+    """
     mean = known_mean(running) / context.mean_output
     return mean + 2.0 * math.sqrt(mean)
 

@@ -17,10 +17,10 @@ OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RequestFigures:
-    """Figures of one window, most of them of the requests that ended in it.
+    """Figures of one window; most of them describe the requests that ended in it.
 
-    Requests that the load test cancelled are counted in `cancelled`. They are misses of TTFT if they were
-    late already, and otherwise in no other figure.
+    A request that the load test cancelled counts in `cancelled`, and as a TTFT miss if it was late already.
+    Its tokens count in the output throughput. All other figures leave it out.
     """
 
     n: int
@@ -119,20 +119,23 @@ def tpot_of(rows: Requests) -> Floats:
 def _ttft_misses(
     late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
 ) -> MissShare:
-    """Counts misses of the TTFT objective. A cancelled request counts only if it was late already."""
+    """Counts misses of the TTFT objective. A cancelled request counts only if it was late by then."""
     base = miss_share(late, ttft, at, window)
     also = int((cancelled_after_s > slo.ttft_p95_s).sum())
     return MissShare(misses=base.misses + also, n=base.n + also, effect=base.effect)
 
 
 def _chunk_gaps(rows: Requests, index: Ints) -> Floats:
-    """Returns the chunk gaps of the requests at `index`, request after request."""
+    """Returns the seconds between chunks for the requests at `index`, one request after the other."""
     parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
     return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
 
 
 def _gap_quantiles(gap: Floats) -> Quantiles:
-    """Returns percentiles without an interval, because the gaps of one request are far from independent."""
+    """Returns p50, p95 and p99 of the gaps between chunks. Each is None with fewer than 300 gaps.
+
+    They have no confidence intervals, because the gaps of one request are far from independent.
+    """
     if len(gap) < 100 * 3:
         return Quantiles()
     p50, p95, p99 = (float(q) for q in np.quantile(gap, [0.5, 0.95, 0.99]))
@@ -146,7 +149,10 @@ def variation(values: Floats) -> float:
 
 
 def _output_rate(rows: Requests, window: Window) -> tuple[float, float]:
-    """Returns output tokens per second inside the window, and the standard error by batches."""
+    """Returns two numbers: the output tokens per second inside the window, and their standard error.
+
+    The standard error comes from the differences between batches of the window.
+    """
     tokens = rows.tokens
     some = rows.chunks > 0
     first, last = (

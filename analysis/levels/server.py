@@ -56,7 +56,10 @@ class ServerFigures:
 
 
 def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
-    """Returns the growth of a counter over the window, interpolated between scrapes; nan if not scraped."""
+    """Returns the growth of a counter over the window, interpolated between scrapes.
+
+    nan where scrapes are missing at the beginning or at the end of the window.
+    """
     known = ~np.isnan(counter)
     at, value = unix_s[known], counter[known]
     gap = 0.2 * window.length_s
@@ -67,7 +70,11 @@ def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
 
 
 def _prefix_hit_rate(run: Run, window: Window) -> float:
-    """Returns the hit rate by the server's counters, else by the usage in the answers; nan without both."""
+    """Returns the hit rate of the prefix cache over the window.
+
+    It comes from the server's counters, or else from the cached tokens in the answers' usage; nan without
+    both.
+    """
     server, rows = run.server, run.requests
     queries = _growth(server.unix_s, server.prefix_cache_queries_total, window)
     if queries > 0:

@@ -1,4 +1,4 @@
-"""Doubts about a level, each of which keeps it out of every fit."""
+"""Doubts about a level. A level with any doubt is left out of every fit."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,10 @@ MISCOUNT_LIMIT = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TrustGates:
-    """Tests that a level must pass. Errors of the server, and queues, are evidence of a wall, not doubts."""
+    """Tests that a level must pass to be trusted.
+
+    Server errors and queues raise no doubt, because they show that a limit of the server is reached.
+    """
 
     run: Run
     context: Context
@@ -72,7 +75,11 @@ class TrustGates:
         return found
 
     def _littles_law(self) -> tuple[float, float]:
-        """Returns request rate * duration / requests in flight - 1, and how far from 0 it may be."""
+        """Returns two numbers: by what share the level departs from Little's law, and how large this may be.
+
+        The first is (request rate) * (duration) / (requests in flight) - 1. Where the law cannot be tested,
+        returns 0 and 1.
+        """
         duration, length = self.window.request_duration_s, self.window.length_s
         if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:
             return 0.0, 1.0
@@ -82,7 +89,7 @@ class TrustGates:
         return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * duration / length + edges
 
     def _foreign_requests(self) -> float:
-        """Returns requests on the server that the load test did not send, mean over the window; else 0."""
+        """Returns the mean number of the server's requests that other clients sent; 0 where unknown."""
         server = self.run.server
         held = window_mean(server.unix_s, server.running + server.waiting, self.window)
         return 0.0 if math.isnan(held) else held - self.in_flight

@@ -21,15 +21,19 @@ def ended_inside(rows: Requests, window: Window) -> Bools:
 
 
 def begin_unix_s(rows: Requests) -> Floats:
-    """Returns when the server could begin with each request, in seconds since 1970, shape (n,)."""
+    """Returns when each request was sent, in seconds since 1970, shape (n,).
+
+    The server can work on a request from this time on. Where it is unknown, the request's start is returned.
+    """
     return rows.start_unix_s + np.nan_to_num(rows.sent_s)
 
 
 def steady_window(run: Run, span: tuple[float, float]) -> tuple[Window, bool]:
-    """Returns the part of a level in which neither request duration nor KV usage has a trend, and True.
+    """Returns the steady part of a level, and whether there is one.
 
-    The whole level is tried first, then its last three quarters, then its last half. Without a steady part,
-    returns the whole level and False. span: begin and end in seconds since 1970, the settling time left out.
+    Steady means that neither request duration nor KV usage has a trend. The whole level is tried first, then
+    its last three quarters, then its last half. If none of them is steady, returns the whole level and False.
+    span: begin and end in seconds since 1970, without the settling time.
     """
     first = _window(run.requests, *span)
     for cut in CUTS:
@@ -70,12 +74,12 @@ def _drifts(run: Run, window: Window) -> bool:
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:
-    """Returns the largest mean of any worker over the window; nan without values."""
+    """Computes each worker's mean over the window and returns the largest; nan without values."""
     return max(means_by_worker(run, values, window), default=math.nan)
 
 
 def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
-    """Returns the means over the window, one for each worker of the load generator with values in it."""
+    """Returns a mean over the window for each worker of the load generator that has values in it."""
     client = run.client
     means = [
         window_mean(client.unix_s[client.worker == worker], values[client.worker == worker], window)
@@ -85,7 +89,7 @@ def means_by_worker(run: Run, values: Floats, window: Window) -> list[float]:
 
 
 def known_mean(values: Floats) -> float:
-    """Returns the mean without nan; nan where all values are nan."""
+    """Returns the mean of the values that are not nan; nan where all are nan."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
@@ -97,5 +101,5 @@ def known_fraction(events: Bools, values: Floats) -> float:
 
 
 def window_mean(unix_s: Floats, values: Floats, window: Window) -> float:
-    """Returns the mean of the values in the window, without nan."""
+    """Returns the mean of the values inside the window, without nan; nan where there are none."""
     return known_mean(values[(unix_s >= window.begin_unix_s) & (unix_s <= window.end_unix_s)])

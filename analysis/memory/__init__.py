@@ -1,4 +1,4 @@
-"""How a KV pool fills: blocks of one request, pressure of many users, eviction of histories, and a replay.
+"""How the KV-cache pool fills: blocks of one request, shortage with many users, eviction, and a simulation.
 
-Knows no wall, no interval of an answer and no report.
+Knows no other limit of a server, no confidence interval and no report.
 """

@@ -1,4 +1,4 @@
-"""Distribution of one request's KV blocks over its steps, and the pressure of N such users on the pool."""
+"""How many KV-cache blocks a request holds, and how often the pool has too few for N users ("pressure")."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BlockDistribution:
-    """Distributions over the number of blocks, k = 0..K, shape (K + 1,) each."""
+    """How many blocks one request holds. Each array has shape (K + 1,), for k = 0..K blocks."""
 
     held: Floats
     """pi_k: share of a request's steps in which it holds k blocks."""
@@ -29,27 +29,30 @@ class BlockDistribution:
 
     @property
     def mean(self) -> float:
-        """Mean blocks that one request holds, over its steps."""
+        """Mean number of blocks that a request holds, averaged over its steps."""
         return float(self.held @ np.arange(len(self.held)))
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the blocks that one request holds, over its steps."""
+        """Standard deviation of the number of blocks that a request holds, over its steps."""
         place = np.arange(len(self.held))
         return math.sqrt(max(float(self.held @ place**2) - self.mean**2, 0.0))
 
     @property
     def q(self) -> float:
-        """Growths while decoding divided by the prompt's mean blocks: q = sum_k G_k / E[kappa]."""
+        """Mean number of blocks that a request adds while it decodes, divided by the mean number of blocks of
+        its prompt: q = sum_k G_k / E[kappa]."""
         return float(self.growth.sum() / (self.entry @ np.arange(len(self.entry))))
 
 
 def block_distribution(
     pairs: LengthPairs, *, block_tokens: int, weight: Floats | None = None
 ) -> BlockDistribution:
-    """Computes the distribution of ceil((s + j) / b) over the steps j = 0..o-1 of all length pairs (s, o).
+    """Computes how many blocks a request holds over its steps, from measured lengths.
 
-    weight: how often each pair counts, shape (n,). Whole blocks that all prompts share are left out.
+    A request with a prompt of s tokens and an answer of o tokens holds ceil((s + j) / b) blocks of b tokens
+    in steps j = 0..o-1. Full blocks of the prefix that all prompts share do not count. weight: how often each
+    pair (s, o) counts, shape (n,); by default once.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
     prompt = np.maximum(pairs.prompt - shared, 1)
@@ -74,7 +77,7 @@ def block_distribution(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pressure:
-    """Pressure of N users on the pool."""
+    """How often the KV-cache pool has too few blocks for N users."""
 
     preempted: float
     """F(N): preemptions for each finished request."""
@@ -83,12 +86,14 @@ class Pressure:
 
 
 class Occupancy:
-    """Pressure of any number of users on a pool of C blocks.
+    """Computes the pressure (preemptions, waiting for blocks) of any number of users on a pool of C blocks.
 
-    F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N) and eps(N) = P(B_N > C), with p_n the n-fold convolution of
-    pi (docs/method.md). `active(N)` is the share of the time in which a user is in flight. In that time a
-    user holds blocks in E[o] of E[o] + 1 steps: the step after an answer's last one begins before the next
-    request arrives. Otherwise the user holds no blocks.
+    Preemptions are F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N), waiting is eps(N) = P(B_N > C); both are
+    derived in docs/method.md. B_n is the number of blocks that n independent users need together, p_n its
+    distribution (the n-fold convolution of one user's), and W(N) the probability that a prompt does not fit.
+
+    `active(N)` is the share of the time in which a user has a request in flight. In that time the user holds
+    blocks in E[o] of E[o] + 1 steps, because the engine begins one more step before the next request arrives.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Occupancy:
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
-        """Returns the pressure of `users` users, at least 1."""
+        """Returns the pressure of `users` users; `users` must be at least 1."""
         if users not in self._known:
             self._known[users] = self._pressure(users)
         return self._known[users]
@@ -126,7 +131,10 @@ class Occupancy:
         )
 
     def _power(self, p: float, times: int) -> NDArray[np.complex128]:
-        """Returns the transform of the blocks of `times` users by squaring, which is faster than `**`."""
+        """Returns the Fourier transform of the distribution of the blocks that `times` users hold together.
+
+        One user holds blocks with probability `p`. Repeated squaring is faster than `**` here.
+        """
         square = 1.0 - p + p * self._held
         power = np.ones_like(square)
         while times:
@@ -139,7 +147,8 @@ class Occupancy:
 
 
 def _folded(held: Floats, size: int) -> Floats:
-    """Shortens the distribution to `size` cells; the last sums the tail, since such a request never fits."""
+    """Shortens the distribution of a request's blocks to `size` cells. The last cell gets the sum of the
+    tail, which stands for requests too large for the pool."""
     if len(held) <= size:
         return held
     return np.append(held[: size - 1], held[size - 1 :].sum())

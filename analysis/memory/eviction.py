@@ -1,4 +1,4 @@
-"""What conversations find in a prefix cache of limited size with least-recently-used eviction."""
+"""The part of a conversation's history that is still in a prefix cache of limited size (LRU eviction)."""
 
 import math
 
@@ -14,11 +14,11 @@ INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # instants and turns on the t
 
 
 class Eviction:
-    """Share of the reusable tokens that N users find in a cache of C blocks; 1 in an unlimited cache.
+    """Computes the share of reusable tokens that N users still find in a prefix cache of C blocks (LRU).
 
-    The least recently used block is evicted first. After a pause z, a user finds min(max(C - D, 0), h) of h
-    history blocks. Every other user touches W(z) blocks in the pause. D is the sum of N - 1 draws of W(z),
-    taken as normal.
+    In a user's pause of z seconds, each of the N - 1 other users touches W(z) blocks. Their total D is taken
+    as normally distributed. After the pause, the user finds min(max(C - D, 0), h) of the h blocks of the
+    history. In an unlimited cache the share is 1.
     """
 
     def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:
@@ -34,8 +34,10 @@ class Eviction:
         self._again = float(line.again.mean())
 
     def found(self, users: Floats, blocks: float) -> Floats:
-        """Returns the share of the reusable tokens that `users` users find. It falls in users, which may
-        be real-valued and of any shape."""
+        """Returns the share of the reusable tokens that `users` users find in a cache of `blocks` blocks.
+
+        `users` is an array of any shape and need not hold whole numbers. The share falls as users rise.
+        """
         others = np.maximum(np.asarray(users, dtype=np.float64) - 1.0, 0.0)[..., None, None]
         mean, sd = others * self._mean[:, None], np.sqrt(others * self._variance[:, None]) + 1e-9
         room = blocks - self._shared
@@ -45,7 +47,10 @@ class Eviction:
         )
 
     def wall(self, blocks: float) -> float:
-        """Returns the users at which the share found falls below FOUND_LIMIT; 1 if two users are too many."""
+        """Returns the number of users, real-valued, at which the share found falls below FOUND_LIMIT.
+
+        It is 1 if even one user finds less than that share.
+        """
         low, high = 1.0, 2.0
         while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
             low, high = high, 2.0 * high
@@ -65,7 +70,7 @@ def _fits(room: Floats, sd: Floats) -> Floats:
 
 
 class _TimeLine:
-    """Conversations of one user, one after the other, with the times of their answers and pauses."""
+    """One user's conversations, one after the other, with the start and end of each answer and each pause."""
 
     def __init__(self, turns: Turns, response_s: float, rng: np.random.Generator, *, resample: bool) -> None:
         wanted = min(max(len(turns.prompt), MIN_TURNS), MAX_TURNS)
@@ -91,8 +96,11 @@ class _TimeLine:
         self._kept = held - left
 
     def touched(self, within_s: Floats) -> Floats:
-        """Returns the blocks that the user holds at INSTANTS instants, or freed within each of k times
-        before them. Shape (INSTANTS, k)."""
+        """Returns the number of blocks that one user touches in time windows, as an array (INSTANTS, k).
+
+        Each row is an instant, each column one of the k window lengths `within_s` before it. Counted are the
+        blocks that the user holds at the instant, or has freed within the window.
+        """
         total_s = float(self._end_s[-1])
         now_s = np.linspace(min(float(within_s.max()), total_s / 2), total_s, INSTANTS, endpoint=False)
         turn = np.maximum(np.searchsorted(self._start_s, now_s, side="right") - 1, 0)
@@ -108,9 +116,10 @@ class _TimeLine:
 
 
 def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: bool) -> Ints:
-    """Returns indices in random order, each as often as its weight says (systematic sampling): (count,).
+    """Returns `count` indices in random order, each as often as its weight says, shape (count,).
 
-    resample: whether to first multiply the weights by those of a bootstrap resample.
+    The method is systematic sampling. resample: whether to first multiply the weights by the counts of a
+    bootstrap resample.
     """
     if resample:
         weight = weight * np.bincount(rng.integers(0, len(weight), len(weight)), minlength=len(weight))

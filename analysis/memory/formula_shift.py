@@ -1,5 +1,5 @@
-"""Shift of the KV-cache formula by measured levels, and the users at which the shifted formula has its
-wall."""
+"""Corrects the KV-cache formula (`block_distribution`) by measured levels, and finds how many users the
+corrected formula allows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,11 @@ NEAR = (0.5, 1.6)  # range of users / (users at the wall) in which levels move t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormulaShift:
-    """Shift of ln F (`preempted`) and logit eps (`blocked`), with standard errors (docs/method.md)."""
+    """Correction that is added to the KV-cache formula: to ln F (`preempted`) and to logit eps (`blocked`).
+
+    F is the number of preemptions per finished request. eps is the share of the time in which a request waits
+    for blocks (docs/method.md). Each correction has a standard error.
+    """
 
     preempted: float = FORMULA_BIAS
     preempted_se: float = FORMULA_SD
@@ -31,7 +35,7 @@ class FormulaShift:
     levels: int = 0
 
     def widened(self, sd: float) -> "FormulaShift":
-        """Returns this shift with larger standard errors, as a prior for measured levels."""
+        """Returns this shift with `sd` added in quadrature to both standard errors, to serve as a prior."""
         return replace(
             self,
             preempted_se=math.hypot(self.preempted_se, sd),
@@ -41,17 +45,18 @@ class FormulaShift:
 
 
 def kv_margins(pressure: Pressure, slo: Slo, *, shift: FormulaShift) -> tuple[float, float]:
-    """Returns ln(F / limit) and logit(eps) - logit(limit), both shifted; positive beyond the limit."""
+    """Returns two margins: ln(F / limit) and logit(eps) - logit(limit), each with its shift added. A positive
+    margin means that its limit is exceeded."""
     preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
     blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
     return preempted, logit(blocked) - logit(slo.kv_blocked_fraction) + shift.blocked
 
 
 def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start: int) -> float:
-    """Returns the users, real-valued, at which the first of the two limits is crossed; 0 if one does not fit.
+    """Returns the number of users, real-valued, at which the first of the limits on F and eps is exceeded.
 
-    The value lies between the last N within both limits and N + 1, interpolated in ln F and logit eps. start:
-    a guess, which only saves time.
+    The value lies between the largest N within both limits and N + 1, by interpolation in ln F and logit eps.
+    It is 0 if a single user exceeds a limit. start: a guess of the result, which only saves time.
     """
 
     def margin(users: int) -> float:
@@ -67,7 +72,7 @@ def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start:
 
 
 def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
-    """Returns the largest N whose margin is not positive; 0 if one user is too many. Margins rise in N."""
+    """Returns the largest N whose margin is not positive; 0 if there is none. The margin must rise with N."""
     low, high, step = 0, max(start, 1), 1
     while margin(high) <= 0.0:
         low, high, step = high, high + step, 2 * step
@@ -90,7 +95,7 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelPressure:
-    """Preemptions and blocked time of one trusted level, or of a replay. nan where unknown."""
+    """Preemptions and share of blocked time, in one measured level or one replay. Unknown values are nan."""
 
     users: int
     preemptions: float
@@ -101,10 +106,11 @@ class LevelPressure:
 
 
 def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[LevelPressure]:
-    """Returns the pressure in trusted levels that had no queue for `max_num_seqs` slots.
+    """Returns the measured pressure of each level that is trusted and not limited by max_num_seqs.
 
-    max_num_seqs: where it is known, a level counts as queueing if that many requests ran while others waited,
-    even if the level alone does not show that this is the limit.
+    A level is trusted if nothing casts doubt on its measurements. A level that shows by itself that
+    max_num_seqs limited it is left out. If `max_num_seqs` is given, a level is also left out if that many
+    requests ran while others waited.
     """
     return [
         LevelPressure(
@@ -124,10 +130,11 @@ def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = Non
 def measured_shift(
     occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo, *, near_users: float, prior: FormulaShift
 ) -> FormulaShift:
-    """Updates the prior by the counts at levels near the wall.
+    """Returns the shift estimated from the prior and the measurements at levels near `near_users` users.
 
-    Counts with mean mu have variance D mu + (drift mu)^2: D because preemptions cluster, drift because the
-    formula's shape is less exact away from the wall.
+    `near_users` is where the KV-cache limit is expected. A preemption count with mean mu is taken to have
+    variance D mu + (drift mu)^2. D allows for preemptions that come in clusters. drift allows for the formula
+    being less exact away from the limit.
     """
     near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
     counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
@@ -182,10 +189,10 @@ def _blocked_score(occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo
 
 
 def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
-    """Finds the mode and the standard error of a shift by Fisher scoring.
+    """Returns the most probable shift, given prior and measurements, and its standard error.
 
-    The score falls in the shift. So each step makes the interval that holds the root smaller, and bisects it
-    where a scoring step would leave it.
+    The method is Fisher scoring. The score falls as the shift rises, so its sign shows on which side of `at`
+    the solution lies. If a scoring step would leave the remaining interval, the interval is halved instead.
     """
     low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
     for _ in range(40):

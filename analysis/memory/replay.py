@@ -1,4 +1,4 @@
-"""Replay of the measured lengths in the simulated engine: how far the KV-cache formula is off at its wall."""
+"""Simulates requests of the measured lengths, to see how far the KV-cache formula is off at its limit."""
 
 import math
 
@@ -35,10 +35,11 @@ def replayed_shift(
     thinking: Thinking | None = None,
     x: float,
 ) -> FormulaShift:
-    """Measures the formula's shift in the engine, at the two whole numbers of users around the wall x.
+    """Returns the formula's shift, measured in the simulated engine near its KV-cache limit of `x` users.
 
-    If the shift moves the wall far, the engine runs again at the new wall. Outside 1 to REPLAY_USERS users
-    there is no replay, and the formula's usual shift is returned.
+    The engine runs with the whole numbers of users below and above `x`. If the shift moves the limit far, the
+    engine runs again at the new limit. If a limit lies outside 1 to REPLAY_USERS users, the engine does not
+    run there, and the result is the default FormulaShift.
     """
     for _ in range(REPLAY_ROUNDS):
         if not 1.0 <= x <= REPLAY_USERS:
@@ -58,10 +59,10 @@ def replayed_shift(
 def _replay(
     pairs: LengthPairs, pool: Pool, users: int, step_cost: StepCost | None, thinking: Thinking | None
 ) -> LevelPressure:
-    """Runs the engine with `users` users and returns the pressure.
+    """Runs the simulated engine with `users` users and returns the preemptions and the blocked time.
 
-    Without a step cost, every step takes one second and pauses are scaled to that. Pauses are
-    exponential, because the shape of their distribution hardly matters.
+    If `step_cost` is None, every step takes one second, and pauses are set so that a user's share of the time
+    in flight stays the same. Pauses have an exponential distribution, as its shape hardly matters.
     """
     output = float(pairs.output.mean())
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_REQUESTS_EACH * users)

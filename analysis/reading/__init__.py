@@ -1,3 +1,3 @@
 """Run folders, and the result files of other load generators, read into columns of numbers.
 
-Knows no level, no wall and no statistics."""
+Does no statistics, and knows neither levels of users nor limits."""

@@ -21,7 +21,8 @@ NAN = float("nan")
 class Requests:
     """Requests in the order of their ends, shape (n,); missing values are nan.
 
-    Fields in `_unix_s` are by the master's clock. Other fields in `_s` are seconds after `start_unix_s`.
+    Fields that end in `_unix_s` are by the clock of Locust's master. Other times in `_s` are seconds after
+    the request's `start_unix_s`.
     """
 
     start_unix_s: Floats
@@ -59,7 +60,10 @@ class Requests:
 
     @property
     def tokens(self) -> Floats:
-        """Output tokens, shape (n,). Where the server sent no count, as for unfinished requests: chunks."""
+        """Output tokens of each request, shape (n,).
+
+        If the server sent no count, as for unfinished requests, the number of chunks is used instead.
+        """
         return np.where(np.isnan(self.output_tokens), self.chunks, self.output_tokens)
 
     @property
@@ -76,7 +80,7 @@ class Requests:
 class ServerSamples:
     """Scrapes in time order, shape (m,); missing values are nan.
 
-    Figures of several engines are added up; only the KV usage is averaged.
+    With several engines, each value is the sum over the engines. Only the KV usage is their mean.
     """
 
     unix_s: Floats
@@ -136,10 +140,12 @@ SCALAR_COLUMNS = (
 def ordered_requests(
     columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
 ) -> Requests:
-    """Builds Requests, in the order of their ends, from rows in any order.
+    """Sorts requests, given in any order, by the times of their ends, and returns them as Requests.
 
-    columns: values by the names in SCALAR_COLUMNS, shape (n,) each. labels: outcome, user and turn, shape (n,
-    3). gap_s: chunk gaps, request after request. gaps: number of chunk gaps of each request, shape (n,).
+    - columns: one array of shape (n,) for each name in SCALAR_COLUMNS.
+    - labels: outcome code, user and turn of each request, shape (n, 3).
+    - gap_s: chunk gaps of all requests: all of the first request, then all of the second, and so on.
+    - gaps: number of chunk gaps of each request, shape (n,).
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
@@ -154,7 +160,10 @@ def ordered_requests(
 
 
 def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:
-    """Returns the chunk gaps with their requests in another order."""
+    """Returns the chunk gaps after the requests are put into another order.
+
+    `start` says where each request's gaps begin in `gap_s`; `order` lists the requests' old positions.
+    """
     if np.array_equal(order, np.arange(len(order))):
         return gap_s
     moved = np.empty_like(gap_s)
@@ -180,7 +189,7 @@ _SERVER_SUMS = (
 
 
 def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
-    """Builds columns from scrapes. Scrapes that failed, or that lack an engine, are left out."""
+    """Returns scrapes as columns. Scrapes that failed, or in which an engine is missing, are left out."""
     good = [sample for sample in samples if sample.error is None]
     scrapes: dict[float, list[ServerSample]] = {}
     for sample in good:
@@ -195,7 +204,10 @@ def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
 
 
 def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
-    """Sums a field over the engines that have it, for each scrape; nan where no engine has it."""
+    """Returns the sum of a field over the engines, for each scrape, shape (m,).
+
+    Engines without the field are skipped. The sum is nan in a scrape in which no engine has the field.
+    """
     return np.array([_sum([getattr(row, name) for row in rows]) for _, rows in scrapes], dtype=np.float64)
 
 

@@ -38,12 +38,12 @@ _schema_decoder = msgspec.json.Decoder(_Schema)
 
 
 def schema_of(data: bytes) -> int:
-    """Returns the schema that a JSON object states. Raises msgspec.DecodeError where it states none."""
+    """Returns the schema number in a JSON object. Raises msgspec.DecodeError if there is none."""
     return _schema_decoder.decode(data).schema
 
 
 def other_schema(path: Path, schema: int) -> str:
-    """Words the error message for a file of another schema."""
+    """Returns the error message for a file of a schema that this version does not read."""
     return (
         f"{path} is of schema {schema} and this version reads schema {RUN_SCHEMA}: "
         "analyse it with the version that wrote it."
@@ -103,7 +103,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
-    """Returns a row's values in the order of SCALAR_COLUMNS, with its times brought to the master's clock."""
+    """Returns a row's values in the order of SCALAR_COLUMNS, with times by the master's clock."""
     chunks = row.chunk_s
     return (
         row.start_unix_s - clock_offset_s,
@@ -123,8 +123,10 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
 
 
 class _Gaps:
-    """Chunk gaps as float32, computed from chunk times. Times of at most GAP_ROWS requests are held as
-    float64."""
+    """Computes chunk gaps (float32) from chunk times.
+
+    To save memory, it holds the times (float64) of at most GAP_ROWS requests and then only their gaps.
+    """
 
     def __init__(self) -> None:
         self._times = array("d")
@@ -156,8 +158,9 @@ def read_requests(
 ) -> Requests:
     """Reads the request files of a run into columns.
 
-    offsets: seconds by which each worker's clock is ahead of the master's. on_bytes: called with the number
-    of bytes that were read since its last call. Raises InputError when a row does not fit the schema.
+    offsets: for each worker, the seconds by which its clock is ahead of the clock of Locust's master.
+    on_bytes: called with the number of bytes that were read since its last call. Raises InputError when a
+    row does not fit the schema.
     """
     scalars: list[tuple[float, ...]] = []
     labels: list[tuple[int, int, int]] = []
@@ -183,7 +186,10 @@ def _requests(
 
 
 def read_server(path: Path, warnings: list[str]) -> ServerSamples:
-    """Reads the scrapes of a run into columns. Adds a warning where there are none. Raises InputError."""
+    """Reads the scrapes of a run's server into columns.
+
+    Adds a warning if there are no scrapes or some failed. Raises InputError for a row of another schema.
+    """
     samples = list(_decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
@@ -197,7 +203,10 @@ def read_server(path: Path, warnings: list[str]) -> ServerSamples:
 
 
 def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
-    """Reads the health of the load generators, one file for each worker, into columns. Raises InputError."""
+    """Reads the health of the load generators into columns. Each worker has a file of its own.
+
+    Raises InputError for a row of another schema.
+    """
     numbered = [
         (worker, row)
         for worker, path in enumerate(paths)

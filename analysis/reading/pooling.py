@@ -1,4 +1,7 @@
-"""Choice of runs that are pooled into one sample because their host, server, GPU and workload are equal."""
+"""Chooses the runs that are pooled, that is, analysed together as one sample.
+
+Runs may be pooled if their model, scenario, host, server, GPU and workload are equal.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -29,19 +32,23 @@ WORKLOAD_SETTINGS = (
 
 
 class ProgressTask(Protocol):
-    """Function that begins a task of a progress bar."""
+    """Type of a function that adds a task to a progress bar."""
 
     def __call__(self, name: str, *, total: int) -> Callable[[int], None]:
-        """Returns a function that advances the task by the number that it is called with."""
+        """Adds a task of `total` steps to the progress bar.
+
+        Returns a function that is called with the number of steps done since its last call.
+        """
 
 
 def choose_runs(
     runs: Sequence[_FoundRun], wanted: Sequence[str] | None
 ) -> tuple[list[list[_FoundRun]], dict[str, list[NotPooled]]]:
-    """Returns the runs to pool, the newest group of each model, and notes on the other groups, by model.
+    """Returns the groups of runs to analyse, and, by model, notes on the groups that are left out.
 
-    wanted: ids of the runs to pool instead. Raises InputError where there is no such run, or where they must
-    not be pooled.
+    All runs of a group may be pooled. By default, the newest group of each model is analysed. wanted: ids of
+    runs; they are then the only group. Raises InputError if there is no run with one of these ids, or if the
+    wanted runs must not be pooled.
     """
     if wanted:
         return [_picked(runs, wanted)], {}
@@ -77,7 +84,7 @@ def _picked(runs: Sequence[_FoundRun], wanted: Sequence[str]) -> list[_FoundRun]
 
 
 def group_runs(runs: Sequence[_FoundRun]) -> list[list[_FoundRun]]:
-    """Groups runs that may be pooled, the group with the newest run first."""
+    """Returns groups of runs that may be pooled, the group with the newest run first."""
     groups: dict[str, list[_FoundRun]] = {}
     for run in runs:
         groups.setdefault(_canonical_json(pooling_fields(run.info)), []).append(run)
@@ -85,7 +92,7 @@ def group_runs(runs: Sequence[_FoundRun]) -> list[list[_FoundRun]]:
 
 
 def pooling_fields(info: RunInfo) -> dict[str, str]:
-    """Returns what must be equal in two runs before they are pooled, by name."""
+    """Returns, by name, the properties of a run that must be equal in all runs of a pool."""
     workload = {name: _canonical_json(info.settings.get(name)) for name in WORKLOAD_SETTINGS}
     server = {
         f"server {name}": _canonical_json(value)
@@ -96,7 +103,10 @@ def pooling_fields(info: RunInfo) -> dict[str, str]:
 
 
 def differing_fields(run: RunInfo, other: RunInfo) -> list[str]:
-    """Returns the names of what differs between two runs, so that they must not be pooled; else nothing."""
+    """Returns the names of the properties in which two runs differ.
+
+    The runs may be pooled if the list is empty.
+    """
     fields, others = pooling_fields(run), pooling_fields(other)
     return [name for name in fields if fields[name] != others[name]]
 
@@ -106,7 +116,10 @@ def _canonical_json(value: object) -> str:
 
 
 def read_group(group: Sequence[FoundRun], task: ProgressTask) -> list[Run]:
-    """Reads runs that are pooled into memory. Raises InputError."""
+    """Reads the runs of a group into memory, and shows the progress.
+
+    Raises InputError when a row does not fit the schema.
+    """
     sizes = [0 if isinstance(run, Run) else run_bytes(run) for run in group]
     advance = task("reading", total=sum(sizes))
     return [run if isinstance(run, Run) else read_run(run, on_bytes=advance) for run in group]

@@ -1,4 +1,4 @@
-"""Run folders: finding them, and reading a run into memory, even if it was killed."""
+"""Finds run folders, and reads a run into memory, even a run that was killed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ def has_runs(folder: Path) -> bool:
 def find_runs(folder: Path) -> list[RunFolder]:
     """Returns the run in this folder, or the runs in its subfolders, oldest first.
 
-    Raises InputError when there is none, or when one of them is of another schema.
+    Raises InputError when there is no run, or when a run is of another schema.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name a run folder, or the folder that holds the runs.")
@@ -94,7 +94,7 @@ def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: N
 
 
 def run_bytes(folder: RunFolder) -> int:
-    """Returns the bytes of a run's request files, for a progress bar."""
+    """Returns the size of a run's request files in bytes, for a progress bar."""
     return sum(path.stat().st_size for path in folder.path.glob(REQUESTS_GLOB))
 
 

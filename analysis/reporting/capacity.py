@@ -59,7 +59,10 @@ def write(answer: Answer, *, folder: Path) -> None:
 
 
 def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
-    """Returns the report as a self-contained page. drawn: the figures of each model, name -> SVG."""
+    """Returns the report as one HTML page that needs no other file.
+
+    drawn: for each model, its figures as a map from name to SVG text.
+    """
     return page(
         "report.html.j2",
         answer=answer,
@@ -74,7 +77,7 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
 
 
 def markdown(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
-    """Returns the report as Markdown, with links to the files of the figures. drawn: as in `html`."""
+    """Returns the report as Markdown, with links to the figure files. drawn: the figures, as in `html`."""
     parts = ["# Seatcount: how many users?", ""]
     for model, figures in zip(answer.models, drawn, strict=True):
         parts += _markdown_model(answer, model, figures)
@@ -115,7 +118,10 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
 
 
 def show(answer: Answer, *, folder: Path, console: Console | None = None) -> None:
-    """Prints the answer for each model, then its evidence. folder: holds report.html."""
+    """Prints each model's answer and its evidence, and at the end the path of report.html.
+
+    folder: the folder that holds report.html.
+    """
     out = console or Output()
     for model in answer.models:
         _show_model(out, answer, model)
@@ -171,7 +177,7 @@ def figure_file(answer: Answer, model: ModelAnswer, name: str) -> str:
 
 
 def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> dict[str, object]:
-    """Returns the variables of the HTML template for one model; all values are text."""
+    """Returns the variables that the HTML template needs for one model, by name."""
     return {
         "answer": model,
         "headline": plan_title(model),

@@ -1,4 +1,7 @@
-"""Makes the content of `capacity.json`, a stable format for scripts. Codes of the answer become sentences."""
+"""Makes the content of `capacity.json`, a stable format for scripts.
+
+Doubts, warnings and options are codes in the answer; here they become sentences.
+"""
 
 from analysis.answers.capacity import Answer, ModelAnswer, Option, WorkloadSummary
 from analysis.levels.level import Level
@@ -10,7 +13,7 @@ WITHOUT_MODEL = "no model here says by how many users"
 
 
 def answer_object(answer: Answer) -> dict[str, object]:
-    """Returns the content of capacity.json."""
+    """Returns the content of capacity.json for an answer."""
     return {
         "schema": SCHEMA,
         "generated_unix_s": answer.generated_unix_s,
@@ -21,7 +24,10 @@ def answer_object(answer: Answer) -> dict[str, object]:
 
 
 def model_object(model: ModelAnswer) -> dict[str, object]:
-    """Returns the answer for one model, with the fields of its headline at the same level as the others."""
+    """Returns the JSON object of one model's answer.
+
+    The fields of the headline are not nested: they stand beside the other fields.
+    """
     head = model.headline
     return {
         "model": model.model,
@@ -55,7 +61,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
 
 
 def _level_object(level: Level) -> dict[str, object]:
-    """Returns one level; nan becomes null in JSON."""
+    """Returns the JSON object of one level. A nan becomes null when the object is written as JSON."""
     requests, server = level.requests, level.server
     return {
         "users": level.users,

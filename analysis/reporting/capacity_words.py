@@ -1,4 +1,7 @@
-"""Words of a report on one model: the first screen, and the cells of its tables."""
+"""Words of a report on one model: its first paragraphs, and the cells of its tables.
+
+A wall is a limit on the number of users, such as a full KV cache or a missed objective.
+"""
 
 import math
 from collections.abc import Sequence
@@ -48,10 +51,11 @@ def short_answer(headline: Headline, *, confidence: float) -> str:
 
 
 def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str]:
-    """Writes the paragraphs under the title, for a manager.
+    """Returns the paragraphs under the title, written for a manager.
 
-    The limit and its interval, what happens beyond it, workload and objectives, which levels are trusted, and
-    whether the server was simulated. confidence: of the interval.
+    They say what the limit and its interval are, what happens beyond the limit, which workload and objectives
+    were used, how many levels are trusted, and whether the server was simulated. confidence: the confidence
+    of the interval, such as 0.9.
     """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
@@ -86,7 +90,10 @@ def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
 
 
 def _rivals(model: ModelAnswer) -> str:
-    """Says how probable the first wall and its rivals are; empty if there is no probable rival."""
+    """Says how probable it is that the named wall comes first, and which other walls may come first.
+
+    Empty if no other wall has a probability of at least MIN_SHOWN_P.
+    """
     head = model.headline
     others = [
         f"{wall_name(name)} {100 * p:.0f} %"
@@ -145,7 +152,10 @@ def options_title(model: ModelAnswer) -> str:
 
 
 def option_text(option: Option, *, limit_x: float) -> str:
-    """Describes one change and the limit to which it would lead. limit_x: the present limit, users."""
+    """Describes a change to the deployment, and the limit in users that the change would lead to.
+
+    limit_x: the present limit, users.
+    """
     change = words(option.change)
     if option.users_x is None:
         return f"{change} ({WITHOUT_MODEL})."
@@ -159,7 +169,7 @@ def option_text(option: Option, *, limit_x: float) -> str:
 
 
 def option_texts(model: ModelAnswer) -> list[str]:
-    """Describes all options of a model; empty if the model has no limit."""
+    """Describes all changes that may raise the limit of a model; empty if no limit is known."""
     limit_x = model.headline.estimate_x
     return [] if limit_x is None else [option_text(option, limit_x=limit_x) for option in model.options]
 
@@ -175,7 +185,7 @@ def objectives(slo: Slo) -> list[str]:
 
 
 def workload_rows(workload: WorkloadSummary) -> list[tuple[str, str]]:
-    """Returns labels and values of the workload."""
+    """Returns the settings and the mean lengths of the workload, as pairs of label and value."""
     rows = list(workload.settings.items())
     if workload.prompt_mean is not None and workload.output_mean is not None:
         means = f"prompt {workload.prompt_mean:.0f}, answer {workload.output_mean:.0f} tokens"
@@ -200,7 +210,7 @@ LEVEL_COLUMNS = (
 
 
 def level_cells(level: Level) -> list[str]:
-    """Returns one row of the table of levels, in the order of LEVEL_COLUMNS."""
+    """Returns the row of one level for the table of levels, in the order of LEVEL_COLUMNS."""
     requests, server = level.requests, level.server
     return [
         str(level.users),
@@ -235,7 +245,10 @@ SLICE_COLUMNS = (
 
 
 def slice_cells(one: Slice) -> list[str]:
-    """Returns one row of the table of an open loop, in the order of SLICE_COLUMNS."""
+    """Returns the table row of one time slice of an open loop, in the order of SLICE_COLUMNS.
+
+    In an open loop, requests are sent at set times, whatever the server does.
+    """
     return [
         f"{one.from_s:.0f}–{one.to_s:.0f}",
         f"{one.due_rps:.1f}",
@@ -253,14 +266,14 @@ def slice_cells(one: Slice) -> list[str]:
 
 
 def wall_cells(bound: Bound) -> list[str]:
-    """Returns one row of the table of walls: name, users, interval, basis."""
+    """Returns the row of one wall for the table of walls: name, users, interval, and basis of the value."""
     low, high = bound.interval_x
     span = f"{low:.1f} to {high:.1f}" if high - low >= 0.05 else "exact"
     return [WALL_NAMES[bound.name], f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
 
 
 def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
-    """Returns labels and values of the known facts about the KV cache."""
+    """Returns the known facts about the KV cache and GPU memory, as pairs of label and value."""
     found = model.memory
     per = found.bytes_per_token
     rows = [
@@ -279,7 +292,10 @@ def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
 
 
 def _hit_rates(levels: Sequence[Level]) -> str:
-    """Returns the prefix-cache hit rates at the lowest and highest trusted load; a dash if all are 0."""
+    """Returns the prefix-cache hit rates of the lowest and of the highest trusted level, as text.
+
+    A dash if no trusted level has a hit rate above 0.
+    """
     known = [level for level in levels if level.trusted and not math.isnan(level.server.prefix_hit_rate)]
     if not any(level.server.prefix_hit_rate for level in known):
         return NONE
@@ -290,7 +306,7 @@ def _hit_rates(levels: Sequence[Level]) -> str:
 
 
 def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
-    """Returns labels and values of the step-time model."""
+    """Returns the facts about the engine's step time and the timing error, as pairs of label and value."""
     found = model.latency
     rows = [
         ("a decode step takes at least", fine_milliseconds(found.step_base_s)),
@@ -306,7 +322,10 @@ def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:
 
 
 def _knee(model: ModelAnswer) -> str:
-    """Returns the knee (90 % of the highest throughput), capped at twice the highest load."""
+    """Returns, as text, the requests in flight at which throughput reaches 90 % of its limit (the knee).
+
+    Beyond twice the highest measured load, the text says only "more than" twice this load.
+    """
     knee, loads = model.latency.knee_users, [level.in_flight for level in model.trusted]
     if knee is None or not loads:
         return NONE
@@ -317,7 +336,7 @@ def _knee(model: ModelAnswer) -> str:
 
 
 def not_met_text(model: ModelAnswer) -> str:
-    """Names the walls that were not met; empty if all were."""
+    """Names the walls that were not met up to the highest trusted level; empty if all walls were met."""
     if not model.not_met:
         return ""
     names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
@@ -325,7 +344,10 @@ def not_met_text(model: ModelAnswer) -> str:
 
 
 def percentile_cells(level: Level) -> list[str]:
-    """Returns users, then p50 / p95 / p99 of TTFT, TPOT, chunk gap and request duration, ms."""
+    """Returns one table row: users, then one cell each for TTFT, TPOT, chunk gap and request duration.
+
+    Each of these cells holds p50 / p95 / p99 in ms.
+    """
     requests = level.requests
     return [str(level.users)] + [
         " / ".join(milliseconds(value) for value in (found.p50, found.p95, found.p99))

@@ -1,4 +1,4 @@
-"""Makes a comparison readable: as text, Markdown, JSON and HTML. Knows no maths."""
+"""Writes a comparison of two runs as text, Markdown, JSON and HTML. Knows no maths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +62,10 @@ MEMORY = (
 def show_comparison(
     found: Comparison, *, form: str, folder: Path | None, console: Console | None = None
 ) -> None:
-    """Prints the comparison. form: one of COMPARE_FORMS; folder: of the written reports, None without."""
+    """Prints the comparison.
+
+    form: one of COMPARE_FORMS. folder: the folder of the written reports; None if none were written.
+    """
     out = console or Output()
     if form == "json":
         out.print(json_text(_json_object(found)), soft_wrap=True, markup=False, end="")
@@ -88,7 +91,7 @@ def write_comparison(found: Comparison, *, folder: Path) -> None:
 
 
 def _json_object(found: Comparison) -> dict[str, object]:
-    """Returns the content of compare.json; its answers have the format of capacity.json."""
+    """Returns the content of compare.json. The answer of each run has the format of capacity.json."""
     return {**msgspec.structs.asdict(found), "answers": [model_object(answer) for answer in found.answers]}
 
 
@@ -100,7 +103,7 @@ def comparison_headline(found: Comparison) -> str:
 
 
 def comparison_title(found: Comparison) -> str:
-    """Names both runs, after their model if it is the same."""
+    """Returns a title with the names of both runs. If both have the same model, the model comes first."""
     a, b = found.names
     return f"{_common_model(found)}{a} (A) and {b} (B)"
 
@@ -111,7 +114,10 @@ def _common_model(found: Comparison) -> str:
 
 
 def comparison_summary(found: Comparison) -> list[str]:
-    """Says which run holds more users, whether this is beyond chance, and which wall limits each run."""
+    """Says which run holds more users, whether the difference is more than chance, and what limits each run.
+
+    A run is limited by the first wall that it met as users were added, such as a full KV cache.
+    """
     a, b = found.names
     rows = [row for row in found.rows if row.figure == "max_users" and row.different is not None]
     answered = [pair for pair in zip(found.names, found.answers, strict=True) if not pair[1].refused]
@@ -146,9 +152,9 @@ def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
 
 
 def _span(low: float | None, high: float | None, direct: bool) -> str:
-    """Says how many times as many users the better run holds.
+    """Says how many times as many users the better run holds; empty if the lower bound is not known.
 
-    low, high: bounds on b / a; direct: whether b is better.
+    low, high: bounds on users of b / users of a, None if open. direct: True if b is the better run.
     """
     ends = (low, high) if direct else (1.0 / high if high else None, 1.0 / low if low else None)
     if ends[0] is None:
@@ -161,7 +167,11 @@ def _span(low: float | None, high: float | None, direct: bool) -> str:
 
 
 def row_cells(found: Comparison, row: ComparisonRow) -> list[str]:
-    """Returns the cells of a row: figure, a, b, b against a, and whether the difference is beyond chance."""
+    """Returns the cells of one table row.
+
+    The cells are the figure's name, its value in run a and in run b, b compared with a, and whether the
+    difference is more than chance.
+    """
     sides = zip((row.a, row.b), found.answers, strict=True)
     return [
         row_name(row),
@@ -223,7 +233,10 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
 
 
 def _ratio(row: ComparisonRow) -> str:
-    """Writes b against a with its interval: in per cent, or as a factor if at most 0.5 or at least 2."""
+    """Writes how b differs from a, with the interval, such as `+5.0 % (+1.0 % to +9.2 %)`.
+
+    A ratio b / a of at most 0.5 or at least 2 is written as a factor, such as `x 2.4`.
+    """
     if row.ratio is None or row.different == "equal":
         return NONE
     if row.ratio_interval is None:
@@ -240,7 +253,10 @@ def _change(ratio: float) -> str:
 
 
 def level_rows(found: Comparison) -> list[list[str]]:
-    """Returns users, and TTFT p50, TTFT p95, TPOT p95 and throughput of a and b, for every common level."""
+    """Returns one row for each number of users at which both runs have a trusted level.
+
+    A row holds the users, then TTFT p50, TTFT p95, TPOT p95 and throughput, each for run a and for run b.
+    """
     rows = []
     for users in found.common_levels:
         sides = [
@@ -258,7 +274,7 @@ def level_rows(found: Comparison) -> list[list[str]]:
 
 
 def level_head(found: Comparison) -> list[str]:
-    """Returns the headings of `level_rows`."""
+    """Returns the column headings for the rows of `level_rows`."""
     names = ("TTFT p50 ms", "TTFT p95 ms", "TPOT p95 ms", "tokens/s")
     return ["users", *[f"{name}, {side}" for name in names for side in ("A", "B")]]
 
@@ -286,7 +302,10 @@ def simulated_note(found: Comparison) -> str:
 
 
 def criterion_line(judged: GateCriterion) -> str:
-    """Writes one criterion in one line: verdict, name, and the figures or the reason."""
+    """Returns one criterion of the gate as one line: verdict, figure name, then the measured values.
+
+    If the criterion has a reason for its verdict, the reason stands in place of the values.
+    """
     return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _figures_behind(judged)}"
 
 
@@ -313,7 +332,10 @@ def _check(figure: FigureName, one: GateCheck) -> str:
 
 
 def _worse(figure: FigureName, factor: float) -> str:
-    """Puts a factor of worsening into words: 1.25 is 25 % more latency, or 20 % less throughput."""
+    """Says in words how much worse a figure is. factor: how many times worse, such as 1.25.
+
+    A factor of 1.25 is `25 % more` for a latency, and `20 % less` for throughput or users.
+    """
     factor = max(factor, 1.0)
     if figure in MORE_IS_BETTER:
         return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
@@ -321,7 +343,7 @@ def _worse(figure: FigureName, factor: float) -> str:
 
 
 def gate_rule(gate: GateAnswer) -> str:
-    """Says in a sentence what the verdict means."""
+    """Says when the gate calls a figure worse, and how often it is wrong about two equal deployments."""
     return (
         f"A figure counts as worse when it is surely more than {100 * gate.tolerance:g} % worse. Two equal "
         f"deployments are called worse at most {100 * gate.false_alarms:g} times in 100, all checks together."

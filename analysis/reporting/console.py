@@ -1,4 +1,4 @@
-"""Prints sentences, tables and a progress bar on the terminal. Knows no answer."""
+"""Prints sentences, tables and a progress bar on the terminal. Does not know the types of the answers."""
 
 import io
 import os
@@ -27,7 +27,7 @@ class ProgressBar:
 
 @contextmanager
 def progress() -> Iterator[ProgressBar]:
-    """Shows a progress bar that disappears at the end."""
+    """Shows a progress bar while the `with` block runs; the bar disappears at the end."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -61,8 +61,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 class Output(Console):
     """Standard output as a console.
 
-    Text is wrapped on a terminal, but not in files and pipes. A closed pipe (`| head`) causes no error.
-    Characters that the encoding lacks become question marks.
+    In files and pipes, the console is at least PLAIN_WIDTH characters wide. A closed pipe (`| head`) causes
+    no error. Characters that the encoding lacks become question marks.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,10 @@ def print_indented(out: Console, text: str, *, style: str = "") -> None:
 
 
 def terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Makes a table for the terminal. Columns are right-aligned, except for a first column of walls."""
+    """Makes a table for the terminal.
+
+    Columns are right-aligned. Only a first column with the heading "wall" is left-aligned.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for place, name in enumerate(head):
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"

@@ -24,9 +24,9 @@ def write_files(
     make_folder: bool = True,
     otherwise: str = "name another --output",
 ) -> None:
-    """Writes files (name -> text) into a folder. Raises InputError if it cannot.
+    """Writes files into a folder. Raises InputError if this is not possible.
 
-    otherwise: the advice at the end of the error's sentence.
+    files: a map from file name to text. otherwise: the advice at the end of the error message.
     """
     try:
         if make_folder:
@@ -38,7 +38,7 @@ def write_files(
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that readers get the whole old or the whole new text."""
+    """Replaces a file in one step, so that a reader gets either the whole old or the whole new text."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
     temporary = Path(file.name)
@@ -52,7 +52,7 @@ def slug(name: str) -> str:
 
 
 def page(template: str, **values: object) -> str:
-    """Fills a template of analysis/reporting. Values are escaped; a missing value is an error."""
+    """Fills an HTML template and returns the page. Values are escaped, and a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

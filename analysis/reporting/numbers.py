@@ -1,4 +1,4 @@
-"""Formats numbers for people. A dash means not known."""
+"""Formats numbers for people. A value that is not known becomes a dash."""
 
 import math
 
@@ -13,7 +13,10 @@ def users_text(count: int) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Formats seconds as milliseconds without the unit: whole from 100 ms on, else one decimal."""
+    """Formats seconds as milliseconds without the unit.
+
+    Values from 100 ms on have no decimal, smaller values have one.
+    """
     if value is None or math.isnan(value):
         return NONE
     return f"{1e3 * value:,.0f}" if value >= 0.0995 else f"{1e3 * value:.1f}"
@@ -28,7 +31,7 @@ def percent(value: float | None) -> str:
 
 
 def tokens_text(count: float | None, per: int | None) -> str:
-    """Formats tokens, with their size if `per`, the bytes of a token, is known."""
+    """Formats a number of tokens, and their size if known. per: bytes of one token; None if not known."""
     if count is None:
         return NONE
     text = f"{count:,.0f} tokens"
@@ -36,7 +39,7 @@ def tokens_text(count: float | None, per: int | None) -> str:
 
 
 def size_text(count: float) -> str:
-    """Formats bytes in GiB from 0.1 GiB on, else in MiB or KiB."""
+    """Formats bytes: in GiB from 0.1 GiB on, smaller sizes in MiB or KiB."""
     if count >= GIB / 10:
         return f"{count / GIB:.2f} GiB"
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 1024:.0f} KiB"
@@ -48,5 +51,5 @@ def gib(count: int | None) -> str:
 
 
 def fine_milliseconds(value: float | None) -> str:
-    """Formats seconds as milliseconds with three significant digits, for times of a step."""
+    """Formats seconds as milliseconds with three significant digits; used for step times of the engine."""
     return NONE if value is None else f"{1e3 * value:.3g} ms"

@@ -28,7 +28,7 @@ def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
 
 
 def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
-    """Prints the verdicts on claims in one of SIZING_FORMS."""
+    """Prints the verdicts on claimed figures in one of SIZING_FORMS."""
     if form != "json":
         print_plain(_Page(markdown=form == "markdown").claims(checked))
         return
@@ -141,7 +141,10 @@ def _headline(sizing: Sizing) -> str:
 
 
 def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
-    """Says how many users to plan for, the limit, the workload, the objectives and the basis."""
+    """Returns sentences on the limit, the workload, the objectives, the KV cache and the basis.
+
+    If the sizing has no number of users, returns the reasons.
+    """
     if sizing.users is None:
         return list(sizing.reasons)
     slo = workload.slo
@@ -174,7 +177,7 @@ def _kv_per_request(sizing: Sizing) -> str:
 
 
 def _memory_cells(sizing: Sizing) -> list[tuple[str, ...]]:
-    """Returns the rows of the table of memory: label, GiB, band."""
+    """Returns the rows of the memory table, with its heading row: label, GiB, 90 % band."""
     band = sizing.overhead_band_bytes
     inside = "" if band.graphs_in_budget else " (on top of the budget)"
     rows: list[tuple[str, ...]] = [
@@ -213,7 +216,10 @@ def _farther_walls(sizing: Sizing) -> list[str]:
 
 
 def _log_lines(sizing: Sizing) -> list[str]:
-    """Returns the lines that vLLM will log, and warns of a misreading."""
+    """Returns the two lines that vLLM will log about its KV cache; empty without a KV-cache pool.
+
+    The second line says that vLLM's "maximum concurrency" is not the number of users.
+    """
     if sizing.pool_tokens is None or sizing.vllm_max_concurrency is None or sizing.blocks is None:
         return []
     per = sizing.kv_bytes_per_token

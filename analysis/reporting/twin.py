@@ -1,4 +1,7 @@
-"""Prints the answer of a twin as text or JSON, and writes its files. Knows no maths."""
+"""Prints the answer of a twin as text or JSON, and writes its files. Knows no maths.
+
+A twin is a simulated copy of the server, fitted to a run.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +66,10 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
 
 
 def write_twin(answer: TwinAnswer, *, folder: Path) -> None:
-    """Writes twin.json, and twin.svg if there are several predictions. Raises InputError if it cannot."""
+    """Writes twin.json, and also twin.svg if there are several predictions.
+
+    Raises InputError if the files cannot be written.
+    """
     from analysis.reporting.figures.style import svg
     from analysis.reporting.figures.twin import draw_twin
 
@@ -126,7 +132,7 @@ def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> 
 
 
 def _reach(pair: tuple[float, float] | None, value: float, words: Callable[[float], str]) -> str:
-    """Formats the distance from the value to the farther end of its interval: `± 3`."""
+    """Formats the distance from a value to the farther end of its interval, such as `± 3`."""
     return NONE if pair is None else f"± {words(max(pair[1] - value, value - pair[0]))}"
 
 

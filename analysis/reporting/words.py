@@ -1,4 +1,4 @@
-"""Puts codes into words: a sentence for each note of the analysis."""
+"""Puts the notes of the analysis, such as warnings and options, into words."""
 
 from collections.abc import Sequence
 from functools import singledispatch
@@ -37,18 +37,21 @@ BASIS_WORDS: dict[Basis, str] = {
 
 
 def wall_name(code: str) -> str:
-    """Returns a wall's name in words; an unknown code stays as it is."""
+    """Returns the name of a wall (a limit on users) in words; an unknown code is returned unchanged."""
     return next((name for wall, name in WALL_NAMES.items() if wall == code), code)
 
 
 def sentences(found: Sequence[Note]) -> list[str]:
-    """Returns one sentence for each note."""
+    """Returns the text of each note, in the same order."""
     return [words(note) for note in found]
 
 
 @singledispatch
 def words(note: Note) -> str:
-    """Puts a note into words: a sentence, or a clause without a full stop (levels, changes)."""
+    """Returns a note as text.
+
+    Most notes become sentences. Doubts about a level and options become clauses without a full stop.
+    """
     raise NotImplementedError(type(note).__name__)
 
 

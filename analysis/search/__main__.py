@@ -1,7 +1,7 @@
 """`python -m analysis.search FOLDER` advises a running search, as a child process of the load test.
 
-For each `SearchState`, a line on stdin, it judges the run so far and writes a `SearchAdvice`, a line on
-stdout. It ends when stdin ends. `loadtest.run.advisor` starts it.
+Each line on stdin is a `SearchState`. For each, the process judges the run so far and writes a
+`SearchAdvice` as a line on stdout. The process ends when stdin ends. `loadtest.run.advisor` starts it.
 """
 
 import sys
@@ -18,7 +18,10 @@ from loadtest.record import SearchState
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answers until stdin ends and returns the exit code. The search shows the last line of a traceback."""
+    """Answers each line on stdin until stdin ends, and returns the exit code.
+
+    If this process fails, the load test shows the last line of its traceback.
+    """
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
         state = msgspec.json.decode(line, type=SearchState)
@@ -30,7 +33,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def judgement_of(folder: Path, *, quick: bool) -> Judgement:
-    """Judges the run so far by its own objectives. Raises InputError."""
+    """Judges the run in progress by the objectives in its settings. quick: less exact but faster.
+
+    Raises InputError when the folder holds no run that can be read.
+    """
     (found,) = find_runs(folder)
     run = read_run(found)
     return judge([run], slo=stored_slo(run.info), quick=quick)

@@ -1,4 +1,4 @@
-"""Chooses the next number of users to hold, from a judgement of the levels so far.
+"""Chooses the next level, a number of users to hold for a while, from a judgement of the levels so far.
 
 Knows no clock and no server: the load test asks again after `SearchAdvice.look_s` seconds.
 """
@@ -21,7 +21,7 @@ from loadtest.run.live import FAR_PAST_WALL_SHARE
 
 FIRST_USERS = 4  # users of the first level: a low load that still yields request lengths quickly
 MAX_STEP = 4.0  # largest factor from the highest trusted level to the next level
-UNLIMITED_STEP = 1.15  # factor to the next level when the models place no wall above
+MIN_STEP = 1.15  # smallest factor from the highest trusted level to the next while no wall is met
 MAX_SEARCHED_USERS = 8192
 LOOK_S, LOOK_DURATIONS = 5.0, 5.0  # time between two questions: the longer of seconds and request durations
 MIN_LENGTHS = 10  # requests of known lengths that a first guess at the memory wall needs
@@ -34,10 +34,11 @@ NEAR_SHARE = 0.35  # levels at most this far from the wall, as a share of its us
 
 
 def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: float) -> SearchAdvice:
-    """Returns the next number of users, or None to stop.
+    """Returns the advice: how many users to hold next. Its field `users` is None if the search is to stop.
 
-    holding: users of the level under way, None before the first; held_s: seconds since it began; left_s:
-    seconds left of the budget.
+    - holding: users of the level in progress; None before the first level.
+    - held_s: seconds since the level in progress began.
+    - left_s: seconds left of the time budget.
     """
     line = answer_line(judgement)
 
@@ -66,7 +67,10 @@ def advise(judgement: Judgement, *, holding: int | None, held_s: float, left_s: 
 
 
 def answer_line(judgement: Judgement) -> str:
-    """Returns the answer so far: `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`."""
+    """Returns the answer so far in one line.
+
+    An example is `plan for 18 users, limit 18.6 (90 %: 18.1 to 19.2), KV cache`.
+    """
     evidence = judgement.evidence
     if not evidence.trusted:
         return "no level to judge by yet"
@@ -92,13 +96,21 @@ def _hold_s(level: Level) -> float:
 
 
 def _far_past_wall(level: Level) -> bool:
-    """Whether a level is so far past a wall that holding it longer is useless."""
+    """Whether a level is so far past a wall (a limit) that holding it longer is useless.
+
+    This holds if more than FAR_PAST_WALL_SHARE of its requests miss the objective for TTFT, miss the one for
+    TPOT, or fail because the server is overloaded.
+    """
     misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
     return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > FAR_PAST_WALL_SHARE
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
-    """Returns half the users of a level that cannot be trusted; None if such a level was halved before."""
+    """Returns half the users of a level whose measurement cannot be trusted.
+
+    None, so that the search stops, if another untrusted level had at least half as many users or if the
+    level has only one user.
+    """
     again = [
         other
         for other in evidence.levels
@@ -108,7 +120,7 @@ def _away_from(level: Level, evidence: Evidence) -> int | None:
 
 
 def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | None, str]:
-    """Returns the next number of users, None to stop, and the reason."""
+    """Returns a pair: the next number of users, or None to stop; and the reason in words."""
     evidence = judgement.evidence
     if not evidence.trusted:
         lower = holding // 2
@@ -128,21 +140,25 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
 
 
 def _up(judgement: Judgement) -> tuple[int | None, str]:
-    """Returns the next users while no wall is met: where models place one, at most MAX_STEP times the top."""
+    """Returns the next, higher number of users while no wall is met, and the reason.
+
+    The next number is where a model expects the first wall, but at least MIN_STEP times and at most
+    MAX_STEP times the highest trusted level. None once this level has MAX_SEARCHED_USERS.
+    """
     top = judgement.evidence.trusted[-1]
     if top >= MAX_SEARCHED_USERS:
         return None, f"nothing broke at {top} users"
     placed = min([stand.x for stand in judgement.walls] + _guesses(judgement.evidence), default=math.inf)
-    reach = placed if placed > UNLIMITED_STEP * top else UNLIMITED_STEP * top
+    reach = placed if placed > MIN_STEP * top else MIN_STEP * top
     users = min(max(math.ceil(min(reach, MAX_STEP * top)), top + 1), MAX_SEARCHED_USERS)
     return users, "no wall met yet"
 
 
 def _guesses(evidence: Evidence) -> list[float]:
-    """Guesses where walls are, in users, before the models can place them.
+    """Returns guesses of the walls, in users, while there are too few data for the models.
 
-    The memory wall follows from the few known lengths. A latency wall is where a straight line through the
-    p95s of the two highest trusted levels meets the objective.
+    The KV-cache wall is computed from the few request lengths that are known. For TTFT and TPOT, a straight
+    line through the p95 of the two highest trusted levels is extended until it meets the objective.
     """
     slo = evidence.slo
     found = []
@@ -171,9 +187,11 @@ def _guesses(evidence: Evidence) -> list[float]:
 def _nearer(
     evidence: Evidence, x: float, width: float, holding: int, *, waited: bool
 ) -> tuple[int | None, str]:
-    """Returns the next users near a wall at x users, by turns below and above it.
+    """Returns the next number of users, near a wall at x users, or None to stop; and the reason in words.
 
-    width: of the interval of x. The narrower it is, the nearer to the wall the next users are.
+    The next level lies below or above the wall, on the side that was measured for less time so far. width:
+    width of the confidence interval of x, in users. The narrower the interval, the nearer to x the next level
+    lies. The search stops when the interval is narrow enough and both sides were measured.
     """
     around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < NEAR_SHARE]
     seconds = [

@@ -1,4 +1,7 @@
-"""Builds the answer for a deployment and a workload, or the refusal: memory, walls, warnings, assumptions."""
+"""Builds the answer for a deployment and a workload, or the refusal.
+
+The answer contains memory, limits (walls), warnings and assumptions.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,9 +27,9 @@ def size_deployment(
     quantization: str | None,
     notes: Sequence[str] = (),
 ) -> Sizing:
-    """Builds the answer for all replicas. Raises ValueError if nothing is left for the KV cache.
+    """Builds the answer for all replicas together. Raises ValueError if nothing is left for the KV cache.
 
-    quantization: the flag of `vllm serve`; None if not given. notes: warnings that come first.
+    quantization: the value of vLLM's flag; None if not given. notes: warnings to show before the others.
     """
     sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
@@ -60,12 +63,18 @@ def size_deployment(
 
 
 def refuse_sizing(deployment: PlannedDeployment, reason: str) -> Sizing:
-    """Builds the refusal for a deployment that cannot hold a request: the memory, and the reason."""
+    """Builds the refusal for a deployment that cannot hold a single request.
+
+    It contains the figures of memory, and the reason.
+    """
     return msgspec.structs.replace(_without_pool(deployment, None), refused=True, reasons=[reason])
 
 
 def _without_pool(deployment: PlannedDeployment, band: PoolBand | None) -> Sizing:
-    """Builds the part of the answer that needs no KV pool. band: None if no memory is left for a pool."""
+    """Builds the part of the answer that can be given even without a KV-cache pool.
+
+    band: the pool and its overheads; None if no memory is left for a pool.
+    """
     overheads = band.overheads if band else deployment.overheads(deployment.pp - 1)
     weights = band.pool.weights_bytes if band else deployment.weights()
     spread = (

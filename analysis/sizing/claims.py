@@ -1,7 +1,7 @@
 """Checks claimed figures against physics: does it fit in memory, and do bandwidth and FLOP/s allow the speed?
 
-A claim is impossible only if arithmetic alone forbids it. If that depends on something that the claim does
-not state, the verdict is "cannot be told".
+A claim is impossible only if arithmetic alone forbids it. If the result depends on something that the
+claim does not state, the verdict is "cannot be told".
 """
 
 import tomllib
@@ -28,7 +28,7 @@ ROUNDING = 0.02
 
 
 class Claim(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One [[claim]] of the file: how a model was served, and the claimed figures; None: not claimed."""
+    """One [[claim]] of the file: how a model was served, and the claimed figures; None: not stated."""
 
     model: str
     config: str
@@ -79,7 +79,7 @@ class ClaimedDeployment:
 
     @property
     def request_bytes(self) -> float:
-        """KV cache of the smallest possible request, one block, bytes."""
+        """Size of one KV block in bytes: the KV cache of the smallest possible request."""
         return float(self.band.layout.bytes_per_block)
 
     def longest_request(self, requests: int) -> int:
@@ -150,7 +150,11 @@ def check_claims(claims: Sequence[ClaimedDeployment]) -> list[CheckedClaim]:
 
 
 def _peak_vram(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges peak VRAM: it includes the weights, a KV block for each request, and vLLM's whole budget."""
+    """Judges the claimed peak VRAM.
+
+    It cannot be less than the weights plus one KV block for each request. vLLM also takes its whole memory
+    budget from the start.
+    """
     claimed = served.claim.peak_vram_gb
     if claimed is None:
         return None
@@ -193,7 +197,10 @@ def _context(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _concurrency(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges maximum concurrency: the number of requests that VRAM allows, which depends on their length."""
+    """Judges the claimed maximum concurrency: how many requests VRAM holds at once.
+
+    The number depends on the length of the requests.
+    """
     claimed, tokens = served.claim.max_concurrency, served.claim.tokens_per_request or served.claim.context
     if claimed is None:
         return None
@@ -238,18 +245,27 @@ def _decode_rate(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _max_decode_tok_s(served: ClaimedDeployment) -> float:
-    """Returns the highest decode rate, tokens a second: one stream, empty KV cache, data-sheet bandwidth."""
+    """Returns the highest possible decode rate, tokens a second.
+
+    It holds for one stream with an empty KV cache at the bandwidth of the data sheet.
+    """
     return served.deployment.gpu.bandwidth_bytes_s / _step_bytes(served)
 
 
 def _step_bytes(served: ClaimedDeployment) -> float:
-    """Returns the bytes that a single stream's decode step reads on each GPU; of experts, the chosen ones."""
+    """Returns the bytes that each GPU reads in a decode step of a single stream.
+
+    Of the experts, only those that one token chooses are counted.
+    """
     deployment = served.deployment
     return step_bytes(deployment.shape, dtype=deployment.dtype, tp=deployment.tp, sequences=1.0)
 
 
 def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges TTFT. A prompt takes 2 FLOP for each token and active parameter, at the data sheet's FLOP/s."""
+    """Judges the claimed TTFT by the computing time of the prompt.
+
+    Each prompt token takes 2 FLOP for each active parameter, at the FLOP/s of the data sheet.
+    """
     claimed = served.claim.ttft_ms
     if claimed is None:
         return None
@@ -269,9 +285,10 @@ def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
 
 
 def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges whether two maximum concurrencies can both be VRAM limits for requests of one length.
+    """Judges whether two claimed maximum concurrencies can both be VRAM limits for requests of one length.
 
-    A limit of n means that the pool holds n to n + 1 requests, which bounds the ratio of the pools.
+    A limit of n means that the pool holds at least n but not n + 1 requests. Two limits therefore bound the
+    ratio of the two pools. None if one of the two is not claimed.
     """
     a, b = first.claim.max_concurrency, second.claim.max_concurrency
     if a is None or b is None:
@@ -299,7 +316,10 @@ def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> 
 
 
 def _order_of_decode_rates(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
-    """Judges whether the deployment with the higher claim has the higher bandwidth limit; None if so."""
+    """Compares the order of two claimed decode rates with the order of the two bandwidth limits.
+
+    None if the orders agree, or if one of the rates is not claimed.
+    """
     a, b = first.claim.decode_tok_s, second.claim.decode_tok_s
     most_a, most_b = _max_decode_tok_s(first), _max_decode_tok_s(second)
     if a is None or b is None or (a > b) == (most_a > most_b):

@@ -1,4 +1,7 @@
-"""Places the walls of one engine of a deployment: memory, slots, TTFT and TPOT. Knows no files."""
+"""Finds the limits (walls) of one engine: the users at which memory, slots, TTFT or TPOT allows no more.
+
+Reads no files.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +29,10 @@ REACH_FACTOR = 1.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictedWall:
-    """The users of one engine at a wall, with a 90 % band: lower end, estimate x, upper end."""
+    """The number of users at which one limit (wall) of an engine is reached.
+
+    low, x, high: lower end, estimate and upper end of the 90 % band.
+    """
 
     name: WallName
     low: float
@@ -36,7 +42,7 @@ class PredictedWall:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SizedEngine:
-    """One engine with its walls and everything from which they were computed."""
+    """One engine with its limits (walls) and everything from which they were computed."""
 
     deployment: PlannedDeployment
     workload: PlannedWorkload
@@ -50,17 +56,17 @@ class SizedEngine:
 
     @property
     def binding_wall(self) -> PredictedWall:
-        """The first wall: the one with the fewest users."""
+        """The limit (wall) that is reached with the fewest users."""
         return min(self.walls, key=lambda placed: placed.x)
 
 
 def size_engine(
     deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True
 ) -> SizedEngine:
-    """Places the walls of one engine.
+    """Finds the limits (walls) of one engine.
 
-    latency: False leaves out the walls of TTFT and TPOT, and all bands. Raises ValueError if nothing is left
-    for the KV cache.
+    latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. Raises ValueError
+    if nothing is left for the KV cache.
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
@@ -89,7 +95,11 @@ def size_engine(
 def latency_walls(
     curve: LatencyCurve, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0
 ) -> list[PredictedWall]:
-    """Places the walls of TTFT and TPOT within the curve's reach. Scales multiply the curve's times."""
+    """Finds the numbers of users at which TTFT and TPOT cross their objectives.
+
+    A crossing is left out if it is not below the largest simulated number of users (the curve's `reach`).
+    ttft_scale, tpot_scale: factors on the simulated times.
+    """
     crossings: list[tuple[WallName, tuple[float, float, float]]] = [
         ("ttft", curve.crossings(curve.ttft_s, slo.ttft_p95_s, scale=ttft_scale)),
         ("tpot", curve.crossings(curve.tpot_s, slo.tpot_p95_s, scale=tpot_scale)),
@@ -104,9 +114,9 @@ def latency_walls(
 def _read_bytes_per_token(
     band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload
 ) -> float:
-    """Returns the bytes of KV cache that one GPU reads in a step for each token of a request, on average.
+    """Returns the KV-cache bytes that one GPU reads in a step for each token of a request, on average.
 
-    With sliding windows a request holds fewer blocks than its tokens would need.
+    Sliding windows lower the result: a request then holds fewer blocks than its tokens would need.
     """
     prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
     tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
@@ -114,9 +124,10 @@ def _read_bytes_per_token(
 
 
 def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> ActiveShare:
-    """Returns the share of time that a user is in flight: R/(R + Z), think time Z, R = idle + slope * n.
+    """Returns a function that gives a user's share of time in flight, from the number of users.
 
-    The step model gives idle and slope.
+    The share is R/(R + Z). Z is the think time. R = idle + slope * n is the duration of a request when n
+    requests are in flight; the step model gives idle and slope.
     """
     if workload.think.mean <= 0:
         return always_active
@@ -140,7 +151,11 @@ def _memory_wall(
     *,
     banded: bool,
 ) -> PredictedWall:
-    """Places the memory wall. Its band combines the independent errors of pool, lengths and formula."""
+    """Finds the number of users at which KV-cache memory becomes the limit.
+
+    The band combines the errors of pool size, lengths and formula, which are taken as independent. banded:
+    False leaves out the band.
+    """
     start = max(int(band.blocks[1] / distribution.mean), 1)
 
     def users(distribution: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
@@ -171,8 +186,9 @@ def _memory_wall(
 
 
 def _combined(estimate: float, moved: Sequence[float], sign: float) -> float:
-    """Combines independent changes of the estimate into one end of a band: their logs add in squares.
+    """Combines independent changes of the estimate into one end of a band.
 
+    The squares of the changes, as logarithms of ratios, are added. moved: the users after each change alone.
     sign: -1 for the lower end, 1 for the upper end.
     """
     if estimate <= 0:

@@ -1,4 +1,7 @@
-"""Turns the flags of the command into model, card and deployment, with vLLM's defaults."""
+"""Turns the flags of the command into model, card and deployment.
+
+Where a flag is not given, vLLM's default is used.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +72,7 @@ def read_shape(path: Path, quantization: str | None) -> ModelShape:
 def gpu_of_flags(flags: SizingFlags) -> Gpu:
     """Returns the named card; figures given by flags replace those of the data sheet.
 
-    Raises InputError for an unknown card if not all figures are given.
+    Raises InputError for an unknown card, unless flags give all its figures.
     """
     gpu = _named_card(flags)
     if gpu is None:
@@ -107,7 +110,7 @@ def plan_deployment(
 ) -> PlannedDeployment:
     """Returns the deployment that `vllm serve` would start. Raises InputError if it would not start.
 
-    started: version of the start-up that calibrates; used if the flags give no version.
+    started: vLLM version of the start-up that corrects the prediction; used if the flags give no version.
     """
     version = _version(flags, started)
     default_tokens, default_seqs = default_batch_limits(gpu)

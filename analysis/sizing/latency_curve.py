@@ -1,4 +1,7 @@
-"""Simulates TTFT and TPOT over users with an unlimited KV pool, and finds where they cross the objectives."""
+"""Simulates TTFT and TPOT at several numbers of users, with an unlimited KV-cache pool.
+
+Finds the numbers of users at which TTFT and TPOT cross their objectives.
+"""
 
 import math
 import random
@@ -21,7 +24,7 @@ LOAD_FACTOR = 1.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyCurve:
-    """Simulated p95 of TTFT and TPOT, seconds, at rising numbers of users."""
+    """Simulated p95 of TTFT and TPOT, seconds, for increasing numbers of users."""
 
     users: tuple[int, ...]
     ttft_s: tuple[float, ...]
@@ -32,11 +35,13 @@ class LatencyCurve:
     def crossings(
         self, seconds: Sequence[float], objective_s: float, *, scale: float = 1.0
     ) -> tuple[float, float, float]:
-        """Finds the users at which a p95 crosses its objective, inf if never: lower end, estimate, upper end.
+        """Finds the number of users at which a p95 crosses its objective; infinite if it never does.
 
-        The ends are for steps that are SPEED_BAND times slower or faster. All times scale with the step
-        times, so this equals an objective that is lower or higher. seconds: ttft_s or tpot_s. scale: factor
-        on all times.
+        Returns lower end, estimate and upper end. The lower end is for steps that are SPEED_BAND times
+        slower, the upper end for steps that are SPEED_BAND times faster. As all times scale with the step
+        times, the objective is changed by this factor instead of the times.
+
+        seconds: the p95s of the curve, ttft_s or tpot_s. scale: factor on these p95s.
         """
         rising = np.log(np.maximum(np.maximum.accumulate(seconds), 1e-9))
         low, x, high = (
@@ -51,7 +56,11 @@ class LatencyCurve:
 def simulate_curve(
     deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, *, reach: float
 ) -> LatencyCurve:
-    """Simulates from `reach` users down to a load that meets both objectives even with slow steps."""
+    """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
+
+    Stops at the first number of users that meets both objectives even with all times multiplied by
+    SPEED_BAND, or at one user.
+    """
     slo, users = workload.slo, max(int(reach), 1)
     loads: list[tuple[int, float, float]] = []
     while True:
@@ -68,7 +77,10 @@ def simulate_curve(
 def simulate_p95_s(
     deployment: PlannedDeployment, steps: StepModel, workload: PlannedWorkload, users: int
 ) -> tuple[float, float]:
-    """Simulates users on an engine whose pool never limits; returns p95 of TTFT and of TPOT, seconds."""
+    """Simulates `users` users on an engine whose KV-cache pool is never a limit.
+
+    Returns the p95 of TTFT and the p95 of TPOT, seconds.
+    """
     rng = random.Random(users)
     wanted = users + min(max(2 * users, MIN_P95_REQUESTS), LENGTH_PAIRS // 2)
     order = np.resize(np.arange(len(workload.prompt)), wanted)
@@ -89,9 +101,10 @@ def simulate_p95_s(
 
 
 def _p95_s(trace: EngineTrace, *, skip: int) -> tuple[float, float]:
-    """Returns p95 of TTFT and TPOT, seconds, without the first `skip` requests, which meet an empty server.
+    """Returns the p95 of TTFT and the p95 of TPOT, seconds.
 
-    TPOT is 0 if every request has a single token.
+    The first `skip` requests are left out, because they meet an empty server. TPOT is 0 if every request has
+    a single token.
     """
     requests = trace.requests[skip:] or trace.requests
     ttft_s = [(request.first_token_s or 0.0) - request.arrival_s for request in requests]

@@ -1,4 +1,7 @@
-"""Turns flags into the answer or a refusal: deployment, calibration, context length, workload."""
+"""Turns the flags into the answer or a refusal.
+
+Brings together deployment, calibration, context length and workload.
+"""
 
 from dataclasses import replace
 
@@ -92,9 +95,10 @@ def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | 
 
 
 def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog) -> PlannedDeployment:
-    """Returns the deployment corrected by a start-up.
+    """Returns the deployment with its predicted memory corrected by a start-up.
 
-    Raises InputError if the start-up was on another card, or of another model without --calibrate-config.
+    Raises InputError if the start-up was on another card. Raises it also if the start-up was of another model
+    and --calibrate-config is not given.
     """
     if log.vram_bytes is not None:
         if abs(log.vram_bytes / deployment.gpu.vram_bytes - 1) > SAME_SIZE:

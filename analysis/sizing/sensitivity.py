@@ -1,4 +1,4 @@
-"""Computes how the estimate changes if one input changes."""
+"""Computes how the estimated number of users changes when one input changes."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ LOWER_UTILIZATION = 0.02
 
 
 def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
-    """Changes each input alone; returns the effects on the users of all replicas, largest first."""
+    """Changes one input at a time; returns the effects on the users of all replicas, largest first."""
     deployment, workload = sized.deployment, sized.workload
     users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
     now_s = simulate_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
@@ -68,10 +68,10 @@ def _other_deployments(deployment: PlannedDeployment) -> dict[tuple[str, str], P
 def _with_workload(
     sized: SizedEngine, workload: PlannedWorkload, users: int, now_s: tuple[float, float]
 ) -> float:
-    """Returns the users at the first wall with another workload.
+    """Returns the number of users at the first limit (wall) with another workload.
 
-    The latency curve is not simulated again, but scaled: by the change of the p95s at `users`, a load near
-    the first wall. now_s: p95 of TTFT and TPOT at `users` with the present workload.
+    The latency curve is not simulated again. Its times are multiplied by the change of the p95s at `users`, a
+    load near the first limit. now_s: p95 of TTFT and TPOT at `users` with the present workload.
     """
     others = size_engine(sized.deployment, workload, latency=False)
     scale = (1.0, 1.0)
@@ -83,7 +83,10 @@ def _with_workload(
 
 
 def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float:
-    """Returns the users at the first wall with a changed server of equal latency; 0 if it would not start."""
+    """Returns the number of users at the first limit (wall) with a changed server; 0 if it would not start.
+
+    TTFT and TPOT are assumed not to change.
+    """
     try:
         others = size_engine(deployment, sized.workload, latency=False)
     except ValueError:
@@ -92,7 +95,7 @@ def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float
 
 
 def _with_slower_steps(sized: SizedEngine, scale: float) -> float:
-    """Returns the users at the first wall if every step took `scale` times as long."""
+    """Returns the number of users at the first limit (wall) if every step took `scale` times as long."""
     others = [placed.x for placed in sized.walls if placed.name not in ("ttft", "tpot")]
     return min(others + _latency_users(sized, scale, scale))
 

@@ -1,6 +1,6 @@
-"""Models the time of an engine step from data sheet and config.json: a roofline with stated fractions.
+"""Computes the time of an engine step from data sheet and config.json.
 
-Knows no users.
+It is a roofline model: steps reach assumed fractions of the data sheet's bandwidth and FLOP/s.
 """
 
 import math
@@ -29,7 +29,8 @@ EIGHT_BIT_METHODS = {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"}
 class StepModel:
     """Step time, seconds: base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill.
 
-    n: sequences in the step; tokens: KV-cache tokens of these; prefill: prompt tokens computed in the step.
+    n: sequences in the step. tokens: their tokens in the KV cache. prefill: prompt tokens computed in the
+    step.
     """
 
     dense_s: float
@@ -43,15 +44,18 @@ class StepModel:
     per_prefill_token_s: float
 
     def base_s(self, sequences: float) -> float:
-        """Returns the time of a step without its sequences' own work, seconds: weights, host and collectives.
+        """Returns the part of the step time that all sequences share, seconds: weights, host and collectives.
 
-        Only experts that at least one sequence chooses are read; experts are chosen evenly.
+        Only experts that at least one sequence chooses are read. All experts are assumed equally likely.
         """
         untouched = math.exp(max(sequences, 1.0) * math.log1p(-min(self.chosen_share, 1.0 - 1e-9)))
         return self.dense_s + self.experts_s * (1.0 - untouched)
 
     def engine(self, deployment: PlannedDeployment, sequences: float) -> EngineConfig:
-        """Returns a simulated engine with an unlimited pool, for steps of about `sequences` sequences."""
+        """Returns the settings of a simulated engine with an unlimited KV-cache pool.
+
+        Its base step time is that of a step with `sequences` sequences.
+        """
         length = deployment.max_model_len
         return EngineConfig(
             num_gpu_blocks=2 + (deployment.max_num_seqs + 1) * (length // 16 + 2),
@@ -67,7 +71,10 @@ class StepModel:
 
 
 def step_model(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> StepModel:
-    """Builds the step model of a deployment. kv_bytes_per_token: bytes that a GPU reads per cached token."""
+    """Builds the step model of a deployment.
+
+    kv_bytes_per_token: bytes that one GPU reads in a step for each token in the KV cache.
+    """
     shape, gpu = deployment.shape, deployment.gpu
     bandwidth = gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
     all_bytes = step_bytes(shape, dtype=deployment.dtype, tp=deployment.tp)

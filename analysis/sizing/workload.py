@@ -37,7 +37,10 @@ class PlannedWorkload:
 
 
 def _cut(prompt: Ints, output: Ints, max_model_len: int) -> tuple[Ints, Ints]:
-    """Cuts lengths so that prompt plus answer fit max_model_len: first the answer, then the prompt."""
+    """Cuts lengths so that prompt plus answer fit max_model_len.
+
+    A prompt is cut only where it leaves no room for one answer token; the answer is cut to what remains.
+    """
     prompt = np.minimum(prompt, max_model_len - 1)
     return prompt, np.minimum(output, max_model_len - prompt)
 
@@ -61,11 +64,12 @@ def draw_workload(
 
 
 def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> BlockDistribution:
-    """Computes the distribution of a request's blocks over its steps j = 0..o-1, for any layout of the cache.
+    """Computes the distribution of the KV blocks that a request holds over its steps.
 
-    With full attention it equals `analysis.memory.block_distribution.block_distribution`. With other layouts,
-    each group of layers adds its blocks, and a growth by g blocks at once counts as g growths. This changes
-    nothing in whether the requests still fit.
+    A request with o answer tokens has o steps. With full attention the result equals
+    `analysis.memory.block_distribution.block_distribution`. With other layouts of the cache, the blocks of
+    all groups of layers are added. If a request then grows by g blocks at once, this counts as g growths.
+    Whether the requests still fit is not affected.
     """
     longest = int((workload.prompt + workload.output).max())
     blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])

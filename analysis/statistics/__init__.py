@@ -1,3 +1,4 @@
-"""Intervals for samples that depend on each other, ratios of two runs, and crossings of a limit.
+"""Confidence intervals for dependent samples, for ratios of two runs, and for the number of users at which a
+limit is crossed.
 
 Knows no server, no request and no file."""

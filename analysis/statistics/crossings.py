@@ -1,4 +1,4 @@
-"""The users at which a share of misses, or a p95, crosses its limit, with bounds. Knows no server."""
+"""Estimates the number of users at which a share of misses, or a p95, crosses its limit. Knows no server."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,8 @@ GRID_POINTS = 401
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossing:
-    """Users x (real-valued) at which a curve crosses its limit, with bounds at any confidence."""
+    """The number of users x (real-valued) at which a curve crosses its limit, with bounds at any
+    confidence."""
 
     x: float
     bound: Callable[[float], tuple[float, float]]
@@ -39,12 +40,15 @@ class LoadPoint:
 
 
 def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | None:
-    """Fits where the share of misses crosses its limit; None where no point is beyond the limit.
+    """Estimates the number of users at which the share of misses crosses its limit.
 
-    The curve is an overdispersed logistic in ln users. The fit is local: it takes the points within about a
-    factor of two of the bracket that isotonic regression gives. The bounds come from the profile likelihood
-    in x, on effective sample sizes. They are widened by lack of fit, and by Student's t because the design
-    effect is an estimate.
+    Isotonic regression first finds the two neighbouring numbers of users around the crossing. A logistic
+    curve in ln users is then fitted to the points within about a factor of two of these two numbers. The
+    bounds come from the profile likelihood of the crossing, with each point counted at its effective number
+    of independent requests. The bounds are wider where the curve fits badly (overdispersion). They are also
+    wider where few batches support the estimate of the effective number (Student's t).
+
+    Returns None where no point is beyond the limit.
     """
     known = sorted((point for point in points if point.misses.n > 0), key=lambda point: point.users)
     if not known:
@@ -66,11 +70,15 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
 
 
 def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:
-    """Places where the p95 crosses its objective, that is, where more than 5 % of the requests miss it.
+    """Estimates the number of users x at which the p95 crosses its objective.
 
-    x is interpolated in ln users and ln p95 between the last users within the objective and the first beyond
-    it. (Shares of misses of 0 and 1 do not tell where between two loads the crossing is.) The bounds are
-    those of `miss_crossing`, extended to include x. None where no point is beyond the limit.
+    Beyond x, more than 5 % of the requests miss the objective, so `miss_crossing` finds the two neighbouring
+    numbers of users and the bounds. x is then interpolated between the p95s at these two numbers, in ln users
+    and ln p95. (Shares of misses of 0 and 1 alone do not tell where between two loads the crossing is.) x is
+    kept within the 90 % bounds, and bounds at other levels are extended to include x. Where either p95 is
+    unknown or the two do not enclose the objective, the result is that of `miss_crossing`.
+
+    Returns None where no point is beyond the limit.
     """
     crossing = miss_crossing(points, limit=MISS_LIMIT)
     if crossing is None:
@@ -90,15 +98,17 @@ def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing |
 
 
 def _p95_at(points: Sequence[LoadPoint], users: int) -> float | None:
-    """Returns the mean p95 of the points with this many users; None where one of them has no p95."""
+    """Returns the mean p95 of all points at this number of users; None where there is no such point, or where
+    any of them has no p95."""
     found = [point.p95 for point in points if point.users == users]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known and len(known) == len(found) else None
 
 
 def _bracket(users: Floats, fraction: Floats, requests: Floats, limit: float) -> tuple[int, int] | None:
-    """Returns the last level within the limit (0 if none) and the first beyond it, by isotonic regression.
-    None where no level is beyond it."""
+    """Returns two numbers of users: the last within the limit (0 if there is none) and the first beyond the
+    limit. Isotonic regression smooths the shares of misses first. Returns None where no level is beyond the
+    limit."""
     smooth = optimize.isotonic_regression(fraction, weights=requests).x
     broke = np.flatnonzero(smooth > limit)
     if not len(broke):
@@ -133,10 +143,13 @@ def _fit(
 
 
 def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
-    """Returns twice the negative log likelihood of the best slope, for a crossing at each grid point.
+    """Returns how badly the curve fits if the crossing is at each grid point: -2 ln(likelihood), shape (g,).
 
-    at, grid: ln users. missed, met: effective numbers of requests. at, missed, met: shape (levels,). grid and
-    the result: shape (g,). The best slope is found by bisection, because the score rises in the slope.
+    At each grid point, the slope of the curve is the one with the highest likelihood. Bisection finds this
+    slope, because the derivative of -ln(likelihood) rises with the slope.
+
+    at: ln users of the levels, shape (levels,). missed, met: effective numbers of requests, shape (levels,).
+    grid: ln users of the possible crossings, shape (g,). offset: logit of the limit.
     """
     away = at[None, :] - grid[:, None]
     low, high = np.full(len(grid), math.log(0.05)), np.full(len(grid), math.log(MAX_SLOPE))
@@ -150,7 +163,8 @@ def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: f
 
 
 def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
-    """Returns the two grid values between which a profile is below `height`, interpolated."""
+    """Returns the first and the last grid value at which a profile is at most `height`. Both are interpolated
+    between grid points."""
     inside = np.flatnonzero(excess <= height)
     first, last = int(inside[0]), int(inside[-1])
     left, right = float(grid[first]), float(grid[last])
@@ -162,5 +176,5 @@ def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:
 
 
 def logit(value: float) -> float:
-    """Returns ln(p / (1 - p)), with p clipped to the range from 1e-9 to 1 - 1e-9."""
+    """Returns ln(value / (1 - value)), with the value clipped to the range from 1e-9 to 1 - 1e-9."""
     return float(special.logit(min(max(value, 1e-9), 1.0 - 1e-9)))

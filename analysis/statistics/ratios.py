@@ -1,4 +1,4 @@
-"""Ratios of what two independent runs measured, with intervals for samples that depend on each other."""
+"""Bounds on ratios of what two independent runs measured. Samples of one run may depend on each other."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,12 +23,15 @@ class Quantity:
 
 
 def exact_quantity(value: float) -> Quantity:
-    """Returns a figure that is known without error."""
+    """Returns a figure that is known without error: both bounds are the value itself."""
     return Quantity(value=value, bounds=lambda _: (value, value))
 
 
 def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
-    """Returns a mean of batches with bounds, never below 0, by Student's t. freedom: degrees of freedom."""
+    """Returns the mean of batches with bounds by Student's t; the lower bound is at least 0.
+
+    se: standard error of the mean. freedom: its degrees of freedom.
+    """
 
     def bounds(error: float) -> tuple[float, float]:
         reach = float(stats.t.isf(error, freedom)) * se
@@ -38,11 +41,11 @@ def batch_mean(value: float, *, se: float, freedom: float) -> Quantity:
 
 
 def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
-    """Returns bounds on b / a from the bounds of each.
+    """Returns bounds on b / a, computed from the bounds on a and on b.
 
-    The method is variance estimates recovery, in logarithms: G. Zou and A. Donner, "Construction of
-    confidence limits about effect measures", Statistics in Medicine 27 (2008) 1693. Asymmetric intervals,
-    such as those of a capacity, stay asymmetric; open ends stay open.
+    Asymmetric bounds, such as those of a capacity, give asymmetric bounds on the ratio. An open bound gives
+    an open bound. The method is variance estimates recovery, in logarithms: G. Zou and A. Donner,
+    "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008) 1693.
     """
 
     def bounds(error: float) -> tuple[float, float]:
@@ -57,7 +60,8 @@ def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
 
 
 def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
-    """Returns ln(value / lower bound) and ln(upper bound / value), at least 0; infinite for open bounds."""
+    """Returns two distances in logarithms: ln(value / lower bound) and ln(upper bound / value). Each is at
+    least 0, and infinite where the bound is open."""
     low, high = quantity.bounds(error)
     below = math.log(quantity.value / low) if low > 0 else math.inf
     return max(below, 0.0), max(math.log(high / quantity.value), 0.0) if math.isfinite(high) else math.inf
@@ -65,7 +69,7 @@ def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Series:
-    """Values of one level in the order of time, and their times, shape (n,) each."""
+    """Values measured in one level, in the order of time, and their times; shape (n,) each."""
 
     values: Floats
     at_unix_s: Floats
@@ -74,13 +78,13 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sample:
-    """Values that one run measured at one number of users: a series for each level."""
+    """Values that one run measured at one number of users, with one series for each level at that number."""
 
     series: Sequence[Series]
 
     @property
     def values(self) -> Floats:
-        """All values, shape (n,)."""
+        """Values of all series, shape (n,)."""
         return np.concatenate([one.values for one in self.series])
 
     @property
@@ -89,7 +93,8 @@ class Sample:
         return sum(one.window.batches - 1 for one in self.series)
 
     def effective(self, threshold: float) -> float:
-        """Returns the effective sample size behind the share of values above a threshold."""
+        """Returns how many independent values would give the share of values above `threshold` equally
+        precisely."""
         return sum(
             len(one.values)
             / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
@@ -98,7 +103,8 @@ class Sample:
 
 
 def quantile(sample: Sample, share: float) -> Quantity | None:
-    """Returns the quantile at `share` with Woodruff's interval; None with too few effective samples."""
+    """Returns the quantile at `share` with Woodruff's interval. Returns None where there are too few
+    effective samples or the quantile is not positive."""
     tail = 1.0 - share
     values = sample.values
     if len(values) < 2:
@@ -117,18 +123,21 @@ def quantile(sample: Sample, share: float) -> Quantity | None:
 
 
 def _fewest(share: float) -> float:
-    """Returns the effective sample size for a quantile: about three values beyond it (59 for a p95)."""
+    """Returns the smallest effective sample size for which a quantile is reported. About three of the values
+    then lie beyond the quantile (a size of 59 for a p95)."""
     return EFFECTIVE_FOR_P95 * 0.05 / min(share, 1.0 - share)
 
 
 def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
-    """Returns bounds on the ratio of two quantiles, b's divided by a's, by inverting a test of shares.
+    """Returns bounds on the ratio r of two quantiles, b's quantile divided by a's quantile.
 
-    If b's quantile were r times a's, then a share 1 - share of b would lie above r times a's quantile. The
-    lower bound is the smallest r at which the measured share there is not significantly larger, by Student's
-    t with batch-means variances of both samples. The upper bound follows with a and b exchanged. Intervals of
-    the two quantiles would end where the samples end; this test also detects a shift of the whole
-    distribution.
+    If r is the true ratio, a share 1 - `share` of b's values lies above r times a's quantile. The lower bound
+    is the smallest r for which the measured share above that value is not significantly larger. The test is
+    Student's t, with batch-means variances of both samples. The upper bound is found in the same way with a
+    and b exchanged.
+
+    Bounds made from the intervals of the two quantiles would be open where an interval reaches the end of its
+    sample. This test still gives bounds there if the whole distribution has shifted.
     """
     return lambda error: (
         _least_ratio(a, b, share, error),
@@ -137,7 +146,8 @@ def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
 
 
 def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
-    """Returns the smallest ratio that the samples do not contradict; 0 if they are too few to do so."""
+    """Returns the smallest ratio that the samples do not contradict; 0 if the samples are too small to
+    contradict any ratio."""
     tail = 1.0 - share
     at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
     own = tail * share / a.effective(at_a)

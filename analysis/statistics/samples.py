@@ -1,6 +1,7 @@
 """Percentiles, shares and trends of samples that depend on each other, with intervals.
 
-Requests of one level share the batch and the queue. An interval that takes them as independent is too narrow.
+Requests at the same load share the server's batch and queue, so that their latencies depend on each other. An
+interval that takes them as independent is too narrow.
 """
 
 import math
@@ -20,7 +21,8 @@ EFFECTIVE_FOR_P99 = 299
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A stretch of time. The mean duration of its requests tells how long values depend on each other."""
+    """A stretch of time. Values in it are taken to depend on each other for about one mean request
+    duration."""
 
     begin_unix_s: float
     end_unix_s: float
@@ -33,23 +35,25 @@ class Window:
 
     @property
     def batches(self) -> int:
-        """Number of batches, 8 to 20, of about five request durations. `short_batches` corrects shorter
-        ones."""
+        """Number of batches into which the window is divided, 8 to 20. In a long enough window each batch
+        lasts at least five request durations; `short_batches` corrects for shorter batches."""
         wanted = int(self.length_s / max(BATCH_DURATIONS * self.request_duration_s, 1e-9))
         return min(max(wanted, MIN_BATCHES), MAX_BATCHES)
 
     @property
     def short_batches(self) -> float:
-        """Factor that corrects a variance from batch means for batches of only a few correlation times.
+        """Factor that multiplies a variance from batch means, because short batches underestimate the
+        variance.
 
-        In an autoregressive series with correlation time tau (here one request duration), batches of length T
-        miss a share (1 - exp(-T/tau)) tau/T of the variance of the mean.
+        Values are taken as an autoregressive series with correlation time tau, here one request duration.
+        Batches of length T then miss a share (1 - exp(-T/tau)) tau/T of the variance of the mean.
         """
         durations = self.length_s / self.batches / max(self.request_duration_s, 1e-9)
         return 1.0 / max(1.0 - (1.0 - math.exp(-durations)) / durations, 0.05)
 
     def batch_of(self, at_unix_s: Floats) -> NDArray[np.int64]:
-        """Returns the number of each instant's batch, from 0 to batches - 1. Shape as given."""
+        """Returns for each instant the number of its batch, from 0 to batches - 1. The shape is that of the
+        input."""
         position = (at_unix_s - self.begin_unix_s) / self.length_s * self.batches
         return np.clip(position.astype(np.int64), 0, self.batches - 1)
 
@@ -74,7 +78,11 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float
 
 
 def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
-    """Returns (variance of the mean) / (that of independent samples), at least 1. values: shape (n,)."""
+    """Returns the variance of the mean divided by the variance that independent samples would give; at least
+    1.
+
+    values: shape (n,).
+    """
     if len(values) < 2:
         return 1.0
     independent = float(np.var(values)) / len(values)
@@ -85,7 +93,8 @@ def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantiles:
-    """Percentiles of a sample; None with too few effective samples (about 59 for a p95, 299 for a p99)."""
+    """Percentiles of a sample. A p95 or p99 is None where there are too few effective samples (about 59 for a
+    p95, 299 for a p99)."""
 
     p50: float | None = None
     p95: float | None = None
@@ -94,11 +103,11 @@ class Quantiles:
 
 
 def quantiles(values: Floats, at_unix_s: Floats, window: Window) -> Quantiles:
-    """Returns percentiles of a dependent sample, nan left out; the interval of the p95 covers 90 %.
+    """Returns percentiles of a dependent sample, without its nan values, and a 90 % interval of the p95.
 
-    This is Woodruff's interval. The share above the p95 gets a standard error by batch means. The ends are
-    the order statistics at 95 % minus and plus t times that error. The interval is None where the upper end
-    would be above 100 %.
+    The interval is Woodruff's. First, the standard error of the share of values above the p95 is estimated by
+    batch means. The ends of the interval are then the quantiles at 95 % minus and plus t times this error.
+    The interval is None where the upper end would be at or above 100 %.
     """
     known = ~np.isnan(values)
     sample, at = values[known], at_unix_s[known]
@@ -127,7 +136,8 @@ def _woodruff(sample: Floats, effective: float, batches: int) -> tuple[float, fl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MissShare:
-    """Misses among requests or scrapes, and how much their dependence reduces the effective sample size."""
+    """Number of misses among n requests or scrapes, with their design effect. The design effect is the factor
+    by which dependence reduces the effective sample size."""
 
     misses: int
     n: int
@@ -143,10 +153,12 @@ class MissShare:
 
 
 def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:
-    """Counts misses with their design effect. If none or all missed, it is the design effect of `values`.
+    """Counts misses and estimates their design effect.
 
-    misses, values, at_unix_s: shape (n,). Where a value is nan, the request counts as usual but does not
-    enter that design effect.
+    If none or all requests missed, the design effect of `values` is used instead. A request whose value is
+    nan counts in the number of requests but not in that design effect.
+
+    misses, values, at_unix_s: shape (n,).
     """
     count = int(misses.sum())
     if 0 < count < len(misses):
@@ -158,7 +170,11 @@ def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window)
 
 
 def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, float]:
-    """Returns the relative change of a series over the window, and the p value of its slope (t test)."""
+    """Returns two figures: the relative change of a series over the window, and the p value of its slope.
+
+    The slope is fitted to batch means and tested against 0 (t test). With fewer than four batches that hold a
+    value, the figures are 0 and 1.
+    """
     batch = window.batch_of(at_unix_s)
     count = np.bincount(batch, minlength=window.batches)
     filled = count > 0

@@ -1,3 +1,4 @@
-"""Fits the simulated engine to a run, and predicts loads that were never run.
+"""Fits a simulated copy of the server (the twin) to a run, and predicts loads that were never run.
 
-Knows no words, and no definition of levels and walls: other folders have those."""
+Reports are written, and levels and limits (walls) are defined, in other folders.
+"""

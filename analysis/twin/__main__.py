@@ -17,7 +17,10 @@ from loadtest.simulator.routers import ROUTERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m analysis.twin` and returns the exit code; REFUSED when no twin can be fitted."""
+    """Runs `python -m analysis.twin` and returns its exit code (`analysis.cli.ExitCode`).
+
+    The code is REFUSED when no twin can be fitted or no fleet holds a single user.
+    """
     options = _parser().parse_args(argv)
     try:
         with progress() as bar:
@@ -43,7 +46,7 @@ def _run_folder(folder: Path | None) -> Path | None:
 
 
 def _user_list(text: str) -> list[int]:
-    """Parses a flag: whole numbers above 0, separated by commas."""
+    """Parses the value of a flag: whole numbers above 0, separated by commas."""
     found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")

@@ -1,4 +1,4 @@
-"""Builds the answer of a twin, the content of twin.json: fitted terms, predictions, limit, fleets."""
+"""Builds the answer of a twin for twin.json: fitted terms, predictions, limit, fleets."""
 
 import argparse
 import math
@@ -36,7 +36,7 @@ FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users of the further fleets
 
 
 def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
-    """Fits the twin, checks it, applies the changes that were asked for, and predicts.
+    """Fits the twin, checks it on the held-out level, applies the requested changes, and predicts.
 
     Raises InputError, ValueError, RefusedError, CalibrationError.
     """
@@ -69,7 +69,11 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
 def _predictions(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: ProgressBar
 ) -> list[Prediction]:
-    """Predicts the users that were asked for, or an open loop. as_measured: adds the measured figures."""
+    """Predicts the requested numbers of users, or an open loop.
+
+    as_measured: True if no changes are requested. Each prediction then also gets the measured figures of the
+    level with the same number of users, if there is one.
+    """
     simulations = len(scenario.draws) + 1
     if options.arrivals or options.trace:
         due = due_requests(
@@ -124,7 +128,10 @@ def _finite(value: float) -> float | None:
 def _fleets(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, bar: ProgressBar
 ) -> list[FleetAnswer]:
-    """Sizes the fleet that was asked for, and scales it to larger numbers of users. Raises RefusedError."""
+    """Sizes the requested fleet, and scales it to larger numbers of users. Empty if no fleet was requested.
+
+    Raises RefusedError if one replica does not even hold one user.
+    """
     if options.fleet_users is None:
         return []
     advance: Callable[[int], None] = bar.task("fleet", total=FLEET_PROBES * (len(scenario.draws) + 1))
@@ -160,7 +167,10 @@ def _fleet_answer(fleet: Fleet, router: str, price_per_replica: float | None) ->
 
 
 def _scaled(fleet: FleetAnswer, users: int) -> FleetAnswer:
-    """Returns the fleet for another number of users; each replica holds as many users as before."""
+    """Returns the fleet scaled to another number of users.
+
+    The number of users per replica and the number of spare replicas stay the same.
+    """
     factor = users / fleet.users
     needed = [replicas - fleet.spare for replicas in fleet.interval]
     low, high = (math.ceil(replicas * factor) + fleet.spare for replicas in needed)

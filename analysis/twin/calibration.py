@@ -1,6 +1,7 @@
-"""Fits a service to a load test: its step times, the overhead between engine and client, how people chat.
+"""Fits a simulated service (a twin) to a load test.
 
-Knows no files and no preset: it fits to the `Evidence` of runs.
+Three things are fitted: step times, the overhead between engine and client, and how people chat. The
+module reads no files and no presets: its input is the `Evidence` of runs.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,10 @@ DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 7
 
 
 class CalibrationError(Exception):
-    """Says in one sentence why no twin can be fitted to the run. The exit code is 3."""
+    """Raised when no simulated copy of the server (twin) can be fitted to a run.
+
+    Its message says why in one sentence. The program then exits with code 3.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,8 +49,8 @@ class ServiceFit:
 class ServerFlags:
     """Settings that vLLM was started with and does not export.
 
-    None: not given. Then vLLM's default holds; for max_num_seqs, first what the run's record or its levels
-    say.
+    None: not given. Then vLLM's default is used, except for max_num_seqs: this is taken from the run's
+    record, else estimated from its levels, and only then vLLM's default.
     """
 
     max_num_seqs: int | None = None
@@ -63,9 +67,10 @@ def calibrate(
     router: str = "least-loaded",
     seed: int = 0,
 ) -> ServiceFit:
-    """Fits a service to the trusted levels among `levels`. replicas, router: how the users were spread.
+    """Fits a service to the trusted levels among `levels`.
 
-    Raises CalibrationError when token counts, block counts or one-token chunks are missing.
+    replicas, router: how many replicas served the run, and how users were spread over them. Raises
+    CalibrationError when token counts or block counts are missing, or when no calm level shows single tokens.
     """
     rng = np.random.default_rng(seed)
     if evidence.pool is None or evidence.pairs is None:
@@ -143,7 +148,11 @@ class _Spread:
 
 
 def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], spread: _Spread) -> Service:
-    """Adds the overhead as a line in users: the measured median TTFT minus that of the simulated engine."""
+    """Returns the service with a fitted overhead between engine and client.
+
+    The overhead is a straight line in the users of a replica. The line is fitted to the measured median TTFT
+    minus the median TTFT of the simulated engine.
+    """
     calm = sorted(
         (level for level in levels if _is_calm(level) and level.requests.ttft_s.p50),
         key=lambda level: level.users,

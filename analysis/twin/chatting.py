@@ -1,7 +1,7 @@
 """Reads how people chat from the rows of a load test: conversations and pauses.
 
-The end of a run cuts off conversations and pauses. To drop them would favour short ones, so their weight goes
-to longer ones (`analysis.evidence.turns`).
+The end of a run cuts off some conversations and pauses. Leaving these out would favour short ones. So the
+weight of each one that was cut off goes to longer ones (`analysis.evidence.turns`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,11 @@ _Conversation = tuple[TurnTokens, ...]
 
 
 def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> ChatBehaviour:
-    """Takes conversations and shared text from all rows of the runs, pauses from the windows of `levels`."""
+    """Describes how users chat: conversations, shared prefix and pauses.
+
+    Conversations and the length of the shared prompt prefix come from all requests of the runs. Pauses come
+    only from the time windows of `levels`.
+    """
     assert evidence.pairs is not None
     return ChatBehaviour(
         conversations=_conversations(evidence.runs),
@@ -68,7 +72,11 @@ def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:
 
 
 def _equal_weights(weight: Floats) -> Ints:
-    """Resamples positions 0..n-1 in proportion to their weights. Shape (n,); with equal weights each once."""
+    """Resamples the positions 0..n-1 in proportion to their weights; returns n positions, shape (n,).
+
+    A position with a large weight is repeated, and one with a small weight may be missing. With equal
+    weights, each position occurs once.
+    """
     cumulative = np.cumsum(weight)
     at = (np.arange(len(weight)) + 0.5) / len(weight) * cumulative[-1]
     return np.asarray(np.minimum(np.searchsorted(cumulative, at), len(weight) - 1))

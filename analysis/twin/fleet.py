@@ -1,4 +1,4 @@
-"""Finds how many replicas a number of users needs. Knows no price."""
+"""Finds how many replicas a number of users needs. Prices are added elsewhere."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ router spreads load over four nearly as evenly as over a thousand."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """A number of replicas that still holds `users` after the loss of `spare` of them."""
+    """A fleet whose replicas still hold `users` when `spare` of them are lost."""
 
     users: int
     replicas: int
@@ -42,7 +42,10 @@ def size_fleet(
     spare: int = 0,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> Fleet | None:
-    """Sizes the fleet that holds `users` after the loss of `spare` replicas; None if no user fits."""
+    """Finds how many replicas hold `users` even when `spare` of the replicas are lost.
+
+    None if the simulated replicas do not even hold one user.
+    """
     point = _simulated_maximum(service, slo, router, on_probe, start=None)
     if point is None:
         return None
@@ -75,7 +78,7 @@ def _simulated_maximum(
     *,
     start: int | None,
 ) -> VirtualMaximum | None:
-    """Finds how many users SIMULATED_REPLICAS replicas behind the router hold together."""
+    """Finds how many users SIMULATED_REPLICAS replicas behind one router hold together."""
     return find_maximum(
         service, slo, start=start, replicas=SIMULATED_REPLICAS, route=ROUTERS[router], on_probe=on_probe
     )

@@ -1,6 +1,6 @@
-"""Finds the maximum of a service by simulation: the number of users at which the first wall is crossed.
+"""Finds by simulation how many users a service holds: the number at which it crosses its first limit (wall).
 
-The walls are defined as for measured levels (docs/method.md), but the levels are simulated.
+The limits are defined as for measured levels (docs/method.md). Here the levels are simulated.
 """
 
 import math
@@ -31,7 +31,7 @@ WallMargins = dict[WallName, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualMaximum:
-    """The number of users that fit, and the wall that limits it."""
+    """The number of users that fit, and the limit (wall) that stops more."""
 
     x: float
     """Number of users, with decimals; infinite when no wall is crossed up to MAX_VIRTUAL_USERS."""
@@ -46,11 +46,11 @@ class VirtualMaximum:
 
 
 def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | None = None) -> WallMargins:
-    """Computes how far each wall is crossed: ln(value / limit) for rates, logit(value) - logit(limit) for
-    shares.
+    """Returns for each limit (wall) how far the figures are beyond it. Above 0, the limit is crossed.
 
-    A margin is positive when the wall is crossed. alone: the figures of one user, whose histories the prefix
-    cache keeps; None without a prefix-cache wall.
+    The margin is ln(value / limit) for preemptions per request, and logit(value) - logit(limit) for shares.
+    alone: figures of a single user, whose conversations all stay in the prefix cache. Its hit rate is what
+    the prefix cache is compared with. None: the prefix cache is not a limit.
     """
     n = max(figures.requests, 1)
     preempted = math.log(max(figures.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
@@ -80,10 +80,11 @@ def find_maximum(
     requests: int = PROBE_REQUESTS,
     on_probe: Callable[[int], None] = lambda _: None,
 ) -> VirtualMaximum | None:
-    """Finds the first wall, interpolated between two neighbouring probes; None if one user is too many.
+    """Finds the number of users at which the first limit (wall) is crossed; None if one user is too many.
 
-    start: users at which the search begins; a good start only saves time. on_probe: called with 1 for each
-    probe. All probes have the same users (common random numbers).
+    It is interpolated between two neighbouring probes, where a probe is a simulation at one number of users.
+    start: users at which the search begins; a good start saves time. on_probe: called with 1 for each probe.
+    All probes use the same random numbers (common random numbers).
     """
     known: dict[int, VirtualFigures] = {}
     turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
@@ -126,8 +127,11 @@ def find_maximum(
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:
-    """Returns numbers of users just below and just above the first wall, at most BRACKET apart; 0 below if
-    one user is too many, more than MAX_VIRTUAL_USERS above if no wall is crossed."""
+    """Returns two numbers of users, just below and just above the first limit, at most BRACKET apart.
+
+    The lower number is 0 if one user is too many. The upper number is above MAX_VIRTUAL_USERS if no limit is
+    crossed.
+    """
     low, high, step = 0, start, max(start // 8, 1)
     while high <= MAX_VIRTUAL_USERS and worst(high) <= 0.0:
         low, high, step = high, high + step, 2 * step

@@ -1,4 +1,7 @@
-"""Predicts levels or an open loop, with intervals, and checks the twin on a measured level."""
+"""Predicts levels or an open loop, with intervals.
+
+Also checks the twin: it predicts a measured level that was left out of the fit.
+"""
 
 import math
 import random
@@ -42,7 +45,7 @@ class Scenario:
 def predict_levels(
     scenario: Scenario, users: Sequence[int], slo: Slo, *, advance: Advance
 ) -> list[Prediction]:
-    """Predicts each number of users, with enough requests for a steady p95."""
+    """Predicts one level for each number of users. Simulates enough requests for a stable p95."""
     found = []
     for count in users:
 
@@ -57,7 +60,10 @@ def predict_levels(
 def predict_open_loop(
     scenario: Scenario, due: Sequence[DueRequest], slo: Slo, *, advance: Advance
 ) -> Prediction:
-    """Predicts an open loop of requests with known times and lengths; the prediction has 0 users."""
+    """Predicts an open loop, whose requests have known times and lengths.
+
+    The prediction has `users` 0, because an open loop has no number of users.
+    """
 
     def open_loop(service: Service) -> VirtualRun:
         advance(1)
@@ -68,7 +74,10 @@ def predict_open_loop(
 
 
 def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Prediction | None:
-    """Predicts the level that was left out of the fit, with no change applied; None when there is none."""
+    """Predicts the level that was left out of the fit, and adds its measured figures for comparison.
+
+    The requested changes are not applied. None if no level was left out.
+    """
     level = twin.held_out
     if level is None:
         return None
@@ -83,7 +92,10 @@ def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Predic
 
 
 def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
-    """Adds the measured figures of a trusted level with the same number of users, if there is one."""
+    """Returns the prediction with the measured figures of a trusted level with the same number of users.
+
+    Without such a level, the prediction is returned unchanged.
+    """
     level = next((one for one in twin.levels if one.users == prediction.users and one.trusted), None)
     if level is None:
         return prediction
@@ -92,7 +104,7 @@ def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
 
 
 def measured_figures(level: Level) -> dict[str, float]:
-    """Returns the measured figures of a level that are known, under the names of `VirtualFigures`."""
+    """Returns the known measured figures of a level, by their names in `VirtualFigures`."""
     values = {
         "in_flight": level.in_flight,
         "ttft_p50_s": level.requests.ttft_s.p50,
@@ -141,7 +153,10 @@ def due_requests(
 
 
 def interval_of(values: Sequence[float]) -> Interval:
-    """Returns the 90 % interval of a figure from its draws, by Student's t; the lower end is at least 0."""
+    """Returns the 90 % interval of a figure from its values in the simulations; the lower end is at least 0.
+
+    The interval is computed by Student's t.
+    """
     middle, reach = float(np.mean(values)), student(len(values)) * float(np.std(values, ddof=1))
     return max(middle - reach, 0.0), middle + reach
 

@@ -28,7 +28,7 @@ PRESET_LENGTHS = (512, 128)  # default prompt and output tokens of a preset
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FittedTwin:
-    """A fitted service, its source, and the measured levels that it can be checked against."""
+    """A fitted service, where it comes from, and the measured levels that it can be checked against."""
 
     source: str
     """Identifiers of the runs, or name of the preset."""
@@ -44,12 +44,12 @@ class FittedTwin:
 
     @property
     def draws(self) -> Sequence[Service]:
-        """Services that are simulated besides the fitted one, for the intervals."""
+        """Variants of the fitted service that are simulated too, to compute the intervals."""
         return self.fit.draws[:SIMULATED_DRAWS]
 
 
 def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
-    """Fits a twin to the newest runs of the folder that can be pooled.
+    """Fits a twin to the newest runs of the folder that can be pooled (evaluated together).
 
     Raises InputError, RefusedError, CalibrationError.
     """
@@ -94,8 +94,12 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
 
 
 def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
-    """Chooses the level to leave out of the fit: of `wanted` users, else the highest of three or more
-    trusted."""
+    """Chooses the level to leave out of the fit.
+
+    - With `wanted`: the trusted level with `wanted` users. Raises InputError if there is none.
+    - Without `wanted`: the trusted level with the most users. None if the trusted levels have fewer than
+      three different numbers of users.
+    """
     trusted = sorted((level for level in evidence.levels if level.trusted), key=lambda level: level.users)
     if wanted is not None:
         found = [level for level in trusted if level.users == wanted]
@@ -109,9 +113,10 @@ def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
 
 
 def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
-    """Makes a twin from data sheets. Its draws differ in the share of bandwidth and FLOP/s reached.
+    """Makes a twin from data sheets instead of a run.
 
-    Raises InputError.
+    Its draws differ in how much of the data sheet's bandwidth and FLOP/s the server reaches. Raises
+    InputError.
     """
     if options.run is not None:
         raise InputError("Choose one: a run folder or --preset.")

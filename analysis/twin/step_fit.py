@@ -1,6 +1,7 @@
-"""Fits step times to gaps between tokens: a gap is a step, and all requests' rows say what it contained.
+"""Fits the time of an engine step to measured gaps between tokens.
 
-Step time = a + b * sequences + c * KV tokens + d * prompt tokens computed (docs/twin.md). Knows no engine.
+Each gap is the time of one step. The rows of all requests tell what this step contained. Step time =
+a + b * sequences + c * KV tokens + d * prompt tokens computed (docs/twin.md).
 """
 
 import math
@@ -23,7 +24,10 @@ STRETCHES = 12  # parts of equal length into which a level's window is divided f
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepSums:
-    """Normal equations of the step times, for each stretch (part) of a level's window."""
+    """Sums from which the step times are fitted by least squares: the normal equations.
+
+    The window of a level is divided into stretches. Each stretch has its own sums.
+    """
 
     stretches: NDArray[np.float64]
     """Products of the four regressors with each other and, in the last column, with the times. Shape
@@ -37,16 +41,18 @@ class StepSums:
         return np.asarray(self.stretches.sum(axis=0))
 
     def resampled(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Draws STRETCHES stretches with repetition and sums their normal equations. Shape (4, 5)."""
+        """Draws STRETCHES stretches with repetition and adds up their normal equations. Shape (4, 5)."""
         return np.asarray(
             self.stretches[rng.integers(0, len(self.stretches), len(self.stretches))].sum(axis=0)
         )
 
 
 def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums | None:
-    """Sums the normal equations of a level's segments of SEGMENT_TOKENS gaps, for relative errors.
+    """Computes the sums (normal equations) for fitting the step times of a level.
 
-    None if there are too few segments in which each chunk is one token.
+    Each data point is a segment: SEGMENT_TOKENS successive gaps of a request. The fit minimises the relative
+    errors of the segments' durations. Returns None if there are too few segments in which each chunk is one
+    token.
     """
     rows = history.rows
     picked = _segments(rows, level)
@@ -62,7 +68,10 @@ def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums |
 
 
 def solve_step_terms(sums: NDArray[np.float64]) -> Floats:
-    """Solves normal equations of shape (4, 5) for the STEP_TERMS, seconds, none negative. Shape (4,)."""
+    """Solves normal equations of shape (4, 5); returns the values of STEP_TERMS in seconds, shape (4,).
+
+    No value is negative (non-negative least squares).
+    """
     gram, target = sums[:, :4], sums[:, 4]
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
     root = np.linalg.cholesky(gram / np.outer(scale, scale) + 1e-9 * np.eye(4))
@@ -71,9 +80,9 @@ def solve_step_terms(sums: NDArray[np.float64]) -> Floats:
 
 
 def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
-    """Lists row and first gap of the segments of requests that ended in the window with one token a chunk.
+    """Lists the segments of a level: for each, the request's row and its first gap. Shape (m, 2).
 
-    Shape (m, 2).
+    Only requests are used that ended in the window and received one token in each chunk.
     """
     single = rows.ok & (rows.chunks == rows.output_tokens) & (rows.first_chunk_tokens == 1)
     index = np.flatnonzero(single & ended_inside(rows, level.window) & (rows.chunks > SEGMENT_TOKENS))
@@ -86,7 +95,10 @@ def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepHistory:
-    """All rows as sorted instants and cumulative sums, to look up what is in flight at any instant."""
+    """Requests of a run, prepared to look up quickly what is in flight at any instant.
+
+    The lookup uses sorted times and cumulative sums.
+    """
 
     rows: Requests
     gaps_s: Floats
@@ -106,7 +118,10 @@ class StepHistory:
 
     @classmethod
     def of(cls, rows: Requests) -> "StepHistory":
-        """Builds the history of the requests that received a token and whose prompt length is known."""
+        """Builds the history of a run.
+
+        Requests without a token or with an unknown prompt length are left out of its sums.
+        """
         known = (rows.chunks >= 1) & (rows.prompt_tokens >= 1)
         first = (rows.start_unix_s + rows.first_chunk_s)[known]
         last = (rows.start_unix_s + rows.last_chunk_s)[known]
@@ -124,11 +139,11 @@ class StepHistory:
         )
 
     def design(self, picked: Ints, replicas: int) -> tuple[NDArray[np.float64], Floats, Floats]:
-        """Returns regressors (m, 4), durations in seconds (m,) and end instants (m,) of the segments
-        `picked`.
+        """Returns three arrays for the segments `picked`.
 
-        The regressors are sums over the steps of a segment: steps, sequences, KV tokens and prompt tokens
-        computed. Rows do not say which replica served them: each replica is assumed to have an equal share.
+        They are: regressors (m, 4), durations in seconds (m,), and end times in Unix seconds (m,). The four
+        regressors are sums over a segment's steps: steps, sequences, KV tokens, and prompt tokens computed.
+        Rows do not say which replica served a request: each replica is assumed to have an equal share.
         """
         ends = self._gap_ends(picked)
         middle = (ends[:, 1:] + ends[:, :-1]) / 2
@@ -150,7 +165,10 @@ class StepHistory:
         return np.column_stack(columns), ends[:, -1] - ends[:, 0], ends[:, -1]
 
     def _gap_ends(self, picked: Ints) -> Floats:
-        """Returns Unix times of the tokens around each segment's gaps. Shape (m, SEGMENT_TOKENS + 1)."""
+        """Returns the times of the tokens at the ends of each segment's gaps, in Unix seconds.
+
+        Shape (m, SEGMENT_TOKENS + 1).
+        """
         rows, row, first_gap = self.rows, picked[:, 0], picked[:, 1]
         begin = rows.gap_start[row]
         after = self.gaps_s[(begin + first_gap)[:, None] + np.arange(SEGMENT_TOKENS + 1)]
@@ -163,7 +181,10 @@ def _cumulated(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _gap_cv(rows: Requests, level: Level) -> float:
-    """Estimates the coefficient of variation of gaps at an unchanged load, from differences of neighbours."""
+    """Estimates how much gaps vary while the load stays the same: their coefficient of variation.
+
+    Uses differences of neighbouring gaps, because the load hardly changes between them.
+    """
     index = np.flatnonzero(rows.ok & ended_inside(rows, level.window) & (rows.chunks > 2))
     found = [np.diff(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]
     middle = [np.median(rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]]) for row in index[:500]]

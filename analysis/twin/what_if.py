@@ -1,4 +1,7 @@
-"""Turns the changes that a person asks for (flags, pool, lengths, pauses) into functions on services."""
+"""Turns requested changes (flags, KV-cache pool, lengths, pauses) into functions.
+
+Each function takes a service and returns a changed copy.
+"""
 
 import argparse
 import random
@@ -19,7 +22,10 @@ Change = Callable[[Service], Service]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryFacts:
-    """Facts of the measured server that convert GiB and shares of VRAM into blocks; None: not known."""
+    """Memory figures of the measured server; None: not known.
+
+    With them, GiB and shares of VRAM are converted into KV blocks.
+    """
 
     bytes_per_token: int | None = None
     vram_bytes: int | None = None
@@ -29,7 +35,10 @@ class MemoryFacts:
 def changes_of(
     options: argparse.Namespace, measured: Service, memory: MemoryFacts
 ) -> tuple[list[str], Change]:
-    """Returns the requested changes, in words and as one function. Raises InputError, ValueError."""
+    """Returns the requested changes in two forms: a list of descriptions, and one function that applies all.
+
+    Raises InputError, ValueError.
+    """
     steps: list[tuple[str, Change]] = []
     engine = {
         name: getattr(options, name)
@@ -137,7 +146,11 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
 def _with_lengths(
     service: Service, prompt: Distribution | None, output: Distribution | None, seed: int
 ) -> Service:
-    """Draws LENGTH_DRAWS conversations with new lengths; None leaves prompts or outputs as measured."""
+    """Returns the service with LENGTH_DRAWS conversations of new lengths.
+
+    Each has the turns of a randomly chosen measured conversation. prompt, output: distributions of the new
+    lengths; None keeps the measured lengths.
+    """
     rng = random.Random(seed)
     context = service.engine.max_model_len
     measured = service.chatting.conversations

@@ -31,7 +31,7 @@ class DueRequest:
 
 
 class RequestMaker:
-    """Makes requests for the engine. Blocks of equal text get equal hashes."""
+    """Builds requests for the simulated engine. Blocks of equal text get equal hashes."""
 
     def __init__(self, service: Service) -> None:
         engine, chatting = service.engine, service.chatting
@@ -53,7 +53,11 @@ class RequestMaker:
         )
 
     def due_request(self, due: DueRequest, conversation: int) -> Request:
-        """Builds a request of an open loop, which shares only the blocks that its trace names."""
+        """Builds a request of an open loop.
+
+        The hashes of its first blocks follow from the names in the trace, so that requests with equal names
+        share these blocks in the prefix cache.
+        """
         request = self.request(((due.prompt_tokens, due.output_tokens),), 0, conversation)
         if due.prefix_blocks and self._cached:
             shared = min(due.prompt_tokens, len(due.prefix_blocks) * TRACE_BLOCK_TOKENS) // self._block
@@ -76,7 +80,10 @@ class RequestMaker:
 
 
 class VirtualUser:
-    """A user who asks, reads, thinks and asks again. Equal seed and number give equal behaviour."""
+    """A user who sends a request, waits for the answer, pauses and sends the next request.
+
+    Users with equal `seed` and `number` behave equally.
+    """
 
     def __init__(self, chatting: ChatBehaviour, requests: RequestMaker, *, seed: int, number: int) -> None:
         self.random = random.Random(f"{seed}/{number}")
@@ -87,7 +94,7 @@ class VirtualUser:
         self._turns: Sequence[TurnTokens] = ()
 
     def pause_s(self) -> float:
-        """Draws the seconds from an answer's end to the next request."""
+        """Returns a random pause: the seconds from an answer's end to the next request."""
         return float(self.random.choice(self._chatting.pauses_s))
 
     def request(self) -> Request:
@@ -121,12 +128,15 @@ class Crowd:
         self._starts = sorted(user.random.uniform(0.0, spread_s) for user in self._users)
 
     def first_requests(self) -> Iterator[TimedRequest]:
-        """Yields every user's first request, in the order of time."""
+        """Yields the first request of each user with its start time, in the order of these times."""
         for user, at_s in zip(self._users, self._starts, strict=True):
             yield at_s, self._next(user)
 
     def next_request(self, ended: Request, now_s: float) -> TimedRequest | None:
-        """Returns the next request of the user whose request has ended; None once `wanted` were sent."""
+        """Returns the next request of the user whose request has ended, with the time to send it.
+
+        None if all users together have sent `wanted` requests.
+        """
         self._ended += 1
         if self._ended == int(WARM_UP_SHARE * self._wanted):
             self.window = (now_s, now_s)

@@ -1,4 +1,7 @@
-"""Simulates users or an open loop on a service, and computes the figures of the steady window."""
+"""Simulates users or an open loop on a service.
+
+Computes the figures of the steady window: the time in which the load is neither rising nor running out.
+"""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +25,10 @@ ITL_REQUESTS = 2000  # inter-token latencies are taken from about so many reques
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VirtualFigures:
-    """Figures that the client and the server would measure in the window; nan where there were no requests.
+    """Figures that the client and the server would measure within the steady window.
 
-    The figures of the server (KV usage, running, waiting, blocked, queue) are means over time and replicas.
+    Quantiles and shares of requests are nan if there were no requests. The figures of the server (KV usage,
+    running, waiting, blocked, queue) are means over time and over replicas.
     """
 
     users: int
@@ -56,7 +60,7 @@ class VirtualFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VirtualRun:
-    """The trace of every replica, and the window in which the load is steady."""
+    """Result of a simulation: the trace of each replica, and the window in which the load is steady."""
 
     service: Service
     users: int
@@ -112,10 +116,11 @@ def simulate_users(
     replicas: int = 1,
     route: Route | None = None,
 ) -> VirtualRun:
-    """Simulates a level of `users` users, who start at random within one pause and one request.
+    """Simulates a constant number of users.
 
-    Equal seeds give equal users: each user has random numbers of their own. requests: the number that all
-    users send together; by default REQUESTS_PER_USER for each user.
+    The users start at random times, spread over the mean pause plus the expected duration of a request.
+    Equal seeds give equal users, because each user has random numbers of their own. requests: the total
+    number of requests of all users; by default REQUESTS_PER_USER times the number of users.
     """
     wanted = requests or REQUESTS_PER_USER * users
     crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas)
@@ -136,7 +141,10 @@ def simulate_arrivals(
     replicas: int = 1,
     route: Route | None = None,
 ) -> VirtualRun:
-    """Simulates an open loop: requests of known lengths at known times. The window spans their send times."""
+    """Simulates an open loop: requests of given lengths are sent at given times.
+
+    The window lasts from the first send time to the last.
+    """
     maker = RequestMaker(service)
     timed = [(due.at_s, maker.due_request(due, number)) for number, due in enumerate(arrivals)]
     traces = simulate_replicas(
@@ -152,7 +160,10 @@ def _replica_engines(engine: EngineConfig, replicas: int, seed: int) -> list[Eng
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Times:
-    """Client-side times of n requests, seconds, and their output tokens. Shape (n,) each, except tpot_s."""
+    """Times of n requests as the client sees them, in seconds, and their output tokens.
+
+    Each field has shape (n,), except `tpot_s`.
+    """
 
     ttft_s: Floats
     tpot_s: Floats
@@ -184,9 +195,9 @@ def _mean(events: Bools) -> float:
 
 
 def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ...]:
-    """Averages KV usage, running, waiting, blocked and queue over time.
+    """Returns five means over the window's time: KV usage, running, waiting, blocked and queue.
 
-    Each step's values last until the next step.
+    The values of an engine step are taken to last until the next step ends.
     """
     at = np.asarray(trace.step_end_s)
     lasts_s = np.diff(np.clip(at, begin_s, end_s), append=end_s)
@@ -205,7 +216,10 @@ def _gauges(trace: EngineTrace, begin_s: float, end_s: float) -> tuple[float, ..
 
 
 def _inter_token_latencies(traces: Sequence[EngineTrace], inside: Sequence[Sequence[Request]]) -> Floats:
-    """Returns inter-token latencies, seconds, of requests spread evenly over the window. Shape (m,)."""
+    """Returns inter-token latencies, in seconds, of a subset of the requests. Shape (m,).
+
+    Every k-th request of a replica is taken, so that about ITL_REQUESTS are read.
+    """
     found = [
         np.diff(np.asarray(trace.token_times_s(request)))
         for trace, requests in zip(traces, inside, strict=True)

@@ -1,6 +1,7 @@
-"""A service to simulate: its engine, the overhead between engine and client, and how people chat with it.
+"""A service to simulate: its engine, the delay between engine and client, and how people chat with it.
 
-Knows no files: the twin builds a service from a run or a preset, benchmarks from stated numbers.
+Reads no files. The twin (a simulated copy of a measured server) builds a service from a run or a preset;
+benchmarks build one from stated numbers.
 """
 
 from collections.abc import Sequence
@@ -33,9 +34,9 @@ class ChatBehaviour:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Service:
-    """An engine, the overhead between engine and client, and the people who use it.
+    """An engine, the overhead (delay) between engine and client, and the people who use the engine.
 
-    The overhead is `overhead_s`, plus `overhead_per_user_s` for each user of a replica.
+    The overhead of a request is `overhead_s` plus `overhead_per_user_s` times the users of its replica.
     """
 
     engine: EngineConfig
@@ -56,7 +57,7 @@ class Service:
 
 
 def typical_duration_s(service: Service, users: float) -> float:
-    """Estimates the request duration with `users` users, seconds, without a simulation."""
+    """Returns an estimate of the request duration with `users` users, in seconds, without a simulation."""
     prompt, output = _mean_lengths(service)
     engine = service.engine
     sequences = min(users, engine.max_num_seqs)
@@ -69,7 +70,10 @@ def typical_duration_s(service: Service, users: float) -> float:
 
 
 def users_at_half_load(service: Service) -> int:
-    """Estimates how many users fill half of the KV pool or half of the slots: a start for searches."""
+    """Returns an estimate of the users that fill half of the KV-cache pool or half of max_num_seqs.
+
+    The smaller of the two numbers counts. A search for the limit starts from it.
+    """
     prompt, output = _mean_lengths(service)
     engine, shared = service.engine, service.chatting.shared_prefix_tokens
     held = max(prompt - shared + output / 2 + engine.block_size / 2, 1.0)
@@ -80,6 +84,6 @@ def users_at_half_load(service: Service) -> int:
 
 
 def _mean_lengths(service: Service) -> Floats:
-    """Returns mean prompt and output tokens of the first 200 conversations. Shape (2,)."""
+    """Returns the mean prompt and output tokens of a turn, over the first 200 conversations. Shape (2,)."""
     turns = [turn for turns in service.chatting.conversations[:200] for turn in turns]
     return np.asarray(np.mean(np.array(turns, dtype=np.float64), axis=0))

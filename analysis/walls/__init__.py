@@ -1,4 +1,4 @@
-"""A module for each wall: from measured levels to the number of users at which the wall lies, with bounds.
+"""One module for each wall (a limit of the server): it computes the number of users at the wall, with bounds.
 
-No wall knows another wall, a report or a command.
+A wall's module uses no other wall, no report and no command.
 """

@@ -1,4 +1,4 @@
-"""The KV-cache wall: requests wait for memory, or are preempted and computed again."""
+"""The KV-cache wall (a limit in users): requests wait for memory, or are preempted and computed again."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,10 @@ GRAIN_SHARE = 0.005  # standard error of the replay, as a share of the wall
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class KvCacheWall:
-    """The KV-cache wall in users of all engines together. draws: resampled walls, shape (resamples,)."""
+    """The KV-cache wall in users of all engines together.
+
+    draws: values of the wall from resampled data, shape (resamples,).
+    """
 
     x: float
     draws: Floats
@@ -43,7 +46,7 @@ class KvCacheWall:
 
 
 def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
-    """Brings the KV-cache wall into the form that all walls have."""
+    """Returns the KV-cache wall as a `PlacedWall`, the form that all walls have."""
     return placed_by_draws("kv_cache", evidence, wall.x, wall.draws, measured=wall.shift.levels > 0)
 
 
@@ -61,11 +64,11 @@ def kv_cache_wall(
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> KvCacheWall:
-    """Computes the users at which the pool passes its limits on preemptions or on blocked time.
+    """Computes the number of users at which preemptions or the time blocked exceed their limits.
 
-    The formula is first shifted by a replay of the measured lengths in the simulated engine, with the
-    measured step cost, then by the counts at levels near the wall. Each draw resamples whole
-    conversations, the think time and the shift.
+    The result of a formula is corrected twice: by a replay of the measured lengths in the simulated engine,
+    then by the counts at levels near the wall. Each draw resamples whole conversations, the think time and
+    the correction.
     """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.per_engine(pool.engines) if thinking else None
@@ -129,7 +132,10 @@ def _jittered(shift: FormulaShift, rng: np.random.Generator) -> FormulaShift:
 
 
 def _resampled(conversation: Ints, rng: np.random.Generator) -> Floats:
-    """Returns how often each request is in a resample of whole conversations, numbered 0..k-1. Shape (n,)."""
+    """Draws whole conversations at random and returns how often each request was drawn. Shape (n,).
+
+    conversation: number of each request's conversation, 0..k-1.
+    """
     count = int(conversation.max()) + 1
     drawn = np.bincount(rng.integers(0, count, count), minlength=count)
     return drawn[conversation].astype(np.float64)

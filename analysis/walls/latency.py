@@ -1,4 +1,4 @@
-"""The latency walls: a p95 objective of time to first token, or of time per output token, is missed."""
+"""The latency walls (limits in users): the p95 of TTFT, or of time per output token, misses its objective."""
 
 import numpy as np
 
@@ -9,7 +9,10 @@ from analysis.walls.placed import PlacedWall, placed_at_crossing
 
 
 def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Places the wall where the p95 of TTFT crosses its objective; None where no trusted level misses it."""
+    """Finds the number of users at which the p95 of TTFT exceeds its objective.
+
+    None where no trusted level misses the objective.
+    """
     points = load_points(
         evidence.levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
     )
@@ -18,7 +21,10 @@ def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
 
 def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Places the wall where the p95 of TPOT crosses its objective; None where no trusted level misses it."""
+    """Finds the number of users at which the p95 of TPOT exceeds its objective.
+
+    None where no trusted level misses the objective.
+    """
     points = load_points(
         evidence.levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
     )

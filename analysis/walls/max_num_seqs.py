@@ -1,4 +1,4 @@
-"""The `max_num_seqs` wall: the server runs no more requests at once, although it has memory for them."""
+"""The `max_num_seqs` wall (a limit in users): no more requests run at once, although memory is left."""
 
 import math
 from collections.abc import Callable
@@ -22,11 +22,12 @@ BINOMIAL_SD = 0.05  # in ln users, because arrivals are less independent than th
 
 
 def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Places the wall of the server's `max_num_seqs`; None where that is neither stated nor detected.
+    """Finds the number of users at which the server's `max_num_seqs` becomes the limit.
 
-    Without think time, the wall is `max_num_seqs` itself. With think time, it lies where measured levels have
-    a queue for 10 % of the time. Without levels on both sides of that, it follows from the binomial
-    distribution of the users in flight.
+    None if `max_num_seqs` is neither stated nor detected. Without think time, the result is `max_num_seqs`
+    itself. With think time, it is the number of users at which requests wait in a queue for 10 % of the time.
+    This number is fitted to the measured levels if some levels lie below 10 % and some above. If not, it is
+    computed from a binomial distribution of the number of users in flight.
     """
     cap = evidence.max_num_seqs
     if cap is None:
@@ -48,10 +49,11 @@ def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWa
 def max_num_seqs_wall(
     max_num_seqs: int, *, active: Callable[[int], float], queue_limit: float = QUEUE_LIMIT
 ) -> float:
-    """Returns the users at which a request waits for a slot for a share `queue_limit` of the time.
+    """Returns the number of users at which requests wait for a slot for a share `queue_limit` of the time.
 
-    For users who think, the share is P(Binomial(N, p) > max_num_seqs), and its logit is interpolated between
-    whole users. Users who do not think give max_num_seqs itself.
+    Without think time, this number is max_num_seqs itself. With think time, a binomial distribution gives the
+    share at N users: P(Binomial(N, p) > max_num_seqs). Between whole numbers of users, the logit of this
+    share is interpolated.
     """
     if active(max_num_seqs + 1) >= 1.0:
         return float(max_num_seqs)

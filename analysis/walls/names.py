@@ -1,7 +1,8 @@
-"""Names of the walls, and of the ways in which the position of a wall is known.
+"""Names of the walls (limits in users), and of the ways in which the position of a wall is known.
 
 A new wall needs its name here, a module beside this one, a line in `analysis.capacity.judgement`, and its
-words in `analysis.reporting.words`. A figure that nobody measures yet begins in `loadtest.record`.
+words in `analysis.reporting.words`. If it needs a figure that is not measured yet, begin in
+`loadtest.record`.
 """
 
 from typing import Literal

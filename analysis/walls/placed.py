@@ -1,4 +1,4 @@
-"""A wall as a number of users, with bounds at any confidence: the result of every wall's module."""
+"""A wall (a limit of the server) as a number of users, with bounds at any confidence."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class PlacedWall:
 def placed_at_crossing(
     name: WallName, evidence: Evidence, crossing: Crossing, rng: np.random.Generator
 ) -> PlacedWall:
-    """Places a wall at a crossing between measured levels."""
+    """Returns the wall for a curve that crosses its limit between measured levels."""
     return PlacedWall(
         name=name,
         x=crossing.x,
@@ -43,7 +43,10 @@ def placed_at_crossing(
 def placed_by_draws(
     name: WallName, evidence: Evidence, x: float, draws: Floats, *, measured: bool
 ) -> PlacedWall:
-    """Places a wall that a model predicts. measured: whether levels near the wall moved the model."""
+    """Returns a wall that a model predicts, with bounds from draws.
+
+    measured: whether levels near the wall corrected the model.
+    """
     basis = _basis(x, evidence.trusted)
     if basis != "extrapolated" and not measured:
         basis = "model"
@@ -56,7 +59,7 @@ def placed_by_draws(
 
 
 def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
-    """Returns draws that are log-normal on each side of x, with 5 % of them beyond each bound."""
+    """Returns random values around x: log-normal on each side, with 5 % of them beyond each bound."""
     z = rng.standard_normal(RESAMPLES)
     below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
     return x * np.exp(z * np.where(z < 0, below, above))
@@ -65,7 +68,7 @@ def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> F
 def placed_between(
     name: WallName, evidence: Evidence, ends: tuple[int, int], rng: np.random.Generator
 ) -> PlacedWall:
-    """Places a wall that is only known to lie between two numbers of users. x is the lower one."""
+    """Returns a wall that is only known to lie between two numbers of users; its `x` is the lower one."""
     low, high = float(ends[0]), float(ends[1])
     return PlacedWall(
         name=name,
@@ -77,7 +80,7 @@ def placed_between(
 
 
 def placed_exactly(name: WallName, evidence: Evidence, users: float) -> PlacedWall:
-    """Places a wall that is known without error."""
+    """Returns a wall that is known without error."""
     return PlacedWall(
         name=name,
         x=users,

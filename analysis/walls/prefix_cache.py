@@ -1,4 +1,4 @@
-"""The prefix-cache wall: histories of users who think are evicted before the next turn finds them.
+"""The prefix-cache wall (a limit in users): histories are evicted from the cache before the next turn.
 
 Hits are shares of the tokens that an unlimited cache would have found. Formulas: docs/method.md.
 """
@@ -42,7 +42,10 @@ class LevelHits:
 
 
 def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[LevelHits]:
-    """Returns the hits of each trusted level, by the requests' cached tokens or else the server's counter."""
+    """Returns the hits of each trusted level, in rising order of users.
+
+    They come from the requests' cached tokens, or else from the server's counter.
+    """
     found = []
     for run in runs:
         reusable = reusable_tokens(
@@ -58,7 +61,10 @@ def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> li
 
 
 def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]:
-    """Returns tokens found and reusable tokens in each batch; nan if unknown. Shape (HIT_BATCHES,) each."""
+    """Returns two arrays with a value for each batch of the window, shape (HIT_BATCHES,) each.
+
+    They are the tokens found in the cache and the reusable tokens; nan if unknown.
+    """
     rows = run.requests
     inside = (rows.end_unix_s >= edges[0]) & (rows.end_unix_s < edges[-1]) & ~np.isnan(reusable)
     if inside.any() and not np.isnan(rows.cached_tokens[inside]).any():
@@ -75,7 +81,10 @@ def _batches(run: Run, reusable: Floats, edges: Floats) -> tuple[Floats, Floats]
 
 
 def _hit_share(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
-    """Returns the ratio of the sums and its standard error by batches, which are few; None if undefined."""
+    """Returns the share of the reusable tokens that was found, and its standard error; None if undefined.
+
+    The standard error comes from the batches. It is widened by Student's t, because batches are few.
+    """
     total = float(reusable.sum())
     if not total > 0:
         return None
@@ -86,7 +95,10 @@ def _hit_share(hits: Floats, reusable: Floats) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PrefixWall:
-    """The prefix-cache wall in users of all engines together. draws: drawn walls, shape (draws,)."""
+    """The prefix-cache wall in users of all engines together.
+
+    draws: random values of the wall according to its error, shape (draws,).
+    """
 
     x: float
     draws: Floats
@@ -97,7 +109,7 @@ class PrefixWall:
 
 
 def place_prefix_cache(evidence: Evidence, wall: PrefixWall) -> PlacedWall:
-    """Brings the prefix-cache wall into the form that all walls have."""
+    """Returns the prefix-cache wall as a `PlacedWall`, the form that all walls have."""
     return placed_by_draws("prefix_cache", evidence, wall.x, wall.draws, measured=wall.measured)
 
 
@@ -110,9 +122,10 @@ def prefix_wall(
     resamples: int,
     rng: np.random.Generator,
 ) -> PrefixWall | None:
-    """Computes the number of users whose histories outgrow the cache, by a formula that measured hits move.
+    """Computes the number of users whose histories outgrow the cache.
 
-    None where nothing is reused, because conversations have one turn or the server has no prefix caching.
+    The result of a formula is corrected by the measured hits. None where nothing is reused, because
+    conversations have one turn or the server has no prefix caching.
     """
     thinking = thinking_of(levels)
     turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
@@ -150,7 +163,11 @@ def _response_s(thinking: Thinking, users: float) -> float:
 
 
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
-    """Returns the formula and its wall in users of one engine, at the request durations of these users."""
+    """Returns the formula, and the number of users of one engine at which it places the wall.
+
+    The formula depends on request durations, and these depend on the number of users. So both are computed in
+    turn, SETTLING_ROUNDS times, until they agree.
+    """
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
         response_s = _response_s(thinking, users * pool.engines)
@@ -160,9 +177,10 @@ def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tup
 
 
 def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: float) -> tuple[Floats, Floats]:
-    """Computes the posterior of ln(wall / formula): a grid and its weights, shape (SHIFT_GRID,) each.
+    """Returns possible values of ln(wall / formula) and their weights, shape (SHIFT_GRID,) each.
 
-    Measured and expected hits are both divided by those at the lowest load.
+    The weights are a posterior: the formula's known error, updated by the measured hits. Measured and
+    expected hits are both divided by those at the lowest load.
     """
     shift = np.linspace(-FARTHEST, FARTHEST, SHIFT_GRID)
     log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)

@@ -1,4 +1,4 @@
-"""The throughput wall: with more users, the server produces fewer tokens per second in total."""
+"""The throughput wall (a limit in users): the server's total tokens per second fall with more users."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,19 @@ MIN_FALL = 0.02  # share by which output throughput must fall, however significa
 
 
 def place_throughput(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Places the wall between the two levels where throughput falls; None where it does not fall."""
+    """Returns the wall between the two levels where throughput falls; None where it does not fall."""
     fall = throughput_fall(evidence.levels)
     return placed_between("throughput", evidence, fall, rng) if fall is not None else None
 
 
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
-    """Returns the users of the levels before and after a fall of output throughput; None without a fall.
+    """Returns the numbers of users before and after a fall of output throughput; None without a fall.
 
-    Trusted levels with equal users are pooled. A fall is larger than 2 %, and significant by batch errors:
-    one-sided at 1 % over all pairs of neighbours. No higher level may come back to within 2 % of the level
-    before.
+    Trusted levels with equal users are pooled. A fall between two neighbouring levels meets three conditions:
+
+    - It is larger than 2 %.
+    - It is significant by a one-sided t test. Its level is 1 % divided by the number of pairs of neighbours.
+    - No higher level comes back to within 2 % of the level before the fall.
     """
     trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
     known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]

@@ -7,7 +7,8 @@ from loadtest.workload.prompts import Message
 
 
 def encode_chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
-    """Encodes the JSON body of one streamed chat completion. Keys of `extra_body` override all others."""
+    """Encodes the JSON body of one streamed chat completion. Keys of the setting `extra_body` override all
+    other keys."""
     body: dict[str, object] = {
         "model": model,
         "messages": messages,

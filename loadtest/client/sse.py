@@ -18,9 +18,9 @@ class SseEvent(NamedTuple):
 class SseDecoder:
     """Decodes the WHATWG event-stream format piece by piece. The stream may be cut into pieces anywhere.
 
-    Only `data` fields matter to chat completions; comments and other fields are skipped. Lines may end in
-    LF, CRLF or CR. Several servers end the stream right after `data: [DONE]`, without a blank line: `flush`
-    returns that event.
+    Only `data` fields matter to chat completions; comments and other fields are skipped. Lines may end in LF,
+    CRLF or CR. Several servers end the stream right after `data: [DONE]`, without a blank line. In this case
+    `flush` returns the last event.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,9 @@ class SseDecoder:
         return events
 
     def _plain_events(self, buffer: bytes, events: list[SseEvent]) -> int:
-        """Decodes events of the most common form, one `data: ` line and a blank line, from the beginning of
-        `buffer`. This is four times as fast as decoding line by line. Returns the offset at which another
-        form begins."""
+        """Decodes the events at the beginning of `buffer` that have the most common form: one `data: ` line
+        and a blank line. Returns the offset of the first event that has another form or is incomplete. This
+        is four times as fast as decoding line by line."""
         begin = 0
         while (end := buffer.find(b"\n\n", begin)) >= 0:
             if not buffer.startswith(b"data: ", begin) or buffer.find(b"\n", begin, end) >= 0:
@@ -56,7 +56,7 @@ class SseDecoder:
         return begin
 
     def flush(self) -> list[SseEvent]:
-        """Ends the stream and returns the event that was still open, if any."""
+        """Ends the stream and returns the last event if no blank line has closed it."""
         events: list[SseEvent] = []
         if self._tail:
             self._line(self._tail.rstrip(b"\r"), self._tail_offset + len(self._tail), events)

@@ -43,8 +43,11 @@ async def stream_chat(
 ) -> tuple[RequestRecord, str, asyncio.CancelledError | None]:
     """Sends one streamed chat completion over a session from `open_session` and reads the answer to its end.
 
-    Returns the row, the text of the answer (empty unless `keep_text`) and the cancellation of the task (None
-    if it was not cancelled). The caller stores the row and then raises the cancellation again.
+    Returns three values:
+    - the row of the request,
+    - the text of the answer; empty unless `keep_text`,
+    - the CancelledError if the task was cancelled, else None. The caller raises it again after storing the
+      row.
     """
     byte_times = ByteTimes()
     current_byte_times.set(byte_times)

@@ -12,7 +12,8 @@ from loadtest.settings import NO_KEY, Settings
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
-    """One server. `shown` may be printed and stored; `headers` may not, because they hold credentials."""
+    """One server. The field `shown` may be printed and stored. The field `headers` may not, because it holds
+    credentials."""
 
     shown: str
     """Address of the server without credentials."""
@@ -27,8 +28,8 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
     """PEM file of a private certificate authority; None without one."""
 
     def tls(self) -> ssl.SSLContext | None:
-        """Builds the TLS context for `ca_file`; None without one. Raises InputError if it holds no
-        certificate."""
+        """Builds the TLS context that trusts the certificates in `ca_file`. Returns None if there is no
+        `ca_file`. Raises InputError if the file holds no usable certificate."""
         if self.ca_file is None:
             return None
         try:
@@ -38,8 +39,8 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def split_credentials(host: str) -> tuple[str, str | None]:
-    """Splits `https://user:password@host` into the address without credentials and the value of an
-    Authorization header (None without credentials)."""
+    """Splits `https://user:password@host` into two values: the address without credentials, and the value of
+    the Authorization header. The second is None if `host` holds no credentials."""
     parts = urlsplit(host)
     if parts.username is None:
         return host, None
@@ -49,8 +50,8 @@ def split_credentials(host: str) -> tuple[str, str | None]:
 
 
 def make_target(host: str | None, settings: Settings) -> Target:
-    """Builds the target from the settings and `--host`, an http(s) address with or without a path prefix and
-    /v1. Raises InputError."""
+    """Builds the target from the settings and from `host`, the value of `--host`. This is an http(s) address;
+    a path prefix and /v1 may follow. Raises InputError if there is no usable address."""
     if not host:
         raise InputError("No server is given: name it with --host http://ADDRESS:PORT.")
     shown, authorization = split_credentials(host.strip())
@@ -81,7 +82,8 @@ def _has_good_port(parts: SplitResult) -> bool:
 
 
 def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dict[str, str] | None]:
-    """Returns the addresses of /metrics and their headers; None stands for the headers of the host."""
+    """Returns two values: the addresses at which to look for /metrics, and the headers to send there. The
+    headers are None if they are the same as for chat requests."""
     if settings.metrics_url == "off":
         return [], {}
     if settings.metrics_url is None:

@@ -51,8 +51,8 @@ _TEXT_KEY = rb'("(?:content|reasoning|reasoning_content)"\s*:\s*)'
 
 
 class _Pattern(msgspec.Struct, frozen=True):
-    """The constant part of a stream's events: everything except their text. Servers repeat it with each
-    token, so most events can be read without decoding JSON, at a fraction of the cost."""
+    """The bytes that are the same in most events of a stream: everything except the text. These events differ
+    only in their text, so they can be read without decoding JSON, at a fraction of the cost."""
 
     kind: str
     before: bytes
@@ -60,16 +60,17 @@ class _Pattern(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, data: bytes, kind: str, text: str) -> "_Pattern | None":
-        """Builds the pattern of the event `data`; None unless its text `text` occurs exactly once in it."""
+        """Builds the pattern from the bytes `data` of one event, whose text is `text`. Returns None unless
+        the text occurs exactly once in `data`."""
         found = list(re.finditer(_TEXT_KEY + re.escape(msgspec.json.encode(text)), data))
         if len(found) != 1:
             return None
         return cls(kind, data[: found[0].end(1) + 1], data[found[0].end() - 1 :])
 
     def text(self, data: bytes) -> bytes:
-        """Returns the text of an event that fits the pattern, as JSON without its quotes; empty if it may not
-        fit. A text without a quote inside and without a backslash at its end certainly ends where `after`
-        begins."""
+        """Returns the text of the event `data`, as JSON without the quotes. Returns empty bytes if the event
+        does not fit the pattern or if it is not certain where its text ends. The end is certain if the text
+        holds no quote and its last character is no backslash."""
         before, after = self.before, self.after
         if not (data.startswith(before) and data.endswith(after)):
             return b""
@@ -101,12 +102,12 @@ class Transcript:
         return "".join(self._text or ())
 
     def feed(self, piece: bytes) -> None:
-        """Decodes the next piece of the stream."""
+        """Decodes the next piece of the stream and keeps what it holds."""
         for event in self._decoder.feed(piece):
             self._event(event)
 
     def finish(self) -> None:
-        """Decodes the event that was still open when the stream ended, if any."""
+        """Decodes the last event if the stream ended without the blank line that closes it."""
         for event in self._decoder.flush():
             self._event(event)
 
@@ -158,8 +159,8 @@ class Transcript:
 
     @property
     def written_at(self) -> float | None:
-        """When the kernel took the last byte of the request (perf_counter); None with TLS or a full socket
-        buffer."""
+        """When the kernel took the last byte of the request, by perf_counter. None if the connection uses TLS
+        or the socket buffer was full."""
         return self._byte_times.written_at
 
     def _arrival(self, end: int) -> float:
@@ -169,7 +170,8 @@ class Transcript:
         return self._byte_times.times[self._at]
 
     def chunk_tokens(self) -> list[int] | None:
-        """Returns the tokens of each chunk; None unless every chunk came with the usage so far."""
+        """Returns the number of tokens in each chunk. None unless every chunk stated the number of tokens so
+        far."""
         running = [n for n in self.running_tokens if n is not None]
         if not running or len(running) != len(self.running_tokens):
             return None
@@ -180,7 +182,8 @@ MAX_ERROR_CHARS = 300
 
 
 def error_excerpt(body: bytes) -> str:
-    """Returns the `message` of an error in OpenAI's format, else the beginning of the body."""
+    """Returns the `message` of an error in OpenAI's format. If the body has another format, returns its
+    beginning."""
     try:
         parsed = json.loads(body)
     except ValueError:

@@ -21,8 +21,8 @@ SLICE_BYTES = 32 * 1024
 
 
 class ByteTimes:
-    """Times (perf_counter) at which the bytes of one request and its answer were sent and received. `ends[i]`
-    bytes of the answer's body had arrived at `times[i]`."""
+    """Records when the bytes of one request were sent and when the bytes of its answer arrived, by
+    perf_counter. By the time `times[i]`, the first `ends[i]` bytes of the answer's body had arrived."""
 
     __slots__ = ("ends", "times", "written_at")
 
@@ -43,10 +43,13 @@ _parse = ResponseHandler.data_received
 
 
 class StampingHandler(ResponseHandler):
-    """aiohttp's client protocol, which also notes when the kernel took a request and when bytes of the answer
-    arrived. Arrival is timed in the read callback, before the bytes are parsed and before any task wakes.
-    The reader of the body wakes at its end, or earlier when more than SLICE_BYTES are unparsed. Uses
-    aiohttp's `_payload` and `_eof_waiter`."""
+    """aiohttp's client protocol, extended: it notes when the kernel took a request and when bytes of the
+    answer arrived.
+
+    The arrival is timed in the read callback, before the bytes are parsed and before any task wakes. The task
+    that reads the body is woken when the body has ended, or earlier if more than SLICE_BYTES are unparsed.
+    Uses aiohttp's internals `_payload` and `_eof_waiter`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -82,8 +85,8 @@ class StampingHandler(ResponseHandler):
 
 
 class _PromptTransport:
-    """A TCP transport that hands writes to the kernel at once. uvloop would do so at the end of the event
-    loop's iteration, after all other work of that iteration, at an unknown time."""
+    """A TCP transport that hands each write to the kernel at once, so that the time of sending is known.
+    uvloop's own transport would wait until all other work of the event loop's iteration is done."""
 
     __slots__ = ("_descriptor", "_note_written", "_transport")
 
@@ -93,8 +96,8 @@ class _PromptTransport:
         self._note_written = note_written
 
     def write(self, data: bytes) -> None:
-        """Writes to the socket; aiohttp has checked that the transport is open. The transport sends what the
-        socket does not take, and handles errors."""
+        """Writes `data` directly to the socket. uvloop's transport then sends the bytes that the socket did
+        not take, and handles errors. aiohttp has already checked that the transport is open."""
         sent = 0
         if self._transport.get_write_buffer_size() == 0:
             with contextlib.suppress(OSError):
@@ -112,8 +115,9 @@ class _PromptTransport:
 
 
 class ParseQueue:
-    """Lets one stream parse in each iteration of the event loop, first come, first served. Otherwise many
-    streams that end together would all be parsed before the bytes of other streams get their time stamps."""
+    """Lets only one stream parse in each iteration of the event loop, first come, first served. Without this
+    queue, many streams that end together would be parsed in one iteration, and bytes that arrive meanwhile
+    would get their time stamps too late."""
 
     def __init__(self) -> None:
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
@@ -141,8 +145,8 @@ class ParseQueue:
 
 
 class StampingConnector(aiohttp.TCPConnector):
-    """aiohttp's connector with `StampingHandler` as protocol and without the default limit of 100
-    connections."""
+    """aiohttp's connector that uses `StampingHandler` as its protocol. It has no limit on connections;
+    aiohttp's default is 100."""
 
     def __init__(self, **params: Any) -> None:
         super().__init__(limit=0, **params)
@@ -151,8 +155,8 @@ class StampingConnector(aiohttp.TCPConnector):
 
 
 def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """Opens a session; must be called on the event loop that uses it. The session has no time limits, because
-    `stream_chat` sets one for the whole request."""
+    """Opens an aiohttp session. Must be called on the event loop that will use the session. The session has
+    no time limits, because `stream_chat` sets one for the whole request."""
     trace = aiohttp.TraceConfig()
     trace.on_request_chunk_sent.append(_stamp_sent)
     return aiohttp.ClientSession(
@@ -174,7 +178,8 @@ async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
 
 
 class RequestClock:
-    """Notes the times of one request, in seconds since its start (`zero`, by perf_counter)."""
+    """Notes when one request started, was sent and ended. Times are in seconds since its start; `zero` is the
+    start by perf_counter."""
 
     def __init__(self) -> None:
         self.start_unix_s = time.time()
@@ -188,10 +193,11 @@ class RequestClock:
         return time.perf_counter() - self.zero
 
     def stamp_sent(self) -> None:
-        """Sets the time of sending to now; only the first call counts."""
+        """Notes that the request is sent now. Only the first call counts."""
         if self.sent_s is None:
             self.sent_s = self.now()
 
     def end(self, byte_times: ByteTimes) -> None:
-        """Sets the end to the arrival of the last byte, so that the wait for parsing does not count."""
+        """Sets the end of the request to the arrival of the answer's last byte. The time that the answer
+        waits to be parsed is left out."""
         self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None

@@ -1,2 +1,2 @@
-"""All code that imports locust, except `loadtest.user`: plans of users, and runs that follow Locust's events.
+"""All code that imports locust, except `loadtest.user`: it plans users and leads runs on Locust's events.
 Knows neither how a request is timed nor how rows are stored."""

@@ -1,5 +1,5 @@
-"""Messages between the processes of a run, sent over Locust's own connection. The only place that encodes,
-decodes and registers them."""
+"""Messages between the processes of a run, sent over Locust's own connection. No other module encodes,
+decodes or registers them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,14 +11,15 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 
 
 class Channel:
-    """Sends typed messages and calls the functions registered for them. A process without workers sends to
-    itself."""
+    """Sends typed messages and calls the functions registered for them. If the test runs in one process, a
+    message goes to that same process."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
     def send(self, message: msgspec.Struct, *, to: str | None = None) -> None:
-        """Sends a message: a worker to the leader, the leader to the worker `to` or (None) to all workers."""
+        """Sends a message. A worker always sends to the leader. The leader sends to the worker named `to`, or
+        to all workers if `to` is None."""
         data = msgspec.to_builtins(message, builtin_types=(bytes,))  # msgpack knows bytes and plain values
         self._runner.send_message(_wire_name(type(message)), data, to)
 
@@ -27,7 +28,8 @@ class Channel:
         self.on_from(kind, lambda message, _sender: handle(message))
 
     def on_from(self, kind: type[_M], handle: Callable[[_M, str], object]) -> None:
-        """Registers `handle(message, sender)` for messages of this kind; `send` can answer a sender."""
+        """Registers `handle(message, sender)` for messages of this kind. To answer, pass `sender` to `send`
+        as `to`."""
 
         def receive(msg: Any, **_: object) -> None:
             handle(msgspec.convert(msg.data, kind), msg.node_id)

@@ -1,4 +1,4 @@
-"""How a load test ends: its exit code, and the handling of SIGTERM and Ctrl-C. Knows no run."""
+"""How a load test ends: its exit code, and the handling of SIGTERM and Ctrl-C. Knows nothing of runs."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ EXIT_INTERRUPTED = 130
 
 
 class Ending:
-    """Reports failures and keeps the exit code. Code 0: the plan ran to its end, whatever the server
-    answered."""
+    """Reports failures and keeps the exit code of the process. Code 0 means that the plan ran to its end,
+    even if the server answered with errors."""
 
     def __init__(self, environment: Environment, *, headless: bool) -> None:
         self.code = 0
@@ -39,13 +39,14 @@ class Ending:
         self.fail(sentence, code=EXIT_BAD_INPUT)
 
     def interrupt(self) -> None:
-        """Sets the exit code of a plan that was cut short, unless an earlier failure has set one."""
+        """Sets the exit code for a plan that was cut short. Keeps the code of an earlier failure, if there is
+        one."""
         self.code = self.code or EXIT_INTERRUPTED
 
 
 def take_sigterm_as_ctrl_c() -> None:
-    """Installs a handler that treats SIGTERM like Ctrl-C, which ends the test at once. Without it, Locust
-    handles SIGTERM only after the shape has ended."""
+    """Installs a handler that treats SIGTERM like Ctrl-C: the test ends at once. Without this handler, Locust
+    reacts to SIGTERM only after the plan of users has ended."""
     gevent.signal_handler(signal.SIGTERM, _interrupt)
 
 
@@ -54,9 +55,9 @@ def _interrupt() -> None:
 
 
 def leave_ctrl_c_to_master(*, within_s: float) -> None:
-    """Lets a worker go on after a terminal's Ctrl-C, which reaches every process of `--processes`: the leader
-    ends the run, collects the rows and tells the workers to exit. A worker that is not told exits by
-    itself `within_s` seconds after the Ctrl-C."""
+    """Makes this worker ignore Ctrl-C at first, because a terminal sends Ctrl-C to every process of
+    `--processes`. The leader ends the run, collects the rows and then tells the workers to exit. A worker
+    that is not told exits by itself `within_s` seconds after the Ctrl-C."""
     gevent.signal_handler(
         signal.SIGINT, lambda: gevent.spawn_later(within_s, os.kill, os.getpid(), signal.SIGTERM)
     )

@@ -1,5 +1,5 @@
-"""The part of a process that leads runs, in the only process or in Locust's master. Knows no plan of users: a
-shape says which level comes next."""
+"""The leader: the part of a process that leads runs. It runs in Locust's master, or in the only process.
+Knows no plan of users: a shape (Locust's name for such a plan) says which level comes next."""
 
 import logging
 import time
@@ -44,7 +44,7 @@ class _LedRun(NamedTuple):
 
 
 class Leader:
-    """Begins and ends runs, and in between changes levels as a shape asks. Its methods must be called from
+    """Begins and ends runs, and changes the level when the shape asks. Its methods must be called from
     greenlets of the main thread."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Leader:
         loop: Callable[[], LoopThread],
         own_worker: Worker | None,
     ) -> None:
-        """Follows Locust's events. own_worker: the worker in this process, if one process does everything;
-        None in Locust's master."""
+        """Registers for Locust's events and for the workers' messages. own_worker: the worker in this
+        process, if one process does everything; None in Locust's master."""
         assert environment.runner is not None
         self.options = options
         self.ending = ending
@@ -92,7 +92,7 @@ class Leader:
 
     @property
     def coordinator(self) -> Coordinator | None:
-        """The coordinator of the run that goes on; None between runs."""
+        """The coordinator of the run in progress; None between runs."""
         return None if self._run is None else self._run.coordinator
 
     @property
@@ -101,9 +101,9 @@ class Leader:
         return max(1, len(worker_names(self._runner)))
 
     def begin(self, scenario: str, *, check: Callable[[Settings], None]) -> Coordinator | None:
-        """Reads the settings, inspects the server, opens the run and returns its coordinator. On bad input,
-        which `check` may find too (by raising InputError), reports what is wrong, sets the exit code and
-        returns None."""
+        """Reads the settings, inspects the server, opens the run and returns its coordinator. `check` gets
+        the settings and raises InputError if they do not fit. On any InputError, reports what is wrong, sets
+        the exit code and returns None."""
         self._complete = False
         self.reports.clear()
         try:
@@ -128,8 +128,8 @@ class Leader:
         return coordinator
 
     def let_surplus_finish(self, seconds: float) -> None:
-        """Gives users that are being stopped this long to finish their streams. A --stop-timeout takes
-        precedence."""
+        """Lets each user that Locust stops finish its stream, for at most `seconds`. If --stop-timeout is
+        given, that time holds instead."""
         if not self._environment.stop_timeout:
             self._environment.stop_timeout = seconds
 
@@ -146,8 +146,9 @@ class Leader:
             self._run.levels.leave()
 
     def end(self, *, drain_s: float) -> None:
-        """Ends the run: lets streams finish for `drain_s` seconds, cancels the rest, waits for the workers'
-        rows and completes the run folder. If a Ctrl-C interrupts this, the next call completes it."""
+        """Ends the run: lets streams finish for at most `drain_s` seconds, cancels the rest, waits for the
+        workers' rows and completes the run folder. If a Ctrl-C interrupts this call, the next call completes
+        the work."""
         if self._run is not None:
             self._run.levels.end()
         coordinator, self._run = self.coordinator or self._unfinished, None
@@ -170,8 +171,8 @@ class Leader:
         logger.info("The run is in %s; next: python -m analysis.capacity %s", folder, folder.parent)
 
     def quit(self) -> None:
-        """Ends a run that has not ended, because the process exits. If the plan was cut short, sets the exit
-        code."""
+        """Ends the run in progress, if there is one, because the process exits. Sets the exit code if the
+        plan was cut short."""
         if self._run is not None or (self.options.headless and not self._complete):
             self.ending.interrupt()
         if self._shape_is_ending():
@@ -179,7 +180,8 @@ class Leader:
         self.end(drain_s=0)
 
     def _wait(self, seconds: float, ready: Callable[[WorkerReport], bool], what: str) -> None:
-        """Waits until every worker that is not lost is `ready`, or no rows were delivered for `seconds`."""
+        """Waits until `ready` is true for the last report of every worker that is not lost. Gives up after
+        `seconds` in which no rows were delivered."""
         began, undelivered = time.monotonic(), self.reports.undelivered_bytes
         while not all(ready(report) for report in self.reports.audible()):
             if self.reports.undelivered_bytes < undelivered:
@@ -198,8 +200,8 @@ class Leader:
             self._run.coordinator.take_live(report.live)
 
     def _take_refusal(self, refusal: WorkerRefused) -> None:
-        """Ends the test, because a worker cannot take part: a test with fewer users than it states would
-        mislead."""
+        """Ends the test, because a worker cannot take part. The test would have fewer users than it states,
+        and its results would mislead."""
         self.ending.refuse(f"A worker cannot take part: {refusal.reason}")
         gevent.spawn(self._runner.quit if self.options.headless else self._runner.stop)
 
@@ -219,7 +221,8 @@ class Leader:
             self._run.levels.begin(user_count)
 
     def _on_worker_connect(self, **_: object) -> None:
-        """Leaves the level, because Locust is about to move users between workers; it then begins anew."""
+        """Leaves the level, because a new worker has joined and Locust moves users between workers. The level
+        begins anew after the move."""
         if self._run is not None and not self._run.coordinator.settings.open_loop:
             self._run.levels.leave()
 
@@ -234,11 +237,13 @@ class Leader:
         self.end(drain_s=0 if self.options.headless else STOP_DRAIN_S)
 
     def _shape_is_ending(self) -> bool:
-        """Whether another greenlet is inside `end`, or was killed inside it."""
+        """Whether a run's end has begun in another greenlet and is not complete. That greenlet is still
+        inside `end`, or was killed there."""
         return self._unfinished is not None and self._runner.shape_greenlet is not gevent.getcurrent()
 
     def _end_in_its_place(self) -> None:
-        """Kills the shape's greenlet, which waits in `end` for streams, and ends the run at once."""
+        """Kills the shape's greenlet, which is waiting inside `end`, and ends the run at once, without
+        waiting for streams."""
         if self.options.headless:
             self.ending.interrupt()
         if self._runner.shape_greenlet is not None:
@@ -247,7 +252,8 @@ class Leader:
 
 
 def _conclude_search(coordinator: Coordinator, *, patiently: bool) -> None:
-    """Ends the advisor of a search. If `patiently`, waits for its last answer and logs it."""
+    """Ends the process of a search's advisor. If `patiently`, first waits for its last answer and logs that
+    answer. Does nothing if the run is no search."""
     advisor = coordinator.advisor
     if advisor is None:
         return

@@ -1,5 +1,5 @@
-"""Plans of users: levels one after the other, a doubling sweep, one number of users until it is stopped, or
-an open loop. Knows no requests."""
+"""Plans of users: levels one after the other, a sweep that doubles the users, one number of users until the
+test is stopped, or an open loop (requests sent at given times). Knows nothing of requests."""
 
 import logging
 import time
@@ -17,8 +17,12 @@ SWEEP_MAX_USERS = 256
 
 
 class LevelShape(Shape):
-    """Holds each level for `level_s` seconds, or one number of users until it is stopped, or runs an open
-    loop."""
+    """Follows one of three plans:
+
+    - hold each level for `level_s` seconds;
+    - hold one number of users until the test is stopped;
+    - run an open loop.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ class LevelShape(Shape):
         return f"{text}, or until the first level past a wall" if self._sweeping else text
 
     def _follow_web_page(self) -> None:
-        """Leaves the level and takes the new number of users, if the web page's form has one."""
+        """Leaves the level if the web page's form has a new number of users, and takes that number."""
         asked = self.leader.options.users
         if self._held_until_told and not self.leader.options.headless and asked and asked != self._users:
             self.leader.leave_level()

@@ -1,5 +1,5 @@
-"""The load of one run: its current level, and which worker sends which arrivals. Knows nothing of how a run
-begins or ends."""
+"""The load of one run: its current level, and which worker sends which arrivals (requests of an open loop).
+Knows nothing of how a run begins or ends."""
 
 import time
 
@@ -31,38 +31,41 @@ class LevelKeeper:
         self._awaited: int | None = None
 
     def begin(self, users: int) -> None:
-        """Begins a level whose users have all started; from now on, rows carry its number of users."""
+        """Begins a level; all of its users must have started. From now on, new rows carry its number of
+        users."""
         self._awaited = None
         self._workers = worker_names(self._runner)
         self._coordinator.begin_level(users)
         self._channel.send(CurrentLevel(users=users))
 
     def begin_when_others_have_ended(self, users: int) -> None:
-        """Makes `keep` begin a level of fewer users as soon as the surplus users have ended their streams."""
+        """Plans a level of `users`, fewer than before: `keep` begins it as soon as the surplus users have
+        ended their streams."""
         self._awaited = users
 
     def keep(self) -> None:
-        """Extends the level until now. If a worker has fallen silent, extends it only until that worker's
-        last report, because nobody knows when its users stopped."""
+        """Moves the end of the level to now. If a worker has fallen silent, moves it only to that worker's
+        last report, because nobody knows when its users stopped. Before that, begins the level that
+        `begin_when_others_have_ended` has planned, if its surplus users have ended."""
         if self._awaited is not None and self._runner.user_count <= self._awaited:
             self.begin(self._awaited)
         self._coordinator.keep_level(self._reports.heard_until(self._workers))
 
     def end(self) -> None:
-        """Ends the level. New rows still carry its number of users until `leave` or `begin`."""
+        """Ends the level. New rows still carry its number of users, until `leave` or `begin` is called."""
         self.keep()
         self._coordinator.end_level()
 
     def leave(self) -> None:
-        """Ends the level. Until the next one begins, new rows belong to no level."""
+        """Ends the level. New rows belong to no level until the next level begins."""
         self._awaited = None
         self.end()
         self._channel.send(CurrentLevel(users=None))
 
 
 class ArrivalSharing:
-    """Tells each worker of an open loop which arrivals it sends: at the start, and again when workers have
-    joined or left."""
+    """Tells the workers of an open loop which arrivals each of them sends. Tells them at the start, and again
+    when workers have joined or left."""
 
     def __init__(self, coordinator: Coordinator, *, runner: Runner, channel: Channel) -> None:
         self._coordinator = coordinator

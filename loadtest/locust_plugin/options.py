@@ -1,4 +1,4 @@
-"""What the user asked of Locust, on the command line or in the web form. Knows no run."""
+"""What the user has asked for, with Locust's command line or in its web form. Knows nothing of runs."""
 
 from argparse import Namespace
 
@@ -13,8 +13,9 @@ _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn m
 
 
 class LocustOptions:
-    """Locust's parsed options. The web form overwrites them. With `--headless`, Locust itself fills in the
-    number of users and the spawn rate, so `-u` and `-r` are copied before it does."""
+    """Reads Locust's parsed options, which the web form overwrites. With `--headless`, Locust fills in a
+    number of users and a spawn rate even if none was given, so the values of `-u` and `-r` are copied at the
+    start."""
 
     def __init__(self, parsed: Namespace) -> None:
         self.headless = bool(parsed.headless)
@@ -24,7 +25,7 @@ class LocustOptions:
         self._spawn_rate_flag: float | None = parsed.spawn_rate
 
     def settings(self) -> Settings:
-        """Builds the settings of the run that begins. Raises InputError."""
+        """Builds the settings of the run that is about to begin. Raises InputError."""
         return resolve_settings(vars(self._parsed))
 
     def given(self, setting: str) -> bool:
@@ -39,8 +40,8 @@ class LocustOptions:
 
     @property
     def users_flag_given(self) -> bool:
-        """Whether `-u` was given with `--headless`. The web form always has a number of users, so False
-        there."""
+        """Whether `-u` was given with `--headless`. Always False with the web page, whose form always has a
+        number of users."""
         return self.headless and self._users_flag is not None
 
     @property
@@ -58,20 +59,21 @@ class LocustOptions:
         return float(parse_timespan(value) if isinstance(value, str) else value)
 
     def send_plan(self, plan: RunPlan) -> None:
-        """Adds the plan to Locust's options, which Locust sends to the workers."""
+        """Adds the run's plan to Locust's options, which Locust sends to the workers."""
         setattr(self._parsed, _PLAN, plan.write())
 
     def read_plan(self) -> RunPlan:
-        """Reads the run's plan from Locust's options, to which the leader has added it."""
+        """Returns the run's plan, which the leader has added to Locust's options."""
         return RunPlan.read(getattr(self._parsed, _PLAN))
 
     def rebalance_users(self) -> None:
-        """Makes Locust give the users of a lost worker to the others."""
+        """Makes Locust move the users of a lost worker to the other workers."""
         self._parsed.enable_rebalancing = True
 
 
 class HiddenHost:
-    """Keeps the server's address with its password. Locust gets it without, because it shows and sends it."""
+    """Keeps the server's address together with its password. Gives Locust the address without the password,
+    because Locust shows the address and sends it to the workers."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -79,8 +81,8 @@ class HiddenHost:
         self.hide()
 
     def hide(self) -> None:
-        """Removes the password from Locust's host. Called again for each run, because the web form may set a
-        new host."""
+        """Removes the password from the address that Locust has. Called again for each run, because the web
+        form may set a new address."""
         host = self._environment.host
         if not host:
             return
@@ -92,7 +94,8 @@ class HiddenHost:
             self._environment.parsed_options.host = shown
 
     def for_plan(self, plan: RunPlan) -> str:
-        """Returns the plan's address, with this process's own password if it has one for that server."""
+        """Returns the plan's server address. If this process was given a password for that server, the
+        address contains it."""
         own = self.address or ""
         is_same = split_credentials(own)[0].rstrip("/").removesuffix("/v1") == plan.host
         return own if is_same and own else plan.host

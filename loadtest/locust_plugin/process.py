@@ -1,5 +1,5 @@
-"""One process of a load test, driven by Locust's events: it leads runs, runs users, or does both. Knows no
-messages."""
+"""One process of a load test, driven by Locust's events: it leads runs, runs users, or does both. Knows
+nothing of messages."""
 
 from argparse import ArgumentParser
 
@@ -59,7 +59,7 @@ class LoadTestProcess:
 
     @property
     def generator(self) -> Generator | None:
-        """The load generator of the run that goes on; None between runs and in Locust's master."""
+        """The load generator of the run in progress; None between runs and in Locust's master."""
         return None if self.worker is None else self.worker.generator
 
     def _started_loop(self) -> LoopThread:

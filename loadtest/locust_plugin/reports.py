@@ -1,4 +1,4 @@
-"""What the leader knows of the processes that run users. Knows no coordinator."""
+"""What the leader knows of the workers (the processes that run users). Knows no coordinator."""
 
 import time
 
@@ -14,7 +14,7 @@ LOST_S = 10.0
 
 
 def worker_names(runner: Runner) -> tuple[str, ...]:
-    """Returns the names of the processes that run users now: their indices, as text."""
+    """Returns the names of the processes that run users now. A name is the worker's index as text."""
     if not isinstance(runner, MasterRunner):
         return ("0",)
     present = [*runner.clients.ready, *runner.clients.spawning, *runner.clients.running]
@@ -22,7 +22,7 @@ def worker_names(runner: Runner) -> tuple[str, ...]:
 
 
 class WorkerReports:
-    """Keeps the last report of each worker of a run, and when it came."""
+    """Keeps the last report of each worker of a run, and the time at which it came."""
 
     def __init__(self) -> None:
         self._reports: dict[str, WorkerReport] = {}
@@ -45,20 +45,21 @@ class WorkerReports:
         return [report for name, report in self._reports.items() if now - self._heard_unix_s[name] < LOST_S]
 
     def heard_until(self, workers: tuple[str, ...]) -> float:
-        """Returns until when all these workers are known to run their users (Unix seconds): until now, or
-        until the earliest last report of those that have fallen silent."""
+        """Returns the time (Unix seconds) until which all of `workers` surely ran their users. If no worker
+        is silent (SILENT_S without a report), that is now. If some are silent, the result is the earliest
+        of their last reports."""
         now = time.time()
         heard = [self._heard_unix_s.get(name, 0.0) for name in workers]
         return min((unix_s for unix_s in heard if now - unix_s > SILENT_S), default=now)
 
     @property
     def arriving(self) -> bool:
-        """Open loop: whether some arrivals have not begun. True before the first report."""
+        """Open loop: whether some of its requests have not begun yet. True before the first report."""
         return not self._reports or any(report.arriving for report in self.audible())
 
     @property
     def clipped(self) -> int:
-        """Number of drawn lengths that were clipped, because they did not fit into the model's context."""
+        """Number of request lengths that were clipped, because they did not fit into the model's context."""
         return sum(report.clipped for report in self._reports.values())
 
     @property
@@ -67,15 +68,15 @@ class WorkerReports:
         return sum(report.undelivered_bytes for report in self._reports.values())
 
     def workers(self) -> list[WorkerInfo]:
-        """Builds what `run.json` says of the workers."""
+        """Builds the list of workers for `run.json`, with the clock offset of each."""
         return [
             WorkerInfo(name=name, clock_offset_s=None if report.shares_disk else report.clock_offset_s)
             for name, report in sorted(self._reports.items())
         ]
 
     def warnings(self, *, processes: int) -> list[str]:
-        """Returns warnings for readers of the finished run. processes: how many workers `--processes` asked
-        for (0 or less: not known)."""
+        """Returns the warnings about workers that `run.json` will hold. processes: number of workers that
+        `--processes` asked for; 0 or less if unknown."""
         warnings = [
             _undelivered(report.worker, shares_disk=report.shares_disk)
             for report in self._reports.values()

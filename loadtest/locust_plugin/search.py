@@ -1,5 +1,5 @@
-"""A search for the most users that fit: the advisor reads the rows so far and says which number of users to
-hold next. Knows no statistics."""
+"""The plan of a search for the largest number of users that the server holds. A second process, the advisor,
+reads the rows so far and says which number of users to hold next. Knows no statistics."""
 
 import logging
 import time
@@ -22,8 +22,8 @@ a worker on another machine."""
 
 
 class SearchShape(Shape):
-    """Holds the number of users that the advisor names, until the advisor knows enough or the time budget is
-    used up. The load goes on while the advisor computes."""
+    """Holds the number of users that the advisor names. Ends when the advisor knows enough or the time budget
+    is used up. The load continues while the advisor computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,8 +85,12 @@ class SearchShape(Shape):
         return self._users, self._spawn_rate
 
     def _look_is_due(self, level: LiveLevel) -> bool:
-        """Whether to ask the advisor now: `look_s` seconds after its last advice or the level's start, and
-        earlier, once for each reason, when the level is past a wall or far past it."""
+        """Whether to ask the advisor now. True in either of two cases:
+
+        - `look_s` seconds have passed since its last advice and since the level's start;
+        - the level is past a limit (such as the TTFT objective) or far past it, and the advisor has not yet
+          been asked for this reason in this level.
+        """
         assert self._advice is not None
         alarm = level.far_past_wall() or level.past_wall()
         if alarm is not None and (level.start_unix_s, alarm) not in self._alarms:
@@ -96,7 +100,8 @@ class SearchShape(Shape):
         return time.time() - since >= self._advice.look_s
 
     def _look(self, coordinator: Coordinator, advisor: Advisor, level: LiveLevel) -> None:
-        """Writes `run.json`, and asks the advisor ROWS_S later, when the rows so far are on the disk."""
+        """Writes `run.json` and plans the question to the advisor in ROWS_S seconds; by then, the rows so far
+        are on the disk."""
         self.leader.keep_level()
         coordinator.info.workers = self.leader.reports.workers()
         coordinator.save()

@@ -1,5 +1,5 @@
-"""The base of all plans of users: once a second, Locust asks the plan for the number of users. Knows no
-requests."""
+"""The base class of all plans of users. Once a second, Locust asks the plan for the number of users. Knows
+nothing of requests."""
 
 import logging
 import time
@@ -22,7 +22,8 @@ UsersAndSpawnRate = tuple[int, float] | None
 
 
 class Shape(LoadTestShape):
-    """Plans the number of users of a run, changes it without a restart and lets streams finish at the end."""
+    """Plans the number of users of a run. The number changes without a restart of the run, and at the end
+    streams may finish."""
 
     abstract: ClassVar[bool] = True
     use_common_options: ClassVar[bool] = True
@@ -43,12 +44,14 @@ class Shape(LoadTestShape):
         self.scenario = scenario
 
     def reset_time(self) -> None:
-        """Notes that a test begins. Locust calls it at a test's start, and Locust's master calls it twice."""
+        """Notes that a test begins. Locust calls this method at the start of a test; Locust's master calls it
+        twice."""
         super().reset_time()  # type: ignore[no-untyped-call]
         self._fresh = self.leader.coordinator is None
 
     def tick(self) -> UsersAndSpawnRate:
-        """Returns the users from now on. Locust calls it once a second, in the only process or the master."""
+        """Returns the number of users to run from now on, and how many to start per second; None ends the
+        test. Locust calls it once a second, in the master or in the only process."""
         if self._fresh:
             self._fresh = False
             self._coordinator = self.leader.begin(self.scenario, check=self._check)
@@ -66,19 +69,21 @@ class Shape(LoadTestShape):
 
     @abstractmethod
     def _check(self, settings: Settings) -> None:
-        """Refuses settings that this shape cannot follow. Raises InputError."""
+        """Raises InputError if this plan cannot follow the settings."""
 
     @abstractmethod
     def _begin(self, coordinator: Coordinator) -> UsersAndSpawnRate:
-        """Returns the users at the start of the run."""
+        """Returns the number of users at the start of the run and how many to start per second; None ends the
+        test."""
 
     @abstractmethod
     def _go_on(self, coordinator: Coordinator) -> UsersAndSpawnRate:
-        """Returns the users from now on."""
+        """Returns the number of users to run from now on and how many to start per second; None ends the
+        test."""
 
     @abstractmethod
     def _show(self, coordinator: Coordinator) -> None:
-        """Rewrites the live line."""
+        """Shows the state of the run on the live line."""
 
     def _announce(self, coordinator: Coordinator, plan: str) -> None:
         for text in opening_lines(coordinator, plan=plan):

@@ -1,5 +1,5 @@
 """What Locust's own statistics, console and web page show of a request. The rows of a run do not depend on
-it."""
+these statistics."""
 
 import logging
 from argparse import Namespace
@@ -10,7 +10,7 @@ from loadtest.record import Outcome, RequestRecord
 
 
 class RequestFailed(Exception):  # noqa: N818 (the words that Locust's statistics show)
-    """Marks a failed request in Locust's statistics, which show this class's name."""
+    """The error of a failed request in Locust's statistics, which show this class's name."""
 
 
 def tell_locust(environment: Environment, record: RequestRecord) -> None:
@@ -29,7 +29,8 @@ def tell_locust(environment: Environment, record: RequestRecord) -> None:
 
 
 def show_only_summary(options: Namespace | None) -> None:
-    """Switches Locust's regular table off in favour of the live line, unless `--print-stats` asks for it."""
+    """Switches off Locust's regular table, because the live line replaces it. Keeps the table if
+    `--print-stats` is given."""
     if options is not None and not options.print_stats:
         options.only_summary = True
 

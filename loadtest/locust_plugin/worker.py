@@ -1,5 +1,5 @@
-"""The part of a process that runs users, in the only process or in a worker on this machine or another. Knows
-nothing of levels and their plan."""
+"""The worker: the part of a process that runs users. It runs in the only process, or in one of Locust's
+workers on this machine or another. Knows nothing of levels and their plan."""
 
 import logging
 import time
@@ -53,7 +53,7 @@ class Worker:
         loop: Callable[[], LoopThread],
     ) -> None:
         self.generator: Generator | None = None
-        """The load generator of the run that goes on; None between runs."""
+        """The load generator of the run in progress; None between runs."""
         self._environment = environment
         self._channel = channel
         self._options = options
@@ -77,7 +77,8 @@ class Worker:
         self._environment.events.test_start.add_listener(self._on_test_start)
 
     def begin(self) -> None:
-        """Creates the load generator from the leader's plan, and reports to the leader. Raises InputError."""
+        """Creates the load generator from the leader's plan, and sends a first report to the leader. Raises
+        InputError."""
         plan = self._options.read_plan()
         if self.generator is not None:
             self.generator.stop()
@@ -86,8 +87,9 @@ class Worker:
         self._report()
 
     def quit(self) -> None:
-        """Stops the load generator, because the process exits, and tries to deliver its rows. If that fails,
-        the rows stay in this worker's folder and a warning says where."""
+        """Stops the load generator, because the process exits, and waits up to QUIT_S seconds until its rows
+        are delivered. Rows that are not delivered stay in this worker's folder, and a warning names that
+        folder."""
         if self.generator is None:
             return
         generator, delivery = self.generator, self.generator.delivery

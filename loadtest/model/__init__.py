@@ -1,3 +1,3 @@
-"""A model on a GPU in bytes and FLOPs: weights, KV cache and start-up, from config.json and data sheets.
+"""What a model takes on a GPU (weights, KV cache, start-up, FLOPs), from its config.json and data sheets.
 
 Knows no server, no workload and no measurement."""

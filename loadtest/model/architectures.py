@@ -64,8 +64,8 @@ class ModelShape:
     active_parameters: int
     """Parameters that are used for one token: all but the embeddings and the experts that are not chosen."""
     rotary_elements: int
-    """Elements of the tables of rotary positions, which vLLM keeps beside the weights; 0 without such
-    positions."""
+    """Elements of the cosine and sine tables of rotary embeddings (RoPE), which vLLM keeps with the weights;
+    0 for a model without them."""
     quantisation: Quantisation | None
     """How matrices are quantised; None if all weights have the type `dtype`."""
     uncounted: tuple[str, ...] = ()
@@ -83,9 +83,9 @@ def parse_config(
     quantization: str | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> ModelShape:
-    """Builds a model's shape from its parsed config.json. `quantization` is vLLM's flag of that name, `extra`
-    a parsed hf_quant_config.json.
+    """Builds a model's shape from its parsed config.json.
 
+    `quantization` is the value of vLLM's flag --quantization. `extra` is a parsed hf_quant_config.json.
     Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
     """
     text, family = _text_part(config)
@@ -275,7 +275,7 @@ def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Mode
 
 
 def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) -> None:
-    """Refuses keys that change the layout and that the family's builders do not read."""
+    """Raises UnsupportedModelError if the config has a layout feature that the family's builders ignore."""
     latent = text.get("kv_lora_rank") is not None
     window = text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
     refusals = {
@@ -341,7 +341,7 @@ def _active_parameters(keys: ConfigKeys, layers: Sequence[Layer]) -> int:
 
 
 def _dtype(*configs: Mapping[str, object]) -> str:
-    """Returns the first type that one of `configs` states; float32 if none states one."""
+    """Returns the type of the weights from the first config that states a type; float32 if none does."""
     for config in configs:
         stated = config.get("dtype") or config.get("torch_dtype")
         if stated:
@@ -350,9 +350,11 @@ def _dtype(*configs: Mapping[str, object]) -> str:
 
 
 def _rotary_elements(keys: ConfigKeys) -> int:
-    """Counts cosines and sines of every position; 0 without rotary positions. Linear and dynamic scaling
-    multiply the positions (vLLM's rotary_embedding). Models with a second base for windows have two
-    tables."""
+    """Returns the number of elements in the cos/sin tables of rotary embeddings (RoPE); 0 without RoPE.
+
+    Linear and dynamic scaling multiply the number of positions in a table (vLLM's rotary_embedding). Models
+    with a separate RoPE base for window layers have a second table.
+    """
     if "rope" in str(keys.get("position_embedding_type") or "rope"):
         scaling = keys.get("rope_scaling")
         known = scaling if isinstance(scaling, Mapping) else {}

@@ -1,5 +1,5 @@
-"""A catalogue of GPUs: memory as the driver reports it, bandwidth and FLOP/s of the data sheets. Knows no
-model."""
+"""A catalogue of GPUs: memory as the driver reports it, bandwidth and FLOP/s as data sheets state them. Knows
+no model."""
 
 import re
 from dataclasses import dataclass
@@ -88,8 +88,8 @@ _MODEL = re.compile(
 
 
 def find_gpu(name: str) -> Gpu:
-    """Finds a GPU by a name such as "T4", "h100", "rtx4090" or "A100-SXM4-40GB". Raises ValueError, with the
-    known names in the message."""
+    """Finds a GPU by a name such as "T4", "h100", "rtx4090" or "A100-SXM4-40GB". Raises
+    ValueError for an unknown name; the message lists the known ones."""
     text = name.lower().replace("_", " ")
     match = _MODEL.search(text)
     if match is None:

@@ -13,8 +13,8 @@ KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloa
 
 
 def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
-    """Returns the bytes of one element of the KV cache; `auto` and None stand for the model's `dtype`. Raises
-    UnsupportedModelError for a type that is not in KV_DTYPES."""
+    """Returns the bytes of one element of the KV cache. If `kv_dtype` is "auto" or None, the element has the
+    model's type `dtype`. Raises UnsupportedModelError for a type that is not in KV_DTYPES."""
     if kv_dtype in (None, "auto"):
         return dtype_bytes(dtype)
     if kv_dtype not in KV_DTYPES:
@@ -27,11 +27,12 @@ def kv_dtype_bytes(kv_dtype: str | None, dtype: str) -> int:
 def kv_bytes_per_token(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, kv_dtype: str | None = None, pp: int = 1
 ) -> int | None:
-    """Returns the bytes that one more token of a request takes on one GPU of the largest pipeline stage:
-    2 * layers * max(1, kv_heads / tp) * head_dim * bytes, or the whole latent vector of MLA.
+    """Returns the KV-cache bytes of one token on one GPU, in the pipeline stage where this number is largest.
 
-    `dtype` is the type of the model, `kv_dtype` that of the cache. None if a layer has a window or chunk: the
-    bytes then depend on the token. Recurrent layers do not count; see `KvLayout.fixed_blocks`.
+    Its formula is 2 * layers * max(1, kv_heads / tp) * head_dim * bytes; MLA has one latent vector per layer.
+    Returns None if any layer has a window or chunk, because the bytes then depend on the token's position.
+    Recurrent layers do not count; see `KvLayout.fixed_blocks`. `dtype` is the type of the model, `kv_dtype`
+    the type of the cache.
     """
     caches = [cache for layer in shape.layers for cache in layer.caches]
     if any(isinstance(cache, AttentionCache) and cache.kind in ("window", "chunk") for cache in caches):
@@ -63,7 +64,7 @@ def _state_bytes(cache: StateCache, tp: int, dtype: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KvCacheGroup:
-    """Layers of one kind that share a block table."""
+    """A group of layers with the same kind of cache, which share one block table."""
 
     kind: Literal["full", "window", "chunk", "mla", "state"]
     span: int
@@ -71,8 +72,8 @@ class KvCacheGroup:
     layers: tuple[int, ...]
 
     def blocks(self, tokens: int, *, block_size: int) -> int:
-        """Returns the blocks that a request holds while `tokens` tokens are stored. Blocks outside the window
-        or chunk do not count: they are free again."""
+        """Returns the number of blocks that a request of `tokens` tokens holds in this group. Blocks that lie
+        wholly before the window or chunk do not count: vLLM has freed them."""
         needed = -(-tokens // block_size)
         match self.kind:
             case "window":
@@ -84,8 +85,9 @@ class KvCacheGroup:
         return needed
 
     def max_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
-        """Returns the blocks that vLLM counts for a request of `tokens` tokens if a step may compute
-        `in_flight` tokens."""
+        """Returns the largest number of blocks that vLLM reserves in this group for a request of `tokens`
+        tokens. `in_flight` is the number of tokens that one step may compute, `states` the number of blocks
+        of a recurrent state."""
         match self.kind:
             case "window":
                 return -(-min(self.span - 1 + in_flight, tokens) // block_size) + 1
@@ -98,10 +100,11 @@ class KvCacheGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KvLayout:
-    """vLLM's pool of equal blocks, from which each group of layers takes its own blocks.
+    """How vLLM divides the KV cache into blocks of equal size, from which each group of layers takes its own.
 
-    A model with full attention alone has one group. Otherwise layers are divided into groups of equal size,
-    so that a block has the same size for all (vLLM's _get_kv_cache_groups_uniform_page_size).
+    A model that has only full attention has one group. The layers of any other model are divided into groups
+    with about equal numbers of layers, so that blocks of one size suit every group (vLLM's
+    _get_kv_cache_groups_uniform_page_size).
     """
 
     block_size: int
@@ -114,21 +117,21 @@ class KvLayout:
 
     @property
     def uniform(self) -> bool:
-        """Whether all attention is full, so that the pool can be stated in tokens."""
+        """Whether all layers have full attention, so that the size of the pool can be given in tokens."""
         return len(self.groups) == 1 and self.groups[0].kind in ("full", "mla")
 
     def blocks(self, tokens: int) -> int:
-        """Returns the blocks that a request holds in all groups while `tokens` tokens are stored."""
+        """Returns the number of blocks that a request of `tokens` tokens holds, summed over all groups."""
         return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
 
     @property
     def fixed_blocks(self) -> int:
-        """Blocks that a request holds for recurrent states, whatever its length."""
+        """Number of blocks that a request of any length holds for recurrent states."""
         return sum(group.kind == "state" for group in self.groups)
 
     def max_blocks(self, max_model_len: int, *, in_flight: int) -> int:
-        """Returns the blocks that vLLM's log line "Maximum concurrency" counts for one request of
-        `max_model_len` tokens."""
+        """Returns the number of blocks that vLLM assumes for one request of `max_model_len` tokens in its log
+        line "Maximum concurrency". `in_flight` is the number of tokens that one step may compute."""
         return sum(
             group.max_blocks(
                 max_model_len, block_size=self.block_size, in_flight=in_flight, states=self.states
@@ -148,10 +151,10 @@ def kv_layout(
     block_size: int = 16,
     enable_prefix_caching: bool = True,
 ) -> KvLayout:
-    """Lays out the KV cache as vLLM does on pipeline stage `stage`; None stands for the stage that holds most
-    of it.
+    """Returns the layout of the KV cache that vLLM chooses on one GPU of pipeline stage `stage`.
 
-    Raises UnsupportedModelError if blocks cannot have the same size for all layers.
+    If `stage` is None, the result is for the stage with the largest blocks. Raises UnsupportedModelError if
+    blocks cannot have the same size for all layers.
     """
     model_dtype = dtype or shape.dtype
     width = kv_dtype_bytes(kv_dtype, model_dtype)
@@ -205,7 +208,8 @@ def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
 
 
 def cache_kinds(shape: ModelShape) -> list[str]:
-    """Returns the kinds of caches in words, each with the number of its layers, the most common first."""
+    """Returns one text for each kind of cache, such as "12 x sliding window" for 12 layers of this kind. The
+    most common kind is first."""
     words = {
         "full": "full attention",
         "mla": "latent attention (MLA)",

@@ -26,12 +26,13 @@ class MemoryBudget:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """KV bytes of one token; valid only if all attention is full."""
+        """KV-cache bytes of one token. Valid only if all layers have full attention."""
         return self.bytes_per_block // self.block_size
 
     @property
     def tokens(self) -> int:
-        """Tokens that fit into the KV cache, without the null block; valid only if all attention is full."""
+        """Number of tokens that fit into the KV cache (the null block holds none). Valid only if all layers
+        have full attention."""
         return (self.num_gpu_blocks - 1) * self.block_size
 
 
@@ -45,8 +46,10 @@ def divide_budget(
     cuda_graphs: int,
     non_torch: int,
 ) -> MemoryBudget:
-    """Computes the KV pool that vLLM allocates on a GPU. All sizes are in bytes; `vram_bytes` is what the
-    driver reports. `cuda_graphs` is what the budget sets aside for CUDA graphs, 0 before vLLM 0.21.
+    """Computes the size of the KV-cache pool that vLLM allocates on one GPU, and all parts of the budget.
+
+    All sizes are in bytes. `vram_bytes` is the GPU's memory as the driver reports it. `cuda_graphs` is the
+    part of the budget for CUDA graphs; before vLLM 0.21 it is 0, as the budget did not include them.
 
     Raises ValueError if nothing is left for the KV cache.
     """

@@ -1,4 +1,4 @@
-"""Reads which matrices of a model are quantised, and counts their bytes with scales. Knows no layers."""
+"""Reads which matrices of a model are quantised, and counts their bytes, scales included. Knows no layers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 
 
 class UnsupportedModelError(ValueError):
-    """The model of this config.json is not supported, or the file is not a config.json."""
+    """Raised when the model of a config.json is not supported, or the file is not a config.json."""
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -37,7 +37,7 @@ class Scheme:
     """Multiple to which rows and columns are padded on each GPU; 1: no padding."""
 
     def matrix_bytes(self, rows: float, columns: float) -> float:
-        """Returns the bytes of a matrix, or of a GPU's part of it, with `rows` rows and `columns` columns."""
+        """Returns the bytes of `rows` rows and `columns` columns: a whole matrix, or one GPU's part of it."""
         rows, columns = (-(-size // self.pad) * self.pad for size in (rows, columns))
         weights = rows * columns * self.bits / 8
         if self.block is not None:
@@ -51,7 +51,7 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantisation:
-    """How the matrices of a model are stored. The first rule whose target matches a module decides."""
+    """How the matrices of a model are stored. The first rule whose target matches a module applies to it."""
 
     method: str
     rules: tuple[tuple[str, Scheme], ...]
@@ -66,7 +66,7 @@ class Quantisation:
     auto`."""
 
     def scheme(self, name: str) -> Scheme | None:
-        """Returns the scheme of the module `name`; None if the module stays in the model's type."""
+        """Returns the scheme of the module `name`; None if the module is not quantised."""
         if name == "lm_head" and not self.head:
             return None
         if any(_matches(pattern, name) for pattern in self.ignored):
@@ -78,8 +78,11 @@ class Quantisation:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` matches the module `name`. As in vLLM and compressed-tensors, it is "re:" and a
-    regular expression, a glob with "*", or a part of the module's path."""
+    """Whether `pattern` matches the module `name`.
+
+    A pattern is "re:" followed by a regular expression, a glob with "*", or a part of the module's path (as
+    in vLLM and compressed-tensors).
+    """
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     if "*" in pattern:
@@ -103,10 +106,11 @@ _DECLARED_METHODS = {
 
 
 def parse_quantisation(declared: object, flag: str | None) -> Quantisation | None:
-    """Reads the quantisation that a checkpoint declares (quantization_config of config.json, or a
-    hf_quant_config.json), else the one that the flag `--quantization` asks for.
+    """Returns how the model is quantised; None if it is not.
 
-    Returns None without either. Raises UnsupportedModelError for a method whose bytes are not known here.
+    `declared` is what the checkpoint declares (quantization_config of config.json, or hf_quant_config.json).
+    If the checkpoint declares nothing, `flag` decides, the value of `--quantization`. Raises
+    UnsupportedModelError for a method whose bytes are not known here.
     """
     if isinstance(declared, Mapping) and declared:
         return _declared(declared)
@@ -199,7 +203,7 @@ def _gptq(method: str, config: Mapping[str, object]) -> Quantisation:
 
 
 def _mxfp4(method: str, config: Mapping[str, object]) -> Quantisation:
-    """Reads the quantisation of gpt-oss, which covers only the experts."""
+    """Returns the quantisation of gpt-oss, where only the experts are quantised."""
     return Quantisation(method=method, rules=(("experts", _GPT_OSS),), ignored=())
 
 
@@ -244,7 +248,7 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
 
 
 def _eight_bits(config: Mapping[str, object]) -> bool:
-    """Whether kv_cache_scheme asks for a KV cache of eight bits."""
+    """Whether kv_cache_scheme in the config asks for a KV cache of eight bits."""
     scheme = config.get("kv_cache_scheme")
     return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
 

@@ -1,5 +1,5 @@
-"""Estimates the memory that vLLM's start-up takes beside the weights, and how uncertain it is. Knows no
-workload."""
+"""Estimates the memory that vLLM takes at start-up besides the weights, and the uncertainty of the estimate.
+Knows no workload."""
 
 import re
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ CALIBRATED_VERSION: VllmVersion = (0, 19, 0)
 
 
 def parse_version(text: str) -> VllmVersion:
-    """Reads a version such as "0.19.0", "v0.10.1.1" or "0.32.0+cpu". Raises ValueError."""
+    """Reads a version such as "0.19.0", "v0.10.1.1" or "0.32.0+cpu". Raises ValueError
+    for any other text."""
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a version of vLLM: write it like 0.32.0.")
@@ -34,13 +35,15 @@ def parse_version(text: str) -> VllmVersion:
 
 
 def default_utilization(version: VllmVersion) -> float:
-    """Returns the default of --gpu-memory-utilization."""
+    """Returns the default of --gpu-memory-utilization in this version of vLLM."""
     return 0.92 if version >= HIGHER_UTILIZATION_FROM else 0.9
 
 
 def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
-    """Returns the defaults of (max_num_batched_tokens, max_num_seqs) of `vllm serve` (get_batch_defaults of
-    vLLM's arg_utils, 0.32)."""
+    """Returns the default max_num_batched_tokens and the default max_num_seqs of `vllm serve` on this GPU.
+
+    Source: get_batch_defaults in arg_utils of vLLM 0.32.
+    """
     if gpu.vram_bytes >= 160 * GIB:
         return 16384, 1024
     if gpu.vram_bytes >= 70 * GIB and "A100" not in gpu.name:
@@ -49,13 +52,14 @@ def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
 
 
 def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
-    """Returns the peak bytes of the profiled sampling step per logit; there are max_num_seqs * vocab_size
-    logits.
+    """Returns the peak bytes per logit of the sampling step that vLLM profiles at start-up.
 
-    The sampler that sorts (0.11.1 to 0.16) holds the sorted values, their 64-bit indices and copies: 38.8
-    bytes by start-up logs. Later versions hold the logits as computed and in float32, and two arrays of
-    probabilities: 13.45 bytes plus the model's type, fitted to the logs of Llama models (vLLM 0.19 on an
-    H100).
+    The step has max_num_seqs * vocab_size logits. The bytes depend on the version:
+    - Before 0.11.1: 13.2 bytes.
+    - 0.11.1 to 0.16, where the sampler sorts: 38.8 bytes by start-up logs, for the sorted values, their
+      64-bit indices and copies.
+    - Later: 13.45 bytes plus one element of the model's type, for the logs of Llama models (vLLM 0.19, H100).
+      Held are the logits in the model's type and in float32, and two arrays of probabilities.
     """
     if SORTING_SAMPLER_FROM <= version < TRITON_SAMPLER_FROM:
         return 38.8
@@ -74,10 +78,13 @@ def activation_bytes(
     tp: int = 1,
     last_stage: bool = True,
 ) -> int:
-    """Returns the peak bytes of vLLM's profile run: the larger of sampling and forward pass, plus the
-    workspace of the experts. Sampling handles `max_num_seqs` rows of logits. The forward pass holds 3 MLP
-    rows and 4 hidden rows for each of `max_num_batched_tokens` tokens (Granite 3.1 8B on an H100: 0.84 GiB
-    by this formula, 0.85 logged)."""
+    """Returns the peak bytes of vLLM's profile run at start-up.
+
+    The peak is the larger of sampling and forward pass, plus the workspace of the experts. Sampling holds one
+    row of logits per sequence (`max_num_seqs`). For each of `max_num_batched_tokens` tokens, the forward pass
+    holds 3 rows as wide as the MLP and 4 rows of the hidden size. For Granite 3.1 8B on an H100 the formula
+    gives 0.84 GiB, and vLLM logs 0.85 GiB.
+    """
     model_dtype = dtype or shape.dtype
     width = dtype_bytes(model_dtype)
     rows = min(max_num_seqs, max_num_batched_tokens)
@@ -87,9 +94,11 @@ def activation_bytes(
 
 
 def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> int:
-    """Returns the bytes of the workspace of vLLM's fused_moe: for each token and chosen expert the widest
-    intermediate row and the row after the activation. It stays allocated while sampling is profiled. The
-    kernels of MXFP4 have no such workspace."""
+    """Returns the bytes of the workspace of vLLM's fused_moe kernel; 0 for MXFP4, whose kernels have none.
+
+    For each token and each expert chosen for it, the workspace holds two rows: the widest intermediate row,
+    and the row after the activation. vLLM keeps the workspace allocated while it profiles sampling.
+    """
     if shape.quantisation is not None and shape.quantisation.method == "mxfp4":
         return 0
     gate_up = 2 * shape.expert_width // tp
@@ -99,7 +108,7 @@ def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupOverheads:
-    """Bytes that vLLM's start-up takes on one GPU beside the weights, each with its standard deviation."""
+    """Bytes that vLLM takes on one GPU at start-up besides the weights, each with a standard deviation."""
 
     activation: int
     activation_sd: float
@@ -126,9 +135,11 @@ def startup_overheads(
     enforce_eager: bool = False,
     last_stage: bool = True,
 ) -> StartupOverheads:
-    """Estimates the memory of start-up from the GPU's data, the config and vLLM's flags. The standard
-    deviations are those of published logs around these estimates, doubled for versions and GPUs without
-    such a log."""
+    """Estimates the memory that vLLM takes at start-up from the GPU's data, the config and vLLM's flags.
+
+    Standard deviations say how far published start-up logs lie from these estimates. Those of activation and
+    of non-torch memory are doubled for versions and GPUs without published logs.
+    """
     activation = activation_bytes(
         shape,
         max_num_seqs=max_num_seqs,
@@ -155,17 +166,23 @@ def startup_overheads(
 
 
 def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
-    """Returns the bytes of CUDA graphs of about 51 batch sizes: 0.35 GiB plus 0.014 GiB per layer, the median
-    of the published logs (0.49 to 1.9 GiB). GPUs without full graphs have only piecewise ones: half of
-    that."""
+    """Returns the bytes of CUDA graphs for about 51 batch sizes: 0.35 GiB and 0.014 GiB per layer of a stage.
+
+    This is the median of the published logs, which range from 0.49 to 1.9 GiB. GPUs without full graphs have
+    only piecewise graphs, which take half as much.
+    """
     whole = (0.35 + 0.014 * shape.num_layers / pp) * GIB
     return round(whole if gpu.full_graphs else whole / 2)
 
 
 def _non_torch(gpu: Gpu, version: VllmVersion, tp: int) -> tuple[int, float]:
-    """Returns the bytes of libraries and collectives on one GPU, and their standard deviation. vLLM 0.19 logs
-    0.25 GiB with one H100 (0.07 with two pipeline stages, 0.46 with another kernel), and 2.07 to 2.17 GiB
-    with two and four. vLLM 0.10 logs 0.07 GiB, and 0.12 GiB more with two A100."""
+    """Returns the bytes that libraries and collectives take on one GPU, and their standard deviation.
+
+    Logged values behind the constants:
+    - vLLM 0.19, one H100: 0.25 GiB (0.07 with two pipeline stages, 0.46 with another kernel).
+    - vLLM 0.19, two or four H100 with tensor parallelism: 2.07 to 2.17 GiB.
+    - vLLM 0.10: 0.07 GiB, and 0.12 GiB more with two A100.
+    """
     recent = version >= TRITON_SAMPLER_FROM
     alone = 0.25 if recent else 0.1
     if tp == 1:

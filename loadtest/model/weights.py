@@ -10,15 +10,17 @@ from loadtest.model.quantisation import dtype_bytes
 
 
 def parameter_count(shape: ModelShape, *, tp: int = 1) -> int:
-    """Counts the parameters that one GPU of a tensor-parallel group holds. vLLM splits heads, MLPs, experts
-    and the vocabulary. Every GPU holds all norms and routers; KV heads are repeated if there are more GPUs
-    than heads."""
+    """Counts the parameters that one GPU of a tensor-parallel group holds.
+
+    vLLM splits heads, MLPs, experts and the vocabulary over the GPUs. Every GPU holds all norms and routers.
+    If there are more GPUs than KV heads, several GPUs hold the same KV head.
+    """
     return round(sum(math.prod(tensor.part(tp)) * tensor.count for tensor in _tensors(shape)))
 
 
 def pipeline_stages(num_layers: int, pp: int) -> list[range]:
-    """Returns the layers of each pipeline stage. Layers left over by the division go, one each, to the last
-    stage but one and to the stages before it (vLLM's get_pp_indices)."""
+    """Returns the layers of each pipeline stage. Layers that remain after an even division go
+    one each to the second-last stage and the stages before it (vLLM's get_pp_indices)."""
     counts = [num_layers // pp] * pp
     for extra in range(num_layers % pp):
         counts[-extra - 2] += 1
@@ -34,8 +36,8 @@ def weights_bytes(
     pp: int = 1,
     stage: int = 0,
 ) -> int:
-    """Returns the bytes of the weights, with their scales, on one GPU of pipeline stage `stage`. `dtype`
-    overrides the type of the config, as vLLM's flag does."""
+    """Returns the bytes of the weights on one GPU of pipeline stage `stage`, quantisation scales included.
+    `dtype` overrides the type that the config states, as vLLM's flag --dtype does."""
     width = dtype_bytes(dtype or shape.dtype)
     return round(
         sum(_tensor_bytes(shape, tensor, width, tp) for tensor in _tensors(shape, pp=pp, stage=stage))
@@ -46,9 +48,11 @@ def step_bytes(
     shape: ModelShape, *, dtype: str | None = None, tp: int = 1, sequences: float | None = None
 ) -> float:
     """Returns the bytes of weights that one decode step reads, summed over one GPU of each pipeline stage.
-    All layers and the head are read. Embeddings count only as a tied head, because a step reads few of
-    their rows. An expert counts with the probability that at least one of `sequences` sequences chooses
-    it, if all are chosen equally often (None: all experts are read)."""
+
+    A step reads all layers and the head. It reads few rows of the embeddings, so they count only if they are
+    also the head (tied). An expert counts with the probability that at least one of `sequences` sequences
+    chooses it; all experts are taken as equally likely. If `sequences` is None, all experts are read.
+    """
     width = dtype_bytes(dtype or shape.dtype)
     head = shape.before[:1] if shape.tie_word_embeddings else ()
     total = 0.0
@@ -62,7 +66,7 @@ def step_bytes(
 
 
 def rotary_bytes(shape: ModelShape, *, dtype: str | None = None) -> int:
-    """Returns the bytes of the tables of rotary positions, in the model's type (vLLM's cos_sin_cache)."""
+    """Returns the bytes of the cos/sin tables of rotary embeddings (RoPE; vLLM's cos_sin_cache)."""
     return shape.rotary_elements * dtype_bytes(dtype or shape.dtype)
 
 

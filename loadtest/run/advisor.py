@@ -1,6 +1,7 @@
-"""Runs the advisor of a search, `python -m analysis.search`, as a process of its own and asks it by JSON
-lines over its pipes. In the leader's process, its statistics would take CPU and the GIL from the
-measurement; there they run at low priority. Knows no Locust."""
+"""Starts the advisor of a search as a process of its own, `python -m analysis.search`, and asks it over
+pipes: one JSON line for a question, one for an answer. Inside the leader's process, the advisor's statistics
+would take CPU time and the GIL from the measurement; in its own process they run at low priority. Knows no
+Locust."""
 
 import contextlib
 import os
@@ -26,12 +27,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class AdvisorLostError(Exception):
-    """Raised when the advisor no longer answers; the message says why, in a few words."""
+    """Raised when the advisor no longer answers. The message says why, in a few words."""
 
 
 class Advisor:
-    """Runs and asks the advisor of one run. Its methods must be called from greenlets of the main thread;
-    other greenlets run while they wait."""
+    """Starts the advisor's process for one run and asks it. Its methods must be called from greenlets of the
+    main thread; while a method waits, other greenlets run."""
 
     def __init__(self, folder: Path) -> None:
         self.asking = False
@@ -54,7 +55,7 @@ class Advisor:
         self._to, self._from = self._process.stdin, self._process.stdout
 
     def ask(self, state: SearchState) -> SearchAdvice:
-        """Asks the advisor and waits for its answer. Raises AdvisorLostError."""
+        """Sends the state of the search, waits for the advice and returns it. Raises AdvisorLostError."""
         try:
             self._to.write(msgspec.json.encode(state) + b"\n")
             self._to.flush()
@@ -64,7 +65,8 @@ class Advisor:
         return self._latest
 
     def begin_asking(self, state: SearchState, *, after_s: float) -> None:
-        """Asks in another greenlet after `after_s` seconds; the caller fetches the answer with `take`."""
+        """Plans a question to the advisor in `after_s` seconds and returns at once. The caller fetches the
+        answer with `take`."""
         self.asking = True
         self._asker = gevent.spawn_later(after_s, self._ask_beside, state)
 
@@ -75,7 +77,8 @@ class Advisor:
             self._answer = error
 
     def take(self) -> SearchAdvice | None:
-        """Returns an answer that has come, each one once; otherwise None. Raises AdvisorLostError."""
+        """Returns the answer to `begin_asking` if it has come, and only once; None if there is none to
+        return. Raises AdvisorLostError."""
         answer, self._answer = self._answer, None
         if answer is not None:
             self.asking = False
@@ -84,8 +87,8 @@ class Advisor:
         return answer
 
     def conclude(self) -> SearchAdvice | None:
-        """Asks for the answer after the run and returns it. If that fails or takes too long, returns the
-        answer before it, or None if there was none."""
+        """Asks for the final answer after the run and returns it. If this fails or takes longer than
+        CONCLUDE_S, returns the answer before it; None if there was none."""
         try:
             with gevent.Timeout(CONCLUDE_S):
                 if self._asker is not None:
@@ -95,7 +98,7 @@ class Advisor:
             return self._latest
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing. May be called twice."""
+        """Kills the advisor's process, whatever it is doing. May be called twice."""
         if self._asker is not None:
             self._asker.kill()
         if self._process.poll() is None:
@@ -106,7 +109,8 @@ class Advisor:
                 pipe.close()
 
     def _last_words(self) -> str:
-        """Returns the last line of the process's traceback, which names the error, or else its exit code."""
+        """Returns why the process failed: the last line of its traceback, which names the error. Without a
+        traceback, returns its exit code."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         self._complaints.seek(0)

@@ -1,5 +1,5 @@
-"""The leader's part of one run: preflight, the run folder, the schedule of levels and the server's samples.
-Knows no Locust."""
+"""The leader's part of one run: preflight (the inspection of the server before the load), the run folder, the
+schedule of levels and the samples of the server's metrics. Knows no Locust."""
 
 import asyncio
 import importlib.metadata
@@ -37,8 +37,8 @@ SAVE_S = 5.0
 
 
 class ServerFollower:
-    """Samples the server until the run ends; a sample is one row for each engine. Methods run on the event
-    loop's thread; other threads may set `level`."""
+    """Samples the server's metrics until the run ends. Each sample gives one row for each engine of the
+    server. Methods run on the event loop's thread; other threads may set `level`."""
 
     def __init__(self, scraper: Scraper, rows: RowFile, *, sample_s: float) -> None:
         self.level: LiveLevel | None = None
@@ -54,7 +54,7 @@ class ServerFollower:
         self._following = asyncio.get_running_loop().create_task(following)
 
     async def end(self) -> None:
-        """Takes a last sample and closes the session."""
+        """Takes a last sample and closes the session with the server."""
         assert self._following is not None
         self._following.cancel()
         await self._scraper.settle()
@@ -73,8 +73,8 @@ class ServerFollower:
 
 
 class Coordinator:
-    """Leads one run from preflight to the last row. Its methods must be called from greenlets of the main
-    thread."""
+    """Leads one run, from the inspection of the server to the last row. Its methods must be called from
+    greenlets of the main thread."""
 
     def __init__(self, *, host: str | None, settings: Settings, scenario: str, loop: LoopThread) -> None:
         """Inspects the server and opens the run folder. Raises InputError."""
@@ -119,7 +119,8 @@ class Coordinator:
             self._jobs.append(loop.every(settings.sample_s, scraper.gpus.refresh))
 
     def begin_level(self, users: int) -> None:
-        """Ends the level under way, if there is one, and begins a level whose users have all started."""
+        """Ends the current level, if there is one, and begins a new level; all of its users must have
+        started."""
         self.end_level()
         now = time.time()
         settings = self.settings
@@ -130,7 +131,7 @@ class Coordinator:
         self.save()
 
     def begin_arrivals(self, start_unix_s: float) -> None:
-        """Begins an open loop. The due times of its arrivals count from `start_unix_s`."""
+        """Begins an open loop. The due times of its requests count from `start_unix_s`."""
         settings = self.settings
         self._set_level(LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo))
         self.info.arrivals = ArrivalsInfo(
@@ -153,7 +154,8 @@ class Coordinator:
         self.save()
 
     def keep_level(self, until_unix_s: float) -> None:
-        """Sets the end of the level under way, if there is one, and saves it every SAVE_S seconds."""
+        """Sets the end of the current level to `until_unix_s`, and writes `run.json` if the last write is
+        more than SAVE_S seconds ago. Does nothing between levels."""
         if self.level is None:
             return
         self.level.end_unix_s = max(self.level.start_unix_s, until_unix_s)
@@ -167,19 +169,20 @@ class Coordinator:
             self.save()
 
     def take_live(self, rows: list[LiveRow]) -> None:
-        """Adds requests that have ended to the level under way."""
+        """Adds requests that have ended to the counts of the current level. Between levels, ignores them."""
         for row in rows:
             if self.level is not None:
                 self.level.add(row)
 
     def warn(self, warning: str) -> None:
-        """Logs a warning and adds it to the run's warnings; does nothing if it is there already."""
+        """Logs a warning and adds it to the run's warnings. Does nothing if the run already has this
+        warning."""
         if warning not in self.info.warnings:
             logger.warning(warning)
             self.info.warnings.append(warning)
 
     def finish(self, *, workers: list[WorkerInfo], clipped: int) -> None:
-        """Takes the last sample, closes everything and completes `run.json`."""
+        """Takes the last sample of the server, closes everything and completes `run.json`."""
         self.end_level()
         if clipped:
             self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
@@ -205,7 +208,8 @@ class Coordinator:
 
 
 def _extent(settings: Settings) -> tuple[int, float]:
-    """Returns the number of an open loop's arrivals and the seconds that they take together."""
+    """Returns two numbers of an open loop: how many requests it sends, and how many seconds they take
+    together."""
     count, last_s = 0, 0.0
     for arrival in planned_arrivals(settings):
         count, last_s = count + 1, arrival.due_s

@@ -1,5 +1,5 @@
-"""The load generator of one process: sends its users' requests, waits for the answers and reports to the
-leader. Knows no Locust."""
+"""The load generator of one process: sends its users' requests, waits for the answers and builds the reports
+for the leader. Knows no Locust."""
 
 import collections
 import itertools
@@ -31,13 +31,13 @@ _T = TypeVar("_T")
 
 
 class Generator:
-    """Sends and measures the requests of one process. Its methods must be called from greenlets of the main
-    thread; requests run on the event loop's thread (`RequestRunner`), and rows are written on a third
-    thread."""
+    """Sends and measures the requests of one process. Three threads take part: its methods must be called
+    from greenlets of the main thread, requests run on the event loop's thread (`RequestRunner`), and rows are
+    written on a third thread."""
 
     def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
-        """Opens the files and the session. host: the plan's address, with this process's own credentials.
-        Raises InputError."""
+        """Opens the files and the session with the server. host: the server's address from the plan, with
+        this process's own credentials. Raises InputError."""
         self.plan = plan
         self.worker = worker
         self.settings: Settings = settings_from_shared(plan.settings)
@@ -64,15 +64,15 @@ class Generator:
 
     @property
     def closing(self) -> bool:
-        """Whether no more requests may begin."""
+        """True if no new request may begin."""
         return self._request_runner.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
         return self._workload.conversation(user=user, number=number)
 
     def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
-        """Sends one request, waits for its end and returns its row and text (empty unless conversations have
-        several turns). The row is kept even if the caller is killed."""
+        """Sends one request and waits for its end. Returns its row and the text of its answer; the text is
+        empty if conversations have one turn. The row is kept even if the calling greenlet is killed."""
         stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
         return self._loop.run(self._request_runner.measure(stream))
 
@@ -88,7 +88,7 @@ class Generator:
         self._loop.call_soon(lambda: self._starts.begin_when_due(stream))
 
     def report(self, *, stopped: bool = False) -> WorkerReport:
-        """Builds the report that the leader gets once a second."""
+        """Builds this worker's report to the leader, which is sent once a second."""
         return WorkerReport(
             worker=self.worker,
             in_flight=self._request_runner.in_flight,
@@ -107,7 +107,7 @@ class Generator:
         return _taken(self._request_runner.unattended)
 
     def stop_asking(self) -> None:
-        """Keeps new requests from beginning; those in flight go on."""
+        """Lets no new request begin; requests in flight continue."""
         self._request_runner.closing = True
 
     def stop(self) -> None:
@@ -154,7 +154,7 @@ class Generator:
 
 
 def _taken(queue: "collections.deque[_T]") -> list[_T]:
-    """Empties a deque that another thread appends to, and returns what it held."""
+    """Empties a deque to which another thread appends, and returns the removed items."""
     return [queue.popleft() for _ in range(len(queue))]
 
 

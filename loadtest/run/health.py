@@ -15,8 +15,8 @@ LAG_PROBE_S = 0.02
 
 
 class HealthWatch:
-    """Writes one row per second about this process. Methods run on the event loop's thread; other threads may
-    read `in_flight`."""
+    """Writes one row per second about the health of this process. Methods run on the event loop's thread;
+    other threads may read `in_flight`."""
 
     def __init__(self, rows: RowFile) -> None:
         self.rows = rows
@@ -30,7 +30,8 @@ class HealthWatch:
         return self.started - self.ended
 
     def note_delay(self, record: RequestRecord) -> None:
-        """Open loop: keeps the longest delay from a request's due time to its sending, for the next row."""
+        """Open loop: notes how long after its due time a request was sent. The next row holds the longest of
+        these delays."""
         if record.scheduled_unix_s is not None and record.sent_s is not None:
             delay_s = record.start_unix_s + record.sent_s - record.scheduled_unix_s
             self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)

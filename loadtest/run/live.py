@@ -1,5 +1,6 @@
-"""Counts of a level while it runs, and whether it is past a wall: shares of requests, compared with the
-objectives without statistics. Knows neither Locust nor the time."""
+"""Counts of a level while it runs, and whether the level is past a wall (a limit, such as the TTFT
+objective). Only compares shares of requests with the objectives, without statistics. Knows neither Locust nor
+the time."""
 
 import math
 from collections import Counter
@@ -31,8 +32,8 @@ class LiveRow(NamedTuple):
 
 
 def live_row(record: RequestRecord) -> LiveRow:
-    """Builds the LiveRow of one request: TTFT from the end of sending, TPOT as the mean over the tokens after
-    the first."""
+    """Builds the LiveRow of one request. TTFT counts from the end of sending; TPOT is the mean over the
+    tokens after the first."""
     chunks, tokens = record.chunk_s, record.output_tokens
     ttft = chunks[0] - (record.sent_s or 0.0) if chunks else None
     tpot = (chunks[-1] - chunks[0]) / (tokens - 1) if tokens and tokens > 1 and len(chunks) > 1 else None
@@ -40,8 +41,8 @@ def live_row(record: RequestRecord) -> LiveRow:
 
 
 class _Tally:
-    """Counts one objective's values and how many miss it, and estimates their p95 to 1 %. Keeps counts in
-    bins, not values, because a level may have a million requests."""
+    """Counts the values of one objective (TTFT or TPOT) and the values that miss it, and estimates their p95
+    to 1 %. Keeps counts in bins instead of values, because a level may have a million requests."""
 
     def __init__(self, objective_s: float) -> None:
         self.objective_s = objective_s
@@ -70,8 +71,8 @@ class _Tally:
 
 
 class LiveLevel:
-    """Counts of one level of constant users, or of an open loop (users: None), so far. `add` and `add_sample`
-    may run on two threads, because they write different attributes."""
+    """Counts of one level so far. The level has a constant number of users, or is an open loop (users: None).
+    `add` and `add_sample` may run on two threads, because they write different attributes."""
 
     def __init__(self, *, users: int | None, start_unix_s: float, settle_s: float, slo: Slo) -> None:
         self.users = users
@@ -89,7 +90,8 @@ class LiveLevel:
         self._blocked = 0
 
     def add(self, row: LiveRow) -> None:
-        """Counts a request that has ended, unless it ended while the level settled."""
+        """Counts a request that has ended. Ignores cancelled requests, and requests that ended in the
+        settling time at the level's start."""
         if row.end_unix_s < self._from_unix_s or row.outcome == Outcome.CANCELLED:
             return
         self.requests += 1
@@ -98,7 +100,8 @@ class LiveLevel:
         self._tpot.add(row.tpot_s)
 
     def add_sample(self, sample: ServerSample) -> None:
-        """Counts a sample of the server, unless it was taken while the level settled."""
+        """Counts a sample of the server. Ignores failed samples, and samples from the settling time at the
+        level's start."""
         if sample.error is not None or sample.unix_s < self._from_unix_s:
             return
         self._first = self._first or sample
@@ -114,7 +117,7 @@ class LiveLevel:
         return self._tpot.p95_s()
 
     def past_wall(self) -> str | None:
-        """Returns the first wall that this level is past, in words; None if it is past none."""
+        """Returns, in words, the first limit that this level is past; None if it is past no limit."""
         slo = self._slo
         walls = [
             (self._errors_share() > 0.01, "more than 1 % of the requests failed"),
@@ -126,8 +129,8 @@ class LiveLevel:
         return next((words for past, words in walls if past), None)
 
     def far_past_wall(self) -> str | None:
-        """Returns why more users would tell nothing new: most requests fail, or miss an objective. None if
-        neither."""
+        """Returns, in words, why a test of more users would show nothing new: more than half of the requests
+        failed or missed an objective. None if neither is true."""
         if self._errors_share() > FAR_PAST_WALL_SHARE:
             return "more than half of the requests failed"
         if max(self._ttft.miss_share, self._tpot.miss_share) > FAR_PAST_WALL_SHARE:

@@ -1,4 +1,4 @@
-"""The live line, which shows how a running test goes. Knows no more of a level than `live` counts."""
+"""The live line, which shows how a running test goes. Knows of a level only what `live` counts."""
 
 import logging
 import shutil
@@ -11,7 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 class LiveLine:
-    """Rewrites one line on a terminal; without a terminal, logs a line every `every_s` seconds."""
+    """Shows one line on a terminal and rewrites it. Without a terminal, logs a line every `every_s`
+    seconds."""
 
     def __init__(self, *, every_s: float = 10.0) -> None:
         self._tty = sys.stderr.isatty()

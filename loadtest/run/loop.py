@@ -1,7 +1,8 @@
-"""The only file where gevent and asyncio meet: a uvloop on a native thread, and greenlets that wait for it.
+"""The only file where gevent and asyncio meet. A uvloop event loop runs on a native thread, and greenlets
+wait for its results.
 
-`import locust` patches threads, sockets and selectors, so everything here goes through the originals. If the
-loop ran in a greenlet, every busy greenlet would delay every time stamp.
+`import locust` replaces Python's threads, sockets and selectors by gevent's, so this file uses the originals.
+If the event loop ran in a greenlet, every busy greenlet would delay the time stamps.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ _native_sleep = get_original("time", "sleep")
 
 
 class _Call(Generic[_T]):
-    """A coroutine that runs on the loop for a greenlet that waits for its result."""
+    """A coroutine on the event loop, together with the greenlet that waits for its result."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, _T], waiter: "Waiter[None]") -> None:
         self.coroutine = coroutine
@@ -64,8 +65,8 @@ class LoopThread:
         _start_native_thread(self._serve, ())
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `coroutine` on the loop while the calling greenlet waits, and returns its result. If the
-        greenlet is killed meanwhile, the coroutine is cancelled, and its end is not waited for."""
+        """Runs `coroutine` on the event loop while the calling greenlet waits, and returns its result. If the
+        greenlet is killed, the coroutine is cancelled, and nobody waits for its end."""
         call = _Call(coroutine, Waiter())
         self._loop.call_soon_threadsafe(self._begin, call)
         try:
@@ -78,18 +79,19 @@ class LoopThread:
         return call.task.result()
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Runs `function` on the loop, without waiting for it."""
+        """Runs `function` on the event loop's thread and returns at once."""
         self._loop.call_soon_threadsafe(function)
 
     def every(self, seconds: float, job: Callable[[], object]) -> "_Periodic":
-        """Runs `job`, which may block (a disk, a driver), every `seconds` seconds on a native thread of its
-        own. `stop` of the returned object runs it a last time."""
+        """Runs `job` every `seconds` seconds on a native thread of its own, so the job may block (a disk, a
+        driver). Returns an object whose `stop` runs the job a last time and ends the thread."""
         periodic = _Periodic(seconds, job)
         self._jobs.append(periodic)
         return periodic
 
     def stop(self) -> None:
-        """Stops the periodic jobs (each after a last run) and the loop, and cancels what still runs there."""
+        """Stops the periodic jobs, each after a last run. Then stops the event loop and cancels the
+        coroutines that still run there."""
         for job in self._jobs:
             job.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,4 +1,4 @@
-"""The messages between the processes of one run, as typed structs. Knows neither Locust nor how they are
+"""The messages between the processes of one run, as typed structs. Knows neither Locust nor how messages are
 sent."""
 
 import msgspec
@@ -9,7 +9,8 @@ from loadtest.workload.prompts import PromptScale
 
 
 class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
-    """Tells every process that runs users how to measure, before the first request. Holds no secrets."""
+    """Tells every process that runs users, before the first request, what to send and how to measure. Holds
+    no secrets."""
 
     run_id: str
     folder: str
@@ -32,14 +33,14 @@ class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CurrentLevel(msgspec.Struct, kw_only=True, frozen=True):
-    """Tells the workers the level of all requests that begin from now on."""
+    """Tells the workers the level to which all requests belong that begin from now on."""
 
     users: int | None
     """Users of the level; None: the requests belong to no level."""
 
 
 class ArrivalAssignments(msgspec.Struct, kw_only=True, frozen=True):
-    """Tells the workers of an open loop which of them sends which arrivals."""
+    """Tells the workers of an open loop which worker sends which arrivals (the requests of the open loop)."""
 
     start_unix_s: float
     """Unix seconds at which the arrivals begin, by the leader's clock."""
@@ -48,7 +49,7 @@ class ArrivalAssignments(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StopAsking(msgspec.Struct, frozen=True):
-    """Tells the workers to begin no more requests; those in flight go on."""
+    """Tells the workers to begin no new requests; requests in flight continue."""
 
 
 class StopMeasuring(msgspec.Struct, frozen=True):
@@ -84,7 +85,7 @@ class WorkerRefused(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LeaderTime(msgspec.Struct, kw_only=True, frozen=True):
-    """Answers each report of a worker on another machine with the leader's time."""
+    """Answers a report with the leader's time. Sent only to workers on other machines, after each report."""
 
     asked_unix_s: float
     """Time at which the worker sent its report: the report's `unix_s`."""
@@ -102,7 +103,7 @@ class RowBatch(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class RowReceipt(msgspec.Struct, kw_only=True, frozen=True):
-    """Answers each batch: says how much of the file the leader has."""
+    """Answers each RowBatch: says how much of the file the leader has."""
 
     file: str
     size: int

@@ -1,5 +1,5 @@
-"""An open loop in one process: which arrivals it sends, each of them when it is due, whether or not the
-server has answered earlier ones."""
+"""An open loop in one process: which requests it sends, and when. Each request is sent when it is due,
+whether or not the server has answered earlier ones."""
 
 import asyncio
 import time
@@ -21,8 +21,8 @@ UVLOOP_TICK_S = 0.001
 
 
 def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
-    """Returns the arrivals of an open loop, the same in every process; none in a closed loop. Raises
-    InputError."""
+    """Returns an iterator over the arrivals of an open loop (number and due time of each request), the same
+    in every process. The iterator is empty if the run is no open loop. Raises InputError."""
     if settings.trace is not None:
         try:
             return iter(read_trace(settings.trace, speed=settings.trace_speed))
@@ -35,8 +35,8 @@ def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
 
 
 class DueArrivals:
-    """Hands out the arrivals that one worker sends, shortly before they are due. Its methods must be called
-    from greenlets of the main thread."""
+    """Hands out the arrivals that this worker sends, each shortly before it is due. Its methods must be
+    called from greenlets of the main thread."""
 
     def __init__(self, arrivals: Iterator[Arrival], *, worker: str, clock: LeaderClock) -> None:
         self._arrivals = arrivals
@@ -55,8 +55,8 @@ class DueArrivals:
         return self._next is not None
 
     def due_soon(self) -> Iterator[tuple[Arrival, float]]:
-        """Yields this worker's arrivals that are due within LOOKAHEAD_S, each one once, with its due time by
-        this machine's clock (Unix seconds)."""
+        """Yields pairs of an arrival and its due time (Unix seconds by this machine's clock). Yields the
+        arrivals of this worker that are due within LOOKAHEAD_S, each only once."""
         while self._assignments and (arrival := self._next) is not None:
             if self._clock.offset_s is None:
                 return

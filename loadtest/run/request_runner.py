@@ -20,8 +20,8 @@ CANCEL_S = 5.0
 
 
 class RequestRunner:
-    """Runs requests and keeps what the leader and Locust need of them. Methods run on the event loop's
-    thread. Other threads may set `closing`, read `in_flight` and empty the two deques."""
+    """Runs requests, and keeps their results until the leader and Locust are told. Methods run on the event
+    loop's thread. Other threads may set `closing`, read `in_flight` and empty the two deques."""
 
     def __init__(self, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
         self.closing = False
@@ -59,7 +59,7 @@ class RequestRunner:
         return record, text
 
     def begin(self, stream: StreamRequest) -> None:
-        """Begins a request that nobody waits for; does nothing while `closing`."""
+        """Begins a request without waiting for its end. Does nothing if `closing` is set."""
         if not self.closing:
             self._tasks.add(asyncio.get_running_loop().create_task(self._measure_unattended(stream)))
 
@@ -78,14 +78,15 @@ class RequestRunner:
 
 
 async def open_request_runner(target: Target, files: WorkerFiles) -> RequestRunner:
-    """Opens the session with the server and returns its runner. Runs on the event loop's thread. Raises
-    InputError."""
+    """Opens a session with the server and returns a RequestRunner that uses it. Runs on the event loop's
+    thread. Raises InputError."""
     _allow_many_connections()
     return RequestRunner(open_session(headers=target.headers, tls=target.tls()), files)
 
 
 def _allow_many_connections() -> None:
-    """Raises the limit of open files, of which each stream needs one, to the most that the system allows."""
+    """Raises this process's limit of open files to the most that the system allows. Each stream needs one
+    open file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited number
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

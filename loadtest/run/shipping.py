@@ -1,5 +1,5 @@
-"""Brings the rows of workers on other machines into the leader's folder, and estimates how far their clocks
-are from the leader's. Knows neither Locust nor how messages are sent."""
+"""Brings the rows of workers on other machines into the leader's folder, and estimates the difference between
+their clocks and the leader's. Knows neither Locust nor how messages are sent."""
 
 import logging
 import math
@@ -39,7 +39,8 @@ class Shipper:
             return 0
 
     def next_batch(self) -> RowBatch | None:
-        """Returns the batch to send now; None while one is on its way, or if the leader has everything."""
+        """Returns the batch to send now. None while an earlier batch has no receipt, or if the leader has all
+        bytes."""
         now = time.monotonic()
         if self._sent_at is not None and now - self._sent_at < RESEND_S:
             return None
@@ -50,13 +51,13 @@ class Shipper:
         return RowBatch(file=self._path.name, offset=self._delivered, data=data)
 
     def take(self, receipt: RowReceipt) -> None:
-        """Notes how much the leader has; the next batch continues there."""
+        """Notes how many bytes the leader has; the next batch begins there."""
         self._delivered = receipt.size
         self._sent_at = None
 
     def _read(self) -> bytes:
-        """Reads the next bytes, up to the end of a line if possible: readers of the leader's folder then
-        rarely see half a line."""
+        """Reads the next bytes to send. Stops at the end of a line if possible, so that readers of the
+        leader's folder rarely see half a line."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._delivered)
@@ -67,7 +68,8 @@ class Shipper:
 
 
 class Delivery:
-    """Brings all files of one worker to the leader; there are none if the two share a disk."""
+    """Sends all files of one worker to the leader. There are no files to send if the worker writes into the
+    leader's folder itself."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._shippers = [Shipper(path) for path in paths]
@@ -85,20 +87,20 @@ class Delivery:
 
     @property
     def undelivered_bytes(self) -> int:
-        """Bytes written on this machine whose receipt the leader has not confirmed."""
+        """Number of bytes written on this machine that the leader has not confirmed."""
         return sum(shipper.undelivered_bytes for shipper in self._shippers)
 
 
 class Receiver:
-    """Appends the workers' batches to their files in the leader's folder."""
+    """Appends the batches of the workers to the files of the same names in the leader's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._failing = False
 
     def take(self, batch: RowBatch) -> RowReceipt:
-        """Appends the new bytes of a batch and returns the file's size. Raises ValueError for a name that no
-        worker writes."""
+        """Appends those bytes of a batch that the file does not have yet, and returns a receipt with the
+        file's size. Raises ValueError if no worker writes a file of this name."""
         if not _NAME.fullmatch(batch.file):
             raise ValueError(f"'{batch.file}' is no file of a worker")
         path = self._folder / batch.file
@@ -126,8 +128,8 @@ class Receiver:
 
 
 class LeaderClock:
-    """Estimates the difference between this machine's clock and the leader's from the quickest round trip so
-    far. shared: whether both processes use one clock."""
+    """Estimates the difference between this machine's clock and the leader's. Uses the quickest round trip so
+    far. shared: whether both processes use the same clock."""
 
     def __init__(self, *, shared: bool) -> None:
         self.offset_s: float | None = 0.0 if shared else None

@@ -1,5 +1,5 @@
-"""The files of a run folder: rows are appended often, so that a kill loses few, and `run.json` is replaced
-whole. Knows nothing of what the rows mean."""
+"""The files of a run folder. Rows are appended often, so that a killed process loses few of them; `run.json`
+is replaced as a whole. Knows nothing of what the rows mean."""
 
 import collections
 import contextlib
@@ -26,7 +26,8 @@ def new_run_id(*, model: str, unix_s: float) -> str:
 
 
 def create_run_folder(reports_dir: Path, run_id: str) -> Path:
-    """Makes the run folder and returns it. A second run in the same second gets a number. Raises OSError."""
+    """Makes the run folder and returns its path. If a folder of this name exists, a number is added to the
+    name. Raises OSError."""
     for attempt in range(1, 100):
         folder = reports_dir / (run_id if attempt == 1 else f"{run_id}-{attempt}")
         try:
@@ -38,8 +39,9 @@ def create_run_folder(reports_dir: Path, run_id: str) -> Path:
 
 
 def find_run_folder(leaders_folder: str, run_id: str, *, reports_dir: Path) -> tuple[Path, bool]:
-    """Returns the folder into which this process writes, and whether it is the leader's. It is the leader's
-    if this machine sees it, else a new one of the same name in `reports_dir`."""
+    """Returns the folder into which this process writes, and whether it is the leader's folder. If this
+    machine sees the leader's folder, that folder is returned. If not, a folder of the same name is made in
+    `reports_dir`."""
     shared = Path(leaders_folder)
     try:
         if run_id in (shared / RUN_FILE).read_text("utf-8"):
@@ -59,8 +61,8 @@ def write_run_info(folder: Path, info: RunInfo) -> None:
 
 
 class RowFile:
-    """Collects rows and appends them to one file. `append` never blocks and may run on any thread; `flush`
-    and `close` may block and run on one thread at a time."""
+    """Collects rows and appends them to one file. `append` never blocks and may run on any thread. `flush`
+    and `close` may block, and only one thread at a time may call them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,15 +78,15 @@ class RowFile:
         return len(self._pending) + self._unwritten.count(b"\n")
 
     def flush(self) -> None:
-        """Writes the waiting rows with one append. Rows that cannot be written (a full disk, a vanished
-        folder) are kept for the next call."""
+        """Appends all waiting rows to the file. Rows that cannot be written (full disk, missing folder) are
+        kept for the next call."""
         taken = [self._pending.popleft() for _ in range(len(self._pending))]
         data = self._unwritten + b"".join(taken)
         self._unwritten = data[self._write(data) :] if data else b""
 
     def close(self) -> int:
-        """Writes a last time, after making the folder again if it has vanished. Returns the number of lost
-        rows."""
+        """Writes the waiting rows a last time; makes the folder again if it is missing. Returns the number of
+        lost rows."""
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.flush()
@@ -111,8 +113,8 @@ class RowFile:
 
 
 class WorkerFiles:
-    """The two files that one process with users writes: its requests and its health. `flush` and `close` may
-    block and run on one thread at a time."""
+    """The two files that one worker writes: its requests and its health. `flush` and `close` may block, and
+    only one thread at a time may call them."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         self.requests = RowFile(folder / f"requests-{worker}.jsonl")
@@ -127,5 +129,5 @@ class WorkerFiles:
         self.health.flush()
 
     def close(self) -> int:
-        """Writes both files a last time. Returns the number of lost rows."""
+        """Writes the waiting rows of both files a last time. Returns the number of lost rows."""
         return self.requests.close() + self.health.close()

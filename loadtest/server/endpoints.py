@@ -23,7 +23,7 @@ async def _get_json(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 class _RefusedError(Exception):
-    """An answer with a status other than 200."""
+    """The server answered with a status other than 200."""
 
     def __init__(self, status: int, location: str | None) -> None:
         super().__init__(f"HTTP {status}")
@@ -32,8 +32,8 @@ class _RefusedError(Exception):
 
 
 async def list_models(session: aiohttp.ClientSession, target: Target) -> list[dict[str, Any]]:
-    """Returns the entries of /v1/models. Raises InputError, with the reason, if the server does not list
-    them."""
+    """Returns the entries of /v1/models. Raises InputError, with the reason, if the server returns no such
+    list."""
     url = f"{target.api_url}/models"
     try:
         listed = await _get_json(session, url)
@@ -86,8 +86,9 @@ async def server_version(session: aiohttp.ClientSession, target: Target) -> str 
 
 
 def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str, dict[str, Any]]:
-    """Returns the name and entry of the wanted model, or of the only one that is listed. Raises InputError,
-    with the names that can be chosen, if there is no such model or a choice is needed."""
+    """Returns two values: the name of the model to test, and its entry in /v1/models. The model is `wanted`,
+    or the only listed model if `wanted` is None. Raises InputError, with the names to choose from, if
+    `wanted` is not listed, or if it is None and the list does not have exactly one model."""
     names = [entry["id"] for entry in listed]
     if wanted is None and len(names) == 1:
         wanted = names[0]
@@ -100,7 +101,8 @@ def choose_model(listed: list[dict[str, Any]], wanted: str | None) -> tuple[str,
 
 
 async def is_local(url: str) -> bool:
-    """Whether the address is of this machine (loopback), so that its GPUs are those of the server."""
+    """Whether `url` points to this machine (a loopback address). If so, the GPUs of this machine are the
+    server's."""
     host = urlsplit(url).hostname or ""
     try:
         addresses = {info[4][0] for info in await asyncio.get_running_loop().getaddrinfo(host, None)}

@@ -1,4 +1,4 @@
-"""Memory and utilisation of GPUs, from NVML on this machine or from a remote DCGM exporter. Knows no
+"""Reads memory and utilisation of GPUs, with NVML on this machine or from a remote DCGM exporter. Knows no
 server."""
 
 import re
@@ -18,8 +18,8 @@ _DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re
 
 
 class NvmlGpus:
-    """The GPUs of this machine, read with NVIDIA's management library. The constructor raises
-    pynvml.NVMLError if there are none."""
+    """The GPUs of this machine, read with NVML, NVIDIA's management library. The constructor raises
+    pynvml.NVMLError if NVML does not work or finds no GPU."""
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
@@ -36,7 +36,8 @@ class NvmlGpus:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads `used_bytes_each` and `util` (mean, 0 to 1); both become None if that fails."""
+        """Reads `used_bytes_each` (bytes used on each GPU) and `util` (mean of all GPUs, 0 to 1). Both become
+        None if reading fails."""
         try:
             used = [int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]
             rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in self._handles]
@@ -47,7 +48,7 @@ class NvmlGpus:
 
 
 class DcgmGpus:
-    """The GPUs of a remote machine, read from the page of its DCGM exporter."""
+    """The GPUs of a remote machine, read from the metrics page of its DCGM exporter."""
 
     def __init__(self, url: str) -> None:
         page = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/metrics"
@@ -61,8 +62,8 @@ class DcgmGpus:
         """Does nothing: the scraper fetches the page and passes it to `read`."""
 
     def read(self, page: str) -> None:
-        """Reads GPUs, memory and utilisation from the exporter's page. Raises ValueError if the page is not
-        in Prometheus' format."""
+        """Updates the GPUs, their memory and their utilisation from the exporter's page. Raises ValueError if
+        the page is not in Prometheus' format."""
         samples = parse_samples(page, wanted=_DCGM_LINES)
         used = _by_gpu(samples, "DCGM_FI_DEV_FB_USED")
         free = _by_gpu(samples, "DCGM_FI_DEV_FB_FREE")
@@ -82,8 +83,14 @@ def _by_gpu(samples: Iterable[Sample], name: str) -> dict[str, float]:
 
 
 def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus | None:
-    """Opens the source of GPU figures that the setting names: `auto`, `nvml`, `off` or the address of a DCGM
-    exporter. None if it is off, or if `auto` finds no source. Raises InputError."""
+    """Opens the source of GPU figures that `setting` names and returns it:
+    - `auto`: NVML if the server is on this machine and NVML works, else None,
+    - `nvml`: NVML on this machine,
+    - `off`: None,
+    - the address of a DCGM exporter: the GPUs that this exporter reports.
+
+    Raises InputError if `nvml` does not work or the setting is none of these.
+    """
     if setting == "off" or (setting == "auto" and not server_is_local):
         return None
     if setting in ("auto", "nvml"):

@@ -1,5 +1,5 @@
-"""Asks and checks everything before a run: the model, the KV pool, lengths, metrics, load of other clients.
-Writes no rows; knows no Locust."""
+"""Inspects the server before a run and checks the settings against it: model, KV-cache pool, lengths,
+metrics, and load of other clients. Writes no rows; knows no Locust."""
 
 import json
 import random
@@ -39,10 +39,8 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
 
 
 async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> tuple[Preflight, Scraper]:
-    """Collects what a run needs to know about the server and warms the server up. Raises InputError.
-
-    The caller closes the scraper that is returned.
-    """
+    """Collects what a run needs to know about the server and warms the server up. Returns this knowledge and
+    the open scraper, which the caller closes. Raises InputError if the server or a setting cannot be used."""
     session = open_session(headers=target.headers, tls=target.tls())
     scraper: Scraper | None = None
     try:
@@ -118,8 +116,9 @@ def _server_info(
 
 
 def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
-    """Returns the bytes of one token's keys and values, all GPUs together; None if the server quantises them
-    or if layers have windows."""
+    """Returns the bytes that the keys and values of one token take, on all GPUs together. None if the server
+    quantises its KV cache, or if the model has layers with a window or chunks. Raises InputError if the file
+    is not usable."""
     try:
         config = json.loads(config_file.read_bytes())
         shape = parse_config(config)
@@ -143,7 +142,8 @@ def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) ->
 
 
 def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[str]:
-    """Warns if 1 % or more of 500 drawn pairs of lengths do not fit the model's context."""
+    """Returns a warning if at least 1 % of 500 drawn pairs of lengths (prompt, answer) exceed the model's
+    context."""
     if max_model_len is None or not _draws_lengths(settings):
         return []
     prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
@@ -159,7 +159,8 @@ def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[st
 
 
 def _draws_lengths(settings: Settings) -> bool:
-    """Whether lengths are drawn. A file of prompts and a trace have lengths of their own."""
+    """Whether the lengths of prompts are drawn. False if a file of prompts or a trace is given, because these
+    have lengths of their own."""
     return settings.prompts is None and settings.trace is None
 
 
@@ -172,7 +173,7 @@ def _check_prompts(settings: Settings) -> None:
 
 
 def preflight_summary(preflight: Preflight, target: Target) -> list[str]:
-    """Returns the lines that are shown before the load begins."""
+    """Returns the lines of text that are shown to the user before the load begins."""
     server = preflight.server
     engine = " ".join(filter(None, [server.engine, server.version])) or "unknown engine"
     simulated = f" - SIMULATED, preset {server.simulated}" if server.simulated else ""

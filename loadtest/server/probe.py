@@ -1,5 +1,5 @@
-"""Sends requests before the load, to measure how the server counts tokens and to warm it up. Writes no rows;
-knows no Locust."""
+"""Sends requests before the load, to measure how the server counts tokens and to warm up the server. Writes
+no rows; knows no Locust."""
 
 import asyncio
 
@@ -28,7 +28,8 @@ async def _ask(
     text: str,
     max_tokens: int = PROBE_TOKENS,
 ) -> RequestRecord:
-    """Sends one test request, which leaves no row in the run folder. Raises InputError if it fails."""
+    """Sends one test request and returns its record, which is not stored in the run folder. Raises InputError
+    if the request fails."""
     request = StreamRequest(
         url=f"{target.api_url}/chat/completions",
         body=encode_chat_body(
@@ -69,9 +70,13 @@ async def measure_prompt_scale(
     server: ServerInfo,
     nonce: str,
 ) -> tuple[PromptScale, RequestRecord]:
-    """Measures with two prompts how many tokens the chat template adds and how many a word takes. If the
-    server sends no usage, it assumes 0 and 1.3 tokens. Returns this scale and the record of the first
-    request. Raises InputError."""
+    """Measures with two prompts how many tokens the chat template adds to a prompt and how many tokens a word
+    takes.
+
+    Returns two values: the measured scale, and the record of the first request. If the server sends no
+    usage, the scale is a guess: 0 tokens for the template and 1.3 tokens per word. Raises InputError if a
+    request fails or the longer prompt does not count more tokens.
+    """
     room = (server.max_model_len or 4096) - PROBE_TOKENS
     long = max(24, min(400, room // 4))
     short = long // 4
@@ -96,7 +101,8 @@ async def warm_up(
     scale: PromptScale,
     nonce: str,
 ) -> None:
-    """Sends a few requests together, so that the recorded ones do not wait for compilation and caches."""
+    """Sends a few requests together, so that the first recorded requests do not wait for compilation or for
+    caches to be filled."""
     texts = [probe_text(nonce=f"{nonce}w{i}", words=32 + i) for i in range(WARM_UPS)]
     asks = (_ask(session, target, settings, model=model, text=text, max_tokens=16) for text in texts)
     await asyncio.gather(*asks)

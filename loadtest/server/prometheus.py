@@ -7,7 +7,7 @@ from prometheus_client.samples import Sample
 
 
 def parse_samples(page: str, *, wanted: re.Pattern[str]) -> list[Sample]:
-    """Parses only the lines that match `wanted`: for vLLM's page this takes 0.3 ms instead of 6 ms. Raises
-    ValueError if they are not in Prometheus' format."""
+    """Parses only the lines of `page` that match `wanted`. For vLLM's page this takes 0.3 ms; parsing all
+    lines takes 6 ms. Raises ValueError if a matching line is not in Prometheus' format."""
     lines = "\n".join(wanted.findall(page)) + "\n"
     return [sample for family in text_string_to_metric_families(lines) for sample in family.samples]

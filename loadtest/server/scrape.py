@@ -35,8 +35,8 @@ class Scraper:
         return self.gpus.info if self.gpus and self.gpus.info.count else None
 
     async def find(self) -> str | None:
-        """Looks for vLLM's metrics at the target's addresses and returns their page; None if no address has
-        them."""
+        """Looks for vLLM's metrics at the target's addresses, one after the other. Returns the first page
+        that holds them; None if there is none."""
         for url in self._target.metrics_urls:
             try:
                 text = await self._fetch(url, self._target.metrics_headers)
@@ -48,8 +48,9 @@ class Scraper:
         return None
 
     async def sample(self) -> list[ServerSample]:
-        """Reads the current state of the server, one row for each engine. A failed scrape gives one row with
-        `error`. Returns no rows if there are neither metrics nor GPUs."""
+        """Reads the current state of the server and returns one row for each engine. If the server's metrics
+        cannot be read, returns one row with the reason in `error`. Returns no rows if there are neither
+        metrics nor GPUs to read."""
         unix_s = time.time()
         rows, error = await self._engines(unix_s)
         error = error or await self._refresh_gpus()
@@ -66,8 +67,8 @@ class Scraper:
         return [first, *rows[1:]]
 
     async def follow(self, *, seconds: float, take: Callable[[ServerSample], object]) -> None:
-        """Takes a sample every `seconds` (the first after one interval) and passes each of its rows to
-        `take`. Runs until it is cancelled."""
+        """Takes a sample every `seconds` and passes each of its rows to `take`. The first sample is taken
+        after one interval. Runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -77,8 +78,8 @@ class Scraper:
                 take(row)
 
     async def settle(self, *, limit_s: float = 5.0) -> None:
-        """Waits at most `limit_s` seconds until no request runs and the counters stand still, so that they
-        can be compared with the rows."""
+        """Waits until the server runs no request and its token counter no longer changes, but at most
+        `limit_s` seconds. After this, the counters can be compared with the recorded requests."""
         loop = asyncio.get_running_loop()
         until = loop.time() + limit_s
         before: list[tuple[float | None, float | None]] | None = None

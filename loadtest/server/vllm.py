@@ -1,4 +1,5 @@
-"""Reads vLLM's metrics as ServerSample and ServerInfo. A missing metric gives None. Knows no I/O."""
+"""Reads vLLM's metrics into ServerSample and ServerInfo. The field of a missing metric is None. Knows no
+I/O."""
 
 import re
 from collections.abc import Iterable
@@ -38,14 +39,14 @@ METRIC_LINES = re.compile(
 
 
 def read_server_samples(page: str, *, model: str, unix_s: float) -> list[ServerSample]:
-    """Reads a page of metrics as one row for each engine of `model`, sorted by engine. Raises ValueError if
-    the page is not in Prometheus' format."""
+    """Reads a page of metrics and returns one row for each engine of `model`, sorted by engine. Raises
+    ValueError if the page is not in Prometheus' format."""
     return build_server_samples(parse_samples(page, wanted=METRIC_LINES), model=model, unix_s=unix_s)
 
 
 def build_server_samples(samples: Iterable[Sample], *, model: str, unix_s: float) -> list[ServerSample]:
-    """Builds one row for each engine of `model`, sorted by engine. If no sample names `model`, all samples
-    count."""
+    """Returns one row for each engine of `model`, sorted by engine. If no sample has the label of this model,
+    the samples of all models are used."""
     samples = list(samples)
     named = [s for s in samples if s.labels.get("model_name") == model]
     rows: dict[str, dict[str, Any]] = {}
@@ -67,16 +68,16 @@ def _is_capacity(name: str, sample: Sample) -> bool:
 
 
 def read_server_info(page: str) -> ServerInfo:
-    """Reads what a page of metrics states about the KV pool, as `build_server_info` does."""
+    """Reads what a page of metrics states about the KV-cache pool."""
     return build_server_info(parse_samples(page, wanted=METRIC_LINES))
 
 
 def build_server_info(samples: Iterable[Sample]) -> ServerInfo:
-    """Builds the data of the KV pool from `cache_config_info`. Data-parallel engines are alike; the first is
-    read.
+    """Returns what the metric `cache_config_info` states about the KV-cache pool. Only the first engine is
+    read, because data-parallel engines are alike.
 
-    KV bytes per token are the pool's bytes divided by its tokens. If the number of blocks was overridden,
-    these two do not belong together, and the result is None.
+    `kv_bytes_per_token` is the size of the pool in bytes divided by its size in tokens. It is None if the
+    number of blocks was overridden, because the two sizes then belong to different pools.
     """
     samples = list(samples)
     labels = next((s.labels for s in samples if s.name == f"vllm:{_INFO}"), {})

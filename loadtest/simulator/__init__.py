@@ -1,3 +1,3 @@
-"""An embedded vLLM: a deterministic engine, run in virtual time or in real time behind vLLM's API.
+"""A simulation of vLLM: a deterministic engine that runs in virtual time or, behind vLLM's API, in real time.
 
 Knows neither the load test nor its analysis."""

@@ -18,8 +18,8 @@ EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGINT or SIGTERM and returns 0; `--list` only prints the presets. Returns 2, with a
-    message on stderr, for flags that cannot be served or a port in use."""
+    """Serves until SIGINT or SIGTERM and returns 0. With `--list`, prints the presets instead. Returns 2,
+    with a message on stderr, if the flags cannot be served or the port is in use."""
     flags = _parser().parse_args(arguments)
     if flags.list:
         _print_presets()

@@ -1,7 +1,7 @@
 """Reads chat completion requests and writes their answers in the format of vLLM 0.32, byte for byte.
 
-Knows no socket and no clock. There is one model, one choice per request and no tools; sampling parameters
-other than `seed` and the length are accepted and have no effect.
+Knows no socket and no clock. There is one model, one choice per request and no tools. Sampling parameters are
+accepted without effect, except `seed`, `ignore_eos` and the limits of the length.
 """
 
 import json
@@ -16,7 +16,7 @@ FINGERPRINT = f"vllm-{VLLM_VERSION}-seatcount"
 
 
 class RefusalError(Exception):
-    """Raised for a request that is answered with an error: vLLM's status, message, type and parameter."""
+    """Raised where vLLM would answer a request with an error. Holds vLLM's HTTP status and error body."""
 
     def __init__(self, status: int, message: str, *, kind: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -43,8 +43,8 @@ class CompletionRequest:
 def parse_completion_request(
     raw: bytes, *, model: str, max_model_len: int, thinks: bool
 ) -> CompletionRequest:
-    """Reads the body of a request. Raises RefusalError: 404 for an unknown model, 400 for what vLLM
-    refuses."""
+    """Parses the body of a request. Raises RefusalError: with status 404 for an unknown model, with status
+    400 for any other request that vLLM would refuse."""
     body = _load(raw)
     asked_model = body.get("model") or model
     if asked_model != model:
@@ -74,11 +74,12 @@ def parse_completion_request(
 
 
 class Completion:
-    """Writes the answer to one request. `advance` is called for every token and is cheap: the bytes around
-    the text are built once.
+    """Writes the answer to one request, token by token. `advance` is called for every token, so it must be
+    cheap: the bytes around each token's text are prepared once.
 
-    `write` receives bytes that are framed for HTTP's chunked encoding. At first it appends them to `pending`;
-    the caller later replaces it with the socket's method. It is None if the answer is not streamed.
+    `write` is the function that receives the bytes, already framed for HTTP's chunked encoding. At first
+    `write` appends the bytes to `pending`; the caller later replaces `write` with the socket's method. If the
+    answer is not streamed, `write` is None.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class Completion:
         self._close = _NOT_FINISHED + (b"" if chat.continuous_usage else _END)
 
     def advance(self) -> None:
-        """Counts one more token and writes its event."""
+        """Counts one more token. If the answer is streamed, also writes the token's event, unless the token
+        has no text."""
         index = self.made
         self.made = index + 1
         if self.write is None:
@@ -133,7 +135,8 @@ class Completion:
             self._write_event(event)
 
     def finish(self) -> None:
-        """Writes what follows the last token: usage and the end of the stream."""
+        """Ends the answer and calls `on_end`. If the answer is streamed, first writes the usage (where asked
+        for) and the end of the stream."""
         if self.write is not None:
             if self.chat.include_usage:
                 usage = _dump({name: value for name, value in self.usage().items() if value is not None})
@@ -143,8 +146,8 @@ class Completion:
             self.on_end()
 
     def usage(self, made: int | None = None) -> dict[str, object]:
-        """Builds vLLM's usage after `made` tokens (by default all made so far); None for what the server does
-        not report."""
+        """Builds vLLM's `usage` object after `made` tokens, by default after all tokens made so far. Entries
+        that the server does not report are None."""
         made = self.made if made is None else made
         prompt = self.request.prompt_tokens
         cached = {"cached_tokens": self.request.cached_tokens} if self._shows_cached_tokens else None
@@ -253,7 +256,7 @@ def _load(raw: bytes) -> dict[str, object]:
 
 
 def _asks_to_think(body: Mapping[str, object]) -> bool:
-    """Whether the request asks for reasoning. Off by default, unlike in Qwen3's own template."""
+    """Whether the request asks for reasoning. Reasoning is off by default, unlike in Qwen3's own template."""
     keywords = body.get("chat_template_kwargs")
     asked = keywords.get("enable_thinking") if isinstance(keywords, dict) else None
     return (body.get("enable_thinking") if asked is None else asked) is True
@@ -277,8 +280,8 @@ def _text_of(content: object) -> str:
 
 
 def _max_tokens(body: Mapping[str, object], prompt_tokens: int, max_model_len: int) -> int:
-    """Returns the number of tokens that may be made, clipped to the context as vLLM does. Raises
-    RefusalError."""
+    """Returns how many tokens may be made: the number asked for, at most what the context has left, as in
+    vLLM. Raises RefusalError for an invalid number, or if no token is possible."""
     name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = body.get(name)
     if asked is None:

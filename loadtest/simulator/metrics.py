@@ -27,13 +27,13 @@ ITERATION_BUCKETS = tuple(2.0**power for power in (0, 3, 4, 5, 6, 7, 8, 9, 10, 1
 
 
 def token_buckets(max_model_len: int) -> tuple[float, ...]:
-    """Returns the upper bounds of histograms of token counts: 1, 2, 5, 10, ... up to `max_model_len`."""
+    """Returns the bucket bounds for histograms of token counts: 1, 2, 5, 10, ... up to `max_model_len`."""
     series = (float(mantissa * 10**power) for power in range(10) for mantissa in (1, 2, 5))
     return tuple(bound for bound in series if bound <= max_model_len)
 
 
 class Histogram:
-    """Counts values in buckets, each with an upper bound; the last bucket's bound is +Inf."""
+    """Counts values in buckets, each with an upper bound. The last bucket has the bound +Inf."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -41,7 +41,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Adds a value, `times` times."""
+        """Counts a value `times` times."""
         self._counts[bisect_left(self.bounds, value)] += times
         self._sum += value * times
 
@@ -255,7 +255,7 @@ def _identity(preset: Preset, engine: Engine, lateness_s: float) -> Iterator[str
 
 
 def _cache_config(preset: Preset, engine: Engine) -> dict[str, str]:
-    """Builds the labels of vLLM 0.32's cache_config_info, all as strings. The size in tokens includes the
+    """Builds the labels of vLLM 0.32's cache_config_info, all as strings. `kv_cache_size_tokens` includes the
     null block."""
     config = engine.config
     tokens = config.num_gpu_blocks * config.block_size

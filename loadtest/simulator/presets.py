@@ -1,7 +1,7 @@
 """Deployments to simulate: a model's architecture, a GPU's data sheet, and step times derived from both.
 
-Step times come from a roofline: a stated fraction of the GPU's bandwidth and of its FLOP/s. None was measured
-on the GPU itself.
+Step times come from a roofline model, which assumes that a fixed fraction of the GPU's bandwidth and of its
+FLOP/s is reached. No step time was measured on the GPU itself.
 """
 
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class Preset:
     num_gpu_blocks_override: int | None = None
 
     def pool(self) -> MemoryBudget:
-        """Returns the GPU's memory as vLLM would divide it, with its KV pool; ignores
+        """Returns how vLLM would divide the GPU's memory, including the size of the KV-cache pool. Ignores
         `num_gpu_blocks_override`."""
         overheads = startup_overheads(
             self.shape,
@@ -123,8 +123,8 @@ class Preset:
         jitter_cv: float = 0.0,
         seed: int = 0,
     ) -> EngineConfig:
-        """Builds the configuration of the engine. `max_model_len` is lowered to what the pool can hold, as
-        with `--max-model-len auto`."""
+        """Builds the configuration of the engine. If the KV-cache pool cannot hold a request of
+        `max_model_len`, `max_model_len` is lowered, as with vLLM's `--max-model-len auto`."""
         pool = self.pool()
         blocks = self.num_gpu_blocks_override or pool.num_gpu_blocks
         bandwidth = self.gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
@@ -202,7 +202,7 @@ DEFAULT_PRESET = "qwen3-1.7b-t4"
 
 
 def find_preset(name: str) -> Preset:
-    """Finds a preset by name. Raises ValueError, with the known names, for an unknown one."""
+    """Finds a preset by name. Raises ValueError for an unknown name, with the known names in its message."""
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

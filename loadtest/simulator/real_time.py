@@ -1,5 +1,5 @@
-"""Runs an engine in real time and hands its tokens to the answers. Knows no HTTP; virtual time is in
-`virtual`."""
+"""Runs an engine in real time and passes each token to its answer. Knows no HTTP; `virtual` runs engines in
+virtual time."""
 
 import asyncio
 import time
@@ -17,8 +17,8 @@ _TIMER_RESOLUTION_S = 0.001
 
 
 class LiveEngine:
-    """Runs the steps of an engine at absolute times, so that a late step does not delay the steps after
-    it."""
+    """Runs the steps of an engine in real time. Each step starts from the planned end of the step before, so
+    that a delay of one step does not delay the next."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.engine = Engine(config)
@@ -32,18 +32,18 @@ class LiveEngine:
         self._previous_end_s = 0.0
 
     def start(self) -> None:
-        """Starts the engine on the running loop."""
+        """Starts the engine on the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Stops the engine. A step under way does not end."""
+        """Stops the engine. A step in progress is not completed."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def failure(self) -> None:
-        """Waits until the engine ends, and raises its error, so that the server need not hang without its
-        engine."""
+        """Waits until the engine fails, and raises its error. A server that waits here can end with the
+        engine instead of hanging."""
         assert self._task is not None
         await asyncio.shield(self._task)
 
@@ -60,13 +60,14 @@ class LiveEngine:
         self._work.set()
 
     def forget(self, completion: Completion) -> None:
-        """Aborts a request for which its client no longer waits; does nothing when it has ended."""
+        """Aborts a request whose client no longer waits for the answer. Does nothing if the request has ended
+        already."""
         if self._completions.pop(completion.request, None) is not None:
             self.engine.abort(completion.request, time.monotonic())
 
     def lateness_s(self) -> float:
-        """Returns the largest delay of a step's tokens in the last 10 s, in seconds: this process's timing
-        error."""
+        """Returns the largest delay of a step's end behind its planned time in the last 10 s, in seconds. It
+        is the timing error of this process."""
         self._drop_old_lateness(time.monotonic())
         return max((late_s for _, late_s in self._lateness), default=0.0)
 
@@ -106,8 +107,8 @@ class LiveEngine:
             self._finish(self._completions.pop(request))
 
     def _observe(self, step: Step) -> None:
-        """Adds a step to the histograms. All decodes have the same inter-token latency, because each of them
-        got a token in the step before."""
+        """Adds a step to the histograms. All requests that were decoding before the step have the same
+        inter-token latency, because each of them also got a token in the step before."""
         for request in step.first:
             completion = self._completions[request]
             if completion.made:  # recomputed after a preemption
@@ -127,8 +128,8 @@ class LiveEngine:
 
 
 async def _sleep_until(due_s: float) -> None:
-    """Sleeps until `due_s`. The loop's timers count whole milliseconds, so the last millisecond is spent in
-    iterations of the loop."""
+    """Sleeps until `due_s`. The event loop's timers count whole milliseconds, so the last millisecond is
+    spent in polling the clock."""
     rest_s = due_s - time.monotonic() - _TIMER_RESOLUTION_S
     if rest_s > 0:
         await asyncio.sleep(rest_s)

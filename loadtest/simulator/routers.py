@@ -1,4 +1,4 @@
-"""Routers, which choose the replica that gets a request. Know no time."""
+"""Routers, which choose the replica that gets a request. They know no time."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -11,14 +11,14 @@ Route = Callable[[Request, Sequence[Engine]], int]
 
 
 def round_robin() -> Route:
-    """Sends each request to the next replica."""
+    """Returns a route that sends requests to the replicas in turn."""
     turn = count()
     return lambda _, engines: next(turn) % len(engines)
 
 
 def least_loaded() -> Route:
-    """Sends a request to the replica with the fewest unfinished requests; replicas with equally few take
-    turns."""
+    """Returns a route that sends a request to the replica with the fewest unfinished requests. Where several
+    replicas have the fewest, they take turns."""
     turn = count()
 
     def route(_: Request, engines: Sequence[Engine]) -> int:
@@ -28,7 +28,7 @@ def least_loaded() -> Route:
 
 
 def _rotation(turn: int, replicas: int) -> list[int]:
-    """Returns the indices of all replicas, beginning with the next replica at each turn."""
+    """Returns the indices of all replicas in cyclic order. Each turn begins one replica later."""
     return [(turn + offset) % replicas for offset in range(replicas)]
 
 
@@ -38,8 +38,9 @@ exceed those of the least loaded replica by both this number and this factor."""
 
 
 def prefix_aware() -> Route:
-    """Sends a request to the replica that has most of the prompt cached; if several have, to the least loaded
-    of them, in turns. Replicas with too many requests get none (BALANCE_REQUESTS)."""
+    """Returns a route that sends a request to the replica with the longest cached prefix of the prompt. Among
+    equal replicas it takes the least loaded, and then they take turns. Replicas with too many requests get
+    none (see BALANCE_REQUESTS)."""
     turn = count()
 
     def route(request: Request, engines: Sequence[Engine]) -> int:

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI-compatible API over HTTP, on 127.0.0.1 only.
+"""Serves vLLM's OpenAI-compatible API over HTTP, on 127.0.0.1 only.
 
 Knows one engine. `chat` knows the format of requests and answers, `metrics` the format of /metrics.
 """

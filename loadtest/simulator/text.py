@@ -1,6 +1,7 @@
-"""Texts of the embedded server: a simple tokenizer, a chat template, and answers determined by the prompt.
+"""Texts of the simulated server: a simple tokenizer, a chat template, and answers determined by the prompt.
 
-Knows no real vocabulary: a token is a short run of letters or digits, or one other character.
+Knows no real vocabulary: a token is a short run of letters or digits, or one other character. A space before
+it can be part of the token.
 """
 
 import math
@@ -33,15 +34,17 @@ REASONING_SHARE = 0.6
 
 
 def tokenize(text: str) -> list[str]:
-    """Splits a text into tokens; joined, they give the text again. The text of an answer of this module gives
-    the answer's own tokens."""
+    """Splits a text into tokens. The tokens joined give the text again. Where the text is an answer that
+    `write_answer` made, the tokens are the same as the answer's tokens with text."""
     return _PIECE.findall(text)
 
 
 def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking: bool) -> list[str]:
-    """Renders (role, content) pairs as tokens with Qwen's ChatML template. The template adds five tokens per
-    message, three that open the answer, and an empty reasoning part if a model that can reason is told not
-    to."""
+    """Renders (role, content) pairs as tokens with Qwen's ChatML template.
+
+    The template adds five tokens to each message and three tokens that open the answer. If the model can
+    reason but is told not to, the template also adds an empty reasoning part.
+    """
     tokens: list[str] = []
     for role, content in messages:
         tokens += ("<|im_start|>", role, "\n")
@@ -54,8 +57,8 @@ def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking
 
 
 def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
-    """Returns the hash of each full block, over all tokens up to the block's end. Hashes of two processes
-    differ."""
+    """Returns one hash for each full block. A hash covers all tokens from the start up to the end of its
+    block. For the same tokens, another process gives other hashes."""
     hashes: list[int] = []
     previous = 0
     for end in range(block_size, len(tokens) + 1, block_size):
@@ -82,11 +85,12 @@ class SimulatedAnswer:
 def write_answer(
     prompt: Sequence[str], *, seed: int, max_tokens: int, forced: bool, thinking: bool
 ) -> SimulatedAnswer:
-    """Writes the answer to a prompt: the same for the same prompt and seed, whatever the load.
+    """Writes the answer to a prompt. The same prompt, seed and options give the same answer, whatever the
+    load.
 
-    A lower `max_tokens` cuts the answer off. Only its reasoning moves, because it is a fraction of the tokens
-    made. With `forced` (`ignore_eos`) there are `max_tokens` tokens; otherwise the prompt determines the
-    length too.
+    With `forced` (vLLM's `ignore_eos`) the answer has exactly `max_tokens` tokens. Without `forced`, prompt
+    and seed determine the length, up to `max_tokens`. A lower `max_tokens` gives the same words, cut off
+    earlier. The reasoning then also ends earlier, because it is a fixed fraction of the answer.
     """
     digest = blake2b("\0".join(prompt).encode(), digest_size=8, key=str(seed).encode()).digest()
     random = Random(int.from_bytes(digest, "big"))
@@ -112,5 +116,6 @@ def _natural_length(random: Random) -> int:
 
 
 def _reasoning(length: int) -> range:
-    """Returns the indices of the reasoning. An answer of at most three tokens ends within its reasoning."""
+    """Returns the indices of the reasoning tokens. An answer of at most three tokens has no end of
+    reasoning."""
     return range(1, max(2, int(length * REASONING_SHARE)) if length > 3 else length)

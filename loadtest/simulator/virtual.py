@@ -1,5 +1,5 @@
-"""Runs engines in virtual time: one engine, or several replicas behind a router. For real time, see
-`real_time`."""
+"""Runs engines in virtual time: one engine, or several replicas behind a router. `real_time` runs an engine
+in real time."""
 
 import heapq
 import math
@@ -22,7 +22,8 @@ OnEnd = Callable[[Request, float], TimedRequest | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTrace:
-    """The record of one engine's virtual run. Arrays have one entry for each step, taken at its end."""
+    """The record of one engine's virtual run. Each array has one entry per step, taken at the end of the
+    step."""
 
     requests: list[Request] = field(default_factory=list)
     """Finished requests, in the order in which they ended."""
@@ -36,7 +37,7 @@ class EngineTrace:
     """The `Shortage` of each step, as its integer."""
 
     def token_times_s(self, request: Request) -> "array[float]":
-        """Instants at which the request's output tokens were made, ascending."""
+        """Returns the instants at which the request's output tokens were made, ascending."""
         times_s = array("d")
         for first, stop in request.step_runs:
             times_s.extend(self.step_end_s[first:stop])
@@ -52,8 +53,8 @@ class EngineTrace:
 
 
 class Simulation:
-    """Replicas behind a router, in virtual time. `run` continues where it stopped, so that its caller may
-    inspect the traces and push requests in between."""
+    """Simulates replicas behind a router, in virtual time. Each call of `run` continues where the last call
+    stopped, so that the caller may inspect the traces and push requests between two calls."""
 
     def __init__(
         self,
@@ -63,8 +64,10 @@ class Simulation:
         route: Route,
         on_end: OnEnd | None = None,
     ) -> None:
-        """arrivals: in ascending order of time. on_end: called for each ended request; not for one that a
-        queue limit rejects."""
+        """arrivals: requests with their times, in ascending order of time.
+
+        on_end: called for each finished request, but not for a request that a queue limit rejects.
+        """
         self._replicas = [_Replica(Engine(config)) for config in configs]
         self._engines = [replica.engine for replica in self._replicas]
         self._arriving = _Arrivals(arrivals)
@@ -77,11 +80,11 @@ class Simulation:
         return [replica.trace for replica in self._replicas]
 
     def push(self, at_s: float, request: Request) -> None:
-        """Adds an arrival. It must not lie before the instant up to which the simulation has run."""
+        """Adds an arrival. Its time must not be before the time up to which the simulation has run."""
         self._arriving.push((at_s, request))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Runs up to `until_s`, by default until no request is left."""
+        """Runs the simulation up to `until_s`, by default until no request is left."""
         ends, arriving = self._ends, self._arriving
         while (now_s := min(arriving.next_s, ends[0][0] if ends else math.inf)) <= until_s:
             if now_s == math.inf:
@@ -106,7 +109,7 @@ class Simulation:
 def simulate(
     config: EngineConfig, arrivals: Iterable[TimedRequest], *, on_end: OnEnd | None = None
 ) -> EngineTrace:
-    """Runs one engine until no request is left. See `Simulation`."""
+    """Runs one engine until no request is left and returns its trace. See `Simulation`."""
     (trace,) = simulate_replicas([config], arrivals, route=first_replica, on_end=on_end)
     return trace
 
@@ -118,7 +121,8 @@ def simulate_replicas(
     route: Route,
     on_end: OnEnd | None = None,
 ) -> list[EngineTrace]:
-    """Runs replicas behind a router until no request is left. Returns a trace for each. See `Simulation`."""
+    """Runs replicas behind a router until no request is left. Returns one trace per replica. See
+    `Simulation`."""
     simulation = Simulation(configs, arrivals, route=route, on_end=on_end)
     simulation.run()
     return simulation.traces
@@ -133,11 +137,11 @@ def closed_loop(
     think_s: Callable[[], float] | None = None,
     start_spread_s: float = 0.0,
 ) -> EngineTrace:
-    """Runs one engine under `users` users until no request is left. Each user sends the next of `requests`
-    when the user's last one has ended.
+    """Runs one engine under a fixed number of users until no request is left, and returns its trace.
 
-    A user's next request arrives `turn_round_s` and a draw of `think_s` after the end of the last one: a real
-    client needs time, so its next request misses the step that starts at that end. Users start at even
+    Each user sends the next of `requests` when the user's previous request has ended, after `turn_round_s`
+    plus one draw of `think_s`. `turn_round_s` stands for the time that a real client needs. Because of it,
+    the next request misses the step that starts at the end of the previous one. The users start at equal
     distances over `start_spread_s` seconds.
     """
     source = iter(requests)
@@ -168,8 +172,11 @@ class _Replica:
         self.trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
 
     def go_on(self, now_s: float, until_s: float) -> float | None:
-        """Leaps ahead while batch and queue cannot change, then begins the next step, unless `until_s` comes
-        first. Returns the instant at which to call `end`; None if there is nothing to do."""
+        """Leaps ahead while the batch and the queue cannot change, and then begins the next step. If the leap
+        reaches `until_s`, no step is begun.
+
+        Returns the instant at which to call `end`, or None if there is nothing to do.
+        """
         landed_s = self.engine.leap(now_s, until_s, self.trace.note)
         if now_s < until_s <= landed_s:
             return landed_s
@@ -179,7 +186,7 @@ class _Replica:
         return end_s
 
     def end(self, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
-        """Ends the step, if one is under way, and adds the requests that follow its ended requests."""
+        """Ends the step in progress, if there is one. Adds the requests that follow its finished requests."""
         if not self._stepping:
             return
         self._stepping = False
@@ -195,7 +202,7 @@ class _Replica:
 
 
 class _Arrivals:
-    """Merges the arrivals of two sources by time: the given ones, and those that follow ended requests."""
+    """Merges two sources of arrivals by time: those given at the start, and those pushed during the run."""
 
     def __init__(self, given: Iterable[TimedRequest]) -> None:
         self._given = iter(given)
@@ -205,12 +212,12 @@ class _Arrivals:
 
     @property
     def next_s(self) -> float:
-        """Instant of the next arrival; infinite when there is none."""
+        """Instant of the next arrival; infinite if there is none."""
         given_s = math.inf if self._head is None else self._head[0]
         return min(given_s, self._followers[0][0]) if self._followers else given_s
 
     def push(self, arrival: TimedRequest) -> None:
-        """Adds the request that follows an ended one."""
+        """Adds an arrival during the run, such as the request that follows a finished one."""
         self._pushed += 1
         heapq.heappush(self._followers, (arrival[0], self._pushed, arrival[1]))
 

@@ -1,5 +1,5 @@
-"""Arrivals of an open loop: when requests are due, whatever the server does, and which worker sends them.
-Knows no network and no clock."""
+"""Arrivals of an open loop: when each request is due and which worker sends it. The times do not depend on
+the server. Knows no network and no clock."""
 
 import math
 import random
@@ -29,10 +29,13 @@ class Arrival(NamedTuple):
 
 
 class ArrivalProcess(msgspec.Struct, frozen=True):
-    """A renewal process of arrivals: `constant:RATE`, `poisson:RATE` or `gamma:RATE,BURSTINESS`. Rates are in
-    requests per second; a rate `FROM-TO` changes linearly. Burstiness is the shape of the gamma
-    distribution of the gaps, as in vLLM's benchmark: 1 is a Poisson process, smaller values are burstier
-    (coefficient of variation 1 / sqrt(shape))."""
+    """How the arrivals follow each other: `constant:RATE`, `poisson:RATE` or `gamma:RATE,BURSTINESS`.
+
+    Rates are in requests per second. A rate `FROM-TO` changes linearly during the run. BURSTINESS is defined
+    as in vLLM's benchmark: 1 gives a Poisson process, and smaller values give burstier arrivals. The gaps
+    between arrivals have a gamma distribution with the shape BURSTINESS. Their coefficient of variation is
+    1 / sqrt(BURSTINESS).
+    """
 
     kind: Literal["constant", "poisson", "gamma"]
     rate: float
@@ -59,8 +62,9 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
         )
 
     def arrivals(self, *, seed: int, duration_s: float) -> Iterator[Arrival]:
-        """Yields the arrivals of `duration_s` seconds; equal seeds give equal arrivals. The n-th arrival is
-        due when the integral of the rate reaches the n-th point of a process of rate 1 (time rescaling)."""
+        """Yields the arrivals of `duration_s` seconds; equal seeds give equal arrivals. The method is
+        time rescaling: arrivals are drawn at a constant rate of 1 per second, then their times are stretched
+        or compressed to the wanted rate. An arrival drawn at x is due when the integral of the rate is x."""
         rng = random.Random(f"arrivals/{seed}")
         point, number = 0.0, 0
         while True:
@@ -72,7 +76,7 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
             number += 1
 
     def mean_count(self, duration_s: float) -> float:
-        """Expected number of arrivals in `duration_s` seconds."""
+        """The expected number of arrivals in `duration_s` seconds."""
         return (self.rate + self.end_rate) / 2 * duration_s
 
     def _gap(self, rng: random.Random) -> float:
@@ -85,8 +89,9 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
                 return rng.gammavariate(self.burstiness, 1 / self.burstiness)
 
     def _time_at(self, integral: float, duration_s: float) -> float | None:
-        """Returns the time t at which rate * t + slope * t^2 / 2 reaches `integral`; None if it does not
-        within `duration_s`. The root is in the denominator, so that a slope of 0 works too."""
+        """Returns the time t, in seconds, at which rate * t + slope * t^2 / 2 reaches `integral`. None if
+        this is not before the end of `duration_s`. The formula has the square root in the denominator, so
+        that a slope of 0 works too."""
         slope = (self.end_rate - self.rate) / duration_s
         if integral >= self.mean_count(duration_s):
             return None
@@ -95,15 +100,15 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
 
 
 class WorkerAssignment(NamedTuple):
-    """The workers that send the arrivals due from `from_s` on: worker n mod (number of workers) sends arrival
-    n."""
+    """The workers that send the arrivals due at `from_s` or later, until the next assignment begins. Arrival
+    n is sent by `workers[n % len(workers)]`."""
 
     from_s: float
     workers: tuple[str, ...]
 
 
 def is_assigned(arrival: Arrival, worker: str, assignments: Sequence[WorkerAssignment]) -> bool:
-    """Whether `worker` sends this arrival. `assignments` are in the order of their times; no worker sends an
-    arrival that is due before the first of them."""
+    """Whether `worker` sends this arrival. `assignments` are sorted by time, and the arrival belongs to the
+    last assignment with `from_s` <= `due_s`. An arrival before the first assignment is sent by no worker."""
     workers = next((each.workers for each in reversed(assignments) if each.from_s <= arrival.due_s), ())
     return bool(workers) and workers[arrival.number % len(workers)] == worker

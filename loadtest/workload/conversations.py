@@ -1,5 +1,5 @@
-"""Builds the requests of conversations and of an open loop from seeded lengths and texts. Knows no network
-and no clock."""
+"""Builds the requests of conversations (closed loop) and of arrivals (open loop) from seeded lengths and
+texts. Knows no network and no clock."""
 
 import math
 import random
@@ -18,7 +18,7 @@ one with more tokens must still fit, otherwise the server answers 400."""
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """The messages of one request and the length of its answer."""
+    """The messages of one request and the length of the answer that it asks for."""
 
     messages: list[Message]
     max_tokens: int
@@ -43,12 +43,14 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     """Prompts from a file, used instead of synthetic text; None without a file."""
 
     def conversation(self, *, user: int, number: int) -> "Conversation":
-        """Returns conversation `number` of `user`; equal seeds give equal lengths."""
+        """Returns the conversation of `user` with this number. Equal seeds give equal lengths."""
         return Conversation(self, user=user, number=number)
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
-        """Builds the request of an arrival in an open loop; all processes build the same one. Lengths that
-        the arrival lacks are drawn. If it has no prefix blocks, no other request shares its text."""
+        """Builds the request of one arrival in an open loop. Every process builds the same request for the
+        same arrival. A length that the arrival does not state is drawn. If the arrival states no prefix
+        blocks, its prompt shares no prefix with other prompts. If there is a file of prompts, one of them is
+        used instead, and the arrival's lengths and blocks do not count."""
         if self.prompts:
             return next(self.conversation(user=arrival.number, number=0).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
@@ -65,8 +67,8 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         )
 
     def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
-        """Builds a text of `words` words, block by block: texts with equal first blocks have equal
-        beginnings. The last block is extended if the blocks are too short."""
+        """Builds a text of `words` words, one block after the other. Texts whose first blocks are equal begin
+        with the same words. The last block fills the text up to its length."""
         block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
         text: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
         for block in blocks:
@@ -77,7 +79,8 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def room(self) -> int:
-        """Tokens of the model's context that a synthetic request may fill, prompt and answer together."""
+        """The number of tokens that a synthetic request may use in the model's context, prompt and answer
+        together."""
         limit = self.max_model_len
         return 1 << 30 if limit is None else max(2, math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2)
 
@@ -95,7 +98,8 @@ class Conversation:
         self._history_tokens = 0
 
     def requests(self) -> Iterator[ChatRequest]:
-        """Yields up to `turns` requests; ends early when the history has filled the model's context."""
+        """Yields at most `turns` requests. Ends earlier if the history leaves no room in the model's
+        context."""
         for turn in range(self._workload.turns):
             request = self._request(turn)
             if request is None:
@@ -104,7 +108,7 @@ class Conversation:
             yield request
 
     def answered(self, text: str, *, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        """Appends the server's latest answer to the history."""
+        """Appends the server's answer to the history and notes how many tokens the history now has."""
         self._history.append({"role": "assistant", "content": text})
         self._history_tokens = (prompt_tokens or 0) + (output_tokens or 0)
 

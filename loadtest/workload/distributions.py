@@ -49,7 +49,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
     def draw(self, rng: random.Random) -> float:
         """Draws one value, not rounded. A lognormal distribution with mean m and coefficient of variation c
-        has sigma^2 = ln(1 + c^2) and mu = ln m - sigma^2 / 2."""
+        is drawn with sigma^2 = ln(1 + c^2) and mu = ln m - sigma^2 / 2."""
         match self.kind:
             case "fixed":
                 return self.a

@@ -1,4 +1,4 @@
-"""Texts of prompts: synthetic ones of a given length, or those of a file. Knows no conversation."""
+"""Texts of prompts: synthetic texts of a given length, or texts from a file. Knows no conversation."""
 
 import random
 from pathlib import Path
@@ -15,13 +15,14 @@ class Message(TypedDict):
 
 
 class PromptScale(msgspec.Struct, frozen=True):
-    """Number of tokens that the server counts for a text: overhead_tokens + tokens_per_word * words."""
+    """Converts between words and tokens. The server counts overhead_tokens + tokens_per_word * words for a
+    text."""
 
     overhead_tokens: float
     tokens_per_word: float
 
     def words(self, tokens: int) -> int:
-        """Returns the number of words of a prompt of `tokens` tokens, at least 1."""
+        """Returns the number of words, at least 1, that a prompt of `tokens` tokens needs."""
         return max(1, round((tokens - self.overhead_tokens) / self.tokens_per_word))
 
 
@@ -34,19 +35,20 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 def sentence(rng: random.Random, *, title: str, words: int) -> str:
-    """Returns a text of `words` words, at least 1. The first word is `title`, which no other text should
-    have."""
+    """Returns a random text of `words` words, at least 1. Its first word is `title`, which should differ from
+    that of all other texts."""
     return " ".join([title, *rng.choices(PROMPT_WORDS, k=max(0, words - 1))])
 
 
 def probe_text(*, nonce: str, words: int) -> str:
-    """Returns a text like those of the workload, to measure how many tokens the server counts for it."""
+    """Returns a text like the prompts of the workload. It is sent to measure how many tokens the server
+    counts."""
     return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Reads a file of prompts, one JSON object per line. Raises OSError, and ValueError with the line's
-    number."""
+    """Reads a file of prompts, one JSON object per line. Raises OSError, or ValueError if the file
+    holds no prompts or a line is wrong (with its number)."""
     prompts: list[Prompt] = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():

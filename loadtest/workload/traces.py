@@ -1,4 +1,4 @@
-"""Reads recorded arrivals: Mooncake's JSONL, the Azure CSV or a plain CSV."""
+"""Reads recorded arrivals from a file: Mooncake's JSONL, the Azure CSV or a plain CSV."""
 
 import csv
 import datetime
@@ -25,13 +25,16 @@ class _TraceLine(msgspec.Struct):
 
 
 def read_trace(path: Path, *, speed: float) -> list[Arrival]:
-    """Reads a trace as arrivals in the order of time. The first is due at 0; recorded gaps are divided by
-    `speed`.
+    """Reads a trace and returns its arrivals, sorted by time. The first is due at 0 s. The recorded gaps are
+    divided by `speed`.
 
-    The formats are Mooncake's JSONL (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`), the
-    Azure LLM inference CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), and a plain CSV of seconds,
-    prompt tokens and output tokens. In a CSV a length of 0 is read as one token. Raises OSError, and
-    ValueError with the line's number.
+    The format of the file is one of:
+    - Mooncake's JSONL: `timestamp` in ms, `input_length`, `output_length`, `hash_ids`,
+    - the Azure LLM inference CSV: `TIMESTAMP`, `ContextTokens`, `GeneratedTokens`,
+    - a plain CSV: seconds, prompt tokens, output tokens.
+
+    In a CSV a length of 0 is read as one token. Raises OSError, or ValueError if the file holds
+    no requests or a line is wrong (with its number).
     """
     with path.open(encoding="utf-8", newline="") as lines:
         first = lines.readline()
@@ -73,8 +76,8 @@ def _is_header(row: list[str]) -> bool:
 
 
 def _seconds(text: str) -> float:
-    """Reads a number of seconds, or a date and time as Unix seconds (Azure writes seven decimals; Python
-    reads six)."""
+    """Returns a number of seconds as it is, and a date and time as Unix seconds. A date is cut after six
+    decimals, because Azure writes seven and Python reads six."""
     try:
         return float(text)
     except ValueError:

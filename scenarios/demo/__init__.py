@@ -1,2 +1,2 @@
-"""What `make demo` and `make compare` run: the user's own commands, against the embedded server. Knows
-nothing of how they measure or analyse."""
+"""What `make demo` and `make compare` run: the commands of a normal user, against the embedded (simulated)
+server. Knows nothing of how these commands measure or analyse."""

@@ -1,5 +1,7 @@
-"""`make demo`: the whole path against the embedded server, in under two minutes. Runs the user's own commands
-as processes, and ends every one of them even when interrupted."""
+"""`make demo`: a load test of the embedded (simulated) server and its analysis, in under two minutes.
+
+Runs the commands of a normal user as processes, and ends all of these processes even when interrupted.
+"""
 
 import sys
 from pathlib import Path
@@ -8,8 +10,8 @@ from scenarios.demo import embedded
 
 _PRESET = "qwen3-1.7b-t4"
 _BLOCKS = 201
-"""Blocks of the pool, one of which is vLLM's null block. The other 200 hold 3,200 tokens, so few that short
-chats reach the pool's wall within a minute."""
+"""Blocks of the KV-cache pool, one of which is vLLM's null block. The other 200 hold 3,200 tokens, so few
+that short chats fill the pool within a minute."""
 _REPORTS = Path("reports") / "demo"
 _FLAGS = {
     "--levels": "4,8,12,16,20",
@@ -22,7 +24,7 @@ _FLAGS = {
 
 
 def demo() -> None:
-    """Starts the server, runs the load test and analyses it. Raises ProcessFailedError."""
+    """Starts the server, runs the load test and analyses it. Raises ProcessFailedError if a process fails."""
     with embedded.served(_PRESET, "--num-gpu-blocks-override", str(_BLOCKS)) as host:
         embedded.tell(
             f"The pool is reduced to {_BLOCKS - 1} blocks, so that short chats reach its wall in a minute: "

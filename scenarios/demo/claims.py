@@ -1,4 +1,4 @@
-"""What a published comparison claims of two models, beside what was measured here and what their
+"""Compares published claims about two models with what was measured here, and with what the models'
 architectures allow. Knows no processes."""
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,10 @@ _CONTEXTS = (32768, 8192, 2048)
 
 
 def claims_beside_measurements(comparison: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
-    """Returns the claimed figures as a table, with the measured ones beside them. comparison: the parsed
-    compare.json."""
+    """Returns a table of claimed and measured figures, side by side.
+
+    comparison: the parsed compare.json. claims: the parsed reference_claims.toml.
+    """
     rows = {(row["figure"], row["users"]): (row["a"], row["b"]) for row in comparison["rows"]}
     fewest_users = min((users for _, users in rows if users is not None), default=None)
 
@@ -81,7 +83,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def claims_beside_physics(presets: Sequence[Preset], claims: Sequence[Mapping[str, Any]]) -> str:
-    """Returns what the claims would need, and what the architectures and the card's data sheet allow."""
+    """Returns a text that compares the claims with what the architectures and the GPU's data sheet allow."""
     names = " and ".join(preset.model for preset in presets)
     pools = [preset.pool() for preset in presets]
     weights = _both(f"{weights_bytes(preset.shape, dtype=preset.dtype) / GIB:.3f}" for preset in presets)

@@ -1,5 +1,5 @@
-"""`make compare`: two small models on a simulated T4, one after the other under the same load, then side by
-side and beside what a published comparison claims of them."""
+"""`make compare`: tests two small models on a simulated T4, one after the other, under the same load. Then
+prints their results side by side, next to the figures that a published comparison claims."""
 
 import json
 import sys
@@ -25,8 +25,8 @@ _FLAGS = {
 
 
 def compare_reference_pair() -> None:
-    """Runs the load test against both models, compares the two runs and prints the claims beside them. Raises
-    ProcessFailedError."""
+    """Runs the load test against both models, compares the two runs and prints the published claims next to
+    the results. Raises ProcessFailedError if a process fails."""
     claims = tomllib.loads(CLAIMS_FILE.read_text(encoding="utf-8"))
     presets = [find_preset(claim["preset"]) for claim in claims["models"]]
     count = len(_LEVELS.split(","))

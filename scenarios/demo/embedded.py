@@ -1,5 +1,5 @@
-"""Runs the embedded server and the user's own commands as processes. Each process has ended when its `with`
-block is left, even by an interrupt."""
+"""Runs the embedded (simulated) server and the commands of a normal user as processes. Leaving the `with`
+block of a process ends the process, even after an interrupt."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ _READY = " on "
 
 
 class ProcessFailedError(Exception):
-    """Raised when a process fails; `code` is the exit code to return."""
+    """Raised when a process fails. `code` is the exit code that the calling program should return."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -22,7 +22,8 @@ class ProcessFailedError(Exception):
 
 
 def exit_code_of(work: Callable[[], None]) -> int:
-    """Calls `work` and returns the exit code: 0, that of a failed process, or 130 after Ctrl-C or SIGTERM."""
+    """Calls `work` and returns an exit code: 0 after success, 130 after Ctrl-C or SIGTERM, or the `code` of a
+    ProcessFailedError."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         work()
@@ -37,8 +38,8 @@ def exit_code_of(work: Callable[[], None]) -> int:
 
 @contextlib.contextmanager
 def served(preset: str, *flags: str) -> Iterator[str]:
-    """Starts the embedded server on a free port and yields its address. Raises ProcessFailedError when it
-    does not start."""
+    """Starts the embedded server on a free port and yields its address. Raises ProcessFailedError if the
+    server does not start."""
     command = [sys.executable, "-m", "loadtest.simulator", "--preset", preset, "--port", "0", *flags]
     with _process(command, pipe=True) as server:
         assert server.stdout is not None
@@ -52,14 +53,15 @@ def served(preset: str, *flags: str) -> Iterator[str]:
 
 
 def run_chat(host: str, flags: Mapping[str, str]) -> None:
-    """Runs scenarios/chat.py from its first level to its last. Raises ProcessFailedError."""
+    """Runs all levels of scenarios/chat.py against the server at `host`, with `flags` as Locust's options.
+    Raises ProcessFailedError if Locust fails."""
     words = [word for pair in {"--host": host, **flags}.items() for word in pair]
     locust = Path(sys.executable).with_name("locust")
     run_command([str(locust), "-f", str(Path("scenarios") / "chat.py"), "--headless", *words])
 
 
 def run_command(command: Sequence[str]) -> None:
-    """Runs a command to its end. Raises ProcessFailedError when its exit code is not 0."""
+    """Runs a command and waits for its end. Raises ProcessFailedError if its exit code is not 0."""
     with _process(command) as process:
         code = process.wait()
     if code != 0:
@@ -68,7 +70,8 @@ def run_command(command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], *, pipe: bool = False) -> "Iterator[subprocess.Popen[str]]":
-    """Starts a process in a group of its own, and ends the group when the block is left."""
+    """Starts a process in its own process group. Leaving the `with` block ends the group if the process
+    still runs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOADTEST_", "LOCUST_"))}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE if pipe else None, text=True, env=environment, start_new_session=True
@@ -90,5 +93,5 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def tell(text: str) -> None:
-    """Writes a line to stderr, for the person who waits."""
+    """Writes a line of progress to stderr."""
     sys.stderr.write(text + "\n")

@@ -1,3 +1,3 @@
 """Result files of guidellm, aiperf and `vllm bench serve`, read into runs.
 
-Knows no level, no wall and no statistics."""
+Does no statistics, and knows neither levels of users nor limits."""

@@ -1,4 +1,4 @@
-"""Reader of aiperf's profile_export.jsonl, which has a request a line, and of the summary beside it."""
+"""Reader of aiperf's profile_export.jsonl, which has one line per request, and of the summary beside it."""
 
 from pathlib import Path
 
@@ -73,8 +73,11 @@ class _AiperfRecord(msgspec.Struct):
     error: _AiperfError | None = None
 
     def row(self) -> ResultRow:
-        """Returns the request as a row. aiperf's TTFT includes connecting to the server; `sent_s` is after
-        it."""
+        """Returns the request as a row.
+
+        aiperf counts TTFT from before it connects to the server. `sent_s` is the moment at which the
+        connection is ready, so that the time to connect can be left out.
+        """
         about, metrics = self.metadata, self.metrics
         first_s = _seconds(metrics.time_to_first_token)
         gap_s = metrics.inter_chunk_latency.seconds if metrics.inter_chunk_latency else []
@@ -139,8 +142,10 @@ class _AiperfModels(msgspec.Struct):
 
 
 class _AiperfInput(msgspec.Struct):
-    """Settings that aiperf was started with: `phases` and `models`, in older versions `loadgen` and
-    `endpoint.model_names`."""
+    """Settings that aiperf was started with.
+
+    New versions write `phases` and `models`. Older versions write `loadgen` and `endpoint.model_names`.
+    """
 
     endpoint: _AiperfEndpoint
     models: _AiperfModels = msgspec.field(default_factory=_AiperfModels)
@@ -157,7 +162,10 @@ class _AiperfInput(msgspec.Struct):
         return (self.endpoint.urls or [self.endpoint.url or "unknown"])[0]
 
     def load(self) -> tuple[int | None, str]:
-        """Returns (users, "") for a constant number of users, and (None, name) for arrivals at a rate."""
+        """Returns (users, "") if the number of users is constant. Otherwise returns (None, name).
+
+        The name is that of the arrival process: its rate, such as `5/s`, or its type.
+        """
         if self.loadgen is not None:
             rate = self.loadgen.request_rate
             return (self.loadgen.concurrency or 1, "") if rate is None else (None, f"{rate:g}/s")
@@ -170,7 +178,10 @@ class _AiperfSummary(msgspec.Struct):
 
 
 def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """Reads one stage, since a run of aiperf has one concurrency. Raises InputError without a summary."""
+    """Returns a list of one stage, because a run of aiperf has one concurrency.
+
+    Raises InputError if the summary beside the file is missing or cannot be read.
+    """
     records = [msgspec.json.decode(document.data, type=_AiperfRecord) for document in documents]
     config = _config(file)
     users, arrivals = config.load()
@@ -190,7 +201,10 @@ def read_aiperf(file: Path, documents: list[Document]) -> list[LoadStage]:
 
 
 def _config(file: Path) -> _AiperfInput:
-    """Reads aiperf's settings from the summary beside the records. Raises InputError."""
+    """Reads aiperf's settings from the summary beside the records.
+
+    Raises InputError if the summary is missing or cannot be read.
+    """
     beside = file.with_name("profile_export_aiperf.json")
     summary = beside if beside.is_file() else file.with_suffix(".json")
     if not summary.is_file():

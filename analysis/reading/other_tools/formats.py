@@ -23,10 +23,10 @@ READERS: tuple[tuple[frozenset[str], Callable[[Path, list[Document]], list[LoadS
 
 
 def read_file(file: Path, *, named: bool) -> list[LoadStage]:
-    """Reads the stages of a result file. A file of another kind has no stages.
+    """Returns the stages of a result file; an empty list if the file is no result of a supported tool.
 
-    named: whether the user named this file. Raises InputError when a named file is of another kind, and when
-    any file is cut off or of an unsupported version.
+    named: whether the user named this file. Raises InputError when a named file is no result of a
+    supported tool, and when any file is cut off or of an unsupported version.
     """
     documents = _documents(file)
     keys = documents[0].keys
@@ -50,7 +50,10 @@ def _not_a_result(file: Path, keys: frozenset[str]) -> str:
 
 
 def _documents(file: Path) -> list[Document]:
-    """Splits a file into JSON objects: the whole file is one object, or each line is."""
+    """Splits a file into JSON objects. Either the whole file is one object, or each line is one.
+
+    Raises InputError if the file is cut off.
+    """
     data = file.read_bytes()
     try:
         return [_document(data)]

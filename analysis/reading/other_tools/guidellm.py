@@ -45,7 +45,11 @@ class _GuidellmConfig(msgspec.Struct):
 
 
 class _Timings(msgspec.Struct):
-    """Times in seconds since 1970. A token iteration is a chunk with text or reasoning, not a role chunk."""
+    """Times of one request, in seconds since 1970.
+
+    A "token iteration" is guidellm's name for a chunk with text or reasoning. A chat's first chunk, which
+    holds only the role, is not counted.
+    """
 
     request_start: float | None = None
     resolve_end: float | None = None
@@ -75,7 +79,7 @@ class _GuidellmRequest(msgspec.Struct):
     output_metrics: _Usage
 
     def row(self, outcome: Outcome) -> ResultRow | None:
-        """Returns the request as a row; None where the request was still queued."""
+        """Returns the request as a row; None if the request was never sent."""
         times = self.info.timings
         start, end = times.request_start, times.request_end or times.resolve_end
         if start is None or end is None:
@@ -133,7 +137,10 @@ class _GuidellmReport(msgspec.Struct):
 
 
 def read_guidellm(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """Reads a stage for each benchmark. Raises InputError where there is none, or requests are missing."""
+    """Returns a stage for each benchmark of the report.
+
+    Raises InputError if the report has no benchmark or keeps only a sample of the requests.
+    """
     benchmarks = msgspec.json.decode(documents[0].data, type=_GuidellmReport).benchmarks
     if not benchmarks:
         raise InputError(f"{file} holds no benchmark: guidellm ended before its first benchmark did.")

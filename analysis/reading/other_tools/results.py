@@ -1,5 +1,8 @@
-"""Results of other load generators, as runs: which files are read, which of their stages help to answer,
-and which dump of the server's metrics belongs to them. Knows no file format."""
+"""Turns the results of other load generators into runs.
+
+Chooses the files to read, the stages that help to answer, and the dump of the server's metrics that belongs
+to each file. Knows no file format.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -28,11 +31,12 @@ ONE_WORKLOAD_DIFFERENCE, FOUR_SIGMA = 0.25, 4.0
 
 
 def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:
-    """Reads the result file at `path`, or all in this folder and its subfolders: a run for each stage.
+    """Reads a result file, or all result files of a folder and its subfolders; returns a run for each stage.
 
-    server_metrics: a dump for all of them. Without it, a dump in DUMP_NAMES is taken from beside each file,
-    else from the folder. Raises InputError when a file is cut off or of an unsupported kind or version, and
-    when the dump does not belong to the results.
+    server_metrics: one dump of the server's metrics for all files. Without it, a dump with a name in
+    DUMP_NAMES is looked for, first beside each result file and then in the folder itself. Raises InputError
+    when a file is cut off or of an unsupported kind or version, when the results are of different workloads,
+    and when the dump does not belong to the results.
     """
     dump = read_metrics_dump(server_metrics) if server_metrics else None
     stages = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]
@@ -67,7 +71,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
-    """Returns the stages with constant users, and the open loops of models that have no such stage."""
+    """Returns the stages from which the answer is made.
+
+    These are all stages with a constant number of users. Open loops are taken only for models that have no
+    stage with a constant number of users. Raises InputError if no stage has a request.
+    """
     made = [stage for stage in stages if stage.rows]
     if not made:
         raise InputError(f"No request was made in {', '.join(stage.label for stage in stages)}.")
@@ -76,7 +84,7 @@ def _answering(stages: Sequence[LoadStage]) -> list[LoadStage]:
 
 
 def _left_out(stages: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[str, list[str]]:
-    """Words a warning for each model with stages that are left out."""
+    """Returns, by model, a warning that names the stages that are left out."""
     labels: dict[str, list[str]] = {}
     for stage in stages:
         if stage not in chosen:
@@ -91,7 +99,7 @@ def _left_out(stages: Sequence[LoadStage], chosen: Sequence[LoadStage]) -> dict[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _MeanLength:
-    """Mean tokens of a stage's requests, with the standard error."""
+    """Mean number of tokens of a stage's requests, with the standard error of this mean."""
 
     tokens: float
     error: float
@@ -99,8 +107,10 @@ class _MeanLength:
 
 
 def _refuse_two_workloads(stages: Sequence[LoadStage]) -> None:
-    """Raises InputError where stages of one model differ in mean length. Stages are pooled, and the files
-    do not state the workload, so the measured lengths must agree."""
+    """Raises InputError if the stages of one tool and model differ in mean prompt or output length.
+
+    The stages are pooled as one workload. The files do not state the workload, so lengths are compared.
+    """
     for kind in ("prompt", "output"):
         means: dict[tuple[str, str], list[_MeanLength]] = {}
         for stage in stages:
@@ -124,7 +134,7 @@ def _refuse_different(groups: Iterable[Sequence[_MeanLength]], kind: str) -> Non
 
 
 def _neighbouring_dump(folder: Path, root: Path) -> MetricsDump | None:
-    """Reads the dump beside the results of a folder, else the one in `root`; None without either."""
+    """Reads the metrics dump in `folder`; if there is none, the one in `root`. None if both lack a dump."""
     for place in (folder, root):
         for names in DUMP_NAMES:
             dumps = [read_metrics_dump(place / name) for name in names if (place / name).is_file()]

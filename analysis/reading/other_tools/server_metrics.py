@@ -32,7 +32,7 @@ TimedSample = tuple[float, Sample]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsDump:
-    """Metrics of one or several servers over time."""
+    """Metrics of one or several servers over time, as read from a file."""
 
     path: Path
     scrapes: list[tuple[float, list[Sample]]]
@@ -41,7 +41,10 @@ class MetricsDump:
     """Whether scrapes equal to the one before are left out, as aiperf does: a gap means no change."""
 
     def rows(self, model: str) -> list[ServerSample]:
-        """Returns a row for each scrape and engine. Raises InputError if servers differ in scrape times."""
+        """Returns a row for each scrape and engine.
+
+        Raises InputError if several servers were scraped at different times.
+        """
         scrapes = [
             build_server_samples(samples, model=model, unix_s=unix_s) for unix_s, samples in self.scrapes
         ]
@@ -65,7 +68,10 @@ class MetricsDump:
 
 
 def read_metrics_dump(path: Path) -> MetricsDump:
-    """Reads Prometheus' range queries, aiperf's server_metrics_export, or successive scrapes as text.
+    """Reads a file of server metrics in one of three forms.
+
+    The forms are: answers to Prometheus' range queries; aiperf's server_metrics_export; and the text of
+    several scrapes, one after another.
 
     Raises InputError when the file is none of these, or holds no metric of vLLM.
     """
@@ -90,7 +96,10 @@ def read_metrics_dump(path: Path) -> MetricsDump:
 
 
 def _name_engines(scrapes: dict[float, list[Sample]]) -> None:
-    """Gives engines of several servers different names, because each server numbers its own from 0."""
+    """Puts the server's name before each engine's number, if there are several servers.
+
+    Each server numbers its engines from 0, so the numbers alone are not unique. Changes the samples.
+    """
     everything = [sample for samples in scrapes.values() for sample in samples]
     if len({sample.labels.get("instance") for sample in everything}) > 1:
         for sample in everything:
@@ -116,7 +125,10 @@ class _Matrix(msgspec.Struct, tag_field="resultType", tag="matrix"):
 
 
 class _RangeQuery(msgspec.Struct):
-    """Answer of https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries."""
+    """Answer to a range query of Prometheus.
+
+    Format: https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries.
+    """
 
     data: _Matrix
 
@@ -152,7 +164,10 @@ class _AiperfSeries(msgspec.Struct):
 
 
 class _AiperfSummary(msgspec.Struct):
-    """File server_metrics_export.json of aiperf. It has no time series; only the cache's labels are used."""
+    """File server_metrics_export.json of aiperf, which has no time series.
+
+    Only the labels of the metric vllm:cache_config_info are used.
+    """
 
     aiperf_version: str
     metrics: dict[str, _AiperfSeries]
@@ -197,7 +212,11 @@ def _documents(path: Path, text: str) -> Iterator[object]:
 
 
 def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
-    """Yields samples of /metrics pages, each after a line with its time, or of /federate lines with times."""
+    """Yields the samples of a text file.
+
+    The file holds pages of /metrics, each after a line with the time of the scrape, or a page of Prometheus'
+    /federate, in which each line has its own time.
+    """
     for unix_s, page in _pages(path, text):
         try:
             samples = parse_samples(page, wanted=METRIC_LINES)

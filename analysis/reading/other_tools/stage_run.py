@@ -1,5 +1,7 @@
-"""A run made of one stage of another tool and the server's scrapes of that time. Finds when all users were
-in flight, and which scrapes belong to the stage."""
+"""Builds a run from one stage of another tool's results and the scrapes of the server.
+
+Finds the time in which all users were in flight, and the scrapes that belong to the stage.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +47,10 @@ NO_SERVER_METRICS = (
 def run_of_stage(
     stage: LoadStage, dump: MetricsDump | None, *, run_id: str, warnings: Sequence[str] = ()
 ) -> Run:
-    """Builds a run of one level or one open loop. Raises InputError if the dump has another time or model."""
+    """Builds a run from a stage: one level of constant users, or one open loop.
+
+    Raises InputError if the dump of the server's metrics is of another time or another model.
+    """
     source = stage.source
     warnings = [*warnings, *source.lacks, LATENESS_UNKNOWN.format(source.tool)]
     samples = _samples_of_model(dump, source.model, warnings) if dump else []
@@ -93,8 +98,10 @@ def _info(stage: LoadStage, requests: Requests, server: ServerInfo, *, run_id: s
 
 
 def _span_of_all_users(requests: Requests, users: int) -> tuple[float, float]:
-    """Returns the times (seconds since 1970) between which nine tenths of the users were in flight, or
-    nine tenths of the most users that ever were."""
+    """Returns the first and the last moment at which 90 % of the users were in flight, seconds since 1970.
+
+    If never as many as `users` were in flight at once, 90 % of the largest number in flight are enough.
+    """
     at = np.concatenate([requests.start_unix_s + requests.sent_s, requests.end_unix_s])
     step = np.repeat([1, -1], len(requests))
     order = np.lexsort((-step, at))
@@ -122,7 +129,11 @@ def _requests(rows: Sequence[ResultRow]) -> Requests:
 
 
 def _samples_of_model(dump: MetricsDump, model: str, warnings: list[str]) -> list[ServerSample]:
-    """Returns the scrapes of a model. A server's only model may have another name than the tool uses."""
+    """Returns the scrapes of the engines that serve a model.
+
+    If the dump has only one model, it is taken, even if its name differs; a warning is added then. Raises
+    InputError if the dump has several models and none has this name.
+    """
     names = dump.models()
     if names and model not in names:
         if len(names) > 1:
@@ -140,8 +151,11 @@ def _samples_of_stage(
     stage: LoadStage,
     warnings: list[str],
 ) -> list[ServerSample]:
-    """Returns the scrapes of a stage, with one before and one after it. Their token counter is left out
-    where it would hold tokens of other stages, or not all of this stage's."""
+    """Returns the scrapes during a stage, the last scrape before it and the first scrape after it.
+
+    The counter of generated tokens is removed, with a warning, if its increase might include tokens of other
+    stages or miss tokens of this stage. Raises InputError if no scrape lies within the stage.
+    """
     begin, end = float(requests.start_unix_s.min()), float(requests.end_unix_s.max())
     at = np.array([sample.unix_s for sample in samples])
     if not np.any((at >= begin) & (at <= end)):
@@ -163,8 +177,10 @@ def _utc(unix_s: float) -> str:
 
 
 def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[ResultRow]:
-    """Shifts rows in time, by at most MAX_SHIFT_S, so that the requests in flight agree best with the
-    scrapes."""
+    """Returns the rows with all their times shifted by the same amount, at most MAX_SHIFT_S.
+
+    The shift is the one at which the requests in flight agree best with the numbers that the server reports.
+    """
     server = server_samples_of(samples)
     on_server = server.running + server.waiting
     starts = np.sort([row.start_unix_s for row in rows])

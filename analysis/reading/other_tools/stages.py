@@ -1,4 +1,7 @@
-"""Stages of requests, the form into which all result files are read, and helpers that their readers share."""
+"""Stages: the common form into which the result files of all tools are read.
+
+Also holds helper functions that the readers share.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from loadtest.record import Outcome
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultRow:
-    """One request, with the names and units of `analysis.reading.columns.Requests`."""
+    """One request. Names and units are those of `analysis.reading.columns.Requests`."""
 
     start_unix_s: float
     end_s: float
@@ -37,7 +40,7 @@ class ResultRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResultFile:
-    """One result file, and what it states about all its requests."""
+    """One result file, with what holds for all its requests."""
 
     path: Path
     tool: str
@@ -51,7 +54,10 @@ class ResultFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LoadStage:
-    """Requests of one concurrency, or of one arrival process (then `users` is None)."""
+    """Requests that were sent under one load.
+
+    The load is a constant number of users, or an arrival process; `users` is None for an arrival process.
+    """
 
     source: ResultFile
     name: str
@@ -66,7 +72,7 @@ class LoadStage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A JSON object of a file, with its keys, not decoded yet."""
+    """A JSON object of a file: its bytes, not decoded yet, and its top-level keys."""
 
     data: bytes
     keys: frozenset[str]
@@ -81,18 +87,28 @@ def url_without_credentials(url: str) -> str:
 
 
 def status_in(text: str | None) -> float:
-    """Finds the status code in an error of httpx ("Server error '503 Service Unavailable' ..."); else nan."""
+    """Returns the HTTP status code that an error message of httpx contains; nan if it contains none.
+
+    Such a message is "Server error '503 Service Unavailable' ...".
+    """
     found = re.search(r"'([345]\d\d) ", text or "")
     return float(found[1]) if found else NAN
 
 
 def status_of(reason: str) -> float:
-    """Returns the status code of a reason phrase, which is all that vllm bench serve keeps; else nan."""
+    """Returns the HTTP status code of a reason phrase such as `Service Unavailable`; nan if it is unknown.
+
+    vllm bench serve keeps only the phrase.
+    """
     return next((float(status) for status in HTTPStatus if status.phrase == reason), NAN)
 
 
 def failure_of(text: str, status: float) -> Outcome:
-    """Returns the outcome that fits the name and words of an exception; STREAM_ERROR where nothing fits."""
+    """Returns the outcome of a failed request.
+
+    The outcome is HTTP_ERROR if there is a status code. Otherwise it follows from words in the exception's
+    name and message, and is STREAM_ERROR if no word is known.
+    """
     if not np.isnan(status):
         return Outcome.HTTP_ERROR
     words = text.lower()

@@ -1,4 +1,4 @@
-"""Reader of the JSON of `vllm bench serve`: a result for each of its runs, one or several in a file."""
+"""Reader of the JSON files of `vllm bench serve`. A file holds the result of one run or of several runs."""
 
 import heapq
 from collections.abc import Sequence
@@ -21,9 +21,11 @@ from loadtest.record import Outcome
 
 
 class _VllmBenchResult(msgspec.Struct):
-    """Lists of values in the order of the requests, times in seconds. `start_times` are by a clock that
-    counts from the machine's start; older versions have none
-    (https://github.com/vllm-project/vllm/pull/32667)."""
+    """Result of one run: lists with one value per request, all in the same order; times in seconds.
+
+    `start_times` are by a clock that counts from the machine's start. Older versions do not write
+    `start_times` (https://github.com/vllm-project/vllm/pull/32667).
+    """
 
     date: str
     model_id: str
@@ -53,12 +55,15 @@ class _VllmBenchResult(msgspec.Struct):
 
     @property
     def users(self) -> int | None:
-        """Concurrency, where only that limits the requests; None where requests come at a rate."""
+        """Number of concurrent users; None if requests come at a rate or without a limit."""
         return self.max_concurrency if self.request_rate == "inf" else None
 
     @property
     def role_chunks(self) -> bool:
-        """Whether the first event is a chat's role chunk, so that the first gap is not between tokens."""
+        """Whether answers begin with a chunk that holds only the role, as in a chat.
+
+        The first gap of such an answer is not a gap between tokens.
+        """
         plain = [
             len(gaps) == tokens - 1
             for gaps, tokens in zip(self.itls, self.output_lens, strict=True)
@@ -87,12 +92,15 @@ class _VllmBenchResult(msgspec.Struct):
         )
 
     def durations_s(self) -> list[float]:
-        """Returns the seconds from sending to the last token, for each request."""
+        """Returns, for each request, the seconds from sending it to its last token."""
         return [ttft + sum(gaps) for ttft, gaps in zip(self.ttfts, self.itls, strict=True)]
 
 
 def read_vllm_bench(file: Path, documents: list[Document]) -> list[LoadStage]:
-    """Reads a stage for each result. Raises InputError for a result without the times of single requests."""
+    """Returns a stage for each result in the file.
+
+    Raises InputError for a result without the times of single requests.
+    """
     return [_stage(file, document) for document in documents]
 
 
@@ -139,7 +147,11 @@ def _lacks(result: _VllmBenchResult, rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _starts_from_queue(file: Path, result: _VllmBenchResult) -> list[float]:
-    """Rebuilds the seconds at which requests were sent: in their order, each as soon as a user is free."""
+    """Returns an estimate of when each request was sent, in seconds after the first.
+
+    Requests are taken to be sent in their order, each as soon as a user is free. Raises InputError if the
+    number of users is not constant.
+    """
     if result.users is None:
         raise InputError(f"{file} does not say when its requests began: use a newer vLLM.")
     free, starts = [0.0] * result.users, list[float]()
@@ -150,7 +162,11 @@ def _starts_from_queue(file: Path, result: _VllmBenchResult) -> list[float]:
 
 
 def _local_unix_s(file: Path, date: str) -> float:
-    """Returns when the file was written: the middle of that second, in this machine's time zone."""
+    """Returns the time at which the file was written, in seconds since 1970.
+
+    The file's date has whole seconds; the middle of the second is returned. The date is read in this
+    machine's time zone. Raises InputError for a date of another form.
+    """
     try:
         return datetime.strptime(date, "%Y%m%d-%H%M%S").timestamp() + 0.5
     except ValueError:

@@ -31,7 +31,7 @@ from loadtest.units import GIB
 
 
 def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
-    """Draws every figure for which the answer has data: name -> SVG text. Deterministic."""
+    """Returns every figure for which the answer has data, as a map from name to SVG text. Deterministic."""
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if answer.memory.pool_tokens and any(
         not math.isnan(level.server.kv_cache_usage) for level in answer.levels
@@ -52,7 +52,10 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
 
 
 def draw_memory(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws KV tokens in use against requests in flight: measured, predicted with a band, and the pool."""
+    """Draws KV tokens in use against requests in flight.
+
+    Shows the measured points, the predicted line with its band, and the size of the KV-cache pool.
+    """
     found, pool = answer.memory, answer.memory.pool_tokens or 0
     seen = [level for level in answer.levels if not math.isnan(level.server.kv_cache_usage)]
     reach = _reach(answer, [level.in_flight for level in seen])
@@ -99,7 +102,10 @@ def _predicted_use(axes: Axes, answer: ModelAnswer, pool: int, reach: float) -> 
 
 
 def draw_vram(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws GPU memory against requests in flight: the base, the KV cache in use, and all that is held."""
+    """Draws GPU memory against requests in flight.
+
+    Shows the memory without the KV cache, the KV cache in use, and all the memory that the server holds.
+    """
     found = answer.memory
     base, per = (found.vram_base_bytes or 0) / GIB, (found.vram_bytes_per_user or 0) / GIB
     pool = (found.pool_tokens or 0) * (found.bytes_per_token or 0) / GIB
@@ -174,7 +180,7 @@ def _latency(
 
 
 def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws output tokens a second against users. The standard errors are small and left out."""
+    """Draws output tokens a second against users. The standard errors are small, so they are not drawn."""
     seen = answer.levels
     users = [level.users for level in seen]
     rate = [level.requests.output_tok_s for level in seen]
@@ -188,7 +194,10 @@ def draw_throughput(axes: Axes, answer: ModelAnswer) -> None:
 
 
 def draw_walls(axes: Axes, answer: ModelAnswer) -> None:
-    """Draws each wall as an interval of users, the first in orange, and walls that were not met as arrows."""
+    """Draws the number of users at which each wall (limit) lies, with its interval.
+
+    The wall that limits the answer is orange. A wall that was not met is drawn as an arrow to the right.
+    """
     right = 1.15 * max(
         [max(bound.interval_x[1], bound.users_x) for bound in answer.bounds]
         + [1.15 * wall.up_to_users for wall in answer.not_met]
@@ -218,7 +227,10 @@ def _wall(axes: Axes, bound: Bound, row: int, *, binds: bool) -> None:
 
 
 def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
-    """Returns the right end of a users axis: beyond all levels, the answer and its interval."""
+    """Returns the right end of the horizontal axis.
+
+    It lies a little beyond all levels, beyond the answer, and beyond the upper end of the answer's interval.
+    """
     upper = (
         answer.headline.interval_x[1] if answer.headline.interval_x and answer.headline.interval_x[1] else 0.0
     )
@@ -226,7 +238,10 @@ def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
 
 
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
-    """Draws a line at the planned users and a band for the limit. at: planned users in the axis's unit."""
+    """Draws a line at the number of users to plan for, and a band over the interval of the limit.
+
+    at: where the line stands if the axis does not count users (requests in flight); None if it does.
+    """
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     if answer.headline.max_users is None:
         return
@@ -251,7 +266,7 @@ def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) ->
 
 
 def _points(axes: Axes, levels: Sequence[Level], x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    """Draws points of levels: filled if trusted, otherwise hollow."""
+    """Draws one point for each level. Points of trusted levels are filled, the others are hollow."""
     for level, a, b in zip(levels, x, y, strict=True):
         face = colour if level.trusted else PAPER
         axes.plot(a, b, "o", markersize=6, markerfacecolor=face, markeredgecolor=colour, zorder=5)

@@ -21,7 +21,7 @@ from analysis.statistics.samples import Quantiles
 
 
 def comparison_figures(found: Comparison) -> dict[str, str]:
-    """Draws every figure for which the comparison has data: name -> SVG text. Deterministic."""
+    """Returns every figure for which the comparison has data, as a map from name to SVG. Deterministic."""
     ratios = [row for row in found.rows if row.ratio is not None and row.ratio_interval is not None]
     wanted: dict[str, tuple[tuple[float, float], Callable[[Axes], None]]] = {}
     if any(answer.headline.interval_x is not None for answer in found.answers):
@@ -39,7 +39,10 @@ def comparison_figures(found: Comparison) -> dict[str, str]:
 
 
 def draw_two_capacities(axes: Axes, found: Comparison) -> None:
-    """Draws the limit of each run with its interval; an arrow if no wall was met."""
+    """Draws the limit of each run, in users, with its interval.
+
+    A run that reached no limit is drawn as an arrow to the right.
+    """
     sides = zip(found.names, found.answers, (BLUE, ORANGE), strict=True)
     known = [
         (name, answer, answer.headline.interval_x, colour)
@@ -66,7 +69,10 @@ def draw_two_capacities(axes: Axes, found: Comparison) -> None:
 
 
 def draw_ratio_forest(axes: Axes, found: Comparison, rows: Sequence[ComparisonRow]) -> None:
-    """Draws the ratio of the second run to the first, with intervals; filled if the difference is real."""
+    """Draws the ratio of the second run to the first for each figure of the table, with its interval.
+
+    A point is filled if the difference is more than chance.
+    """
     known = [(row, row.ratio, row.ratio_interval) for row in rows if row.ratio and row.ratio_interval]
     ends = [end for _, _, interval in known for end in interval if end is not None]
     low, high = min([0.8, *ends]), max([1.25, *ends])

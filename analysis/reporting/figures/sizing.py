@@ -1,4 +1,4 @@
-"""Draws the figure of sizing: the parts of one GPU's memory."""
+"""Draws the figure of a sizing: the parts of one GPU's memory."""
 
 from matplotlib.axes import Axes
 
@@ -15,7 +15,7 @@ from loadtest.units import GIB
 
 
 def draw_vram_parts(axes: Axes, found: Sizing) -> None:
-    """Draws the parts of one GPU's memory after start-up, to scale, and the band of the KV pool."""
+    """Draws the parts of one GPU's memory after start-up, and the 90 % band of the KV-cache pool."""
     over = found.overhead_band_bytes
     pool = found.pool_bytes or (0, 0, 0)
     parts = [

@@ -76,7 +76,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
 
 
 def png(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
-    """Returns a figure as PNG, for a look during development. size: width and height, inches."""
+    """Returns a figure as PNG bytes, for use during development. size: width and height, inches."""
     with mpl.rc_context(STYLE):
         figure = new_figure(draw, size)
         figure.set_facecolor(PAPER)
@@ -100,7 +100,10 @@ def themed(text: str) -> str:
 
 
 def beyond_text(axes: Axes, users: int, row: int, right: float) -> None:
-    """Draws an arrow to the right with the words "no wall up to N". right: end of the users axis."""
+    """Draws an arrow to the right with the words "no wall up to N", where N is `users`.
+
+    row: height of the arrow on the vertical axis. right: right end of the users axis.
+    """
     arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
     roomy = users < 0.5 * right
     tip = users + 0.12 * right if roomy else 0.985 * right

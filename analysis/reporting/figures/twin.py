@@ -1,4 +1,4 @@
-"""Draws the figure of the twin: predicted and measured latency."""
+"""Draws the figure of the twin, a simulated copy of the server: predicted and measured latency."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,10 @@ from analysis.reporting.figures.style import (
 
 
 def draw_twin(axes: Axes, answer: TwinAnswer) -> None:
-    """Draws TTFT p95 against users: predicted with a band, measured, the objective and the limit."""
+    """Draws TTFT p95 against users.
+
+    Shows the predicted line with its band, the measured points, the objective, and the limit in users.
+    """
     seen = [one for one in answer.predictions if one.users and "ttft_p95_s" in one.values]
     users = [one.users for one in seen]
     ends = np.array([one.intervals["ttft_p95_s"] for one in seen]) * 1e3

@@ -1,4 +1,4 @@
-"""Predicts the memory at start-up and the KV pool of a planned deployment; a start-up's log corrects both.
+"""Predicts the memory at start-up and the KV-cache pool of a planned deployment.
 
-Knows no workload and no latency.
+The log of a real start-up can correct both; workload and latency are not considered.
 """

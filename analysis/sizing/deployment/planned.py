@@ -21,9 +21,10 @@ ASYNC_FROM: VllmVersion = (0, 20, 0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartupCalibration:
-    """Corrections of the estimates by a start-up on the same card.
+    """Corrections of the predicted memory, computed from a start-up on the same card. None: not known.
 
-    Factors are logged figures divided by predicted ones, and also apply to other models. None: not known.
+    Each factor is a logged figure divided by the predicted one. The factor of the weights applies only to
+    the same model, the other factors to all models.
     """
 
     source: str
@@ -38,7 +39,10 @@ class StartupCalibration:
     same_model: bool = False
 
     def apply(self, predicted: StartupOverheads) -> StartupOverheads:
-        """Returns corrected overheads with smaller standard deviations, smallest for the same model."""
+        """Returns the overheads after correction, with smaller standard deviations.
+
+        The deviations are smallest if the start-up was of the same model.
+        """
         corrected = predicted
         spread = 0.015 if self.same_model else 0.05
         if self.activation is not None:
@@ -87,7 +91,10 @@ class PlannedDeployment:
     calibration: StartupCalibration | None = None
 
     def layout(self, stage: int | None = None) -> KvLayout:
-        """Returns how the KV cache of a pipeline stage is divided; None: of the stage that holds most."""
+        """Returns how the KV cache of a pipeline stage is divided into blocks.
+
+        stage: None selects the stage that holds most.
+        """
         return kv_layout(
             self.shape,
             dtype=self.dtype,
@@ -99,7 +106,10 @@ class PlannedDeployment:
         )
 
     def weights(self, stage: int = 0) -> int:
-        """Returns bytes of weights on one GPU of the stage, as the log line "Model loading took" has them."""
+        """Returns the bytes of weights on one GPU of the pipeline stage.
+
+        They are counted as in vLLM's log line "Model loading took".
+        """
         if self.stated_weights_bytes is not None:
             return self.stated_weights_bytes
         weights = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
@@ -108,7 +118,7 @@ class PlannedDeployment:
         return round(weights * (factor or 1.0))
 
     def overheads(self, stage: int = 0) -> StartupOverheads:
-        """Returns the memory that start-up takes besides the weights, on one GPU of the stage."""
+        """Returns the memory that start-up takes besides the weights, on one GPU of the pipeline stage."""
         overheads = startup_overheads(
             self.shape,
             self.gpu,
@@ -124,8 +134,10 @@ class PlannedDeployment:
         return self.calibration.apply(overheads) if self.calibration else overheads
 
     def max_blocks(self, max_model_len: int | None = None) -> int:
-        """Returns the blocks of a request of max_model_len tokens, as vLLM's "Maximum concurrency" counts
-        them."""
+        """Returns the KV blocks of one request of max_model_len tokens; by default, of the deployment's own.
+
+        They are counted as for vLLM's log line "Maximum concurrency".
+        """
         batches = 2 if self.version >= ASYNC_FROM else 1
         return self.layout().max_blocks(
             max_model_len or self.max_model_len, in_flight=batches * self.max_num_batched_tokens

@@ -1,4 +1,7 @@
-"""Computes the KV pool that is left after start-up, with a band, and how vLLM's log will state it."""
+"""Computes the KV-cache pool that is left after start-up, with a band.
+
+Also computes the figures that vLLM's log will state for this pool.
+"""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +16,10 @@ from loadtest.units import GIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolBand:
-    """The KV pool on each GPU of one engine; with several pipeline stages, that of the smallest pool.
+    """The KV-cache pool on each GPU of one engine.
 
-    Bands are lower end, estimate, upper end (90 %).
+    With several pipeline stages, it is the pool of the stage with the fewest blocks. Each band has three
+    values: lower end, estimate, upper end (90 %).
     """
 
     pool: MemoryBudget
@@ -26,7 +30,7 @@ class PoolBand:
 
 
 def pool_band(deployment: PlannedDeployment) -> PoolBand:
-    """Computes the pool of one engine. Raises ValueError if nothing is left for the KV cache."""
+    """Computes the KV-cache pool of one engine. Raises ValueError if nothing is left for the KV cache."""
     return min(
         (_stage_pool_band(deployment, stage) for stage in range(deployment.pp)),
         key=lambda band: band.blocks[1],
@@ -57,7 +61,10 @@ def _stage_pool_band(deployment: PlannedDeployment, stage: int) -> PoolBand:
 
 
 def _kv_bytes_sd(deployment: PlannedDeployment, overheads: StartupOverheads, pool: MemoryBudget) -> float:
-    """Returns the standard deviation of the pool, bytes; the errors of its parts are independent."""
+    """Returns the standard deviation of the pool's size, bytes.
+
+    The errors of its parts (weights, overheads, VRAM) are taken as independent.
+    """
     calibration = deployment.calibration
     weights_known = deployment.stated_weights_bytes is not None or (calibration and calibration.same_model)
     parts = [
@@ -77,17 +84,19 @@ def max_concurrency(deployment: PlannedDeployment, blocks: int) -> float:
 
 
 def pool_tokens(deployment: PlannedDeployment, band: PoolBand) -> IntBand:
-    """Returns the tokens that the pool holds for requests, without vLLM's null block.
+    """Returns the tokens that the pool holds for requests, without vLLM's null block, as a band.
 
-    If layers hold different numbers of tokens, these are tokens of requests of max_model_len, as in vLLM's
-    log.
+    Tokens are counted as in vLLM's log (`log_tokens`), also where layers hold different numbers of tokens.
     """
     low, middle, high = (log_tokens(deployment, max(blocks - 1, 0)) for blocks in band.blocks)
     return low, middle, high
 
 
 def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
-    """Returns the tokens in the log line "GPU KV cache size", which includes the null block."""
+    """Returns the tokens that vLLM's log line "GPU KV cache size" states for `blocks` blocks.
+
+    vLLM counts the null block too.
+    """
     layout = deployment.layout()
     if layout.uniform:
         return blocks * layout.block_size
@@ -97,7 +106,10 @@ def log_tokens(deployment: PlannedDeployment, blocks: int) -> int:
 
 
 def longest_context(deployment: PlannedDeployment, blocks: int) -> int:
-    """Returns the largest max_model_len with which vLLM starts: one request and the null block must fit."""
+    """Returns the largest max_model_len with which vLLM starts.
+
+    One request of this length and the null block must fit into the pool of `blocks` blocks.
+    """
     low, high = 0, deployment.shape.max_position_embeddings
     while low < high:
         middle = (low + high + 1) // 2

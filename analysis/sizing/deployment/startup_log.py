@@ -1,6 +1,6 @@
-"""Reads the memory of a vLLM start-up from its log or a run folder, and computes the corrections.
+"""Reads memory figures of a vLLM start-up from its log or a run folder.
 
-Knows no workload.
+Computes from them the corrections of the predicted memory.
 """
 
 import math
@@ -48,9 +48,10 @@ class StartupLog:
 
 
 def read_startup_log(path: Path) -> StartupLog:
-    """Reads the start-up in a log of `vllm serve`. INFO lines suffice; DEBUG lines also split the overhead.
+    """Reads the figures of a start-up from a log of `vllm serve`.
 
-    Raises InputError if the file cannot be read or says nothing about memory.
+    INFO lines suffice; DEBUG lines also tell how the overhead is divided. Raises InputError if the file
+    cannot be read or says nothing about memory.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -134,7 +135,10 @@ def _version(text: str | None) -> VllmVersion | None:
 
 
 def startup_of_run(folder: Path) -> StartupLog:
-    """Reads the start-up of a measured server from its run folder. Raises InputError if it is missing."""
+    """Reads the figures of a start-up from the run folder of a measured server.
+
+    Raises InputError if the number of KV blocks is missing, was set by hand, or was simulated.
+    """
     info = find_runs(folder)[-1].info
     server, gpu = info.server, info.gpu
     if server.num_gpu_blocks is None or server.num_gpu_blocks_override is not None or server.simulated:
@@ -157,7 +161,10 @@ def startup_of_run(folder: Path) -> StartupLog:
 
 
 def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape) -> PlannedDeployment:
-    """Returns the deployment that wrote the log: this card with the log's model and flags."""
+    """Returns the deployment that wrote the log: the card of `deployment` with the log's model and flags.
+
+    shape: the model of the log. Flags that the log does not state are taken from `deployment`.
+    """
     stated = {
         "version": log.version,
         "tp": log.tp,
@@ -175,10 +182,10 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
 
 
 def calibration_of(started: PlannedDeployment, log: StartupLog, *, same_model: bool) -> StartupCalibration:
-    """Computes the corrections by a start-up: logged figures divided by predicted ones.
+    """Computes corrections of the predicted memory: logged figures divided by predicted ones.
 
-    Without DEBUG lines, the activation peak is the budget minus weights and pool. Raises InputError if the
-    log contradicts the model and the card.
+    Without DEBUG lines, the activation peak is what the budget leaves after weights, KV-cache pool and the
+    other overheads. Raises InputError if the log contradicts the model and the card.
     """
     stage = started.pp - 1
     predicted = started.overheads(stage)

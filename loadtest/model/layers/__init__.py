@@ -1,3 +1,3 @@
-"""Layers of a model: their tensors and KV caches by family, for attention, recurrent, MLP and vision parts.
+"""Builds the parts of a model (attention, recurrent, MLP, vision) as tensors and KV caches, for each family.
 
 Knows no GPU and no bytes."""

@@ -1,4 +1,4 @@
-"""Model families: how the models of one model_type are built, and the keys of their config.json."""
+"""Model families: how layers of one model_type are built, and how the keys of its config.json are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from loadtest.model.quantisation import UnsupportedModelError
 
 
 class ConfigKeys:
-    """The keys of a config.json, with the defaults of its family. A missing or malformed key raises
-    UnsupportedModelError."""
+    """Reads the keys of a config.json. The family's default is used for an absent key. A malformed key, or a
+    missing key without a default, raises UnsupportedModelError."""
 
     def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self._config, self._defaults = config, defaults
@@ -22,9 +22,11 @@ class ConfigKeys:
         return self._defaults.get(name) if value is None else value
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """Returns the whole number of the first key in `names` that is present, else `default`. Raises
-        UnsupportedModelError for a value that is not a whole number above 0 (0 is accepted if `default` is
-        0), and if all keys are absent and there is no `default`."""
+        """Returns the value of the first key in `names` that is present; `default` if all are absent.
+
+        Raises UnsupportedModelError if the value is not a whole number above 0 (0 is accepted if `default` is
+        0). Also raises it if all keys are absent and `default` is None.
+        """
         for name in names:
             value = self.get(name)
             if value is None:
@@ -44,11 +46,11 @@ class ConfigKeys:
         return bool(default if value is None else value)
 
     def bias(self, rule: str | bool) -> bool:
-        """Whether there is a bias: `rule` is a boolean, or the name of the key that says so."""
+        """Whether a bias exists. `rule` is a boolean, or the name of the config key that says so."""
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def items(self, name: str) -> Sequence[object]:
-        """Returns the list of a key; empty if the key is absent or its value is not a list."""
+        """Returns the list that a key holds. It is empty if the key is absent or its value is not a list."""
         value = self.get(name)
         return value if isinstance(value, list | tuple) else ()
 
@@ -79,8 +81,8 @@ Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """How the models of one model_type are built. A bias is a boolean, or the name of the key that says
-    whether there is one."""
+    """How the models of one model_type are built. Each field for a bias is a boolean, or the name of the
+    config key that says whether the bias exists."""
 
     mixer: Mixer
     mlp: Mlp

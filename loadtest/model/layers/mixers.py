@@ -1,4 +1,4 @@
-"""Builds attention and recurrence of a layer (its mixer) as tensors and KV caches. Knows no GPU and no bytes.
+"""Builds the mixer of a layer (its attention or recurrent part): tensors and caches. Knows no GPU, no bytes.
 
 There is one builder for each kind of mixer; `architectures` says which family uses which.
 """
@@ -67,7 +67,7 @@ def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple
 def attention_span(
     keys: ConfigKeys, family: ModelFamily, layer: int
 ) -> tuple[Literal["full", "window", "chunk"], int]:
-    """Returns the kind of attention of a layer, and the tokens of its window or chunk (0 without one)."""
+    """Returns a layer's kind of attention, and the length of its window or chunk in tokens (0 if full)."""
     kinds = keys.items("layer_types")
     if kinds:
         kind = str(kinds[layer])
@@ -90,8 +90,8 @@ def attention_span(
 
 
 def _has_rotary_positions(keys: ConfigKeys, layer: int) -> bool:
-    """Whether a layer of Llama 4 has rotary positions. Such a layer attends to a chunk, the others to all
-    tokens."""
+    """Whether a layer of Llama 4 has rotary embeddings (RoPE). A layer with RoPE attends to a chunk; a layer
+    without RoPE attends to all tokens."""
     listed = keys.items("no_rope_layers")
     return (
         bool(listed[layer]) if listed else (layer + 1) % keys.integer("no_rope_layer_interval", default=4) > 0
@@ -99,17 +99,18 @@ def _has_rotary_positions(keys: ConfigKeys, layer: int) -> bool:
 
 
 def every_layer(keys: ConfigKeys, layer: int) -> bool:
-    """Whether the layer has a window: every layer has one."""
+    """Returns True: in this family every layer has a sliding window."""
     return True
 
 
 def even_layers(keys: ConfigKeys, layer: int) -> bool:
-    """Whether the layer has a window: layers 0, 2, 4, ... have one."""
+    """Whether the layer has a sliding window: layers 0, 2, 4, ... have one."""
     return layer % 2 == 0
 
 
 def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
-    """Builds a rule: all layers but each `period`-th have a window. The config may state another period."""
+    """Returns a function that says whether a layer has a sliding window. Every layer has one except each
+    `period`-th layer. If the config has sliding_window_pattern, it replaces `period`."""
 
     def slides(keys: ConfigKeys, layer: int) -> bool:
         stated = keys.get("sliding_window_pattern")
@@ -119,14 +120,14 @@ def all_but_each(period: int) -> Callable[[ConfigKeys, int], bool]:
 
 
 def last_layers(keys: ConfigKeys, layer: int) -> bool:
-    """Whether the layer has a window: layers from max_window_layers on have one if use_sliding_window is true
-    (Qwen)."""
+    """Whether the layer has a sliding window (Qwen). If use_sliding_window is true, the layers from number
+    max_window_layers on have one; if it is false, no layer has one."""
     return keys.flag("use_sliding_window") and layer >= keys.integer("max_window_layers", default=28)
 
 
 def _delta_net(keys: ConfigKeys) -> tuple[list[Tensor], list[Cache]]:
-    """Builds a gated delta net (Qwen3-Next, Qwen3.5). Its state is a matrix for each value head and a short
-    convolution."""
+    """Builds a gated delta net (Qwen3-Next, Qwen3.5). Its state has two parts: one matrix per value head, and
+    the last inputs of a short convolution."""
     hidden = keys.hidden
     key_dim, value_dim = keys.integer("linear_key_head_dim"), keys.integer("linear_value_head_dim")
     key_heads, value_heads = keys.integer("linear_num_key_heads"), keys.integer("linear_num_value_heads")
@@ -196,8 +197,8 @@ def _mamba_head_dim(keys: ConfigKeys) -> int:
 
 
 def qwen_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds the mixer of a Qwen3-Next layer: attention in each full_attention_interval-th layer, a gated
-    delta net in the others."""
+    """Builds the mixer of a Qwen3-Next layer: attention or a gated delta net. layer_types says which; if
+    absent, each full_attention_interval-th layer has attention and the others a gated delta net."""
     kinds = keys.items("layer_types")
     interval = keys.integer("full_attention_interval", default=4)
     is_linear = kinds[layer] == "linear_attention" if kinds else (layer + 1) % interval > 0
@@ -228,8 +229,8 @@ def granite_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[l
 
 
 def jamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
-    """Builds the mixer of a Jamba layer: attention in one of each attn_layer_period layers, Mamba 1 in the
-    others."""
+    """Builds the mixer of a Jamba layer: attention in one layer of every attn_layer_period, Mamba 1 in
+    the others."""
     period = keys.integer("attn_layer_period", default=8)
     offset = keys.integer("attn_layer_offset", default=0)
     if layer % period == offset:

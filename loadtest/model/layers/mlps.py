@@ -22,7 +22,7 @@ def plain_mlp(name: str, hidden: int, width: int, *, bias: bool, count: int = 1)
 
 
 def expert_router(name: str, experts: int, hidden: int, *, bias: bool = False) -> list[Tensor]:
-    """Builds the router of experts. It is neither split nor quantised."""
+    """Builds the router that chooses experts. Every GPU holds all of it, and it is never quantised."""
     router = [Tensor(name=name, rows=experts, columns=hidden)]
     return [*router, Tensor(name=f"{name}.bias", rows=experts)] if bias else router
 
@@ -44,8 +44,9 @@ def mixtral_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[T
 
 
 def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a Qwen layer. Each decoder_sparse_step-th layer has experts, and a shared expert if
-    the config has one. The others, and those in mlp_only_layers, have a dense MLP."""
+    """Builds the MLPs of a Qwen layer. Each decoder_sparse_step-th layer has experts, unless mlp_only_layers
+    lists it. All other layers have a dense MLP. A layer with experts also has a shared expert if the config
+    states its size."""
     if layer in keys.items("mlp_only_layers") or (layer + 1) % keys.integer("decoder_sparse_step", default=1):
         return dense_mlp(keys, family, layer)
     experts, hidden = keys.integer("num_experts", "num_local_experts"), keys.hidden
@@ -59,8 +60,9 @@ def qwen_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tens
 
 
 def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a DeepSeek layer: routed and shared experts in each moe_layer_freq-th layer from
-    first_k_dense_replace on, a dense MLP in the others. The router of V3 has a correction bias."""
+    """Builds the MLPs of a DeepSeek layer. The first first_k_dense_replace layers have a dense MLP. From then
+    on, each moe_layer_freq-th layer has routed and shared experts, and the others a dense MLP. The router of
+    V3 has a correction bias."""
     every = keys.integer("moe_layer_freq", default=1)
     if layer < keys.integer("first_k_dense_replace", default=0) or layer % every:
         return dense_mlp(keys, family, layer)
@@ -77,8 +79,8 @@ _CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
 
 
 def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a Llama 4 layer: routed experts and a shared one in some layers, a dense MLP in the
-    others."""
+    """Builds the MLPs of a Llama 4 layer: routed experts and a shared expert, or a dense MLP. moe_layers
+    lists the layers with experts; if absent, each interleave_moe_layer_step-th layer has them."""
     listed, step = keys.items("moe_layers"), keys.integer("interleave_moe_layer_step", default=1)
     hidden, width = keys.hidden, keys.integer("intermediate_size")
     if layer not in listed if listed else (layer + 1) % step:
@@ -100,8 +102,8 @@ def gpt_oss_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[T
 
 
 def jamba_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a Jamba layer: experts in one of each expert_layer_period layers, a dense MLP in the
-    others."""
+    """Builds the MLPs of a Jamba layer: experts in one layer of every expert_layer_period, a dense MLP in
+    the others."""
     period = keys.integer("expert_layer_period", default=2)
     offset = keys.integer("expert_layer_offset", default=0)
     experts = keys.integer("num_experts", default=16)
@@ -113,7 +115,7 @@ def jamba_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Ten
 
 
 def granite_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds the MLPs of a Granite layer: experts and a shared MLP, each only if the config has it."""
+    """Builds the MLPs of a Granite layer: experts if the config has any, and a shared MLP if it has one."""
     experts, hidden = keys.integer("num_local_experts", default=0), keys.hidden
     tensors = []
     if experts:

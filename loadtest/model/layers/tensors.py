@@ -9,7 +9,7 @@ ANY_SHARDS = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """A weight tensor, or `count` tensors of the same shape (experts, norms)."""
+    """A weight tensor. A `count` above 1 means that many tensors of the same shape (experts, norms)."""
 
     name: str
     """Path of the module in the checkpoint, as in the lists of modules that are not quantised."""
@@ -31,11 +31,11 @@ class Tensor:
 
     @property
     def expert(self) -> bool:
-        """Whether the tensor belongs to routed experts: for one token only the chosen experts are read."""
+        """Whether the tensor belongs to routed experts, of which one token uses only a few."""
         return ".experts." in self.name
 
     def part(self, tp: int) -> tuple[float, float]:
-        """Returns the rows and columns that one of `tp` GPUs holds; they may be fractional."""
+        """Returns the number of rows and of columns that one of `tp` GPUs holds. They may be fractional."""
         pieces = min(tp, self.shards)
         return (
             (self.rows / pieces, self.columns) if self.split == "rows" else (self.rows, self.columns / pieces)
@@ -44,8 +44,8 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCache:
-    """KV cache of one attention layer: `heads * width` elements per token. With MLA (one head, the latent
-    vector) every GPU holds all of it."""
+    """KV cache of one attention layer: `heads * width` elements per token. With MLA there is one head, the
+    latent vector, and every GPU holds the whole vector."""
 
     kind: Literal["full", "window", "chunk", "mla"]
     heads: int
@@ -57,7 +57,7 @@ class AttentionCache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateCache:
-    """Recurrent state of one layer. Every request needs the same size; tensor parallelism splits it."""
+    """Recurrent state of one layer. Its size is the same for every request; tensor parallelism splits it."""
 
     convolution: int
     """Elements of the convolution's state, in the model's type."""
@@ -81,7 +81,7 @@ class Layer:
 def column_parallel(
     name: str, rows: int, columns: int, *, bias: bool = False, shards: int = ANY_SHARDS, count: int = 1
 ) -> list[Tensor]:
-    """Builds a projection that is split by rows (its outputs), and its bias, which is split too."""
+    """Builds a projection whose rows (outputs) are split over GPUs. Its bias, if any, is split too."""
     tensors = [Tensor(name=name, rows=rows, columns=columns, count=count, shards=shards, linear=True)]
     if bias:
         tensors.append(Tensor(name=f"{name}.bias", rows=rows, count=count, shards=shards))
@@ -89,7 +89,8 @@ def column_parallel(
 
 
 def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, count: int = 1) -> list[Tensor]:
-    """Builds a projection that is split by columns (its inputs), and its bias, which every GPU holds."""
+    """Builds a projection whose columns (inputs) are split over GPUs. Every GPU holds the whole
+    bias, if there is one."""
     found = [
         Tensor(
             name=name,
@@ -105,5 +106,5 @@ def row_parallel(name: str, rows: int, columns: int, *, bias: bool = False, coun
 
 
 def norm_tensors(name: str, size: int, count: int, *, bias: bool = False) -> list[Tensor]:
-    """Builds `count` norms, which every GPU holds in full. No tensor if `count` is 0."""
+    """Returns a list with one tensor for `count` norms; empty if `count` is 0. Every GPU holds all norms."""
     return [Tensor(name=name, rows=size, columns=2 if bias else 1, count=count)] if count else []

@@ -7,8 +7,11 @@ from loadtest.model.layers.tensors import ANY_SHARDS, Tensor
 
 
 def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Returns the vision tower as one tensor, or its name as a part that is not counted. Both are empty if
-    there is no tower."""
+    """Returns a list with the vision tower as one tensor, and a tuple with the names of parts not counted.
+
+    If the tower's parameters cannot be counted, the list is empty and the tuple names the tower. Both are
+    empty if the model has no tower.
+    """
     nested = config.get("vision_config")
     if not isinstance(nested, Mapping):
         return [], ()
@@ -46,7 +49,7 @@ def _clip(keys: ConfigKeys, text_hidden: int) -> int:
 
 
 def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
-    """Counts the parameters of Llama 4's tower, with two layers that gather patches and a projection."""
+    """Counts the parameters of Llama 4's tower, with two layers that merge patches and one projection."""
     hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
     patch, image = keys.integer("patch_size"), keys.integer("image_size")
     layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden

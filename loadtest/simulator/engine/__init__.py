@@ -1,3 +1,3 @@
-"""The simulated engine: its configuration, requests, block pool and scheduler, one step after the other.
+"""The simulated engine: its configuration, requests, block pool and step-by-step scheduler.
 
-Knows no time but what its driver passes in, no text and no HTTP."""
+Knows no text, no HTTP and no clock; its driver passes in the time."""

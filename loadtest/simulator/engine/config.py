@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """The parameters that decide capacity, under vLLM's names. A step lasts `step_base_s + step_per_seq_s *
-    sequences + step_per_kv_token_s * KV tokens read + prefill_per_token_s * prefill tokens`, times a
-    lognormal factor with mean 1 and coefficient of variation `jitter_cv`.
+    """The parameters that decide the capacity of an engine, under vLLM's names.
 
-    Raises ValueError if vLLM would refuse to start: a token budget below `max_num_seqs`, or a pool that
-    cannot hold one request of `max_model_len`. Also if `step_base_s` is not above 0.
+    A step lasts `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read +
+    prefill_per_token_s * prefill tokens`. This time is multiplied by a lognormal random factor with mean 1
+    and coefficient of variation `jitter_cv`.
+
+    Raises ValueError in three cases. vLLM would refuse to start in the first two:
+
+    - The token budget `max_num_batched_tokens` is below `max_num_seqs`.
+    - The KV-cache pool cannot hold one request of `max_model_len`.
+    - `step_base_s` is not above 0.
     """
 
     num_gpu_blocks: int
@@ -51,5 +56,6 @@ class EngineConfig:
 
     @property
     def pool_tokens(self) -> int:
-        """Tokens that requests can hold: all blocks but the null block."""
+        """Number of tokens that the KV-cache pool can hold, without the null block, which vLLM keeps for
+        itself."""
         return (self.num_gpu_blocks - 1) * self.block_size

@@ -17,11 +17,11 @@ class RequestState(Enum):
 
 
 class Request:
-    """One request and its history. Instants are in the driver's time; None until they happen.
+    """One request and its history. Instants are in the driver's time and None until they happen.
 
-    `block_hashes` identify the full blocks of prompt *and* output (the simulator knows the output
-    beforehand). Each hash stands for all text up to its block's end. Without hashes (None), a request shares
-    no blocks and, after a preemption, does not find its own again.
+    `block_hashes` has one hash for each full block of the prompt *and* the output, because the simulator
+    knows the output beforehand. Each hash stands for all text up to the end of its block. A request without
+    hashes (None) shares no blocks. After a preemption, such a request must recompute all its blocks.
     """
 
     __slots__ = (

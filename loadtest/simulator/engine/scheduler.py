@@ -15,11 +15,11 @@ from loadtest.simulator.engine.steps import Counters, Gauges, OnStep, Shortage, 
 
 
 class Engine:
-    """Schedules requests step by step. Its driver calls `begin(now)`, waits until the instant that this
-    returns, calls `end()`, and so on. `submit` and `abort` may be called at any time in between.
+    """Schedules requests step by step. Its driver calls `begin(now)`, waits until the instant that `begin`
+    returns, calls `end()`, and starts again. `submit` and `abort` may be called at any time.
 
-    The cost of a step grows with the number of events (blocks filled, requests begun and ended), not with the
-    number of running requests: all decodes advance with the number of the step.
+    The computing cost of a step grows with the number of its events (blocks filled, requests begun or ended),
+    not with the number of running requests. The state of each decode is derived from the number of the step.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -85,7 +85,7 @@ class Engine:
         return True
 
     def abort(self, request: Request, now_s: float) -> None:
-        """Ends a request at once and frees its blocks; does nothing when it has ended already."""
+        """Aborts a request at once and frees its blocks. Does nothing if the request has ended already."""
         if request.state in (RequestState.FINISHED, RequestState.ABORTED):
             return
         self._settled = False
@@ -105,9 +105,9 @@ class Engine:
         self.counters.aborted += 1
 
     def begin(self, now_s: float) -> float | None:
-        """Starts a step. Returns the instant at which it ends, or None if there is nothing to compute.
+        """Starts a step. Returns the instant at which the step ends, or None if there is nothing to compute.
 
-        Raises RuntimeError while a step is under way.
+        Raises RuntimeError if a step is in progress already.
         """
         if self._current is not None:
             raise RuntimeError("A step is under way: call end() first.")
@@ -124,9 +124,10 @@ class Engine:
         return self._current_end_s
 
     def end(self) -> Step:
-        """Ends the step under way: counts tokens, frees the blocks of ended requests, sets the gauges.
+        """Ends the step in progress: counts tokens, frees the blocks of ended requests and updates the
+        gauges. Returns the step.
 
-        Raises RuntimeError when no step is under way.
+        Raises RuntimeError if no step is in progress.
         """
         step = self._current
         if step is None:
@@ -143,9 +144,11 @@ class Engine:
         return step
 
     def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
-        """Called between two steps: runs the next steps that begin before `until_s` and change neither batch
-        nor queue, because no request arrives, ends, prefills or lacks a block. Returns the instant at
-        which the step after them may begin.
+        """Runs several decode steps at once, while neither the batch nor the queue can change.
+
+        Stops before a step that begins at or after `until_s`, ends a request or lacks a block. Runs no step
+        if a request has arrived, could be admitted or is in prefill. Call it only between two steps. Returns
+        the instant at which the next step may begin; this is `now_s` if no step was run.
 
         The result is the same as with `begin` and `end` for each step, at a fraction of the cost.
         """
@@ -261,8 +264,8 @@ class Engine:
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
 
     def _grow(self) -> bool:
-        """Gives a block to each decode that has filled its last one. Returns whether a request was
-        preempted."""
+        """Gives one more block to each decode whose last block is full, and preempts requests if blocks are
+        lacking. Returns whether a request was preempted."""
         growers = self._growers[(self._step_number + 1) % self.config.block_size]
         if len(growers) <= self.pool.free:
             self.pool.take(len(growers))
@@ -281,8 +284,8 @@ class Engine:
         return preempted
 
     def _preempt_last(self) -> Request:
-        """Takes the blocks of the request admitted last and puts it at the front of the queue, to be
-        recomputed."""
+        """Preempts the request that was admitted last: frees its blocks and puts it at the front of the
+        queue, to be recomputed. Returns the request."""
         victim, _ = self._running.popitem()
         victim.preemptions += 1
         victim.unreported_preemptions += 1
@@ -296,7 +299,7 @@ class Engine:
     def _continue_prefill(
         self, request: Request, budget: int, prefill: "PrefillTotals", completed: list[Request]
     ) -> bool:
-        """Computes the next chunk of a prompt. Returns False when the request lacked blocks and was
+        """Computes the next chunk of a prompt. Returns False if blocks were lacking and the request was
         preempted."""
         if budget <= 0:
             return True
@@ -311,8 +314,8 @@ class Engine:
         return True
 
     def _admit(self, now_s: float, budget: int, prefill: "PrefillTotals", completed: list[Request]) -> None:
-        """Admits waiting requests, first come, first served. The whole sequence must fit now, but only the
-        blocks of the chunk are taken."""
+        """Admits waiting requests, first come, first served. A request is admitted only if blocks for its
+        whole sequence are free, but it takes only the blocks of its first chunk."""
         while budget > 0 and self._waiting and len(self._running) < self.config.max_num_seqs:
             request = self._waiting[0]
             target = request.prompt_tokens + request.made_tokens
@@ -368,8 +371,8 @@ class Engine:
             self._prefilling = request
 
     def _start_decoding(self, request: Request) -> None:
-        """Moves a request whose prefill completes in the current step to the decodes. From this step on, each
-        step makes one of its tokens."""
+        """Adds a request to the decodes when its prefill completes in the current step. The current step and
+        each later step make one token of the request."""
         number = self._step_number
         request.state = RequestState.DECODE
         request.run_start_step = number
@@ -387,7 +390,7 @@ class Engine:
         return request.run_start_step + request.output_tokens - request.made_tokens - 1
 
     def _leave_batch(self, request: Request) -> None:
-        """Stops computing for a request, which keeps its blocks."""
+        """Stops computing for a request. The request keeps its blocks."""
         if request.state is RequestState.PREFILL:
             self._prefilling = None
         elif request.state is RequestState.DECODE:
@@ -402,8 +405,8 @@ class Engine:
             request.made_tokens += steps + 1
 
     def _free(self, request: Request) -> None:
-        """Frees all blocks of a request, the last first, so that a prefix stays cached longer than what
-        follows."""
+        """Frees all blocks of a request. The last block is freed first, so that the blocks of a prefix stay
+        cached longer than the blocks after it."""
         self._register(request, request.computed_tokens)
         held = self._blocks(request.computed_tokens)
         self.pool.give_back(held - request.registered_blocks + len(request.duplicate_blocks))
@@ -415,8 +418,8 @@ class Engine:
         request.computed_tokens = 0
 
     def _register(self, request: Request, computed: int) -> None:
-        """Puts a request's full blocks into the prefix cache. Blocks filled by decoding are added only when
-        they are freed."""
+        """Puts a request's full blocks into the prefix cache. Blocks that decoding filled are put there only
+        when the request frees its blocks."""
         if not request.block_hashes or not self.config.enable_prefix_caching:
             return
         full = min(computed // self.config.block_size, len(request.block_hashes))
@@ -430,7 +433,7 @@ class Engine:
 
 
 class PrefillTotals:
-    """Sums over the prefill chunks of one step."""
+    """Sums over all prefill chunks of one step."""
 
     __slots__ = ("kv_tokens", "sequences", "tokens")
 

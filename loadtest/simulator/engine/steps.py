@@ -12,8 +12,8 @@ OnStep = Callable[[float, int, int, int, "Shortage"], None]
 
 
 class Shortage(IntEnum):
-    """What the first waiting request lacked when the step began. Waiting for the step's token budget does not
-    count."""
+    """What the first waiting request lacked when the step began: blocks, or a slot (`max_num_seqs`). A lack
+    of token budget counts as NOTHING."""
 
     NOTHING = 0
     BLOCKS = 1
@@ -39,7 +39,7 @@ class Step:
         """Requests of `tokens` that get their last token."""
 
     def drop(self, request: Request) -> None:
-        """Removes a request that was aborted."""
+        """Removes an aborted request from the step."""
         for requests in (self.tokens, self.first, self.finished):
             if request in requests:
                 requests.remove(request)
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, increased at the same moments as vLLM's."""
+    """Totals since the start. Each is increased at the same moment as in vLLM."""
 
     preemptions: int = 0
     """Preemptions, counted with the preempted request's next token, as in vLLM's front end."""
@@ -69,8 +69,8 @@ class Counters:
 
 @dataclass(slots=True)
 class Gauges:
-    """Current values as vLLM shows them: taken at a step's end, after ended requests have freed their blocks
-    and before others are admitted."""
+    """Current values as vLLM shows them. They are taken at the end of a step, after ended requests have freed
+    their blocks and before other requests are admitted."""
 
     running: int = 0
     waiting: int = 0
