@@ -69,7 +69,8 @@ class TooMuchLoad(Note):
 
 
 class LittlesLawOff(Note):
-    """Request rate times request duration does not equal the requests in flight (Little's law)."""
+    """The level's measurements contradict Little's law: request rate times request duration differs from the
+    requests in flight by more than the tolerance."""
 
     off: float
     """Relative difference from the requests in flight."""

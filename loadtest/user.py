@@ -83,7 +83,8 @@ class ChatUser(User):
 
     def _send_what_is_due(self, generator: Generator) -> None:
         """Hands over the requests that this worker has to send soon, and does not wait for their answers.
-        Used in an open loop, in which each worker has a single user that hands over all its requests."""
+        Used only in an open loop. There each worker has a single user, which hands over all requests of the
+        worker."""
         for stream in generator.due_soon():
             generator.send_when_due(stream)
             gevent.sleep(0)  # lets others run between two prompts, which may be long to make

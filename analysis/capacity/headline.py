@@ -17,12 +17,15 @@ TIE = 0.05  # walls less likely than this to be the first do not affect the uppe
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:
     """Joins the walls into one number of users with an interval.
 
-    - Lower end: the smallest lower bound of all walls. If no level has met the first wall, the highest
-      trusted level (trusted: its measurement passed the checks) is a lower bound too.
-    - Upper end: the smallest upper bound among the first wall and its rivals. A rival is another wall that
-      is likely enough to be the first. The probability of an error is divided by the number of these
-      walls (docs/method.md). There is no upper end without a wall, or if the first wall lies far above
-      the highest trusted level.
+    The first wall is the wall with the lowest estimate.
+
+    - Lower end: the smallest lower bound of all walls. If the first wall lies above the highest trusted
+      level, this level is a lower bound too.
+    - Upper end: the smallest upper bound of the first wall and its rivals. A rival is another wall that is
+      reached first with a probability above TIE. These walls share the permitted error of the upper end
+      equally (docs/method.md).
+    - There is no upper end if there is no wall, or if the first wall lies above REACH times the highest
+      trusted level.
     """
     top = evidence.trusted[-1]
     first = min(walls, key=lambda wall: wall.x, default=None)

@@ -122,8 +122,8 @@ def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribut
 def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int, float]:
     """Returns a shorter context length, and the users at the KV-cache wall with this length.
 
-    One in twenty requests is longer than this length, in tokens. Longer answers are taken to end there, and
-    longer prompts are left out.
+    One in twenty measured requests (prompt and answer together) is longer than this length, in tokens. The
+    estimate leaves out the prompts that do not fit, and cuts off the answers that do not fit.
     """
     pairs = evidence.pairs
     assert pairs is not None

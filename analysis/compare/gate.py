@@ -33,19 +33,19 @@ def gate_of(
     tolerance: float = TOLERANCE,
     false_alarms: float = FALSE_ALARMS,
 ) -> GateAnswer:
-    """Judges four criteria: capacity, and at common levels TTFT p95, TPOT p95 and throughput.
+    """Judges four criteria: capacity, TTFT p95, TPOT p95 and throughput.
 
-    Capacity has one check; each other criterion has one check for each common level. The verdict of a check
-    is:
-    - "worse" if the run is surely worse than the baseline by more than `tolerance`;
-    - "ok" if it is not "worse" and the run is surely less than BLIND_FACTOR times as bad (error OK_ERROR);
-    - "unclear" in all other cases.
+    Capacity has one check. Each other criterion has one check for each level that is trusted in both runs
+    and not above the baseline's limit. The verdict of a check is the first that applies:
+    - "worse": the run is surely worse than the baseline by more than `tolerance`.
+    - "ok": the run is less than BLIND_FACTOR times as bad as the baseline, with an error of OK_ERROR.
+    - "unclear": all other cases.
 
-    The verdict of the gate is "worse" if any criterion is "worse". If none is, it is "unclear" if any
-    criterion is "unclear", and "ok" if all are "ok".
+    `_criterion` combines the checks of a criterion. The verdict of the gate is "worse" if any criterion is
+    "worse", else "unclear" if any criterion is "unclear", else "ok".
 
-    For two equal deployments, the probability of "worse" is at most `false_alarms`. Each criterion gets a
-    quarter of this error, and each of its levels an equal part of the quarter (Bonferroni correction).
+    If the two deployments are equal, the gate says "worse" with a probability of at most `false_alarms`. Each
+    criterion gets a quarter of `false_alarms`, divided equally among the levels (Bonferroni correction).
     """
     levels, share = _levels(baseline, run), false_alarms / (1 + len(JUDGED_LEVEL_FIGURES))
     criteria = [_capacity(baseline, run, error=share, tolerance=tolerance)]

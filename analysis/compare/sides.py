@@ -98,8 +98,9 @@ def common_levels(a: MeasuredDeployment, b: MeasuredDeployment) -> list[int]:
 def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests], Floats]) -> Sample | None:
     """Returns a sample of one value per request, from the trusted levels with `users` users.
 
-    Uses the successful requests that ended in the window of a level. Levels with fewer than two of them
-    are left out. None if no level is left. of: takes the requests of a run and returns one value for each.
+    Uses the successful requests that ended while the level was measured (in its window). A level with fewer
+    than two such requests is left out. Returns None if no level is left. of: takes the requests of a run and
+    returns one value for each.
     """
     by_run = {run.info.run_id: run.requests for run in side.runs}
     found = []
@@ -210,7 +211,8 @@ def held_tokens(pairs: LengthPairs, *, block_tokens: int) -> tuple[Floats, Float
 
 
 def scaled_quantity(quantity: Quantity | None, factor: float | None) -> Quantity | None:
-    """Returns a quantity times a factor that is known exactly; None if either is not known."""
+    """Returns the quantity multiplied by `factor`, or None if one of the two is None. The factor is taken as
+    exact, so the bounds are multiplied by it too."""
     if quantity is None or factor is None:
         return None
 

@@ -52,10 +52,10 @@ class StepCost:
 def step_cost_of(
     runs: Sequence[Run], levels: Sequence[Level], *, uncached_prompt: float, output: float
 ) -> StepCost | None:
-    """Fits the cost of a step to the levels; None where fewer than two loads have a known throughput.
+    """Fits the cost of a step to the levels; None where `step_time` finds no fit.
 
-    The base and the cost per sequence come from throughput at different loads. The prefill cost comes from
-    TTFT at different prompt lengths. uncached_prompt, output: mean tokens of a request.
+    The base and the cost per sequence come from throughput at different numbers of users. The prefill cost
+    comes from TTFT at different prompt lengths. uncached_prompt, output: mean tokens of a request.
     """
     step = step_time(levels)
     if step is None:
@@ -85,8 +85,8 @@ def is_free(level: Level) -> bool:
 def step_time(levels: Sequence[Level]) -> StepTime | None:
     """Fits the step time n/X as a straight line in n, by least squares, over the levels without a queue.
 
-    n is the number of requests in flight, and X the output tokens per second. None with fewer than two loads,
-    or where the fitted base is 0.
+    n is the number of requests in flight, and X the output tokens per second. None with fewer than two
+    numbers of users, or where the fitted base is 0.
     """
     free = [level for level in levels if is_free(level) and level.requests.output_tok_s > 0]
     if len({level.users for level in free}) < 2:
@@ -106,8 +106,8 @@ def step_time(levels: Sequence[Level]) -> StepTime | None:
 def prefill_per_token_s(runs: Sequence[Run], levels: Sequence[Level]) -> float | None:
     """Returns how much TTFT grows with each uncached prompt token, in seconds: the slope of a linear fit.
 
-    The fit begins with the lowest load and adds higher loads until the slope is significant. None if it is
-    not significant with all loads.
+    The fit begins with the levels of the fewest users. Levels with more users are added until the slope is
+    significant. None if the slope is not significant even with all levels.
     """
     free = [level for level in levels if is_free(level)]
     for most in sorted({level.users for level in free}):

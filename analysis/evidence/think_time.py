@@ -41,7 +41,8 @@ class Thinking:
     def active(self, users: int) -> float:
         """Returns p, the share of the time in which a user has a request in flight, at N = `users`.
 
-        It solves p = R(n) / (R(n) + Z) with n = p N.
+        It solves p = R(n) / (R(n) + Z). Here n = p N is the number of requests in flight, R(n) the duration
+        of a request, and Z the think time.
         """
         # n = N R/(R + Z), R = idle + slope n  ->  slope n^2 + (idle + Z - N slope) n - N idle = 0
         linear = self.idle_s + self.think_s - users * self.slope_s
@@ -54,8 +55,9 @@ class Thinking:
 def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     """Fits the think time Z and the request duration R(n) to the trusted levels.
 
-    Z follows from Little's law in all of them. R(n) is fitted to the levels without a queue, or to all if
-    every level had a queue. None without a trusted level in which requests succeeded.
+    n is the number of requests in flight. Z follows from Little's law in all trusted levels. R(n) is fitted
+    to the trusted levels without a queue; if every level had a queue, it is fitted to all of them.
+    None without a trusted level in which requests succeeded.
     """
     known = [
         level

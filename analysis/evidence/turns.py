@@ -139,8 +139,8 @@ def measured_pauses(run: Run, window: Window | None = None) -> Floats:
 def censoring_weights(values: Floats, complete: Bools) -> Floats:
     """Returns weights for durations, some of which were cut off. Their sum is 1. Shape (n,).
 
-    If a duration was cut off, its weight goes to all larger durations. Only the largest duration keeps its
-    weight in any case. This is the Kaplan-Meier estimate.
+    If a duration was cut off, its weight goes to all larger durations. The largest duration keeps its
+    weight even if it was cut off. This is the Kaplan-Meier estimate.
 
     values: the durations, shape (n,). complete: False where a duration was cut off, shape (n,).
     """

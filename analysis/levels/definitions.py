@@ -31,8 +31,8 @@ def tpot_s(
 ) -> Floats:
     """Returns the seconds per output token of each request. Shape (n,).
 
-    They are (last - first content time) / (tokens after the first chunk). nan where fewer than two tokens
-    came, or none after the first chunk.
+    They are (time from the first to the last chunk) / (tokens after the first chunk). nan where fewer than
+    two tokens came, or none after the first chunk.
     """
     later = output_tokens - first_chunk_tokens
     defined = (output_tokens >= 2) & (later >= 1)

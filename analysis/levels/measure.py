@@ -41,9 +41,11 @@ def levels_of(run: Run, context: Context) -> list[Level]:
 def token_miscount(run: Run) -> float:
     """Returns how far the server's token counter differs from the rows, as a share of the tokens in the rows.
 
-    This is (growth of the counter over the run) / (output tokens in the rows) - 1. For a request without
-    usage, such as an unfinished one, its chunks are counted. nan where the run has not ended, where the
-    counter or usage is missing, or where there are fewer than MIN_TOKENS tokens.
+    This is (growth of the counter over the run) / (output tokens in the rows) - 1. If a
+    request did not succeed and has no usage, its chunks are counted.
+
+    nan where the run has not ended, where the counter is missing, where a successful request has no usage,
+    or where there are fewer than MIN_TOKENS tokens.
     """
     rows, counter = run.requests, run.server.generation_tokens_total
     known = counter[~np.isnan(counter)]

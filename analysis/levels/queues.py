@@ -76,14 +76,15 @@ def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window:
 def detected_max_num_seqs(
     server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
 ) -> int | None:
-    """Returns `top` if it is the server's max_num_seqs, else None. top: most requests run while others wait.
+    """Returns `top` if it is the server's max_num_seqs, else None.
 
-    Scrapes are taken in which requests waited although the KV-cache pool had room. In nearly all of them, the
-    number of running requests must be `top`. It may also be slightly lower, because the gauge is read after
-    requests have ended in a step.
+    top: the largest number of requests that ran while others waited. A scrape has a queue if requests waited
+    although the KV-cache pool had room.
 
-    If `top` is the number of users, or one less, other queues can look the same (for blocks, or for the
-    step's token budget). Then `top` is returned only if at least a share ALWAYS of all scrapes has a queue.
+    - In nearly all scrapes with a queue, the number of running requests must be `top` or slightly less. It
+      can be less, because the gauge is read after requests have ended in a step.
+    - If `top` is the number of users, or one less, another kind of queue can look the same. In this case, at
+      least a share ALWAYS of all scrapes must have a queue.
     """
     queue = _queues_with_room(server, scrapes, context)
     if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
@@ -94,10 +95,14 @@ def detected_max_num_seqs(
 
 
 def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
-    """Returns the largest number of requests that ran while others waited; None without a clear queue.
+    """Returns `top`, the largest number of requests that ran while others waited; None without a clear queue.
 
-    More than QUEUE_LIMIT of the scrapes must have a queue although the KV-cache pool has room. At least one
-    in ten of these scrapes must show the number that is returned.
+    `top` is taken over all scrapes with waiting requests. A scrape has a queue if the KV-cache pool also had
+    room for a waiting request. The queue is clear if three conditions hold:
+
+    - More than a share QUEUE_LIMIT of all scrapes have a queue.
+    - At least MIN_QUEUES scrapes have a queue.
+    - In at least a share AT_TOP of the scrapes with a queue, exactly `top` requests ran.
     """
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)

@@ -75,10 +75,10 @@ class TrustGates:
         return found
 
     def _littles_law(self) -> tuple[float, float]:
-        """Returns two numbers: by what share the level departs from Little's law, and how large this may be.
+        """Returns the level's relative deviation from Little's law, and the largest deviation allowed.
 
-        The first is (request rate) * (duration) / (requests in flight) - 1. Where the law cannot be tested,
-        returns 0 and 1.
+        The deviation is (request rate) * (duration) / (requests in flight) - 1. Where the law cannot be
+        tested, returns 0 and 1.
         """
         duration, length = self.window.request_duration_s, self.window.length_s
         if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:

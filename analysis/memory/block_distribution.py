@@ -51,7 +51,7 @@ def block_distribution(
     """Computes how many blocks a request holds over its steps, from measured lengths.
 
     A request with a prompt of s tokens and an answer of o tokens holds ceil((s + j) / b) blocks of b tokens
-    in steps j = 0..o-1. Full blocks of the prefix that all prompts share do not count. weight: how often each
+    in steps j = 0..o-1. If all prompts share a prefix, its full blocks do not count. weight: how often each
     pair (s, o) counts, shape (n,); by default once.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
@@ -86,14 +86,18 @@ class Pressure:
 
 
 class Occupancy:
-    """Computes the pressure (preemptions, waiting for blocks) of any number of users on a pool of C blocks.
+    """Computes the `Pressure` of N users on a pool of C blocks, for any N.
 
-    Preemptions are F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N), waiting is eps(N) = P(B_N > C); both are
-    derived in docs/method.md. B_n is the number of blocks that n independent users need together, p_n its
-    distribution (the n-fold convolution of one user's), and W(N) the probability that a prompt does not fit.
+    - Preemptions per finished request: F(N) = sum_k G_k p_{N-1}(C - k) + (q/2) W(N).
+    - Share of the time in which a request waits for blocks: eps(N) = P(B_N > C).
 
-    `active(N)` is the share of the time in which a user has a request in flight. In that time the user holds
-    blocks in E[o] of E[o] + 1 steps, because the engine begins one more step before the next request arrives.
+    B_n is the number of blocks that n independent users need together. p_n(k) is the probability of B_n = k.
+    W(N) is the probability that the blocks of a new prompt do not fit. G_k and q are defined in
+    `BlockDistribution`. docs/method.md derives both formulas.
+
+    `active(N)` is the share of the time in which a user has a request in flight. Of this time, the user holds
+    blocks in E[o] of E[o] + 1 steps (E[o]: mean output tokens), because the engine begins one more step
+    before the next request arrives.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class Occupancy:
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
-        """Returns the pressure of `users` users; `users` must be at least 1."""
+        """Returns the preemptions and the waiting for blocks with `users` users; `users` must be at least 1."""
         if users not in self._known:
             self._known[users] = self._pressure(users)
         return self._known[users]

@@ -16,9 +16,9 @@ INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # instants and turns on the t
 class Eviction:
     """Computes the share of reusable tokens that N users still find in a prefix cache of C blocks (LRU).
 
-    In a user's pause of z seconds, each of the N - 1 other users touches W(z) blocks. Their total D is taken
-    as normally distributed. After the pause, the user finds min(max(C - D, 0), h) of the h blocks of the
-    history. In an unlimited cache the share is 1.
+    While one user pauses, the N - 1 other users touch D blocks in total. D is taken as normally distributed.
+    After the pause, the user finds min(max(C - D, 0), h) blocks, where h is the number of blocks of the
+    user's history. In an unlimited cache the share is 1.
     """
 
     def __init__(self, turns: Turns, *, response_s: float, rng: np.random.Generator, resample: bool) -> None:
@@ -98,8 +98,9 @@ class _TimeLine:
     def touched(self, within_s: Floats) -> Floats:
         """Returns the number of blocks that one user touches in time windows, as an array (INSTANTS, k).
 
-        Each row is an instant, each column one of the k window lengths `within_s` before it. Counted are the
-        blocks that the user holds at the instant, or has freed within the window.
+        Each row is an instant. Each column is a window that ends at this instant; its length is one of the k
+        values of `within_s`. The blocks that the user holds at the instant, or has freed within the window,
+        are counted.
         """
         total_s = float(self._end_s[-1])
         now_s = np.linspace(min(float(within_s.max()), total_s / 2), total_s, INSTANTS, endpoint=False)
@@ -116,7 +117,7 @@ class _TimeLine:
 
 
 def _chosen(weight: Floats, count: int, rng: np.random.Generator, *, resample: bool) -> Ints:
-    """Returns `count` indices in random order, each as often as its weight says, shape (count,).
+    """Returns `count` indices in random order, each in proportion to its weight, shape (count,).
 
     The method is systematic sampling. resample: whether to first multiply the weights by the counts of a
     bootstrap resample.

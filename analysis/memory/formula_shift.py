@@ -22,10 +22,10 @@ NEAR = (0.5, 1.6)  # range of users / (users at the wall) in which levels move t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormulaShift:
-    """Correction that is added to the KV-cache formula: to ln F (`preempted`) and to logit eps (`blocked`).
+    """Two corrections of the KV-cache formula (docs/method.md), each with its standard error.
 
-    F is the number of preemptions per finished request. eps is the share of the time in which a request waits
-    for blocks (docs/method.md). Each correction has a standard error.
+    - `preempted` is added to ln F. F is the number of preemptions per finished request.
+    - `blocked` is added to logit eps. eps is the share of the time in which a request waits for blocks.
     """
 
     preempted: float = FORMULA_BIAS
@@ -45,18 +45,22 @@ class FormulaShift:
 
 
 def kv_margins(pressure: Pressure, slo: Slo, *, shift: FormulaShift) -> tuple[float, float]:
-    """Returns two margins: ln(F / limit) and logit(eps) - logit(limit), each with its shift added. A positive
-    margin means that its limit is exceeded."""
+    """Returns two numbers: by how much the corrected formula exceeds each limit; negative if it is below.
+
+    - Preemptions per finished request (F): ln(F) - ln(limit on F), plus the shift of F.
+    - Share of blocked time (eps): logit(eps) - logit(limit on eps), plus the shift of eps.
+    """
     preempted = math.log(max(pressure.preempted, SMALLEST) / slo.preempted_fraction) + shift.preempted
     blocked = min(max(pressure.blocked, SMALLEST), 1.0 - SMALLEST)
     return preempted, logit(blocked) - logit(slo.kv_blocked_fraction) + shift.blocked
 
 
 def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start: int) -> float:
-    """Returns the number of users, real-valued, at which the first of the limits on F and eps is exceeded.
+    """Returns the number of users, real-valued, at which a limit of `slo` on KV-cache pressure is reached.
 
-    The value lies between the largest N within both limits and N + 1, by interpolation in ln F and logit eps.
-    It is 0 if a single user exceeds a limit. start: a guess of the result, which only saves time.
+    There are two limits: on preemptions per finished request, and on the share of blocked time. N is the
+    largest whole number of users within both. The result is interpolated between N and N + 1. It is 0 if a
+    single user exceeds a limit. start: a guess of the result, which only saves time.
     """
 
     def margin(users: int) -> float:
@@ -106,11 +110,12 @@ class LevelPressure:
 
 
 def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[LevelPressure]:
-    """Returns the measured pressure of each level that is trusted and not limited by max_num_seqs.
+    """Returns the preemptions and the blocked time of each level that the formula may be compared with.
 
-    A level is trusted if nothing casts doubt on its measurements. A level that shows by itself that
-    max_num_seqs limited it is left out. If `max_num_seqs` is given, a level is also left out if that many
-    requests ran while others waited.
+    Levels that are not trusted are left out. Levels that max_num_seqs limited are left out too, in two cases:
+
+    - The limit was detected in the level's own scrapes.
+    - `max_num_seqs` is given, and the level's `most_running` equals it.
     """
     return [
         LevelPressure(
@@ -133,8 +138,8 @@ def measured_shift(
     """Returns the shift estimated from the prior and the measurements at levels near `near_users` users.
 
     `near_users` is where the KV-cache limit is expected. A preemption count with mean mu is taken to have
-    variance D mu + (drift mu)^2. D allows for preemptions that come in clusters. drift allows for the formula
-    being less exact away from the limit.
+    variance CLUSTERING mu + (drift mu)^2. The first term is for preemptions that come in clusters. In the
+    second term, drift grows with distance from the limit, because the formula is less exact there.
     """
     near = [one for one in seen if NEAR[0] * near_users <= one.users <= NEAR[1] * near_users]
     counted = [one for one in near if one.finished and not math.isnan(one.preemptions)]
@@ -191,8 +196,9 @@ def _blocked_score(occupancy: Occupancy, seen: Sequence[LevelPressure], slo: Slo
 def _posterior(score: Score, *, prior: float, prior_sd: float) -> tuple[float, float]:
     """Returns the most probable shift, given prior and measurements, and its standard error.
 
-    The method is Fisher scoring. The score falls as the shift rises, so its sign shows on which side of `at`
-    the solution lies. If a scoring step would leave the remaining interval, the interval is halved instead.
+    The method is Fisher scoring inside an interval that contains the solution. The sign of the score shows
+    which end of the interval can be moved. If a scoring step would leave the interval, the next shift is the
+    middle of the interval.
     """
     low, high, at = prior - 8.0 * prior_sd, prior + 8.0 * prior_sd, prior
     for _ in range(40):

@@ -37,9 +37,9 @@ def replayed_shift(
 ) -> FormulaShift:
     """Returns the formula's shift, measured in the simulated engine near its KV-cache limit of `x` users.
 
-    The engine runs with the whole numbers of users below and above `x`. If the shift moves the limit far, the
-    engine runs again at the new limit. If a limit lies outside 1 to REPLAY_USERS users, the engine does not
-    run there, and the result is the default FormulaShift.
+    The engine runs with the whole numbers of users below and above `x`. If the shift moves the KV-cache limit
+    far, the engine runs again at the new limit, at most REPLAY_ROUNDS times in total. If it would have to run
+    at a limit outside 1 to REPLAY_USERS users, the result is the default FormulaShift.
     """
     for _ in range(REPLAY_ROUNDS):
         if not 1.0 <= x <= REPLAY_USERS:

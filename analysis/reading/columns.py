@@ -144,7 +144,7 @@ def ordered_requests(
 
     - columns: one array of shape (n,) for each name in SCALAR_COLUMNS.
     - labels: outcome code, user and turn of each request, shape (n, 3).
-    - gap_s: chunk gaps of all requests: all of the first request, then all of the second, and so on.
+    - gap_s: chunk gaps of all requests. Those of the first request come first, then those of the second.
     - gaps: number of chunk gaps of each request, shape (n,).
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
@@ -204,7 +204,7 @@ def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
 
 
 def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
-    """Returns the sum of a field over the engines, for each scrape, shape (m,).
+    """Returns the sum of a field over the engines, one value for each scrape.
 
     Engines without the field are skipped. The sum is nan in a scrape in which no engine has the field.
     """

@@ -46,9 +46,9 @@ def choose_runs(
 ) -> tuple[list[list[_FoundRun]], dict[str, list[NotPooled]]]:
     """Returns the groups of runs to analyse, and, by model, notes on the groups that are left out.
 
-    All runs of a group may be pooled. By default, the newest group of each model is analysed. wanted: ids of
-    runs; they are then the only group. Raises InputError if there is no run with one of these ids, or if the
-    wanted runs must not be pooled.
+    The runs of a group may be pooled. wanted: ids of runs, which then form the only group. Without ids, the
+    newest group of each model is analysed. Raises InputError if an id is unknown, or if the wanted runs must
+    not be pooled.
     """
     if wanted:
         return [_picked(runs, wanted)], {}

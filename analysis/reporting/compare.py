@@ -154,7 +154,8 @@ def _capacity_sentence(row: ComparisonRow, a: str, b: str) -> str:
 def _span(low: float | None, high: float | None, direct: bool) -> str:
     """Says how many times as many users the better run holds; empty if the lower bound is not known.
 
-    low, high: bounds on users of b / users of a, None if open. direct: True if b is the better run.
+    low, high: bounds on the ratio (users of run b) / (users of run a); None if not known. direct: True if
+    b is the better run, False if a is.
     """
     ends = (low, high) if direct else (1.0 / high if high else None, 1.0 / low if low else None)
     if ends[0] is None:

@@ -142,8 +142,8 @@ def _next(judgement: Judgement, holding: int, *, waited: bool) -> tuple[int | No
 def _up(judgement: Judgement) -> tuple[int | None, str]:
     """Returns the next, higher number of users while no wall is met, and the reason.
 
-    The next number is where a model expects the first wall, but at least MIN_STEP times and at most
-    MAX_STEP times the highest trusted level. None once this level has MAX_SEARCHED_USERS.
+    The next number is where the first wall is expected, but at least MIN_STEP times and at most MAX_STEP
+    times the highest trusted level. It is None if the highest trusted level has MAX_SEARCHED_USERS already.
     """
     top = judgement.evidence.trusted[-1]
     if top >= MAX_SEARCHED_USERS:
@@ -189,9 +189,9 @@ def _nearer(
 ) -> tuple[int | None, str]:
     """Returns the next number of users, near a wall at x users, or None to stop; and the reason in words.
 
-    The next level lies below or above the wall, on the side that was measured for less time so far. width:
-    width of the confidence interval of x, in users. The narrower the interval, the nearer to x the next level
-    lies. The search stops when the interval is narrow enough and both sides were measured.
+    The next number lies on the side of the wall (below or above) that was measured for less time so far. It
+    lies nearer to x when the confidence interval of x is narrower. width: width of this interval, in users.
+    The search stops when the interval is narrow enough and both sides of the wall were measured.
     """
     around = [level for level in evidence.levels if level.trusted and abs(level.users / x - 1.0) < NEAR_SHARE]
     seconds = [

@@ -287,8 +287,9 @@ def _ttft(served: ClaimedDeployment) -> CheckedClaim | None:
 def _both_concurrencies(first: ClaimedDeployment, second: ClaimedDeployment) -> CheckedClaim | None:
     """Judges whether two claimed maximum concurrencies can both be VRAM limits for requests of one length.
 
-    A limit of n means that the pool holds at least n but not n + 1 requests. Two limits therefore bound the
-    ratio of the two pools. None if one of the two is not claimed.
+    A VRAM limit of n means that the KV-cache pool holds n requests but not n + 1. Two limits a and b thus
+    need pools whose ratio, first to second, is between a / (b + 1) and (a + 1) / b. This range is compared
+    with the computed pools. Returns None if one of the two concurrencies is not claimed.
     """
     a, b = first.claim.max_concurrency, second.claim.max_concurrency
     if a is None or b is None:

@@ -124,10 +124,10 @@ def _read_bytes_per_token(
 
 
 def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> ActiveShare:
-    """Returns a function that gives a user's share of time in flight, from the number of users.
+    """Returns a function: number of users -> share of the time in which a user has a request in flight.
 
-    The share is R/(R + Z). Z is the think time. R = idle + slope * n is the duration of a request when n
-    requests are in flight; the step model gives idle and slope.
+    The share is R / (R + Z). Z is the think time, R the duration of a request. With n requests in flight,
+    R = idle + slope * n, where n is the number of users times the share. The step model gives idle and slope.
     """
     if workload.think.mean <= 0:
         return always_active
@@ -188,8 +188,8 @@ def _memory_wall(
 def _combined(estimate: float, moved: Sequence[float], sign: float) -> float:
     """Combines independent changes of the estimate into one end of a band.
 
-    The squares of the changes, as logarithms of ratios, are added. moved: the users after each change alone.
-    sign: -1 for the lower end, 1 for the upper end.
+    moved: the number of users after each change alone. A change counts as log(moved / estimate); the combined
+    change is the root of the sum of squares. sign: -1 for the lower end, 1 for the upper end.
     """
     if estimate <= 0:
         return estimate if sign < 0 else max(moved)

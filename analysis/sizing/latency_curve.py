@@ -37,9 +37,8 @@ class LatencyCurve:
     ) -> tuple[float, float, float]:
         """Finds the number of users at which a p95 crosses its objective; infinite if it never does.
 
-        Returns lower end, estimate and upper end. The lower end is for steps that are SPEED_BAND times
-        slower, the upper end for steps that are SPEED_BAND times faster. As all times scale with the step
-        times, the objective is changed by this factor instead of the times.
+        Returns lower end, estimate and upper end. At the lower end, engine steps take SPEED_BAND times as
+        long as predicted; at the upper end, they take 1 / SPEED_BAND of that time.
 
         seconds: the p95s of the curve, ttft_s or tpot_s. scale: factor on these p95s.
         """

@@ -70,8 +70,10 @@ def _with_workload(
 ) -> float:
     """Returns the number of users at the first limit (wall) with another workload.
 
-    The latency curve is not simulated again. Its times are multiplied by the change of the p95s at `users`, a
-    load near the first limit. now_s: p95 of TTFT and TPOT at `users` with the present workload.
+    The latency curve is not simulated again. Only one number of users, `users`, is simulated with the other
+    workload. All p95s of the curve are then multiplied by the ratio of the other p95 to the present p95 at
+    `users`. users: a load near the first limit; 0: the curve stays as it is. now_s: present p95 of TTFT and
+    TPOT at `users`.
     """
     others = size_engine(sized.deployment, workload, latency=False)
     scale = (1.0, 1.0)

@@ -29,8 +29,8 @@ EIGHT_BIT_METHODS = {"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"}
 class StepModel:
     """Step time, seconds: base(n) + per_sequence * n + per_kv_token * tokens + per_prefill_token * prefill.
 
-    n: sequences in the step. tokens: their tokens in the KV cache. prefill: prompt tokens computed in the
-    step.
+    n: sequences in the step. base(n): time that does not belong to a single sequence (`base_s`). tokens:
+    tokens of the n sequences in the KV cache. prefill: prompt tokens computed in the step.
     """
 
     dense_s: float

@@ -68,8 +68,8 @@ def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> B
 
     A request with o answer tokens has o steps. With full attention the result equals
     `analysis.memory.block_distribution.block_distribution`. With other layouts of the cache, the blocks of
-    all groups of layers are added. If a request then grows by g blocks at once, this counts as g growths.
-    Whether the requests still fit is not affected.
+    all groups of layers are added. A request may then take several blocks in one step; each of these blocks
+    counts as one growth.
     """
     longest = int((workload.prompt + workload.output).max())
     blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])

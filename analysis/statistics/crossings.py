@@ -72,11 +72,13 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
 def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:
     """Estimates the number of users x at which the p95 crosses its objective.
 
-    Beyond x, more than 5 % of the requests miss the objective, so `miss_crossing` finds the two neighbouring
-    numbers of users and the bounds. x is then interpolated between the p95s at these two numbers, in ln users
-    and ln p95. (Shares of misses of 0 and 1 alone do not tell where between two loads the crossing is.) x is
-    kept within the 90 % bounds, and bounds at other levels are extended to include x. Where either p95 is
-    unknown or the two do not enclose the objective, the result is that of `miss_crossing`.
+    A p95 above its objective means that more than 5 % of the requests miss the objective. `miss_crossing`
+    with this limit gives the bounds and the two neighbouring numbers of users around x. x is then
+    interpolated between the p95s at these two numbers, in ln users and ln p95. x is kept within the 90 %
+    bounds. Bounds of other confidence are extended, where needed, to include x.
+
+    If one of the two p95s is unknown, or the objective is not between them, the result is that of
+    `miss_crossing`.
 
     Returns None where no point is beyond the limit.
     """

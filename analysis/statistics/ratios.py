@@ -131,13 +131,10 @@ def _fewest(share: float) -> float:
 def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
     """Returns bounds on the ratio r of two quantiles, b's quantile divided by a's quantile.
 
-    If r is the true ratio, a share 1 - `share` of b's values lies above r times a's quantile. The lower bound
-    is the smallest r for which the measured share above that value is not significantly larger. The test is
-    Student's t, with batch-means variances of both samples. The upper bound is found in the same way with a
-    and b exchanged.
-
-    Bounds made from the intervals of the two quantiles would be open where an interval reaches the end of its
-    sample. This test still gives bounds there if the whole distribution has shifted.
+    share: 0.95 for a p95, for example. If r is the true ratio, 5 % of b's values then lie above r times a's
+    p95. Each r is tested: if significantly more than 5 % lie above, r is too small. The lower
+    bound is the smallest r that passes. The upper bound is found in the same way with a and b exchanged. The
+    test is Student's t, with batch-means variances of both samples.
     """
     return lambda error: (
         _least_ratio(a, b, share, error),

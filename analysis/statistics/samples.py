@@ -21,8 +21,8 @@ EFFECTIVE_FOR_P99 = 299
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A stretch of time. Values in it are taken to depend on each other for about one mean request
-    duration."""
+    """A stretch of time. Two values measured in it are taken to be correlated if they lie less than about one
+    mean request duration apart."""
 
     begin_unix_s: float
     end_unix_s: float
@@ -155,8 +155,8 @@ class MissShare:
 def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:
     """Counts misses and estimates their design effect.
 
-    If none or all requests missed, the design effect of `values` is used instead. A request whose value is
-    nan counts in the number of requests but not in that design effect.
+    The design effect is the number of requests divided by the effective number of independent requests. If
+    none or all requests missed, it is estimated from `values` (without nan) instead of from the misses.
 
     misses, values, at_unix_s: shape (n,).
     """

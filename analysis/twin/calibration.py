@@ -70,7 +70,8 @@ def calibrate(
     """Fits a service to the trusted levels among `levels`.
 
     replicas, router: how many replicas served the run, and how users were spread over them. Raises
-    CalibrationError when token counts or block counts are missing, or when no calm level shows single tokens.
+    CalibrationError when token counts or block counts are missing. Raises it also when the step times cannot
+    be fitted: no trusted level has few preemptions, little waiting and one token in each chunk.
     """
     rng = np.random.default_rng(seed)
     if evidence.pool is None or evidence.pairs is None:

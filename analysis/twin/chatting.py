@@ -1,7 +1,8 @@
 """Reads how people chat from the rows of a load test: conversations and pauses.
 
-The end of a run cuts off some conversations and pauses. Leaving these out would favour short ones. So the
-weight of each one that was cut off goes to longer ones (`analysis.evidence.turns`).
+The end of a run cuts off some conversations and pauses, mostly long ones. Without them, the rest would be too
+short on average. Therefore, the weight of each one that was cut off is moved to longer ones
+(`analysis.evidence.turns`).
 """
 
 from collections.abc import Sequence

@@ -49,8 +49,8 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
     """Returns for each limit (wall) how far the figures are beyond it. Above 0, the limit is crossed.
 
     The margin is ln(value / limit) for preemptions per request, and logit(value) - logit(limit) for shares.
-    alone: figures of a single user, whose conversations all stay in the prefix cache. Its hit rate is what
-    the prefix cache is compared with. None: the prefix cache is not a limit.
+    alone: figures of a single user, for the prefix cache. A single user's conversations all stay in this
+    cache, so the hit rate of `figures` is divided by that of `alone`. None: the prefix cache is not a limit.
     """
     n = max(figures.requests, 1)
     preempted = math.log(max(figures.preempted_fraction, 0.3 / n) / slo.preempted_fraction)

@@ -44,7 +44,7 @@ class FittedTwin:
 
     @property
     def draws(self) -> Sequence[Service]:
-        """Variants of the fitted service that are simulated too, to compute the intervals."""
+        """Variants of the fitted service that are simulated too, to compute the intervals of predictions."""
         return self.fit.draws[:SIMULATED_DRAWS]
 
 

@@ -139,11 +139,12 @@ class StepHistory:
         )
 
     def design(self, picked: Ints, replicas: int) -> tuple[NDArray[np.float64], Floats, Floats]:
-        """Returns three arrays for the segments `picked`.
+        """Returns three arrays with one row for each of the m segments `picked`.
 
         They are: regressors (m, 4), durations in seconds (m,), and end times in Unix seconds (m,). The four
-        regressors are sums over a segment's steps: steps, sequences, KV tokens, and prompt tokens computed.
-        Rows do not say which replica served a request: each replica is assumed to have an equal share.
+        regressors are the number of steps in the segment, and three sums over these steps: sequences, KV
+        tokens, and prompt tokens computed. It is not known which replica served a request, so the load is
+        divided equally among the replicas.
         """
         ends = self._gap_ends(picked)
         middle = (ends[:, 1:] + ends[:, :-1]) / 2

@@ -31,9 +31,9 @@ GRAIN_SHARE = 0.005  # standard error of the replay, as a share of the wall
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class KvCacheWall:
-    """The KV-cache wall in users of all engines together.
+    """The KV-cache wall (a limit in users).
 
-    draws: values of the wall from resampled data, shape (resamples,).
+    x: number of users at the wall, over all engines together. draws: values of `x` from resampled data, shape (resamples,).
     """
 
     x: float
@@ -67,8 +67,8 @@ def kv_cache_wall(
     """Computes the number of users at which preemptions or the time blocked exceed their limits.
 
     The result of a formula is corrected twice: by a replay of the measured lengths in the simulated engine,
-    then by the counts at levels near the wall. Each draw resamples whole conversations, the think time and
-    the correction.
+    then by the preemptions and blocked times measured at levels near the wall. Each of the `resamples` draws
+    resamples whole conversations, the think time and the correction.
     """
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.per_engine(pool.engines) if thinking else None

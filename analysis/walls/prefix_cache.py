@@ -165,8 +165,8 @@ def _response_s(thinking: Thinking, users: float) -> float:
 def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
     """Returns the formula, and the number of users of one engine at which it places the wall.
 
-    The formula depends on request durations, and these depend on the number of users. So both are computed in
-    turn, SETTLING_ROUNDS times, until they agree.
+    The formula needs the request duration, and the request duration depends on the number of users that the
+    formula gives. Duration and number of users are therefore computed in turn, SETTLING_ROUNDS times.
     """
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
@@ -179,8 +179,9 @@ def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tup
 def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: float) -> tuple[Floats, Floats]:
     """Returns possible values of ln(wall / formula) and their weights, shape (SHIFT_GRID,) each.
 
-    The weights are a posterior: the formula's known error, updated by the measured hits. Measured and
-    expected hits are both divided by those at the lowest load.
+    The weights are a posterior. The prior is Student's t with scale `sd`, the formula's error. It is updated
+    by comparing measured with expected hits. Measured hits are first divided by the measured hits at the
+    lowest load, and expected hits by the expected hits at the lowest load.
     """
     shift = np.linspace(-FARTHEST, FARTHEST, SHIFT_GRID)
     log_weight = -0.5 * (FREEDOM + 1.0) * np.log1p((shift / sd) ** 2 / FREEDOM)

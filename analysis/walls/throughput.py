@@ -27,7 +27,7 @@ def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
     Trusted levels with equal users are pooled. A fall between two neighbouring levels meets three conditions:
 
     - It is larger than 2 %.
-    - It is significant by a one-sided t test. Its level is 1 % divided by the number of pairs of neighbours.
+    - A one-sided t test finds it significant, at 1 % divided by the number of pairs of neighbours.
     - No higher level comes back to within 2 % of the level before the fall.
     """
     trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)

@@ -28,8 +28,8 @@ class Channel:
         self.on_from(kind, lambda message, _sender: handle(message))
 
     def on_from(self, kind: type[_M], handle: Callable[[_M, str], object]) -> None:
-        """Registers `handle(message, sender)` for messages of this kind. To answer, pass `sender` to `send`
-        as `to`."""
+        """Registers `handle(message, sender)` for messages of this kind. To answer, call
+        `send(answer, to=sender)`."""
 
         def receive(msg: Any, **_: object) -> None:
             handle(msgspec.convert(msg.data, kind), msg.node_id)

@@ -55,9 +55,9 @@ def _interrupt() -> None:
 
 
 def leave_ctrl_c_to_master(*, within_s: float) -> None:
-    """Makes this worker ignore Ctrl-C at first, because a terminal sends Ctrl-C to every process of
-    `--processes`. The leader ends the run, collects the rows and then tells the workers to exit. A worker
-    that is not told exits by itself `within_s` seconds after the Ctrl-C."""
+    """Makes this worker keep running after a Ctrl-C, which a terminal sends to every process of
+    `--processes`. The leader still has to collect the workers' rows; then it tells the workers to exit. A
+    worker that is not told exits by itself `within_s` seconds after the Ctrl-C."""
     gevent.signal_handler(
         signal.SIGINT, lambda: gevent.spawn_later(within_s, os.kill, os.getpid(), signal.SIGTERM)
     )

@@ -1,5 +1,10 @@
-"""Plans of users: levels one after the other, a sweep that doubles the users, one number of users until the
-test is stopped, or an open loop (requests sent at given times). Knows nothing of requests."""
+"""Plans of users. Knows nothing of requests. The plans are:
+
+- a given list of levels, one after the other;
+- a sweep: each level has twice the users of the level before;
+- one number of users until the test is stopped;
+- an open loop: requests are sent at given times.
+"""
 
 import logging
 import time

@@ -44,9 +44,9 @@ class LevelKeeper:
         self._awaited = users
 
     def keep(self) -> None:
-        """Moves the end of the level to now. If a worker has fallen silent, moves it only to that worker's
-        last report, because nobody knows when its users stopped. Before that, begins the level that
-        `begin_when_others_have_ended` has planned, if its surplus users have ended."""
+        """First begins the level that `begin_when_others_have_ended` has planned, if the surplus users have
+        ended. Then moves the end of the current level to now. If a worker is silent, the level ends at that
+        worker's last report, because nobody knows when its users stopped."""
         if self._awaited is not None and self._runner.user_count <= self._awaited:
             self.begin(self._awaited)
         self._coordinator.keep_level(self._reports.heard_until(self._workers))

@@ -13,9 +13,11 @@ _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn m
 
 
 class LocustOptions:
-    """Reads Locust's parsed options, which the web form overwrites. With `--headless`, Locust fills in a
-    number of users and a spawn rate even if none was given, so the values of `-u` and `-r` are copied at the
-    start."""
+    """Reads the options that Locust parsed. A start from the web form overwrites them.
+
+    With `--headless`, Locust later fills in a number of users and a spawn rate if the user gave none. Then
+    nobody can see whether `-u` and `-r` were given, so this object copies their values when it is created.
+    """
 
     def __init__(self, parsed: Namespace) -> None:
         self.headless = bool(parsed.headless)

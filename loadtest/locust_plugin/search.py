@@ -87,9 +87,9 @@ class SearchShape(Shape):
     def _look_is_due(self, level: LiveLevel) -> bool:
         """Whether to ask the advisor now. True in either of two cases:
 
-        - `look_s` seconds have passed since its last advice and since the level's start;
-        - the level is past a limit (such as the TTFT objective) or far past it, and the advisor has not yet
-          been asked for this reason in this level.
+        - The last advice and the start of the level are both at least `look_s` seconds ago.
+        - The level is past a wall (such as the TTFT objective), or far past a wall. Each such finding counts
+          only once in a level.
         """
         assert self._advice is not None
         alarm = level.far_past_wall() or level.past_wall()

@@ -29,10 +29,11 @@ def kv_bytes_per_token(
 ) -> int | None:
     """Returns the KV-cache bytes of one token on one GPU, in the pipeline stage where this number is largest.
 
-    Its formula is 2 * layers * max(1, kv_heads / tp) * head_dim * bytes; MLA has one latent vector per layer.
+    With full attention the number is 2 * layers * max(1, kv_heads / tp) * head_dim * bytes of an element. An
+    MLA layer holds one latent vector instead of a key and a value for each head. Recurrent layers do not
+    count: their state does not grow with the tokens.
     Returns None if any layer has a window or chunk, because the bytes then depend on the token's position.
-    Recurrent layers do not count; see `KvLayout.fixed_blocks`. `dtype` is the type of the model, `kv_dtype`
-    the type of the cache.
+    `dtype` is the type of the model, `kv_dtype` the type of the cache.
     """
     caches = [cache for layer in shape.layers for cache in layer.caches]
     if any(isinstance(cache, AttentionCache) and cache.kind in ("window", "chunk") for cache in caches):
@@ -100,11 +101,11 @@ class KvCacheGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KvLayout:
-    """How vLLM divides the KV cache into blocks of equal size, from which each group of layers takes its own.
+    """How vLLM divides the KV cache into blocks. All blocks have the same size.
 
-    A model that has only full attention has one group. The layers of any other model are divided into groups
-    with about equal numbers of layers, so that blocks of one size suit every group (vLLM's
-    _get_kv_cache_groups_uniform_page_size).
+    vLLM also divides the layers into groups, and each group has blocks of its own. A model that has only full
+    attention has one group. In any other model, the groups have about equal numbers of layers, because a
+    block must have the same size for every group (vLLM's _get_kv_cache_groups_uniform_page_size).
     """
 
     block_size: int

@@ -54,12 +54,11 @@ def default_batch_limits(gpu: Gpu) -> tuple[int, int]:
 def sampling_bytes_per_logit(version: VllmVersion, dtype: str) -> float:
     """Returns the peak bytes per logit of the sampling step that vLLM profiles at start-up.
 
-    The step has max_num_seqs * vocab_size logits. The bytes depend on the version:
+    The step has max_num_seqs * vocab_size logits. The bytes come from start-up logs and depend on the version
+    of vLLM:
     - Before 0.11.1: 13.2 bytes.
-    - 0.11.1 to 0.16, where the sampler sorts: 38.8 bytes by start-up logs, for the sorted values, their
-      64-bit indices and copies.
-    - Later: 13.45 bytes plus one element of the model's type, for the logs of Llama models (vLLM 0.19, H100).
-      Held are the logits in the model's type and in float32, and two arrays of probabilities.
+    - 0.11.1 to 0.16: 38.8 bytes. The sampler of these versions sorts, which needs more memory.
+    - Later: 13.45 bytes plus one element of the model's type (logs of Llama models, vLLM 0.19, H100).
     """
     if SORTING_SAMPLER_FROM <= version < TRITON_SAMPLER_FROM:
         return 38.8
@@ -80,10 +79,12 @@ def activation_bytes(
 ) -> int:
     """Returns the peak bytes of vLLM's profile run at start-up.
 
-    The peak is the larger of sampling and forward pass, plus the workspace of the experts. Sampling holds one
-    row of logits per sequence (`max_num_seqs`). For each of `max_num_batched_tokens` tokens, the forward pass
-    holds 3 rows as wide as the MLP and 4 rows of the hidden size. For Granite 3.1 8B on an H100 the formula
-    gives 0.84 GiB, and vLLM logs 0.85 GiB.
+    The peak is the larger of these two, plus the workspace of the experts:
+    - Sampling (only in the last pipeline stage): one row of logits for each of `max_num_seqs` sequences.
+    - Forward pass: 3 rows as wide as the MLP and 4 rows of the hidden size for each of
+      `max_num_batched_tokens` tokens.
+
+    For Granite 3.1 8B on an H100 the formula gives 0.84 GiB, and vLLM logs 0.85 GiB.
     """
     model_dtype = dtype or shape.dtype
     width = dtype_bytes(model_dtype)
@@ -166,10 +167,10 @@ def startup_overheads(
 
 
 def _cuda_graphs(shape: ModelShape, gpu: Gpu, pp: int) -> int:
-    """Returns the bytes of CUDA graphs for about 51 batch sizes: 0.35 GiB and 0.014 GiB per layer of a stage.
+    """Returns the bytes of the CUDA graphs of one pipeline stage, for about 51 batch sizes.
 
-    This is the median of the published logs, which range from 0.49 to 1.9 GiB. GPUs without full graphs have
-    only piecewise graphs, which take half as much.
+    The formula follows the median of the published logs, whose values range from 0.49 to 1.9 GiB. GPUs
+    without full graphs have only piecewise graphs, which take half as much.
     """
     whole = (0.35 + 0.014 * shape.num_layers / pp) * GIB
     return round(whole if gpu.full_graphs else whole / 2)

@@ -49,9 +49,10 @@ def step_bytes(
 ) -> float:
     """Returns the bytes of weights that one decode step reads, summed over one GPU of each pipeline stage.
 
-    A step reads all layers and the head. It reads few rows of the embeddings, so they count only if they are
-    also the head (tied). An expert counts with the probability that at least one of `sequences` sequences
-    chooses it; all experts are taken as equally likely. If `sequences` is None, all experts are read.
+    A step reads all layers and the head. It reads only a few rows of the embeddings, so these do not count.
+    Tied embeddings count, because they are also the head. An expert counts with the probability that at least
+    one of `sequences` sequences chooses it; all experts are taken as equally likely. If `sequences` is None,
+    all experts are read.
     """
     width = dtype_bytes(dtype or shape.dtype)
     head = shape.before[:1] if shape.tie_word_embeddings else ()

@@ -1,7 +1,6 @@
 """Starts the advisor of a search as a process of its own, `python -m analysis.search`, and asks it over
-pipes: one JSON line for a question, one for an answer. Inside the leader's process, the advisor's statistics
-would take CPU time and the GIL from the measurement; in its own process they run at low priority. Knows no
-Locust."""
+pipes: one JSON line for a question, one for an answer. The advisor runs at low priority. In the leader's
+process, its statistics would take CPU time and the GIL from the measurement. Knows no Locust."""
 
 import contextlib
 import os

@@ -31,9 +31,12 @@ _T = TypeVar("_T")
 
 
 class Generator:
-    """Sends and measures the requests of one process. Three threads take part: its methods must be called
-    from greenlets of the main thread, requests run on the event loop's thread (`RequestRunner`), and rows are
-    written on a third thread."""
+    """Sends and measures the requests of one process. Three threads take part:
+
+    - the main thread: greenlets on it call the methods of this class;
+    - the event loop's thread: requests run on it (`RequestRunner`);
+    - a third thread: it writes the rows.
+    """
 
     def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
         """Opens the files and the session with the server. host: the server's address from the plan, with

@@ -1,6 +1,6 @@
 """Counts of a level while it runs, and whether the level is past a wall (a limit, such as the TTFT
-objective). Only compares shares of requests with the objectives, without statistics. Knows neither Locust nor
-the time."""
+objective). Compares shares (such as the share of requests that miss an objective) with fixed thresholds,
+without statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter

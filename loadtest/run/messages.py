@@ -33,7 +33,7 @@ class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CurrentLevel(msgspec.Struct, kw_only=True, frozen=True):
-    """Tells the workers the level to which all requests belong that begin from now on."""
+    """Tells the workers the level of all requests that begin from now on."""
 
     users: int | None
     """Users of the level; None: the requests belong to no level."""

@@ -117,8 +117,8 @@ def _server_info(
 
 def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
     """Returns the bytes that the keys and values of one token take, on all GPUs together. None if the server
-    quantises its KV cache, or if the model has layers with a window or chunks. Raises InputError if the file
-    is not usable."""
+    quantises its KV cache, or if the attention of some layers is windowed or chunked. Raises InputError if
+    `config_file` is not usable."""
     try:
         config = json.loads(config_file.read_bytes())
         shape = parse_config(config)

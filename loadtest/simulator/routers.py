@@ -38,9 +38,9 @@ exceed those of the least loaded replica by both this number and this factor."""
 
 
 def prefix_aware() -> Route:
-    """Returns a route that sends a request to the replica with the longest cached prefix of the prompt. Among
-    equal replicas it takes the least loaded, and then they take turns. Replicas with too many requests get
-    none (see BALANCE_REQUESTS)."""
+    """Returns a route that sends a request to the replica with the longest cached prefix of the prompt. If
+    several replicas have the longest, the one with the fewest unfinished requests gets it; if these are equal
+    too, the replicas take turns. A replica with too many unfinished requests gets none (BALANCE_REQUESTS)."""
     turn = count()
 
     def route(request: Request, engines: Sequence[Engine]) -> int:

@@ -58,7 +58,7 @@ def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking
 
 def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
     """Returns one hash for each full block. A hash covers all tokens from the start up to the end of its
-    block. For the same tokens, another process gives other hashes."""
+    block. The hashes are valid only inside one process."""
     hashes: list[int] = []
     previous = 0
     for end in range(block_size, len(tokens) + 1, block_size):
@@ -89,8 +89,8 @@ def write_answer(
     load.
 
     With `forced` (vLLM's `ignore_eos`) the answer has exactly `max_tokens` tokens. Without `forced`, prompt
-    and seed determine the length, up to `max_tokens`. A lower `max_tokens` gives the same words, cut off
-    earlier. The reasoning then also ends earlier, because it is a fixed fraction of the answer.
+    and seed determine the length, and an answer longer than `max_tokens` is cut off there. The reasoning is a
+    fixed fraction of the answer after the cut, so a cut also moves the end of the reasoning.
     """
     digest = blake2b("\0".join(prompt).encode(), digest_size=8, key=str(seed).encode()).digest()
     random = Random(int.from_bytes(digest, "big"))

@@ -139,10 +139,11 @@ def closed_loop(
 ) -> EngineTrace:
     """Runs one engine under a fixed number of users until no request is left, and returns its trace.
 
-    Each user sends the next of `requests` when the user's previous request has ended, after `turn_round_s`
-    plus one draw of `think_s`. `turn_round_s` stands for the time that a real client needs. Because of it,
-    the next request misses the step that starts at the end of the previous one. The users start at equal
-    distances over `start_spread_s` seconds.
+    When a user's request has ended, the user waits for `turn_round_s` plus one draw of `think_s` and then
+    sends the next of `requests`. `turn_round_s` is the time that a real client needs between two requests.
+    The engine starts a step at the instant at which a request ends; with `turn_round_s` above 0, the user's
+    next request comes too late for that step. The users start one after the other, equally spaced over
+    `start_spread_s` seconds.
     """
     source = iter(requests)
 
@@ -172,10 +173,11 @@ class _Replica:
         self.trace = EngineTrace(counters=engine.counters, pool_blocks=engine.pool.blocks)
 
     def go_on(self, now_s: float, until_s: float) -> float | None:
-        """Leaps ahead while the batch and the queue cannot change, and then begins the next step. If the leap
-        reaches `until_s`, no step is begun.
+        """Leaps ahead while the batch and the queue cannot change, and then begins the next step.
 
-        Returns the instant at which to call `end`, or None if there is nothing to do.
+        Returns the instant at which this step ends, or None if there is nothing to do. If the leap reaches
+        `until_s`, begins no step and returns the instant that the leap has reached. In both cases the caller
+        calls `end` at the returned instant.
         """
         landed_s = self.engine.leap(now_s, until_s, self.trace.note)
         if now_s < until_s <= landed_s:

@@ -62,9 +62,12 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
         )
 
     def arrivals(self, *, seed: int, duration_s: float) -> Iterator[Arrival]:
-        """Yields the arrivals of `duration_s` seconds; equal seeds give equal arrivals. The method is
-        time rescaling: arrivals are drawn at a constant rate of 1 per second, then their times are stretched
-        or compressed to the wanted rate. An arrival drawn at x is due when the integral of the rate is x."""
+        """Yields the arrivals of `duration_s` seconds; equal seeds give equal arrivals.
+
+        First, arrivals are drawn at a constant rate of 1 per second. Then their times are stretched or
+        compressed to the wanted rate: an arrival drawn at x seconds is due when the wanted rate, integrated
+        from the start of the run, reaches x.
+        """
         rng = random.Random(f"arrivals/{seed}")
         point, number = 0.0, 0
         while True:
@@ -89,9 +92,9 @@ class ArrivalProcess(msgspec.Struct, frozen=True):
                 return rng.gammavariate(self.burstiness, 1 / self.burstiness)
 
     def _time_at(self, integral: float, duration_s: float) -> float | None:
-        """Returns the time t, in seconds, at which rate * t + slope * t^2 / 2 reaches `integral`. None if
-        this is not before the end of `duration_s`. The formula has the square root in the denominator, so
-        that a slope of 0 works too."""
+        """Returns the time, in seconds, at which the rate, integrated from the start, reaches `integral`.
+        None if this is not before `duration_s`. The rate is linear in time, so the time solves a quadratic
+        equation. The solution has the square root in the denominator: it also holds for a constant rate."""
         slope = (self.end_rate - self.rate) / duration_s
         if integral >= self.mean_count(duration_s):
             return None

@@ -48,9 +48,13 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
         """Builds the request of one arrival in an open loop. Every process builds the same request for the
-        same arrival. A length that the arrival does not state is drawn. If the arrival states no prefix
-        blocks, its prompt shares no prefix with other prompts. If there is a file of prompts, one of them is
-        used instead, and the arrival's lengths and blocks do not count."""
+        same arrival.
+
+        With a file of prompts, the request is one of these prompts, and the lengths and blocks of the arrival
+        do not count. Without a file, the prompt is synthetic:
+        - A length that the arrival does not state is drawn.
+        - If the arrival states no prefix blocks, the prompt shares no prefix with other prompts.
+        """
         if self.prompts:
             return next(self.conversation(user=arrival.number, number=0).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")

@@ -1,7 +1,7 @@
 """Turns the results of other load generators into runs.
 
-Chooses the files to read, the stages that help to answer, and the dump of the server's metrics that belongs
-to each file. Knows no file format.
+Chooses the files to read, the stages to analyse, and for each file a dump of the server's metrics. Knows no
+file format.
 """
 
 import math
@@ -31,12 +31,17 @@ ONE_WORKLOAD_DIFFERENCE, FOUR_SIGMA = 0.25, 4.0
 
 
 def read_results(path: Path, *, server_metrics: Path | None = None) -> list[Run]:
-    """Reads a result file, or all result files of a folder and its subfolders; returns a run for each stage.
+    """Reads a result file, or all result files of a folder; returns a run for each stage that is analysed.
 
-    server_metrics: one dump of the server's metrics for all files. Without it, a dump with a name in
-    DUMP_NAMES is looked for, first beside each result file and then in the folder itself. Raises InputError
-    when a file is cut off or of an unsupported kind or version, when the results are of different workloads,
-    and when the dump does not belong to the results.
+    The folder's direct subfolders are read too. server_metrics: one dump of the server's metrics for all
+    files. Without it, a dump with a name in DUMP_NAMES is looked for, first beside each result file and then
+    in the folder itself.
+
+    Raises InputError in these cases:
+
+    - A file is cut off, or its kind or version is not supported.
+    - The results are of different workloads.
+    - The dump does not belong to the results.
     """
     dump = read_metrics_dump(server_metrics) if server_metrics else None
     stages = [stage for file in _files(path) for stage in read_file(file, named=path.is_file())]

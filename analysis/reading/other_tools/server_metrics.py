@@ -214,8 +214,10 @@ def _documents(path: Path, text: str) -> Iterator[object]:
 def _samples_of_text(path: Path, text: str) -> Iterator[TimedSample]:
     """Yields the samples of a text file.
 
-    The file holds pages of /metrics, each after a line with the time of the scrape, or a page of Prometheus'
-    /federate, in which each line has its own time.
+    The file has one of two forms:
+
+    - Pages of /metrics. Before each page stands a line with the time of the scrape.
+    - A page of Prometheus' /federate. Each of its lines has its own time.
     """
     for unix_s, page in _pages(path, text):
         try:

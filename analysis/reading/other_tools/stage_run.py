@@ -100,7 +100,7 @@ def _info(stage: LoadStage, requests: Requests, server: ServerInfo, *, run_id: s
 def _span_of_all_users(requests: Requests, users: int) -> tuple[float, float]:
     """Returns the first and the last moment at which 90 % of the users were in flight, seconds since 1970.
 
-    If never as many as `users` were in flight at once, 90 % of the largest number in flight are enough.
+    If fewer than `users` were ever in flight at once, the 90 % are of the largest number in flight.
     """
     at = np.concatenate([requests.start_unix_s + requests.sent_s, requests.end_unix_s])
     step = np.repeat([1, -1], len(requests))
@@ -179,7 +179,8 @@ def _utc(unix_s: float) -> str:
 def _aligned(rows: list[ResultRow], samples: Sequence[ServerSample]) -> list[ResultRow]:
     """Returns the rows with all their times shifted by the same amount, at most MAX_SHIFT_S.
 
-    The shift is the one at which the requests in flight agree best with the numbers that the server reports.
+    The rows give a number of requests in flight at each moment, and the server reports one too. The shift is
+    chosen so that the two numbers agree best.
     """
     server = server_samples_of(samples)
     on_server = server.running + server.waiting

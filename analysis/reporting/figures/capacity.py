@@ -240,7 +240,8 @@ def _reach(answer: ModelAnswer, users: Sequence[float]) -> float:
 def _answer_line(axes: Axes, answer: ModelAnswer, *, at: float | None = None) -> None:
     """Draws a line at the number of users to plan for, and a band over the interval of the limit.
 
-    at: where the line stands if the axis does not count users (requests in flight); None if it does.
+    at: None if the axis counts users. If it counts requests in flight, the number of them at which the line
+    stands.
     """
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     if answer.headline.max_users is None:

@@ -161,9 +161,10 @@ def startup_of_run(folder: Path) -> StartupLog:
 
 
 def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape) -> PlannedDeployment:
-    """Returns the deployment that wrote the log: the card of `deployment` with the log's model and flags.
+    """Returns the deployment that wrote the log.
 
-    shape: the model of the log. Flags that the log does not state are taken from `deployment`.
+    Its card is that of `deployment`. Its flags are those of the log; flags that the log does not state are
+    taken from `deployment`. shape: the model of the log.
     """
     stated = {
         "version": log.version,

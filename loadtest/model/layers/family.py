@@ -81,7 +81,7 @@ Mlp = Callable[[ConfigKeys, "ModelFamily", int], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """How the models of one model_type are built. Each field for a bias is a boolean, or the name of the
+    """How the models of one model_type are built. A field about a bias is a boolean, or the name of the
     config key that says whether the bias exists."""
 
     mixer: Mixer

@@ -42,7 +42,8 @@ class BlockPool:
         self._plain += count
 
     def hits(self, hashes: Sequence[int], limit: int) -> int:
-        """Returns how many of the first `hashes` are cached, up to the first that is not; at most `limit`."""
+        """Returns how many cached blocks `hashes` begins with. Stops counting at the first block that is not
+        cached, or at `limit`."""
         for index, block_hash in enumerate(islice(hashes, limit)):
             if block_hash not in self._references and block_hash not in self._idle:
                 return index

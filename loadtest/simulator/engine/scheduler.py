@@ -146,11 +146,14 @@ class Engine:
     def leap(self, now_s: float, until_s: float, on_step: OnStep) -> float:
         """Runs several decode steps at once, while neither the batch nor the queue can change.
 
-        Stops before a step that begins at or after `until_s`, ends a request or lacks a block. Runs no step
-        if a request has arrived, could be admitted or is in prefill. Call it only between two steps. Returns
-        the instant at which the next step may begin; this is `now_s` if no step was run.
+        The result is the same as with `begin` and `end` for each step, at a fraction of the cost. Call it
+        only between two steps. It runs no step if a request has arrived, could be admitted or is in prefill.
+        It stops before a step that:
+        - would begin at or after `until_s`,
+        - would end a request,
+        - would need more blocks than are free.
 
-        The result is the same as with `begin` and `end` for each step, at a fraction of the cost.
+        Returns the instant at which the next step may begin; this is `now_s` if no step was run.
         """
         ahead = self._next
         if not self._settled or self._arrived or self._prefilling is not None or not self._decoding:
