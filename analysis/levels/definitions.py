@@ -47,7 +47,7 @@ def decode_tok_s(tpot: Floats) -> Floats:
 def chunks_are_tokens(*, chunks: Floats, output_tokens: Floats) -> Bools:
     """Returns, for each request, whether it has as many chunks as output tokens. Shape (n,).
 
-    Then each chunk carried one token, and the gaps between chunks are inter-token latencies (ITL).
+    If so, each chunk carried one token, and the gaps between chunks are inter-token latencies (ITL).
     """
     return np.equal(chunks, output_tokens)
 

@@ -117,7 +117,7 @@ class Occupancy:
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
-        """Returns the preemptions and the waiting for blocks with `users` users; `users` must be at least 1."""
+        """Returns the preemptions and the waiting for blocks of `users` users (at least 1)."""
         if users not in self._known:
             self._known[users] = self._pressure(users)
         return self._known[users]

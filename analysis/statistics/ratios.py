@@ -93,8 +93,8 @@ class Sample:
         return sum(one.window.batches - 1 for one in self.series)
 
     def effective(self, threshold: float) -> float:
-        """Returns how many independent values would give the share of values above `threshold` equally
-        precisely."""
+        """Returns the effective sample size for the share of values above `threshold`. So many independent
+        values would estimate this share as precisely as these values, which are correlated in time."""
         return sum(
             len(one.values)
             / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)

@@ -33,7 +33,8 @@ GRAIN_SHARE = 0.005  # standard error of the replay, as a share of the wall
 class KvCacheWall:
     """The KV-cache wall (a limit in users).
 
-    x: number of users at the wall, over all engines together. draws: values of `x` from resampled data, shape (resamples,).
+    x: number of users at the wall, over all engines together. draws: values of `x` from resampled data, shape
+    (resamples,).
     """
 
     x: float

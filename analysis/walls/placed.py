@@ -43,9 +43,10 @@ def placed_at_crossing(
 def placed_by_draws(
     name: WallName, evidence: Evidence, x: float, draws: Floats, *, measured: bool
 ) -> PlacedWall:
-    """Returns a wall that a model predicts, with bounds from draws.
+    """Returns a wall that a model predicts. Its bounds are quantiles of `draws`, random values of the wall.
 
-    measured: whether levels near the wall corrected the model.
+    measured: whether measured levels corrected the prediction. If not, the basis is "model", unless the wall
+    is extrapolated.
     """
     basis = _basis(x, evidence.trusted)
     if basis != "extrapolated" and not measured:

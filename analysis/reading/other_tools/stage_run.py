@@ -49,7 +49,7 @@ def run_of_stage(
 ) -> Run:
     """Builds a run from a stage: one level of constant users, or one open loop.
 
-    Raises InputError if the dump of the server's metrics is of another time or another model.
+    Raises InputError if the dump of the server's metrics comes from another time or another model.
     """
     source = stage.source
     warnings = [*warnings, *source.lacks, LATENESS_UNKNOWN.format(source.tool)]
