@@ -16,7 +16,7 @@ def test_errors_bind_where_the_server_begins_to_turn_requests_away(
 ) -> None:
     with scripted_server("--ttft-s", "0.1", "--gap-s", "0.01", "--max-open", str(PLACES)) as url:
         run = run_locust(
-            url, levels="5,6,8", level_s="5", settle_s="1", prompt_tokens="60", output_tokens="20"
+            url, levels="5,6,8", level_s="10", settle_s="1", prompt_tokens="60", output_tokens="20"
         )
     assert run.code == 0, run.said
     refused = {row["level_users"] for row in run.rows() if row["http_status"] == 503}
@@ -28,7 +28,6 @@ def test_errors_bind_where_the_server_begins_to_turn_requests_away(
     assert {level["users"]: level["errors"] > 0 for level in model["levels"]} == {5: False, 6: False, 8: True}
     assert all(level["trusted"] for level in model["levels"]), model["warnings"]
     assert model["binding"] == "errors"
-    # The levels are short: on a busy machine fewer requests end in them, and the interval is wider by a user.
-    assert PLACES - 2 <= model["max_users"] <= PLACES <= model["estimate"] < 8
+    assert PLACES - 1 <= model["max_users"] <= PLACES <= model["estimate"] < 8
     assert model["interval_x"][0] < model["estimate_x"] < model["interval_x"][1] <= 8.0
     assert "errors" in done.stdout.split("What would raise")[0]
