@@ -12,6 +12,7 @@ import pytest
 from analysis.capacity.__main__ import main
 from analysis.reporting.words import sentences
 from loadtest.record import GpuInfo, ServerInfo
+from testing.inputs.model_configs import QWEN3_1_7B
 from testing.processes import ROOT
 from testing.runs.virtual import Plan, read_json, small_engine, write_run
 
@@ -152,19 +153,7 @@ def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
 
 
 def test_a_config_json_turns_tokens_into_bytes(tmp_path, capsys):
-    config = {
-        "model_type": "qwen3",
-        "num_hidden_layers": 28,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float16",
-    }
+    config = QWEN3_1_7B | {"torch_dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     server = ServerInfo(block_size=32, num_gpu_blocks=128, gpu_memory_utilization=0.5)
     gpu = GpuInfo(name="T4", count=1, vram_bytes=15 * 2**30)
