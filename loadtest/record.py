@@ -22,8 +22,11 @@ class Outcome(StrEnum):
     OK = "ok"
     HTTP_ERROR = "http_error"
     """The server answered with a status other than 200."""
+    NOT_SENT = "not_sent"
+    """The request could not leave the load generator, for example because no file could be opened or the
+    host's name is unknown. This says nothing about the server."""
     CONNECT_ERROR = "connect_error"
-    """No connection could be made."""
+    """The server refused the connection, or did not accept it in time."""
     DISCONNECTED = "disconnected"
     """Before a status line came, the connection was lost or the server sent something that is not HTTP."""
     STREAM_ERROR = "stream_error"
@@ -33,9 +36,38 @@ class Outcome(StrEnum):
     EMPTY = "empty"
     """The stream ended properly but held no content, reasoning or tool call."""
     TIMEOUT = "timeout"
-    """The request did not end within its time limit (`request_timeout_s`)."""
+    """The request was sent, and did not end within its time limit (`request_timeout_s`): evidence about the
+    server. TTFT and E2E are right-censored at the limit."""
     CANCELLED = "cancelled"
     """The load test ended the request. This is no error of the server; TTFT and E2E are right-censored."""
+
+
+OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+"""HTTP statuses by which a server or a gateway says that it cannot serve a request now."""
+
+
+def has_failed(outcome: Outcome) -> bool:
+    """Whether a request with this outcome counts as an error. The live line, Locust's table and the report
+    all count these."""
+    return outcome not in (Outcome.OK, Outcome.CANCELLED)
+
+
+def may_be_overload(outcome: Outcome, http_status: int | None) -> bool:
+    """Whether load can be the cause of this outcome.
+
+    True for answers with a status in OVERLOAD_STATUSES, and for connections, streams and requests that broke
+    or took too long. Not true for a request that is refused for what it asks (400 and most other 4xx), for an
+    empty answer, or for a request that never left the load generator.
+    """
+    if outcome is Outcome.HTTP_ERROR:
+        return http_status in OVERLOAD_STATUSES
+    return outcome in (
+        Outcome.CONNECT_ERROR,
+        Outcome.DISCONNECTED,
+        Outcome.STREAM_ERROR,
+        Outcome.TRUNCATED,
+        Outcome.TIMEOUT,
+    )
 
 
 class Slo(msgspec.Struct, kw_only=True, frozen=True):
@@ -50,6 +82,8 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
     """Largest number of preemptions per finished request."""
     kv_blocked_fraction: float = 0.1
     """Largest fraction of the time in which a request waits for KV blocks."""
+    prefix_hit_fraction: float | None = None
+    """Smallest share of the low-load prefix-cache hit rate that must be kept; None: no objective."""
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
@@ -92,6 +126,10 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     outcome: Outcome
     http_status: int | None = None
     error: str | None = None
+    replaced_connections: int = 0
+    """Reused connections that died before any byte of the answer had come, each replaced by a new one."""
+    pause_s: float | None = None
+    """Seconds that the user pauses before the next request because this one failed; null without a pause."""
 
 
 class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
@@ -119,6 +157,18 @@ class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
     """Memory used on each GPU."""
     gpu_util: float | None = None
     """Mean utilisation of the GPUs, 0 to 1."""
+    ttft_sum_s: float | None = None
+    """Sum of a histogram of the server, here its own time to first token, and next its count."""
+    ttft_count: float | None = None
+    tpot_sum_s: float | None = None
+    tpot_count: float | None = None
+    e2e_sum_s: float | None = None
+    e2e_count: float | None = None
+    queue_sum_s: float | None = None
+    """Sum of the times that requests waited in the engine's queue."""
+    queue_count: float | None = None
+    started_unix_s: float | None = None
+    """When the server's process started (`process_start_time_seconds`)."""
     simulated_lateness_s: float | None = None
     """Largest delay of the simulated server's tokens in the last ten seconds; null for a real server."""
     error: str | None = None
@@ -226,6 +276,9 @@ class RunInfo(msgspec.Struct, kw_only=True):
     the end of a running level is the time of the last update."""
     arrivals: ArrivalsInfo | None = None
     """The arrivals of an open loop, whose `schedule` is empty; null in a closed loop."""
+    away: list[tuple[float, float]] = msgspec.field(default_factory=list)
+    """One (from_unix_s, to_unix_s) for each time in which the server answered no request, from the first
+    request that failed so to the first that succeeded again."""
     workers: list[WorkerInfo] = msgspec.field(default_factory=list)
     client: ClientInfo | None = None
     warnings: list[str] = msgspec.field(default_factory=list)
