@@ -64,7 +64,7 @@ def _number(text: str) -> float:
 
 
 def add_slo_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each of the four objectives. A flag that is not given has the value None."""
+    """Adds a flag for each objective. A flag that is not given has the value None."""
     default = Slo()
     add = parser.add_argument_group("objectives").add_argument
     add(
@@ -91,6 +91,12 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of the time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",
+    )
+    add(
+        "--slo-prefix-hit-fraction",
+        type=fraction,
+        metavar="F",
+        help="share of the prefix-cache hits at low load that must be kept, at least (default: no objective)",
     )
 
 

@@ -34,6 +34,7 @@ def test_the_command_answers_and_writes_what_the_contract_names(memory_run, caps
         "tpot_p95_s": 0.1,
         "preempted_fraction": 0.01,
         "kv_blocked_fraction": 0.1,
+        "prefix_hit_fraction": None,
     }
     (model,) = written["models"]
     assert model["max_users"] == math.floor(model["interval_x"][0]) > 0
@@ -149,6 +150,7 @@ def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
         "tpot_p95_s": 0.04,
         "preempted_fraction": 0.01,
         "kv_blocked_fraction": 0.1,
+        "prefix_hit_fraction": None,
     }
 
 
