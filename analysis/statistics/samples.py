@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 from analysis.statistics.arrays import Bools, Floats
 
@@ -94,44 +94,130 @@ def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantiles:
     """Percentiles of a sample. A p95 or p99 is None where there are too few effective samples (about 59 for a
-    p95, 299 for a p99)."""
+    p95, 299 for a p99).
+
+    Some values may be known only to be larger than a bound (right-censored values). A percentile that depends
+    on such a value is None, and its bound is in the field that ends in `_at_least`.
+    """
 
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
     p95_interval: tuple[float, float] | None = None
+    p50_at_least: float | None = None
+    p95_at_least: float | None = None
+    """Lower bound of the p95 where it is None: because of censored values, or (95 % sure) where there are too
+    few effective samples."""
+    p99_at_least: float | None = None
 
 
-def quantiles(values: Floats, at_unix_s: Floats, window: Window) -> Quantiles:
+def quantiles(values: Floats, at_unix_s: Floats, window: Window, censored: Bools | None = None) -> Quantiles:
     """Returns percentiles of a dependent sample, without its nan values, and a 90 % interval of the p95.
 
     The interval is Woodruff's. First, the standard error of the share of values above the p95 is estimated by
     batch means. The ends of the interval are then the quantiles at 95 % minus and plus t times this error.
-    The interval is None where the upper end would be at or above 100 %.
+    The interval is None where the upper end would be at or above 100 %, or depends on a censored value.
+
+    censored: True where the true value is larger than the one given, shape (n,); None: nowhere.
     """
     known = ~np.isnan(values)
-    sample, at = values[known], at_unix_s[known]
-    if len(sample) < 2:
+    at, sample = at_unix_s[known], _Sorted.of(values, censored)
+    if len(sample.values) < 2:
         return Quantiles()
-    p50, p95, p99 = (float(q) for q in np.quantile(sample, [0.5, 0.95, 0.99]))
-    effect = design_effect((sample > p95).astype(np.float64), at, window)
-    effective = len(sample) / effect
+    p50, p95, p99 = (sample.quantile(share) for share in (0.5, 0.95, 0.99))
+    effect = design_effect((values[known] > p95.value).astype(np.float64), at, window)
+    effective = len(sample.values) / effect
     if effective < EFFECTIVE_FOR_P95:
-        return Quantiles(p50=p50)
+        low = sample.quantile(1.0 - _proving_share(effective)).value
+        return Quantiles(p50=p50.known, p50_at_least=p50.bound, p95_at_least=low)
+    enough = effective >= EFFECTIVE_FOR_P99
     return Quantiles(
-        p50=p50,
-        p95=p95,
-        p99=p99 if effective >= EFFECTIVE_FOR_P99 else None,
+        p50=p50.known,
+        p95=p95.known,
+        p99=p99.known if enough else None,
         p95_interval=_woodruff(sample, effective, window.batches),
+        p50_at_least=p50.bound,
+        p95_at_least=p95.bound,
+        p99_at_least=p99.bound if enough else None,
     )
 
 
-def _woodruff(sample: Floats, effective: float, batches: int) -> tuple[float, float] | None:
+def plain_quantiles(values: Floats, censored: Bools | None = None) -> Quantiles:
+    """Returns p50, p95 and p99 of values that stand for nothing but themselves, without nan.
+
+    There is no interval, and no smallest sample size. censored: as for `quantiles`.
+    """
+    sample = _Sorted.of(values, censored)
+    if not len(sample.values):
+        return Quantiles()
+    p50, p95, p99 = (sample.quantile(share) for share in (0.5, 0.95, 0.99))
+    return Quantiles(
+        p50=p50.known,
+        p95=p95.known,
+        p99=p99.known,
+        p50_at_least=p50.bound,
+        p95_at_least=p95.bound,
+        p99_at_least=p99.bound,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Quantile:
+    """One quantile, or a lower bound of it."""
+
+    value: float
+    at_least: bool
+
+    @property
+    def known(self) -> float | None:
+        return None if self.at_least else self.value
+
+    @property
+    def bound(self) -> float | None:
+        return self.value if self.at_least else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Sorted:
+    """Values in rising order. Censored values, which are lower bounds, follow equal known values."""
+
+    values: Floats
+    censored: Bools
+
+    @classmethod
+    def of(cls, values: Floats, censored: Bools | None) -> "_Sorted":
+        known = ~np.isnan(values)
+        values = values[known]
+        flags = np.zeros(len(values), dtype=np.bool_) if censored is None else censored[known]
+        order = np.lexsort((flags, values))
+        return cls(values=values[order], censored=flags[order])
+
+    def quantile(self, share: float) -> _Quantile:
+        """Returns the quantile, interpolated between the two nearest values. It is only a lower bound if one
+        of these two, or a smaller one, is censored."""
+        needed = math.ceil(share * (len(self.values) - 1)) + 1
+        return _Quantile(
+            value=float(np.quantile(self.values, share)), at_least=bool(self.censored[:needed].any())
+        )
+
+
+def _proving_share(effective: float) -> float:
+    """Returns the smallest share of values above a threshold that proves (95 % sure) that the p95 is above
+    it too."""
+
+    def doubt(share: float) -> float:  # P(Binomial(effective, 5 %) >= share * effective)
+        above = share * effective
+        return float(special.betainc(max(above, 1e-9), effective - above + 1.0, 0.05))
+
+    return float(optimize.brentq(lambda share: doubt(share) - 0.05, 0.05, 1.0)) if doubt(1.0) < 0.05 else 1.0
+
+
+def _woodruff(sample: _Sorted, effective: float, batches: int) -> tuple[float, float] | None:
     reach = student(batches) * math.sqrt(0.95 * 0.05 / effective)
     if 0.95 + reach >= 1.0:
         return None
-    low, high = np.quantile(sample, [0.95 - reach, 0.95 + reach])
-    return float(low), float(high)
+    low, high = sample.quantile(0.95 - reach), sample.quantile(0.95 + reach)
+    return None if high.at_least else (low.value, high.value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +236,24 @@ class MissShare:
     @property
     def effective(self) -> float:
         return self.n / self.effect
+
+    def bounds(self, error: float) -> tuple[float, float]:
+        """Returns the lower and the upper bound of the true share, each wrong with probability `error`.
+
+        The bounds are those of C. Clopper and E. Pearson, "The use of confidence or fiducial limits", 1934,
+        at the effective sample size. Without requests they are 0 and 1.
+        """
+        return share_bounds(self.fraction, self.effective, error) if self.n else (0.0, 1.0)
+
+
+def share_bounds(fraction: float, effective: float, error: float) -> tuple[float, float]:
+    """Returns bounds of a share that was seen in so many independent trials, each wrong with probability
+    `error`. The number of trials need not be whole."""
+    hits = fraction * effective
+    misses = effective - hits
+    low = float(special.betaincinv(hits, misses + 1.0, error)) if hits > 0.0 else 0.0
+    high = float(special.betaincinv(hits + 1.0, misses, 1.0 - error)) if misses > 0.0 else 1.0
+    return low, high
 
 
 def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:

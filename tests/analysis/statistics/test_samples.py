@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from analysis.statistics import samples as stats
 from analysis.statistics.samples import Window
@@ -40,6 +41,49 @@ def test_many_independent_samples_get_a_p99():
 def test_missing_values_are_left_out_of_percentiles():
     values = np.concatenate([np.full(100, np.nan), np.ones(500)])
     assert stats.quantiles(values, np.linspace(0, 200, 600), CLOCK).p95 == 1.0
+
+
+def test_a_percentile_above_the_first_censored_value_is_only_a_lower_bound():
+    values = np.random.default_rng(0).permutation(np.linspace(0.1, 1.0, 1000))
+    censored = values > 0.96  # 44 requests ended before their first token
+    found = stats.quantiles(values, np.linspace(0, 200, 1000), CLOCK, censored)
+    assert found.p95 == pytest.approx(0.955, abs=0.001)
+    assert found.p95_at_least is None
+    assert found.p95_interval is None  # its upper end is above a censored value
+    assert found.p99 is None
+    assert found.p99_at_least == pytest.approx(0.991, abs=0.001)
+    plain = stats.plain_quantiles(values, censored)
+    assert (plain.p95, plain.p99, plain.p99_at_least) == (found.p95, None, found.p99_at_least)
+
+
+def test_a_censored_value_below_a_percentile_makes_it_a_lower_bound():
+    values, censored = np.linspace(0.1, 1.0, 1000), np.zeros(1000, dtype=bool)
+    censored[100] = True
+    found = stats.plain_quantiles(values, censored)
+    assert (found.p50, found.p95, found.p99) == (None, None, None)
+    assert found.p50_at_least == pytest.approx(0.55, abs=0.001)
+
+
+def test_a_sample_that_is_too_small_still_gives_a_lower_bound_of_its_p95():
+    true = np.exp(1.6449)
+    below = 0
+    for seed in range(400):
+        values = np.exp(np.random.default_rng(seed).standard_normal(40))
+        found = stats.quantiles(values, np.linspace(0, 200, 40), CLOCK)
+        assert found.p95 is None
+        assert found.p95_at_least is not None
+        below += found.p95_at_least <= true
+    assert below >= 0.94 * 400
+
+
+def test_no_misses_in_twenty_requests_allow_a_share_of_fourteen_percent():
+    assert stats.MissShare(misses=0, n=20).bounds(0.05) == (0.0, pytest.approx(0.139, abs=0.001))
+    assert stats.MissShare(misses=20, n=20).bounds(0.05) == (pytest.approx(0.861, abs=0.001), 1.0)
+
+
+def test_the_bounds_of_a_share_are_those_of_clopper_and_pearson_at_the_effective_size():
+    exact = scipy.stats.binomtest(3, 50).proportion_ci(0.9, method="exact")
+    assert stats.MissShare(misses=6, n=100, effect=2.0).bounds(0.05) == pytest.approx(exact)
 
 
 def test_dependence_shrinks_the_sample():
