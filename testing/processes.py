@@ -1,11 +1,13 @@
 """Starts the servers that tests and benchmarks use, finds free ports, and waits for conditions."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +47,27 @@ def scripted_server(*flags: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def gateway(*upstreams: str, **rules: object) -> Iterator[str]:
+    """Starts the misbehaving gateway before these servers and yields its address. The rules are those of
+    `testing.servers.gateway_rules`."""
+    command = [sys.executable, "-m", "testing.servers.gateway", *upstreams]
+    for name, value in rules.items():
+        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def change_gateway(url: str, **rules: object) -> None:
+    """Changes rules of a running gateway."""
+    request = urllib.request.Request(f"{url}/gateway", json.dumps(rules).encode(), method="POST")
+    urllib.request.urlopen(request, timeout=10).read()
 
 
 def until(seconds: float, ready: Callable[[], bool]) -> None:
