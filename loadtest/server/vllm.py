@@ -10,38 +10,47 @@ from prometheus_client.samples import Sample
 from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.prometheus import parse_samples
 
-# Metric names of current and older versions of vLLM. Counters have no `_total` here: older versions lack it.
-_FIELDS = {
-    "num_requests_running": "running",
-    "num_requests_waiting": "waiting",
-    "kv_cache_usage_perc": "kv_cache_usage",
-    "gpu_cache_usage_perc": "kv_cache_usage",
-    "num_preemptions": "preemptions_total",
-    "prompt_tokens": "prompt_tokens_total",
-    "generation_tokens": "generation_tokens_total",
-    "prefix_cache_queries": "prefix_cache_queries_total",
-    "gpu_prefix_cache_queries": "prefix_cache_queries_total",
-    "prefix_cache_hits": "prefix_cache_hits_total",
-    "gpu_prefix_cache_hits": "prefix_cache_hits_total",
-    "request_success": "finished_total",
-    "admission_rejections": "rejections_total",
+# Metric names of each field, the newest first: vLLM 0.9.2 to 0.10 writes a gauge under its new and its old
+# name. Counters have no `_total` here, because older versions lack it.
+_NAMES = {
+    "running": ("num_requests_running",),
+    "waiting": ("num_requests_waiting",),
+    "kv_cache_usage": ("kv_cache_usage_perc", "gpu_cache_usage_perc"),
+    "preemptions_total": ("num_preemptions",),
+    "prompt_tokens_total": ("prompt_tokens",),
+    "generation_tokens_total": ("generation_tokens",),
+    "prefix_cache_queries_total": ("prefix_cache_queries", "gpu_prefix_cache_queries"),
+    "prefix_cache_hits_total": ("prefix_cache_hits", "gpu_prefix_cache_hits"),
+    "finished_total": ("request_success",),
+    "rejections_total": ("admission_rejections",),
 }
+# The older name of TPOT's histogram counts every gap between two tokens, the newer one every request.
+_HISTOGRAMS = {
+    "ttft": ("time_to_first_token_seconds",),
+    "tpot": ("request_time_per_output_token_seconds", "time_per_output_token_seconds"),
+    "e2e": ("e2e_request_latency_seconds",),
+    "queue": ("request_queue_time_seconds",),
+}
+for _field, _names in _HISTOGRAMS.items():
+    _NAMES[f"{_field}_sum_s"] = tuple(f"{name}_sum" for name in _names)
+    _NAMES[f"{_field}_count"] = tuple(f"{name}_count" for name in _names)
 _BY_REASON = "num_requests_waiting_by_reason"
 _INFO = "cache_config_info"
 _SIMULATOR_INFO = "seatcount_simulator_info"
 _SIMULATOR_LATENESS = "seatcount_simulator_lateness_seconds"
+_STARTED = "process_start_time_seconds"
+_OURS = "|".join([*(name for names in _NAMES.values() for name in names), _BY_REASON, _INFO])
 METRIC_LINES = re.compile(
-    rf"^(?:vllm:(?:{'|'.join([*_FIELDS, _BY_REASON, _INFO])})(?:_total)?"
-    rf"|{_SIMULATOR_INFO}|{_SIMULATOR_LATENESS})[{{ ].*$",
-    re.MULTILINE,
+    rf"^(?:vllm:(?:{_OURS})(?:_total)?|{_SIMULATOR_INFO}|{_SIMULATOR_LATENESS})[{{ ].*$", re.MULTILINE
 )
-"""Matches the lines of a page that are read."""
+"""Matches the lines of a page that tell something about vLLM."""
+_PAGE_LINES = re.compile(f"{METRIC_LINES.pattern}|^{_STARTED}[{{ ].*$", re.MULTILINE)
 
 
 def read_server_samples(page: str, *, model: str, unix_s: float) -> list[ServerSample]:
     """Reads a page of metrics and returns one row for each engine of `model`, sorted by engine. Raises
     ValueError if the page is not in Prometheus' format."""
-    return build_server_samples(parse_samples(page, wanted=METRIC_LINES), model=model, unix_s=unix_s)
+    return build_server_samples(parse_samples(page, wanted=_PAGE_LINES), model=model, unix_s=unix_s)
 
 
 def build_server_samples(samples: Iterable[Sample], *, model: str, unix_s: float) -> list[ServerSample]:
@@ -49,22 +58,41 @@ def build_server_samples(samples: Iterable[Sample], *, model: str, unix_s: float
     the samples of all models are used."""
     samples = list(samples)
     named = [s for s in samples if s.labels.get("model_name") == model]
-    rows: dict[str, dict[str, Any]] = {}
+    sums: dict[str, dict[str, float]] = {}
+    first = min((s.labels["engine"] for s in named or samples if "engine" in s.labels), default="0")
     for sample in named or samples:
-        name = sample.name.removeprefix("vllm:").removesuffix("_total")
-        field = "waiting_capacity" if _is_capacity(name, sample) else _FIELDS.get(name)
-        if field:
-            row = rows.setdefault(sample.labels.get("engine", "0"), {})
-            row[field] = row.get(field, 0.0) + sample.value
-    late = next((s.value for s in samples if s.name == _SIMULATOR_LATENESS), None)
+        if sample.name.startswith("vllm:") and not sample.name.endswith(_INFO):
+            engine = sums.setdefault(sample.labels.get("engine", first), {})  # rejections have no engine
+            name = _short_name(sample)
+            engine[name] = engine.get(name, 0.0) + sample.value
+    late, started = _first(samples, _SIMULATOR_LATENESS), _first(samples, _STARTED)
+    rows = {engine: _fields(found) for engine, found in sums.items()}
     return [
-        ServerSample(unix_s=unix_s, engine=engine, simulated_lateness_s=late, **rows[engine])
+        ServerSample(
+            unix_s=unix_s, engine=engine, started_unix_s=started, simulated_lateness_s=late, **rows[engine]
+        )
         for engine in sorted(rows)
+        if rows[engine]
     ]
 
 
-def _is_capacity(name: str, sample: Sample) -> bool:
-    return name == _BY_REASON and sample.labels.get("reason") == "capacity"
+def _short_name(sample: Sample) -> str:
+    name = sample.name.removeprefix("vllm:").removesuffix("_total")
+    return f"{name}:{sample.labels.get('reason')}" if name == _BY_REASON else name
+
+
+def _fields(found: dict[str, float]) -> dict[str, Any]:
+    """Returns the fields of a row from the values of one engine. Of several names of a field the first that
+    is there counts."""
+    fields = {
+        field: next((found[name] for name in names if name in found), None)
+        for field, names in {**_NAMES, "waiting_capacity": (f"{_BY_REASON}:capacity",)}.items()
+    }
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _first(samples: list[Sample], name: str) -> float | None:
+    return next((sample.value for sample in samples if sample.name == name), None)
 
 
 def read_server_info(page: str) -> ServerInfo:

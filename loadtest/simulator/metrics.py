@@ -1,5 +1,6 @@
 """Writes metrics in Prometheus' text format, with the names, types, labels and buckets of vLLM 0.32."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -8,6 +9,8 @@ from loadtest.simulator.engine.scheduler import Engine
 from loadtest.simulator.presets import Preset
 
 Labels = Mapping[str, str]
+STARTED_UNIX_S = time.time()
+"""When this process imported the module: within a second of its start."""
 
 # Source: vllm/v1/metrics/buckets.py of 0.32.
 LATENCY_BUCKETS_S = (
@@ -239,6 +242,12 @@ def _identity(preset: Preset, engine: Engine, lateness_s: float) -> Iterator[str
         "Information of the LLMEngine CacheConfig",
         "gauge",
         [(_cache_config(preset, engine), 1)],
+    )
+    yield from render_metric(
+        "process_start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        "gauge",
+        [({}, STARTED_UNIX_S)],
     )
     yield from render_metric(
         "seatcount_simulator_info",

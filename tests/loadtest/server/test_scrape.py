@@ -53,6 +53,48 @@ def test_one_row_holds_what_the_page_says_and_the_rest_is_missing() -> None:
     ]
 
 
+def test_the_servers_histograms_and_its_start_are_read() -> None:
+    page = "process_start_time_seconds 1.7e9\n" + "".join(
+        f'vllm:{name}_{part}{{engine="0",model_name="m"}} {number}{exemplar}\n'
+        for number, name in enumerate(
+            (
+                "time_to_first_token_seconds",
+                "time_per_output_token_seconds",
+                "request_time_per_output_token_seconds",
+                "e2e_request_latency_seconds",
+                "request_queue_time_seconds",
+            )
+        )
+        for part, exemplar in (("sum", ' # {trace_id="a"} 0.5'), ("count", ""))
+    )
+    (row,) = read_server_samples(page, model="m", unix_s=0)
+    assert (row.ttft_sum_s, row.tpot_sum_s, row.e2e_sum_s, row.queue_sum_s) == (0, 2, 3, 4)
+    assert (row.ttft_count, row.tpot_count, row.e2e_count, row.queue_count) == (0, 2, 3, 4)
+    assert row.started_unix_s == 1.7e9
+    (older,) = read_server_samples(
+        'vllm:time_per_output_token_seconds_sum{model_name="m"} 7\n', model="m", unix_s=0
+    )
+    assert (older.tpot_sum_s, older.tpot_count, older.started_unix_s) == (7, None, None)
+
+
+def test_a_gauge_under_two_names_counts_once_and_engines_add_up_on_their_own() -> None:
+    page = "".join(
+        f'vllm:{name}{{engine="{engine}",model_name="m"}} 0.{engine + 1}\n'
+        for name in ("gpu_cache_usage_perc", "kv_cache_usage_perc")
+        for engine in (0, 1)
+    )
+    assert [row.kv_cache_usage for row in read_server_samples(page, model="m", unix_s=0)] == [0.1, 0.2]
+
+
+def test_a_metric_without_an_engine_makes_no_engine_of_its_own() -> None:
+    page = (
+        'vllm:num_requests_running{engine="1",model_name="m"} 3\n'
+        'vllm:admission_rejections_total{model_name="m",reason="max_num_queued_reqs"} 2\n'
+    )
+    (row,) = read_server_samples(page, model="m", unix_s=0)
+    assert (row.engine, row.running, row.rejections_total) == ("1", 3, 2)
+
+
 def test_older_names_are_understood() -> None:
     page = 'vllm:gpu_cache_usage_perc{model_name="m"} 0.5\nvllm:gpu_prefix_cache_hits{model_name="m"} 9\n'
     (row,) = read_server_samples(page, model="m", unix_s=0)

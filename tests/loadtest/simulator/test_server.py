@@ -7,6 +7,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.server.vllm import read_server_samples
 from loadtest.simulator.presets import PRESETS
 from loadtest.simulator.text import render_prompt, tokenize, write_answer
 from testing.servers.simulated import (
@@ -323,3 +324,17 @@ def test_tokens_come_one_a_step(server: SimulatedServer) -> None:
     assert len(stamps_s) == 40
     mean_s = (stamps_s[-1] - stamps_s[0]) / 39
     assert mean_s == pytest.approx(STEP_S, rel=0.05)
+
+
+def test_its_histograms_and_its_start_are_read_as_vllms(server: SimulatedServer) -> None:
+    before = time.time()
+    server.answer(chat_body(max_tokens=5))
+    _, content, _ = server.send("GET", "/metrics")
+    (row,) = read_server_samples(content.decode(), model=SIMULATED_MODEL, unix_s=before)
+    assert row.ttft_count
+    assert row.ttft_count == row.e2e_count == row.tpot_count == row.queue_count
+    assert row.ttft_sum_s is not None
+    assert row.e2e_sum_s is not None
+    assert 0 < row.ttft_sum_s < row.e2e_sum_s
+    assert row.started_unix_s is not None
+    assert before - 600 < row.started_unix_s < before
