@@ -15,6 +15,7 @@ from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP_SHARE
 from analysis.virtual.run import VirtualFigures, simulate_users
 from analysis.virtual.service import Service, users_at_half_load
+from analysis.walls.errors import OVERLOAD_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 from loadtest.simulator.routers import Route
@@ -61,6 +62,9 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
         "max_num_seqs": _over(figures.queue_fraction, QUEUE_LIMIT),
         "ttft": _over(figures.ttft_miss, MISS_LIMIT),
         "tpot": _over(figures.tpot_miss, MISS_LIMIT),
+        "errors": max(
+            _over(share, OVERLOAD_LIMIT) for share in (figures.error_fraction, figures.paused_fraction)
+        ),
     }
 
 

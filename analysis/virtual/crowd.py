@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.virtual.service import ChatBehaviour, Service, TurnTokens, typical_duration_s
-from loadtest.simulator.engine.requests import Request
+from analysis.virtual.service import Service, TurnTokens, typical_duration_s
+from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.virtual import TimedRequest
+from loadtest.workload.pauses import ErrorPauses
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 WARM_UP_SHARE = 0.2  # share of the requests that end before the window begins
@@ -82,20 +83,33 @@ class RequestMaker:
 class VirtualUser:
     """A user who sends a request, waits for the answer, pauses and sends the next request.
 
-    Users with equal `seed` and `number` behave equally.
+    A failed turn ends the conversation, and the user pauses longer. Users with equal `seed` and `number`
+    behave equally.
     """
 
-    def __init__(self, chatting: ChatBehaviour, requests: RequestMaker, *, seed: int, number: int) -> None:
+    def __init__(self, service: Service, requests: RequestMaker, *, seed: int, number: int) -> None:
         self.random = random.Random(f"{seed}/{number}")
         self.turn = -1
         """Position of the last request in its conversation."""
-        self._chatting, self._requests, self._number = chatting, requests, number
+        self._chatting, self._requests, self._number = service.chatting, requests, number
+        self._gateway = service.gateway
+        self._errors = ErrorPauses(service.chatting.error_pause_s)
         self._conversations = 0  # number of conversations begun so far
         self._turns: Sequence[TurnTokens] = ()
 
-    def pause_s(self) -> float:
-        """Returns a random pause: the seconds from an answer's end to the next request."""
-        return float(self.random.choice(self._chatting.pauses_s))
+    def pause_s(self, ended: Request) -> float:
+        """Returns a random pause: the seconds from the end of this request to the next one.
+
+        A pause because the request failed is added, and noted in the request.
+        """
+        pause_s = float(self.random.choice(self._chatting.pauses_s))
+        if ended.state is RequestState.FINISHED:
+            self._errors.succeeded()
+            return pause_s
+        told_s = self._gateway.retry_after_s if self._gateway and ended.refused_with == 429 else None
+        ended.pause_s = self._errors.failed(told_s)
+        self._turns = ()
+        return pause_s + ended.pause_s
 
     def request(self) -> Request:
         """Returns the request of the next turn, or of the first turn of a new conversation."""
@@ -114,9 +128,7 @@ class Crowd:
 
     def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
         requests = RequestMaker(service)
-        self._users = [
-            VirtualUser(service.chatting, requests, seed=seed, number=user) for user in range(users)
-        ]
+        self._users = [VirtualUser(service, requests, seed=seed, number=user) for user in range(users)]
         self._overhead_s = service.overhead_at(users / replicas)
         self._sent = 0
         self._ended = 0
@@ -143,7 +155,7 @@ class Crowd:
         if self._sent >= self._wanted:
             return None
         user = self._users[ended.user]
-        pause_s = self._overhead_s + user.pause_s()
+        pause_s = self._overhead_s + user.pause_s(ended)
         self.window = (self.window[0], now_s)
         return now_s + pause_s, self._next(user)
 

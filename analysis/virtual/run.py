@@ -6,15 +6,16 @@ Computes the figures of the steady window: the time in which the load is neither
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from analysis.statistics.arrays import Bools, Floats
 from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker
 from analysis.virtual.service import Service
-from loadtest.record import Slo
+from loadtest.record import OVERLOAD_STATUSES, Slo
 from loadtest.simulator.engine.config import EngineConfig
-from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.engine.steps import Shortage
 from loadtest.simulator.routers import Route, first_replica
 from loadtest.simulator.virtual import EngineTrace, simulate_replicas
@@ -27,12 +28,15 @@ ITL_REQUESTS = 2000  # inter-token latencies are taken from about so many reques
 class VirtualFigures:
     """Figures that the client and the server would measure within the steady window.
 
-    Quantiles and shares of requests are nan if there were no requests. The figures of the server (KV usage,
-    running, waiting, blocked, queue) are means over time and over replicas.
+    A failed request is among those of TTFT where its first token came, or where it had waited longer than the
+    objective by its end; its waiting time is then a lower bound. It is among those of TPOT where it got two
+    tokens. Quantiles and shares of requests are nan if there were no requests. The figures of the server (KV
+    usage, running, waiting, blocked, queue) are means over time and over replicas.
     """
 
     users: int
     requests: int
+    """Requests that ended, failed ones included."""
     in_flight: float
     ttft_p50_s: float
     ttft_p95_s: float
@@ -56,6 +60,10 @@ class VirtualFigures:
     """Share of requests whose TTFT is over the objective."""
     tpot_miss: float
     """Share of requests whose TPOT is over the objective."""
+    error_fraction: float
+    """Share of requests that failed in a way that load can cause: refusals of overload, and time limits."""
+    paused_fraction: float
+    """Share of the users' time in pauses after such failures; nan in an open loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -73,20 +81,25 @@ class VirtualRun:
     def figures(self, slo: Slo) -> VirtualFigures:
         """Computes the figures of the window. slo: the objectives whose misses are counted."""
         begin_s, end_s = self.window
-        inside = [
-            [one for one in trace.requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
-            for trace in self.traces
-        ]
+        inside = [_ended_inside(trace.requests, begin_s, end_s) for trace in self.traces]
+        failed = [_ended_inside(trace.failed, begin_s, end_s) for trace in self.traces]
         rows = [one for requests in inside for one in requests]
+        lost = [one for requests in failed for one in requests]
+        overload = [one for one in lost if _is_overload(one)]
         overhead_s = self.service.overhead_at(self.users / len(self.traces))
-        times = _Times.of(rows, overhead_s)
+        answers = [
+            _Answer.of(one, trace)
+            for trace, some, others in zip(self.traces, inside, failed, strict=True)
+            for one in (*some, *others)
+        ]
+        times = _Times.of(answers, overhead_s, ttft_limit_s=slo.ttft_p95_s)
         gauges = [_gauges(trace, begin_s, end_s) for trace in self.traces]
         usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
         itl = _inter_token_latencies(self.traces, inside)
         window_s = max(end_s - begin_s, 1e-9)
         return VirtualFigures(
             users=self.users,
-            requests=len(rows),
+            requests=len(answers),
             in_flight=float(np.sum(times.duration_s)) / window_s,
             ttft_p50_s=_quantile(times.ttft_s, 0.5),
             ttft_p95_s=_quantile(times.ttft_s, 0.95),
@@ -98,12 +111,14 @@ class VirtualRun:
             kv_usage=float(usage),
             running=float(running),
             waiting=float(waiting),
-            preempted_fraction=sum(one.preemptions for one in rows) / max(len(rows), 1),
+            preempted_fraction=sum(one.preemptions for one in (*rows, *lost)) / max(len(rows), 1),
             blocked_fraction=float(blocked),
             queue_fraction=float(queue),
             prefix_hit_rate=_hit_rate(self.service, rows),
             ttft_miss=_mean(times.ttft_s > slo.ttft_p95_s),
             tpot_miss=_mean(times.tpot_s > slo.tpot_p95_s),
+            error_fraction=len(overload) / max(len(answers), 1),
+            paused_fraction=_paused(overload, self.users * window_s),
         )
 
 
@@ -129,6 +144,8 @@ def simulate_users(
         crowd.first_requests(),
         route=route or first_replica,
         on_end=crowd.next_request,
+        gateway=replace(service.gateway, seed=seed) if service.gateway else None,
+        timeout_s=service.timeout_s,
     )
     return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
 
@@ -148,7 +165,11 @@ def simulate_arrivals(
     maker = RequestMaker(service)
     timed = [(due.at_s, maker.due_request(due, number)) for number, due in enumerate(arrivals)]
     traces = simulate_replicas(
-        _replica_engines(service.engine, replicas, seed), timed, route=route or first_replica
+        _replica_engines(service.engine, replicas, seed),
+        timed,
+        route=route or first_replica,
+        gateway=replace(service.gateway, seed=seed) if service.gateway else None,
+        timeout_s=service.timeout_s,
     )
     window = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
     return VirtualRun(service=service, users=0, traces=traces, window=window)
@@ -158,30 +179,61 @@ def _replica_engines(engine: EngineConfig, replicas: int, seed: int) -> list[Eng
     return [replace(engine, seed=seed * 1000 + position) for position in range(replicas)]
 
 
+def _ended_inside(requests: Sequence[Request], begin_s: float, end_s: float) -> list[Request]:
+    return [one for one in requests if one.end_s is not None and begin_s <= one.end_s <= end_s]
+
+
+def _is_overload(failed: Request) -> bool:
+    return failed.refused_with is None or failed.refused_with in OVERLOAD_STATUSES
+
+
+def _paused(failed: Sequence[Request], user_s: float) -> float:
+    return sum(one.pause_s or 0.0 for one in failed) / user_s if user_s else math.nan
+
+
+class _Answer(NamedTuple):
+    """Instants of one ended request, nan where they are missing, and the tokens that came."""
+
+    arrival_s: float
+    first_s: float
+    last_s: float
+    end_s: float
+    tokens: int
+
+    @classmethod
+    def of(cls, request: Request, trace: EngineTrace) -> "_Answer":
+        assert request.end_s is not None
+        arrival_s, first_s, end_s = request.arrival_s, request.first_token_s, request.end_s
+        if first_s is None:
+            return cls(arrival_s, math.nan, math.nan, end_s, 0)
+        if request.state is RequestState.FINISHED:
+            return cls(arrival_s, first_s, end_s, end_s, request.output_tokens)
+        tokens_s = trace.token_times_s(request)
+        return cls(arrival_s, first_s, tokens_s[-1], end_s, len(tokens_s))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Times:
-    """Times of n requests as the client sees them, in seconds, and their output tokens.
-
-    Each field has shape (n,), except `tpot_s`.
-    """
+    """Times of n requests as the client sees them, in seconds, and their output tokens."""
 
     ttft_s: Floats
+    """TTFT of the requests with a first token, and the waiting time of those that had waited longer than the
+    limit without one, seconds. Shape (k,), k <= n."""
     tpot_s: Floats
     """TPOT of the requests with two tokens or more, seconds. Shape (m,), m <= n."""
     duration_s: Floats
     output: Floats
 
     @classmethod
-    def of(cls, rows: Sequence[Request], overhead_s: float) -> "_Times":
-        first = np.array([one.first_token_s for one in rows], dtype=np.float64)
-        last = np.array([one.end_s for one in rows], dtype=np.float64)
-        arrival = np.array([one.arrival_s for one in rows], dtype=np.float64)
-        output = np.array([one.output_tokens for one in rows], dtype=np.float64)
+    def of(cls, answers: Sequence[_Answer], overhead_s: float, *, ttft_limit_s: float) -> "_Times":
+        arrival, first, last, end, output = np.array(answers, dtype=np.float64).reshape(-1, 5).T
+        waited = end - arrival + overhead_s
+        ttft = np.where(np.isnan(first), waited, first - arrival + overhead_s)
         many = output > 1
         return cls(
-            ttft_s=first - arrival + overhead_s,
+            ttft_s=ttft[~np.isnan(first) | (waited > ttft_limit_s)],
             tpot_s=(last - first)[many] / (output[many] - 1),
-            duration_s=last - arrival + overhead_s,
+            duration_s=waited,
             output=output,
         )
 

@@ -4,6 +4,7 @@ Reads no files. The twin (a simulated copy of a measured server) builds a servic
 benchmarks build one from stated numbers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from analysis.statistics.arrays import Floats
 from loadtest.simulator.engine.config import EngineConfig
+from loadtest.simulator.gateway import Gateway
 
 CLIENT_TURNAROUND_S = 0.001  # seconds from an answer to the next request of a client that does not think
 
@@ -30,6 +32,8 @@ class ChatBehaviour:
     """Length of the text that every prompt begins with, tokens."""
     answers_cached: bool = True
     """Whether the next turn repeats the tokens of the answer, so that the prefix cache can hold them."""
+    error_pause_s: float = 1.0
+    """First pause after a failed request, as the load test's setting of this name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,6 +47,10 @@ class Service:
     chatting: ChatBehaviour
     overhead_s: float = 0.0
     overhead_per_user_s: float = 0.0
+    gateway: Gateway | None = None
+    """A gateway before the engine that turns requests away; None: there is none."""
+    timeout_s: float = math.inf
+    """Time limit of a request on the client's side, seconds: what has not ended by then is aborted."""
 
     def overhead_at(self, users: float) -> float:
         """Returns the overhead between engine and client, seconds, when a replica has `users` users."""

@@ -4,20 +4,25 @@ in real time."""
 import heapq
 import math
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from loadtest.simulator.engine.config import EngineConfig
-from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.engine.scheduler import Engine
 from loadtest.simulator.engine.steps import Counters, Shortage, Step
+from loadtest.simulator.gateway import Gate, Gateway
 from loadtest.simulator.routers import Route, first_replica
 
 TimedRequest = tuple[float, Request]
 """The instant of an arrival in seconds, and the request that arrives."""
 OnEnd = Callable[[Request, float], TimedRequest | None]
-"""Called with an ended request and its end; returns the request that follows (closed loop), or None."""
+"""Called with an ended request and its end; returns the request that follows (closed loop), or None. A
+request that was refused, or that ran into its time limit, has ended too."""
+QUEUE_LIMIT_STATUS = 503
+"""HTTP status by which vLLM refuses a request because of its queue limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,8 @@ class EngineTrace:
 
     requests: list[Request] = field(default_factory=list)
     """Finished requests, in the order in which they ended."""
+    failed: list[Request] = field(default_factory=list)
+    """Requests that were refused or ran into their time limit, in the order in which they ended."""
     counters: Counters
     pool_blocks: int
     step_end_s: "array[float]" = field(default_factory=lambda: array("d"))
@@ -37,10 +44,13 @@ class EngineTrace:
     """The `Shortage` of each step, as its integer."""
 
     def token_times_s(self, request: Request) -> "array[float]":
-        """Returns the instants at which the request's output tokens were made, ascending."""
+        """Returns the instants at which the request's output tokens were made, ascending. Those after the
+        request's end, when it was aborted within a step, are left out."""
         times_s = array("d")
         for first, stop in request.step_runs:
             times_s.extend(self.step_end_s[first:stop])
+        while request.state is RequestState.ABORTED and times_s and times_s[-1] > (request.end_s or 0.0):
+            times_s.pop()
         return times_s
 
     def note(self, end_s: float, running: int, waiting: int, used_blocks: int, shortage: Shortage) -> None:
@@ -50,6 +60,11 @@ class EngineTrace:
         self.waiting.append(waiting)
         self.used_blocks.append(used_blocks)
         self.shortages.append(shortage)
+
+    def empty(self) -> None:
+        """Corrects the last step's record: the engine has no request any more."""
+        self.running[-1] = self.waiting[-1] = self.used_blocks[-1] = 0
+        self.shortages[-1] = Shortage.NOTHING
 
 
 class Simulation:
@@ -63,15 +78,24 @@ class Simulation:
         *,
         route: Route,
         on_end: OnEnd | None = None,
+        gateway: Gateway | None = None,
+        timeout_s: float = math.inf,
+        refusal_s: float = 0.001,
     ) -> None:
         """arrivals: requests with their times, in ascending order of time.
 
-        on_end: called for each finished request, but not for a request that a queue limit rejects.
+        - on_end: called for each ended request, however it ended.
+        - gateway: limits before the engines; None: none.
+        - timeout_s: seconds after its arrival at which a request is aborted.
+        - refusal_s: seconds until the refusal by an engine's queue limit is known.
         """
         self._replicas = [_Replica(Engine(config)) for config in configs]
         self._engines = [replica.engine for replica in self._replicas]
         self._arriving = _Arrivals(arrivals)
         self._route, self._on_end = route, on_end
+        self._gateway, self._gate = gateway, Gate(gateway) if gateway else None
+        self._timeout_s, self._refusal_s = timeout_s, refusal_s
+        self._due: deque[tuple[float, Request, _Replica]] = deque()  # ends of time limits, ascending
         self._ends: list[tuple[float, int]] = []  # instants and replicas: ends of steps and of leaps
 
     @property
@@ -86,24 +110,60 @@ class Simulation:
     def run(self, until_s: float = math.inf) -> None:
         """Runs the simulation up to `until_s`, by default until no request is left."""
         ends, arriving = self._ends, self._arriving
-        while (now_s := min(arriving.next_s, ends[0][0] if ends else math.inf)) <= until_s:
-            if now_s == math.inf:
+        while True:
+            limit_s = self._next_limit_s()
+            now_s = min(arriving.next_s, ends[0][0] if ends else math.inf, limit_s)
+            if now_s > until_s or now_s == math.inf:
                 return
             ready = []
             if ends and ends[0][0] <= now_s:
                 ready.append(heapq.heappop(ends)[1])
                 self._replicas[ready[0]].end(arriving, self._on_end)
+            if limit_s <= now_s:
+                self._abort_late(now_s)
             for at_s, request in arriving.due(now_s):
-                index = self._route(request, self._engines)
-                if self._engines[index].submit(request, at_s) and self._replicas[index].idle:
+                index = self._submit(request, at_s)
+                if index is not None and self._replicas[index].idle:
                     self._replicas[index].idle = False
                     ready.append(index)
             for index in ready:
                 # The end of another replica's step may send a request here: no replica leaps past it.
-                others_s = ends[0][0] if ends else math.inf
+                others_s = min(ends[0][0] if ends else math.inf, self._next_limit_s())
                 end_s = self._replicas[index].go_on(now_s, min(arriving.next_s, others_s, until_s))
                 if end_s is not None:
                     heapq.heappush(ends, (end_s, index))
+
+    def _submit(self, request: Request, at_s: float) -> int | None:
+        """Hands a request to its replica. Returns the replica's index, or None if the request was refused."""
+        index = self._route(request, self._engines)
+        replica = self._replicas[index]
+        status, refusal_s = 200, self._refusal_s
+        if self._gate is not None and self._gateway is not None:
+            unfinished = sum(engine.unfinished for engine in self._engines)
+            status, refusal_s = self._gate.status(at_s, unfinished), self._gateway.refusal_s
+        if status == 200 and replica.engine.submit(request, at_s):
+            if self._timeout_s < math.inf:
+                self._due.append((at_s + self._timeout_s, request, replica))
+            return index
+        request.arrival_s, request.end_s = at_s, at_s + refusal_s
+        request.state = RequestState.REFUSED
+        request.refused_with = status if status != 200 else QUEUE_LIMIT_STATUS
+        replica.fail(request, self._arriving, self._on_end)
+        return None
+
+    def _next_limit_s(self) -> float:
+        """Returns the instant at which the next unfinished request runs into its time limit."""
+        due = self._due
+        while due and due[0][1].state is RequestState.FINISHED:
+            due.popleft()
+        return due[0][0] if due else math.inf
+
+    def _abort_late(self, now_s: float) -> None:
+        """Aborts the requests whose time limit is over."""
+        while self._next_limit_s() <= now_s:
+            _, request, replica = self._due.popleft()
+            replica.engine.abort(request, now_s)
+            replica.fail(request, self._arriving, self._on_end)
 
 
 def simulate(
@@ -120,10 +180,14 @@ def simulate_replicas(
     *,
     route: Route,
     on_end: OnEnd | None = None,
+    gateway: Gateway | None = None,
+    timeout_s: float = math.inf,
 ) -> list[EngineTrace]:
     """Runs replicas behind a router until no request is left. Returns one trace per replica. See
     `Simulation`."""
-    simulation = Simulation(configs, arrivals, route=route, on_end=on_end)
+    simulation = Simulation(
+        configs, arrivals, route=route, on_end=on_end, gateway=gateway, timeout_s=timeout_s
+    )
     simulation.run()
     return simulation.traces
 
@@ -185,6 +249,8 @@ class _Replica:
         end_s = self.engine.begin(landed_s)
         self._stepping = end_s is not None
         self.idle = end_s is None
+        if self.idle and self.trace.running and self.trace.running[-1] + self.trace.waiting[-1]:
+            self.trace.empty()  # the last requests were aborted, and no step will show it
         return end_s
 
     def end(self, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
@@ -201,6 +267,13 @@ class _Replica:
         for request in step.finished:
             if follower := on_end(request, step.end_s):
                 arriving.push(follower)
+
+    def fail(self, request: Request, arriving: "_Arrivals", on_end: OnEnd | None) -> None:
+        """Notes a request that has failed. Adds the request that follows it."""
+        assert request.end_s is not None
+        self.trace.failed.append(request)
+        if on_end is not None and (follower := on_end(request, request.end_s)):
+            arriving.push(follower)
 
 
 class _Arrivals:

@@ -1,6 +1,6 @@
 """A load test in virtual time, with what it would have recorded. Users come and go without a restart."""
 
-from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from analysis.statistics.arrays import Floats
 from analysis.virtual.crowd import RequestMaker, VirtualUser
 from analysis.virtual.service import Service
 from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
-from loadtest.simulator.engine.requests import Request
+from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.routers import first_replica
-from loadtest.simulator.virtual import Simulation, TimedRequest
+from loadtest.simulator.virtual import EngineTrace, Simulation, TimedRequest
 
 _SAMPLE_S = 1.0
 SETTLE_S = 5.0
@@ -49,10 +49,17 @@ class VirtualLoad:
         self._finished = False
         self._gaps: list[Floats] | None = [] if with_gaps else None
         self._service, self._slo, self._seed, self._settle_s = service, slo, seed, settle_s
-        self._simulation = Simulation([service.engine], route=first_replica, on_end=self._again)
+        self._simulation = Simulation(
+            [service.engine],
+            route=first_replica,
+            on_end=self._again,
+            gateway=replace(service.gateway, seed=seed) if service.gateway else None,
+            timeout_s=service.timeout_s,
+        )
         self._requests = RequestMaker(service)
         self._people: list[VirtualUser] = []
-        self._sent: list[deque[int]] = []  # for each person: turns that have no row yet
+        self._sent: list[int] = []  # for each person: the turn of the last request
+        self._ended: list[tuple[Request, int]] = []  # each with its turn, in the order of their ends
         self._users = 0
         self._idle: set[int] = set()
         self._schedule: list[tuple[float, float, int]] = []
@@ -80,7 +87,7 @@ class VirtualLoad:
     @property
     def ended(self) -> int:
         """Number of requests that have ended."""
-        return len(self._simulation.traces[0].requests)
+        return len(self._ended)
 
     def run(self) -> Run:
         """Returns the run so far, as the analysis reads it."""
@@ -103,10 +110,8 @@ class VirtualLoad:
     def _change(self, users: int) -> None:
         while len(self._people) < users:
             place = len(self._people)
-            self._people.append(
-                VirtualUser(self._service.chatting, self._requests, seed=self._seed, number=place)
-            )
-            self._sent.append(deque())
+            self._people.append(VirtualUser(self._service, self._requests, seed=self._seed, number=place))
+            self._sent.append(0)
             self._idle.add(place)
         self._users = users
         for place in [place for place in self._idle if place < users]:
@@ -117,14 +122,15 @@ class VirtualLoad:
 
     def _again(self, ended: Request, now_s: float) -> TimedRequest | None:
         person = self._people[ended.user]
+        self._ended.append((ended, self._sent[ended.user]))
         if ended.user >= self._users:
             self._idle.add(ended.user)
             return None
-        return now_s + (self._service.overhead_s + person.pause_s()), self._next(person)
+        return now_s + (self._service.overhead_s + person.pause_s(ended)), self._next(person)
 
     def _next(self, person: VirtualUser) -> Request:
         request = person.request()
-        self._sent[request.user].append(person.turn)
+        self._sent[request.user] = person.turn
         return request
 
     def _advance(self, until_s: float) -> None:
@@ -153,30 +159,12 @@ class VirtualLoad:
 
     def _take_rows(self) -> None:
         (trace,) = self._simulation.traces
-        for request in trace.requests[len(self._rows) :]:
-            assert request.end_s is not None
-            assert request.first_token_s is not None
-            start_s = request.arrival_s
-            first_s, last_s = request.first_token_s - start_s, request.end_s - start_s
-            values = {
-                "start_unix_s": start_s,
-                "sent_s": 0.0,
-                "first_chunk_s": first_s,
-                "first_answer_s": first_s,
-                "last_chunk_s": last_s,
-                "end_s": last_s,
-                "chunks": request.output_tokens,
-                "first_chunk_tokens": 1,
-                "prompt_tokens": request.prompt_tokens,
-                "output_tokens": request.output_tokens,
-                "cached_tokens": request.cached_tokens,
-                "http_status": 200,
-            }
+        for request, turn in self._ended[len(self._rows) :]:
+            values = _row(request, trace)
             self._rows.append(tuple(values.get(name, NAN) for name in SCALAR_COLUMNS))
             if self._gaps is not None:
                 self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
-            turn = self._sent[request.user].popleft()
-            self._labels.append((OUTCOME_CODES[Outcome.OK], request.user, turn))
+            self._labels.append((OUTCOME_CODES[_outcome(request)], request.user, turn))
 
     def _server(self) -> ServerSamples:
         samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
@@ -223,6 +211,8 @@ class VirtualLoad:
                 "settle_s": self._settle_s,
                 "think_s": "measured" if thinks else "0",
                 "seed": self._seed,
+                "error_pause_s": self._service.chatting.error_pause_s,
+                "request_timeout_s": self._service.timeout_s,
             },
             server=ServerInfo(
                 engine="vllm",
@@ -234,3 +224,45 @@ class VirtualLoad:
             ),
             schedule=list(self._schedule),
         )
+
+
+def _outcome(request: Request) -> Outcome:
+    if request.state is RequestState.FINISHED:
+        return Outcome.OK
+    return Outcome.TIMEOUT if request.state is RequestState.ABORTED else Outcome.HTTP_ERROR
+
+
+def _row(request: Request, trace: EngineTrace) -> dict[str, float]:
+    """Returns the scalar columns of an ended request, as a load test would have recorded them.
+
+    A request that ran into its time limit has the chunks that had come, but no usage.
+    """
+    assert request.end_s is not None
+    start_s = request.arrival_s
+    found = {
+        "start_unix_s": start_s,
+        "sent_s": 0.0,
+        "end_s": request.end_s - start_s,
+        "http_status": float(request.refused_with or 200),
+        "pause_s": NAN if request.pause_s is None else request.pause_s,
+        "chunks": 0.0,
+    }
+    if request.first_token_s is None:
+        return found
+    first_s, last_s, chunks = request.first_token_s - start_s, request.end_s - start_s, request.output_tokens
+    if request.state is RequestState.FINISHED:
+        found |= {
+            "prompt_tokens": request.prompt_tokens,
+            "output_tokens": request.output_tokens,
+            "cached_tokens": request.cached_tokens,
+        }
+    else:
+        tokens_s = trace.token_times_s(request)
+        last_s, chunks = tokens_s[-1] - start_s, len(tokens_s)
+    return found | {
+        "first_chunk_s": first_s,
+        "first_answer_s": first_s,
+        "last_chunk_s": last_s,
+        "chunks": chunks,
+        "first_chunk_tokens": 1,
+    }

@@ -14,6 +14,7 @@ class RequestState(Enum):
     """The request's last token is being computed."""
     FINISHED = "finished"
     ABORTED = "aborted"
+    REFUSED = "refused"
 
 
 class Request:
@@ -36,9 +37,11 @@ class Request:
         "first_token_s",
         "made_tokens",
         "output_tokens",
+        "pause_s",
         "preemptions",
         "prefill_target",
         "prompt_tokens",
+        "refused_with",
         "registered_blocks",
         "run_start_step",
         "state",
@@ -64,13 +67,17 @@ class Request:
         self.block_hashes: Sequence[int] = () if block_hashes is None else block_hashes
         self.user = user
         """A number for the driver's own use."""
+        self.pause_s: float | None = None
+        """Seconds that the user pauses because this request failed. For the driver's own use too."""
         self.state = RequestState.WAITING
         self.arrival_s = 0.0
         self.admitted_s: float | None = None
         """Instant of the first admission; preemptions do not change it."""
         self.first_token_s: float | None = None
         self.end_s: float | None = None
-        """Instant of the last token, or of the abort."""
+        """Instant of the last token, of the abort, or of the refusal."""
+        self.refused_with: int | None = None
+        """HTTP status of a refusal; None for a request that was taken."""
         self.preemptions = 0
         self.cached_tokens = 0
         """Prompt tokens found in the prefix cache at the first admission."""
