@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.statistics.arrays import Floats
 from loadtest.simulator.engine.config import EngineConfig
-from loadtest.simulator.gateway import Gateway
+from loadtest.simulator.gateway import GatewayLimits
 
 CLIENT_TURNAROUND_S = 0.001  # seconds from an answer to the next request of a client that does not think
 
@@ -47,7 +47,7 @@ class Service:
     chatting: ChatBehaviour
     overhead_s: float = 0.0
     overhead_per_user_s: float = 0.0
-    gateway: Gateway | None = None
+    gateway: GatewayLimits | None = None
     """A gateway before the engine that turns requests away; None: there is none."""
     timeout_s: float = math.inf
     """Time limit of a request on the client's side, seconds: what has not ended by then is aborted."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gateway:
+class GatewayLimits:
     """The limits of a gateway, and what its refusals look like."""
 
     max_unfinished: int | None = None
@@ -28,7 +28,7 @@ class Gateway:
 class Gate:
     """A gateway at work: the state of its token bucket and its random numbers."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: GatewayLimits) -> None:
         self._gateway = gateway
         self._random = random.Random(gateway.seed)
         self._tokens, self._filled_s = float(gateway.burst), -math.inf

@@ -13,7 +13,7 @@ from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.engine.scheduler import Engine
 from loadtest.simulator.engine.steps import Counters, Shortage, Step
-from loadtest.simulator.gateway import Gate, Gateway
+from loadtest.simulator.gateway import Gate, GatewayLimits
 from loadtest.simulator.routers import Route, first_replica
 
 TimedRequest = tuple[float, Request]
@@ -78,7 +78,7 @@ class Simulation:
         *,
         route: Route,
         on_end: OnEnd | None = None,
-        gateway: Gateway | None = None,
+        gateway: GatewayLimits | None = None,
         timeout_s: float = math.inf,
         refusal_s: float = 0.001,
     ) -> None:
@@ -180,7 +180,7 @@ def simulate_replicas(
     *,
     route: Route,
     on_end: OnEnd | None = None,
-    gateway: Gateway | None = None,
+    gateway: GatewayLimits | None = None,
     timeout_s: float = math.inf,
 ) -> list[EngineTrace]:
     """Runs replicas behind a router until no request is left. Returns one trace per replica. See

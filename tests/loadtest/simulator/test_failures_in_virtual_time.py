@@ -4,7 +4,7 @@ import pytest
 
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request, RequestState
-from loadtest.simulator.gateway import Gate, Gateway
+from loadtest.simulator.gateway import Gate, GatewayLimits
 from loadtest.simulator.routers import first_replica
 from loadtest.simulator.virtual import Simulation, TimedRequest, simulate, simulate_replicas
 from testing.inputs.engines import SMALL_ENGINE
@@ -88,7 +88,7 @@ def test_a_gateway_counts_unfinished_requests_of_all_replicas() -> None:
         [engine(), engine()],
         requests(6, every_s=0.001),
         route=lambda one, _: one.user % 2,
-        gateway=Gateway(max_unfinished=4, refusal_s=0.25),
+        gateway=GatewayLimits(max_unfinished=4, refusal_s=0.25),
     )
     assert [len(trace.requests) for trace in traces] == [2, 2]
     refused = [one for trace in traces for one in trace.failed]
@@ -97,14 +97,14 @@ def test_a_gateway_counts_unfinished_requests_of_all_replicas() -> None:
 
 
 def test_a_token_bucket_lets_through_its_rate_after_its_burst() -> None:
-    gate = Gate(Gateway(requests_per_s=2.0, burst=5))
+    gate = Gate(GatewayLimits(requests_per_s=2.0, burst=5))
     passed = [number * 0.1 for number in range(101) if gate.status(number * 0.1, 0) == 200]
     assert passed[:5] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     assert len(passed) == pytest.approx(5 + 2 * 10, abs=1)
 
 
 def test_malformed_requests_are_refused_at_any_load() -> None:
-    gate = Gate(Gateway(malformed_fraction=0.2, seed=3))
+    gate = Gate(GatewayLimits(malformed_fraction=0.2, seed=3))
     statuses = [gate.status(float(number), 0) for number in range(2000)]
     assert set(statuses) == {200, 400}
     assert statuses.count(400) == pytest.approx(400, abs=80)
