@@ -52,6 +52,13 @@ def has_failed(outcome: Outcome) -> bool:
     return outcome not in (Outcome.OK, Outcome.CANCELLED)
 
 
+def failure_kind(outcome: Outcome, http_status: int | None) -> str:
+    """Returns the name of a kind of failure: the HTTP status if that is the failure, else the outcome. The
+    live line, Locust's table and the report use these names."""
+    is_status = outcome is Outcome.HTTP_ERROR and http_status is not None
+    return str(http_status) if is_status else outcome.value
+
+
 def may_be_overload(outcome: Outcome, http_status: int | None) -> bool:
     """Whether load can be the cause of this outcome.
 

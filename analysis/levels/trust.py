@@ -21,10 +21,9 @@ from analysis.notes import (
 )
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Window
+from loadtest.run.live.lateness import CPU_LIMIT, LAG_FLOOR_S, LAG_SHARE
 
 MIN_REQUESTS = 20
-LAG_FLOOR_S = 0.005
-CPU_LIMIT = 0.85
 CLIENT_ERROR_LIMIT = 0.01
 MISCOUNT_LIMIT = 0.01
 
@@ -98,7 +97,7 @@ class TrustGates:
 def generator_doubts(run: Run, window: Window, *, tpot_s: float) -> list[Note]:
     """Returns doubts about the load generator's times in this window; empty where they can be trusted."""
     found: list[Note] = []
-    lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, window), max(LAG_FLOOR_S, 0.1 * tpot_s)
+    lag_s, limit_s = worst_worker(run, run.client.loop_lag_s, window), max(LAG_FLOOR_S, LAG_SHARE * tpot_s)
     if lag_s > limit_s:
         found.append(GeneratorLate(lag_s=lag_s, limit_s=limit_s))
     cpu = worst_worker(run, run.client.cpu, window)

@@ -17,7 +17,7 @@ from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reporting.capacity_words import short_answer
 from analysis.reporting.words import WALL_NAMES, sentences, words
 from loadtest.record import SearchAdvice
-from loadtest.run.live import FAR_PAST_WALL_SHARE
+from loadtest.run.live.level import FAR_PAST_WALL_SHARE
 
 FIRST_USERS = 4  # users of the first level: a low load that still yields request lengths quickly
 MAX_STEP = 4.0  # largest factor from the highest trusted level to the next level

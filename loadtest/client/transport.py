@@ -16,6 +16,8 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from loadtest.clock import unix_now
+
 SLICE_BYTES = 32 * 1024
 """If a stream has more unparsed bytes than this, they are parsed before the stream ends."""
 
@@ -182,7 +184,7 @@ class RequestClock:
     start by perf_counter."""
 
     def __init__(self) -> None:
-        self.start_unix_s = time.time()
+        self.start_unix_s = unix_now()
         self.zero = time.perf_counter()
         self.sent_s: float | None = None
         self.headers_s: float | None = None

@@ -10,6 +10,7 @@ import gevent
 from locust.env import Environment
 from locust.runners import MasterRunner, Runner
 
+from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.ending import Ending, take_sigterm_as_ctrl_c
@@ -18,7 +19,7 @@ from loadtest.locust_plugin.options import HiddenHost, LocustOptions
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.locust_plugin.worker import DELIVERY_S, Worker
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.live_line import LiveLine
+from loadtest.run.live.line import LiveLine
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import (
     LeaderTime,
@@ -194,7 +195,7 @@ class Leader:
     def _take_report(self, report: WorkerReport, sender: str) -> None:
         self.reports.take(report)
         if not report.shares_disk:
-            answer = LeaderTime(asked_unix_s=report.unix_s, leader_unix_s=time.time())
+            answer = LeaderTime(asked_unix_s=report.unix_s, leader_unix_s=unix_now())
             self._channel.send(answer, to=sender)
         if self._run is not None:
             self._run.coordinator.take_live(report.live)

@@ -9,10 +9,11 @@
 import logging
 import time
 
+from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.live_line import live_text
+from loadtest.run.live.line import live_text
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class LevelShape(Shape):
     def _level_is_over(self, coordinator: Coordinator) -> bool:
         if self._held_until_told or coordinator.level is None:
             return False
-        return time.time() - coordinator.level.start_unix_s >= coordinator.settings.level_s
+        return unix_now() - coordinator.level.start_unix_s >= coordinator.settings.level_s
 
     def _next(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         level = coordinator.level
@@ -140,11 +141,11 @@ class LevelShape(Shape):
             return None if self._until is None else self._until - time.monotonic()
         if coordinator.settings.open_loop:
             return (
-                coordinator.arrivals_s - (time.time() - coordinator.level.start_unix_s)
+                coordinator.arrivals_s - (unix_now() - coordinator.level.start_unix_s)
                 if coordinator.level
                 else None
             )
-        held = time.time() - coordinator.level.start_unix_s if coordinator.level else 0.0
+        held = unix_now() - coordinator.level.start_unix_s if coordinator.level else 0.0
         return (len(self._planned) - self._position) * coordinator.settings.level_s - held
 
 

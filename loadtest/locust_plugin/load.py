@@ -1,10 +1,9 @@
 """The load of one run: its current level, and which worker sends which arrivals (requests of an open loop).
 Knows nothing of how a run begins or ends."""
 
-import time
-
 from locust.runners import Runner
 
+from loadtest.clock import unix_now
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.run.coordinator import Coordinator
@@ -74,7 +73,7 @@ class ArrivalSharing:
         self._assignments: list[WorkerAssignment] = []
 
     def share(self) -> None:
-        now = time.time()
+        now = unix_now()
         if not self._assignments:
             self._coordinator.begin_arrivals(now + FIRST_ARRIVALS_S)
         assert self._coordinator.info.arrivals is not None

@@ -1,9 +1,8 @@
 """What the leader knows of the workers (the processes that run users). Knows no coordinator."""
 
-import time
-
 from locust.runners import MasterRunner, Runner
 
+from loadtest.clock import unix_now
 from loadtest.record import WorkerInfo
 from loadtest.run.messages import WorkerReport
 
@@ -37,18 +36,18 @@ class WorkerReports:
 
     def take(self, report: WorkerReport) -> None:
         self._reports[report.worker] = report
-        self._heard_unix_s[report.worker] = time.time()
+        self._heard_unix_s[report.worker] = unix_now()
 
     def audible(self) -> list[WorkerReport]:
         """Returns the last reports of the workers that are not lost."""
-        now = time.time()
+        now = unix_now()
         return [report for name, report in self._reports.items() if now - self._heard_unix_s[name] < LOST_S]
 
     def heard_until(self, workers: tuple[str, ...]) -> float:
         """Returns the time (Unix seconds) until which all of `workers` surely ran their users. If no worker
         is silent (SILENT_S without a report), that is now. If some are silent, the result is the earliest
         of their last reports."""
-        now = time.time()
+        now = unix_now()
         heard = [self._heard_unix_s.get(name, 0.0) for name in workers]
         return min((unix_s for unix_s in heard if now - unix_s > SILENT_S), default=now)
 

@@ -4,14 +4,15 @@ reads the rows so far and says which number of users to hold next. Knows no stat
 import logging
 import time
 
+from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
 from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
 from loadtest.record import SearchAdvice, SearchState
 from loadtest.run.advisor import Advisor, AdvisorLostError
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.live import LiveLevel
-from loadtest.run.live_line import live_text
+from loadtest.run.live.level import LiveLevel
+from loadtest.run.live.line import live_text
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class SearchShape(Shape):
             self._alarms.add((level.start_unix_s, alarm))
             return True
         since = max(self._advised_unix_s, level.start_unix_s)
-        return time.time() - since >= self._advice.look_s
+        return unix_now() - since >= self._advice.look_s
 
     def _look(self, coordinator: Coordinator, advisor: Advisor, level: LiveLevel) -> None:
         """Writes `run.json` and plans the question to the advisor in ROWS_S seconds; by then, the rows so far
@@ -110,7 +111,7 @@ class SearchShape(Shape):
         advisor.begin_asking(state, after_s=ROWS_S)
 
     def _follow(self, advice: SearchAdvice) -> UsersAndSpawnRate:
-        self._advice, self._advised_unix_s = advice, time.time()
+        self._advice, self._advised_unix_s = advice, unix_now()
         if advice.users is None:
             self.leader.line.clear()
             logger.info("The search ends: %s.", advice.why)

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from locust.env import Environment
 
-from loadtest.record import Outcome, RequestRecord
+from loadtest.record import RequestRecord, failure_kind, has_failed
 
 
 class RequestFailed(Exception):  # noqa: N818 (the words that Locust's statistics show)
@@ -14,16 +14,15 @@ class RequestFailed(Exception):  # noqa: N818 (the words that Locust's statistic
 
 
 def tell_locust(environment: Environment, record: RequestRecord) -> None:
-    """Counts one request in Locust's statistics. Cancelled requests and empty answers do not count as
-    failures."""
-    status = f" {record.http_status}" if record.outcome is Outcome.HTTP_ERROR else ""
-    failed = record.outcome not in (Outcome.OK, Outcome.EMPTY, Outcome.CANCELLED)
+    """Counts one request in Locust's statistics. The same requests count as failures as in the live line and
+    the report, under the same names."""
+    kind = failure_kind(record.outcome, record.http_status)
     environment.events.request.fire(
         request_type="SSE",
         name=record.scenario,
         response_time=(record.end_s - (record.sent_s or 0.0)) * 1000,
         response_length=0,  # Locust shows it as bytes, which are not counted
-        exception=RequestFailed(f"{record.outcome}{status}") if failed else None,
+        exception=RequestFailed(kind) if has_failed(record.outcome) else None,
         context={},
     )
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import aiohttp
 
 from loadtest.client.target import Target, make_target
+from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.run.advisor import Advisor
-from loadtest.run.live import LiveLevel, LiveRow
-from loadtest.run.live_line import describe
+from loadtest.run.live.level import LiveLevel
+from loadtest.run.live.line import describe
+from loadtest.run.live.rows import LiveRow
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import RunPlan
 from loadtest.run.open_loop import planned_arrivals
@@ -82,6 +84,8 @@ class Coordinator:
         self.target: Target = make_target(host, settings)
         self.level: LiveLevel | None = None
         """The level under way; None between levels."""
+        self._lowest: LiveLevel | None = None
+        """The level with the fewest users so far."""
         self.advisor: Advisor | None = None
         """The advisor that chooses the users of a search; None in other runs."""
         self.arrivals_count, self.arrivals_s = _extent(settings)
@@ -89,7 +93,7 @@ class Coordinator:
         self._loop = loop
         nonce = uuid.uuid4().hex[:8]
         self.preflight, scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
-        now = time.time()
+        now = unix_now()
         try:
             self.folder = _make_folder(
                 settings.reports_dir, new_run_id(model=self.preflight.model, unix_s=now)
@@ -122,10 +126,16 @@ class Coordinator:
         """Ends the current level, if there is one, and begins a new level; all of its users must have
         started."""
         self.end_level()
-        now = time.time()
+        now = unix_now()
         settings = self.settings
         self._set_level(
-            LiveLevel(users=users, start_unix_s=now, settle_s=settings.settle_s, slo=settings.slo)
+            LiveLevel(
+                users=users,
+                start_unix_s=now,
+                settle_s=settings.settle_s,
+                slo=settings.slo,
+                lowest=self._lowest,
+            )
         )
         self.info.schedule.append((now, now, users))
         self.save()
@@ -150,8 +160,15 @@ class Coordinator:
             self.info.schedule.pop()  # users were moved between workers once more
         else:
             logger.info(describe(self.level))
+            self._note_lowest(self.level)
         self._set_level(None)
         self.save()
+
+    def _note_lowest(self, level: LiveLevel) -> None:
+        if level.users is None or not level.requests:
+            return
+        if self._lowest is None or (self._lowest.users or 0) > level.users:
+            self._lowest = level
 
     def keep_level(self, until_unix_s: float) -> None:
         """Sets the end of the current level to `until_unix_s`, and writes `run.json` if the last write is
@@ -192,7 +209,7 @@ class Coordinator:
         if lost := self._samples.close():
             self.warn(f"{lost} samples of the server could not be written.")
         self.info.workers = workers
-        self.info.ended_unix_s = time.time()
+        self.info.ended_unix_s = unix_now()
         self.save()
 
     def save(self) -> None:

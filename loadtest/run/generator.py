@@ -4,7 +4,6 @@ for the leader. Knows no Locust."""
 import collections
 import itertools
 import logging
-import time
 import uuid
 from collections.abc import Iterator
 from typing import TypeVar
@@ -12,8 +11,9 @@ from typing import TypeVar
 from loadtest.client.body import encode_chat_body
 from loadtest.client.stream import StreamRequest
 from loadtest.client.target import Target, make_target
+from loadtest.clock import unix_now
 from loadtest.record import RequestRecord
-from loadtest.run.live import LiveRow
+from loadtest.run.live.rows import LiveRow
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import DueArrivals, PunctualStarts, planned_arrivals
@@ -101,7 +101,7 @@ class Generator:
             shares_disk=self._shares_disk,
             undelivered_bytes=self.delivery.undelivered_bytes,
             clock_offset_s=self.clock.offset_s,
-            unix_s=time.time(),
+            unix_s=unix_now(),
             live=self._take_live(),
         )
 
@@ -123,9 +123,7 @@ class Generator:
 
     def _take_live(self) -> list[LiveRow]:
         offset_s = self.clock.offset_s or 0.0
-        return [
-            row._replace(end_unix_s=row.end_unix_s - offset_s) for row in _taken(self._request_runner.live)
-        ]
+        return [row.moved(-offset_s) for row in _taken(self._request_runner.live)]
 
     def _stream(
         self,

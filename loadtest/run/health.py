@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from loadtest.clock import unix_now
 from loadtest.record import ClientSample, RequestRecord
 from loadtest.run.sink import RowFile
 
@@ -54,7 +55,7 @@ class HealthWatch:
         lags.sort()
         delay_s, self._delay_s = self._delay_s, None
         return ClientSample(
-            unix_s=time.time(),
+            unix_s=unix_now(),
             loop_lag_max_s=round(lags[-1], 6),
             loop_lag_p99_s=round(lags[int(0.99 * (len(lags) - 1))], 6),
             cpu=round(cpu, 4),

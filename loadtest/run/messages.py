@@ -3,7 +3,7 @@ sent."""
 
 import msgspec
 
-from loadtest.run.live import LiveRow
+from loadtest.run.live.rows import LiveRow
 from loadtest.workload.arrivals import WorkerAssignment
 from loadtest.workload.prompts import PromptScale
 

@@ -2,10 +2,10 @@
 whether or not the server has answered earlier ones."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 from loadtest.client.stream import StreamRequest
+from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.run.messages import ArrivalAssignments
 from loadtest.run.request_runner import RequestRunner
@@ -61,7 +61,7 @@ class DueArrivals:
             if self._clock.offset_s is None:
                 return
             due_unix_s = self._start_unix_s + arrival.due_s + self._clock.offset_s
-            if due_unix_s > time.time() + LOOKAHEAD_S:
+            if due_unix_s > unix_now() + LOOKAHEAD_S:
                 return
             self._next = next(self._arrivals, None)
             if is_assigned(arrival, self._worker, self._assignments):
@@ -78,7 +78,7 @@ class PunctualStarts:
 
     def begin_when_due(self, stream: StreamRequest) -> None:
         assert stream.scheduled_unix_s is not None
-        wait_s = stream.scheduled_unix_s - time.time()
+        wait_s = stream.scheduled_unix_s - unix_now()
         loop = asyncio.get_running_loop()
         loop.call_later(max(0.0, wait_s) + UVLOOP_TICK_S, self._begin, stream)
 

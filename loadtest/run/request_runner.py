@@ -12,7 +12,7 @@ from loadtest.client.target import Target
 from loadtest.client.transport import open_session
 from loadtest.record import RequestRecord
 from loadtest.run.health import HealthWatch
-from loadtest.run.live import LiveRow, live_row
+from loadtest.run.live.rows import LiveRow, live_row
 from loadtest.run.sink import WorkerFiles
 
 CANCEL_S = 5.0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from loadtest.clock import unix_now
 from loadtest.run.messages import LeaderTime, RowBatch, RowReceipt
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class LeaderClock:
         self._round_trip_s = math.inf
 
     def take(self, answer: LeaderTime) -> None:
-        now = time.time()
+        now = unix_now()
         if not self._shared and now - answer.asked_unix_s < self._round_trip_s:
             self._round_trip_s = now - answer.asked_unix_s
             self.offset_s = (answer.asked_unix_s + now) / 2 - answer.leader_unix_s

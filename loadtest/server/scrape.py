@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 import aiohttp
 import msgspec
 
 from loadtest.client.target import Target
+from loadtest.clock import unix_now
 from loadtest.record import GpuInfo, ServerSample
 from loadtest.server.gpu_sensors import DcgmGpus, NvmlGpus
 from loadtest.server.vllm import read_server_samples
@@ -51,7 +51,7 @@ class Scraper:
         """Reads the current state of the server and returns one row for each engine. If the server's metrics
         cannot be read, returns one row with the reason in `error`. Returns no rows if there are neither
         metrics nor GPUs to read."""
-        unix_s = time.time()
+        unix_s = unix_now()
         rows, error = await self._engines(unix_s)
         error = error or await self._refresh_gpus()
         if not rows:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loadtest.run import messages
-from loadtest.run.live import LiveRow
+from loadtest.run.live.rows import LiveRow
 from loadtest.run.messages import (
     ArrivalAssignments,
     CurrentLevel,

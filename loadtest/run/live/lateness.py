@@ -1,0 +1,36 @@
+"""Whether the load generator itself is late, so that its time stamps are not the server's. Knows no level."""
+
+LAG_FLOOR_S = 0.005
+"""Mean lag of the event loop, in seconds, up to which time stamps are always trusted."""
+LAG_SHARE = 0.1
+"""Share of the median time per output token up to which a larger lag is trusted as well."""
+CPU_LIMIT = 0.85
+"""Largest share of a CPU core that one process of the load generator may use."""
+MIN_HEALTH_REPORTS = 3
+"""Reports of a worker, one a second, that a verdict needs."""
+
+
+class Lateness:
+    """Mean lag and CPU use of each worker during a level."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[int, float, float]] = {}
+
+    def add(self, worker: str, *, lag_s: float, cpu: float) -> None:
+        """Takes what a worker has noticed of itself in the last second."""
+        count, lag_sum, cpu_sum = self._sums.get(worker, (0, 0.0, 0.0))
+        self._sums[worker] = (count + 1, lag_sum + lag_s, cpu_sum + cpu)
+
+    def words(self, *, tpot_p50_s: float | None) -> str | None:
+        """Says what is wrong with the load generator, such as `this machine is late: 38 ms`; None if nothing
+        is known to be wrong."""
+        known = [sums for sums in self._sums.values() if sums[0] >= MIN_HEALTH_REPORTS]
+        if not known:
+            return None
+        lag_s = max(lag_sum / count for count, lag_sum, _ in known)
+        cpu = max(cpu_sum / count for count, _, cpu_sum in known)
+        if lag_s > max(LAG_FLOOR_S, LAG_SHARE * (tpot_p50_s or 0.0)):
+            return f"this machine is late: {lag_s * 1000:.0f} ms"
+        if cpu > CPU_LIMIT:
+            return f"this machine is busy: {cpu:.0%} of a core"
+        return None

@@ -1,0 +1,216 @@
+"""Counts of a level while it runs, and whether the level is past a wall (a limit, such as the TTFT
+objective). Compares shares (such as the share of requests that miss an objective) with fixed thresholds,
+without statistics. Knows neither Locust nor the time."""
+
+import math
+from collections import Counter
+
+from loadtest.record import Outcome, ServerSample, Slo
+from loadtest.run.live.lateness import Lateness
+from loadtest.run.live.rows import LiveRow
+
+MISS_SHARE = 0.05
+"""A p95 objective is missed if more than this share of the requests miss it."""
+ERROR_SHARE = 0.01
+"""A level is past the error wall if more than this share of its requests fail because of the load."""
+FAR_PAST_WALL_SHARE = 0.5
+"""A level is far past a wall if more than this share of its requests miss an objective, or fail."""
+BIN_WIDTH = 0.02
+"""Width of a bin, in ln seconds: percentiles shown while the test runs are exact to half of it, 1 %."""
+SMALLEST_S = 1e-6
+"""Shorter times count as this many seconds, because 0 has no logarithm."""
+MIN_VERDICT_REQUESTS = 20
+"""Requests that a verdict on a p95 needs: among fewer, a single slow one would be more than 5 %."""
+ALIKE_SIGMAS = 2.0
+"""Standard errors up to which two shares of failures count as equal."""
+LIMIT_KIND = "429"
+"""Kind of failure by which a server states a limit: caused by the load wherever it occurs."""
+
+
+class _Tally:
+    """Counts the values of one objective (TTFT or TPOT) and the values that miss it, and estimates their
+    percentiles to 1 %. Keeps counts in bins and no values, because a level may have a million requests."""
+
+    def __init__(self, objective_s: float) -> None:
+        self.objective_s = objective_s
+        self.count = 0
+        self.misses = 0
+        self._bins: Counter[int] = Counter()
+        self._least_bound: int | None = None
+        """Lowest bin of a value that is only known to be larger; None if there is none."""
+
+    def add(self, value_s: float | None) -> None:
+        if value_s is None:
+            return
+        self.count += 1
+        self.misses += value_s > self.objective_s
+        self._bins[_bin(value_s)] += 1
+
+    def add_bound(self, waited_s: float | None) -> None:
+        """Counts a value that is only known to be larger than `waited_s`: a miss if that is more than the
+        objective, else not counted at all."""
+        if waited_s is not None and waited_s > self.objective_s:
+            self.add(waited_s)
+            number = _bin(waited_s)
+            self._least_bound = number if self._least_bound is None else min(self._least_bound, number)
+
+    @property
+    def miss_share(self) -> float:
+        return self.misses / self.count if self.count >= MIN_VERDICT_REQUESTS else 0.0
+
+    def percentile_s(self, share: float) -> tuple[float, bool] | None:
+        """Returns a percentile and whether the true one may be larger; None without values."""
+        below = 0
+        for number in sorted(self._bins):
+            below += self._bins[number]
+            if below >= share * self.count:
+                is_bound = self._least_bound is not None and number >= self._least_bound
+                return math.exp((number + 0.5) * BIN_WIDTH), is_bound
+        return None
+
+
+def _bin(value_s: float) -> int:
+    return math.floor(math.log(max(value_s, SMALLEST_S)) / BIN_WIDTH)
+
+
+class LiveLevel:
+    """Counts of one level so far. The level has a constant number of users, or is an open loop (users: None).
+    `add` and `add_sample` may run on two threads, because they write different attributes."""
+
+    def __init__(
+        self,
+        *,
+        users: int | None,
+        start_unix_s: float,
+        settle_s: float,
+        slo: Slo,
+        lowest: "LiveLevel | None" = None,
+    ) -> None:
+        """lowest: the level with the fewest users so far, which shows what fails without much load."""
+        self.users = users
+        self.start_unix_s = start_unix_s
+        self.end_unix_s = start_unix_s
+        self.requests = 0
+        self.failures: Counter[str] = Counter()
+        """Failed requests by kind: the HTTP status, or the outcome."""
+        self.generator = Lateness()
+        self.restarted = False
+        """Whether the server's counters began anew during the level."""
+        self._slo = slo
+        self._lowest = lowest
+        self._from_unix_s = start_unix_s + settle_s
+        self._overload_kinds: set[str] = set()
+        self._ttft = _Tally(slo.ttft_p95_s)
+        self._tpot = _Tally(slo.tpot_p95_s)
+        self._first: ServerSample | None = None
+        self.last_sample: ServerSample | None = None
+        self._samples = 0
+        self._blocked = 0
+
+    def add(self, row: LiveRow) -> None:
+        """Counts a request that has ended. Ignores cancelled requests, and requests that ended in the
+        settling time at the level's start."""
+        if row.end_unix_s < self._from_unix_s or row.outcome == Outcome.CANCELLED:
+            return
+        self.requests += 1
+        self._ttft.add(row.ttft_s)
+        self._tpot.add(row.tpot_s)
+        if row.failed:
+            self.failures[row.kind] += 1
+            self._ttft.add_bound(row.waited_s)
+            if row.may_be_overload:
+                self._overload_kinds.add(row.kind)
+
+    def add_health(self, unix_s: float, worker: str, *, lag_s: float, cpu: float) -> None:
+        """Counts what a worker noticed of itself. Ignores the settling time at the level's start."""
+        if unix_s >= self._from_unix_s:
+            self.generator.add(worker, lag_s=lag_s, cpu=cpu)
+
+    def add_sample(self, sample: ServerSample) -> None:
+        """Counts a sample of the server. Ignores failed samples, and samples from the settling time at the
+        level's start."""
+        if sample.error is not None or sample.unix_s < self._from_unix_s:
+            return
+        self._first = self._first or sample
+        self.last_sample = sample
+        self._samples += 1
+        queue = sample.waiting if sample.waiting_capacity is None else sample.waiting_capacity
+        self._blocked += bool(queue)
+
+    @property
+    def errors(self) -> int:
+        """Number of failed requests."""
+        return self.failures.total()
+
+    def ttft_p95_s(self) -> tuple[float, bool] | None:
+        """Returns the p95 of TTFT and whether the true one may be larger; None without values."""
+        return self._ttft.percentile_s(0.95)
+
+    def tpot_p95_s(self) -> tuple[float, bool] | None:
+        """Returns the p95 of TPOT and whether the true one may be larger; None without values."""
+        return self._tpot.percentile_s(0.95)
+
+    def generator_trouble(self) -> str | None:
+        """Says why this level's times are not the server's alone, such as `this machine is late: 38 ms`; None
+        if there is no reason."""
+        p50 = self._tpot.percentile_s(0.5)
+        return self.generator.words(tpot_p50_s=p50[0] if p50 else None)
+
+    def past_wall(self) -> str | None:
+        """Returns, in words, the first limit that this level is past; None if it is past no limit."""
+        slo = self._slo
+        walls = [
+            (self._overload_share() > ERROR_SHARE, f"more than 1 % of the requests failed ({self.kinds()})"),
+            (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
+            (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
+            (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
+            (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait in the server's queue"),
+        ]
+        return next((words for past, words in walls if past), None)
+
+    def far_past_wall(self) -> str | None:
+        """Returns, in words, why a test of more users would show nothing new: more than half of the requests
+        failed or missed an objective. None if neither is true."""
+        if self._share(self.errors) > FAR_PAST_WALL_SHARE:
+            return f"more than half of the requests failed ({self.kinds()})"
+        if max(self._ttft.miss_share, self._tpot.miss_share) > FAR_PAST_WALL_SHARE:
+            return "more than half of the requests missed an objective"
+        return None
+
+    def kinds(self) -> str:
+        """Lists the failed requests by kind, the most frequent first: `3 x 503, 1 x timeout`."""
+        return ", ".join(f"{count} x {kind}" for kind, count in self.failures.most_common())
+
+    def _overload_share(self) -> float:
+        """Returns the share of the requests that failed because of the load. Failures that are as frequent in
+        the level with the fewest users have another cause, except a server that states a limit (429)."""
+        caused = [
+            count
+            for kind, count in self.failures.items()
+            if kind in self._overload_kinds and (kind == LIMIT_KIND or self._rises(kind, count))
+        ]
+        return self._share(sum(caused))
+
+    def _rises(self, kind: str, count: int) -> bool:
+        """Whether this kind of failure is more frequent here than in the level with the fewest users."""
+        low = self._lowest
+        if low is None or not low.requests:
+            return False
+        share, low_share = count / self.requests, low.failures[kind] / low.requests
+        pooled = (count + low.failures[kind]) / (self.requests + low.requests)
+        error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / self.requests + 1.0 / low.requests))
+        return share - low_share > ALIKE_SIGMAS * error
+
+    def _share(self, errors: int) -> float:
+        return errors / self.requests if self.requests >= 5 else 0.0
+
+    def _preempted(self) -> float:
+        first, last = self._first, self.last_sample
+        if first is None or last is None or not self.requests:
+            return 0.0
+        if first.preemptions_total is None or last.preemptions_total is None:
+            return 0.0
+        return (last.preemptions_total - first.preemptions_total) / self.requests
+
+    def _blocked_share(self) -> float:
+        return self._blocked / self._samples if self._samples >= 5 else 0.0
