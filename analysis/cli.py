@@ -12,10 +12,13 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from enum import IntEnum
 
 import msgspec
 
+from analysis.reporting.console import print_error
+from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
 
 
@@ -31,6 +34,24 @@ class ExitCode(IntEnum):
 
 class RefusedError(Exception):
     """The data cannot support an answer; the message says why. The exit code is `ExitCode.REFUSED`."""
+
+
+def run_command(work: Callable[[], ExitCode]) -> ExitCode:
+    """Does the work of a command and returns its exit code.
+
+    Bad input, a refusal and an interruption become a sentence on stderr and their exit code.
+    """
+    try:
+        return work()
+    except InputError as problem:
+        print_error(str(problem))
+        return ExitCode.BAD_INPUT
+    except RefusedError as refusal:
+        print_error(str(refusal))
+        return ExitCode.REFUSED
+    except KeyboardInterrupt:
+        print_error("Interrupted before the answer was ready: the run is as it was, ask again.")
+        return ExitCode.INTERRUPTED
 
 
 def positive_number(text: str) -> float:

@@ -14,13 +14,13 @@ from analysis.answers.capacity import (
 )
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, slo_of
+from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, run_command, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import FoundRun, Run, find_runs, has_runs
 from analysis.reporting import capacity as report
-from analysis.reporting.console import print_error, progress
+from analysis.reporting.console import progress
 from analysis.walls.placed import RESAMPLES
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
@@ -30,13 +30,11 @@ from loadtest.model.kv_cache import kv_bytes_per_token
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code: 0 answered, 2 unreadable, 3 refused, 130 interrupted."""
     options = _parser().parse_args(argv)
-    try:
-        answer = analyse(options)
-    except InputError as problem:
-        print_error(str(problem))
-        return ExitCode.BAD_INPUT
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
+    return run_command(lambda: _answered(options))
+
+
+def _answered(options: argparse.Namespace) -> ExitCode:
+    answer = analyse(options)
     report.show(answer, folder=_folder(options))
     refused = all(model.refused for model in answer.models)
     return ExitCode.REFUSED if refused else ExitCode.ANSWERED

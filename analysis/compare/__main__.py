@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.answers.compare import GateVerdict
-from analysis.cli import ExitCode, RefusedError, add_slo_flags
+from analysis.cli import ExitCode, add_slo_flags, run_command
 from analysis.compare.gate import TOLERANCE
 from analysis.compare.pair import read_and_compare
 from analysis.reporting import compare as compare_report
-from analysis.reporting.console import print_error, progress
-from loadtest.errors import InputError
+from analysis.reporting.console import progress
 
 EXIT_CODES: dict[GateVerdict, ExitCode] = {
     "ok": ExitCode.ANSWERED,
@@ -29,19 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     With --gate, the exit code depends on the verdict of the gate.
     """
     options = _parser().parse_args(argv)
-    try:
-        with progress() as bar:
-            found = read_and_compare(options, bar)
-        if options.output is not None:
-            compare_report.write_comparison(found, folder=options.output)
-    except InputError as problem:
-        print_error(str(problem))
-        return ExitCode.BAD_INPUT
-    except RefusedError as refusal:
-        print_error(str(refusal))
-        return ExitCode.REFUSED
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
+    return run_command(lambda: _compared(options))
+
+
+def _compared(options: argparse.Namespace) -> ExitCode:
+    with progress() as bar:
+        found = read_and_compare(options, bar)
+    if options.output is not None:
+        compare_report.write_comparison(found, folder=options.output)
     compare_report.show_comparison(found, form=options.format, folder=options.output)
     return EXIT_CODES[found.gate.verdict] if found.gate else ExitCode.ANSWERED
 

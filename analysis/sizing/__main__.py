@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from analysis.answers.sizing import StatedWorkload
-from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, positive_number
-from analysis.reporting.console import print_error
+from analysis.cli import ExitCode, add_slo_flags, fraction, positive_integer, positive_number, run_command
 from analysis.reporting.sizing import SIZING_FORMS, show_claims, show_sizing, write_vram_figure
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.flags import SizingFlags
@@ -22,20 +21,18 @@ from loadtest.record import Slo
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m analysis.sizing` and returns its exit code (`analysis.cli.ExitCode`)."""
     options = _parser().parse_args(argv)
-    try:
-        if options.claim is not None:
-            show_claims(check_claims(read_claims(options.claim)), form=options.format)
-            return ExitCode.ANSWERED
-        flags = _flags(options)
-        sizing = predict(flags)
-        show_sizing(sizing, flags.workload, form=options.format)
-        if options.figure is not None and not sizing.refused:
-            write_vram_figure(sizing, options.figure)
-    except InputError as problem:
-        print_error(str(problem))
-        return ExitCode.BAD_INPUT
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
+    return run_command(lambda: _answered(options))
+
+
+def _answered(options: argparse.Namespace) -> ExitCode:
+    if options.claim is not None:
+        show_claims(check_claims(read_claims(options.claim)), form=options.format)
+        return ExitCode.ANSWERED
+    flags = _flags(options)
+    sizing = predict(flags)
+    show_sizing(sizing, flags.workload, form=options.format)
+    if options.figure is not None and not sizing.refused:
+        write_vram_figure(sizing, options.figure)
     return ExitCode.REFUSED if sizing.refused else ExitCode.ANSWERED
 
 

@@ -5,12 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import ExitCode, RefusedError, add_slo_flags, positive_integer
+from analysis.cli import ExitCode, add_slo_flags, positive_integer, run_command
 from analysis.reporting import twin as twin_report
-from analysis.reporting.console import print_error, progress
+from analysis.reporting.console import progress
 from analysis.twin.answer import twin_answer
-from analysis.twin.calibration import CalibrationError
-from loadtest.errors import InputError
 from loadtest.record import RUN_FILE
 from loadtest.simulator.presets import PRESETS
 from loadtest.simulator.routers import ROUTERS
@@ -22,20 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     The code is REFUSED when no twin can be fitted or no fleet holds a single user.
     """
     options = _parser().parse_args(argv)
-    try:
-        with progress() as bar:
-            answer = twin_answer(options, bar)
-        folder = options.output or _run_folder(options.run)
-        if folder is not None:
-            twin_report.write_twin(answer, folder=folder)
-    except (InputError, ValueError) as problem:
-        print_error(str(problem))
-        return ExitCode.BAD_INPUT
-    except (RefusedError, CalibrationError) as refusal:
-        print_error(str(refusal))
-        return ExitCode.REFUSED
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
+    return run_command(lambda: _answered(options))
+
+
+def _answered(options: argparse.Namespace) -> ExitCode:
+    with progress() as bar:
+        answer = twin_answer(options, bar)
+    folder = options.output or _run_folder(options.run)
+    if folder is not None:
+        twin_report.write_twin(answer, folder=folder)
     twin_report.show_twin(answer, as_json=options.format == "json")
     return ExitCode.ANSWERED
 

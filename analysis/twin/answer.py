@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import msgspec
@@ -27,6 +28,7 @@ from analysis.twin.source import FittedTwin, twin_of_preset, twin_of_run
 from analysis.twin.step_fit import STEP_TERMS
 from analysis.twin.what_if import changes_of
 from analysis.virtual.service import Service
+from loadtest.errors import InputError
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
@@ -38,18 +40,23 @@ FLEET_SIZES = (1_000, 10_000, 100_000, 1_000_000)  # users of the further fleets
 def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
     """Fits the twin, checks it on the held-out level, applies the requested changes, and predicts.
 
-    Raises InputError, ValueError, RefusedError, CalibrationError.
+    Raises InputError, RefusedError, CalibrationError.
     """
-    twin = twin_of_preset(options) if options.preset else twin_of_run(options, bar)
+    if options.preset:
+        with _stated_values():
+            twin = twin_of_preset(options)
+    else:
+        twin = twin_of_run(options, bar)
     simulations = len(twin.draws) + 1
     check = check_held_out(twin, options.router, advance=bar.task("checking", total=simulations))
-    changes, change = changes_of(options, twin.fit.service, twin.memory)
-    scenario = Scenario(
-        service=change(twin.fit.service),
-        draws=[change(draw) for draw in twin.draws],
-        replicas=options.replicas or twin.fit.replicas,
-        router=options.router,
-    )
+    with _stated_values():
+        changes, change = changes_of(options, twin.fit.service, twin.memory)
+        scenario = Scenario(
+            service=change(twin.fit.service),
+            draws=[change(draw) for draw in twin.draws],
+            replicas=options.replicas or twin.fit.replicas,
+            router=options.router,
+        )
     as_measured = not changes and scenario.replicas == twin.fit.replicas
     return TwinAnswer(
         source=twin.source,
@@ -66,6 +73,15 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
     )
 
 
+@contextmanager
+def _stated_values() -> Iterator[None]:
+    """Turns a ValueError, by which a stated value is refused, into an InputError."""
+    try:
+        yield
+    except ValueError as problem:
+        raise InputError(str(problem)) from None
+
+
 def _predictions(
     options: argparse.Namespace, twin: FittedTwin, scenario: Scenario, *, as_measured: bool, bar: ProgressBar
 ) -> list[Prediction]:
@@ -76,14 +92,15 @@ def _predictions(
     """
     simulations = len(scenario.draws) + 1
     if options.arrivals or options.trace:
-        due = due_requests(
-            scenario.service,
-            arrivals=options.arrivals,
-            duration_s=options.duration_s,
-            trace=options.trace,
-            speed=options.trace_speed,
-            seed=options.seed,
-        )
+        with _stated_values():
+            due = due_requests(
+                scenario.service,
+                arrivals=options.arrivals,
+                duration_s=options.duration_s,
+                trace=options.trace,
+                speed=options.trace_speed,
+                seed=options.seed,
+            )
         return [predict_open_loop(scenario, due, twin.slo, advance=bar.task("predicting", total=simulations))]
     trusted = sorted({level.users for level in twin.levels if level.trusted})
     users = options.users or trusted or PRESET_USERS

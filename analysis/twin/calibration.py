@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from analysis.evidence.evidence import Evidence, max_num_seqs_of
+from analysis.cli import RefusedError
+from analysis.evidence.evidence import MIN_PAIRS, Evidence, max_num_seqs_of
+from analysis.evidence.turns import known_lengths
 from analysis.levels.level import Level
+from analysis.reporting.words import words
 from analysis.statistics.arrays import Floats
 from analysis.twin.chatting import chatting_of
-from analysis.twin.step_fit import StepHistory, StepSums, solve_step_terms, step_sums
+from analysis.twin.step_fit import StepHistory, StepSums, solve_step_terms, step_sums, why_no_steps
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import Service
 from loadtest.simulator.engine.config import EngineConfig
@@ -26,7 +29,7 @@ OVERHEAD_REQUESTS = 1500  # least number of requests to simulate for the engine'
 DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
 
 
-class CalibrationError(Exception):
+class CalibrationError(RefusedError):
     """Raised when no simulated copy of the server (twin) can be fitted to a run.
 
     Its message says why in one sentence. The program then exits with code 3.
@@ -71,26 +74,12 @@ def calibrate(
 
     replicas, router: how many replicas served the run, and how users were spread over them. Raises
     CalibrationError when token counts or block counts are missing. Raises it also when the step times cannot
-    be fitted: no trusted level has few preemptions, little waiting and one token in each chunk.
+    be fitted, because no trusted level has few preemptions, little waiting and single tokens.
     """
     rng = np.random.default_rng(seed)
-    if evidence.pool is None or evidence.pairs is None:
-        raise CalibrationError(
-            "The twin needs the server's block counts (/metrics) and its token counts (usage): this run "
-            "lacks one of them."
-        )
+    _require_counts(evidence)
     usable = [level for level in levels if level.trusted]
-    history = {run.info.run_id: StepHistory.of(run.requests) for run in evidence.runs}
-    steps = [
-        fit
-        for level in usable
-        if _is_calm(level) and (fit := step_sums(history[level.run_id], level, replicas))
-    ]
-    if not steps:
-        raise CalibrationError(
-            "No trusted level shows single tokens (one for each chunk) without queues: the step times cannot "
-            "be fitted."
-        )
+    steps = _steps(evidence, levels, replicas)
     chatting = chatting_of(evidence, usable)
     terms = solve_step_terms(np.sum([step.total for step in steps], axis=0))
     base = Service(engine=_engine(evidence, flags, terms, _jitter(steps)), chatting=chatting)
@@ -98,6 +87,42 @@ def calibrate(
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
     return ServiceFit(service=fitted, draws=draws, fitted_users=users, replicas=replicas)
+
+
+def _require_counts(evidence: Evidence) -> None:
+    if evidence.pool is None:
+        raise CalibrationError(
+            "The twin needs to know how many KV blocks the server has, which its /metrics did not say."
+        )
+    if evidence.pairs is None:
+        known = sum(int(known_lengths(run.requests).sum()) for run in evidence.runs)
+        raise CalibrationError(
+            f"The twin needs at least {MIN_PAIRS} finished requests with the server's token counts: this run "
+            f"has {known}."
+        )
+
+
+def _steps(evidence: Evidence, levels: Sequence[Level], replicas: int) -> list[StepSums]:
+    """Returns the sums of each calm trusted level. Raises CalibrationError if there are none."""
+    trusted = [level for level in levels if level.trusted]
+    calm = [level for level in trusted if _is_calm(level)]
+    history = {run.info.run_id: StepHistory.of(run.requests) for run in evidence.runs}
+    steps = [fit for level in calm if (fit := step_sums(history[level.run_id], level, replicas))]
+    if steps:
+        return steps
+    if not trusted:
+        why = "; ".join(sorted({words(doubt) for level in levels for doubt in level.why_not}))
+        raise CalibrationError(f"No level to fit the twin to can be trusted{why and ': '}{why}.")
+    if not calm:
+        raise CalibrationError(
+            "In every trusted level requests waited or were preempted, so its gaps are not single steps: run "
+            "a level with fewer users."
+        )
+    reasons = {level.users: why_no_steps(history[level.run_id], level) for level in calm}
+    said = "; ".join(
+        f"with {users} user{'s' * (users > 1)} {reason}" for users, reason in sorted(reasons.items())
+    )
+    raise CalibrationError(f"The time of a step cannot be fitted: {said}.")
 
 
 def _is_calm(level: Level) -> bool:

@@ -28,6 +28,8 @@ from loadtest.workload.traces import read_trace
 PREDICTED_FIGURES = tuple(
     field.name for field in fields(VirtualFigures) if field.name not in ("users", "requests")
 )
+LEVEL_REQUESTS, LEVEL_REQUESTS_PER_USER = 1000, 30  # least requests of a predicted level: a stable p95
+CHECK_REQUESTS, CHECK_REQUESTS_PER_USER = 1500, 40
 Advance = Callable[[int], None]
 """Moves a progress bar by a number of simulations."""
 
@@ -51,7 +53,9 @@ def predict_levels(
 
         def level(service: Service, count: int = count) -> VirtualRun:
             advance(1)
-            return _simulated(scenario, service, count, requests=max(1000, 30 * count))
+            return _simulated(
+                scenario, service, count, requests=max(LEVEL_REQUESTS, LEVEL_REQUESTS_PER_USER * count)
+            )
 
         found.append(_prediction(count, level, scenario, slo))
     return found
@@ -85,7 +89,8 @@ def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Predic
 
     def held_out(service: Service) -> VirtualRun:
         advance(1)
-        return _simulated(scenario, service, level.users, requests=max(1500, 40 * level.users))
+        requests = max(CHECK_REQUESTS, CHECK_REQUESTS_PER_USER * level.users)
+        return _simulated(scenario, service, level.users, requests=requests)
 
     prediction = _prediction(level.users, held_out, scenario, twin.slo)
     return msgspec.structs.replace(prediction, measured=measured_figures(level), held_out=True)

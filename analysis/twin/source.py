@@ -108,6 +108,8 @@ def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
             raise InputError(
                 f"--hold-out {wanted}: no level with that number of users is trusted. Trusted: {known}."
             )
+        if len(trusted) == 1:
+            raise InputError(f"--hold-out {wanted} leaves no trusted level to fit the twin to.")
         return found[-1]
     return trusted[-1] if len({level.users for level in trusted}) > 2 else None
 

@@ -14,12 +14,16 @@ from scipy import optimize
 from analysis.levels.level import Level
 from analysis.levels.window import ended_inside
 from analysis.reading.columns import Requests
-from analysis.statistics.arrays import Floats, Ints
+from analysis.statistics.arrays import Bools, Floats, Ints
 
 STEP_TERMS = ("step_base_s", "step_per_seq_s", "step_per_kv_token_s", "prefill_per_token_s")
 SEGMENT_TOKENS = 8  # gaps of a segment: enough that errors of the client's timestamps average out
 SEGMENTS = 4000  # largest number of segments of a level, about; spread over its window
 STRETCHES = 12  # parts of equal length into which a level's window is divided for resampling
+MIN_SEGMENTS = 10 * STRETCHES
+SHORT_SEGMENT = 0.5  # share of the median segment's duration that a segment counts for at least
+MAX_TOGETHER = 0.5  # largest share of gaps of no length: beyond it, arrivals show no single steps
+NO_GAP_S = 1e-6  # arrivals of one connection closer than this were read together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -51,20 +55,45 @@ def step_sums(history: "StepHistory", level: Level, replicas: int) -> StepSums |
     """Computes the sums (normal equations) for fitting the step times of a level.
 
     Each data point is a segment: SEGMENT_TOKENS successive gaps of a request. The fit minimises the relative
-    errors of the segments' durations. Returns None if there are too few segments in which each chunk is one
-    token.
+    errors of the segments' durations. Tokens that arrive together end at one instant, so a segment may take
+    no time at all; its error is then relative to half of the median duration. Returns None where
+    `why_no_steps` has a reason.
     """
     rows = history.rows
-    picked = _segments(rows, level)
-    if len(picked) < 10 * STRETCHES:
+    if why_no_steps(history, level) is not None:
         return None
+    picked = _segments(rows, level)
     design, took_s, at = history.design(picked, replicas)
-    weight = 1.0 / took_s
+    weight = 1.0 / np.maximum(took_s, SHORT_SEGMENT * float(np.median(took_s)))
     stretch = ((at - at.min()) / max(np.ptp(at), 1e-9) * STRETCHES).astype(np.int64).clip(0, STRETCHES - 1)
     scaled = np.column_stack([design, took_s]) * weight[:, None]
     products = scaled[:, :4, None] * scaled[:, None, :]
     sums = np.stack([products[stretch == number].sum(axis=0) for number in range(STRETCHES)])
     return StepSums(stretches=sums / len(picked), residual_cv=_gap_cv(rows, level))
+
+
+def why_no_steps(history: "StepHistory", level: Level) -> str | None:
+    """Returns why the step times of a level cannot be fitted, as a clause; None if they can be."""
+    rows = history.rows
+    if not history.knows_lengths:
+        return "the rows hold no token counts"
+    done = rows.ok & ended_inside(rows, level.window) & (rows.output_tokens >= 1)
+    if done.any() and np.mean(_single_tokens(rows)[done]) < 0.5:
+        return "the number of chunks differs from the number of tokens"
+    picked = _segments(rows, level)
+    if len(picked) < MIN_SEGMENTS:
+        return (
+            f"answers are too few or too short ({len(picked)} stretches of {SEGMENT_TOKENS} tokens, "
+            f"{MIN_SEGMENTS} are needed)"
+        )
+    if np.mean(history.gaps_of(picked) < NO_GAP_S) > MAX_TOGETHER:
+        return "most tokens arrive together with others of their answer"
+    return None
+
+
+def _single_tokens(rows: Requests) -> Bools:
+    """Returns whether each chunk of a request was one token, shape (n,)."""
+    return np.asarray((rows.chunks == rows.output_tokens) & (rows.first_chunk_tokens == 1))
 
 
 def solve_step_terms(sums: NDArray[np.float64]) -> Floats:
@@ -84,7 +113,7 @@ def _segments(rows: Requests, level: Level) -> NDArray[np.int64]:
 
     Only requests are used that ended in the window and received one token in each chunk.
     """
-    single = rows.ok & (rows.chunks == rows.output_tokens) & (rows.first_chunk_tokens == 1)
+    single = rows.ok & _single_tokens(rows)
     index = np.flatnonzero(single & ended_inside(rows, level.window) & (rows.chunks > SEGMENT_TOKENS))
     counts = ((rows.chunks[index] - 1) // SEGMENT_TOKENS).astype(np.int64)
     row = np.repeat(index, counts)
@@ -101,6 +130,8 @@ class StepHistory:
     """
 
     rows: Requests
+    knows_lengths: bool
+    """Whether the length of any prompt is known."""
     gaps_s: Floats
     """Sum of all gaps before each gap, seconds. Shape (number of gaps + 1,)."""
     first: Floats
@@ -110,8 +141,8 @@ class StepHistory:
     at_first: NDArray[np.float64]
     """Cumulative sums over requests sorted by first token. Shape (n + 1, 5).
 
-    Columns: requests, prompt tokens, tokens a second r, r * instant of the first token, uncached prompt
-    tokens.
+    Columns: requests, prompt tokens, tokens a second r, r * (its first token's time after the run's first
+    token), uncached prompt tokens.
     """
     at_last: NDArray[np.float64]
     """Cumulative sums of the columns of `at_first`, over requests sorted by last token. Shape (n + 1, 5)."""
@@ -120,16 +151,22 @@ class StepHistory:
     def of(cls, rows: Requests) -> "StepHistory":
         """Builds the history of a run.
 
-        Requests without a token or with an unknown prompt length are left out of its sums.
+        Requests without a token are left out of its sums. A request of unknown prompt length, such as one
+        that was cut off, counts with the mean length of the others.
         """
-        known = (rows.chunks >= 1) & (rows.prompt_tokens >= 1)
-        first = (rows.start_unix_s + rows.first_chunk_s)[known]
-        last = (rows.start_unix_s + rows.last_chunk_s)[known]
-        prompt = rows.prompt_tokens[known]
-        rate = (rows.chunks[known] - 1) / np.maximum(last - first, 1e-6)
-        uncached = prompt - np.nan_to_num(rows.cached_tokens[known])
-        table = np.column_stack([np.ones(len(first)), prompt, rate, rate * (first - first[0]), uncached])
+        begun = rows.chunks >= 1
+        first = (rows.start_unix_s + rows.first_chunk_s)[begun]
+        last = (rows.start_unix_s + rows.last_chunk_s)[begun]
+        stated = rows.prompt_tokens[begun]
+        knows_lengths = bool((stated >= 1).any())
+        mean = float(stated[stated >= 1].mean()) if knows_lengths else 0.0
+        prompt = np.where(stated >= 1, stated, mean)
+        rate = (rows.chunks[begun] - 1) / np.maximum(last - first, 1e-6)
+        uncached = prompt - np.nan_to_num(rows.cached_tokens[begun])
+        since = first - first.min(initial=math.inf)
+        table = np.column_stack([np.ones(len(first)), prompt, rate, rate * since, uncached])
         return cls(
+            knows_lengths=knows_lengths,
             rows=rows,
             gaps_s=np.concatenate([[0.0], np.cumsum(rows.gap_s, dtype=np.float64)]),
             first=np.sort(first),
@@ -164,6 +201,11 @@ class StepHistory:
             prefills[:, 4],
         ]
         return np.column_stack(columns), ends[:, -1] - ends[:, 0], ends[:, -1]
+
+    def gaps_of(self, picked: Ints) -> Floats:
+        """Returns the gaps of segments, in seconds. Shape (m, SEGMENT_TOKENS)."""
+        begin = self.rows.gap_start[picked[:, 0]] + picked[:, 1]
+        return np.asarray(self.rows.gap_s[begin[:, None] + np.arange(SEGMENT_TOKENS)])
 
     def _gap_ends(self, picked: Ints) -> Floats:
         """Returns the times of the tokens at the ends of each segment's gaps, in Unix seconds.

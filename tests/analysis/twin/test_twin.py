@@ -152,7 +152,7 @@ def test_a_run_without_the_servers_block_counts_has_no_twin(tmp_path: Path) -> N
     write_run(tmp_path / "run", TRUTH, Plan(levels=(1, 2), level_s=12.0, metrics=False))
     (found,) = find_runs(tmp_path)
     blind = gather_evidence([read_run(found)], slo=SLO)
-    with pytest.raises(CalibrationError, match="block counts"):
+    with pytest.raises(CalibrationError, match="how many KV blocks"):
         calibrate(blind, blind.levels, FLAGS)
 
 
