@@ -17,6 +17,7 @@ from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.workload.arrivals import ArrivalProcess
 from loadtest.workload.distributions import Distribution
+from loadtest.workload.pauses import LONGEST_ERROR_PAUSE_S
 
 ENVIRONMENT_PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"
@@ -105,6 +106,13 @@ class Settings(BaseSettings):
     think_s: DistributionText = Field(
         "0", description="seconds between an answer and the next question, in the same forms"
     )
+    error_pause_s: float = Field(
+        1,
+        ge=0,
+        le=LONGEST_ERROR_PAUSE_S,
+        description="seconds that a user pauses after a failed request, doubled by each further failure in a "
+        "row up to 30, or longer (up to 30) if the server says Retry-After; 0: only what the server says",
+    )
     turns: int = Field(1, ge=1, description="turns of a conversation; each request sends its history")
     thinking: Literal["on", "off"] | None = Field(
         None, description="on or off, sent as chat_template_kwargs.enable_thinking; default: not sent"
@@ -125,7 +133,9 @@ class Settings(BaseSettings):
     ignore_eos: bool = Field(True, description="make every answer as long as was drawn: true or false")
     temperature: float = Field(0, ge=0, description="sampling temperature")
     seed: int = Field(0, description="random seed of lengths and times")
-    request_timeout_s: float = Field(600, gt=0, description="time limit of one whole request, in seconds")
+    request_timeout_s: float = Field(
+        600, gt=0, description="time limit of one whole request in seconds, with connecting (at most 10)"
+    )
     reports_dir: Path = Field(Path("reports"), description="folder in which run folders are created")
     metrics_url: str | None = Field(
         None, description="address of Prometheus metrics, or off; default: the host's /metrics"

@@ -15,9 +15,11 @@ from loadtest.locust_plugin.levels import LevelShape
 from loadtest.locust_plugin.process import LoadTestProcess
 from loadtest.locust_plugin.shape import Shape
 from loadtest.locust_plugin.statistics import tell_locust
+from loadtest.record import Outcome, RequestRecord
 from loadtest.run.generator import Generator
 from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.conversations import ChatRequest, Conversation
+from loadtest.workload.pauses import ErrorPauses
 
 USERS_A_WORKER = 1_000_000
 """User numbers reserved for each worker: those of worker i begin at i times this."""
@@ -42,6 +44,8 @@ class ChatUser(User):
         self._conversation: Conversation | None = None
         self._requests: Iterator[ChatRequest] = iter(())
         self._waits: random.Random | None = None
+        self._pauses: ErrorPauses | None = None
+        self._pause_s = 0.0
 
     def wait_time(self) -> float:
         """Returns the seconds until Locust calls `ask` again.
@@ -49,7 +53,7 @@ class ChatUser(User):
         - open loop: a short fixed interval,
         - closed loop, before the first request: a random time from 0 to the settling time (or to 1 s if the
           settling time is shorter), because Locust starts all users of one second at once,
-        - closed loop, later: the think time.
+        - closed loop, later: the think time, and before it the pause if the last request has failed.
         """
         generator = self.load_test_process.generator
         if generator is None:
@@ -59,7 +63,8 @@ class ChatUser(User):
         if self._waits is None:
             self._waits = random.Random(f"waits/{generator.settings.seed}/{self.number}")
             return self._waits.uniform(0, max(MIN_STAGGER_S, generator.settings.settle_s))
-        return generator.think.draw(self._waits)
+        pause_s, self._pause_s = self._pause_s, 0.0
+        return pause_s + generator.think.draw(self._waits)
 
     @task
     def ask(self) -> None:
@@ -73,13 +78,24 @@ class ChatUser(User):
             return
         if self._waits is None:
             return  # the first wait comes before the first request
+        if self._pauses is None:
+            self._pauses = ErrorPauses(generator.settings.error_pause_s)
         request = self._next_request(generator)
-        record, text = generator.chat(request, user=self.number)
-        assert self._conversation is not None
-        self._conversation.answered(
-            text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
-        )
+        record, text = generator.chat(request, user=self.number, pauses=self._pauses)
+        self._pause_s = record.pause_s or 0.0
+        self._go_on(record, text)
         tell_locust(self.environment, record)
+
+    def _go_on(self, record: RequestRecord, text: str) -> None:
+        """Gives the answer to the conversation. Ends the conversation if the request has failed, because
+        there is no answer that a next question could follow."""
+        assert self._conversation is not None
+        if record.outcome is Outcome.OK:
+            self._conversation.answered(
+                text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
+            )
+        else:
+            self._requests = iter(())
 
     def _send_what_is_due(self, generator: Generator) -> None:
         """Hands over the requests that this worker has to send soon, and does not wait for their answers.

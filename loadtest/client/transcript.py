@@ -40,9 +40,12 @@ class ServerUsage(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: ServerUsage | None = None
     error: object = None
+    message: object = None
+    detail: object = None
+    code: object = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -91,7 +94,8 @@ class Transcript:
         self.running_tokens: list[int | None] = []
         self.usage: ServerUsage | None = None
         self.finish_reason: str | None = None
-        self.done = False
+        self.done_at: float | None = None
+        """When `[DONE]` arrived, by perf_counter; None if it did not."""
         self.error: str | None = None
         self._pattern: _Pattern | None = None
         self._patterns_tried = 0
@@ -100,6 +104,11 @@ class Transcript:
     def text(self) -> str:
         """Text of the answer so far; empty unless `keep_text`."""
         return "".join(self._text or ())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer came to its end: to `[DONE]`, or at least to a finish reason."""
+        return self.done_at is not None or self.finish_reason is not None
 
     def feed(self, piece: bytes) -> None:
         """Decodes the next piece of the stream and keeps what it holds."""
@@ -119,7 +128,8 @@ class Transcript:
                 self._text.append(_decode_text(b'"' + text + b'"'))
             return
         if event.data == b"[DONE]":
-            self.done = True
+            if self.done_at is None:
+                self.done_at = self._arrival(event.end)
             return
         self._decode(event)
 
@@ -129,11 +139,11 @@ class Transcript:
         except msgspec.MsgspecError as error:
             self.error = self.error or f"an event could not be read: {error}"
             return
-        if chunk.error is not None:
-            self.error = self.error or _error_message(chunk.error)
+        if chunk.error is not None or (chunk.choices is None and (chunk.message or chunk.detail)):
+            self.error = self.error or _error_in_stream(chunk)
         if chunk.usage is not None:
             self.usage = chunk.usage
-        for choice in chunk.choices[:1]:
+        for choice in (chunk.choices or ())[:1]:
             self._choice(choice, chunk.usage, event)
 
     def _choice(self, choice: _Choice, usage: ServerUsage | None, event: SseEvent) -> None:
@@ -191,6 +201,19 @@ def error_excerpt(body: bytes) -> str:
     return _error_message(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)
 
 
+def _error_in_stream(chunk: _Chunk) -> str:
+    """Returns the server's words about an error that came as an event of a stream, with its code: it stands
+    for the HTTP status, which was 200."""
+    error = chunk.error
+    if error is None:
+        error = {"message": chunk.message or chunk.detail, "code": chunk.code}
+    words = _error_message(error)
+    code = error.get("code") if isinstance(error, dict) else None
+    return words if code is None or str(code) in words else f"{words} (code {code})"[:MAX_ERROR_CHARS]
+
+
 def _error_message(inner: object) -> str:
-    message = inner.get("message", inner) if isinstance(inner, dict) else inner
+    message = inner
+    if isinstance(inner, dict):
+        message = inner.get("message") or inner.get("detail") or inner
     return str(message)[:MAX_ERROR_CHARS]

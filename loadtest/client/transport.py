@@ -20,19 +20,34 @@ from loadtest.clock import unix_now
 
 SLICE_BYTES = 32 * 1024
 """If a stream has more unparsed bytes than this, they are parsed before the stream ends."""
+KEEP_ALIVE_S = 1.5
+"""Seconds after which an idle connection is not used again. Servers close idle connections too, and a request
+that meets such a close is lost, so this is shorter than their defaults: gunicorn 2 s, uvicorn (vLLM, SGLang),
+Node.js and llama.cpp 5 s."""
+CONNECT_LIMIT_S = 10.0
+"""Seconds that a connection may take. Linux asks again after 1, 3 and 7 s (RFC 6298): a server that has not
+accepted by then has let four attempts pass."""
+DONE_GRACE_S = 0.25
+"""Seconds after `[DONE]` in which the body may end properly, so that the connection can be used again."""
 
 
 class ByteTimes:
     """Records when the bytes of one request were sent and when the bytes of its answer arrived, by
     perf_counter. By the time `times[i]`, the first `ends[i]` bytes of the answer's body had arrived."""
 
-    __slots__ = ("ends", "times", "written_at")
+    __slots__ = ("ends", "heard", "needs_new_connection", "times", "used_before", "written_at")
 
-    def __init__(self) -> None:
+    def __init__(self, *, needs_new_connection: bool = False) -> None:
         self.times: list[float] = []
         self.ends: list[int] = []
         self.written_at: float | None = None
         """When the kernel took the last byte of the request; None with TLS or a full socket buffer."""
+        self.heard = False
+        """Whether any byte of the answer has come."""
+        self.used_before = False
+        """Whether the request was sent on a connection that had served another one."""
+        self.needs_new_connection = needs_new_connection
+        """Whether no connection that has served another request may be used."""
 
 
 current_byte_times: contextvars.ContextVar[ByteTimes | None] = contextvars.ContextVar(
@@ -49,13 +64,15 @@ class StampingHandler(ResponseHandler):
     answer arrived.
 
     The arrival is timed in the read callback, before the bytes are parsed and before any task wakes. The task
-    that reads the body is woken when the body has ended, or earlier if more than SLICE_BYTES are unparsed.
-    Uses aiohttp's internals `_payload` and `_eof_waiter`.
+    that reads the body is woken when the body has ended or failed, earlier if more than SLICE_BYTES are
+    unparsed, and at the latest DONE_GRACE_S after `[DONE]`. Uses aiohttp's internals `_payload`, `_eof` and
+    `_eof_waiter`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._log: ByteTimes | None = None
+        self._has_served = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -68,7 +85,10 @@ class StampingHandler(ResponseHandler):
 
     def set_response_params(self, **params: Any) -> None:
         # Runs in the requesting task, before the answer can arrive.
-        self._log = current_byte_times.get()
+        log = self._log = current_byte_times.get()
+        if log is not None:
+            log.used_before = self._has_served
+        self._has_served = True
         self._payload = None
         super().set_response_params(**params)
 
@@ -76,14 +96,30 @@ class StampingHandler(ResponseHandler):
         now = _perf_counter()
         _parse(self, data)
         payload, log = self._payload, self._log
-        if payload is None or log is None:
+        if log is None:
+            return
+        log.heard = True
+        if payload is None:
             return
         log.times.append(now)
         log.ends.append(payload.total_bytes)
         if payload._size > SLICE_BYTES:
-            waiter = payload._eof_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            _wake(payload)
+        elif b"E]" in data and not payload._eof:  # the end of `[DONE]`, also where a packet cuts it
+            self._loop.call_later(DONE_GRACE_S, _wake, payload)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        # aiohttp does not tell the body of an answer that its bytes could not be parsed.
+        payload = self._payload
+        super().set_exception(exc, *cause)
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(exc, *cause)
+
+
+def _wake(payload: aiohttp.StreamReader) -> None:
+    waiter = payload._eof_waiter
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 class _PromptTransport:
@@ -151,21 +187,34 @@ class StampingConnector(aiohttp.TCPConnector):
     aiohttp's default is 100."""
 
     def __init__(self, **params: Any) -> None:
-        super().__init__(limit=0, **params)
+        super().__init__(limit=0, keepalive_timeout=KEEP_ALIVE_S, **params)
         self.parse_queue = ParseQueue()
         self._factory = functools.partial(StampingHandler, self._loop)  # type: ignore[assignment]
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        log = current_byte_times.get()
+        if log is not None and log.needs_new_connection:
+            return None
+        return await super()._get(key, traces)
 
 
 def open_session(*, headers: Mapping[str, str], tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
     """Opens an aiohttp session. Must be called on the event loop that will use the session. The session has
-    no time limits, because `stream_chat` sets one for the whole request."""
+    no time limit except for connecting, because `stream_chat` sets one for the whole request.
+
+    Asks for uncompressed answers, because gateways gather the events of a stream to compress them.
+    """
     trace = aiohttp.TraceConfig()
     trace.on_request_chunk_sent.append(_stamp_sent)
+    trace.on_dns_resolvehost_start.append(_begin_resolving)
+    trace.on_dns_resolvehost_end.append(_end_resolving)
+    if not any(name.lower() == "accept-encoding" for name in headers):
+        headers = {**headers, "Accept-Encoding": "identity"}
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         connector=StampingConnector(ssl=tls if tls is not None else True),
         headers=headers,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_LIMIT_S, sock_connect=None),
         trace_configs=[trace],
         read_bufsize=2 * SLICE_BYTES,
     )
@@ -179,6 +228,16 @@ async def _stamp_sent(_session: object, context: Any, _params: object) -> None:
         asyncio.get_running_loop().call_soon(clock.stamp_sent)
 
 
+async def _begin_resolving(_session: object, context: Any, _params: object) -> None:
+    if isinstance(context.trace_request_ctx, RequestClock):
+        context.trace_request_ctx.resolving = True
+
+
+async def _end_resolving(_session: object, context: Any, _params: object) -> None:
+    if isinstance(context.trace_request_ctx, RequestClock):
+        context.trace_request_ctx.resolving = False
+
+
 class RequestClock:
     """Notes when one request started, was sent and ended. Times are in seconds since its start; `zero` is the
     start by perf_counter."""
@@ -189,6 +248,8 @@ class RequestClock:
         self.sent_s: float | None = None
         self.headers_s: float | None = None
         self.end_s: float | None = None
+        self.resolving = False
+        """Whether the address of the host is being looked up."""
 
     def now(self) -> float:
         """Returns the seconds since the start of the request."""
@@ -198,8 +259,3 @@ class RequestClock:
         """Notes that the request is sent now. Only the first call counts."""
         if self.sent_s is None:
             self.sent_s = self.now()
-
-    def end(self, byte_times: ByteTimes) -> None:
-        """Sets the end of the request to the arrival of the answer's last byte. The time that the answer
-        waits to be parsed is left out."""
-        self.end_s = byte_times.times[-1] - self.zero if byte_times.times else None

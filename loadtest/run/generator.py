@@ -23,6 +23,7 @@ from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
 from loadtest.settings import Settings, settings_from_shared
 from loadtest.workload.conversations import ChatRequest, Conversation, Workload
 from loadtest.workload.distributions import Distribution
+from loadtest.workload.pauses import ErrorPauses
 from loadtest.workload.prompts import read_prompts
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,12 @@ class Generator:
     def conversation(self, *, user: int, number: int) -> Conversation:
         return self._workload.conversation(user=user, number=number)
 
-    def chat(self, request: ChatRequest, *, user: int) -> tuple[RequestRecord, str]:
+    def chat(self, request: ChatRequest, *, user: int, pauses: ErrorPauses) -> tuple[RequestRecord, str]:
         """Sends one request and waits for its end. Returns its row and the text of its answer; the text is
-        empty if conversations have one turn. The row is kept even if the calling greenlet is killed."""
+        empty if conversations have one turn. The row is kept even if the calling greenlet is killed, and says
+        how long the user pauses if the request failed (`pauses`)."""
         stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
-        return self._loop.run(self._request_runner.measure(stream))
+        return self._loop.run(self._request_runner.measure(stream, pauses))
 
     def due_soon(self) -> Iterator[StreamRequest]:
         """Open loop: yields this worker's requests that are due soon, each one once."""

@@ -6,14 +6,16 @@ import contextlib
 import resource
 
 import aiohttp
+import msgspec
 
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.client.transport import open_session
-from loadtest.record import RequestRecord
+from loadtest.record import Outcome, RequestRecord, has_failed
 from loadtest.run.health import HealthWatch
 from loadtest.run.live.rows import LiveRow, live_row
 from loadtest.run.sink import WorkerFiles
+from loadtest.workload.pauses import ErrorPauses
 
 CANCEL_S = 5.0
 """Seconds that cancelled requests may take to end."""
@@ -40,14 +42,22 @@ class RequestRunner:
     def in_flight(self) -> int:
         return self._health.in_flight
 
-    async def measure(self, stream: StreamRequest) -> tuple[RequestRecord, str]:
-        """Sends one request and follows it to its end. Returns its row and the answer's text."""
+    async def measure(
+        self, stream: StreamRequest, pauses: ErrorPauses | None = None
+    ) -> tuple[RequestRecord, str]:
+        """Sends one request and follows it to its end. Returns its row and the answer's text.
+
+        pauses: those of the user who sends it; the row says how long this user pauses if the request fails.
+        None if nobody waits for the answer (open loop).
+        """
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         self._health.started += 1
         try:
-            record, text, cancelled = await stream_chat(self._session, stream)
+            record, text, cancelled, retry_after_s = await stream_chat(self._session, stream)
+            if pauses is not None:
+                record = _with_pause(record, pauses, retry_after_s)
             self._rows.append(record)
             self.live.append(live_row(record))
             self._health.note_delay(record)
@@ -75,6 +85,15 @@ class RequestRunner:
             await asyncio.wait(self._tasks, timeout=CANCEL_S)
         self._health.end()
         await self._session.close()
+
+
+def _with_pause(record: RequestRecord, pauses: ErrorPauses, retry_after_s: float | None) -> RequestRecord:
+    if has_failed(record.outcome):
+        pause_s = pauses.failed(retry_after_s)
+        return msgspec.structs.replace(record, pause_s=pause_s or None)
+    if record.outcome is Outcome.OK:
+        pauses.succeeded()
+    return record
 
 
 async def open_request_runner(target: Target, files: WorkerFiles) -> RequestRunner:

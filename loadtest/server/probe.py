@@ -45,7 +45,7 @@ async def _ask(
         max_tokens=max_tokens,
         timeout_s=min(settings.request_timeout_s, FIRST_TOKENS_TIMEOUT_S),
     )
-    record, _, cancelled = await stream_chat(session, request)
+    record, _, cancelled, _ = await stream_chat(session, request)
     if cancelled is not None:
         raise cancelled
     if record.outcome not in (Outcome.OK, Outcome.EMPTY):

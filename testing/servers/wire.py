@@ -115,7 +115,7 @@ async def wire_server(handler: WireHandler) -> AsyncIterator[str]:
 def ask_wire(handler: WireHandler, **changes: Any) -> RequestRecord:
     async def run() -> RequestRecord:
         async with wire_server(handler) as url, open_session(headers={}, tls=None) as session:
-            record, _, cancelled = await stream_chat(session, stream_request(url, **changes))
+            record, _, cancelled, _ = await stream_chat(session, stream_request(url, **changes))
             assert cancelled is None
             return record
 

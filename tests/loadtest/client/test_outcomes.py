@@ -1,10 +1,12 @@
 """One test for each Outcome, against real sockets."""
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 
-from loadtest.client.stream import stream_chat
+from loadtest.client.stream import Exchange, stream_chat
 from loadtest.client.transport import open_session
 from loadtest.record import Outcome, RequestRecord
 from testing.servers.wire import (
@@ -12,6 +14,8 @@ from testing.servers.wire import (
     DONE_EVENT,
     ROLE_EVENT,
     STREAM_HEAD,
+    USAGE_EVENT,
+    WireHandler,
     answering,
     ask_wire,
     http_chunk,
@@ -47,12 +51,14 @@ def test_nobody_listening_is_a_connect_error() -> None:
     assert record.chunk_s == []
 
 
-def test_an_unknown_host_is_a_connect_error() -> None:
+def test_an_unknown_host_is_not_the_servers_fault() -> None:
     async def run() -> RequestRecord:
         async with open_session(headers={}, tls=None) as session:
             return (await stream_chat(session, stream_request("http://no-such-host.invalid/v1")))[0]
 
-    assert asyncio.run(run()).outcome is Outcome.CONNECT_ERROR
+    record = asyncio.run(run())
+    assert (record.outcome, record.sent_s) == (Outcome.NOT_SENT, None)
+    assert "no-such-host.invalid" in (record.error or "")
 
 
 def test_a_reset_before_the_status_line_is_disconnected() -> None:
@@ -93,7 +99,7 @@ def test_another_status_is_an_http_error(status: bytes, body: bytes, said: str) 
 def test_an_error_object_inside_a_200_is_a_stream_error() -> None:
     error = b'data: {"error": {"message": "engine died", "code": 500}}\n\n'
     record = ask_wire(streaming(ROLE_EVENT, sse_event({"content": "a"}), error, DONE_EVENT))
-    assert (record.outcome, record.error) == (Outcome.STREAM_ERROR, "engine died")
+    assert (record.outcome, record.error) == (Outcome.STREAM_ERROR, "engine died (code 500)")
     assert len(record.chunk_s) == 1
 
 
@@ -168,10 +174,146 @@ def test_a_cancelled_request_leaves_a_row() -> None:
             task = asyncio.create_task(stream_chat(session, stream_request(url)))
             await asyncio.sleep(0.2)
             task.cancel()
-            record, _, cancelled = await task
+            record, _, cancelled, _ = await task
             assert isinstance(cancelled, asyncio.CancelledError)
             return record
 
     record = asyncio.run(run())
     assert record.outcome is Outcome.CANCELLED
     assert record.chunk_kinds == "c"
+
+
+def ask_fully(handler: WireHandler, **changes: Any) -> Exchange:
+    async def run() -> Exchange:
+        async with wire_server(handler) as url, open_session(headers={}, tls=None) as session:
+            return await stream_chat(session, stream_request(url, **changes))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("after", [(3.0,), ()], ids=["hangs", "is cut"])
+def test_an_answer_is_complete_at_done_whatever_its_body_does_then(after: tuple[float, ...]) -> None:
+    pieces = [http_chunk(data) for data in ANSWER_EVENTS]
+    record = ask_wire(answering(STREAM_HEAD, *pieces, *after, close=not after), timeout_s=2)
+    assert (record.outcome, record.output_tokens, record.error) == (Outcome.OK, 2, None)
+    assert record.end_s < 0.2
+
+
+def test_a_time_limit_or_the_end_of_the_test_just_after_done_change_nothing() -> None:
+    pieces = [http_chunk(data) for data in ANSWER_EVENTS]
+    limited = ask_wire(answering(STREAM_HEAD, *pieces, close=False), timeout_s=0.15)
+    assert limited.outcome is Outcome.OK
+
+    async def run() -> Exchange:
+        async with (
+            wire_server(answering(STREAM_HEAD, *pieces, close=False)) as url,
+            open_session(headers={}, tls=None) as session,
+        ):
+            task = asyncio.create_task(stream_chat(session, stream_request(url)))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            return await task
+
+    exchange = asyncio.run(run())
+    assert exchange.record.outcome is Outcome.OK
+    assert exchange.cancelled is not None
+
+
+def test_a_connection_whose_body_hangs_after_done_is_not_used_again() -> None:
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await answering(STREAM_HEAD, *(http_chunk(data) for data in ANSWER_EVENTS), close=False)(
+            reader, writer
+        )
+
+    async def run() -> list[RequestRecord]:
+        async with wire_server(handle) as url, open_session(headers={}, tls=None) as session:
+            return [(await stream_chat(session, stream_request(url)))[0] for _ in range(2)]
+
+    assert [record.outcome for record in asyncio.run(run())] == [Outcome.OK, Outcome.OK]
+    assert connections == 2
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one packet", "later"])
+def test_a_malformed_chunk_is_a_stream_error_at_once(together: bool) -> None:
+    good, bad = http_chunk(sse_event({"content": "a"})), b"oops\r\nnot a chunk\r\n"
+    pieces = [good + bad] if together else [good, 0.1, bad]
+    record = ask_wire(answering(STREAM_HEAD, *pieces, close=False), timeout_s=5)
+    assert (record.outcome, record.chunk_kinds) == (Outcome.STREAM_ERROR, "c")
+    assert record.end_s < 1
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_server_gave_up_is_a_stream_error(reason: str) -> None:
+    record = ask_wire(
+        streaming(ROLE_EVENT, sse_event({"content": "a"}), sse_event({}, finish=reason), DONE_EVENT)
+    )
+    assert (record.outcome, record.finish_reason) == (Outcome.STREAM_ERROR, reason)
+    assert reason in (record.error or "")
+
+
+def test_what_a_content_filter_withholds_is_empty_and_what_it_cuts_is_ok() -> None:
+    record = ask_wire(streaming(ROLE_EVENT, sse_event({}, finish="content_filter"), DONE_EVENT))
+    assert record.outcome is Outcome.EMPTY
+    assert "content filter" in (record.error or "")
+    cut = ask_wire(streaming(sse_event({"content": "a"}), sse_event({}, finish="content_filter"), DONE_EVENT))
+    assert (cut.outcome, cut.finish_reason) == (Outcome.OK, "content_filter")
+
+
+def test_tokens_without_text_are_an_empty_answer_that_says_so() -> None:
+    record = ask_wire(streaming(ROLE_EVENT, sse_event({}, finish="stop"), USAGE_EVENT, DONE_EVENT))
+    assert (record.outcome, record.output_tokens) == (Outcome.EMPTY, 2)
+    assert record.error == "tokens were counted, but no text came"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"error": {"message": "slow down", "code": "too_many"}}, "slow down (code too_many)"),
+        ({"object": "error", "message": "engine dead", "code": 503}, "engine dead (code 503)"),
+        ({"error": "overloaded", "error_type": "overloaded"}, "overloaded"),
+        ({"detail": "Internal Server Error"}, "Internal Server Error"),
+    ],
+)  # fmt: skip
+def test_an_error_in_the_stream_keeps_the_servers_words_and_code(event: dict[str, Any], said: str) -> None:
+    record = ask_wire(streaming(ROLE_EVENT, b"data: " + json.dumps(event).encode() + b"\n\n", DONE_EVENT))
+    assert (record.outcome, record.error) == (Outcome.STREAM_ERROR, said)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"7", 7),
+        (b"Sat, 28 Nov 2026 12:00:09 GMT", 9),
+        (b"Sat, 28 Nov 2026 11:00:00 GMT", 0),
+        (b"soon", None),
+        (b"-1", None),
+        (b"", None),
+    ],
+)
+def test_retry_after_is_a_number_of_seconds_or_a_date(value: bytes, seconds: float | None) -> None:
+    head = (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nDate: Sat, 28 Nov 2026 12:00:00 GMT\r\n"
+        b"Retry-After: %s\r\n\r\n"
+    )
+    assert ask_fully(answering(head % value)).retry_after_s == seconds
+
+
+def test_an_error_whose_body_hangs_keeps_its_status_and_what_it_said() -> None:
+    head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 100\r\n\r\nall seats"
+    record = ask_wire(answering(head, b" are taken", close=False), timeout_s=10)
+    assert (record.outcome, record.http_status) == (Outcome.HTTP_ERROR, 503)
+    assert record.error == "all seats are taken"
+    assert record.end_s < 4
+
+
+def test_a_proxy_that_drops_a_silent_stream_without_a_word_is_a_timeout() -> None:
+    """What a NAT gateway does: packets vanish, and nobody closes the connection."""
+    record = ask_wire(
+        answering(STREAM_HEAD, http_chunk(ROLE_EVENT), http_chunk(sse_event({"content": "a"})), close=False),
+        timeout_s=0.5,
+    )
+    assert (record.outcome, record.http_status, record.chunk_kinds) == (Outcome.TIMEOUT, 200, "c")
