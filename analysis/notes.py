@@ -48,17 +48,19 @@ class GeneratorBusy(Note):
 
 
 class ClientErrors(Note):
-    """Requests failed on the load generator's side: the connection failed, or the request timed out."""
+    """Requests failed before they left the load generator."""
 
     failed: int
     ended: int
 
 
 class LoadNotReached(Note):
-    """Requests in flight were fewer than users."""
+    """Requests in flight were fewer than the users who did not pause because a request failed."""
 
     in_flight: float
     users: int
+    paused: float = 0.0
+    """Mean number of users who paused."""
 
 
 class TooMuchLoad(Note):

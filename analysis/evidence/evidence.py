@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.evidence.lengths import LengthPairs, length_pairs_of
 from analysis.evidence.step_time import StepCost, step_cost_of
 from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
 from analysis.levels.context import Context, Pool
-from analysis.levels.level import Level
+from analysis.levels.failures import FailureTotal
+from analysis.levels.level import Level, failures_of
 from analysis.levels.measure import levels_of
 from analysis.reading.runs import Run
 from loadtest.record import Slo
@@ -23,6 +24,8 @@ class Evidence:
 
     runs: Sequence[Run]
     levels: Sequence[Level]
+    failures: Sequence[FailureTotal]
+    """All failures by class, the most frequent first."""
     pairs: LengthPairs | None
     pool: Pool | None
     thinking: Thinking | None
@@ -75,10 +78,18 @@ def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     pairs = length_pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
     levels = [level for run in runs for level in levels_of(run, context)]
+    failures = failures_of(runs, levels)
+    not_load = frozenset(
+        one.failure for one in failures if one.cause == "not load" and one.failure.may_be_overload
+    )
+    if not_load:
+        context = replace(context, not_load=not_load)
+        levels = [level for run in runs for level in levels_of(run, context)]
     thinking = thinking_of(levels) if context.thinks else None
     return Evidence(
         runs=runs,
         levels=levels,
+        failures=failures,
         pairs=pairs if len(pairs) >= MIN_PAIRS else None,
         pool=pool,
         thinking=thinking,

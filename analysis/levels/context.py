@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from analysis.levels.failures import FailureClass
 from loadtest.record import Slo
 
 
@@ -35,3 +36,5 @@ class Context:
     mean_end_blocks: float
     """Mean blocks that a request frees when it ends; 0 where no lengths are known."""
     thinks: bool
+    not_load: frozenset[FailureClass] = frozenset()
+    """Classes of failures that load does not cause: levels are measured without such requests."""

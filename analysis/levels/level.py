@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from analysis.levels.failures import FailureTotal, failure_totals, failures_without_levels
 from analysis.levels.requests import RequestFigures
 from analysis.levels.server import ServerFigures
 from analysis.notes import Note
+from analysis.reading.runs import Run
 from analysis.statistics.crossings import LoadPoint
 from analysis.statistics.samples import MissShare, Window
 
@@ -20,6 +22,8 @@ class Level:
     window: Window
     in_flight: float
     """Mean number of requests in flight over the window."""
+    paused: float
+    """Mean number of users who paused because a request failed, over the window."""
     requests: RequestFigures
     server: ServerFigures
     lag_s: float
@@ -37,6 +41,21 @@ class Level:
         """Preemptions per finished request; nan where no request finished."""
         finished = self.requests.finished
         return self.server.preemptions / finished if finished else math.nan
+
+
+def failures_of(runs: Sequence[Run], levels: Sequence[Level]) -> list[FailureTotal]:
+    """Returns all failures in the windows of the levels by class, and whether load causes them.
+
+    The cause is judged by the trusted levels, if there are any. Without levels, the failures of the whole
+    runs are returned.
+    """
+    if not levels:
+        return failures_without_levels([run.requests for run in runs])
+    windows, trusted = (
+        [(level.users, level.requests.ended, level.requests.failures) for level in chosen]
+        for chosen in (levels, [level for level in levels if level.trusted])
+    )
+    return failure_totals(windows, judged_by=trusted or windows)
 
 
 def load_points(

@@ -17,6 +17,7 @@ from analysis.levels.window import (
     steady_window,
     worst_worker,
 )
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Window
 
@@ -41,8 +42,9 @@ def levels_of(run: Run, context: Context) -> list[Level]:
 def token_miscount(run: Run) -> float:
     """Returns how far the server's token counter differs from the rows, as a share of the tokens in the rows.
 
-    This is (growth of the counter over the run) / (output tokens in the rows) - 1. If a
-    request did not succeed and has no usage, its chunks are counted.
+    This is (growth of the counter over the run) / (output tokens in the rows) - 1. A request that did not
+    succeed and has no usage may have as many tokens as it has chunks, as many as it asked for, or any number
+    between; the number nearest to the server's count is taken.
 
     nan where the run has not ended, where the counter is missing, where a successful request has no usage,
     or where there are fewer than MIN_TOKENS tokens.
@@ -51,8 +53,11 @@ def token_miscount(run: Run) -> float:
     known = counter[~np.isnan(counter)]
     if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
         return math.nan
-    ours = float(rows.tokens.sum())
-    return float(known[-1] - known[0]) / ours - 1.0 if ours >= MIN_TOKENS else math.nan
+    server, least, most = (
+        float(count) for count in (known[-1] - known[0], rows.tokens.sum(), rows.max_possible_tokens.sum())
+    )
+    ours = min(max(server, least), most)
+    return server / ours - 1.0 if ours >= MIN_TOKENS else math.nan
 
 
 def _number(value: object, default: float) -> float:
@@ -61,8 +66,14 @@ def _number(value: object, default: float) -> float:
 
 def _level(run: Run, context: Context, *, users: int, span: tuple[float, float], miscount: float) -> Level:
     window, steady = steady_window(run, span)
-    requests = RequestFigures.of(run.requests, window, context.slo)
-    in_flight = in_flight_of(run, window)
+    requests = RequestFigures.of(
+        run.requests,
+        window,
+        context.slo,
+        not_load=context.not_load,
+        shortest_pause_s=_number(run.info.settings.get("error_pause_s"), 1.0),
+    )
+    in_flight, paused = in_flight_of(run, window), paused_of(run.requests, window)
     gates = TrustGates(
         run=run,
         context=context,
@@ -70,6 +81,7 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
         window=window,
         requests=requests,
         in_flight=in_flight,
+        paused=paused,
         miscount=miscount,
     )
     return Level(
@@ -77,6 +89,7 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
         run_id=run.info.run_id,
         window=window,
         in_flight=in_flight,
+        paused=paused,
         requests=requests,
         server=ServerFigures.of(run, window, context, users=users),
         lag_s=worst_worker(run, run.client.loop_lag_s, window),
@@ -98,6 +111,21 @@ def in_flight_of(run: Run, window: Window) -> float:
     if run.info.ended_unix_s is not None or window.end_unix_s < known_until:
         return ended
     return max(ended, sum(means_by_worker(run, run.client.in_flight, window)))
+
+
+def paused_of(rows: Requests, window: Window) -> float:
+    """Returns the mean number of users who paused because a request failed, over the window.
+
+    A pause ends at the latest when the user's next request begins.
+    """
+    order = np.lexsort((rows.start_unix_s, rows.user))
+    user, start = rows.user[order], rows.start_unix_s[order]
+    next_start = np.append(np.where(user[1:] == user[:-1], start[1:], np.inf), np.inf)
+    end = rows.end_unix_s[order]
+    until = np.minimum(end + rows.pause_s[order], np.maximum(next_start[: len(order)], end))
+    return definitions.mean_in_flight(
+        begin_unix_s=end, end_unix_s=until, window=(window.begin_unix_s, window.end_unix_s)
+    )
 
 
 def output_cv(runs: Sequence[Run]) -> float:

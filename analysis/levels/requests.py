@@ -2,34 +2,39 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from analysis.levels import definitions
+from analysis.levels.failures import FailureClass, FailureCount, class_codes, class_of, not_of_load, words_of
 from analysis.levels.window import ended_inside, known_mean
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import MissShare, Quantiles, Window, miss_share, quantiles
 from loadtest.record import Outcome, Slo
 
-OVERLOAD_STATUS = (429, 500, 502, 503, 504, 529)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RequestFigures:
     """Figures of one window; most of them describe the requests that ended in it.
 
-    A request that the load test cancelled counts in `cancelled`, and as a TTFT miss if it was late already.
-    Its tokens count in the output throughput. All other figures leave it out.
+    Requests that failed for a reason other than load are counted in `errors` and `failures`; all other
+    figures leave them out. A request that the load test cancelled counts in `cancelled`, and by its own times
+    in TTFT and request duration. docs/method.md has the rules.
     """
 
     n: int
-    """Requests that ended in the window, failed ones included, cancelled ones not."""
+    """Requests that ended in the window: those that succeeded, and those that failed because of load."""
     finished: int
     """Requests that ended in the window and succeeded."""
     errors: int
-    client_errors: int
+    """Requests that failed, whatever the reason."""
+    not_sent: int
+    """Requests that failed before they left the load generator."""
     cancelled: int
+    failures: tuple[FailureCount, ...]
+    """All failures by class, the most frequent first."""
     e2e_mean_s: float
     e2e_s: Quantiles
     ttft_s: Quantiles
@@ -41,88 +46,163 @@ class RequestFigures:
     ttft_miss: MissShare
     tpot_miss: MissShare
     overload: MissShare
-    """Answers with an HTTP status in OVERLOAD_STATUS, by which a server says that it has too much load."""
+    """Share of requests that failed because of load. A request that failed counts once for each of the
+    shortest pauses that fit into the pause after it, because users who wait longer ask less often."""
     output_tok_s: float
     output_tok_se: float
     goodput_rps: float
 
+    @property
+    def ended(self) -> int:
+        """Requests that ended in the window, failed ones of every kind included, cancelled ones not."""
+        return self.failures[0].share.n if self.failures else self.n
+
     @classmethod
-    def of(cls, rows: Requests, window: Window, slo: Slo) -> "RequestFigures":
-        """Computes the figures of the requests that ended in the window."""
+    def of(
+        cls,
+        rows: Requests,
+        window: Window,
+        slo: Slo,
+        *,
+        not_load: frozenset[FailureClass] = frozenset(),
+        shortest_pause_s: float = 1.0,
+    ) -> "RequestFigures":
+        """Computes the figures of the requests that ended in the window.
+
+        not_load: classes of failures that load does not cause. shortest_pause_s: pause of a user after the
+        first failure in a row.
+        """
         inside, cancelled = ended_inside(rows, window), rows.with_outcome(Outcome.CANCELLED)
-        ended = inside & ~cancelled
-        times = _Times.of(rows)
-        index = np.flatnonzero(ended)
+        times = RequestTimes.of(rows, slo)
+        counted = inside & ~not_of_load(rows, not_load)
+        index = np.flatnonzero(counted & ~cancelled)
         at, ok = rows.end_unix_s[index], rows.ok[index]
-        ttft, tpot, e2e = times.ttft_s[index], times.tpot_s[index], times.e2e_s[index]
-        late, slow = ~ok | (ttft > slo.ttft_p95_s), ~ok | (tpot > slo.tpot_p95_s)
-        overload = np.isin(rows.http_status[index], OVERLOAD_STATUS)
-        counted = ~ok | ~np.isnan(tpot)
+        tpot, e2e = times.tpot_s[index], times.e2e_s[index]
+        chosen = np.flatnonzero(counted)
+        late, slow = times.ttft_s > slo.ttft_p95_s, times.tpot_s > slo.tpot_p95_s
         output_tok_s, output_tok_se = _output_rate(rows, window)
         return cls(
             n=len(index),
             finished=int(ok.sum()),
-            errors=int((~ok).sum()),
-            client_errors=int((ended & rows.with_outcome(Outcome.CONNECT_ERROR, Outcome.TIMEOUT)).sum()),
+            errors=int((inside & rows.failed).sum()),
+            not_sent=int((inside & rows.with_outcome(Outcome.NOT_SENT)).sum()),
             cancelled=int((inside & cancelled).sum()),
+            failures=_failures(rows, inside & ~cancelled, window),
             e2e_mean_s=known_mean(e2e[ok]),
-            e2e_s=quantiles(e2e[ok], at[ok], window),
-            ttft_s=quantiles(ttft[ok], at[ok], window),
-            tpot_s=quantiles(tpot[ok], at[ok], window),
-            decode_tok_s=quantiles(definitions.decode_tok_s(tpot[ok]), at[ok], window),
+            e2e_s=times.quantiles("e2e_s", rows, chosen, window),
+            ttft_s=times.quantiles("ttft_s", rows, chosen, window),
+            tpot_s=quantiles(tpot, at, window),
+            decode_tok_s=quantiles(definitions.decode_tok_s(tpot), at, window),
             chunk_gap_s=_gap_quantiles(_chunk_gaps(rows, index[ok])),
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
-            ttft_miss=_ttft_misses(late, ttft, at, times.ttft_so_far_s[inside & cancelled], slo, window),
-            tpot_miss=miss_share(slow[counted], tpot[counted], at[counted], window),
-            overload=miss_share(overload, e2e, at, window),
+            ttft_miss=_misses(late, times.ttft_s, rows, chosen, window),
+            tpot_miss=_misses(slow, times.tpot_s, rows, index, window),
+            overload=_overload(rows, index, e2e, window, shortest_pause_s),
             output_tok_s=output_tok_s,
             output_tok_se=output_tok_se,
-            goodput_rps=int((ok & ~late & ~slow).sum()) / window.length_s,
+            goodput_rps=int((inside & rows.ok & ~late & ~slow).sum()) / window.length_s,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Times:
-    """Durations of every request in seconds, shape (n,) each."""
+class RequestTimes:
+    """Durations of every request in seconds, shape (n,) each; nan where a request says nothing about one.
+
+    A request without a first token, because it failed or was cancelled, says something about TTFT only if it
+    had waited longer than the objective. Its TTFT is then a lower bound: the time that it had waited.
+    """
 
     ttft_s: Floats
-    ttft_so_far_s: Floats
+    ttft_is_bound: Bools
     tpot_s: Floats
     e2e_s: Floats
+    e2e_is_bound: Bools
+    """Whether the request ended before its answer was complete, shape (n,)."""
     chunks_are_tokens: Bools
 
     @classmethod
-    def of(cls, rows: Requests) -> "_Times":
-        ttft = definitions.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
+    def of(cls, rows: Requests, slo: Slo) -> "RequestTimes":
+        first = definitions.ttft_s(sent_s=rows.sent_s, first_chunk_s=rows.first_chunk_s)
         e2e = definitions.e2e_s(sent_s=rows.sent_s, end_s=rows.end_s)
+        given_up = rows.with_outcome(Outcome.CANCELLED, Outcome.TIMEOUT)
+        without_first = np.isnan(first) & ~rows.ok & ~rows.with_outcome(Outcome.EMPTY)
+        waited_too_long = without_first & (e2e > slo.ttft_p95_s)
+        broken_off = ~rows.ok & (given_up | ~np.isnan(first))
         return cls(
-            ttft_s=ttft,
-            ttft_so_far_s=np.where(np.isnan(ttft), e2e, ttft),
-            e2e_s=e2e,
+            ttft_s=np.where(waited_too_long, e2e, first),
+            ttft_is_bound=waited_too_long,
             tpot_s=tpot_of(rows),
+            e2e_s=np.where(rows.ok | broken_off, e2e, np.nan),
+            e2e_is_bound=broken_off,
             chunks_are_tokens=definitions.chunks_are_tokens(
                 chunks=rows.chunks, output_tokens=rows.output_tokens
             ),
         )
 
+    def quantiles(
+        self, name: Literal["ttft_s", "e2e_s"], rows: Requests, index: Ints, window: Window
+    ) -> Quantiles:
+        """Returns percentiles of the requests at `index`, in which lower bounds count as such."""
+        values, bounds = (
+            (self.ttft_s, self.ttft_is_bound) if name == "ttft_s" else (self.e2e_s, self.e2e_is_bound)
+        )
+        return quantiles(values[index], rows.end_unix_s[index], window, bounds[index])
+
 
 def tpot_of(rows: Requests) -> Floats:
-    """Returns the seconds per output token of every request, shape (n,); nan where undefined."""
+    """Returns the seconds per output token of every request, shape (n,); nan where undefined.
+
+    A request that failed has no usage: its chunks after the first are taken to hold as many tokens each as
+    those of the requests that succeeded.
+    """
+    unknown = np.isnan(rows.output_tokens) & rows.failed
+    known = rows.ok & ~np.isnan(rows.output_tokens) & (rows.chunks > 1)
+    later_tokens = float((rows.output_tokens - rows.first_chunk_tokens)[known].sum())
+    per_chunk = later_tokens / float((rows.chunks - 1)[known].sum()) if known.any() else 1.0
+    first = np.where(unknown, per_chunk, rows.first_chunk_tokens)
     return definitions.tpot_s(
         first_chunk_s=rows.first_chunk_s,
         last_chunk_s=rows.last_chunk_s,
-        output_tokens=rows.output_tokens,
-        first_chunk_tokens=rows.first_chunk_tokens,
+        output_tokens=np.where(unknown, per_chunk * rows.chunks, rows.output_tokens),
+        first_chunk_tokens=first,
     )
 
 
-def _ttft_misses(
-    late: Bools, ttft: Floats, at: Floats, cancelled_after_s: Floats, slo: Slo, window: Window
-) -> MissShare:
-    """Counts misses of the TTFT objective. A cancelled request counts only if it was late by then."""
-    base = miss_share(late, ttft, at, window)
-    also = int((cancelled_after_s > slo.ttft_p95_s).sum())
-    return MissShare(misses=base.misses + also, n=base.n + also, effect=base.effect)
+def _misses(missed: Bools, values: Floats, rows: Requests, index: Ints, window: Window) -> MissShare:
+    """Counts misses of an objective among the requests at `index` whose value is known."""
+    known = index[~np.isnan(values[index])]
+    return miss_share(missed[known], values[known], rows.end_unix_s[known], window)
+
+
+def _overload(rows: Requests, index: Ints, e2e: Floats, window: Window, shortest_pause_s: float) -> MissShare:
+    """Counts the failures among the requests at `index`, all of which load may cause.
+
+    The count is scaled to the number of requests: failures with long pauses weigh more, but do not make the
+    share more certain.
+    """
+    failed, at = rows.failed[index], rows.end_unix_s[index]
+    base = miss_share(failed, e2e, at, window)
+    if not failed.any():
+        return base
+    pauses = np.nan_to_num(rows.pause_s[index][failed]) / max(shortest_pause_s, 1e-9)
+    weight = float(np.maximum(pauses if shortest_pause_s > 0 else 0.0 * pauses, 1.0).sum())
+    share = weight / (weight + float((~failed).sum()))
+    return MissShare(misses=round(share * base.n), n=base.n, effect=base.effect)
+
+
+def _failures(rows: Requests, ended: Bools, window: Window) -> tuple[FailureCount, ...]:
+    """Returns the failures among the requests that ended, by class; the most frequent class first."""
+    if not (ended & rows.failed).any():
+        return ()
+    index, codes = np.flatnonzero(ended), class_codes(rows)
+    at, e2e = rows.end_unix_s[index], (rows.end_s - np.nan_to_num(rows.sent_s))[index]
+    found = []
+    for code in np.unique(codes[ended & rows.failed]):
+        mine = codes == code
+        share = miss_share(mine[index], e2e, at, window)
+        words = words_of(rows, ended & mine)
+        found.append(FailureCount(failure=class_of(int(code)), count=share.misses, words=words, share=share))
+    return tuple(sorted(found, key=lambda one: -one.count))
 
 
 def _chunk_gaps(rows: Requests, index: Ints) -> Floats:

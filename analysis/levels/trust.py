@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.levels.context import Context
 from analysis.levels.requests import RequestFigures
-from analysis.levels.window import window_mean, worst_worker
+from analysis.levels.window import ended_inside, window_mean, worst_worker
 from analysis.notes import (
     ClientErrors,
     ForeignLoad,
@@ -41,6 +43,7 @@ class TrustGates:
     window: Window
     requests: RequestFigures
     in_flight: float
+    paused: float
     miscount: float
 
     def doubts(self, *, steady: bool) -> tuple[Note, ...]:
@@ -52,15 +55,15 @@ class TrustGates:
 
     def _of_generator(self) -> list[Note]:
         found = generator_doubts(self.run, self.window, tpot_s=self.requests.tpot_s.p50 or 0.0)
-        failed, ended = self.requests.client_errors, self.requests.n
+        failed, ended = self.requests.not_sent, self.requests.ended
         if failed > CLIENT_ERROR_LIMIT * max(ended, 1):
             found.append(ClientErrors(failed=failed, ended=ended))
         return found
 
     def _of_load(self) -> list[Note]:
         found: list[Note] = []
-        if not self.context.thinks and self.in_flight < 0.9 * self.users:
-            found.append(LoadNotReached(in_flight=self.in_flight, users=self.users))
+        if not self.context.thinks and self.in_flight < 0.9 * (self.users - self.paused):
+            found.append(LoadNotReached(in_flight=self.in_flight, users=self.users, paused=self.paused))
         if self.in_flight > 1.1 * self.users + 0.5:
             found.append(TooMuchLoad(in_flight=self.in_flight, users=self.users))
         off, allowed = self._littles_law()
@@ -79,13 +82,18 @@ class TrustGates:
         The deviation is (request rate) * (duration) / (requests in flight) - 1. Where the law cannot be
         tested, returns 0 and 1.
         """
-        duration, length = self.window.request_duration_s, self.window.length_s
-        if length < 20 * duration or self.in_flight <= 0 or self.requests.cancelled:
+        rows, length = self.run.requests, self.window.length_s
+        duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[ended_inside(rows, self.window)]
+        if not len(duration_s) or self.in_flight <= 0 or self.requests.cancelled:
             return 0.0, 1.0
-        off = self.requests.n / length * duration / self.in_flight - 1.0
+        # Requests that last long, such as timeouts among refusals, decide what the window's edges cut off.
+        typical = float(np.sum(duration_s**2) / max(np.sum(duration_s), 1e-9))
+        if length < 20 * typical:
+            return 0.0, 1.0
+        off = float(duration_s.sum()) / length / self.in_flight - 1.0
         # The requests of users who think may all have begun before the window.
-        edges = self.users / self.requests.n if self.context.thinks else 0.0
-        return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * duration / length + edges
+        edges = self.users / len(duration_s) if self.context.thinks else 0.0
+        return off, 0.05 + 3.0 * math.sqrt(2.0 / self.in_flight) * 0.6 * typical / length + edges
 
     def _foreign_requests(self) -> float:
         """Returns the mean number of the server's requests that other clients sent; 0 where unknown."""

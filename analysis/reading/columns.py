@@ -15,6 +15,7 @@ from loadtest.record import (
 OUTCOMES = tuple(Outcome)
 OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 NAN = float("nan")
+NO_ERROR_TEXT = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,8 +41,16 @@ class Requests:
     output_tokens: Floats
     cached_tokens: Floats
     http_status: Floats
+    max_tokens: Floats
+    """Most output tokens that each request asked for."""
+    pause_s: Floats
+    """Pause of the user after each request that failed; nan without one."""
     outcome: Ints
     """Index of each request's outcome in OUTCOMES."""
+    error: Ints
+    """Index of each request's error text in `error_texts`; NO_ERROR_TEXT without one."""
+    error_texts: tuple[str, ...]
+    """Texts of errors. Texts that differ only in their numbers are one: the first that was met."""
     user: Ints
     """Number of each request's user, unique over all workers."""
     turn: Ints
@@ -70,6 +79,24 @@ class Requests:
     def ok(self) -> Bools:
         """Whether each request succeeded, shape (n,)."""
         return np.equal(self.outcome, OUTCOME_CODES[Outcome.OK])
+
+    @property
+    def failed(self) -> Bools:
+        """Whether each request counts as an error, shape (n,)."""
+        return ~self.with_outcome(Outcome.OK, Outcome.CANCELLED)
+
+    @property
+    def max_possible_tokens(self) -> Floats:
+        """Output tokens that the server may have made for each request, at most, shape (n,).
+
+        For a request that was sent and has no usage this is what it asked for, because the load test does not
+        see what the server does after an answer broke off. A request that was refused has none.
+        """
+        refused = self.with_outcome(Outcome.CONNECT_ERROR) | (
+            (self.http_status >= 300) & (self.http_status < 500)
+        )
+        unseen = np.isnan(self.output_tokens) & ~np.isnan(self.sent_s) & ~refused
+        return np.where(unseen, np.fmax(self.max_tokens, self.chunks), self.tokens)
 
     def with_outcome(self, *outcomes: Outcome) -> Bools:
         """Returns whether each request has one of these outcomes, shape (n,)."""
@@ -134,16 +161,23 @@ SCALAR_COLUMNS = (
     "output_tokens",
     "cached_tokens",
     "http_status",
+    "max_tokens",
+    "pause_s",
 )
 
 
 def ordered_requests(
-    columns: dict[str, Floats], *, labels: Ints, gap_s: NDArray[np.float32], gaps: Ints
+    columns: dict[str, Floats],
+    *,
+    labels: Ints,
+    error_texts: Sequence[str],
+    gap_s: NDArray[np.float32],
+    gaps: Ints,
 ) -> Requests:
     """Sorts requests, given in any order, by the times of their ends, and returns them as Requests.
 
     - columns: one array of shape (n,) for each name in SCALAR_COLUMNS.
-    - labels: outcome code, user and turn of each request, shape (n, 3).
+    - labels: outcome code, user, turn and error (an index in `error_texts`) of each request, shape (n, 4).
     - gap_s: chunk gaps of all requests. Those of the first request come first, then those of the second.
     - gaps: number of chunk gaps of each request, shape (n,).
     """
@@ -154,6 +188,8 @@ def ordered_requests(
         outcome=labels[order, 0],
         user=labels[order, 1],
         turn=labels[order, 2],
+        error=labels[order, 3],
+        error_texts=tuple(error_texts),
         gap_s=_permuted(gap_s, start, order),
         gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),
     )

@@ -19,6 +19,7 @@ from analysis.reading.columns import (
     ordered_requests,
     server_samples_of,
 )
+from analysis.reading.error_texts import ErrorTexts
 from loadtest.errors import InputError
 from loadtest.record import RUN_SCHEMA, ClientSample, RequestRecord, ServerSample
 
@@ -119,6 +120,8 @@ def _scalars(row: RequestRecord, clock_offset_s: float) -> tuple[float, ...]:
         _or_nan(row.output_tokens),
         _or_nan(row.cached_tokens),
         _or_nan(row.http_status),
+        row.max_tokens,
+        _or_nan(row.pause_s),
     )
 
 
@@ -163,26 +166,30 @@ def read_requests(
     row does not fit the schema.
     """
     scalars: list[tuple[float, ...]] = []
-    labels: list[tuple[int, int, int]] = []
+    labels: list[tuple[int, int, int, int]] = []
+    errors = ErrorTexts()
     users: dict[tuple[str, int], int] = {}
     gaps = _Gaps()
     for path in paths:
         for row in _decoded_lines(path, RequestRecord, warnings, on_bytes):
             scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
             user = users.setdefault((row.worker, row.user), len(users))
-            labels.append((OUTCOME_CODES[row.outcome], user, row.turn))
+            labels.append((OUTCOME_CODES[row.outcome], user, row.turn, errors.code_of(row.error)))
             gaps.add(row.chunk_s)
-    return _requests(scalars, labels, gaps.all())
+    return _requests(scalars, labels, errors.texts, gaps.all())
 
 
 def _requests(
-    scalars: list[tuple[float, ...]], labels: list[tuple[int, int, int]], gap_s: NDArray[np.float32]
+    scalars: list[tuple[float, ...]],
+    labels: list[tuple[int, int, int, int]],
+    error_texts: Sequence[str],
+    gap_s: NDArray[np.float32],
 ) -> Requests:
     table = np.array(scalars, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
-    codes = np.array(labels, dtype=np.int64).reshape(-1, 3)
+    codes = np.array(labels, dtype=np.int64).reshape(-1, 4)
     columns = dict(zip(SCALAR_COLUMNS, table.T, strict=True))
     gaps = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
-    return ordered_requests(columns, labels=codes, gap_s=gap_s, gaps=gaps)
+    return ordered_requests(columns, labels=codes, error_texts=error_texts, gap_s=gap_s, gaps=gaps)
 
 
 def read_server(path: Path, warnings: list[str]) -> ServerSamples:

@@ -89,12 +89,13 @@ def _(note: notes.GeneratorBusy) -> str:
 
 @words.register
 def _(note: notes.ClientErrors) -> str:
-    return f"{note.failed} of {note.ended} requests failed on the client's side"
+    return f"{note.failed} of {note.ended} requests never left the load generator"
 
 
 @words.register
 def _(note: notes.LoadNotReached) -> str:
-    return f"load not reached: {note.in_flight:.1f} in flight of {note.users}"
+    paused = f", {note.paused:.1f} pausing after errors" if note.paused >= 0.05 else ""
+    return f"load not reached: {note.in_flight:.1f} in flight of {note.users}{paused}"
 
 
 @words.register

@@ -240,8 +240,9 @@ def level(users: int, **changes: object) -> Level:
         "n": 100 * users,
         "finished": 100 * users,
         "errors": 0,
-        "client_errors": 0,
+        "not_sent": 0,
         "cancelled": 0,
+        "failures": (),
         "e2e_mean_s": 1.0,
         **dict.fromkeys(("e2e_s", "ttft_s", "tpot_s", "decode_tok_s", "chunk_gap_s"), Quantiles()),
         "gap_is_itl": True,
@@ -267,6 +268,7 @@ def level(users: int, **changes: object) -> Level:
         "run_id": "run",
         "window": window,
         "in_flight": float(users),
+        "paused": 0.0,
         "lag_s": 0.0,
         "why_not": (),
     }

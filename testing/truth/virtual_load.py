@@ -6,6 +6,7 @@ import numpy as np
 
 from analysis.reading.columns import (
     NAN,
+    NO_ERROR_TEXT,
     OUTCOME_CODES,
     SCALAR_COLUMNS,
     ClientSamples,
@@ -65,7 +66,7 @@ class VirtualLoad:
         self._schedule: list[tuple[float, float, int]] = []
         self._samples: list[tuple[float, ...]] = []
         self._rows: list[tuple[float, ...]] = []
-        self._labels: list[tuple[int, int, int]] = []
+        self._labels: list[tuple[int, int, int, int]] = []
         self._next_sample_s = _SAMPLE_S / 2
 
     def hold(self, users: int, seconds: float) -> None:
@@ -93,13 +94,14 @@ class VirtualLoad:
         """Returns the run so far, as the analysis reads it."""
         self._take_rows()
         table = np.array(self._rows, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
-        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 3)
+        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 4)
         gaps = self._gaps
         return Run(
             info=self._info(),
             requests=ordered_requests(
                 dict(zip(SCALAR_COLUMNS, table.T, strict=True)),
                 labels=labels,
+                error_texts=(),
                 gap_s=np.concatenate(gaps).astype(np.float32) if gaps else np.empty(0, dtype=np.float32),
                 gaps=np.array([len(one) for one in gaps] if gaps else [0] * len(table), dtype=np.int64),
             ),
@@ -164,7 +166,7 @@ class VirtualLoad:
             self._rows.append(tuple(values.get(name, NAN) for name in SCALAR_COLUMNS))
             if self._gaps is not None:
                 self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
-            self._labels.append((OUTCOME_CODES[_outcome(request)], request.user, turn))
+            self._labels.append((OUTCOME_CODES[_outcome(request)], request.user, turn, NO_ERROR_TEXT))
 
     def _server(self) -> ServerSamples:
         samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)

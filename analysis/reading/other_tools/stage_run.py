@@ -18,6 +18,7 @@ from analysis.reading.columns import (
     ordered_requests,
     server_samples_of,
 )
+from analysis.reading.error_texts import ErrorTexts
 from analysis.reading.other_tools.server_metrics import MetricsDump
 from analysis.reading.other_tools.stages import LoadStage, ResultRow
 from analysis.reading.runs import Run
@@ -116,10 +117,15 @@ def _requests(rows: Sequence[ResultRow]) -> Requests:
         conversations.setdefault(row.conversation or f"alone {number}", len(conversations))
         for number, row in enumerate(rows)
     ]
-    labels = [(OUTCOME_CODES[row.outcome], user, row.turn) for row, user in zip(rows, users, strict=True)]
+    errors = ErrorTexts()
+    labels = [
+        (OUTCOME_CODES[row.outcome], user, row.turn, errors.code_of(row.error))
+        for row, user in zip(rows, users, strict=True)
+    ]
     return ordered_requests(
         {name: np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in SCALAR_COLUMNS},
         labels=np.array(labels, dtype=np.int64),
+        error_texts=errors.texts,
         gap_s=np.array([gap for row in rows for gap in row.gap_s], dtype=np.float32),
         gaps=np.array([len(row.gap_s) for row in rows], dtype=np.int64),
     )

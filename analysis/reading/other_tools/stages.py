@@ -33,6 +33,9 @@ class ResultRow:
     output_tokens: float = NAN
     cached_tokens: float = NAN
     http_status: float = NAN
+    max_tokens: float = NAN
+    pause_s: float = NAN
+    error: str | None = None
     conversation: str | None = None
     turn: int = 0
     gap_s: Sequence[float] = ()

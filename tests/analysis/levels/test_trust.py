@@ -126,21 +126,32 @@ def test_foreign_load(tmp_path: Path) -> None:
     assert only_doubt(folder) == ForeignLoad(requests=pytest.approx(5.0, abs=0.3))
 
 
-@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECT_ERROR])
-def test_requests_that_failed_on_the_clients_side(tmp_path: Path, outcome: Outcome) -> None:
-    folder = written(tmp_path / "r")
-    failed = {"outcome": str(outcome), "http_status": None, "finish_reason": None}
-    rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 20 else line | failed)
-    doubt = only_doubt(folder)
+def failing(folder: Path, every: int, **failed: object) -> Path:
+    """One of `every` rows becomes a failure; the server does not tell how many tokens it made."""
+    values = {"http_status": None, "finish_reason": None, "output_tokens": None, "chunk_s": [], **failed}
+    rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % every else line | values)
+    rewrite(folder / "server.jsonl", lambda _, line: line | {"generation_tokens_total": None})
+    return folder
+
+
+def test_requests_that_never_left_the_load_generator(tmp_path: Path) -> None:
+    doubt = only_doubt(failing(written(tmp_path / "r"), 20, outcome="not_sent", error="no file descriptor"))
     assert isinstance(doubt, ClientErrors)
     assert doubt.failed / doubt.ended == pytest.approx(1 / 20, abs=0.02)
 
 
-def test_one_timeout_in_a_hundred_is_no_doubt(tmp_path: Path) -> None:
-    folder = written(tmp_path / "r")
-    failed = {"outcome": "timeout", "http_status": None, "finish_reason": None}
-    rewrite(folder / "requests-0.jsonl", lambda number, line: line | failed if number == 200 else line)
-    assert doubts(folder) == []
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(outcome, None) for outcome in Outcome if outcome not in (Outcome.OK, Outcome.NOT_SENT)]
+    + [(Outcome.HTTP_ERROR, 400), (Outcome.HTTP_ERROR, 429), (Outcome.HTTP_ERROR, 503)],
+)
+def test_failures_of_the_server_are_no_doubt(tmp_path: Path, outcome: Outcome, status: int | None) -> None:
+    """Also where they are one request in ten: they are evidence, and their own times count everywhere."""
+    assert doubts(failing(written(tmp_path / "r"), 10, outcome=str(outcome), http_status=status)) == []
+
+
+def test_one_request_in_a_thousand_that_was_not_sent_is_no_doubt(tmp_path: Path) -> None:
+    assert doubts(failing(written(tmp_path / "r"), 1000, outcome="not_sent")) == []
 
 
 def test_a_level_that_still_drifts_at_its_end(tmp_path: Path) -> None:
