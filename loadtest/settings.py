@@ -4,7 +4,6 @@
 import difflib
 import json
 import os
-import re
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from loadtest.credentials import (
+    NOT_RECORDED,
+    fill_values,
+    hidden_texts,
+    hide_values,
+    secrets_in,
+    shown_addresses,
+)
 from loadtest.errors import InputError
 from loadtest.record import Slo
 from loadtest.workload.arrivals import ArrivalProcess
@@ -209,23 +216,51 @@ class Settings(BaseSettings):
         )
 
     def shared(self) -> dict[str, object]:
-        """Returns the settings that the master sends to its workers, as JSON values. The API key is left
-        out."""
-        return self.model_dump(mode="json", exclude={"api_key"})
+        """Returns the settings that the master sends to its workers, as JSON values without secrets. Left out
+        are the API key, the values of extra headers, credentials in addresses, and what `extra_body` has
+        under names such as `api_key`."""
+        values = self.model_dump(mode="json", exclude={"api_key"})
+        return {name: public_value(name, value) for name, value in values.items()}
 
     def public(self) -> dict[str, object]:
-        """Returns the settings that may be stored, as JSON values. Leaves out the API key, the values of
-        extra headers, and credentials in addresses."""
+        """Returns the settings that may be stored, as JSON values. The same secrets as in `shared` are left
+        out."""
         values = self.shared()
         values["model_config"] = values.pop("model_config_file")
-        values["extra_headers"] = dict.fromkeys(self.extra_headers, "(not recorded)")
-        for name in ("metrics_url", "gpu_metrics"):
-            values[name] = _without_credentials(values[name])
         return values
 
+    def secrets(self) -> set[str]:
+        """Returns the secrets among the settings."""
+        key = self.api_key.get_secret_value()
+        return {
+            *secrets_in([] if key == NO_KEY else [key]),
+            *secrets_in(self.extra_headers),
+            *hidden_texts(self.extra_body),
+        }
 
-def _without_credentials(address: object) -> object:
-    return re.sub(r"//[^/@]*@", "//", address) if isinstance(address, str) else address
+
+PRIVATE_SETTINGS = ("extra_headers", "extra_body", "metrics_url", "gpu_metrics")
+"""Settings that can hold secrets. The API key is not among them, because it is no flag."""
+
+
+def public_value(name: str, value: object) -> object:
+    """Returns the value of a setting, or of its flag, without the secrets in it."""
+    if name in ("metrics_url", "gpu_metrics") and isinstance(value, str):
+        return shown_addresses(value)
+    if name in ("extra_headers", "extra_body"):
+        if isinstance(value, str):
+            return _public_json(name, value)
+        if isinstance(value, dict):
+            return hide_values(value, all_texts=name == "extra_headers")
+    return value
+
+
+def _public_json(name: str, text: str) -> str:
+    try:
+        value = _object(text)
+    except ValueError:
+        return NOT_RECORDED
+    return json.dumps(public_value(name, value))
 
 
 _FLAGS = {
@@ -262,10 +297,19 @@ def resolve_settings(options: Mapping[str, object]) -> Settings:
     return _validated(given)
 
 
-def settings_from_shared(values: Mapping[str, object]) -> Settings:
-    """Builds the settings from the values that the master sent and the API key of this process. Raises
-    InputError."""
-    return _validated({name: value for name, value in values.items() if value is not None})
+def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]) -> Settings:
+    """Builds the settings from the values that the master sent and the secrets of this process: its API key,
+    and the texts that `Settings.shared` leaves out, which come from its own options and environment. own: the
+    options of this process. Raises InputError."""
+    names = ("extra_headers", "extra_body")
+    private = _validated({name: own[name] for name in names if own.get(name) not in (None, "")})
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in names:
+        flag = f"--{name.replace('_', '-')}"
+        hidden = values.get(name)
+        if isinstance(hidden, dict):
+            given[name] = fill_values(hidden, getattr(private, name), flag=flag)
+    return _validated(given)
 
 
 def _validated(given: Mapping[str, Any]) -> Settings:

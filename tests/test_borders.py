@@ -20,6 +20,7 @@ from testing.processes import ROOT, clean_environment
 PACKAGES = ("loadtest", "analysis", "scenarios", "testing", "benchmarks", "tests")
 ORDER = (
     ("loadtest.units", "loadtest.clock", "loadtest.errors", "loadtest.record"),
+    ("loadtest.credentials",),
     ("loadtest.workload", "loadtest.model"),
     ("loadtest.settings", "loadtest.simulator"),
     ("loadtest.client",),
@@ -62,6 +63,7 @@ PAGES = {"matplotlib", "jinja2", "rich"}
 PURE = LOCUST | SCIENCE | WEB | PAGES | {"numpy", "pydantic"}
 FORBIDDEN = {
     "loadtest.record": PURE,
+    "loadtest.credentials": PURE,
     "loadtest.workload": PURE,
     "loadtest.model": PURE,
     "loadtest.client.sse": PURE,

@@ -1,14 +1,30 @@
 """The addresses, headers and TLS settings of one OpenAI-compatible server. Credentials are kept apart from
 the address that may be shown."""
 
-import base64
 import ssl
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import msgspec
 
+from loadtest.credentials import (
+    credentials_in,
+    shown_address,
+    split_addresses,
+    split_credentials,
+    without_secrets,
+)
 from loadtest.errors import InputError
 from loadtest.settings import NO_KEY, Settings
+
+
+class MetricsSource(msgspec.Struct, kw_only=True, frozen=True):
+    """One server whose metrics are read."""
+
+    urls: list[str]
+    """Addresses at which its metrics may be, to be tried in this order."""
+    headers: dict[str, str]
+    """Headers for these addresses. They hold the credentials of the tested server only if the metrics are on
+    that server."""
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
@@ -19,13 +35,17 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
     """Address of the server without credentials."""
     api_url: str
     """Base address of the API; ends in /v1."""
-    metrics_urls: list[str]
-    """Addresses at which to look for /metrics, in this order; empty if metrics are switched off."""
-    metrics_headers: dict[str, str]
-    """Headers for /metrics. They hold the server's credentials only if /metrics is on the same server."""
+    metrics: list[MetricsSource]
+    """The servers whose metrics are read: one, or each replica. Empty if metrics are switched off."""
     headers: dict[str, str]
     ca_file: str | None
     """PEM file of a private certificate authority; None without one."""
+    secrets: frozenset[str] = frozenset()
+    """Texts that must not be shown, such as the key."""
+
+    def without_secrets(self, text: str) -> str:
+        """Returns a text, such as an error message of the server, without the secrets in it."""
+        return without_secrets(text, self.secrets)
 
     def tls(self) -> ssl.SSLContext | None:
         """Builds the TLS context that trusts the certificates in `ca_file`. Returns None if there is no
@@ -36,17 +56,6 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
             return ssl.create_default_context(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
             raise InputError(f"--ca-file: {self.ca_file} holds no usable certificate ({error}).") from error
-
-
-def split_credentials(host: str) -> tuple[str, str | None]:
-    """Splits `https://user:password@host` into two values: the address without credentials, and the value of
-    the Authorization header. The second is None if `host` holds no credentials."""
-    parts = urlsplit(host)
-    if parts.username is None:
-        return host, None
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    address = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=address)), "Basic " + base64.b64encode(pair.encode()).decode()
 
 
 def make_target(host: str | None, settings: Settings) -> Target:
@@ -62,15 +71,15 @@ def make_target(host: str | None, settings: Settings) -> Target:
         raise InputError(f"--host: '{shown}' must not have a query or a fragment.")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     root = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
-    metrics_urls, metrics_headers = _metrics(root, prefix, settings)
     headers = _headers(authorization, settings)
+    addresses = [host.strip(), settings.metrics_url or "", settings.gpu_metrics]
     return Target(
         shown=root + prefix,
         api_url=f"{root}{prefix}/v1",
-        metrics_urls=metrics_urls,
-        metrics_headers=headers if metrics_headers is None else metrics_headers,
+        metrics=_metrics(root, prefix, settings, headers=headers),
         headers=headers,
         ca_file=str(settings.ca_file) if settings.ca_file else None,
+        secrets=frozenset(settings.secrets()).union(*map(credentials_in, addresses)),
     )
 
 
@@ -81,20 +90,32 @@ def _has_good_port(parts: SplitResult) -> bool:
         return False
 
 
-def _metrics(root: str, prefix: str, settings: Settings) -> tuple[list[str], dict[str, str] | None]:
-    """Returns two values: the addresses at which to look for /metrics, and the headers to send there. The
-    headers are None if they are the same as for chat requests."""
+def _metrics(root: str, prefix: str, settings: Settings, *, headers: dict[str, str]) -> list[MetricsSource]:
+    """Returns the servers whose metrics are read. headers: those of chat requests."""
     if settings.metrics_url == "off":
-        return [], {}
+        return []
     if settings.metrics_url is None:
-        return list(dict.fromkeys([f"{root}{prefix}/metrics", f"{root}/metrics"])), None
-    url, authorization = split_credentials(settings.metrics_url)
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise InputError(f"--metrics-url: '{url}' is not an address such as http://127.0.0.1:8000/metrics.")
-    same_server = urlsplit(url)[:2] == urlsplit(root)[:2]
-    if same_server and authorization is None:
-        return [url], None
-    return [url], {"Authorization": authorization} if authorization else {}
+        urls = list(dict.fromkeys([f"{root}{prefix}/metrics", f"{root}/metrics"]))
+        return [MetricsSource(urls=urls, headers=headers)]
+    try:
+        addresses = split_addresses(settings.metrics_url)
+    except ValueError:
+        raise InputError(
+            "--metrics-url: a list of addresses is written with commas, or as a JSON list of texts."
+        ) from None
+    return [_named_source(address, root, headers) for address in addresses]
+
+
+def _named_source(address: str, root: str, headers: dict[str, str]) -> MetricsSource:
+    url, authorization = split_credentials(address.strip())
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(parts):
+        raise InputError(
+            f"--metrics-url: '{shown_address(url)}' is not an address such as http://127.0.0.1:8000/metrics."
+        )
+    if authorization is None and parts[:2] == urlsplit(root)[:2]:
+        return MetricsSource(urls=[url], headers=headers)
+    return MetricsSource(urls=[url], headers={"Authorization": authorization} if authorization else {})
 
 
 def _headers(authorization: str | None, settings: Settings) -> dict[str, str]:

@@ -5,9 +5,9 @@ from argparse import Namespace
 from locust.env import Environment
 from locust.util.timespan import parse_timespan
 
-from loadtest.client.target import split_credentials
+from loadtest.credentials import split_credentials
 from loadtest.run.messages import RunPlan
-from loadtest.settings import Settings, resolve_settings
+from loadtest.settings import PRIVATE_SETTINGS, Settings, public_value, resolve_settings
 
 _PLAN = "seatcount_plan"  # travels with Locust's parsed options in each spawn message
 
@@ -23,12 +23,30 @@ class LocustOptions:
         self.headless = bool(parsed.headless)
         self.processes = int(parsed.processes or 0)
         self._parsed = parsed
+        self._private: dict[str, object] = {}
+        self._hide_private()
         self._users_flag: int | None = parsed.num_users
         self._spawn_rate_flag: float | None = parsed.spawn_rate
 
     def settings(self) -> Settings:
         """Builds the settings of the run that is about to begin. Raises InputError."""
-        return resolve_settings(vars(self._parsed))
+        return resolve_settings({**vars(self._parsed), **self.private()})
+
+    def private(self) -> dict[str, object]:
+        """Returns the options of this process that can hold secrets, with their secrets. In the options that
+        Locust has, and sends to the workers, the secrets are hidden."""
+        self._hide_private()
+        return dict(self._private)
+
+    def _hide_private(self) -> None:
+        """Hides secrets in Locust's options. Called again for each run, because the web form may change
+        them."""
+        for name in PRIVATE_SETTINGS:
+            given = getattr(self._parsed, name)
+            shown = public_value(name, given)
+            if shown != public_value(name, self._private.get(name)):
+                self._private[name] = given
+            setattr(self._parsed, name, shown)
 
     def given(self, setting: str) -> bool:
         """Whether a flag or the web form gives this setting a value."""

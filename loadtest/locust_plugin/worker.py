@@ -83,7 +83,13 @@ class Worker:
         if self.generator is not None:
             self.generator.stop()
         name = str(getattr(self._environment.runner, "worker_index", 0))
-        self.generator = Generator(plan, worker=name, loop=self._loop(), host=self._host.for_plan(plan))
+        self.generator = Generator(
+            plan,
+            worker=name,
+            loop=self._loop(),
+            host=self._host.for_plan(plan),
+            private=self._options.private(),
+        )
         self._report()
 
     def quit(self) -> None:

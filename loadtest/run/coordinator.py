@@ -17,6 +17,7 @@ from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
 from loadtest.run.advisor import Advisor
+from loadtest.run.lasting import keep_running
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import describe
 from loadtest.run.live.rows import LiveRow
@@ -52,20 +53,30 @@ class ServerFollower:
 
     async def begin(self) -> None:
         await self._sample()  # the baseline: after the warm-up, before the first counted request
-        following = self._scraper.follow(seconds=self._sample_s, take=self._take)
+        following = keep_running(self._follow, what="Sampling the server's metrics")
         self._following = asyncio.get_running_loop().create_task(following)
 
     async def end(self) -> None:
         """Takes a last sample and closes the session with the server."""
-        assert self._following is not None
-        self._following.cancel()
-        await self._scraper.settle()
-        await self._sample()
+        if self._following is not None:
+            self._following.cancel()
+        try:
+            await self._scraper.settle()
+            await self._sample()
+        except Exception:
+            logger.exception("The last sample of the server's metrics is missing.")
         await self._scraper.close()
 
     async def _sample(self) -> None:
         for row in await self._scraper.sample():
             self._take(row)
+
+    async def _follow(self) -> None:
+        try:
+            await self._scraper.follow(seconds=self._sample_s, take=self._take)
+        except Exception as error:
+            self._rows.append(ServerSample(unix_s=unix_now(), error=f"not sampled: {type(error).__name__}"))
+            raise
 
     def _take(self, row: ServerSample) -> None:
         self._rows.append(row)

@@ -5,7 +5,7 @@ import collections
 import itertools
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from loadtest.client.body import encode_chat_body
@@ -39,12 +39,15 @@ class Generator:
     - a third thread: it writes the rows.
     """
 
-    def __init__(self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str) -> None:
+    def __init__(
+        self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str, private: Mapping[str, object]
+    ) -> None:
         """Opens the files and the session with the server. host: the server's address from the plan, with
-        this process's own credentials. Raises InputError."""
+        this process's own credentials. private: this process's own options that hold secrets. Raises
+        InputError."""
         self.plan = plan
         self.worker = worker
-        self.settings: Settings = settings_from_shared(plan.settings)
+        self.settings: Settings = settings_from_shared(plan.settings, private)
         self.think = Distribution.parse(self.settings.think_s)
         self.level_users: int | None = None
         """Users of the level that new requests belong to; None if they belong to no level."""

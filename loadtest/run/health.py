@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from loadtest.clock import unix_now
 from loadtest.record import ClientSample, RequestRecord
+from loadtest.run.lasting import keep_running
 from loadtest.run.sink import RowFile
 
 LAG_PROBE_S = 0.02
@@ -38,7 +39,9 @@ class HealthWatch:
             self._delay_s = delay_s if self._delay_s is None else max(self._delay_s, delay_s)
 
     def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
+        self._task = asyncio.get_running_loop().create_task(
+            keep_running(self._watch, what="Watching the load generator's health")
+        )
 
     def end(self) -> None:
         if self._task is not None:

@@ -142,6 +142,7 @@ class _Periodic:
     def __init__(self, seconds: float, job: Callable[[], object]) -> None:
         self._seconds = seconds
         self._job = job
+        self._said: set[type[Exception]] = set()
         self._stopping = False
         self._stopped = _allocate_native_lock()
         self._stopped.acquire()
@@ -162,9 +163,11 @@ class _Periodic:
     def _run(self) -> None:
         try:
             self._job()
-        except Exception:
-            # A thread that dies in silence would lose every later row.
-            logger.exception("A background job of the load test failed; it is tried again.")
+        except Exception as error:
+            # A thread that dies in silence would lose every later row. Each kind of error is said once.
+            if type(error) not in self._said:
+                logger.exception("A background job of the load test failed; it is tried again.")
+            self._said.add(type(error))
 
 
 def _nap(seconds: float, ended: Callable[[], bool]) -> None:

@@ -25,13 +25,14 @@ class RequestRunner:
     """Runs requests, and keeps their results until the leader and Locust are told. Methods run on the event
     loop's thread. Other threads may set `closing`, read `in_flight` and empty the two deques."""
 
-    def __init__(self, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
+    def __init__(self, target: Target, session: aiohttp.ClientSession, files: WorkerFiles) -> None:
         self.closing = False
         """Whether no more requests may begin."""
         self.live: collections.deque[LiveRow] = collections.deque()
         """One entry for each request that has ended."""
         self.unattended: collections.deque[RequestRecord] = collections.deque()
         """Rows of ended requests that nobody waited for (open loop)."""
+        self._target = target
         self._session = session
         self._rows = files.requests
         self._health = HealthWatch(files.health)
@@ -56,6 +57,8 @@ class RequestRunner:
         self._health.started += 1
         try:
             record, text, cancelled, retry_after_s = await stream_chat(self._session, stream)
+            if record.error:  # a server may repeat the key in its error
+                record = msgspec.structs.replace(record, error=self._target.without_secrets(record.error))
             if pauses is not None:
                 record = _with_pause(record, pauses, retry_after_s)
             self._rows.append(record)
@@ -100,7 +103,7 @@ async def open_request_runner(target: Target, files: WorkerFiles) -> RequestRunn
     """Opens a session with the server and returns a RequestRunner that uses it. Runs on the event loop's
     thread. Raises InputError."""
     _allow_many_connections()
-    return RequestRunner(open_session(headers=target.headers, tls=target.tls()), files)
+    return RequestRunner(target, open_session(headers=target.headers, tls=target.tls()), files)
 
 
 def _allow_many_connections() -> None:

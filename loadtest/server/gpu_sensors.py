@@ -2,14 +2,13 @@
 server."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 import pynvml
 from prometheus_client.samples import Sample
 
-from loadtest.client.target import split_credentials
-from loadtest.errors import InputError
+from loadtest.credentials import split_credentials
 from loadtest.record import GpuInfo
 from loadtest.server.prometheus import parse_samples
 from loadtest.units import MIB
@@ -18,15 +17,18 @@ _DCGM_LINES = re.compile(r"^DCGM_FI_DEV_(?:FB_USED|FB_FREE|GPU_UTIL)[{ ].*$", re
 
 
 class NvmlGpus:
-    """The GPUs of this machine, read with NVML, NVIDIA's management library. The constructor raises
-    pynvml.NVMLError if NVML does not work or finds no GPU."""
+    """GPUs of this machine, read with NVML, NVIDIA's management library."""
 
-    def __init__(self) -> None:
+    def __init__(self, cards: Sequence[int] | None = None) -> None:
+        """cards: the numbers of the GPUs to read; None: all. Raises pynvml.NVMLError if NVML does not work or
+        finds no GPU."""
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
         if count == 0:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        cards = range(count) if cards is None else cards
+        count = len(cards)
+        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in cards]
         total = sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in self._handles)
         name = pynvml.nvmlDeviceGetName(self._handles[0])
         name = name if isinstance(name, str) else name.decode()
@@ -45,6 +47,17 @@ class NvmlGpus:
             self.used_bytes_each = self.util = None
             return
         self.used_bytes_each, self.util = used, sum(rates) / len(rates)
+
+    def processes(self) -> list[dict[int, int | None]]:
+        """Returns, for each GPU, the bytes that each computing process uses there, by process id; None where
+        the driver does not say."""
+        return [
+            {
+                int(process.pid): None if process.usedGpuMemory is None else int(process.usedGpuMemory)
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            }
+            for handle in self._handles
+        ]
 
 
 class DcgmGpus:
@@ -80,28 +93,3 @@ class DcgmGpus:
 
 def _by_gpu(samples: Iterable[Sample], name: str) -> dict[str, float]:
     return {s.labels.get("gpu", "0"): s.value for s in samples if s.name == name}
-
-
-def choose_gpus(setting: str, *, server_is_local: bool) -> NvmlGpus | DcgmGpus | None:
-    """Opens the source of GPU figures that `setting` names and returns it:
-    - `auto`: NVML if the server is on this machine and NVML works, else None,
-    - `nvml`: NVML on this machine,
-    - `off`: None,
-    - the address of a DCGM exporter: the GPUs that this exporter reports.
-
-    Raises InputError if `nvml` does not work or the setting is none of these.
-    """
-    if setting == "off" or (setting == "auto" and not server_is_local):
-        return None
-    if setting in ("auto", "nvml"):
-        try:
-            return NvmlGpus()
-        except pynvml.NVMLError as error:
-            if setting == "nvml":
-                raise InputError(
-                    f"--gpu-metrics nvml: NVML does not work on this machine ({error})."
-                ) from error
-            return None
-    if urlsplit(setting).scheme not in ("http", "https"):
-        raise InputError("--gpu-metrics must be auto, nvml, off or the address of a DCGM exporter.")
-    return DcgmGpus(setting)

@@ -13,15 +13,19 @@ from loadtest.client.transport import open_session
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_bytes_per_token
-from loadtest.record import GpuInfo, ServerInfo
-from loadtest.server.endpoints import choose_model, is_local, list_models, server_version
-from loadtest.server.gpu_sensors import choose_gpus
-from loadtest.server.probe import measure_prompt_scale, warm_up
-from loadtest.server.scrape import Scraper
+from loadtest.record import GpuInfo, RequestRecord, ServerInfo
+from loadtest.server.endpoints import choose_model, list_models, listed_context, server_version
+from loadtest.server.gpus import choose_gpus
+from loadtest.server.probe import Prober
+from loadtest.server.scrape import MetricsFinding, Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples
 from loadtest.settings import Settings
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.prompts import PromptScale, read_prompts
+
+FEW_TOKENS = 0.75
+"""If the server's counter grew by less than this share of the test requests' tokens, the metrics do not
+belong to the only server behind the address."""
 
 
 class Preflight(msgspec.Struct, kw_only=True, frozen=True):
@@ -30,8 +34,12 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
     model: str
     server: ServerInfo
     gpu: GpuInfo | None
+    gpu_words: str
+    """Why the GPUs of this machine do not count as the server's; empty if there is nothing to say."""
     scale: PromptScale
     sends_usage: bool
+    metrics: str
+    """In words: where the metrics are, or what was found where they were looked for."""
     has_metrics: bool
     ttft_s: float | None
     """Seconds to the first token of a test request alone on the server; None if its answer was empty."""
@@ -44,27 +52,32 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
     session = open_session(headers=target.headers, tls=target.tls())
     scraper: Scraper | None = None
     try:
-        listed, version = await list_models(session, target), await server_version(session, target)
-        model, entry = choose_model(listed, settings.model)
-        gpus = choose_gpus(settings.gpu_metrics, server_is_local=await is_local(target.api_url))
-        scraper = Scraper(target, model=model, gpus=gpus)
-        page = await scraper.find()
-        warnings = [*_metrics_warnings(target, page), *_foreign_load_warnings(page, model)]
-        server = _server_info(entry, version, page, settings)
-        _refuse_impossible_lengths(settings, server.max_model_len)
-        _check_prompts(settings)
-        warnings += _clipping_warnings(settings, server.max_model_len)
-        scale, alone = await measure_prompt_scale(
-            session, target, settings, model=model, server=server, nonce=nonce
+        listed = await list_models(session, target, needed=settings.model is None)
+        model, entry, warnings = choose_model(listed, settings.model)
+        gpus = await choose_gpus(settings.gpu_metrics, url=target.api_url)
+        scraper = Scraper(target, model=model, gpus=gpus.source)
+        findings = await scraper.find()
+        warnings += _foreign_load_warnings(findings, model)
+        prober = Prober(
+            session, target, settings, model=model, listed=[entry["id"] for entry in listed], nonce=nonce
         )
-        sends_usage = alone.output_tokens is not None
-        if not sends_usage:
-            warnings.append(
-                "The server sends no usage: token counts, TPOT and the memory model are missing, and "
-                "prompts are sized by a guess of 1.3 tokens per word."
-            )
-        await warm_up(session, target, settings, model=model, scale=scale, nonce=nonce)
-        await scraper.settle()
+        context = await listed_context(session, target, model=model, entry=entry, listed=listed)
+        if context is None:
+            await prober.wake()
+            context = await prober.find_context()
+        _refuse_impossible_lengths(settings, context)
+        _check_prompts(settings)
+        warnings += _clipping_warnings(settings, context)
+        before = await _tokens_counted(scraper)
+        scale, alone = await prober.measure_prompt_scale(context)
+        warnings += await prober.warm_up()
+        if not scraper.found:  # a server that was loading may have metrics now
+            findings = await scraper.find()
+        version = await server_version(session, target)
+        warnings += _metrics_warnings(findings)
+        if before is not None:
+            warnings += await _replica_warnings(scraper, prober.answered, tokens_before=before)
+        warnings += _usage_warnings(alone)
         await scraper.sample()  # a DCGM exporter names its GPUs in the first sample
     except BaseException:
         if scraper is not None:
@@ -72,12 +85,15 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         raise
     finally:
         await session.close()
+    page = next((finding.page for finding in findings if finding.page is not None), None)
     preflight = Preflight(
         model=model,
-        server=server,
+        server=_server_info(entry, version, context, page, settings),
         gpu=scraper.gpu,
+        gpu_words=gpus.words,
         scale=scale,
-        sends_usage=sends_usage,
+        sends_usage=alone.output_tokens is not None,
+        metrics="; ".join(finding.words for finding in findings) or "not asked (off)",
         has_metrics=page is not None,
         ttft_s=alone.chunk_s[0] - (alone.sent_s or 0) if alone.chunk_s else None,
         warnings=warnings,
@@ -85,30 +101,83 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
     return preflight, scraper
 
 
-def _metrics_warnings(target: Target, page: str | None) -> list[str]:
-    if page is not None or not target.metrics_urls:
+def _usage_warnings(alone: RequestRecord) -> list[str]:
+    if alone.output_tokens is not None:
         return []
-    return ["No vLLM metrics at /metrics: the memory wall cannot be measured, the latency walls can."]
+    return [
+        "The server sends no usage: token counts, TPOT and the memory model are missing, and prompts are "
+        "sized by a guess of 1.3 tokens per word."
+    ]
 
 
-def _foreign_load_warnings(page: str | None, model: str) -> list[str]:
-    rows = read_server_samples(page, model=model, unix_s=0) if page else []
+def _metrics_warnings(findings: list[MetricsFinding]) -> list[str]:
+    missing = [finding.words for finding in findings if finding.page is None]
+    if not missing:
+        return []
+    if len(missing) < len(findings):
+        return [
+            f"{len(missing)} of {len(findings)} addresses in --metrics-url have no vLLM metrics now "
+            f"({'; '.join(missing)}): sums over the replicas are incomplete."
+        ]
+    return [
+        f"No vLLM metrics ({'; '.join(missing)}): the memory wall cannot be measured, the latency walls can."
+    ]
+
+
+def _foreign_load_warnings(findings: list[MetricsFinding], model: str) -> list[str]:
+    pages = [finding.page for finding in findings if finding.page is not None]
+    rows = [row for page in pages for row in read_server_samples(page, model=model, unix_s=0)]
     busy = sum((row.running or 0) + (row.waiting or 0) for row in rows)
     if not busy:
         return []
     return [f"{busy:g} requests of other clients were on the server before the test began."]
 
 
+async def _tokens_counted(scraper: Scraper) -> float | None:
+    """Returns the tokens that all replicas have generated; None if one does not say."""
+    counts = [row.generation_tokens_total for row in await scraper.sample()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+async def _replica_warnings(
+    scraper: Scraper, answered: list[RequestRecord], *, tokens_before: float
+) -> list[str]:
+    """Returns a warning if the metrics are those of one among several replicas behind the address. Waits for
+    the server's counters."""
+    advice = (
+        "Name the metrics of every replica: --metrics-url http://REPLICA1/metrics,http://REPLICA2/metrics"
+    )
+    await scraper.settle()
+    if hidden := await scraper.find_hidden_replicas():
+        return [
+            f"Several replicas answer at {', '.join(hidden)}, each with figures of its own: what is read "
+            f"there jumps between them. {advice}."
+        ]
+    after = await _tokens_counted(scraper)
+    asked = sum(record.output_tokens or 0 for record in answered)
+    if after is None or asked == 0 or after - tokens_before >= FEW_TOKENS * asked:
+        return []
+    return [
+        f"The metrics counted {max(0, after - tokens_before):g} of the {asked} tokens of the test "
+        "requests: they belong to one of several replicas behind the address, or to another server. "
+        f"{advice}."
+    ]
+
+
 def _server_info(
-    entry: dict[str, Any], version: str | None, page: str | None, settings: Settings
+    entry: dict[str, Any],
+    version: str | None,
+    context: int | None,
+    page: str | None,
+    settings: Settings,
 ) -> ServerInfo:
     info = read_server_info(page) if page else ServerInfo()
     owner = entry.get("owned_by")
-    limit = entry.get("max_model_len")
     changes: dict[str, Any] = {
         "engine": owner if isinstance(owner, str) else None,
         "version": version,
-        "max_model_len": limit if isinstance(limit, int) else None,
+        "max_model_len": context,
     }
     if settings.model_config_file is not None:
         changes["kv_bytes_per_token"] = _kv_bytes(settings.model_config_file, info.cache_dtype)
@@ -183,13 +252,15 @@ def preflight_summary(preflight: Preflight, target: Target) -> list[str]:
         pool = f"{tokens:,} tokens ({server.num_gpu_blocks - 1:,} blocks of {server.block_size})"
     context = f"{server.max_model_len:,} tokens" if server.max_model_len else "unknown"
     gpu = f"{preflight.gpu.count} x {preflight.gpu.name or 'unknown'}" if preflight.gpu else "unknown"
+    gpu += f" ({preflight.gpu_words})" if preflight.gpu_words else ""
     usage = "sent" if preflight.sends_usage else "NOT sent"
     ttft = f"{preflight.ttft_s * 1000:.0f} ms" if preflight.ttft_s is not None else "no content"
     scale = preflight.scale
     return [
         f"server   {target.shown} ({engine}){simulated}",
         f"model    {preflight.model}, context {context}",
-        f"KV pool  {pool}; metrics {'found' if preflight.has_metrics else 'not found'}; GPU {gpu}",
+        f"KV pool  {pool}; GPU {gpu}",
+        f"metrics  {preflight.metrics}",
         f"answers  TTFT {ttft} alone; usage {usage}; {scale.tokens_per_word:.2f} tokens per word, "
         f"{scale.overhead_tokens:.0f} for the template",
         *(f"warning  {warning}" for warning in preflight.warnings),

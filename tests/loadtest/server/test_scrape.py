@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from loadtest.client.target import Target
+from loadtest.client.target import MetricsSource, Target
 from loadtest.errors import InputError
 from loadtest.record import ServerSample
-from loadtest.server.gpu_sensors import DcgmGpus, choose_gpus
+from loadtest.server.gpu_sensors import DcgmGpus
+from loadtest.server.gpus import choose_gpus
 from loadtest.server.scrape import Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples
 
@@ -126,8 +127,7 @@ def target(url: str) -> Target:
     return Target(
         shown=url,
         api_url=f"{url}/v1",
-        metrics_urls=[f"{url}/metrics"],
-        metrics_headers={},
+        metrics=[MetricsSource(urls=[f"{url}/metrics"], headers={})],
         headers={},
         ca_file=None,
     )
@@ -164,7 +164,8 @@ def test_metrics_that_die_in_the_middle_leave_a_row_with_the_error() -> None:
 
     async def test(url: str) -> None:
         scraper = Scraper(target(url), model="m", gpus=None)
-        assert await scraper.find() is not None
+        (finding,) = await scraper.find()
+        assert finding.page is not None
         rows = [row for _ in range(3) for row in await scraper.sample()]
         await scraper.close()
         assert [row.running for row in rows] == [3.0, None, None]
@@ -176,7 +177,9 @@ def test_metrics_that_die_in_the_middle_leave_a_row_with_the_error() -> None:
 def test_a_page_that_is_not_vllms_is_not_taken_for_metrics() -> None:
     async def test(url: str) -> None:
         scraper = Scraper(target(url), model="m", gpus=None)
-        assert await scraper.find() is None
+        (finding,) = await scraper.find()
+        assert finding.page is None
+        assert "has metrics, and none of vLLM's names" in finding.words
         assert await scraper.sample() == []
         await scraper.close()
 
@@ -191,7 +194,7 @@ def test_a_dcgm_exporter_gives_the_sum_and_each_gpu() -> None:
     )
 
     async def test(url: str) -> None:
-        gpus = choose_gpus(url, server_is_local=False)
+        gpus = (await choose_gpus(url, url="http://192.0.2.1:8000/v1")).source
         assert isinstance(gpus, DcgmGpus)
         scraper = Scraper(target(url), model="m", gpus=gpus)
         (row,) = await scraper.sample()
@@ -210,7 +213,8 @@ def test_a_dcgm_exporter_gives_the_sum_and_each_gpu() -> None:
 
 
 def test_no_gpu_here_is_missing_with_auto_and_an_error_when_asked_for() -> None:
-    assert choose_gpus("off", server_is_local=True) is None
-    assert choose_gpus("auto", server_is_local=False) is None
+    here = "http://127.0.0.1:8000/v1"
+    assert asyncio.run(choose_gpus("off", url=here)).source is None
+    assert asyncio.run(choose_gpus("auto", url="http://192.0.2.1:8000/v1")).source is None
     with pytest.raises(InputError, match="must be auto, nvml, off"):
-        choose_gpus("gpu0", server_is_local=True)
+        asyncio.run(choose_gpus("gpu0", url=here))
