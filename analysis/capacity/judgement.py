@@ -125,7 +125,9 @@ def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[
     """Returns the reasons why the data cannot support an answer; empty when they can."""
     if not any(len(run.requests) for run in evidence.runs):
         return [NoRequests()]
-    if not any(run.requests.ok.any() for run in evidence.runs):
+    succeeded = any(run.requests.ok.any() for run in evidence.runs)
+    refused_by_load = any(one.cause == "load" for one in evidence.failures) and evidence.trusted
+    if not succeeded and not (refused_by_load and any(wall.name == "errors" for wall in walls)):
         return [NoSuccess()]
     if evidence.open_loop:
         return [OpenLoop()]

@@ -49,7 +49,7 @@ class FailureCount(msgspec.Struct, kw_only=True, frozen=True):
     words: str | None
     """The most frequent of the server's own words; None without any."""
     share: MissShare
-    """Share of all requests that ended in the window, cancelled ones left out."""
+    """Share of all attempts that ended in the window, cancelled ones left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,16 +166,22 @@ def _total(
         requests=sum(requests for _, _, requests in by_users),
         words=words.most_common(1)[0][0] if words else None,
         by_users=by_users,
-        cause=cause_of(failure, _by_users(failure, judged_by), effect),
+        cause=cause_of(failure, _by_users(failure, judged_by, attempts=True), effect),
     )
 
 
-def _by_users(failure: FailureClass, windows: Sequence[FailureWindow]) -> list[tuple[int, int, int]]:
-    """Returns (users, failures of the class, requests) at each number of users, in rising order."""
+def _by_users(
+    failure: FailureClass, windows: Sequence[FailureWindow], *, attempts: bool = False
+) -> list[tuple[int, int, int]]:
+    """Returns (users, failures of the class, requests) at each number of users, in rising order.
+
+    attempts: whether a failure with a long pause counts for several.
+    """
     found: dict[int, list[int]] = {}
     for users, requests, counts in windows:
         at = found.setdefault(users, [0, 0])
-        at[0] += sum(one.count for one in counts if one.failure == failure)
+        mine = [one for one in counts if one.failure == failure]
+        at[0] += sum(one.share.misses if attempts else one.count for one in mine)
         at[1] += requests
     return [(users, count, requests) for users, (count, requests) in sorted(found.items())]
 
@@ -183,8 +189,8 @@ def _by_users(failure: FailureClass, windows: Sequence[FailureWindow]) -> list[t
 def cause_of(failure: FailureClass, by_users: Sequence[tuple[int, int, int]], effect: float = 1.0) -> Cause:
     """Tells whether load causes a class of failures.
 
-    by_users: (users, failures, requests) at each number of users, in rising order. effect: design effect of
-    the failures, by which both counts are divided.
+    by_users: (users, failed attempts, requests) at each number of users, in rising order. effect: design
+    effect of the failures, by which both counts are divided.
 
     Levels are cut into a lower and an upper part at each place. Fisher's exact test says whether the upper
     part has a significantly larger share of failures; the level of significance is divided by the number of

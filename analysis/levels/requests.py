@@ -26,6 +26,9 @@ class RequestFigures:
 
     n: int
     """Requests that ended in the window: those that succeeded, and those that failed because of load."""
+    attempts: int
+    """The same, but a request that failed counts once for each of the shortest pauses that fit into the
+    pause after it."""
     finished: int
     """Requests that ended in the window and succeeded."""
     errors: int
@@ -46,8 +49,8 @@ class RequestFigures:
     ttft_miss: MissShare
     tpot_miss: MissShare
     overload: MissShare
-    """Share of requests that failed because of load. A request that failed counts once for each of the
-    shortest pauses that fit into the pause after it, because users who wait longer ask less often."""
+    """Share of the attempts that failed because of load: users who wait longer after each failure ask less
+    often, and must not hide how many are turned away."""
     output_tok_s: float
     output_tok_se: float
     goodput_rps: float
@@ -81,13 +84,15 @@ class RequestFigures:
         chosen = np.flatnonzero(counted)
         late, slow = times.ttft_s > slo.ttft_p95_s, times.tpot_s > slo.tpot_p95_s
         output_tok_s, output_tok_se = _output_rate(rows, window)
+        weight = _weights(rows, shortest_pause_s)
         return cls(
             n=len(index),
+            attempts=round(float(weight[index].sum())),
             finished=int(ok.sum()),
             errors=int((inside & rows.failed).sum()),
             not_sent=int((inside & rows.with_outcome(Outcome.NOT_SENT)).sum()),
             cancelled=int((inside & cancelled).sum()),
-            failures=_failures(rows, inside & ~cancelled, window),
+            failures=_failures(rows, inside & ~cancelled, weight, window),
             e2e_mean_s=known_mean(e2e[ok]),
             e2e_s=times.quantiles("e2e_s", rows, chosen, window),
             ttft_s=times.quantiles("ttft_s", rows, chosen, window),
@@ -97,7 +102,7 @@ class RequestFigures:
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
             ttft_miss=_misses(late, times.ttft_s, rows, chosen, window),
             tpot_miss=_misses(slow, times.tpot_s, rows, index, window),
-            overload=_overload(rows, index, e2e, window, shortest_pause_s),
+            overload=_failed_share(rows.failed, rows, index, weight, window),
             output_tok_s=output_tok_s,
             output_tok_se=output_tok_se,
             goodput_rps=int((inside & rows.ok & ~late & ~slow).sum()) / window.length_s,
@@ -174,34 +179,43 @@ def _misses(missed: Bools, values: Floats, rows: Requests, index: Ints, window: 
     return miss_share(missed[known], values[known], rows.end_unix_s[known], window)
 
 
-def _overload(rows: Requests, index: Ints, e2e: Floats, window: Window, shortest_pause_s: float) -> MissShare:
-    """Counts the failures among the requests at `index`, all of which load may cause.
+def _weights(rows: Requests, shortest_pause_s: float) -> Floats:
+    """Returns how many attempts each request stands for, shape (n,): 1, or the number of shortest pauses that
+    fit into the pause after it."""
+    if shortest_pause_s <= 0.0:
+        return np.ones(len(rows))
+    return np.fmax(rows.pause_s / shortest_pause_s, 1.0)
 
-    The count is scaled to the number of requests: failures with long pauses weigh more, but do not make the
-    share more certain.
+
+def _failed_share(failed: Bools, rows: Requests, index: Ints, weight: Floats, window: Window) -> MissShare:
+    """Returns the share of failed attempts among the requests at `index`.
+
+    The number of trials is that of the requests, because long pauses do not make a share more certain.
     """
-    failed, at = rows.failed[index], rows.end_unix_s[index]
-    base = miss_share(failed, e2e, at, window)
-    if not failed.any():
-        return base
-    pauses = np.nan_to_num(rows.pause_s[index][failed]) / max(shortest_pause_s, 1e-9)
-    weight = float(np.maximum(pauses if shortest_pause_s > 0 else 0.0 * pauses, 1.0).sum())
-    share = weight / (weight + float((~failed).sum()))
+    mine = failed[index]
+    if not mine.any():
+        return MissShare(misses=0, n=len(index))  # durations do not tell how failures would cluster
+    base = miss_share(mine, weight[index], rows.end_unix_s[index], window)
+    share = float(weight[index][mine].sum() / weight[index].sum())
     return MissShare(misses=round(share * base.n), n=base.n, effect=base.effect)
 
 
-def _failures(rows: Requests, ended: Bools, window: Window) -> tuple[FailureCount, ...]:
+def _failures(rows: Requests, ended: Bools, weight: Floats, window: Window) -> tuple[FailureCount, ...]:
     """Returns the failures among the requests that ended, by class; the most frequent class first."""
     if not (ended & rows.failed).any():
         return ()
     index, codes = np.flatnonzero(ended), class_codes(rows)
-    at, e2e = rows.end_unix_s[index], (rows.end_s - np.nan_to_num(rows.sent_s))[index]
     found = []
     for code in np.unique(codes[ended & rows.failed]):
         mine = codes == code
-        share = miss_share(mine[index], e2e, at, window)
-        words = words_of(rows, ended & mine)
-        found.append(FailureCount(failure=class_of(int(code)), count=share.misses, words=words, share=share))
+        found.append(
+            FailureCount(
+                failure=class_of(int(code)),
+                count=int((ended & mine).sum()),
+                words=words_of(rows, ended & mine),
+                share=_failed_share(mine, rows, index, weight, window),
+            )
+        )
     return tuple(sorted(found, key=lambda one: -one.count))
 
 

@@ -49,7 +49,7 @@ class TrustGates:
     def doubts(self, *, steady: bool) -> tuple[Note, ...]:
         """Returns the doubts about the level; empty where it can be trusted."""
         found: list[Note] = [] if steady else [NotSteady()]
-        if self.requests.n < MIN_REQUESTS:
+        if self.requests.attempts < MIN_REQUESTS:
             found.append(TooFewRequests(ended=self.requests.n, needed=MIN_REQUESTS))
         return (*found, *self._of_generator(), *self._of_load())
 

@@ -1,9 +1,9 @@
-"""The error wall (a limit in users): under load, the server refuses more than one request in a hundred."""
+"""The error wall (a limit in users): load makes more than one request in a hundred fail."""
 
 import numpy as np
 
 from analysis.evidence.evidence import Evidence
-from analysis.levels.level import load_points
+from analysis.levels.level import Level, load_points
 from analysis.statistics.crossings import miss_crossing
 from analysis.walls.placed import PlacedWall, placed_at_crossing
 
@@ -11,10 +11,17 @@ OVERLOAD_LIMIT = 0.01
 
 
 def place_errors(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
-    """Finds the number of users at which the share of refused requests exceeds OVERLOAD_LIMIT.
+    """Finds the number of users at which the share of failures that load causes exceeds OVERLOAD_LIMIT.
 
-    None if it does so at no trusted level.
+    Failures that are as frequent at the lowest load do not count (`analysis.levels.failures`). None if the
+    share exceeds the limit at no trusted level.
     """
     points = load_points(evidence.levels, lambda level: level.requests.overload)
     crossing = miss_crossing(points, limit=OVERLOAD_LIMIT)
     return placed_at_crossing("errors", evidence, crossing, rng) if crossing is not None else None
+
+
+def served_all(level: Level) -> bool:
+    """Whether the share of failures that load causes is within OVERLOAD_LIMIT in this level."""
+    overload = level.requests.overload
+    return overload.n > 0 and overload.fraction <= OVERLOAD_LIMIT

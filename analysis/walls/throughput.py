@@ -10,6 +10,7 @@ import numpy as np
 from analysis.evidence.evidence import Evidence
 from analysis.levels.level import Level
 from analysis.statistics.samples import student
+from analysis.walls.errors import served_all
 from analysis.walls.placed import PlacedWall, placed_between
 
 MIN_FALL = 0.02  # share by which output throughput must fall, however significant
@@ -24,13 +25,16 @@ def place_throughput(evidence: Evidence, rng: np.random.Generator) -> PlacedWall
 def throughput_fall(levels: Sequence[Level]) -> tuple[int, int] | None:
     """Returns the numbers of users before and after a fall of output throughput; None without a fall.
 
-    Trusted levels with equal users are pooled. A fall between two neighbouring levels meets three conditions:
+    Trusted levels with equal users are pooled. Levels in which load makes more than OVERLOAD_LIMIT of the
+    requests fail are left out: their throughput is what the refusals leave. A fall between two neighbouring
+    levels meets three conditions:
 
     - It is larger than 2 %.
     - A one-sided t test finds it significant, at 1 % divided by the number of pairs of neighbours.
     - No higher level comes back to within 2 % of the level before the fall.
     """
-    trusted = sorted((level for level in levels if level.trusted), key=lambda level: level.users)
+    served = [level for level in levels if level.trusted and served_all(level)]
+    trusted = sorted(served, key=lambda level: level.users)
     known = [_Rate.of(list(same)) for _, same in groupby(trusted, key=lambda level: level.users)]
     for position, (here, after) in enumerate(pairwise(known)):
         drop = here.tok_s - after.tok_s

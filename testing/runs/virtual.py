@@ -238,6 +238,7 @@ def level(users: int, **changes: object) -> Level:
     window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
     requests: dict[str, object] = {
         "n": 100 * users,
+        "attempts": 100 * users,
         "finished": 100 * users,
         "errors": 0,
         "not_sent": 0,
