@@ -20,7 +20,15 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from testing.servers.gateway_rules import Policy, Refusal, Rules, add_rule_flags, refusal_body, rules_from
+from testing.servers.gateway_rules import (
+    Policy,
+    Refusal,
+    Rules,
+    Unfinished,
+    add_rule_flags,
+    refusal_body,
+    rules_from,
+)
 
 FORWARDED_HEADERS = ("Content-Type", "X-Request-Id", "Authorization", "Accept-Encoding")
 MAX_BODY_BYTES = 2**26
@@ -59,7 +67,13 @@ class Gateway:
         app.router.add_post("/gateway", self._change_rules)
         app.router.add_get("/login", self._login)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=0.1,
+            handler_cancellation=True,
+            keepalive_timeout=self.rules.keep_alive_s,
+        )
         await self._runner.setup()
         self._port = port
         await self._listen()
@@ -115,14 +129,15 @@ class Gateway:
         if not http.path.endswith("/chat/completions"):
             return await self._page(http)
         self._plan_absence()
-        self.policy.open += 1
-        try:
-            return await self._chat(http)
-        finally:
-            self.policy.open -= 1
+        with self.policy.counted() as unfinished:
+            return await self._chat(http, unfinished)
 
     async def _page(self, http: web.Request) -> web.StreamResponse:
         rules = self.rules
+        pages: dict[str, Any] = json.loads(rules.pages)
+        if http.path in pages:
+            page = pages[http.path]
+            return web.Response(status=404) if page is None else web.json_response(page)
         if http.path.endswith("/metrics") and rules.no_metrics:
             return web.Response(status=404)
         try:
@@ -134,9 +149,10 @@ class Gateway:
             listed = json.loads(body)
             listed["data"] = [{**listed["data"][0], "id": rules.model_name, "root": rules.model_name}]
             body = json.dumps(listed).encode()
+        kind = answer.headers.get("Content-Type", "text/plain")
         if http.path.endswith("/metrics"):
             body = rules.metrics_head.encode() + body
-        kind = answer.headers.get("Content-Type", "text/plain")
+            kind = rules.metrics_type or kind
         return web.Response(status=answer.status, body=body, headers={"Content-Type": kind})
 
     @contextlib.asynccontextmanager
@@ -146,7 +162,7 @@ class Gateway:
         async with self._session.request(http.method, url, data=body, headers=headers) as answer:
             yield answer
 
-    async def _chat(self, http: web.Request) -> web.StreamResponse:
+    async def _chat(self, http: web.Request, unfinished: Unfinished) -> web.StreamResponse:
         raw = await http.read()
         rules = self.rules
         if rules.login:
@@ -156,23 +172,31 @@ class Gateway:
         chat: dict[str, Any] = json.loads(raw)
         if refusal := self.policy.refusal(chat):
             return _refused(refusal, rules.retry_after)
-        if rules.delay_s:
-            async with self._working:
-                await asyncio.sleep(rules.delay_s)
-        if rules.model_name and chat.get("model") == rules.model_name:
-            del chat["model"]
+        await self._delay()
+        if rules.any_model or (rules.model_name and chat.get("model") == rules.model_name):
+            chat.pop("model", None)
             raw = json.dumps(chat).encode()
-        return await self._forward_chat(http, raw, attempts=1 + rules.retries)
+        return await self._forward_chat(http, raw, unfinished)
 
-    async def _forward_chat(self, http: web.Request, raw: bytes, *, attempts: int) -> web.StreamResponse:
-        for left in reversed(range(attempts)):
+    async def _delay(self) -> None:
+        cold_s = self.policy.cold_s()
+        if cold_s:
+            await asyncio.sleep(cold_s)
+        if self.rules.delay_s:
+            async with self._working:
+                await asyncio.sleep(self.rules.delay_s)
+
+    async def _forward_chat(
+        self, http: web.Request, raw: bytes, unfinished: Unfinished
+    ) -> web.StreamResponse:
+        for left in reversed(range(1 + self.rules.retries)):
             response: web.StreamResponse | None = None
             try:
                 async with self._forward(http, raw) as answer:
                     if answer.status >= 500 and left:
                         continue
                     response = _response_like(answer)
-                    return await self._stream(http, answer, response)
+                    return await self._stream(http, answer, response, unfinished)
             except aiohttp.ClientError as error:
                 if response is not None and response.prepared:
                     return _broken(http, response=response)
@@ -181,7 +205,11 @@ class Gateway:
         raise AssertionError("no attempt")
 
     async def _stream(
-        self, http: web.Request, answer: aiohttp.ClientResponse, response: web.StreamResponse
+        self,
+        http: web.Request,
+        answer: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+        unfinished: Unfinished,
     ) -> web.StreamResponse:
         """Copies an answer to the client, changed or broken as the rules say."""
         rules = self.rules
@@ -194,6 +222,8 @@ class Gateway:
         try:
             async with asyncio.timeout(rules.cut_after_s):
                 async for piece in _gathered(_pieces(answer, rules.idle_s), rules.gather_bytes):
+                    if DONE in piece:  # the client may send its next chat as soon as it reads this
+                        unfinished.end()
                     await response.write(edit(piece))
                     if malformed and b'"content"' in piece:
                         return _broken(http, b"no length\r\n\r\n", response=response, close=False)

@@ -4,12 +4,14 @@ Every rule is off by default. Shares are drawn with a seeded generator.
 """
 
 import json
+import math
 import random
 import time
 import types
 import typing
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -49,6 +51,9 @@ class Rules:
     # Forwarding.
     delay_s: float = _rule("seconds of work before a chat is forwarded", 0.0)
     delay_slots: int | None = _rule("how many chats can be in --delay-s at a time; others queue")
+    cold_s: float = _rule("seconds that a chat takes longer after no chat for --cold-after-s", 0.0)
+    cold_after_s: float = _rule("see --cold-s; the first chat of all always comes to a cold server", 5.0)
+    keep_alive_s: float = _rule("close a connection that was idle for so long", 75.0)
     http10: bool = _rule("speak HTTP/1.0 to the server", default=False)
     retries: int = _rule("how often a chat is sent again when the server answers 5xx or breaks", 0)
     # Answers.
@@ -63,8 +68,11 @@ class Rules:
     no_usage: bool = _rule("leave usage out", default=False)
     # Other pages.
     model_name: str | None = _rule("the only name that /v1/models lists")
+    any_model: bool = _rule("take every model's name", default=False)
+    pages: str = _rule("JSON object of other pages, by path; null is a 404", "{}")
     no_metrics: bool = _rule("answer 404 for /metrics", default=False)
     metrics_head: str = _rule("text before the metrics", "")
+    metrics_type: str | None = _rule("Content-Type of /metrics")
 
 
 def _kind_of(hint: Any) -> Any:
@@ -117,14 +125,44 @@ class _Bucket:
         return True
 
 
+class Unfinished:
+    """One unfinished chat, counted in its policy's `open` until it ends."""
+
+    def __init__(self, policy: "Policy") -> None:
+        self._policy: Policy | None = policy
+        policy.open += 1
+
+    def end(self) -> None:
+        """Ends the chat. Ending it again has no effect."""
+        if self._policy is not None:
+            self._policy.open -= 1
+            self._policy.last_end_s = time.monotonic()
+            self._policy = None
+
+
 class Policy:
     """Decides what happens to each chat. `open` is the number of unfinished chats."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.open = 0
+        self.last_end_s = -math.inf
         self._random = random.Random(rules.seed)
         self._requests, self._tokens = _Bucket(), _Bucket()
+
+    @contextmanager
+    def counted(self) -> Iterator[Unfinished]:
+        """Counts a chat among the unfinished ones until the block ends, or until its `end` is called."""
+        unfinished = Unfinished(self)
+        try:
+            yield unfinished
+        finally:
+            unfinished.end()
+
+    def cold_s(self) -> float:
+        """Returns how long this chat waits for a cold server."""
+        idle = self.open == 1 and time.monotonic() - self.last_end_s > self.rules.cold_after_s
+        return self.rules.cold_s if idle else 0.0
 
     def drawn(self, share: float) -> bool:
         """Draws whether this chat belongs to a share of all chats."""
