@@ -5,6 +5,7 @@ Without a name it runs `BENCHMARKS`, as `make bench` does.
 
 import sys
 
+from benchmarks.field import table
 from benchmarks.instrument import analysis, client, peers, simulator
 from benchmarks.proofs import (
     coverage,
@@ -26,6 +27,7 @@ BENCHMARKS = {
 }
 ON_DEMAND = {
     "coverage": coverage.main,
+    "field": table.main,
     "fidelity": fidelity.main,
     "gate": gate.main,
     "held_out": held_out.main,

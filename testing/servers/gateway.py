@@ -1,7 +1,7 @@
 """A gateway in front of any server, over real sockets, that misbehaves as its rules say.
 
 Answers stream through. Several servers take turns, request by request. A POST of a JSON object to /gateway
-changes rules while it runs.
+changes rules while it runs, and `upstreams`, the addresses of the servers.
 
     python -m testing.servers.gateway http://127.0.0.1:8000 --shed-from 7 --retry-after 2
 """
@@ -89,6 +89,8 @@ class Gateway:
 
     async def _change_rules(self, http: web.Request) -> web.Response:
         changes = await http.json()
+        if upstreams := changes.pop("upstreams", None):
+            self._turn = itertools.cycle(upstreams)
         self.policy.rules = replace(self.rules, **changes)
         if "away_s" in changes:
             self._absence = None
@@ -137,7 +139,7 @@ class Gateway:
         pages: dict[str, Any] = json.loads(rules.pages)
         if http.path in pages:
             page = pages[http.path]
-            return web.Response(status=404) if page is None else web.json_response(page)
+            return _told(page)
         if http.path.endswith("/metrics") and rules.no_metrics:
             return web.Response(status=404)
         try:
@@ -235,6 +237,13 @@ class Gateway:
         if rules.close_after and http.transport is not None:
             http.transport.close()
         return response
+
+
+def _told(page: Any) -> web.Response:
+    """Returns a page of the rule `pages`: JSON, or plain text if it is a text."""
+    if page is None:
+        return web.Response(status=404)
+    return web.Response(text=page) if isinstance(page, str) else web.json_response(page)
 
 
 def _response_like(answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -69,7 +69,7 @@ class Rules:
     # Other pages.
     model_name: str | None = _rule("the only name that /v1/models lists")
     any_model: bool = _rule("take every model's name", default=False)
-    pages: str = _rule("JSON object of other pages, by path; null is a 404", "{}")
+    pages: str = _rule("JSON object of other pages, by path: JSON, a text, or null for a 404", "{}")
     no_metrics: bool = _rule("answer 404 for /metrics", default=False)
     metrics_head: str = _rule("text before the metrics", "")
     metrics_type: str | None = _rule("Content-Type of /metrics")

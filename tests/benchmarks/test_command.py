@@ -5,9 +5,7 @@ import sys
 
 from testing.processes import ROOT, clean_environment
 
-NAMES = (
-    "client, analysis, peers, sizing, simulator, coverage, fidelity, gate, held_out, prefix_cache, real_truth"
-)
+NAMES = "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, held_out, prefix_cache, real_truth"
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:

@@ -1,0 +1,48 @@
+"""What a case is, and what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a case should give, what ours gave, and whether that is right."""
+
+    right: str
+    ours: str
+    ok: bool
+
+
+CaseFunction = Callable[[Path], Judged]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that a real installation does. `judge` runs it in an empty folder."""
+
+    name: str
+    title: str
+    judge: CaseFunction
+    long: bool
+    """Whether it takes more than about half a minute."""
+
+
+def case(title: str, *, long: bool = False) -> Callable[[CaseFunction], Case]:
+    """Makes a case of a function: the function's name is the case's name."""
+
+    def make(judge: CaseFunction) -> Case:
+        return Case(name=judge.__name__, title=title, judge=judge, long=long)
+
+    return make
+
+
+def judged(right: str, ours: str, *problems: str | bool) -> Judged:
+    """Returns a judgement that is right if there is no problem. False and an empty text are no problem."""
+    found = [str(problem) for problem in problems if problem]
+    return Judged(right=right, ours="; ".join([ours, *found]), ok=not found)
+
+
+def unless(true: bool, problem: str) -> str:
+    """Returns the problem, or nothing if the condition is true."""
+    return "" if true else problem

@@ -1,0 +1,34 @@
+"""All cases, in the order of the table, and how tests run them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from testing.field import absence, machines, observation, overload, refusals, streams, traffic
+from testing.field.case import Case
+
+MODULES = (overload, refusals, absence, streams, observation, traffic, machines)
+
+
+def cases_of(module: ModuleType) -> list[Case]:
+    """Returns the cases of a module, in the order of their definition."""
+    return [value for value in vars(module).values() if isinstance(value, Case)]
+
+
+ALL_CASES = [one for module in MODULES for one in cases_of(module)]
+
+
+def parameters_of(module: ModuleType) -> Iterator[ParameterSet]:
+    """Yields the cases of a module as parameters of a test. Those that take long are marked `real`."""
+    for one in cases_of(module):
+        marks = [pytest.mark.real, pytest.mark.timeout(400)] if one.long else []
+        yield pytest.param(one, id=one.name, marks=marks)
+
+
+def assert_right(one: Case, folder: Path) -> None:
+    """Runs a case in an empty folder. Raises AssertionError with what is right and what came if it is wrong."""
+    found = one.judge(folder)
+    assert found.ok, f"{one.title}: right is: {found.right}. Ours: {found.ours}"

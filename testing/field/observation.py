@@ -1,0 +1,169 @@
+"""What the server says of itself: metrics that are odd, missing, doubled or secret."""
+
+import json
+import time
+from pathlib import Path
+
+from testing.field.case import Judged, case, judged, unless
+from testing.field.commands import analyse_run, load, wait_for_level
+from testing.field.deployment import (
+    SMALL_POOL,
+    SWEEP,
+    TRAFFIC,
+    engine,
+    is_memory_wall,
+    memory_wall_right,
+    small_server,
+)
+from testing.load_tests import Finished
+from testing.processes import change_gateway, gateway
+
+STEADY = {**TRAFFIC, "levels": "2", "level_s": "4"}
+OLD_GAUGE = "# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.8\n"
+LLAMA_CPP_METRICS = "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n"
+
+
+@case("vLLM exports the KV usage under its old and its new name")
+def doubled_gauge(folder: Path) -> Judged:
+    with small_server() as server, gateway(server, metrics_head=OLD_GAUGE) as url:
+        run = load(folder, url)(**STEADY)
+    usages = [row["kv_cache_usage"] for row in run.rows("server.jsonl") if row["kv_cache_usage"] is not None]
+    highest = max(usages, default=-1.0)
+    return judged(
+        "the new name alone: below 0.5 with two users",
+        f"at most {highest:.2f}",
+        unless(0 < highest < 0.5, "another value"),
+    )
+
+
+@case("--metrics-url with a password that holds an @")
+def password_with_an_at_sign(folder: Path) -> Judged:
+    with small_server() as server:
+        address = f"{server.replace('http://', 'http://ann:hunter@2x9@')}/metrics"
+        run = load(folder, server)(**STEADY, metrics_url=address)
+        refused = load(folder / "host", server.replace("http://", "http://ann:hunter@2x9@"))(levels="1")
+    analyse_run(folder)
+    files = [path for path in (folder / "reports").rglob("*") if path.is_file()]
+    leaks = [path.name for path in files if b"2x9" in path.read_bytes() or b"hunter" in path.read_bytes()]
+    said = "2x9" in run.said + refused.said
+    return judged(
+        "it is in no file and no message",
+        f"exit {run.code}; in {', '.join(leaks) or 'no file'}{', said' if said else ''}",
+        unless(run.code == 0, "the run fails"),
+        unless(len(files) > 5, "no files"),
+        bool(leaks) and "it leaks",
+        said and "it is printed",
+    )
+
+
+@case("/metrics in an unknown charset")
+def odd_charset(folder: Path) -> Judged:
+    with small_server() as server, gateway(server, metrics_type="text/plain; charset=klingon") as url:
+        run = load(folder, url)(**STEADY)
+    samples = run.rows("server.jsonl")
+    read = sum(row["running"] is not None for row in samples)
+    return judged(
+        "read all the same, or said",
+        f"{read} of {len(samples)} samples read",
+        unless(read >= 3 or "charset" in run.said or "klingon" in run.said, "neither"),
+    )
+
+
+@case("/metrics is 404 for some seconds in the second level")
+def metrics_vanish(folder: Path) -> Judged:
+    with small_server() as server, gateway(server) as url:
+
+        def go(run: Finished) -> None:
+            wait_for_level(run, 2)
+            time.sleep(1)
+            change_gateway(url, no_metrics=True)
+            time.sleep(2.5)
+            change_gateway(url, no_metrics=False)
+
+        run = load(folder, url, meanwhile=go)(**SWEEP)
+    answer, samples = analyse_run(folder), run.rows("server.jsonl")
+    failed = sum(row["error"] is not None for row in samples)
+    return judged(
+        f"{memory_wall_right()}; failed scrapes are rows, never 0",
+        f"{answer.brief}; {failed} failed scrapes of {len(samples)}",
+        unless(is_memory_wall(answer), "not the memory wall"),
+        unless(failed >= 1, "no failed scrape"),
+    )
+
+
+@case("no metrics at all")
+def no_metrics(folder: Path) -> Judged:
+    with small_server() as server, gateway(server, no_metrics=True) as url:
+        load(folder, url)(**{**SWEEP, "levels": "2,4"})
+    answer = analyse_run(folder)
+    text = answer.said.split("No wall", 1)[-1].split("\n", 1)[0] if "No wall" in answer.said else ""
+    return judged(
+        "memory and max_num_seqs are not observable here",
+        answer.brief,
+        unless(answer.says("not observable"), "not said"),
+        "max_num_seqs" in text and "max_num_seqs is said to be no wall",
+        "KV cache" in text and "the KV cache is said to be no wall",
+    )
+
+
+@case("--metrics-url off")
+def metrics_off(folder: Path) -> Judged:
+    with small_server() as server:
+        run = load(folder, server)(**STEADY, metrics_url="off")
+    answer = analyse_run(folder)
+    return judged(
+        "said that it was not asked",
+        f"exit {run.code}; {answer.brief}",
+        "there is none" in run.said and "it says that there is none",
+        unless("off" in run.said, "not said"),
+    )
+
+
+@case("/metrics of llama.cpp")
+def metrics_of_another_engine(folder: Path) -> Judged:
+    pages = json.dumps({"/metrics": LLAMA_CPP_METRICS})
+    with small_server() as server, gateway(server, pages=pages) as url:
+        run = load(folder, url)(**STEADY)
+    return judged(
+        "said what was found, and asked for",
+        f"exit {run.code}",
+        unless(run.code == 0, "the run fails"),
+        unless("llamacpp" in run.said or "llama.cpp" in run.said, "what was found is not said"),
+        "there is none" in run.said and "it says that there is none",
+    )
+
+
+@case("already one user misses the objective of TTFT")
+def past_the_wall_at_the_lowest(folder: Path) -> Judged:
+    with small_server() as server, gateway(server, delay_s=0.3) as url:
+        load(folder, url)(**{**SWEEP, "levels": "1,2,4"}, slo_ttft_p95_s="0.2")
+    answer = analyse_run(folder)
+    no_wall = answer.said.split("No wall", 1)[1].split("\n", 1)[0] if "No wall" in answer.said else ""
+    return judged(
+        "past TTFT at the lowest level, and nothing else is said of TTFT",
+        answer.brief,
+        unless(answer.says("time to first token"), "TTFT is not named"),
+        "time to first token" in no_wall and "it says 'No wall' from TTFT too",
+    )
+
+
+@case("something else takes most of the server's core for four seconds in the second level")
+def starved_server(folder: Path) -> Judged:
+    with engine(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
+
+        def go(run: Finished) -> None:
+            wait_for_level(run, 2)
+            time.sleep(1.5)
+            server.starve(seconds=4)
+
+        run = load(folder, server.url, meanwhile=go)(**{**SWEEP, "level_s": "8"})
+    answer = analyse_run(folder)
+    users = [level[2] for level in run.info["schedule"]]
+    named = [level for level in answer.model.get("levels", []) if not level["trusted"]]
+    return judged(
+        f"{memory_wall_right()}; that level is named, or held again",
+        f"{answer.brief}; levels {users}; not trusted: {[level['users'] for level in named]}",
+        unless(is_memory_wall(answer), "not the memory wall"),
+        unless(bool(named) or len(users) > 3, "not named and not held again"),
+        answer.says("clocks differ") and "the clock is blamed",
+    )

@@ -1,0 +1,14 @@
+"""Requests that are refused or answered emptily at any load, over real sockets and processes."""
+
+from pathlib import Path
+
+import pytest
+
+from testing.field import refusals
+from testing.field.case import Case
+from testing.field.cases import assert_right, parameters_of
+
+
+@pytest.mark.parametrize("one", parameters_of(refusals))
+def test_the_answer_is_right(one: Case, tmp_path: Path) -> None:
+    assert_right(one, tmp_path)
