@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from testing.field.case import Case, Judged
+from testing.field.case import FieldCase, Judged
 from testing.field.cases import ALL_CASES
 
 _FOLDER = Path("build/field").resolve()
@@ -31,14 +31,14 @@ def main() -> None:
     print(f"\n{len(ran) - wrong} of {len(ran)} are right.")
 
 
-def _chosen() -> Iterator[Case]:
+def _chosen() -> Iterator[FieldCase]:
     names = [name for name in os.environ.get("SEATCOUNT_FIELD", "").split(",") if name]
     for one in ALL_CASES:
         if not names or one.name in names:
             yield one
 
 
-def run_case(one: Case) -> Judged:
+def run_case(one: FieldCase) -> Judged:
     """Runs one case in an empty folder. A case that raises is wrong, with the exception as its answer."""
     folder = _FOLDER / one.name
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,14 +4,14 @@ import time
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import Analysed, analyse_run, load, wait_for_level
+from testing.field.commands import Analysed, analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SMALL_POOL,
     SWEEP,
     TRAFFIC,
-    engine,
     errors_of,
     is_memory_wall,
+    killable_server,
     memory_wall_right,
     small_server,
 )
@@ -48,13 +48,13 @@ def away_six_seconds(folder: Path) -> Judged:
             time.sleep(2)
             change_gateway(url, away_s=6)
 
-        run = load(folder, url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10,12", "level_s": "8"})
+        run = user_load(folder, url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10,12", "level_s": "8"})
     return _away(run, analyse_run(folder), least=6)
 
 
 @case("the server dies and is back after two seconds, its counters at 0")
 def engine_restarts(folder: Path) -> Judged:
-    with engine(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
+    with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
         def go(run: Finished) -> None:
             wait_for_level(run, 2)
@@ -63,13 +63,13 @@ def engine_restarts(folder: Path) -> Judged:
             time.sleep(2)
             server.start()
 
-        run = load(folder, server.url, meanwhile=go)(**SWEEP)
+        run = user_load(folder, server.url, meanwhile=go)(**SWEEP)
     return _away(run, analyse_run(folder), least=4)
 
 
 @case("the search: the server dies and is back after two seconds", long=True)
 def engine_restarts_in_a_search(folder: Path) -> Judged:
-    with engine(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
+    with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
         def go(run: Finished) -> None:
             wait_for_level(run, 2)
@@ -78,14 +78,14 @@ def engine_restarts_in_a_search(folder: Path) -> Judged:
             time.sleep(2)
             server.start()
 
-        run = load(folder, server.url, meanwhile=go)(scenario="find_capacity", **TRAFFIC, budget_s="90")
+        run = user_load(folder, server.url, meanwhile=go)(scenario="find_capacity", **TRAFFIC, budget_s="90")
     return _away(run, analyse_run(folder), least=2)
 
 
 @case("the server dies in the second level and stays away")
 def server_stays_away(folder: Path) -> Judged:
     died: list[float] = []
-    with engine(*SMALL_POOL) as server:
+    with killable_server(*SMALL_POOL) as server:
 
         def go(run: Finished) -> None:
             wait_for_level(run, 2)
@@ -93,7 +93,7 @@ def server_stays_away(folder: Path) -> Judged:
             server.kill()
             died.append(time.monotonic())
 
-        run = load(folder, server.url, meanwhile=go)(**SWEEP)
+        run = user_load(folder, server.url, meanwhile=go)(**SWEEP)
         took_s = time.monotonic() - died[0]
     answer = analyse_run(folder)
     return judged(
@@ -109,7 +109,7 @@ def server_stays_away(folder: Path) -> Judged:
 
 @case("the server comes back with another pool")
 def another_pool(folder: Path) -> Judged:
-    with engine(*SMALL_POOL) as server:
+    with killable_server(*SMALL_POOL) as server:
 
         def go(run: Finished) -> None:
             wait_for_level(run, 2)
@@ -117,7 +117,7 @@ def another_pool(folder: Path) -> Judged:
             server.kill()
             server.start("--num-gpu-blocks-override", "81")
 
-        run = load(folder, server.url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10"})
+        run = user_load(folder, server.url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10"})
     answer = analyse_run(folder)
     return judged(
         "the change is named; no mixture of both is the answer",
@@ -129,7 +129,7 @@ def another_pool(folder: Path) -> Judged:
 @case("a model that loads at the first request, for six seconds")
 def loads_on_first_use(folder: Path) -> Judged:
     with small_server() as server, gateway(server, cold_s=6, cold_after_s=1e6) as url:
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     slowest = max(row["chunk_s"][0] for row in run.rows() if row["chunk_s"])
     return judged(
@@ -148,7 +148,7 @@ def still_loading(folder: Path) -> Judged:
             time.sleep(6)
             change_gateway(url, status=None)
 
-        run = load(folder, url, meanwhile=ready)(levels="2")
+        run = user_load(folder, url, meanwhile=ready)(levels="2")
     return judged(
         "waits until it is ready, or exit 2 with the server's words",
         f"exit {run.code}",
@@ -160,7 +160,7 @@ def still_loading(folder: Path) -> Judged:
 def cold_starts(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "1,8,16", "level_s": "8", "think_s": "2", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, cold_s=1.5, cold_after_s=1) as url:
-        load(folder, url)(**changes)
+        user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     refused = bool(answer.model) and answer.model["refused"]
     return judged(
@@ -172,7 +172,7 @@ def cold_starts(folder: Path) -> Judged:
 
 @case("a second replica appears in the second level")
 def replica_appears(folder: Path) -> Judged:
-    with engine(*SMALL_POOL) as first, engine(*SMALL_POOL) as second:
+    with killable_server(*SMALL_POOL) as first, killable_server(*SMALL_POOL) as second:
         second.kill()
         with gateway(first.url) as url:
 
@@ -183,7 +183,7 @@ def replica_appears(folder: Path) -> Judged:
                 change_gateway(url, upstreams=[first.url, second.url])
 
             both = f"{first.url}/metrics,{second.url}/metrics"
-            run = load(folder, url, meanwhile=go)(**{**SWEEP, "levels": "4,8,16"}, metrics_url=both)
+            run = user_load(folder, url, meanwhile=go)(**{**SWEEP, "levels": "4,8,16"}, metrics_url=both)
     answer = analyse_run(folder)
     return judged(
         "said: a replica appeared",

@@ -18,7 +18,7 @@ CaseFunction = Callable[[Path], Judged]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class FieldCase:
     """One thing that a real installation does. `judge` runs it in an empty folder."""
 
     name: str
@@ -28,11 +28,11 @@ class Case:
     """Whether it takes more than about half a minute."""
 
 
-def case(title: str, *, long: bool = False) -> Callable[[CaseFunction], Case]:
+def case(title: str, *, long: bool = False) -> Callable[[CaseFunction], FieldCase]:
     """Makes a case of a function: the function's name is the case's name."""
 
-    def make(judge: CaseFunction) -> Case:
-        return Case(name=judge.__name__, title=title, judge=judge, long=long)
+    def make(judge: CaseFunction) -> FieldCase:
+        return FieldCase(name=judge.__name__, title=title, judge=judge, long=long)
 
     return make
 

@@ -8,14 +8,14 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from testing.field import absence, machines, observation, overload, refusals, streams, traffic
-from testing.field.case import Case
+from testing.field.case import FieldCase
 
 MODULES = (overload, refusals, absence, streams, observation, traffic, machines)
 
 
-def cases_of(module: ModuleType) -> list[Case]:
+def cases_of(module: ModuleType) -> list[FieldCase]:
     """Returns the cases of a module, in the order of their definition."""
-    return [value for value in vars(module).values() if isinstance(value, Case)]
+    return [value for value in vars(module).values() if isinstance(value, FieldCase)]
 
 
 ALL_CASES = [one for module in MODULES for one in cases_of(module)]
@@ -28,7 +28,7 @@ def parameters_of(module: ModuleType) -> Iterator[ParameterSet]:
         yield pytest.param(one, id=one.name, marks=marks)
 
 
-def assert_right(one: Case, folder: Path) -> None:
-    """Runs a case in an empty folder. Raises AssertionError with what is right and what came if it is wrong."""
+def assert_right(one: FieldCase, folder: Path) -> None:
+    """Runs a case in an empty folder. Raises AssertionError if it is wrong, and says what is right."""
     found = one.judge(folder)
     assert found.ok, f"{one.title}: right is: {found.right}. Ours: {found.ours}"

@@ -12,13 +12,13 @@ from typing import Any
 from testing.load_tests import Finished, RunLocust, locust_command
 from testing.processes import ROOT, clean_environment, until
 
-LOAD_S, ANALYSIS_S = 150, 60
+LOAD_TEST_S, COMMAND_LIMIT_S = 150, 60
 """Seconds after which a load test, and an analysis, is ended as hanging."""
 
 Meanwhile = Callable[[Finished], None]
 
 
-def load(
+def user_load(
     folder: Path,
     host: str | None,
     *,
@@ -62,10 +62,10 @@ def _finish(
         acting = threading.Thread(target=_act, args=(meanwhile, Finished(-1, "", reports), raised))
         acting.start()
         try:
-            said = process.communicate(timeout=LOAD_S)[0]
+            said = process.communicate(timeout=LOAD_TEST_S)[0]
         except subprocess.TimeoutExpired:
             process.kill()
-            said = f"{process.communicate()[0]}\n(it did not end within {LOAD_S} s)"
+            said = f"{process.communicate()[0]}\n(it did not end within {LOAD_TEST_S} s)"
         acting.join()
     (folder / "load.log").write_text(said)
     if raised:
@@ -135,7 +135,9 @@ def analyse_run(folder: Path, *flags: str) -> Analysed:
     return Analysed(done.returncode, done.stdout, models[0])
 
 
-def command(module: str, *words: str, timeout_s: float = ANALYSIS_S) -> "subprocess.CompletedProcess[str]":
+def command(
+    module: str, *words: str, timeout_s: float = COMMAND_LIMIT_S
+) -> "subprocess.CompletedProcess[str]":
     """Runs `python -m MODULE ...` and returns it, with all that it printed in `stdout`."""
     return subprocess.run(
         [sys.executable, "-m", module, *words],

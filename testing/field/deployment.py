@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from testing.field.commands import Analysed, analyse_run, load
+from testing.field.commands import Analysed, analyse_run, user_load
 from testing.processes import ROOT, clean_environment, free_port, listening, simulator, until
 
 SMALL_POOL = ("--num-gpu-blocks-override", "41")
@@ -21,7 +21,7 @@ SWEEP = {**TRAFFIC, "levels": "4,8,12", "level_s": "6"}
 """A sweep across the memory wall."""
 
 
-class Engine:
+class KillableServer:
     """The embedded server on a port of its own, which can be killed and started again."""
 
     def __init__(self, *flags: str) -> None:
@@ -57,9 +57,9 @@ class Engine:
 
 
 @contextmanager
-def engine(*flags: str) -> Iterator[Engine]:
+def killable_server(*flags: str) -> Iterator[KillableServer]:
     """Starts an embedded server that can be killed and started again."""
-    server = Engine(*flags)
+    server = KillableServer(*flags)
     server.start()
     try:
         yield server
@@ -81,7 +81,7 @@ _clean_lock = threading.Lock()
 def _clean_answer() -> Analysed:
     with tempfile.TemporaryDirectory() as name, small_server() as url:
         folder = Path(name)
-        load(folder, url)(**SWEEP)
+        user_load(folder, url)(**SWEEP)
         return analyse_run(folder)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import analyse_run, command, load
+from testing.field.commands import analyse_run, command, user_load
 from testing.field.deployment import (
     SWEEP,
     TRAFFIC,
@@ -26,9 +26,9 @@ from testing.processes import ROOT, clean_environment, free_port, listening, sim
 from testing.runs.own import OwnRun, write_guidellm_folder
 from testing.runs.virtual import Plan, small_engine, write_run
 
-STEADY = {**TRAFFIC, "levels": "4", "level_s": "4"}
-OURS = ("load generator late", "load generator busy", "simulated server was late")
-HOG = """
+_STEADY = {**TRAFFIC, "levels": "4", "level_s": "4"}
+_OURS = ("load generator late", "load generator busy", "simulated server was late")
+_HOG = """
 from gevent.monkey import get_original
 from locust import events
 from scenarios.chat import Chat
@@ -58,23 +58,23 @@ def _busy(processes: int) -> Iterator[None]:
 @case("another process takes a core of the load generator's machine")
 def busy_machine(folder: Path) -> Judged:
     with small_server() as url, _busy(1):
-        load(folder, url)(**SWEEP)
+        user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     refused = bool(answer.model) and answer.model["refused"]
     return judged(
         f"{memory_wall_right()}, or refused for the load generator's own reasons",
         answer.brief,
-        unless(is_memory_wall(answer) or (refused and any(map(answer.says, OURS))), "neither"),
+        unless(is_memory_wall(answer) or (refused and any(map(answer.says, _OURS))), "neither"),
     )
 
 
 @case("the load generator is late from the first level on")
 def late_from_the_start(folder: Path) -> Judged:
     hog = folder / "hog.py"
-    hog.write_text(HOG)
+    hog.write_text(_HOG)
     began = time.monotonic()
     with small_server() as url:
-        run = load(folder, url, locustfile=hog)(**{**SWEEP, "levels": "4,8,12,16,20", "level_s": "8"})
+        run = user_load(folder, url, locustfile=hog)(**{**SWEEP, "levels": "4,8,12,16,20", "level_s": "8"})
     took_s = time.monotonic() - began
     return judged(
         "said while it runs, with what to do; it ends early, or lowers itself",
@@ -88,7 +88,7 @@ def late_from_the_start(folder: Path) -> Judged:
 def few_files(folder: Path) -> Judged:
     with simulator() as url:
         changes = {**TRAFFIC, "levels": "60", "level_s": "4"}
-        run = load(folder, url, before=("prlimit", "--nofile=64:64"))(**changes)
+        run = user_load(folder, url, before=("prlimit", "--nofile=64:64"))(**changes)
     rows = run.rows() if run.reports.exists() else []
     counts = errors_of(rows)
     answer = analyse_run(folder)
@@ -105,7 +105,7 @@ def few_files(folder: Path) -> Judged:
 @case("the disk is full: rows are lost")
 def full_disk(folder: Path) -> Judged:
     with simulator() as url:
-        run = load(folder, url, before=("prlimit", "--fsize=40000:40000"))(**{**STEADY, "levels": "8"})
+        run = user_load(folder, url, before=("prlimit", "--fsize=40000:40000"))(**{**_STEADY, "levels": "8"})
     return judged(
         "said, and not with 0",
         f"exit {run.code}",
@@ -152,7 +152,7 @@ def second_run_from_the_page(folder: Path) -> Judged:
 @case("the OpenAI key is in OPENAI_API_KEY")
 def openai_key(folder: Path) -> Judged:
     with simulator("--api-key", "sk-field-secret") as url:
-        run = load(folder, url, environment={"OPENAI_API_KEY": "sk-field-secret"})(levels="1")
+        run = user_load(folder, url, environment={"OPENAI_API_KEY": "sk-field-secret"})(levels="1")
     return judged(
         "offered in a sentence, or used",
         f"exit {run.code}",

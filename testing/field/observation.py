@@ -5,20 +5,20 @@ import time
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import analyse_run, load, wait_for_level
+from testing.field.commands import analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SMALL_POOL,
     SWEEP,
     TRAFFIC,
-    engine,
     is_memory_wall,
+    killable_server,
     memory_wall_right,
     small_server,
 )
 from testing.load_tests import Finished
 from testing.processes import change_gateway, gateway
 
-STEADY = {**TRAFFIC, "levels": "2", "level_s": "4"}
+_STEADY = {**TRAFFIC, "levels": "2", "level_s": "4"}
 OLD_GAUGE = "# TYPE vllm:gpu_cache_usage_perc gauge\nvllm:gpu_cache_usage_perc 0.8\n"
 LLAMA_CPP_METRICS = "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n"
 
@@ -26,7 +26,7 @@ LLAMA_CPP_METRICS = "# TYPE llamacpp:requests_processing gauge\nllamacpp:request
 @case("vLLM exports the KV usage under its old and its new name")
 def doubled_gauge(folder: Path) -> Judged:
     with small_server() as server, gateway(server, metrics_head=OLD_GAUGE) as url:
-        run = load(folder, url)(**STEADY)
+        run = user_load(folder, url)(**_STEADY)
     usages = [row["kv_cache_usage"] for row in run.rows("server.jsonl") if row["kv_cache_usage"] is not None]
     highest = max(usages, default=-1.0)
     return judged(
@@ -40,8 +40,8 @@ def doubled_gauge(folder: Path) -> Judged:
 def password_with_an_at_sign(folder: Path) -> Judged:
     with small_server() as server:
         address = f"{server.replace('http://', 'http://ann:hunter@2x9@')}/metrics"
-        run = load(folder, server)(**STEADY, metrics_url=address)
-        refused = load(folder / "host", server.replace("http://", "http://ann:hunter@2x9@"))(levels="1")
+        run = user_load(folder, server)(**_STEADY, metrics_url=address)
+        refused = user_load(folder / "host", server.replace("http://", "http://ann:hunter@2x9@"))(levels="1")
     analyse_run(folder)
     files = [path for path in (folder / "reports").rglob("*") if path.is_file()]
     leaks = [path.name for path in files if b"2x9" in path.read_bytes() or b"hunter" in path.read_bytes()]
@@ -59,7 +59,7 @@ def password_with_an_at_sign(folder: Path) -> Judged:
 @case("/metrics in an unknown charset")
 def odd_charset(folder: Path) -> Judged:
     with small_server() as server, gateway(server, metrics_type="text/plain; charset=klingon") as url:
-        run = load(folder, url)(**STEADY)
+        run = user_load(folder, url)(**_STEADY)
     samples = run.rows("server.jsonl")
     read = sum(row["running"] is not None for row in samples)
     return judged(
@@ -80,7 +80,7 @@ def metrics_vanish(folder: Path) -> Judged:
             time.sleep(2.5)
             change_gateway(url, no_metrics=False)
 
-        run = load(folder, url, meanwhile=go)(**SWEEP)
+        run = user_load(folder, url, meanwhile=go)(**SWEEP)
     answer, samples = analyse_run(folder), run.rows("server.jsonl")
     failed = sum(row["error"] is not None for row in samples)
     return judged(
@@ -94,7 +94,7 @@ def metrics_vanish(folder: Path) -> Judged:
 @case("no metrics at all")
 def no_metrics(folder: Path) -> Judged:
     with small_server() as server, gateway(server, no_metrics=True) as url:
-        load(folder, url)(**{**SWEEP, "levels": "2,4"})
+        user_load(folder, url)(**{**SWEEP, "levels": "2,4"})
     answer = analyse_run(folder)
     text = answer.said.split("No wall", 1)[-1].split("\n", 1)[0] if "No wall" in answer.said else ""
     return judged(
@@ -109,7 +109,7 @@ def no_metrics(folder: Path) -> Judged:
 @case("--metrics-url off")
 def metrics_off(folder: Path) -> Judged:
     with small_server() as server:
-        run = load(folder, server)(**STEADY, metrics_url="off")
+        run = user_load(folder, server)(**_STEADY, metrics_url="off")
     answer = analyse_run(folder)
     return judged(
         "said that it was not asked",
@@ -123,7 +123,7 @@ def metrics_off(folder: Path) -> Judged:
 def metrics_of_another_engine(folder: Path) -> Judged:
     pages = json.dumps({"/metrics": LLAMA_CPP_METRICS})
     with small_server() as server, gateway(server, pages=pages) as url:
-        run = load(folder, url)(**STEADY)
+        run = user_load(folder, url)(**_STEADY)
     return judged(
         "said what was found, and asked for",
         f"exit {run.code}",
@@ -136,7 +136,7 @@ def metrics_of_another_engine(folder: Path) -> Judged:
 @case("already one user misses the objective of TTFT")
 def past_the_wall_at_the_lowest(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.3) as url:
-        load(folder, url)(**{**SWEEP, "levels": "1,2,4"}, slo_ttft_p95_s="0.2")
+        user_load(folder, url)(**{**SWEEP, "levels": "1,2,4"}, slo_ttft_p95_s="0.2")
     answer = analyse_run(folder)
     no_wall = answer.said.split("No wall", 1)[1].split("\n", 1)[0] if "No wall" in answer.said else ""
     return judged(
@@ -149,14 +149,14 @@ def past_the_wall_at_the_lowest(folder: Path) -> Judged:
 
 @case("something else takes most of the server's core for four seconds in the second level")
 def starved_server(folder: Path) -> Judged:
-    with engine(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
+    with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
         def go(run: Finished) -> None:
             wait_for_level(run, 2)
             time.sleep(1.5)
             server.starve(seconds=4)
 
-        run = load(folder, server.url, meanwhile=go)(**{**SWEEP, "level_s": "8"})
+        run = user_load(folder, server.url, meanwhile=go)(**{**SWEEP, "level_s": "8"})
     answer = analyse_run(folder)
     users = [level[2] for level in run.info["schedule"]]
     named = [level for level in answer.model.get("levels", []) if not level["trusted"]]

@@ -1,10 +1,10 @@
-"""Servers and gateways that cannot do more: they shed load, limit rates, or answer too late."""
+"""Servers and gateways that cannot do more: they shed user_load, limit rates, or answer too late."""
 
 import itertools
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import Analysed, analyse_run, load
+from testing.field.commands import Analysed, analyse_run, user_load
 from testing.field.deployment import TRAFFIC, errors_of, small_server
 from testing.load_tests import Finished
 from testing.processes import gateway, simulator
@@ -29,7 +29,7 @@ def _storm(run: Finished, *, users: int) -> str:
 @case("a gateway answers 503 from the seventh unfinished request on")
 def gateway_sheds_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, shed_from=7, words="Too many requests in line.") as url:
-        run = load(folder, url)(**TRAFFIC, levels="2,4,6,8", level_s="5")
+        run = user_load(folder, url)(**TRAFFIC, levels="2,4,6,8", level_s="5")
     answer = analyse_run(folder)
     return judged(
         "6 users, errors (503)",
@@ -43,7 +43,7 @@ def gateway_sheds_load(folder: Path) -> Judged:
 @case("the server itself answers 503 from the fifth unfinished request on (--max-num-queued-reqs 4)")
 def server_sheds_load(folder: Path) -> Judged:
     with simulator("--max-num-queued-reqs", "4") as url:
-        run = load(folder, url)(**TRAFFIC, levels="2,4,6", level_s="5")
+        run = user_load(folder, url)(**TRAFFIC, levels="2,4,6", level_s="5")
     answer = analyse_run(folder)
     return judged(
         "4 users, errors (503)",
@@ -57,7 +57,7 @@ def server_sheds_load(folder: Path) -> Judged:
 @case("a gateway sheds with 429 and Retry-After: 3")
 def retry_after_is_obeyed(folder: Path) -> Judged:
     with small_server() as server, gateway(server, shed_from=5, shed_status=429, retry_after=3) as url:
-        run = load(folder, url)(**TRAFFIC, levels="2,4,6", level_s="6")
+        run = user_load(folder, url)(**TRAFFIC, levels="2,4,6", level_s="6")
     answer, rows = analyse_run(folder), run.rows()
     gaps = []
     for user in {row["user"] for row in rows}:
@@ -80,7 +80,7 @@ def retry_after_is_obeyed(folder: Path) -> Judged:
 @case("a limit of 600 requests a minute (429)")
 def requests_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, requests_a_minute=600) as url:
-        run = load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
+        run = user_load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
     answer = analyse_run(folder)
     model = answer.model
     right = bool(model) and not model["refused"] and model["binding"] == "errors"
@@ -98,7 +98,7 @@ def requests_a_minute(folder: Path) -> Judged:
 @case("a limit of tokens a minute (429)")
 def tokens_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, tokens_a_minute=30_000) as url:
-        load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
+        user_load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
     answer = analyse_run(folder)
     model = answer.model
     right = bool(model) and not model["refused"] and model["binding"] == "errors"
@@ -113,7 +113,7 @@ def tokens_a_minute(folder: Path) -> Judged:
 @case("a key without any quota: every request 429")
 def no_quota(folder: Path) -> Judged:
     with small_server() as server, gateway(server, status=429, words="You exceeded your quota.") as url:
-        run = load(folder, url)(**TRAFFIC, levels="1,2", level_s="3")
+        run = user_load(folder, url)(**TRAFFIC, levels="1,2", level_s="3")
     return judged(
         "a sentence with 429 and the server's words, exit code not 0",
         f"exit {run.code}",
@@ -128,8 +128,8 @@ def requests_time_out(folder: Path) -> Judged:
     limits = {**TRAFFIC, "levels": "2,4,7,12", "level_s": "6", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, delay_s=0.25, delay_slots=1) as url:
         patient = folder / "patient"
-        load(patient, url)(**limits)
-        run = load(folder, url)(**limits, request_timeout_s="2")
+        user_load(patient, url)(**limits)
+        run = user_load(folder, url)(**limits, request_timeout_s="2")
     clean, answer = analyse_run(patient), analyse_run(folder)
     timeouts = errors_of(run.rows()).get("timeout", 0)
     model = answer.model
@@ -148,7 +148,7 @@ def requests_time_out(folder: Path) -> Judged:
 @case("a slow gateway in front of an idle engine")
 def slow_gateway(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.15, delay_slots=1) as url:
-        load(folder, url)(**TRAFFIC, levels="2,4,8,12", level_s="6", slo_ttft_p95_s="0.8")
+        user_load(folder, url)(**TRAFFIC, levels="2,4,8,12", level_s="6", slo_ttft_p95_s="0.8")
     answer = analyse_run(folder)
     return judged(
         "TTFT, by what lies before the engine; no faster GPU, no larger pool",
@@ -163,8 +163,8 @@ def slow_gateway(folder: Path) -> Judged:
 def two_replicas(folder: Path) -> Judged:
     sweep = {**TRAFFIC, "levels": "8,16,24", "level_s": "6"}
     with small_server() as first, small_server() as second, gateway(first, second) as url:
-        load(folder / "blind", url)(**sweep)
-        load(folder, url)(**sweep, metrics_url=f"{first}/metrics,{second}/metrics")
+        user_load(folder / "blind", url)(**sweep)
+        user_load(folder, url)(**sweep, metrics_url=f"{first}/metrics,{second}/metrics")
     blind, answer = analyse_run(folder / "blind"), analyse_run(folder)
     model = answer.model
     right = bool(model) and not model["refused"] and model["binding"] == "kv_cache"

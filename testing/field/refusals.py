@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import Analysed, analyse_run, load, wait_for_level
+from testing.field.commands import Analysed, analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SWEEP,
     TRAFFIC,
@@ -17,7 +17,7 @@ from testing.field.deployment import (
 from testing.load_tests import Finished
 from testing.processes import change_gateway, gateway, simulator
 
-TOO_LONG = "This model's maximum context length is 60 tokens."
+_TOO_LONG = "This model's maximum context length is 60 tokens."
 
 
 def _stands_on_the_rest(run: Finished, answer: Analysed, *, outcome: str, words: tuple[str, ...]) -> Judged:
@@ -36,7 +36,7 @@ def _stands_on_the_rest(run: Finished, answer: Analysed, *, outcome: str, words:
 @case("one request in ten is refused with 400")
 def one_in_ten_refused(folder: Path) -> Judged:
     with small_server() as server, gateway(server, refuse_share=0.1, words="Content policy violated.") as url:
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     return _stands_on_the_rest(
         run, analyse_run(folder), outcome="http_error", words=("400", "Content policy violated.")
     )
@@ -45,7 +45,7 @@ def one_in_ten_refused(folder: Path) -> Judged:
 @case("one answer in five has tokens but no text")
 def answers_without_text(folder: Path) -> Judged:
     with small_server() as server, gateway(server, empty_share=0.2) as url:
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     empty = errors_of(run.rows()).get("empty", 0)
     found = _stands_on_the_rest(run, answer, outcome="empty", words=("empty",))
@@ -64,14 +64,14 @@ def answers_without_text(folder: Path) -> Judged:
 @case("one request in thirty gets 500, at any load")
 def errors_at_any_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, error_share=0.04, words="Worker died.") as url:
-        run = load(folder, url)(**{**SWEEP, "level_s": "7"})
+        run = user_load(folder, url)(**{**SWEEP, "level_s": "7"})
     return _stands_on_the_rest(run, analyse_run(folder), outcome="http_error", words=("500", "Worker died."))
 
 
 @case("one connection in twenty is reset, at any load")
 def resets_at_any_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, reset_share=0.06) as url:
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     return _stands_on_the_rest(run, analyse_run(folder), outcome="disconnected", words=("disconnected",))
 
 
@@ -81,7 +81,7 @@ def prompts_too_long(folder: Path) -> Judged:
         small_server() as server,
         gateway(server, max_prompt_words=60, pages=_pages(max_model_len=None)) as url,
     ):
-        run = load(folder, url)(**{**SWEEP, "prompt_tokens": "lognormal:40,0.5"})
+        run = user_load(folder, url)(**{**SWEEP, "prompt_tokens": "lognormal:40,0.5"})
     answer = analyse_run(folder)
     refused = errors_of(run.rows()).get("http_error", 0)
     model = answer.model
@@ -99,13 +99,19 @@ def _pages(**card: Any) -> str:
     return json.dumps({"/v1/models": {"object": "list", "data": [{**base, **card}]}})
 
 
+_CLIPPED = {**TRAFFIC, "levels": "4", "level_s": "4", "prompt_tokens": "lognormal:110,0.7"}
+"""Traffic of which many a prompt must be clipped to a context of 160 tokens."""
+
+
 def _context_is_kept(folder: Path, pages: dict[str, Any], *flags: str) -> Judged:
     """Judges a run whose prompts must be clipped to a context of 160 tokens, which only `pages` state."""
     with (
         simulator("--max-model-len", "160") as server,
         gateway(server, pages=json.dumps(pages), any_model=True) as url,
     ):
-        run = load(folder, url)(*flags, **TRAFFIC, levels="4", level_s="4", prompt_tokens="lognormal:110,0.7")
+        run = user_load(folder, url)(
+            *flags, **TRAFFIC, levels="4", level_s="4", prompt_tokens="lognormal:110,0.7"
+        )
     rows = run.rows() if run.code == 0 else []
     refused = sum(row["http_status"] == 400 for row in rows)
     return judged(
@@ -168,8 +174,8 @@ def _refused_at_start(run: Finished, *words: str) -> Judged:
 @case("a gateway refuses ignore_eos with 422")
 def ignore_eos_refused(folder: Path) -> Judged:
     with small_server() as server, gateway(server, refuse_ignore_eos=True) as url:
-        run = load(folder, url)(levels="1")
-        allowed = load(folder / "allowed", url)(levels="1", ignore_eos="false")
+        run = user_load(folder, url)(levels="1")
+        allowed = user_load(folder / "allowed", url)(levels="1", ignore_eos="false")
     found = _refused_at_start(run, "--ignore-eos false")
     return judged(
         found.right,
@@ -182,14 +188,14 @@ def ignore_eos_refused(folder: Path) -> Judged:
 @case("an embedding server: /v1/chat/completions is 404")
 def embedding_server(folder: Path) -> Judged:
     with small_server() as server, gateway(server, status=404, words="Not Found") as url:
-        return _refused_at_start(load(folder, url)(levels="1"), "404", "chat")
+        return _refused_at_start(user_load(folder, url)(levels="1"), "404", "chat")
 
 
 @case("--host ends in /v1/completions")
 def host_of_an_endpoint(folder: Path) -> Judged:
     with small_server() as server:
-        run = load(folder, f"{server}/v1/completions")(levels="1")
-        chats = load(folder / "chats", f"{server}/v1/chat/completions")(levels="1")
+        run = user_load(folder, f"{server}/v1/completions")(levels="1")
+        chats = user_load(folder / "chats", f"{server}/v1/chat/completions")(levels="1")
     works = run.code == 0 and chats.code == 0
     return judged(
         "works, or a sentence that says what --host takes",
@@ -201,13 +207,15 @@ def host_of_an_endpoint(folder: Path) -> Judged:
 @case("two answers a request are asked for (n: 2)")
 def two_answers_a_request(folder: Path) -> Judged:
     with small_server() as server:
-        return _refused_at_start(load(folder, server)("--extra-body", '{"n": 2}', levels="1"), "--extra-body")
+        return _refused_at_start(
+            user_load(folder, server)("--extra-body", '{"n": 2}', levels="1"), "--extra-body"
+        )
 
 
 @case("--model names what /v1/models does not list (it lists 'unknown')")
 def unlisted_model(folder: Path) -> Judged:
     with small_server() as server, gateway(server, model_name="unknown") as url:
-        run = load(folder, url)("--model", "Qwen3-1.7B", levels="1,2")
+        run = user_load(folder, url)("--model", "Qwen3-1.7B", levels="1,2")
     ok = run.code == 0 and all(row["model"] == "Qwen3-1.7B" for row in run.rows())
     return judged(
         "taken as said, with a warning",
@@ -220,7 +228,7 @@ def unlisted_model(folder: Path) -> Judged:
 @case("no path /v1/models at all, and a model that is named")
 def no_list_of_models(folder: Path) -> Judged:
     with small_server() as server, gateway(server, pages='{"/v1/models": null}') as url:
-        run = load(folder, url)("--model", "Qwen3-1.7B", levels="1,2")
+        run = user_load(folder, url)("--model", "Qwen3-1.7B", levels="1,2")
     ok = run.code == 0 and len(run.rows()) > 3
     return judged("taken as said", f"exit {run.code}", unless(ok, run.said.strip().splitlines()[-1]))
 
@@ -233,7 +241,7 @@ def key_expires(folder: Path) -> Judged:
             wait_for_level(run, 2)
             change_gateway(url, status=401)
 
-        run = load(folder, url, meanwhile=expire)(**SWEEP)
+        run = user_load(folder, url, meanwhile=expire)(**SWEEP)
     answer = analyse_run(folder)
     model = answer.model
     return judged(
@@ -252,15 +260,15 @@ def key_expires(folder: Path) -> Judged:
 @case("a login page instead of an answer (a redirect, then HTML with 200)")
 def login_page(folder: Path) -> Judged:
     with small_server() as server, gateway(server, login=True) as url:
-        return _refused_at_start(load(folder, url)(levels="1"), "html")
+        return _refused_at_start(user_load(folder, url)(levels="1"), "html")
 
 
 @case("a gateway that speaks HTTP/2 only")
 def http2_only(folder: Path) -> Judged:
     with small_server() as server, gateway(server, http2_only=True) as url:
-        return _refused_at_start(load(folder, url)(levels="1"), "HTTP/2")
+        return _refused_at_start(user_load(folder, url)(levels="1"), "HTTP/2")
 
 
 @case("a host name that nobody knows")
 def unknown_name(folder: Path) -> Judged:
-    return _refused_at_start(load(folder, "http://nothing.invalid:8000")(levels="1"), "name")
+    return _refused_at_start(user_load(folder, "http://nothing.invalid:8000")(levels="1"), "name")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import analyse_run, load
+from testing.field.commands import analyse_run, user_load
 from testing.field.deployment import (
     SWEEP,
     TRAFFIC,
@@ -16,14 +16,14 @@ from testing.field.deployment import (
 )
 from testing.processes import gateway, simulator
 
-STEADY = {**TRAFFIC, "levels": "4", "level_s": "4"}
+_STEADY = {**TRAFFIC, "levels": "4", "level_s": "4"}
 
 
 @case("a gateway cuts streams that last longer than a second")
 def cut_streams(folder: Path) -> Judged:
     changes = {**SWEEP, "output_tokens": "lognormal:40,0.4", "levels": "2,4,6"}
     with simulator() as server, gateway(server, cut_after_s=1) as url:
-        run = load(folder, url)(**changes)
+        run = user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     cut = sum(errors_of(run.rows()).values())
     model = answer.model
@@ -44,7 +44,7 @@ def idle_streams_are_dropped(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "2,4,8,12", "level_s": "5", "prompt_tokens": "200"}
     flags = ("--max-num-seqs", "4")
     with simulator(*flags) as server, gateway(server, idle_s=0.5) as url:
-        run = load(folder, url)(**changes)
+        run = user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     return judged(
         "errors from where requests wait for one of the four slots",
@@ -57,7 +57,7 @@ def idle_streams_are_dropped(folder: Path) -> Judged:
 @case("a malformed chunk in the middle of a body")
 def malformed_chunks(folder: Path) -> Judged:
     with simulator() as server, gateway(server, malformed_share=0.3) as url:
-        run = load(folder, url)(**STEADY, request_timeout_s="20")
+        run = user_load(folder, url)(**_STEADY, request_timeout_s="20")
     broken = [row for row in run.rows() if row["outcome"] not in ("ok", "cancelled")]
     slowest = max((row["end_s"] for row in broken), default=0.0)
     return judged(
@@ -72,7 +72,7 @@ def malformed_chunks(folder: Path) -> Judged:
 @case("[DONE], and the body stays open for three seconds (--request-timeout-s 2)")
 def hanging_bodies(folder: Path) -> Judged:
     with simulator() as server, gateway(server, hang_s=3) as url:
-        run = load(folder, url)(**STEADY, request_timeout_s="2")
+        run = user_load(folder, url)(**_STEADY, request_timeout_s="2")
     rows = run.rows()
     slowest = max(row["end_s"] for row in rows)
     return judged(
@@ -86,7 +86,7 @@ def hanging_bodies(folder: Path) -> Judged:
 @case("the connection is closed right after each answer, although keep-alive was promised")
 def closes_after_answer(folder: Path) -> Judged:
     with simulator() as server, gateway(server, close_after=True) as url:
-        run = load(folder, url)(**{**STEADY, "levels": "8"})
+        run = user_load(folder, url)(**{**_STEADY, "levels": "8"})
     rows = run.rows() if run.code == 0 else []
     replaced = sum(row.get("replaced_connections", 0) for row in rows)
     return judged(
@@ -99,9 +99,9 @@ def closes_after_answer(folder: Path) -> Judged:
 
 @case("the server closes connections that were idle for a second, users think for a second")
 def short_keep_alive(folder: Path) -> Judged:
-    changes = {**STEADY, "levels": "16", "level_s": "8", "think_s": "0.9-1.1", "output_tokens": "4"}
+    changes = {**_STEADY, "levels": "16", "level_s": "8", "think_s": "0.9-1.1", "output_tokens": "4"}
     with simulator() as server, gateway(server, keep_alive_s=1) as url:
-        run = load(folder, url)(**changes)
+        run = user_load(folder, url)(**changes)
     rows = run.rows()
     return judged(
         "no failure",
@@ -114,7 +114,7 @@ def short_keep_alive(folder: Path) -> Judged:
 @case("a gateway gathers chunks: whole answers arrive at once")
 def gathered_chunks(folder: Path) -> Judged:
     with small_server() as server, gateway(server, gather_bytes=1_000_000) as url:
-        load(folder, url)(**SWEEP)
+        user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     levels = answer.model.get("levels", [])
     tpot = levels[0]["tpot_s"]["p50"] if levels else None
@@ -131,7 +131,7 @@ def gathered_chunks(folder: Path) -> Judged:
 @case("one answer in ten ends with finish_reason abort")
 def aborted_answers(folder: Path) -> Judged:
     with small_server() as server, gateway(server, abort_share=0.1) as url:
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     aborted = sum(row["finish_reason"] == "abort" for row in run.rows())
     failed = sum(errors_of(run.rows()).values())
@@ -147,7 +147,7 @@ def aborted_answers(folder: Path) -> Judged:
 @case("a gateway that speaks HTTP/1.0 to the embedded server (nginx's default)")
 def http10(folder: Path) -> Judged:
     with simulator() as server, gateway(server, http10=True) as url:
-        run = load(folder, url)(**STEADY)
+        run = user_load(folder, url)(**_STEADY)
     rows = run.rows() if run.code == 0 else []
     return judged(
         "works",
@@ -163,7 +163,7 @@ def retrying_gateway(folder: Path) -> Judged:
         gateway(server, error_share=0.2) as shaky,
         gateway(shaky, retries=5) as url,
     ):
-        run = load(folder, url)(**SWEEP)
+        run = user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     return judged(
         memory_wall_right(),
@@ -189,7 +189,7 @@ def _turns_after_a_failed_one(run_rows: list[dict[str, object]]) -> int:
 @case("conversations of five turns, of which a fifth of the turns fail")
 def failed_turns(folder: Path) -> Judged:
     with simulator() as server, gateway(server, error_share=0.2) as url:
-        run = load(folder, url)(**{**STEADY, "level_s": "6"}, turns="5", error_pause_s="0.1")
+        run = user_load(folder, url)(**{**_STEADY, "level_s": "6"}, turns="5", error_pause_s="0.1")
     rows = run.rows()
     failed, wrong = errors_of(rows).get("http_error", 0), _turns_after_a_failed_one(rows)
     return judged(
@@ -203,7 +203,7 @@ def failed_turns(folder: Path) -> Judged:
 @case("conversations, a short context, and a server that sends no usage")
 def conversations_without_usage(folder: Path) -> Judged:
     with simulator("--max-model-len", "160") as server, gateway(server, no_usage=True) as url:
-        run = load(folder, url)(**{**STEADY, "level_s": "6"}, turns="8")
+        run = user_load(folder, url)(**{**_STEADY, "level_s": "6"}, turns="8")
     rows = run.rows() if run.code == 0 else []
     refused = sum(row["http_status"] == 400 for row in rows)
     deepest = max((row["turn"] for row in rows), default=0)

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from testing.field.case import Judged, case, judged, unless
-from testing.field.commands import analyse_run, command, load
+from testing.field.commands import analyse_run, command, user_load
 from testing.field.deployment import TRAFFIC
 from testing.load_tests import two_processes
 from testing.processes import gateway, simulator
 
-STEADY = {**TRAFFIC, "levels": "8", "level_s": "5"}
+_STEADY = {**TRAFFIC, "levels": "8", "level_s": "5"}
 RECORDS = 60
 
 
@@ -27,7 +27,7 @@ def _own_prompts(folder: Path) -> Path:
 def _repeats(folder: Path, url: str, *flags: str) -> tuple[int, int, str]:
     """Returns how many requests were sent, and how many of the first 50 repeat a prompt."""
     folder.mkdir(exist_ok=True)
-    run = load(folder, url)(*flags, **STEADY, prompts=str(_own_prompts(folder)))
+    run = user_load(folder, url)(*flags, **_STEADY, prompts=str(_own_prompts(folder)))
     rows = sorted(run.rows(), key=lambda row: row["start_unix_s"])
     first = [row["prompt_tokens"] for row in rows][:50]
     return len(rows), len(first) - len(set(first)), run.said
@@ -55,7 +55,7 @@ def own_prompts(folder: Path) -> Judged:
 def evicted_histories(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "10,30,60", "level_s": "10", "turns": "6", "think_s": "exp:1"}
     with simulator("--num-gpu-blocks-override", "301", "--enable-prompt-tokens-details") as url:
-        run = load(folder, url)(**changes)
+        run = user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     twin = command("analysis.twin", str(run.folder), "--users", "20", timeout_s=120)
     return judged(
@@ -72,7 +72,7 @@ def evicted_histories(folder: Path) -> Judged:
 @case("a think time of 20 s, two turns, levels of 30 s")
 def long_think_time(folder: Path) -> Judged:
     with simulator() as url:
-        run = load(folder, url)("-t", "4s", levels="2,4", level_s="30", think_s="20", turns="2")
+        run = user_load(folder, url)("-t", "4s", levels="2,4", level_s="30", think_s="20", turns="2")
     return judged(
         "longer levels, or a sentence",
         f"exit {run.code}",
@@ -84,7 +84,7 @@ def long_think_time(folder: Path) -> Judged:
 def percentile_not_known(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "2,4,8", "level_s": "5", "slo_ttft_p95_s": "0.8"}
     with simulator() as server, gateway(server, delay_s=0.2, delay_slots=1) as url:
-        load(folder, url)(**changes)
+        user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     levels = answer.model.get("levels", [])
     shares = [level.get("ttft_in_time") or level.get("in_time") for level in levels]

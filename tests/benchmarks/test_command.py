@@ -5,7 +5,10 @@ import sys
 
 from testing.processes import ROOT, clean_environment
 
-NAMES = "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, held_out, prefix_cache, real_truth"
+NAMES = (
+    "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, held_out, prefix_cache, "
+    "real_truth, search_cost"
+)
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
@@ -19,4 +22,4 @@ def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"No benchmark is called nothing; there are: {NAMES}, search_cost.\n"
+    assert done.stderr == f"No benchmark is called nothing; there are: {NAMES}.\n"

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from testing.field import streams
-from testing.field.case import Case
+from testing.field.case import FieldCase
 from testing.field.cases import assert_right, parameters_of
 
 
 @pytest.mark.parametrize("one", parameters_of(streams))
-def test_the_answer_is_right(one: Case, tmp_path: Path) -> None:
+def test_the_answer_is_right(one: FieldCase, tmp_path: Path) -> None:
     assert_right(one, tmp_path)
