@@ -123,6 +123,20 @@ class PastWallAtLowest(Note):
     wall: str
 
 
+class TooFewToHold(Note):
+    """Too few requests prove that a limit that was not passed holds at a number of users. As a reason to
+    refuse, it holds at no number of users for certain."""
+
+    wall: str
+    users: int
+    share_at_most: float
+    """Upper bound of the share of misses."""
+    limit: float
+    more_requests: int | None
+    """Further requests at this number of users that would prove it; None where they would be too many."""
+    more_s: float | None
+
+
 # Warnings.
 
 

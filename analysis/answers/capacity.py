@@ -44,10 +44,23 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
-    """A wall (limit) that was not met up to `up_to_users` users, the highest trusted level."""
+    """A wall (limit) that was not met up to `up_to_users` users, the highest trusted level.
+
+    The other fields are null where no share of misses tells of this wall.
+    """
 
     name: WallName
     up_to_users: int
+    limit: float | None = None
+    """Largest share of misses that is allowed."""
+    holds_to_users: int | None = None
+    """Largest number of users for which the limit is known to hold; null also where it is for none."""
+    share_at_most: float | None = None
+    """Upper bound of the share of misses up to `holds_to_users` users, or at the lowest level."""
+    more_requests: int | None = None
+    """Further requests at `up_to_users` users that would prove the limit there; 0 where it is proved, null
+    where they would be too many."""
+    more_s: float | None = None
 
 
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
@@ -128,6 +141,9 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     bounds: list[Bound]
     """Walls that were met or that a model places, the nearest first."""
     not_met: list[WallNotMet]
+    prefix_cache: Bound | None
+    """Where nine in ten prefix-cache hits of low load are left, if that is known and no objective makes it a
+    wall."""
     memory: MemoryFigures
     latency: LatencyFigures
     levels: list[Level]

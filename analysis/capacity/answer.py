@@ -15,7 +15,7 @@ from analysis.answers.capacity import (
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.options import options_of
-from analysis.capacity.warnings import warnings_of
+from analysis.capacity.warnings import too_few_to_hold, warnings_of
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.gauge import Gauge
 from analysis.evidence.think_time import ActiveShare
@@ -23,9 +23,11 @@ from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
 from analysis.reading.runs import Run
 from analysis.statistics.samples import finite_or_none
+from analysis.walls.held import HeldLimit, held_limits
 from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.names import WallName
 from analysis.walls.placed import PlacedWall
+from analysis.walls.prefix_cache import place_prefix_cache
 from loadtest.record import Slo
 
 WORKLOAD_SHOWN = (
@@ -66,19 +68,26 @@ def answer_of(
     """
     evidence, memory, gauge = judgement.evidence, judgement.memory, judgement.gauge
     runs, walls, reasons = evidence.runs, judgement.walls, judgement.reasons
+    error = (1.0 - confidence) / 2
+    held = held_limits(evidence, [wall.name for wall in walls], error=error)
     warnings = warnings_of(evidence, memory, gauge, walls)
+    headline = headline_of(evidence, walls, confidence=confidence) if not reasons else Headline()
+    if not reasons and headline.max_users is None:
+        reasons = too_few_to_hold(held, evidence.trusted[0])
     if reasons:
         walls = []
+    elif headline.max_users is not None:
+        warnings += too_few_to_hold(held, evidence.trusted[-1] if headline.at_least else headline.max_users)
     info = runs[-1].info
     per_token = bytes_per_token if bytes_per_token is not None else info.server.kv_bytes_per_token
-    headline = headline_of(evidence, walls, confidence=confidence) if not reasons else Headline()
     return ModelAnswer(
         model=info.model,
         runs=[run.info.run_id for run in runs],
         headline=headline,
         max_in_flight=_users_in_flight(headline.max_users, evidence.active),
         bounds=[_bound(wall, confidence=confidence) for wall in sorted(walls, key=lambda wall: wall.x)],
-        not_met=_not_met(evidence, walls),
+        not_met=_not_met(evidence, judgement.walls, held),
+        prefix_cache=_prefix_cache(judgement, confidence=confidence),
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
         levels=sorted(evidence.levels, key=lambda level: level.users),
@@ -114,14 +123,38 @@ def _bound(wall: PlacedWall, *, confidence: float) -> Bound:
     )
 
 
-def _not_met(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[WallNotMet]:
+def _prefix_cache(judgement: Judgement, *, confidence: float) -> Bound | None:
+    """Returns where the prefix cache evicts histories too early, if no objective makes this a wall."""
+    if judgement.prefix is None or judgement.reasons:
+        return None
+    if judgement.evidence.slo.prefix_hit_fraction is not None:
+        return None
+    return _bound(place_prefix_cache(judgement.evidence, judgement.prefix), confidence=confidence)
+
+
+def _not_met(evidence: Evidence, walls: Sequence[PlacedWall], held: Sequence[HeldLimit]) -> list[WallNotMet]:
     if not evidence.trusted:
         return []
-    looked_for: list[WallName] = ["ttft", "tpot", "throughput", "errors", "max_num_seqs"]
-    if any((run.requests.turn > 0).any() for run in evidence.runs):
-        looked_for.append("prefix_cache")
-    met = {wall.name for wall in walls}
-    return [WallNotMet(name=name, up_to_users=evidence.trusted[-1]) for name in looked_for if name not in met]
+    top = evidence.trusted[-1]
+    others: list[WallName] = ["throughput", "max_num_seqs"]
+    if evidence.slo.prefix_hit_fraction is not None:
+        others.append("prefix_cache")
+    known = {wall.name for wall in walls} | {limit.name for limit in held}
+    found = [_limit_not_met(limit, top) for limit in held]
+    return found + [WallNotMet(name=name, up_to_users=top) for name in others if name not in known]
+
+
+def _limit_not_met(limit: HeldLimit, top: int) -> WallNotMet:
+    holds_to, last = limit.holds_to_users, limit.at(top)
+    return WallNotMet(
+        name=limit.name,
+        up_to_users=top,
+        limit=limit.limit,
+        holds_to_users=holds_to,
+        share_at_most=limit.at(holds_to or 0).share_at_most,
+        more_requests=last.more_requests,
+        more_s=last.more_s,
+    )
 
 
 def _memory_figures(

@@ -7,6 +7,7 @@ import numpy as np
 
 from analysis.answers.capacity import Headline
 from analysis.evidence.evidence import Evidence
+from analysis.walls.held import held_limits
 from analysis.walls.placed import PlacedWall
 
 CONFIDENCE = 0.9
@@ -17,37 +18,56 @@ TIE = 0.05  # walls less likely than this to be the first do not affect the uppe
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:
     """Joins the walls into one number of users with an interval.
 
-    The first wall is the wall with the lowest estimate.
+    The binding wall is the wall with the lowest estimate, or a more probable first wall if each of the two
+    estimates lies within the bounds of the other wall.
 
-    - Lower end: the smallest lower bound of all walls. If the first wall lies above the highest trusted
+    - Lower end: the smallest lower bound of all walls. If the binding wall lies above the highest trusted
       level, this level is a lower bound too.
-    - Upper end: the smallest upper bound of the first wall and its rivals. A rival is another wall that is
+    - Upper end: the smallest upper bound of the binding wall and its rivals. A rival is another wall that is
       reached first with a probability above TIE. These walls share the permitted error of the upper end
       equally (docs/method.md).
-    - There is no upper end if there is no wall, or if the first wall lies above REACH times the highest
-      trusted level.
+    - If there is no wall, or if the first wall lies above REACH times the highest trusted level, there is no
+      upper end. The lower end is then also the largest number of users for which the limits that were not
+      passed are known to hold. The result is empty where that is not even known for the lowest level.
     """
     top = evidence.trusted[-1]
     first = min(walls, key=lambda wall: wall.x, default=None)
     error = (1.0 - confidence) / 2
     if first is None or first.x > REACH * top:
-        return _at_least(min([float(top)] + [wall.bound(error)[0] for wall in walls]))
+        return _at_least(evidence, walls, error=error)
     p_binding = _p_binding(walls)
-    rivals = [wall for wall in walls if wall is first or p_binding.get(wall.name, 0.0) > TIE]
-    low = min([wall.bound(error)[0] for wall in walls] + ([float(top)] if first.x > top else []))
+    binding = _binding(walls, first, p_binding, error=error)
+    rivals = [wall for wall in walls if wall in (binding, first) or p_binding.get(wall.name, 0.0) > TIE]
+    low = min([wall.bound(error)[0] for wall in walls] + ([float(top)] if binding.x > top else []))
     high = min(wall.bound(error / len(rivals))[1] for wall in rivals)
     return Headline(
         max_users=math.floor(low),
-        estimate=math.floor(first.x),
+        estimate=math.floor(binding.x),
         interval=(math.floor(low), math.floor(high)),
-        estimate_x=first.x,
+        estimate_x=binding.x,
         interval_x=(low, high),
-        binding=first.name,
+        binding=binding.name,
         p_binding=p_binding,
     )
 
 
-def _at_least(users: float) -> Headline:
+def _binding(
+    walls: Sequence[PlacedWall], first: PlacedWall, p_binding: dict[str, float], *, error: float
+) -> PlacedWall:
+    """Returns the most probable first wall if its estimate and that of the lowest wall, `first`, lie within
+    the bounds of each other; else `first`."""
+    likely = max(walls, key=lambda wall: p_binding.get(wall.name, 0.0))
+    (low, high), (least, most) = likely.bound(error), first.bound(error)
+    return likely if low <= first.x <= high and least <= likely.x <= most else first
+
+
+def _at_least(evidence: Evidence, walls: Sequence[PlacedWall], *, error: float) -> Headline:
+    held = held_limits(evidence, [wall.name for wall in walls], error=error)
+    known = [limit.holds_to_users for limit in held if limit.binds]
+    if None in known:
+        return Headline()
+    ends = [float(evidence.trusted[-1])] + [float(users) for users in known if users is not None]
+    users = min(ends + [wall.bound(error)[0] for wall in walls])
     return Headline(
         max_users=math.floor(users),
         interval=(math.floor(users), None),

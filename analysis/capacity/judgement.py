@@ -91,7 +91,7 @@ def _prefix_wall(evidence: Evidence, rng: np.random.Generator) -> PrefixWall | N
         evidence.levels,
         evidence.pool,
         shared_prefix=evidence.pairs.shared_prefix,
-        resamples=RESAMPLES,
+        limit=evidence.slo.prefix_hit_fraction,
         rng=rng,
     )
 
@@ -107,11 +107,13 @@ def _placed_walls(
 ) -> list[PlacedWall]:
     """Returns every wall that was met in the load test or that a model predicts.
 
-    To add a kind of wall, write a module in `analysis.walls` and add a line here.
+    The prefix cache is a wall only where an objective for its hits is set. To add a kind of wall, write a
+    module in `analysis.walls` and add a line here.
     """
+    hits_bind = evidence.slo.prefix_hit_fraction is not None
     found = [
         place_kv_cache(evidence, memory) if memory is not None else None,
-        place_prefix_cache(evidence, prefix) if prefix is not None else None,
+        place_prefix_cache(evidence, prefix) if prefix is not None and hits_bind else None,
         place_ttft(evidence, rng),
         place_tpot(evidence, rng),
         place_errors(evidence, rng),

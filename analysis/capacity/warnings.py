@@ -25,7 +25,9 @@ from analysis.notes import (
     SimulatorLate,
     SpreadOverEngines,
     TooFewLengths,
+    TooFewToHold,
 )
+from analysis.walls.held import HeldLimit
 from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 
@@ -93,6 +95,24 @@ def _length_warnings(evidence: Evidence) -> list[Note]:
     seeds = [run.info.settings["seed"] for run in evidence.runs if "seed" in run.info.settings]
     if len(set(map(str, seeds))) < len(seeds):
         found.append(SeedRepeated())
+    return found
+
+
+def too_few_to_hold(held: Sequence[HeldLimit], users: int) -> list[Note]:
+    """Returns a note on each limit that is not known to hold at the highest measured level up to `users`."""
+    found: list[Note] = []
+    for limit in held:
+        proof = limit.at(users)
+        if limit.binds and not proof.holds:
+            note = TooFewToHold(
+                wall=limit.name,
+                users=proof.users,
+                share_at_most=proof.share_at_most,
+                limit=limit.limit,
+                more_requests=proof.more_requests,
+                more_s=proof.more_s,
+            )
+            found.append(note)
     return found
 
 

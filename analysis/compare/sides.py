@@ -160,8 +160,8 @@ def capacity_of(side: MeasuredDeployment) -> Quantity | None:
 
     def bounds(error: float) -> tuple[float, float]:
         interval = headline_of(evidence, walls, confidence=1.0 - 2.0 * error).interval_x
-        assert interval is not None
-        return interval[0], math.inf if interval[1] is None else interval[1]
+        low, high = interval or (0.0, None)  # too few requests to know any number of users so surely
+        return low, math.inf if high is None else high
 
     return Quantity(value=value, bounds=bounds)
 

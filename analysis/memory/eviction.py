@@ -8,7 +8,8 @@ from scipy import special
 from analysis.evidence.turns import Turns
 from analysis.statistics.arrays import Floats, Ints
 
-FOUND_LIMIT = 0.9  # share of the reusable tokens; below it, the prefix cache is past its wall
+FOUND_LIMIT = 0.9  # share of the reusable tokens below which histories count as computed again
+MOST_USERS = 1e5  # above, no number of users is named
 PAUSES, HISTORIES = 24, 32  # number of quantiles that stand for each distribution
 INSTANTS, MIN_TURNS, MAX_TURNS = 1000, 2000, 5000  # instants and turns on the time line of one user
 
@@ -46,17 +47,19 @@ class Eviction:
             (self._shared + self._again * hit) / (self._shared + self._again * self._history.mean())
         )
 
-    def wall(self, blocks: float) -> float:
-        """Returns the number of users, real-valued, at which the share found falls below FOUND_LIMIT.
+    def wall(self, blocks: float, limit: float = FOUND_LIMIT) -> float:
+        """Returns the number of users, real-valued, at which the share found falls below `limit`.
 
-        It is 1 if even one user finds less than that share.
+        It is 1 if even one user finds less than that share, and infinite if it is more than MOST_USERS.
         """
         low, high = 1.0, 2.0
-        while float(self.found(np.array(high), blocks)) > FOUND_LIMIT and high < 1e7:
+        while float(self.found(np.array(high), blocks)) > limit:
+            if high > MOST_USERS:
+                return math.inf
             low, high = high, 2.0 * high
         for _ in range(30):
             middle = (low + high) / 2
-            if float(self.found(np.array(middle), blocks)) > FOUND_LIMIT:
+            if float(self.found(np.array(middle), blocks)) > limit:
                 low = middle
             else:
                 high = middle

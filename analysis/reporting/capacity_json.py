@@ -43,6 +43,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "p_binding": head.p_binding,
         "bounds": model.bounds,
         "not_met": model.not_met,
+        "prefix_cache": model.prefix_cache,
         "memory": model.memory,
         "latency": model.latency,
         "levels": [_level_object(level) for level in model.levels],

@@ -6,7 +6,14 @@ A wall is a limit on the number of users, such as a full KV cache or a missed ob
 import math
 from collections.abc import Sequence
 
-from analysis.answers.capacity import Bound, Headline, ModelAnswer, Option, WorkloadSummary
+from analysis.answers.capacity import (
+    Bound,
+    Headline,
+    ModelAnswer,
+    Option,
+    WallNotMet,
+    WorkloadSummary,
+)
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.capacity_json import WITHOUT_MODEL
@@ -20,8 +27,10 @@ from analysis.reporting.numbers import (
     users_text,
 )
 from analysis.reporting.words import BASIS_WORDS, BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
+from analysis.walls.names import WallName
 from loadtest.record import Slo
 
+MISSING: dict[WallName, str] = {"ttft": "late", "tpot": "slow", "errors": "refused"}
 MIN_SHOWN_P = 0.05  # walls that come first with a lower probability are not named
 DASH_NOTE = (
     "A dash: fewer than the 59 independent requests that a p95 needs. Requests that share a batch or a queue "
@@ -59,7 +68,7 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
     """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
-        parts.append(_beyond_text(model))
+        parts += [_beyond_text(model), _prefix_text(model)]
     parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
     if model.levels:
         parts.append(_trusted_text(model.levels))
@@ -75,18 +84,30 @@ def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
     if model.refused:
         return " ".join(sentences(model.reasons))
     if head.interval_x is None or head.estimate_x is None or head.interval_x[1] is None:
-        top = max(level.users for level in model.trusted)
-        text = f"No wall was met up to {users_text(top)}, the highest trusted level: run higher levels."
-        if model.bounds:
-            nearest = model.bounds[0]
-            text += f" The {WALL_NAMES[nearest.name]} wall is predicted at about {nearest.users_x:.1f} users."
-        return text
+        return _at_least_text(model, confidence=confidence)
     low, high = head.interval_x
     interval = f"{100 * confidence:.0f} %: {low:.1f} to {high:.1f}"
     return (
         f"The limit is {head.estimate_x:.1f} users ({interval}): {WALL_NAMES[head.binding]}{_rivals(model)}. "
         f"{head.max_users} is the lower end, rounded down."
     )
+
+
+def _at_least_text(model: ModelAnswer, *, confidence: float) -> str:
+    top = max(level.users for level in model.trusted)
+    users = model.headline.max_users
+    sure = f"{50 + 50 * confidence:.0f} % sure"
+    text = f"No wall was met up to {users_text(top)}, the highest trusted level: run higher levels."
+    if users is not None and users < top:
+        text += (
+            f" Only up to {users_text(users)} are there enough requests to be {sure} that all limits hold."
+        )
+    else:
+        text += f" All limits hold there ({sure})."
+    if model.bounds:
+        nearest = model.bounds[0]
+        text += f" The {WALL_NAMES[nearest.name]} wall is predicted at about {nearest.users_x:.1f} users."
+    return text
 
 
 def _rivals(model: ModelAnswer) -> str:
@@ -108,6 +129,23 @@ def _rivals(model: ModelAnswer) -> str:
 def _beyond_text(model: ModelAnswer) -> str:
     beyond = BEYOND_WALL[model.headline.binding]
     return f"With more users, {beyond}." if beyond else ""
+
+
+def _prefix_text(model: ModelAnswer) -> str:
+    """Says from how many users on histories are computed again, where no objective makes that a wall.
+
+    Empty where that lies beyond the answer and beyond all trusted levels.
+    """
+    found = model.prefix_cache
+    reach = max([level.users for level in model.trusted] + [model.headline.estimate or 0], default=0)
+    if found is None or found.users_x > reach:
+        return ""
+    low, high = found.interval_x
+    return (
+        f"From about {found.users_x:.0f} users on ({low:.0f} to {high:.0f}), histories of conversations "
+        "leave the prefix cache before the next turn and are computed again. The time to first token shows "
+        "whether anybody suffers; --slo-prefix-hit-fraction would make it a limit."
+    )
 
 
 def _workload_text(workload: WorkloadSummary) -> str:
@@ -336,11 +374,23 @@ def _knee(model: ModelAnswer) -> str:
 
 
 def not_met_text(model: ModelAnswer) -> str:
-    """Names the walls that were not met up to the highest trusted level; empty if all walls were met."""
-    if not model.not_met:
-        return ""
-    names = ", ".join(WALL_NAMES[wall.name] for wall in model.not_met)
-    return f"No wall up to {users_text(model.not_met[0].up_to_users)} from: {names}."
+    """Says which walls were not met, and how far their limits are known to hold; empty if all were met."""
+    bounded = [_held_text(wall) for wall in model.not_met if wall.share_at_most is not None]
+    others = [WALL_NAMES[wall.name] for wall in model.not_met if wall.share_at_most is None]
+    if others:
+        bounded.append(f"No wall up to {users_text(model.not_met[0].up_to_users)} from: {', '.join(others)}.")
+    return " ".join(bounded)
+
+
+def _held_text(wall: WallNotMet) -> str:
+    """Says how far a limit holds: `Time to first token: at most 2.1 % late up to 24 users (5 % allowed).`"""
+    name, allowed = WALL_NAMES[wall.name].capitalize(), f"({percent(wall.limit)} allowed)"
+    share = f"at most {percent(wall.share_at_most)} {MISSING[wall.name]}"
+    if wall.holds_to_users is None:
+        return f"{name}: too few requests at any number of users {allowed}."
+    if wall.holds_to_users == wall.up_to_users:
+        return f"{name}: {share} up to {users_text(wall.holds_to_users)} {allowed}."
+    return f"{name}: {share} up to {users_text(wall.holds_to_users)} {allowed}, further up too few requests."
 
 
 def percentile_cells(level: Level) -> list[str]:

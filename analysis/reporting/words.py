@@ -1,10 +1,12 @@
 """Puts the notes of the analysis, such as warnings and options, into words."""
 
+import math
 from collections.abc import Sequence
 from functools import singledispatch
 
 from analysis import notes
 from analysis.notes import Note
+from analysis.reporting.numbers import percent
 from analysis.walls.names import Basis, WallName
 
 WALL_NAMES: dict[WallName, str] = {
@@ -28,6 +30,7 @@ BEYOND_WALL: dict[WallName, str] = {
     "errors": "the server turns requests away",
     "not_reached": "",
 }
+MISSED = {"ttft": "late first tokens", "tpot": "answers with slow tokens", "errors": "refused requests"}
 BASIS_WORDS: dict[Basis, str] = {
     "measured": "measured at this load",
     "interpolated": "between two levels",
@@ -162,6 +165,21 @@ def _(note: notes.PastWallAtLowest) -> str:
         f"Already the lowest trusted level, {note.users} users, is past the {wall_name(note.wall)} wall: "
         "measure at fewer users."
     )
+
+
+@words.register
+def _(note: notes.TooFewToHold) -> str:
+    return (
+        f"Not enough data at {note.users} users: {MISSED[note.wall]} may be up to "
+        f"{percent(note.share_at_most)} ({percent(note.limit)} allowed){_wanting(note)}."
+    )
+
+
+def _wanting(note: notes.TooFewToHold) -> str:
+    if note.more_requests is None or note.more_s is None:
+        return ""
+    seconds = f"about {math.ceil(note.more_s):,} s of this level"
+    return f"; {note.more_requests:,} more requests ({seconds}) would tell"
 
 
 # Warnings.

@@ -228,6 +228,9 @@ class MissShare:
     misses: int
     n: int
     effect: float = 1.0
+    tail_effect: float | None = None
+    """Where none missed: the design effect of the share of values above their own p95, as a guess at that of
+    misses."""
 
     @property
     def fraction(self) -> float:
@@ -267,10 +270,13 @@ def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window)
     count = int(misses.sum())
     if 0 < count < len(misses):
         effect = design_effect(misses.astype(np.float64), at_unix_s, window)
-    else:
-        known = ~np.isnan(values)
-        effect = design_effect(values[known], at_unix_s[known], window)
-    return MissShare(misses=count, n=len(misses), effect=effect)
+        return MissShare(misses=count, n=len(misses), effect=effect)
+    known = ~np.isnan(values)
+    sample, at = values[known], at_unix_s[known]
+    tail = None
+    if not count and len(sample) > 1:
+        tail = design_effect((sample > np.quantile(sample, 0.95)).astype(np.float64), at, window)
+    return MissShare(misses=count, n=len(misses), effect=design_effect(sample, at, window), tail_effect=tail)
 
 
 def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, float]:

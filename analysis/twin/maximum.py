@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.queues import QUEUE_LIMIT
-from analysis.memory.eviction import FOUND_LIMIT
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.crowd import WARM_UP_SHARE
 from analysis.virtual.run import VirtualFigures, simulate_users
@@ -51,14 +50,13 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
 
     The margin is ln(value / limit) for preemptions per request, and logit(value) - logit(limit) for shares.
     alone: figures of a single user, for the prefix cache. A single user's conversations all stay in this
-    cache, so the hit rate of `figures` is divided by that of `alone`. None: the prefix cache is not a limit.
+    cache, so the hit rate of `figures` is divided by that of `alone`. The prefix cache is no limit where this
+    is None or `slo` has no objective for its hits.
     """
     n = max(figures.requests, 1)
     preempted = math.log(max(figures.preempted_fraction, 0.3 / n) / slo.preempted_fraction)
-    found = figures.prefix_hit_rate / alone.prefix_hit_rate if alone and alone.prefix_hit_rate > 0 else 1.0
-    return {
+    margins: WallMargins = {
         "kv_cache": max(preempted, _over(figures.blocked_fraction, slo.kv_blocked_fraction)),
-        "prefix_cache": _over(1.0 - found, 1.0 - FOUND_LIMIT),
         "max_num_seqs": _over(figures.queue_fraction, QUEUE_LIMIT),
         "ttft": _over(figures.ttft_miss, MISS_LIMIT),
         "tpot": _over(figures.tpot_miss, MISS_LIMIT),
@@ -66,6 +64,10 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
             _over(share, OVERLOAD_LIMIT) for share in (figures.error_fraction, figures.paused_fraction)
         ),
     }
+    if slo.prefix_hit_fraction is not None and alone is not None and alone.prefix_hit_rate > 0:
+        found = figures.prefix_hit_rate / alone.prefix_hit_rate
+        margins["prefix_cache"] = _over(1.0 - found, 1.0 - slo.prefix_hit_fraction)
+    return margins
 
 
 def _over(share: float, limit: float) -> float:
@@ -114,7 +116,8 @@ def find_maximum(
     def worst(users: int) -> float:
         return max(wall_margins(figures(users), slo, alone=alone).values())
 
-    alone = probe(1, max(requests, each)) if chats else None
+    hits_bind = chats and slo.prefix_hit_fraction is not None
+    alone = probe(1, max(requests, each)) if hits_bind else None
     low, high = _bracket(worst, max(start or replicas * users_at_half_load(service), 1))
     if low == 0:
         return None

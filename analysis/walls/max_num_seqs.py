@@ -11,7 +11,7 @@ from analysis.levels.level import load_points
 from analysis.levels.queues import QUEUE_LIMIT
 from analysis.statistics.crossings import logit, miss_crossing
 from analysis.walls.placed import (
-    RESAMPLES,
+    WALL_DRAWS,
     PlacedWall,
     placed_at_crossing,
     placed_by_draws,
@@ -42,7 +42,7 @@ def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWa
     if evidence.thinking is None:
         return placed_exactly("max_num_seqs", evidence, users)
     error = math.hypot(evidence.thinking.think_error, BINOMIAL_SD)
-    draws = users * np.exp(error * rng.standard_normal(RESAMPLES))
+    draws = users * np.exp(error * rng.standard_normal(WALL_DRAWS))
     return placed_by_draws("max_num_seqs", evidence, users, draws, measured=False)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from analysis.evidence.evidence import Evidence
 from analysis.statistics.arrays import Floats
@@ -12,6 +13,10 @@ from analysis.statistics.crossings import Crossing
 from analysis.walls.names import Basis, WallName
 
 RESAMPLES, QUICK_RESAMPLES = 300, 100
+WALL_DRAWS = (
+    3000  # random values of each wall that tell which is the first: a share of 5 % is then known to 0.4 %
+)
+BEYOND = 5  # draws beyond a quantile, at least; a bound with fewer is continued as a normal tail
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -23,7 +28,7 @@ class PlacedWall:
     bound: Callable[[float], tuple[float, float]]
     """Maps a one-sided error probability to the (lower, upper) bound on x."""
     draws: Floats
-    """Draws of x, shape (RESAMPLES,). They tell how often each wall is the first."""
+    """Draws of x, shape (WALL_DRAWS,). They tell how often each wall is the first."""
     basis: Basis
 
 
@@ -53,15 +58,27 @@ def placed_by_draws(
         basis = "model"
 
     def bound(error: float) -> tuple[float, float]:
-        low, high = np.quantile(draws, [error, 1.0 - error])
-        return min(float(low), x), max(float(high), x)
+        return min(tail_quantile(draws, error), x), max(-tail_quantile(-draws, error), x)
 
-    return PlacedWall(name=name, x=x, bound=bound, draws=np.resize(draws, RESAMPLES), basis=basis)
+    return PlacedWall(name=name, x=x, bound=bound, draws=np.resize(draws, WALL_DRAWS), basis=basis)
+
+
+def tail_quantile(draws: Floats, error: float) -> float:
+    """Returns the quantile of the draws at a small share `error`.
+
+    Where fewer than BEYOND draws lie below it, the tail is taken as that of a normal distribution through the
+    median and the quantile that has BEYOND draws below it.
+    """
+    known = min(BEYOND / len(draws), 0.5)
+    if error >= known:
+        return float(np.quantile(draws, error))
+    middle, low = np.quantile(draws, [0.5, known])
+    return float(middle + (low - middle) * special.ndtri(error) / special.ndtri(known))
 
 
 def _draws(x: float, bounds: tuple[float, float], rng: np.random.Generator) -> Floats:
     """Returns random values around x: log-normal on each side, with 5 % of them beyond each bound."""
-    z = rng.standard_normal(RESAMPLES)
+    z = rng.standard_normal(WALL_DRAWS)
     below, above = math.log(x / bounds[0]) / 1.645, math.log(bounds[1] / x) / 1.645
     return x * np.exp(z * np.where(z < 0, below, above))
 
@@ -75,7 +92,7 @@ def placed_between(
         name=name,
         x=low,
         bound=lambda _: (low, high),
-        draws=rng.uniform(low, high, RESAMPLES),
+        draws=rng.uniform(low, high, WALL_DRAWS),
         basis=_basis(low, evidence.trusted),
     )
 
@@ -86,7 +103,7 @@ def placed_exactly(name: WallName, evidence: Evidence, users: float) -> PlacedWa
         name=name,
         x=users,
         bound=lambda _: (users, users),
-        draws=np.full(RESAMPLES, users),
+        draws=np.full(WALL_DRAWS, users),
         basis=_basis(users, evidence.trusted),
     )
 

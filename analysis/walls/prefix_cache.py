@@ -1,4 +1,6 @@
-"""The prefix-cache wall (a limit in users): histories are evicted from the cache before the next turn.
+"""The prefix-cache wall: the users whose histories are evicted from the cache before the next turn.
+
+It limits the answer only where an objective for the hits is set.
 
 Hits are shares of the tokens that an unlimited cache would have found. Formulas: docs/method.md.
 """
@@ -14,11 +16,11 @@ from analysis.evidence.think_time import Thinking, thinking_of
 from analysis.evidence.turns import Turns, reusable_tokens, turns_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
-from analysis.memory.eviction import FOUND_LIMIT, Eviction
+from analysis.memory.eviction import FOUND_LIMIT, MOST_USERS, Eviction
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 from analysis.statistics.samples import student
-from analysis.walls.placed import PlacedWall, placed_by_draws
+from analysis.walls.placed import WALL_DRAWS, PlacedWall, placed_by_draws
 
 EVICTION_SD = 0.025  # of ln(true wall / formula) at known lengths: `python -m benchmarks prefix_cache`
 FREEDOM = 4.0  # of Student's t: its tails let levels outweigh a formula that they contradict
@@ -119,14 +121,17 @@ def prefix_wall(
     pool: Pool,
     *,
     shared_prefix: int,
-    resamples: int,
+    limit: float | None,
+    resamples: int = WALL_DRAWS,
     rng: np.random.Generator,
 ) -> PrefixWall | None:
-    """Computes the number of users whose histories outgrow the cache.
+    """Computes the number of users at which the hits fall below a share `limit` of those at low load.
 
     The result of a formula is corrected by the measured hits. None where nothing is reused, because
-    conversations have one turn or the server has no prefix caching.
+    conversations have one turn or the server has no prefix caching, and where the number is beyond
+    MOST_USERS. limit: the objective; by default FOUND_LIMIT.
     """
+    limit = limit or FOUND_LIMIT
     thinking = thinking_of(levels)
     turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
     if turns is None or thinking is None:
@@ -135,19 +140,21 @@ def prefix_wall(
     caching = runs[-1].info.server.enable_prefix_caching
     if caching is False or (found[0].share < MIN_HITS if found else caching is None):
         return None
-    eviction, formula = _settled(turns, thinking, pool, pool.blocks)
+    eviction, formula = _settled(turns, thinking, pool, pool.blocks, limit)
+    if not math.isfinite(formula):
+        return None
     response_s = _response_s(thinking, formula * pool.engines)
     drawn = [
-        math.log(Eviction(turns, response_s=response_s, rng=rng, resample=True).wall(pool.blocks))
+        Eviction(turns, response_s=response_s, rng=rng, resample=True).wall(pool.blocks, limit)
         for _ in range(FORMULA_DRAWS)
     ]
-    sd = math.hypot(EVICTION_SD, float(np.std(drawn)))
-    shift, weight = _shift(eviction, pool, found, sd=sd)
+    sd = math.hypot(EVICTION_SD, float(np.std(np.log(np.minimum(drawn, MOST_USERS)))))
+    shift, weight = _shift(eviction, pool, found, limit=limit, sd=sd)
     middle, *draws = np.interp(np.append(0.5, rng.uniform(size=resamples)), np.cumsum(weight), shift)
     scale = pool.engines * math.exp(middle)
 
     def with_pool(factor: float) -> float:
-        return scale * _settled(turns, thinking, pool, pool.blocks * factor)[1]
+        return scale * _settled(turns, thinking, pool, pool.blocks * factor, limit)[1]
 
     return PrefixWall(
         x=scale * formula,
@@ -162,7 +169,9 @@ def _response_s(thinking: Thinking, users: float) -> float:
     return thinking.idle_s + thinking.slope_s * whole * thinking.active(whole)
 
 
-def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tuple[Eviction, float]:
+def _settled(
+    turns: Turns, thinking: Thinking, pool: Pool, blocks: float, limit: float
+) -> tuple[Eviction, float]:
     """Returns the formula, and the number of users of one engine at which it places the wall.
 
     The formula needs the request duration, and the request duration depends on the number of users that the
@@ -170,13 +179,15 @@ def _settled(turns: Turns, thinking: Thinking, pool: Pool, blocks: float) -> tup
     """
     users = 1.0
     for _ in range(SETTLING_ROUNDS):
-        response_s = _response_s(thinking, users * pool.engines)
+        response_s = _response_s(thinking, min(users, MOST_USERS) * pool.engines)
         eviction = Eviction(turns, response_s=response_s, rng=np.random.default_rng(0), resample=False)
-        users = eviction.wall(blocks)
+        users = eviction.wall(blocks, limit)
     return eviction, users
 
 
-def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: float) -> tuple[Floats, Floats]:
+def _shift(
+    eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, limit: float = FOUND_LIMIT, sd: float
+) -> tuple[Floats, Floats]:
     """Returns possible values of ln(wall / formula) and their weights, shape (SHIFT_GRID,) each.
 
     The weights are a posterior. The prior is Student's t with scale `sd`, the formula's error. It is updated
@@ -189,7 +200,7 @@ def _shift(eviction: Eviction, pool: Pool, found: Sequence[LevelHits], *, sd: fl
         lowest, rest = found[0], found[1:]
         relative = np.array([one.share for one in rest]) / lowest.share
         variance = (np.array([one.se for one in rest]) / lowest.share) ** 2
-        variance += SHAPE_SE**2 + (SHAPE_DRIFT * (relative - FOUND_LIMIT)) ** 2
+        variance += SHAPE_SE**2 + (SHAPE_DRIFT * (relative - limit)) ** 2
         common = relative * lowest.se / lowest.share  # all ratios contain the lowest level's error
         expected = [
             eviction.found(one.users / pool.engines * np.exp(-shift), pool.blocks) for one in (lowest, *rest)

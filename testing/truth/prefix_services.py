@@ -126,7 +126,7 @@ def maybe_wall_of(run: Run) -> PrefixWall | None:
     assert evidence.pool is not None
     assert evidence.pairs is not None
     return prefix_wall(
-        [run], evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix, resamples=300,
+        [run], evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix, limit=None,
         rng=np.random.default_rng(0),
     )  # fmt: skip
 

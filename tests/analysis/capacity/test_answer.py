@@ -90,7 +90,7 @@ def test_without_metrics_memory_is_missing_and_latency_still_answers(tmp_path):
 
 
 def test_where_nothing_broke_the_answer_is_at_least_the_highest_level(tmp_path):
-    write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=20.0))
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=40.0))
     found = answer_for(tmp_path / "r")
     assert found.headline.at_least
     assert found.headline.max_users == 4

@@ -11,16 +11,19 @@ from analysis.capacity.answer import recommend
 from analysis.levels.context import Pool
 from analysis.memory.eviction import Eviction
 from analysis.reading.runs import Run
+from analysis.reporting.capacity_words import first_screen
 from analysis.reporting.words import words
 from analysis.twin.maximum import find_maximum
 from analysis.walls import prefix_cache
 from analysis.walls.prefix_cache import LevelHits
 from loadtest.record import Slo
 from testing.inputs.conversations import chats
-from testing.truth.prefix_services import SLO, compare, maybe_wall_of, run_of, true_wall, wall_of
+from testing.truth.prefix_services import compare, maybe_wall_of, run_of, true_wall, wall_of
 from testing.truth.three_turns import three_turns
 
 LEVELS = (4, 8, 16, 24, 32)
+HITS = Slo(prefix_hit_fraction=0.9)
+"""The objective that makes the prefix cache a wall."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,9 @@ def test_a_run_across_the_wall_knows_it_by_cached_tokens_and_by_counters_alike(r
 
 
 def test_it_is_named_explained_and_given_levers(run):
-    answer = recommend([run], slo=SLO)
+    answer = recommend([run], slo=HITS)
     assert answer.headline.binding == "prefix_cache"
+    assert answer.prefix_cache is None
     assert answer.bounds[0].basis in ("measured", "interpolated")
     rates = [level.server.prefix_hit_rate for level in answer.levels]
     assert rates[0] > 0.5
@@ -65,8 +69,25 @@ def test_it_is_named_explained_and_given_levers(run):
     assert next(level for level in answer.levels if level.users == 24).server.kv_cache_usage < 0.4
 
 
+def test_without_an_objective_for_hits_it_is_a_note_with_its_place_and_no_wall(run, true):
+    answer = recommend([run], slo=Slo())
+    assert answer.headline.binding != "prefix_cache"
+    assert "prefix_cache" not in {wall.name for wall in [*answer.bounds, *answer.not_met]}
+    assert answer.headline.max_users >= LEVELS[-1] > true
+    assert answer.prefix_cache is not None
+    assert answer.prefix_cache.users_x == pytest.approx(true, rel=0.05, abs=0.5)
+    said = " ".join(first_screen(answer, slo=Slo(), confidence=0.9))
+    assert f"From about {answer.prefix_cache.users_x:.0f} users on" in said
+    assert "computed again" in said
+
+
+def test_a_lower_objective_for_hits_is_met_with_more_users(run):
+    strict, loose = (recommend([run], slo=Slo(prefix_hit_fraction=share)) for share in (0.9, 0.6))
+    assert loose.headline.estimate_x > 1.1 * strict.headline.estimate_x
+
+
 def test_far_below_it_the_wall_is_predicted_and_the_answer_is_at_least(true):
-    far = recommend([run_of(three_turns(), (2, 4), seed=0)], slo=SLO)
+    far = recommend([run_of(three_turns(), (2, 4), seed=0, cycles=60)], slo=HITS)
     assert far.headline.at_least
     (wall,) = (bound for bound in far.bounds if bound.name == "prefix_cache")
     assert wall.basis == "extrapolated"
@@ -74,7 +95,7 @@ def test_far_below_it_the_wall_is_predicted_and_the_answer_is_at_least(true):
 
 
 def test_without_a_cache_the_answer_says_that_its_wall_was_not_met(run):
-    off = recommend([without_cache(run)], slo=SLO)
+    off = recommend([without_cache(run)], slo=HITS)
     assert "prefix_cache" in {wall.name for wall in off.not_met}
     assert math.isnan(off.levels[0].server.prefix_hit_rate)
 
@@ -112,7 +133,7 @@ def test_without_conversations_or_without_a_cache_there_is_none(run):
 
 
 def test_the_true_limit_knows_it(true):
-    found = find_maximum(three_turns(), Slo(ttft_p95_s=60.0, tpot_p95_s=60.0))
+    found = find_maximum(three_turns(), Slo(ttft_p95_s=60.0, tpot_p95_s=60.0, prefix_hit_fraction=0.9))
     assert found is not None
     assert found.wall == "prefix_cache"
     assert found.x == pytest.approx(true, rel=0.05)
