@@ -77,8 +77,8 @@ class Completion:
     """Writes the answer to one request, token by token. `advance` is called for every token, so it must be
     cheap: the bytes around each token's text are prepared once.
 
-    `write` is the function that receives the bytes, already framed for HTTP's chunked encoding. At first
-    `write` appends the bytes to `pending`; the caller later replaces `write` with the socket's method. If the
+    `write` is the function that receives the bytes, already framed for HTTP's chunked encoding if `chunked` is
+    true. At first `write` appends the bytes to `pending`; the caller later replaces `write` with the socket's method. If the
     answer is not streamed, `write` is None.
     """
 
@@ -92,8 +92,10 @@ class Completion:
         request: Request,
         counts_reasoning: bool,
         shows_cached_tokens: bool,
+        chunked: bool,
     ) -> None:
         self.chat = chat
+        self.chunked = chunked
         self.answer = answer
         self.request = request
         self.made = 0
@@ -212,7 +214,7 @@ class Completion:
 
     def _write_event(self, event: bytes) -> None:
         assert self.write is not None  # callers have checked
-        self.write(b"%x\r\n%b\r\n" % (len(event), event))
+        self.write(b"%x\r\n%b\r\n" % (len(event), event) if self.chunked else event)
 
     def _running_usage(self, made: int) -> bytes:
         usage = self.usage(made)

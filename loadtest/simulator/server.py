@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from loadtest.simulator.chat import VLLM_VERSION, Completion, RefusalError, parse_completion_request
 from loadtest.simulator.engine.config import EngineConfig
@@ -144,7 +144,11 @@ class SimulatorServer:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         raw = await http.read()
-        completion = self._completion(raw, http.headers.get("X-Request-Id") or uuid.uuid4().hex[:16])
+        completion = self._completion(
+            raw,
+            http.headers.get("X-Request-Id") or uuid.uuid4().hex[:16],
+            chunked=http.version >= HttpVersion11,  # HTTP/1.0 has no chunks: the stream ends the connection
+        )
         ended = asyncio.Event()
         completion.on_end = ended.set
         self.live.submit(completion)
@@ -156,7 +160,7 @@ class SimulatorServer:
         finally:
             self.live.forget(completion)
 
-    def _completion(self, raw: bytes, request_id: str) -> Completion:
+    def _completion(self, raw: bytes, request_id: str, *, chunked: bool) -> Completion:
         preset, config = self.options.preset, self.options.config
         chat = parse_completion_request(
             raw, model=preset.model, max_model_len=config.max_model_len, thinks=preset.thinks
@@ -181,12 +185,16 @@ class SimulatorServer:
             request=request,
             counts_reasoning=preset.thinks,
             shows_cached_tokens=self.options.enable_prompt_tokens_details,
+            chunked=chunked,
         )
 
 
 async def _stream(http: web.Request, completion: Completion, ended: asyncio.Event) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    response.enable_chunked_encoding()
+    if completion.chunked:
+        response.enable_chunked_encoding()
+    else:
+        response.force_close()
     await response.prepare(http)
     if http.transport is None:
         raise ConnectionResetError("The client left before its answer began.")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -338,3 +340,21 @@ def test_its_histograms_and_its_start_are_read_as_vllms(server: SimulatedServer)
     assert 0 < row.ttft_sum_s < row.e2e_sum_s
     assert row.started_unix_s is not None
     assert before - 600 < row.started_unix_s < before
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_client_of_http_1_0_gets_the_same_stream_without_chunks(
+    server: SimulatedServer, connection: str
+) -> None:
+    body = json.dumps(chat_body(stream=True)).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.0\r\nConnection: {connection}\r\nContent-Length: {len(body)}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), timeout=10) as client:
+        client.sendall(head.encode() + b"\r\n" + body)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    status, _, stream = received.partition(b"\r\n\r\n")
+    assert status.startswith(b"HTTP/1.0 200 OK")
+    assert b"chunked" not in status.lower()
+    _, whole = server.chat(chat_body(stream=True))
+    assert stream_deltas(stream, "content") == stream_deltas(whole, "content")
