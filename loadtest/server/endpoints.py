@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import os
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,16 +74,16 @@ async def list_models(
         raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
     except aiohttp.ClientConnectorSSLError as error:
         raise InputError(
-            f"{target.shown}: no TLS connection ({_reason(error)}): if the server speaks plain HTTP, "
+            f"{target.shown}: no TLS connection ({connection_problem(error)}): if the server speaks plain HTTP, "
             "give --host http://..."
         ) from None
     except aiohttp.ClientConnectorCertificateError as error:
         raise InputError(
-            f"{target.shown} has no certificate that is trusted here ({_reason(error)}): "
+            f"{target.shown} has no certificate that is trusted here ({connection_problem(error)}): "
             "name its certificate authority with --ca-file."
         ) from None
     except aiohttp.ClientConnectorError as error:
-        raise InputError(f"{target.shown} cannot be reached ({_reason(error)}).") from None
+        raise InputError(f"{target.shown} cannot be reached ({connection_problem(error)}).") from None
     except (aiohttp.ClientError, OSError) as error:
         raise InputError(f"{target.shown} does not speak HTTP ({type(error).__name__}).") from None
     except (ValueError, LookupError, TypeError):
@@ -129,8 +130,12 @@ class LoadingWait:
         await asyncio.sleep(min(LOADING_POLL_S, self._limit_s))
 
 
-def _reason(error: aiohttp.ClientConnectorError) -> str:
-    return error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+def connection_problem(error: aiohttp.ClientConnectorError) -> str:
+    """Returns in a few words why there was no connection, such as "Connection refused"."""
+    cause = error.os_error
+    if cause.errno is not None and cause.errno > 0:  # asyncio puts the address into `strerror`
+        return os.strerror(cause.errno)
+    return cause.strerror or str(cause) or type(cause).__name__
 
 
 def _refusal_sentence(url: str, refusal: StatusError) -> str:

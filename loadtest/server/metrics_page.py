@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from loadtest.credentials import shown_address
+from loadtest.server.endpoints import connection_problem
 
 FETCH_TIMEOUT_S = 5.0
 MAX_PAGE_BYTES = 32 * 1024**2
@@ -52,8 +53,7 @@ async def fetch_page(session: aiohttp.ClientSession, url: str, headers: Mapping[
     except TimeoutError:
         raise PageError(f"did not answer within {FETCH_TIMEOUT_S:g} s") from None
     except aiohttp.ClientConnectorError as error:
-        reason = error.os_error.strerror or type(error.os_error).__name__
-        raise PageError(f"cannot be reached ({reason})") from None
+        raise PageError(f"cannot be reached ({connection_problem(error)})") from None
     except (aiohttp.ClientError, OSError) as error:
         raise PageError(f"did not answer in HTTP ({type(error).__name__})") from None
 

@@ -77,9 +77,9 @@ class Completion:
     """Writes the answer to one request, token by token. `advance` is called for every token, so it must be
     cheap: the bytes around each token's text are prepared once.
 
-    `write` is the function that receives the bytes, already framed for HTTP's chunked encoding if `chunked` is
-    true. At first `write` appends the bytes to `pending`; the caller later replaces `write` with the socket's method. If the
-    answer is not streamed, `write` is None.
+    `write` is the function that receives the bytes, already framed for HTTP's chunked encoding if `chunked`
+    is true. At first `write` appends the bytes to `pending`; the caller later replaces `write` with the
+    socket's method. If the answer is not streamed, `write` is None.
     """
 
     def __init__(
