@@ -74,8 +74,8 @@ async def list_models(
         raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
     except aiohttp.ClientConnectorSSLError as error:
         raise InputError(
-            f"{target.shown}: no TLS connection ({connection_problem(error)}): if the server speaks plain HTTP, "
-            "give --host http://..."
+            f"{target.shown}: no TLS connection ({connection_problem(error)}): if the server speaks plain "
+            "HTTP, give --host http://..."
         ) from None
     except aiohttp.ClientConnectorCertificateError as error:
         raise InputError(
