@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-Answer = tuple[int, object]
+ImitatedAnswer = tuple[int, object]
 """Status and body: a text, bytes, or a JSON value."""
 
 
@@ -21,8 +21,8 @@ class Imitation:
     """What the imitated server answers."""
 
     models: object = field(default_factory=lambda: [{"id": "m", "object": "model", "owned_by": "imitation"}])
-    """Entries of /v1/models, or the Answer to it."""
-    refusal: Callable[[dict[str, Any]], Answer | None] = lambda _: None
+    """Entries of /v1/models, or the ImitatedAnswer to it."""
+    refusal: Callable[[dict[str, Any]], ImitatedAnswer | None] = lambda _: None
     """Returns the refusal of a chat request with this body; None if it is answered."""
     pages: dict[str, object] = field(default_factory=dict)
     """JSON values of further paths."""
@@ -56,7 +56,7 @@ class Imitation:
         return respond((200, {"object": "list", "data": self.models}))
 
 
-def respond(answer: Answer) -> web.Response:
+def respond(answer: ImitatedAnswer) -> web.Response:
     status, body = answer
     if isinstance(body, str | bytes):
         return web.Response(status=status, body=body)

@@ -16,7 +16,7 @@ from loadtest.server.endpoints import list_models
 from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
 from loadtest.settings import Settings
 from testing.processes import free_port
-from testing.servers.imitation import Answer, Imitation, imitated_server
+from testing.servers.imitation import ImitatedAnswer, Imitation, imitated_server
 from testing.servers.wire import (
     ANSWER_EVENTS,
     LAST_CHUNK,
@@ -111,7 +111,7 @@ def test_litellms_context_is_in_its_model_info() -> None:
 def test_a_context_that_nobody_lists_is_read_from_the_refusal_of_a_request_that_is_too_long(
     words: str,
 ) -> None:
-    def refuse(body: dict[str, Any]) -> Answer | None:
+    def refuse(body: dict[str, Any]) -> ImitatedAnswer | None:
         return (400, {"error": {"message": words}}) if body["max_tokens"] > 4096 else None
 
     imitation = Imitation(refusal=refuse)
@@ -128,7 +128,7 @@ def test_a_context_that_cannot_be_found_out_stays_unknown() -> None:
 
 
 def test_a_server_that_refuses_ignore_eos_is_named_with_the_flag_to_set() -> None:
-    def refuse(body: dict[str, Any]) -> Answer | None:
+    def refuse(body: dict[str, Any]) -> ImitatedAnswer | None:
         return (422, {"detail": "Extra inputs are not permitted"}) if "ignore_eos" in body else None
 
     said = refused(Imitation(refusal=refuse))
@@ -149,7 +149,7 @@ def test_a_server_that_refuses_ignore_eos_is_named_with_the_flag_to_set() -> Non
         ),
     ],
 )
-def test_a_server_of_embeddings_is_told_what_the_load_test_needs(answer: Answer) -> None:
+def test_a_server_of_embeddings_is_told_what_the_load_test_needs(answer: ImitatedAnswer) -> None:
     said = refused(Imitation(refusal=lambda _: answer))
     assert "needs chat completions" in said
     assert "embeddings" in said
@@ -158,7 +158,7 @@ def test_a_server_of_embeddings_is_told_what_the_load_test_needs(answer: Answer)
 LOADING = (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
 
 
-def first_times(count: int, answer: Answer) -> Callable[[dict[str, Any]], Answer | None]:
+def first_times(count: int, answer: ImitatedAnswer) -> Callable[[dict[str, Any]], ImitatedAnswer | None]:
     turn = itertools.count()
     return lambda _: answer if next(turn) < count else None
 
@@ -190,7 +190,7 @@ def test_a_refusal_that_passes_does_not_end_the_inspection() -> None:
 def test_a_server_that_sheds_the_requests_sent_together_is_still_tested() -> None:
     turn = itertools.count()
 
-    def refuse(body: dict[str, Any]) -> Answer | None:
+    def refuse(body: dict[str, Any]) -> ImitatedAnswer | None:
         together = body["max_tokens"] == 16
         return (503, {"error": {"message": "busy"}}) if together and next(turn) > 0 else None
 
