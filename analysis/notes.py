@@ -164,6 +164,13 @@ class TooFewLengths(Note):
     needed: int
 
 
+class SuspectedMaxNumSeqs(Note):
+    """Requests wait while memory is free and always about `slots` run: this looks like max_num_seqs, which
+    nobody stated."""
+
+    slots: int
+
+
 class SpreadOverEngines(Note):
     """There are several engines, each with its own KV-cache pool. Users are assumed to be spread evenly."""
 

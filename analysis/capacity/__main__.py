@@ -51,7 +51,7 @@ def analyse(options: argparse.Namespace) -> Answer:
     slo = slo_of(options, groups[-1][-1].info)
     with progress() as bar:
         for group in groups:
-            runs = [_with_stated_pool(run, options) for run in read_group(group, bar.task)]
+            runs = [_with_stated_server(run, options) for run in read_group(group, bar.task)]
             model = recommend(
                 runs,
                 slo=slo,
@@ -85,20 +85,19 @@ def _found(options: argparse.Namespace) -> Sequence[FoundRun]:
     return find_runs(options.path)
 
 
-def _with_stated_pool(run: Run, options: argparse.Namespace) -> Run:
-    """Returns the run with the size of the KV-cache pool that the user stated on the command line.
-
-    Returns the run unchanged if the user stated no size.
-    """
-    if options.kv_cache_tokens is None:
-        return run
-    block_size = options.block_size or run.info.server.block_size or VLLM_BLOCK_SIZE
-    server = msgspec.structs.replace(
-        run.info.server,
-        kv_cache_tokens=options.kv_cache_tokens,
-        block_size=block_size,
-        num_gpu_blocks=options.kv_cache_tokens // block_size,
-    )
+def _with_stated_server(run: Run, options: argparse.Namespace) -> Run:
+    """Returns the run with what the user stated of the server on the command line: pool and slots."""
+    server = run.info.server
+    if options.kv_cache_tokens is not None:
+        block_size = options.block_size or server.block_size or VLLM_BLOCK_SIZE
+        server = msgspec.structs.replace(
+            server,
+            kv_cache_tokens=options.kv_cache_tokens,
+            block_size=block_size,
+            num_gpu_blocks=options.kv_cache_tokens // block_size,
+        )
+    if options.max_num_seqs is not None:
+        server = msgspec.structs.replace(server, max_num_seqs=options.max_num_seqs)
     return replace(run, info=msgspec.structs.replace(run.info, server=server))
 
 
@@ -152,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         type=positive_integer,
         metavar="B",
         help=f"tokens a block, with --kv-cache-tokens (default: what /metrics said, else {VLLM_BLOCK_SIZE})",
+    )
+    add(
+        "--max-num-seqs",
+        type=positive_integer,
+        metavar="N",
+        help="the most requests that one engine runs at once (vLLM's flag of this name), where the server "
+        "does not state it: without it, a queue that looks like this limit is only suspected",
     )
     add(
         "--confidence",

@@ -75,7 +75,6 @@ def _memory_wall(
         evidence.slo,
         thinking=evidence.thinking,
         step_cost=None if quick else evidence.step_cost,
-        max_num_seqs=evidence.max_num_seqs,
         replay=not quick,
         resamples=QUICK_RESAMPLES if quick else RESAMPLES,
         rng=rng,

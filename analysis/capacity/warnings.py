@@ -24,6 +24,7 @@ from analysis.notes import (
     SeedRepeated,
     SimulatorLate,
     SpreadOverEngines,
+    SuspectedMaxNumSeqs,
     TooFewLengths,
     TooFewToHold,
 )
@@ -80,6 +81,9 @@ def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[Note]:
         found.append(TooFewLengths(needed=MIN_PAIRS))
     elif evidence.pool.engines > 1:
         found.append(SpreadOverEngines(engines=evidence.pool.engines))
+    slots = evidence.suspected_max_num_seqs
+    if slots is not None:
+        found.append(SuspectedMaxNumSeqs(slots=slots))
     if gauge is not None and abs(gauge.off) > max(GAUGE_DISAGREES, 3.0 * gauge.off_se):
         found.append(GaugeDisagrees(off=gauge.off))
     return found

@@ -56,10 +56,13 @@ class Evidence:
 
     @property
     def max_num_seqs(self) -> int | None:
-        """`max_num_seqs` of all engines together, as stated or else as detected; None if neither."""
-        stated = self.runs[-1].info.server.max_num_seqs
-        engines = self.pool.engines if self.pool else 1
-        return max_num_seqs_of(self.levels, stated=stated * engines if stated else None)
+        """`max_num_seqs` of all engines together, as stated or else as suspected; None if neither."""
+        return max_num_seqs_of(self.levels, stated=_stated_max_num_seqs(self.runs))
+
+    @property
+    def suspected_max_num_seqs(self) -> int | None:
+        """`max_num_seqs` where nobody states it and a queue in a level looks like it; else None."""
+        return None if _stated_max_num_seqs(self.runs) is not None else self.max_num_seqs
 
     @property
     def open_loop(self) -> bool:
@@ -108,6 +111,7 @@ def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Sl
         mean_output=float(pairs.output.mean()) if len(pairs) else math.inf,
         mean_end_blocks=float(ends.mean()) if len(pairs) else 0.0,
         thinks=users_think(runs),
+        max_num_seqs=_stated_max_num_seqs(runs),
     )
 
 
@@ -131,30 +135,18 @@ def users_think(runs: Sequence[Run]) -> bool:
     return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
 
 
-MIN_ALIKE = 3  # levels with equally many requests running, at least
-MIN_ALIKE_SPREAD = 4 / 3  # (most users) / (fewest users) of these levels, at least
+def _stated_max_num_seqs(runs: Sequence[Run]) -> int | None:
+    stated = runs[-1].info.server.max_num_seqs if runs else None
+    return stated * max(run.server.engines for run in runs) if stated else None
 
 
 def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | None:
-    """Returns max_num_seqs as stated, else as detected, else None.
+    """Returns max_num_seqs as stated, else as suspected, else None.
 
-    Trusted levels can show it in two ways. The second is tried only if the first finds nothing:
-
-    - In a level, the number of running requests stays at its maximum while others wait. If several levels
-      show this, the smallest maximum is returned.
-    - In several levels, requests wait although the KV-cache pool has room, and the largest number of running
-      requests is the same in all of them. This needs at least three different numbers of users, the largest
-      at least 4/3 of the smallest.
+    It is suspected where a trusted level shows a queue for slots (`analysis.levels.queues`). If several
+    levels do so, the smallest number is taken.
     """
     if stated is not None:
         return stated
-    trusted = [level for level in levels if level.trusted]
-    detected = [level.server.max_num_seqs for level in trusted if level.server.max_num_seqs is not None]
-    if detected:
-        return min(detected)
-    alike = {
-        level.users: level.server.most_running for level in trusted if level.server.most_running is not None
-    }
-    if len(alike) < MIN_ALIKE or max(alike) < MIN_ALIKE_SPREAD * min(alike) or len(set(alike.values())) > 1:
-        return None
-    return next(iter(alike.values()))
+    seen = [level.server.max_num_seqs for level in levels if level.trusted]
+    return min((slots for slots in seen if slots is not None), default=None)

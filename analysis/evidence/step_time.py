@@ -9,6 +9,7 @@ from scipy import optimize, stats
 
 from analysis.levels.definitions import ttft_s
 from analysis.levels.level import Level
+from analysis.levels.queues import QUEUE_LIMIT
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
 
@@ -79,7 +80,8 @@ def is_free(level: Level) -> bool:
     Where it is unknown whether requests waited for blocks, any waiting request counts.
     """
     waited = level.server.blocked.fraction if level.server.blocked else level.server.waiting_fraction
-    return level.trusted and level.server.most_running is None and not waited > 0.1
+    queued = level.server.queue.fraction > QUEUE_LIMIT
+    return level.trusted and not queued and not waited > 0.1
 
 
 def step_time(levels: Sequence[Level]) -> StepTime | None:

@@ -36,5 +36,7 @@ class Context:
     mean_end_blocks: float
     """Mean blocks that a request frees when it ends; 0 where no lengths are known."""
     thinks: bool
+    max_num_seqs: int | None = None
+    """Slots of all engines together, as the server or the person states them; None where nobody does."""
     not_load: frozenset[FailureClass] = frozenset()
     """Classes of failures that load does not cause: levels are measured without such requests."""

@@ -12,7 +12,7 @@ from analysis.statistics.samples import MissShare, Window, design_effect
 
 MIN_QUEUES = 8  # scrapes with a queue and room in the pool, at least
 ROOM = 0.9  # KV usage below which no request waits for blocks, where lengths are unknown
-AT_TOP, NEAR_TOP, ALWAYS = 0.1, 0.9, 0.8  # shares of scrapes; `python -m benchmarks coverage` tests them
+NEAR_TOP, ALWAYS = 0.9, 0.8  # shares of scrapes; `python -m benchmarks coverage` tests them
 
 
 def blocked_share(
@@ -73,43 +73,28 @@ def queue_share(server: ServerSamples, scrapes: Bools, context: Context, window:
     return _share_of_scrapes(queue[known], server.unix_s[scrapes][known], window)
 
 
-def detected_max_num_seqs(
-    server: ServerSamples, scrapes: Bools, context: Context, users: int, top: int | None
-) -> int | None:
-    """Returns `top` if it is the server's max_num_seqs, else None.
+def detected_max_num_seqs(server: ServerSamples, scrapes: Bools, context: Context, users: int) -> int | None:
+    """Returns the number of slots, if requests wait for slots in this level; else None.
 
-    top: the largest number of requests that ran while others waited. A scrape has a queue if requests waited
-    although the KV-cache pool had room.
+    A scrape has a queue if requests wait although the KV-cache pool has room. More than QUEUE_LIMIT of the
+    scrapes must have one. In nearly all of these, the number of running requests must be the number of slots
+    or slightly less: the gauge is read after requests have ended in a step.
 
-    - In nearly all scrapes with a queue, the number of running requests must be `top` or slightly less. It
-      can be less, because the gauge is read after requests have ended in a step.
-    - If `top` is the number of users, or one less, another kind of queue can look the same. In this case, at
-      least a share ALWAYS of all scrapes must have a queue.
-    """
-    queue = _queues_with_room(server, scrapes, context)
-    if top is None or (users - top <= 1 and queue.mean() < ALWAYS):
-        return None
-    running = server.running[scrapes][queue]
-    below = max(1.0, 0.02 * top, _endings(context, running))
-    return top if float(np.mean(running >= top - below)) >= NEAR_TOP else None
-
-
-def most_running_with_queue(server: ServerSamples, scrapes: Bools, context: Context) -> int | None:
-    """Returns `top`, the largest number of requests that ran while others waited; None without a clear queue.
-
-    `top` is taken over all scrapes with waiting requests. A scrape has a queue if the KV-cache pool also had
-    room for a waiting request. The queue is clear if three conditions hold:
-
-    - More than a share QUEUE_LIMIT of all scrapes have a queue.
-    - At least MIN_QUEUES scrapes have a queue.
-    - In at least a share AT_TOP of the scrapes with a queue, exactly `top` requests ran.
+    Where the number of slots is not known (`context`), it is taken as the most that run while others wait.
+    If this is the number of users, or one less, other queues look the same. A share ALWAYS of all scrapes
+    must then have a queue.
     """
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
     if not len(running) or queue.mean() <= QUEUE_LIMIT or queue.sum() < MIN_QUEUES:
         return None
-    top = float(np.nanmax(running[waiting > 0]))
-    return round(top) if float(np.mean(running[queue] == top)) >= AT_TOP else None
+    top = context.max_num_seqs
+    if top is None:
+        top = round(float(np.nanmax(running[waiting > 0])))
+        if users - top <= 1 and queue.mean() < ALWAYS:
+            return None
+    below = max(1.0, 0.02 * top, _endings(context, running))
+    return top if float(np.mean(running[queue] >= top - below)) >= NEAR_TOP else None
 
 
 def _endings(context: Context, running: Floats) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.levels.context import Context
-from analysis.levels.queues import blocked_share, detected_max_num_seqs, most_running_with_queue, queue_share
+from analysis.levels.queues import blocked_share, detected_max_num_seqs, queue_share
 from analysis.levels.window import ended_inside, known_fraction, known_mean
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
@@ -27,9 +27,7 @@ class ServerFigures:
     queue: MissShare
     """Share of scrapes in which a request waited although the pool had room."""
     max_num_seqs: int | None
-    """Number of slots, detected where running stayed at it with a queue and room in the pool; else None."""
-    most_running: int | None
-    """Most requests that ran while others waited although the pool had room; None without such a queue."""
+    """Number of slots, where requests waited for one of them; else None."""
     prefix_hit_rate: float
     """Share of the looked-up prompt tokens that the prefix cache held."""
     vram_bytes: float
@@ -39,8 +37,7 @@ class ServerFigures:
         """Computes the figures of the scrapes in the window."""
         server = run.server
         inside = (server.unix_s >= window.begin_unix_s) & (server.unix_s <= window.end_unix_s)
-        most_running = most_running_with_queue(server, inside, context)
-        max_num_seqs = detected_max_num_seqs(server, inside, context, users, most_running)
+        max_num_seqs = detected_max_num_seqs(server, inside, context, users)
         return cls(
             running=known_mean(server.running[inside]),
             kv_cache_usage=known_mean(server.kv_cache_usage[inside]),
@@ -49,7 +46,6 @@ class ServerFigures:
             blocked=blocked_share(server, inside, context, window, max_num_seqs),
             queue=queue_share(server, inside, context, window),
             max_num_seqs=max_num_seqs,
-            most_running=most_running,
             prefix_hit_rate=_prefix_hit_rate(run, window),
             vram_bytes=known_mean(server.vram_used_bytes[inside]),
         )

@@ -109,13 +109,10 @@ class LevelPressure:
     """Effective number of scrapes from which `blocked` is known."""
 
 
-def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = None) -> list[LevelPressure]:
+def measured_pressure(levels: Sequence[Level]) -> list[LevelPressure]:
     """Returns the preemptions and the blocked time of each level that the formula may be compared with.
 
-    Levels that are not trusted are left out. Levels that max_num_seqs limited are left out too, in two cases:
-
-    - The limit was detected in the level's own scrapes.
-    - `max_num_seqs` is given, and the level's `most_running` equals it.
+    Levels that are not trusted, and levels in which requests waited for `max_num_seqs` slots, are left out.
     """
     return [
         LevelPressure(
@@ -126,9 +123,7 @@ def measured_pressure(levels: Sequence[Level], *, max_num_seqs: int | None = Non
             scrapes=level.server.blocked.effective if level.server.blocked else 0.0,
         )
         for level in levels
-        if level.trusted
-        and level.server.max_num_seqs is None
-        and (max_num_seqs is None or level.server.most_running != max_num_seqs)
+        if level.trusted and level.server.max_num_seqs is None
     ]
 
 

@@ -214,6 +214,14 @@ def _(note: notes.TooFewLengths) -> str:
 
 
 @words.register
+def _(note: notes.SuspectedMaxNumSeqs) -> str:
+    return (
+        f"Suspected: max_num_seqs is {note.slots}. Requests waited with memory free while about {note.slots} "
+        "ran, and the server's metrics do not state the number. State it with --max-num-seqs."
+    )
+
+
+@words.register
 def _(note: notes.SpreadOverEngines) -> str:
     return f"{note.engines} engines: the memory wall takes users as spread evenly over equal pools."
 

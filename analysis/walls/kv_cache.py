@@ -59,7 +59,6 @@ def kv_cache_wall(
     *,
     thinking: Thinking | None = None,
     step_cost: StepCost | None = None,
-    max_num_seqs: int | None = None,
     replay: bool = True,
     resamples: int = 300,
     rng: np.random.Generator,
@@ -74,9 +73,7 @@ def kv_cache_wall(
     blocks = pool.blocks - pairs.shared_prefix // pool.block_tokens
     thinking = thinking.per_engine(pool.engines) if thinking else None
     step_cost = step_cost.per_engine(pool.engines) if step_cost else None
-    seen = [
-        _for_one_engine(one, pool.engines) for one in measured_pressure(levels, max_num_seqs=max_num_seqs)
-    ]
+    seen = [_for_one_engine(one, pool.engines) for one in measured_pressure(levels)]
 
     distribution = block_distribution(pairs, block_tokens=pool.block_tokens)
     formula = Occupancy(distribution, blocks, active_of(thinking))

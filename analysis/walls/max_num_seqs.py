@@ -24,7 +24,7 @@ BINOMIAL_SD = 0.05  # in ln users, because arrivals are less independent than th
 def place_max_num_seqs(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
     """Finds the number of users at which the server's `max_num_seqs` becomes the limit.
 
-    None if `max_num_seqs` is neither stated nor detected. Without think time, the result is `max_num_seqs`
+    None if `max_num_seqs` is neither stated nor suspected. Without think time, the result is `max_num_seqs`
     itself. With think time, it is the number of users at which requests wait in a queue for 10 % of the time.
     This number is fitted to the measured levels if some levels lie below 10 % and some above. If not, it is
     computed from a binomial distribution of the number of users in flight.

@@ -260,7 +260,6 @@ def level(users: int, **changes: object) -> Level:
         "blocked": None,
         "queue": MissShare(misses=0, n=100),
         "max_num_seqs": None,
-        "most_running": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
     }

@@ -65,6 +65,7 @@ def test_slots_bind_and_memory_is_left_to_the_formula(tmp_path):
     assert memory.basis == "model"
     assert memory.users in (16, 17)
     assert found.levels[-1].server.blocked.fraction == 0.0
+    assert any(said.startswith("Suspected: max_num_seqs is 8.") for said in sentences(found.warnings))
 
 
 def test_slow_tokens_bind_where_the_engine_gets_slow(tmp_path):

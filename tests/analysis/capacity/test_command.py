@@ -24,6 +24,22 @@ def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
     assert model["memory"]["pool_tokens"] == 3200 - 32  # the null block, of 32 tokens
 
 
+def test_slots_are_suspected_until_the_person_states_them(tmp_path):
+    write_run(tmp_path / "r", small_engine(max_num_seqs=8), Plan(levels=(4, 12), level_s=30.0))
+    said = {}
+    for flags in ((), ("--max-num-seqs", "8"), ("--max-num-seqs", "20")):
+        assert main([str(tmp_path), *flags]) == 0
+        (said[flags],) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    suspected, stated, other = said.values()
+    assert (suspected["binding"], suspected["max_users"]) == ("max_num_seqs", 8)
+    assert (stated["binding"], stated["max_users"]) == ("max_num_seqs", 8)
+    assert [any("Suspected" in text for text in one["warnings"]) for one in (suspected, stated)] == [
+        True,
+        False,
+    ]
+    assert next(bound["users_x"] for bound in other["bounds"] if bound["name"] == "max_num_seqs") == 20.0
+
+
 def test_the_command_answers_and_writes_what_the_contract_names(memory_run, capsys):
     assert main([str(memory_run)]) == 0
     first = capsys.readouterr().out.strip().splitlines()[0]

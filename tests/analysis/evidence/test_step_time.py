@@ -29,7 +29,13 @@ def test_step_time_needs_two_loads_and_leaves_queues_out():
 def test_queues_for_slots_do_not_slow_the_steps_that_are_fitted():
     free = [level(n, output_tok_s=n / (0.01 + 0.001 * n)) for n in (4, 8)]
     queued = [
-        level(n, in_flight=n, output_tok_s=400.0, most_running=17, blocked=MissShare(misses=0, n=50))
+        level(
+            n,
+            in_flight=n,
+            output_tok_s=400.0,
+            queue=MissShare(misses=20, n=50),
+            blocked=MissShare(misses=0, n=50),
+        )
         for n in (19, 22, 26)
     ]
     assert latency.step_time(free + queued) == latency.step_time(free)

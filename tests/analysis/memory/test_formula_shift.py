@@ -49,6 +49,3 @@ def test_levels_that_queue_for_slots_do_not_move_the_formula():
     found = measured_pressure([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
-    capped = level(22, most_running=8)
-    assert measured_pressure([capped], max_num_seqs=8) == []
-    assert [one.users for one in measured_pressure([capped], max_num_seqs=9)] == [22]
