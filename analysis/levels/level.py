@@ -68,7 +68,13 @@ def load_points(
     From such points, the caller computes at how many users a limit is passed.
     """
     return [
-        LoadPoint(users=level.users, misses=misses(level), batches=level.window.batches, p95=p95(level))
+        LoadPoint(
+            users=level.users,
+            misses=misses(level),
+            batches=level.window.batches,
+            p95=p95(level),
+            run=level.run_id,
+        )
         for level in levels
         if level.trusted
     ]

@@ -118,8 +118,33 @@ def _canonical_json(value: object) -> str:
 def read_group(group: Sequence[FoundRun], task: ProgressTask) -> list[Run]:
     """Reads the runs of a group into memory, and shows the progress.
 
+    A run that repeats requests of another one, as a copy of its folder does, is left out, with a warning.
     Raises InputError when a row does not fit the schema.
     """
     sizes = [0 if isinstance(run, Run) else run_bytes(run) for run in group]
     advance = task("reading", total=sum(sizes))
-    return [run if isinstance(run, Run) else read_run(run, on_bytes=advance) for run in group]
+    return _without_copies(
+        [run if isinstance(run, Run) else read_run(run, on_bytes=advance) for run in group]
+    )
+
+
+def _without_copies(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs, without those that hold a request which an earlier one of them holds too.
+
+    Two requests are the same if they began and ended at exactly the same instants.
+    """
+    kept: list[Run] = []
+    seen: dict[tuple[float, float], str] = {}
+    for run in runs:
+        rows = run.requests
+        times = list(zip(rows.start_unix_s.tolist(), rows.end_s.tolist(), strict=True))
+        original = next((seen[time] for time in times if time in seen), None)
+        if original is None:
+            seen |= dict.fromkeys(times, run.info.run_id)
+            kept.append(run)
+            continue
+        first = next(one for one in kept if one.info.run_id == original)
+        first.warnings.append(
+            f"{run.info.run_id} holds the same requests as {original}: they are counted once."
+        )
+    return kept

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from analysis.statistics.arrays import Floats
@@ -37,6 +38,8 @@ class LoadPoint:
     """Independent batches from which the design effect of the misses was estimated."""
     p95: float | None = None
     """None where too few effective samples give a p95, or where the limit is not about a p95."""
+    run: str = ""
+    """Name of the run. A server may be faster or slower after each start, in all levels of a run alike."""
 
 
 def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | None:
@@ -46,7 +49,8 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
     curve in ln users is then fitted to the points within about a factor of two of these two numbers. The
     bounds come from the profile likelihood of the crossing, with each point counted at its effective number
     of independent requests. The bounds are wider where the curve fits badly (overdispersion). They are also
-    wider where few batches support the estimate of the effective number (Student's t).
+    wider where few batches support the estimate of the effective number (Student's t). Where points come from
+    several runs that differ, the bounds hold a further run (`between_runs`).
 
     Returns None where no point is beyond the limit.
     """
@@ -66,7 +70,71 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
     weight = np.array([point.batches for point in known], dtype=np.float64)[near] - 1.0
     freedom = float(weight @ effect) ** 2 / float(weight @ effect**2)  # Satterthwaite
     effective = requests[near] / float(np.average(effect, weights=weight))
-    return _fit(users[near], fraction[near], effective, freedom, limit, bracket)
+    crossing, slope = _fit(users[near], fraction[near], effective, freedom, limit, bracket)
+    runs = np.array([point.run for point in known])[near]
+    return _for_a_further_run(
+        crossing, between_runs(users[near], fraction[near], effective, runs, crossing.x, slope, limit)
+    )
+
+
+def _for_a_further_run(crossing: Crossing, spread: tuple[float, int] | None) -> Crossing:
+    """Widens the bounds by the spread between runs: its standard deviation in ln users, and the runs."""
+    if spread is None or spread[0] == 0.0:
+        return crossing
+    sd, runs = spread
+
+    def bound(error: float) -> tuple[float, float]:
+        low, high = crossing.bound(error)
+        reach = float(stats.t.isf(error, runs - 1)) * sd * math.sqrt(1.0 + 1.0 / runs)
+        below, above = max(math.log(crossing.x / low), 0.0), max(math.log(high / crossing.x), 0.0)
+        return crossing.x * math.exp(-math.hypot(below, reach)), crossing.x * math.exp(
+            math.hypot(above, reach)
+        )
+
+    return replace(crossing, bound=bound)
+
+
+def between_runs(
+    users: Floats,
+    fraction: Floats,
+    effective: Floats,
+    runs: NDArray[np.str_],
+    x: float,
+    slope: float,
+    limit: float,
+) -> tuple[float, int] | None:
+    """Returns how much the crossings of single runs differ beyond their own errors.
+
+    The result is the standard deviation of the true ln(crossing) between runs, and the number of runs that
+    tell. Each run's crossing is fitted with the slope of all runs together. The standard deviation is that of
+    R. DerSimonian and N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986) 177.
+    None with fewer than two runs that have both misses and requests without one.
+
+    users, fraction, effective, runs: shape (n,) each, one entry for each level. x, slope: the curve of all.
+    """
+    offset = float(special.logit(limit))
+    at, weight = [], []
+    for run in sorted(set(runs.tolist())):
+        own = runs == run
+        n, seen, place = effective[own], fraction[own], np.log(users[own])
+        if not 0.0 < float(n @ seen) < float(n.sum()):
+            continue
+
+        def excess(cross: float, n: Floats = n, seen: Floats = seen, place: Floats = place) -> float:
+            return float(n @ (special.expit(offset + slope * (place - cross)) - seen))
+
+        low, high = math.log(x) - 3.0, math.log(x) + 3.0
+        if not excess(low) > 0.0 > excess(high):
+            continue
+        cross = float(optimize.brentq(excess, low, high))
+        share = special.expit(offset + slope * (place - cross))
+        at.append(cross)
+        weight.append(slope**2 * float(n @ (share * (1.0 - share))))
+    if len(at) < 2:
+        return None
+    w = np.array(weight)
+    excess_q = float(w @ (np.array(at) - np.average(at, weights=w)) ** 2) - (len(at) - 1)
+    return math.sqrt(max(excess_q, 0.0) / float(w.sum() - (w**2).sum() / w.sum())), len(at)
 
 
 def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:
@@ -126,11 +194,12 @@ def _fit(
     freedom: float,
     limit: float,
     bracket: tuple[int, int],
-) -> Crossing:
+) -> tuple[Crossing, float]:
+    """Returns the crossing, and the slope of the logistic curve in ln users there."""
     low, high = math.log(max(bracket[0], 0.5) / 2.0), math.log(bracket[1] * 2.0)
     grid = np.linspace(low, high, GRID_POINTS)
     missed, met = fraction * effective, (1.0 - fraction) * effective
-    profile = _profile(np.log(users), missed, met, grid, offset=float(special.logit(limit)))
+    profile, slopes = _profile(np.log(users), missed, met, grid, offset=float(special.logit(limit)))
     saturated = -2.0 * float(np.sum(special.xlogy(missed, fraction) + special.xlogy(met, 1.0 - fraction)))
     spare = len(users) - 2
     spread = max((float(profile.min()) - saturated) / spare, 1.0) if spare > 0 else 1.0
@@ -141,14 +210,18 @@ def _fit(
         return math.exp(ends[0]), math.exp(ends[1])
 
     # A cliff leaves the profile flat between two levels: take the middle of the flat part.
-    return Crossing(x=math.exp(sum(_ends(grid, excess, 0.1)) / 2), bound=bound, between=bracket)
+    middle = sum(_ends(grid, excess, 0.1)) / 2
+    slope = float(np.interp(middle, grid, slopes))
+    return Crossing(x=math.exp(middle), bound=bound, between=bracket), slope
 
 
-def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float) -> Floats:
-    """Returns how badly the curve fits if the crossing is at each grid point: -2 ln(likelihood), shape (g,).
+def _profile(
+    at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: float
+) -> tuple[Floats, Floats]:
+    """Returns how badly the curve fits if the crossing is at each grid point, and its slope; shape (g,) each.
 
-    At each grid point, the slope of the curve is the one with the highest likelihood. Bisection finds this
-    slope, because the derivative of -ln(likelihood) rises with the slope.
+    The first is -2 ln(likelihood). At each grid point, the slope of the curve is the one with the highest
+    likelihood. Bisection finds this slope, because the derivative of -ln(likelihood) rises with the slope.
 
     at: ln users of the levels, shape (levels,). missed, met: effective numbers of requests, shape (levels,).
     grid: ln users of the possible crossings, shape (g,). offset: logit of the limit.
@@ -161,7 +234,7 @@ def _profile(at: Floats, missed: Floats, met: Floats, grid: Floats, *, offset: f
         rising = np.sum(((missed + met) * share - missed) * away, axis=1) > 0
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     eta = offset + np.exp(low)[:, None] * away
-    return np.asarray(-2.0 * (special.log_expit(eta) @ missed + special.log_expit(-eta) @ met))
+    return -2.0 * (special.log_expit(eta) @ missed + special.log_expit(-eta) @ met), np.exp(low)
 
 
 def _ends(grid: Floats, excess: Floats, height: float) -> tuple[float, float]:

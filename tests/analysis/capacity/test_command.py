@@ -156,6 +156,17 @@ def test_equal_runs_are_pooled(tmp_path):
     assert [level["users"] for level in model["levels"]] == [1, 1, 2, 2]
 
 
+def test_a_copy_of_a_run_is_counted_once(tmp_path):
+    write_run(tmp_path / "a", small_engine(), Plan(levels=(1, 2), level_s=30.0))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    told = json.loads((tmp_path / "b" / "run.json").read_text())
+    (tmp_path / "b" / "run.json").write_text(json.dumps(told | {"run_id": "b"}))
+    assert main([str(tmp_path)]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["runs"] == ["a"]
+    assert "b holds the same requests as a: they are counted once." in model["warnings"]
+
+
 def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
     settings = {"settle_s": 2.0, "slo_ttft_p95_s": 0.5, "slo_tpot_p95_s": 0.05}
     write_run(tmp_path / "r", small_engine(), Plan(levels=(2,), level_s=30.0), info={"settings": settings})

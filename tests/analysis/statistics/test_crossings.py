@@ -1,6 +1,7 @@
 """Crossings of shares and of percentiles: recovered, and bounds that cover as often as they claim."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,47 @@ def test_dependent_requests_widen_the_bounds():
     assert narrow is not None
     assert widened is not None
     assert widened.bound(0.05)[0] < narrow.bound(0.05)[0]
+
+
+def runs_of_one_server(seed, *, runs, sd, labelled=True):
+    """Levels of runs between which the server's place of the crossing differs by `sd` in ln users."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for run in range(runs):
+        at = 15.0 * math.exp(sd * rng.standard_normal())
+        levels = miss_levels(rng, at=at, slope=12.0, users=(8, 12, 14, 16, 18, 20), n=1500)
+        found += [replace(one, run_id=str(run) if labelled else "one") for one in levels]
+    return found, 15.0 * math.exp(sd * rng.standard_normal())
+
+
+def held_further(*, runs, sd, labelled=True):
+    """How often the 90 % interval of the pooled runs holds the place that a further run has."""
+    held = 0
+    for seed in range(100):
+        levels, further = runs_of_one_server(seed, runs=runs, sd=sd, labelled=labelled)
+        low, high = ttft_crossing(levels).bound(0.05)
+        held += low <= further <= high
+    return held
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_runs_between_which_the_server_differs_give_an_interval_that_holds_a_further_run(runs):
+    assert 84 <= held_further(runs=runs, sd=0.05) <= 98
+    assert held_further(runs=runs, sd=0.05, labelled=False) < 75
+
+
+def test_runs_that_do_not_differ_are_hardly_wider_than_one_long_run():
+    def width(labelled):
+        return np.median(
+            [
+                np.ptp(
+                    ttft_crossing(runs_of_one_server(seed, runs=3, sd=0.0, labelled=labelled)[0]).bound(0.05)
+                )
+                for seed in range(40)
+            ]
+        )
+
+    assert width(True) < 1.15 * width(False)
 
 
 def test_a_level_that_was_lucky_counts_no_more_than_its_neighbours():
