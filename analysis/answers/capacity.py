@@ -2,11 +2,13 @@
 
 import msgspec
 
+from analysis.levels.failures.advice import Advice
+from analysis.levels.failures.classes import Cause
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.notes import Note
 from analysis.walls.names import Basis, WallName
-from loadtest.record import Slo
+from loadtest.record import Outcome, Slo
 
 
 class Headline(msgspec.Struct, kw_only=True, frozen=True):
@@ -131,6 +133,27 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
     """Whether `users` is more than a quarter above the highest trusted level, far from what was measured."""
 
 
+class Failures(msgspec.Struct, kw_only=True, frozen=True):
+    """Requests that failed in the same way, in all levels together."""
+
+    outcome: Outcome
+    http_status: int | None
+    """Status of the answer; null unless the outcome is `http_error`."""
+    words: str | None
+    """The most frequent of the server's own words; numbers in them vary."""
+    count: int
+    requests: int
+    """All requests that ended in the windows of the levels, cancelled ones left out."""
+    by_users: list[tuple[int, int, int]]
+    """(users, failures, requests) for each number of users; empty without levels."""
+    cause: Cause
+    advice: Advice
+    at_once: int | None = None
+    """Unfinished requests that the server or gateway takes before it refuses one; null where unknown."""
+    admitted_rps: float | None = None
+    """Requests a second that a gateway with a rate limit lets through; null where unknown."""
+
+
 class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """The answer for one model."""
 
@@ -149,6 +172,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     levels: list[Level]
     open_loop: list[Slice]
     """Slices of open loops; empty unless requests were sent at set times (`--arrivals`, `--trace`)."""
+    failures: list[Failures]
+    """Failed requests by class, the most frequent first."""
     options: list[Option]
     refused: bool
     reasons: list[Note]

@@ -12,6 +12,7 @@ from analysis.answers.capacity import (
     WallNotMet,
     WorkloadSummary,
 )
+from analysis.capacity.failures import failures_of_answer
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.options import options_of
@@ -92,6 +93,7 @@ def answer_of(
         latency=_latency_figures(evidence),
         levels=sorted(evidence.levels, key=lambda level: level.users),
         open_loop=[one for run in runs for one in slices_of(run)],
+        failures=failures_of_answer(evidence),
         options=options_of(judgement, walls, headline, per_token),
         refused=bool(reasons),
         reasons=reasons,

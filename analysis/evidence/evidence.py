@@ -8,7 +8,7 @@ from analysis.evidence.lengths import LengthPairs, length_pairs_of
 from analysis.evidence.step_time import StepCost, step_cost_of
 from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
 from analysis.levels.context import Context, Pool
-from analysis.levels.failures import FailureTotal
+from analysis.levels.failures.classes import FailureTotal
 from analysis.levels.level import Level, failures_of
 from analysis.levels.measure import levels_of
 from analysis.reading.runs import Run

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from analysis.levels.failures import FailureClass
+from analysis.levels.failures.classes import FailureClass
 from loadtest.record import Slo
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.levels.failures import FailureTotal, failure_totals, failures_without_levels
+from analysis.levels.failures.classes import FailureTotal, failure_totals, failures_without_levels
 from analysis.levels.requests import RequestFigures
 from analysis.levels.server import ServerFigures
 from analysis.notes import Note
@@ -46,10 +46,10 @@ class Level:
 def failures_of(runs: Sequence[Run], levels: Sequence[Level]) -> list[FailureTotal]:
     """Returns all failures in the windows of the levels by class, and whether load causes them.
 
-    The cause is judged by the trusted levels, if there are any. Without levels, the failures of the whole
-    runs are returned.
+    The cause is judged by the trusted levels, if there are any. If no request ended in the windows of the
+    levels, the failures of the whole runs are returned.
     """
-    if not levels:
+    if not any(level.requests.ended for level in levels):
         return failures_without_levels([run.requests for run in runs])
     windows, trusted = (
         [(level.users, level.requests.ended, level.requests.failures) for level in chosen]

@@ -7,7 +7,14 @@ from typing import Literal
 import numpy as np
 
 from analysis.levels import definitions
-from analysis.levels.failures import FailureClass, FailureCount, class_codes, class_of, not_of_load, words_of
+from analysis.levels.failures.classes import (
+    FailureClass,
+    FailureCount,
+    class_codes,
+    class_of,
+    not_of_load,
+    words_of,
+)
 from analysis.levels.window import ended_inside, known_mean
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints

@@ -36,6 +36,7 @@ from analysis.reporting.console import (
     show_list,
     terminal_table,
 )
+from analysis.reporting.failure_words import FAILURE_COLUMNS, failure_cells
 from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.words import sentences
 
@@ -73,6 +74,7 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
         objectives=objectives(answer.slo),
         level_columns=LEVEL_COLUMNS,
         slice_columns=SLICE_COLUMNS,
+        failure_columns=FAILURE_COLUMNS,
     )
 
 
@@ -106,6 +108,9 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
             [name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]
         )
         parts += [DASH_NOTE, ""]
+    if model.failures:
+        parts += ["### Errors", ""]
+        parts += markdown_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures])
     if model.open_loop:
         parts += ["### Open loop", ""]
         parts += markdown_table(
@@ -151,6 +156,8 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
             level.requests.ttft_s.p95 is None or level.requests.tpot_s.p95 is None for level in model.levels
         ):
             print_indented(out, DASH_NOTE, style="dim")
+    if model.failures:
+        out.print(terminal_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures]))
     if model.open_loop:
         out.print(
             terminal_table([name for name, _ in SLICE_COLUMNS], [slice_cells(one) for one in model.open_loop])
@@ -191,6 +198,7 @@ def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> 
         "memory": memory_rows(model),
         "latency": latency_rows(model),
         "workload": workload_rows(model.workload),
+        "failures": [failure_cells(one) for one in model.failures],
         "slices": [slice_cells(one) for one in model.open_loop],
         "percentiles": [percentile_cells(level) for level in model.levels],
         "figures": {name: Markup(text) for name, text in figures.items()},

@@ -3,9 +3,10 @@
 Doubts, warnings and options are codes in the answer; here they become sentences.
 """
 
-from analysis.answers.capacity import Answer, ModelAnswer, Option, WorkloadSummary
+from analysis.answers.capacity import Answer, Failures, ModelAnswer, Option, WorkloadSummary
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
+from analysis.reporting.failure_words import ADVICE
 from analysis.reporting.words import sentences, words
 
 SCHEMA = 1
@@ -46,6 +47,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "prefix_cache": model.prefix_cache,
         "memory": model.memory,
         "latency": model.latency,
+        "failures": [_failures_object(one) for one in model.failures],
         "levels": [_level_object(level) for level in model.levels],
         "open_loop": [_slice_object(one) for one in model.open_loop],
         "levers": [_option_object(option) for option in model.options],
@@ -89,6 +91,14 @@ def _level_object(level: Level) -> dict[str, object]:
         "trusted": level.trusted,
         "why_not": sentences(level.why_not),
     }
+
+
+def _failures_object(one: Failures) -> dict[str, object]:
+    fields = {name: getattr(one, name) for name in one.__struct_fields__}
+    by_users = [
+        {"users": users, "count": count, "requests": requests} for users, count, requests in one.by_users
+    ]
+    return {**fields, "by_users": by_users, "advice": ADVICE[one.advice]}
 
 
 def _slice_object(one: Slice) -> dict[str, object]:

@@ -17,6 +17,7 @@ from analysis.answers.capacity import (
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.capacity_json import WITHOUT_MODEL
+from analysis.reporting.failure_words import failure_sentences
 from analysis.reporting.numbers import (
     NONE,
     fine_milliseconds,
@@ -62,13 +63,14 @@ def short_answer(headline: Headline, *, confidence: float) -> str:
 def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str]:
     """Returns the paragraphs under the title, written for a manager.
 
-    They say what the limit and its interval are, what happens beyond the limit, which workload and objectives
-    were used, how many levels are trusted, and whether the server was simulated. confidence: the confidence
-    of the interval, such as 0.9.
+    They say what the limit and its interval are, what happens beyond the limit, which requests failed, which
+    workload and objectives were used, how many levels are trusted, and whether the server was simulated.
+    confidence: the confidence of the interval, such as 0.9.
     """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
         parts += [_beyond_text(model), _prefix_text(model)]
+    parts += failure_sentences(model.failures, refused=model.refused)
     parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
     if model.levels:
         parts.append(_trusted_text(model.levels))

@@ -52,7 +52,8 @@ def print_plain(text: str) -> None:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the lines of a Markdown table, with an empty line at the end."""
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["--:"] * len(head)) + "|"]
-    return [*lines, *["| " + " | ".join(row) + " |" for row in rows], ""]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [*lines, *["| " + " | ".join(row) + " |" for row in cells], ""]
 
 
 # The terminal.
@@ -104,5 +105,5 @@ def terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
         side: JustifyMethod = "left" if place == 0 and head[0] == "wall" else "right"
         table.add_column(name, justify=side, min_width=max((len(word) for word in name.split()), default=0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # words of a server are no markup
     return table

@@ -138,7 +138,7 @@ def _(note: notes.NoRequests) -> str:
 
 @words.register
 def _(note: notes.NoSuccess) -> str:
-    return "No request succeeded: the errors in the rows say why."
+    return "No request succeeded, for the reason that follows."
 
 
 @words.register

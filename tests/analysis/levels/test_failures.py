@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.evidence.evidence import Evidence, gather_evidence
-from analysis.levels.failures import Cause, FailureClass, cause_of
+from analysis.levels.failures.classes import Cause, FailureClass, cause_of
 from analysis.levels.requests import RequestFigures
 from analysis.reading.runs import find_runs, read_run
 from loadtest.record import Outcome, RequestRecord, Slo
