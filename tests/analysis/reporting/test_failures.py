@@ -70,7 +70,7 @@ def test_failures_that_load_does_not_cause_are_named_and_the_answer_stands_on_th
 ) -> None:
     folder = run_with(tmp_path / "run", **failed)
     assert main([str(folder)]) == 0
-    first = capsys.readouterr().out.partition("wall ")[0]
+    first = capsys.readouterr().out.partition("Closed loop")[0]
     assert f"of 812 requests {said}" in first
     assert advice in first
     assert "The answer stands on the other requests." in first

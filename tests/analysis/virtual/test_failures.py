@@ -62,7 +62,6 @@ def test_refusals_for_what_is_asked_are_no_overload() -> None:
 
 def test_a_time_limit_is_an_error_and_misses_ttft_only_where_the_wait_was_longer() -> None:
     slow = service(output=60, max_num_seqs=2)
-    alone_s = simulate_users(slow, 1, requests=50).figures(Slo()).in_flight
     limited = replace(slow, timeout_s=150.0)
     seen = simulate_users(limited, 8, requests=600)
     strict = seen.figures(Slo(ttft_p95_s=100.0))
