@@ -243,6 +243,20 @@ class ArrivalsInfo(msgspec.Struct, kw_only=True):
     """When the arrivals ended; while they go on, the time of the last update."""
 
 
+class OwnPromptsInfo(msgspec.Struct, kw_only=True):
+    """The person's own prompts (setting `prompts`) and how often they were sent."""
+
+    count: int
+    """Number of prompts in the file."""
+    used: int = 0
+    """Number of prompts that were sent. None is sent twice before all have been sent once."""
+    hit_fraction: float | None = None
+    """Share of their text that an unlimited prefix cache would hold already if each is sent once: what the
+    prompts share with each other. Null for conversations, which also share their histories."""
+    kept_apart: bool = False
+    """Whether the server was asked to keep them apart from those of earlier runs in its prefix cache."""
+
+
 class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
     """The software and the machine that generated the load."""
 
@@ -286,6 +300,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     away: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """One (from_unix_s, to_unix_s) for each time in which the server answered no request, from the first
     request that failed so to the first that succeeded again."""
+    own_prompts: OwnPromptsInfo | None = None
+    """Null if the prompts were synthetic."""
     workers: list[WorkerInfo] = msgspec.field(default_factory=list)
     client: ClientInfo | None = None
     warnings: list[str] = msgspec.field(default_factory=list)

@@ -80,6 +80,8 @@ class ChatUser(User):
             return  # the first wait comes before the first request
         if self._pauses is None:
             self._pauses = ErrorPauses(generator.settings.error_pause_s)
+        if not generator.has_prompt():
+            return
         request = self._next_request(generator)
         record, text = generator.chat(request, user=self.number, pauses=self._pauses)
         self._pause_s = record.pause_s or 0.0
@@ -92,7 +94,10 @@ class ChatUser(User):
         assert self._conversation is not None
         if record.outcome is Outcome.OK:
             self._conversation.answered(
-                text, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens
+                text,
+                prompt_tokens=record.prompt_tokens,
+                output_tokens=record.output_tokens,
+                chunks=len(record.chunk_s),
             )
         else:
             self._requests = iter(())

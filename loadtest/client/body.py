@@ -6,9 +6,16 @@ from loadtest.settings import Settings
 from loadtest.workload.prompts import Message
 
 
-def encode_chat_body(settings: Settings, *, model: str, messages: list[Message], max_tokens: int) -> bytes:
+def encode_chat_body(
+    settings: Settings,
+    *,
+    model: str,
+    messages: list[Message],
+    max_tokens: int,
+    cache_salt: str | None = None,
+) -> bytes:
     """Encodes the JSON body of one streamed chat completion. Keys of the setting `extra_body` override all
-    other keys."""
+    other keys. cache_salt: text without which the server must not find the prompt in its prefix cache."""
     body: dict[str, object] = {
         "model": model,
         "messages": messages,
@@ -21,4 +28,6 @@ def encode_chat_body(settings: Settings, *, model: str, messages: list[Message],
         body["ignore_eos"] = True
     if settings.thinking is not None:
         body["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    if cache_salt is not None:
+        body["cache_salt"] = cache_salt
     return msgspec.json.encode({**body, **settings.extra_body})

@@ -14,7 +14,7 @@ from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.ending import Ending, take_sigterm_as_ctrl_c
-from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper
+from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper, PromptSharing
 from loadtest.locust_plugin.options import HiddenHost, LocustOptions
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.locust_plugin.worker import DELIVERY_S, Worker
@@ -23,6 +23,7 @@ from loadtest.run.live.line import LiveLine
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import (
     LeaderTime,
+    PromptNumbersWanted,
     RowBatch,
     StopAsking,
     StopMeasuring,
@@ -42,6 +43,7 @@ class _LedRun(NamedTuple):
     coordinator: Coordinator
     levels: LevelKeeper
     arrivals: ArrivalSharing
+    prompts: PromptSharing
 
 
 class Leader:
@@ -82,6 +84,7 @@ class Leader:
     def _listen(self) -> None:
         self._channel.on_from(WorkerReport, self._take_report)
         self._channel.on(WorkerRefused, self._take_refusal)
+        self._channel.on_from(PromptNumbersWanted, self._give_prompts)
         self._environment.events.spawning_complete.add_listener(self._on_spawning_complete)
         self._environment.events.test_stopping.add_listener(self._on_test_stopping)
         if self.options.headless:
@@ -119,7 +122,9 @@ class Leader:
                 coordinator, runner=self._runner, channel=self._channel, reports=self.reports
             )
             arrivals = ArrivalSharing(coordinator, runner=self._runner, channel=self._channel)
-            self._run = _LedRun(coordinator, levels, arrivals)
+            self._run = _LedRun(
+                coordinator, levels, arrivals, PromptSharing(runner=self._runner, channel=self._channel)
+            )
             self.options.send_plan(coordinator.plan)
             if self._own_worker is not None:
                 self._own_worker.begin()
@@ -165,7 +170,11 @@ class Leader:
         for warning in self.reports.warnings(processes=self.options.processes):
             coordinator.warn(warning)
         _conclude_search(coordinator, patiently=drain_s > 0)
-        coordinator.finish(workers=self.reports.workers(), clipped=self.reports.clipped)
+        coordinator.finish(
+            workers=self.reports.workers(),
+            clipped=self.reports.clipped,
+            prompts_used=self.reports.prompts_used,
+        )
         self._unfinished = None
         self._complete = True
         folder = coordinator.folder
@@ -199,6 +208,10 @@ class Leader:
             self._channel.send(answer, to=sender)
         if self._run is not None:
             self._run.coordinator.take_live(report.live)
+
+    def _give_prompts(self, _: PromptNumbersWanted, sender: str) -> None:
+        if self._run is not None:
+            self._run.prompts.give(sender)
 
     def _take_refusal(self, refusal: WorkerRefused) -> None:
         """Ends the test, because a worker cannot take part. The test would have fewer users than it states,

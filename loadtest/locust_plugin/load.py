@@ -1,18 +1,24 @@
 """The load of one run: its current level, and which worker sends which arrivals (requests of an open loop).
 Knows nothing of how a run begins or ends."""
 
-from locust.runners import Runner
+from locust.runners import MasterRunner, Runner
 
 from loadtest.clock import unix_now
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.messages import ArrivalAssignments, CurrentLevel
+from loadtest.run.messages import ArrivalAssignments, CurrentLevel, PromptNumbers
 from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.arrivals import WorkerAssignment
 
 FIRST_ARRIVALS_S = 0.5
 """Seconds between the message that assigns arrivals to workers and the first of these arrivals."""
+
+
+PROMPTS_AT_ONCE = 4
+"""Numbers of own prompts that a worker gets at once: so many may wait unused in a worker with few users."""
+ALL_PROMPTS_AT_ONCE = 64
+"""The same where one process does everything, and no other could want them."""
 
 
 class LevelKeeper:
@@ -60,6 +66,21 @@ class LevelKeeper:
         self._awaited = None
         self.end()
         self._channel.send(CurrentLevel(users=None))
+
+
+class PromptSharing:
+    """Gives out the numbers of the person's own prompts: each number to one worker, the lowest first."""
+
+    def __init__(self, *, runner: Runner, channel: Channel) -> None:
+        self._runner = runner
+        self._channel = channel
+        self._next = 0
+
+    def give(self, worker_id: str) -> None:
+        """Sends the next few numbers to a worker that asks. worker_id: the sender of its message."""
+        count = PROMPTS_AT_ONCE if isinstance(self._runner, MasterRunner) else ALL_PROMPTS_AT_ONCE
+        self._channel.send(PromptNumbers(first=self._next, count=count), to=worker_id)
+        self._next += count
 
 
 class ArrivalSharing:

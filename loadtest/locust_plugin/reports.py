@@ -62,6 +62,11 @@ class WorkerReports:
         return sum(report.clipped for report in self._reports.values())
 
     @property
+    def prompts_used(self) -> int:
+        """Number of the person's own prompts that were sent."""
+        return sum(report.prompts_used for report in self._reports.values())
+
+    @property
     def undelivered_bytes(self) -> int:
         """Bytes of rows that workers on other machines have not delivered yet."""
         return sum(report.undelivered_bytes for report in self._reports.values())

@@ -20,6 +20,8 @@ from loadtest.run.messages import (
     ArrivalAssignments,
     CurrentLevel,
     LeaderTime,
+    PromptNumbers,
+    PromptNumbersWanted,
     RowReceipt,
     StopAsking,
     StopMeasuring,
@@ -62,6 +64,7 @@ class Worker:
         self._loop = loop
         channel.on(CurrentLevel, self._take_level)
         channel.on(ArrivalAssignments, self._take_assignments)
+        channel.on(PromptNumbers, self._take_prompts)
         channel.on(StopAsking, self._stop_asking)
         channel.on(StopMeasuring, self._stop_measuring)
         gevent.spawn(self._keep_reporting)
@@ -89,6 +92,7 @@ class Worker:
             loop=self._loop(),
             host=self._host.for_plan(plan),
             private=self._options.private(),
+            ask_for_prompts=lambda: self._channel.send(PromptNumbersWanted()),
         )
         self._report()
 
@@ -160,6 +164,10 @@ class Worker:
     def _take_assignments(self, message: ArrivalAssignments) -> None:
         if self.generator is not None:
             self.generator.arrivals.take_assignments(message)
+
+    def _take_prompts(self, numbers: PromptNumbers) -> None:
+        if self.generator is not None:
+            self.generator.take_prompts(numbers)
 
     def _stop_asking(self, _: StopAsking) -> None:
         if self.generator is not None:

@@ -15,7 +15,15 @@ import aiohttp
 from loadtest.client.target import Target, make_target
 from loadtest.clock import unix_now
 from loadtest.errors import InputError
-from loadtest.record import SERVER_FILE, ArrivalsInfo, ClientInfo, RunInfo, ServerSample, WorkerInfo
+from loadtest.record import (
+    SERVER_FILE,
+    ArrivalsInfo,
+    ClientInfo,
+    OwnPromptsInfo,
+    RunInfo,
+    ServerSample,
+    WorkerInfo,
+)
 from loadtest.run.advisor import Advisor
 from loadtest.run.lasting import keep_running
 from loadtest.run.live.level import LiveLevel
@@ -30,6 +38,8 @@ from loadtest.server.gpu_sensors import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
 from loadtest.server.scrape import Scraper
 from loadtest.settings import Settings
+from loadtest.workload.own_prompts import OwnPrompts
+from loadtest.workload.prompts import read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +132,7 @@ class Coordinator:
             max_model_len=self.preflight.server.max_model_len,
             scale=self.preflight.scale,
             nonce=nonce,
+            cache_salt=nonce if self.preflight.takes_cache_salt else None,
             settings=settings.shared(),
         )
         self.save()
@@ -209,9 +220,13 @@ class Coordinator:
             logger.warning(warning)
             self.info.warnings.append(warning)
 
-    def finish(self, *, workers: list[WorkerInfo], clipped: int) -> None:
+    def finish(self, *, workers: list[WorkerInfo], clipped: int, prompts_used: int) -> None:
         """Takes the last sample of the server, closes everything and completes `run.json`."""
         self.end_level()
+        if self.info.own_prompts is not None:
+            self.info.own_prompts.used = prompts_used
+            if prompts_used > self.info.own_prompts.count:
+                self.warn(_prompts_came_again(self.info.own_prompts))
         if clipped:
             self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
         self._loop.run(self._follower.end())
@@ -270,8 +285,40 @@ def _run_info(
             aiohttp=aiohttp.__version__,
             cpu_count=os.cpu_count() or 1,
         ),
+        own_prompts=_own_prompts_info(settings, preflight),
         warnings=list(preflight.warnings),
     )
+
+
+def _own_prompts_info(settings: Settings, preflight: Preflight) -> OwnPromptsInfo | None:
+    if settings.prompts is None:
+        return None
+    prompts = OwnPrompts(read_prompts(settings.prompts), seed=settings.seed)
+    return OwnPromptsInfo(
+        count=len(prompts),
+        hit_fraction=prompts.hit_fraction() if settings.turns == 1 else None,
+        kept_apart=preflight.takes_cache_salt,
+    )
+
+
+def _prompts_came_again(own: OwnPromptsInfo) -> str:
+    return (
+        f"The {own.count} prompts of the file were used up: {own.used} requests sent each "
+        f"{own.used / own.count:.1f} times on average, in a new order each time. What comes again may be in "
+        "the prefix cache, which your own users would find less often: give a file with more prompts."
+    )
+
+
+def _prompt_lines(own: OwnPromptsInfo | None) -> list[str]:
+    if own is None:
+        return []
+    shared = "" if own.hit_fraction is None else f"; {own.hit_fraction:.0%} of their text is shared"
+    apart = (
+        "kept apart from earlier runs in the server's prefix cache (cache_salt)"
+        if own.kept_apart
+        else "an earlier run with the same prompts may have left them in the server's prefix cache"
+    )
+    return [f"prompts  {own.count} of your own, none twice before all were sent{shared}; {apart}"]
 
 
 def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
@@ -279,5 +326,6 @@ def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
     return [
         *preflight_summary(coordinator.preflight, coordinator.target),
         f"plan     {plan}",
+        *_prompt_lines(coordinator.info.own_prompts),
         f"rows     {coordinator.folder}",
     ]

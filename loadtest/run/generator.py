@@ -5,7 +5,7 @@ import collections
 import itertools
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from loadtest.client.body import encode_chat_body
@@ -15,14 +15,16 @@ from loadtest.clock import unix_now
 from loadtest.record import RequestRecord
 from loadtest.run.live.rows import LiveRow
 from loadtest.run.loop import LoopThread
-from loadtest.run.messages import RunPlan, WorkerReport
+from loadtest.run.messages import PromptNumbers, RunPlan, WorkerReport
 from loadtest.run.open_loop import DueArrivals, PunctualStarts, planned_arrivals
+from loadtest.run.prompt_supply import PromptSupply
 from loadtest.run.request_runner import open_request_runner
 from loadtest.run.shipping import Delivery, LeaderClock
 from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
 from loadtest.settings import Settings, settings_from_shared
 from loadtest.workload.conversations import ChatRequest, Conversation, Workload
 from loadtest.workload.distributions import Distribution
+from loadtest.workload.own_prompts import OwnPrompts, PromptQueue
 from loadtest.workload.pauses import ErrorPauses
 from loadtest.workload.prompts import read_prompts
 
@@ -40,11 +42,21 @@ class Generator:
     """
 
     def __init__(
-        self, plan: RunPlan, *, worker: str, loop: LoopThread, host: str, private: Mapping[str, object]
+        self,
+        plan: RunPlan,
+        *,
+        worker: str,
+        loop: LoopThread,
+        host: str,
+        private: Mapping[str, object],
+        ask_for_prompts: Callable[[], None],
     ) -> None:
-        """Opens the files and the session with the server. host: the server's address from the plan, with
-        this process's own credentials. private: this process's own options that hold secrets. Raises
-        InputError."""
+        """Opens the files and the session with the server. Raises InputError.
+
+        host: the server's address from the plan, with this process's own credentials.
+        private: this process's own options that hold secrets.
+        ask_for_prompts: asks the leader for numbers of own prompts, which then come to `take_prompts`.
+        """
         self.plan = plan
         self.worker = worker
         self.settings: Settings = settings_from_shared(plan.settings, private)
@@ -52,6 +64,8 @@ class Generator:
         self.level_users: int | None = None
         """Users of the level that new requests belong to; None if they belong to no level."""
         self._workload = _workload(plan, self.settings)
+        own = self._workload.prompts
+        self._prompts = None if own is None else PromptSupply(PromptQueue(own), ask=ask_for_prompts)
         arrivals = planned_arrivals(self.settings)
         self._target: Target = make_target(host, self.settings)
         self.folder, self._shares_disk = find_run_folder(
@@ -75,7 +89,17 @@ class Generator:
         return self._request_runner.closing
 
     def conversation(self, *, user: int, number: int) -> Conversation:
-        return self._workload.conversation(user=user, number=number)
+        queue = None if self._prompts is None else self._prompts.queue
+        return self._workload.conversation(user=user, number=number, prompts=queue)
+
+    def has_prompt(self) -> bool:
+        """Waits until the next request can be built, which is at once unless the leader must first say which
+        of the own prompts is next. Returns False if the run ends meanwhile."""
+        return self._prompts is None or self._prompts.wait(lambda: self.closing)
+
+    def take_prompts(self, numbers: PromptNumbers) -> None:
+        if self._prompts is not None:
+            self._prompts.take(numbers)
 
     def chat(self, request: ChatRequest, *, user: int, pauses: ErrorPauses) -> tuple[RequestRecord, str]:
         """Sends one request and waits for its end. Returns its row and the text of its answer; the text is
@@ -102,6 +126,7 @@ class Generator:
             in_flight=self._request_runner.in_flight,
             arriving=self.arrivals.left or self._handed_over > self._starts.begun,
             clipped=self._clipped,
+            prompts_used=0 if self._prompts is None else self._prompts.queue.used + self._handed_over,
             stopped=stopped,
             shares_disk=self._shares_disk,
             undelivered_bytes=self.delivery.undelivered_bytes,
@@ -140,7 +165,11 @@ class Generator:
     ) -> StreamRequest:
         self._clipped += request.clipped
         body = encode_chat_body(
-            self.settings, model=self.plan.model, messages=request.messages, max_tokens=request.max_tokens
+            self.settings,
+            model=self.plan.model,
+            messages=request.messages,
+            max_tokens=request.max_tokens,
+            cache_salt=self.plan.cache_salt,
         )
         return StreamRequest(
             url=f"{self._target.api_url}/chat/completions",
@@ -173,5 +202,5 @@ def _workload(plan: RunPlan, settings: Settings) -> Workload:
         scale=plan.scale,
         seed=settings.seed,
         nonce=plan.nonce,
-        prompts=read_prompts(settings.prompts) if settings.prompts else None,
+        prompts=OwnPrompts(read_prompts(settings.prompts), seed=settings.seed) if settings.prompts else None,
     )

@@ -22,6 +22,9 @@ class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
     max_model_len: int | None
     scale: PromptScale
     nonce: str
+    cache_salt: str | None = None
+    """Text that keeps own prompts apart from those of earlier runs in the server's prefix cache; None if the
+    prompts are synthetic, or if the server does not take such a text."""
     settings: dict[str, object]
 
     @classmethod
@@ -69,6 +72,8 @@ class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
     """Whether the leader has all of the worker's rows, and nothing follows."""
     shares_disk: bool
     """Whether the worker writes into the leader's folder itself."""
+    prompts_used: int = 0
+    """Number of the person's own prompts that the worker has sent so far."""
     undelivered_bytes: int
     clock_offset_s: float | None
     """Seconds by which the worker's clock is ahead of the leader's; None: not known yet."""
@@ -76,6 +81,17 @@ class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
     """Unix seconds at which the report was sent, by the worker's clock."""
     live: list[LiveRow]
     """Requests that have ended since the last report."""
+
+
+class PromptNumbersWanted(msgspec.Struct, frozen=True):
+    """Asks the leader which of the own prompts this worker sends next."""
+
+
+class PromptNumbers(msgspec.Struct, kw_only=True, frozen=True):
+    """Tells a worker the numbers of the own prompts that it sends next. No other worker gets them."""
+
+    first: int
+    count: int
 
 
 class WorkerRefused(msgspec.Struct, kw_only=True, frozen=True):

@@ -43,6 +43,8 @@ class Preflight(msgspec.Struct, kw_only=True, frozen=True):
     has_metrics: bool
     ttft_s: float | None
     """Seconds to the first token of a test request alone on the server; None if its answer was empty."""
+    takes_cache_salt: bool
+    """Whether own prompts are kept apart from those of earlier runs in the server's prefix cache."""
     warnings: list[str]
 
 
@@ -70,6 +72,9 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         warnings += _clipping_warnings(settings, context)
         before = await _tokens_counted(scraper)
         scale, alone = await prober.measure_prompt_scale(context)
+        takes_cache_salt = settings.prompts is not None and await prober.accepts_cache_salt(
+            entry.get("owned_by")
+        )
         warnings += await prober.warm_up()
         if not scraper.found:  # a server that was loading may have metrics now
             findings = await scraper.find()
@@ -94,6 +99,7 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         scale=scale,
         sends_usage=alone.output_tokens is not None,
         metrics="; ".join(finding.words for finding in findings) or "not asked (off)",
+        takes_cache_salt=takes_cache_salt,
         has_metrics=page is not None,
         ttft_s=alone.chunk_s[0] - (alone.sent_s or 0) if alone.chunk_s else None,
         warnings=warnings,
@@ -105,8 +111,8 @@ def _usage_warnings(alone: RequestRecord) -> list[str]:
     if alone.output_tokens is not None:
         return []
     return [
-        "The server sends no usage: token counts, TPOT and the memory model are missing, and prompts are "
-        "sized by a guess of 1.3 tokens per word."
+        "The server sends no usage: token counts, TPOT and the memory model are missing, and prompts and "
+        "histories are sized by a guess of 1.3 tokens per word."
     ]
 
 

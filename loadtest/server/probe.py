@@ -30,6 +30,9 @@ WARM_UPS = 4
 PROBE_TOKENS = 8
 DEFAULT_CONTEXT = 4096
 """Tokens that a context is taken to have while nobody has said how many."""
+ENGINES_WITH_CACHE_SALT = frozenset({"vllm", "sglang", "seatcount-simulator"})
+"""Engines whose prefix cache tells prompts with another `cache_salt` apart. Other servers may refuse a field
+that they do not know, or accept it without effect."""
 _TOO_MANY_TOKENS = 10_000_000
 """Longer than any context: a server that checks `max_tokens` names its context in the refusal."""
 _CONTEXT_WORDS = re.compile(
@@ -113,6 +116,19 @@ class Prober:
                     response.close()
         return None
 
+    async def accepts_cache_salt(self, engine: object) -> bool:
+        """Whether the server keeps prompts apart by `cache_salt`: its engine (the owner that /v1/models
+        names) is known to, and it answers a test request that has one. The old engine of vLLM refuses it,
+        versions before 0.9 ignore it."""
+        if engine not in ENGINES_WITH_CACHE_SALT:
+            return False
+        text = probe_text(nonce=f"{self._nonce}s", words=24)
+        exchange = await self._send(text, max_tokens=PROBE_TOKENS, cache_salt=self._nonce)
+        if _is_failure(exchange.record):
+            return False
+        self.answered.append(exchange.record)
+        return True
+
     async def warm_up(self) -> list[str]:
         """Sends a few requests together, so that the first recorded requests do not wait for compilation or
         for caches to be filled. Returns a warning if some failed."""
@@ -148,12 +164,20 @@ class Prober:
                 raise InputError(await self._reason(record, text))
             await asyncio.sleep(max(pause, min(exchange.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
 
-    async def _send(self, text: str, *, max_tokens: int, settings: Settings | None = None) -> Exchange:
+    async def _send(
+        self,
+        text: str,
+        *,
+        max_tokens: int,
+        settings: Settings | None = None,
+        cache_salt: str | None = None,
+    ) -> Exchange:
         body = encode_chat_body(
             settings or self._settings,
             model=self._model,
             messages=[{"role": "user", "content": text}],
             max_tokens=max_tokens,
+            cache_salt=cache_salt,
         )
         request = StreamRequest(
             url=f"{self._target.api_url}/chat/completions",

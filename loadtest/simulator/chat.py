@@ -38,6 +38,8 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    cache_salt: str = ""
+    """Text that keeps this request's blocks in the prefix cache apart from those of other texts."""
 
 
 def parse_completion_request(
@@ -70,6 +72,7 @@ def parse_completion_request(
         stream=body.get("stream") is True,
         include_usage=include_usage,
         continuous_usage=include_usage and stream_options.get("continuous_usage_stats") is True,
+        cache_salt=str(body.get("cache_salt") or ""),
     )
 
 

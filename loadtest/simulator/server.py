@@ -175,7 +175,7 @@ class SimulatorServer:
         request = Request(
             prompt_tokens=len(chat.prompt),
             output_tokens=len(answer.tokens),
-            block_hashes=block_hashes(chat.prompt + answer.tokens, config.block_size),
+            block_hashes=block_hashes(chat.prompt + answer.tokens, config.block_size, salt=chat.cache_salt),
         )
         return Completion(
             request_id=f"chatcmpl-{request_id}",

@@ -56,11 +56,11 @@ def render_prompt(messages: Sequence[tuple[str, str]], *, thinks: bool, thinking
     return tokens
 
 
-def block_hashes(tokens: Sequence[str], block_size: int) -> tuple[int, ...]:
+def block_hashes(tokens: Sequence[str], block_size: int, *, salt: str = "") -> tuple[int, ...]:
     """Returns one hash for each full block. A hash covers all tokens from the start up to the end of its
-    block. The hashes are valid only inside one process."""
+    block, and `salt`. The hashes are valid only inside one process."""
     hashes: list[int] = []
-    previous = 0
+    previous = hash(salt)
     for end in range(block_size, len(tokens) + 1, block_size):
         previous = hash((previous, *tokens[end - block_size : end]))
         hashes.append(previous)

@@ -9,7 +9,14 @@ import msgspec
 
 from loadtest.workload.arrivals import Arrival
 from loadtest.workload.distributions import Distribution
-from loadtest.workload.prompts import PROMPT_WORDS, Message, Prompt, PromptScale, sentence
+from loadtest.workload.own_prompts import (
+    BYTES_PER_TOKEN,
+    MESSAGE_TOKENS,
+    OwnPrompts,
+    PromptQueue,
+    estimate_tokens,
+)
+from loadtest.workload.prompts import PROMPT_WORDS, Message, PromptScale, sentence
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
@@ -39,24 +46,27 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     nonce: str
     """Text at the beginning of every prompt. It differs between runs, so that no prompt is in a prefix cache
     that an earlier run left. Lengths do not depend on it."""
-    prompts: list[Prompt] | None = None
+    prompts: OwnPrompts | None = None
     """Prompts from a file, used instead of synthetic text; None without a file."""
 
-    def conversation(self, *, user: int, number: int) -> "Conversation":
-        """Returns the conversation of `user` with this number. Equal seeds give equal lengths."""
-        return Conversation(self, user=user, number=number)
+    def conversation(self, *, user: int, number: int, prompts: PromptQueue | None = None) -> "Conversation":
+        """Returns the conversation of `user` with this number. Equal seeds give equal lengths. prompts: where
+        the questions come from if they come from a file; each question takes one."""
+        return Conversation(self, user=user, number=number, prompts=prompts)
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
         """Builds the request of one arrival in an open loop. Every process builds the same request for the
         same arrival.
 
-        With a file of prompts, the request is one of these prompts, and the lengths and blocks of the arrival
-        do not count. Without a file, the prompt is synthetic:
+        With a file of prompts, the request is the prompt with the arrival's number, and the lengths and
+        blocks of the arrival do not count. Without a file, the prompt is synthetic:
         - A length that the arrival does not state is drawn.
         - If the arrival states no prefix blocks, the prompt shares no prefix with other prompts.
         """
         if self.prompts:
-            return next(self.conversation(user=arrival.number, number=0).requests())
+            queue = PromptQueue(self.prompts)
+            queue.add([arrival.number])
+            return next(self.conversation(user=arrival.number, number=0, prompts=queue).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
         drawn, drawn_output = self.prompt_tokens.draw_count(rng), self.output_tokens.draw_count(rng)
         wanted, output = arrival.prompt_tokens or drawn, arrival.output_tokens or drawn_output
@@ -92,14 +102,17 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 class Conversation:
     """One user's conversation: yields a request for each turn and is given the answers."""
 
-    def __init__(self, workload: Workload, *, user: int, number: int) -> None:
+    def __init__(self, workload: Workload, *, user: int, number: int, prompts: PromptQueue | None) -> None:
         self._workload = workload
+        self._prompts = prompts
         self._lengths = random.Random(f"{workload.seed}/{user}/{number}")
         self._text = random.Random(f"{workload.nonce}/{user}/{number}")
         self._title = f"{workload.nonce}{user}-{number}"
-        self._number = user + number
         self._history: list[Message] = []
         self._history_tokens = 0
+        self._asked: ChatRequest | None = None
+        self._asked_tokens = 0
+        """Tokens of the last request, estimated from its texts."""
 
     def requests(self) -> Iterator[ChatRequest]:
         """Yields at most `turns` requests. Ends earlier if the history leaves no room in the model's
@@ -109,16 +122,31 @@ class Conversation:
             if request is None:
                 return
             self._history = list(request.messages)
+            self._asked = request
             yield request
 
-    def answered(self, text: str, *, prompt_tokens: int | None, output_tokens: int | None) -> None:
-        """Appends the server's answer to the history and notes how many tokens the history now has."""
+    def answered(
+        self, text: str, *, prompt_tokens: int | None, output_tokens: int | None, chunks: int
+    ) -> None:
+        """Appends the server's answer to the history and notes how many tokens the history now has.
+
+        If the server counts no tokens (None), they are estimated: those of the request from its words, those
+        of the answer from its words, letters and `chunks` (events with content), whichever gives the most. An
+        estimate that is too small would let a later turn exceed the model's context.
+        """
+        assert self._asked is not None
         self._history.append({"role": "assistant", "content": text})
-        self._history_tokens = (prompt_tokens or 0) + (output_tokens or 0)
+        if prompt_tokens is None:
+            prompt_tokens = self._asked_tokens + MESSAGE_TOKENS
+        if output_tokens is None:
+            words = math.ceil(len(text.split()) * self._workload.scale.tokens_per_word)
+            guess = max(chunks, words, len(text.encode()) // BYTES_PER_TOKEN)
+            output_tokens = min(guess, self._asked.max_tokens)
+        self._history_tokens = prompt_tokens + output_tokens
 
     def _request(self, turn: int) -> ChatRequest | None:
-        if self._workload.prompts:
-            return self._request_from_file(turn, self._workload.prompts)
+        if self._prompts is not None:
+            return self._request_from_file(turn, self._prompts)
         scale = self._workload.scale
         wanted = self._workload.prompt_tokens.draw_count(self._lengths)
         output = self._workload.output_tokens.draw_count(self._lengths)
@@ -129,6 +157,7 @@ class Conversation:
         prompt = min(wanted, prompt_max)
         max_tokens = max(1, min(output, free - prompt))
         message: Message = {"role": "user", "content": self._question(prompt, turn)}
+        self._asked_tokens = self._history_tokens + max(prompt, estimate_tokens([message]))
         return ChatRequest(
             messages=[*self._history, message],
             max_tokens=max_tokens,
@@ -136,14 +165,17 @@ class Conversation:
             clipped=prompt < wanted or max_tokens < output,
         )
 
-    def _request_from_file(self, turn: int, prompts: list[Prompt]) -> ChatRequest:
-        line = prompts[(self._number + turn) % len(prompts)]
+    def _request_from_file(self, turn: int, prompts: PromptQueue) -> ChatRequest | None:
+        line = prompts.peek()
         drawn = self._workload.output_tokens.draw_count(self._lengths)
+        max_tokens = line.max_tokens or drawn
+        tokens = self._history_tokens + estimate_tokens(line.messages)
+        if turn and tokens + max_tokens > self._workload.room:
+            return None  # the prompt begins the next conversation
+        self._asked_tokens = tokens
+        prompts.take()
         return ChatRequest(
-            messages=[*self._history, *line.messages],
-            max_tokens=line.max_tokens or drawn,
-            turn=turn,
-            clipped=False,
+            messages=[*self._history, *line.messages], max_tokens=max_tokens, turn=turn, clipped=False
         )
 
     def _question(self, tokens: int, turn: int) -> str:

@@ -220,7 +220,7 @@ class Gateway:
             response.headers["Keep-Alive"] = "timeout=5"
         await response.prepare(http)
         malformed = self.policy.drawn(rules.malformed_share)
-        edit = _editor(rules, self.policy)
+        edit = _editor(rules, self.policy) if answer.status == 200 else bytes
         try:
             async with asyncio.timeout(rules.cut_after_s):
                 async for piece in _gathered(_pieces(answer, rules.idle_s), rules.gather_bytes):
