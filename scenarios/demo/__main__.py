@@ -31,7 +31,7 @@ def demo() -> None:
             "the answer below is for that pool, not for a whole T4."
         )
         embedded.run_chat(host, _FLAGS)
-        embedded.run_command([sys.executable, "-m", "analysis.capacity", str(_REPORTS)])
+        embedded.finish_command([sys.executable, "-m", "analysis.capacity", str(_REPORTS)])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def compare_reference_pair() -> None:
         f"about {minutes:.0f} minutes."
     )
     runs = [_measured_run(preset) for preset in presets]
-    embedded.run_command(
+    embedded.finish_command(
         [sys.executable, "-m", "analysis.compare", *map(str, runs), "--output", str(_REPORTS)]
     )
     comparison = json.loads((_REPORTS / "compare.json").read_text(encoding="utf-8"))

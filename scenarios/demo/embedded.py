@@ -57,10 +57,10 @@ def run_chat(host: str, flags: Mapping[str, str]) -> None:
     Raises ProcessFailedError if Locust fails."""
     words = [word for pair in {"--host": host, **flags}.items() for word in pair]
     locust = Path(sys.executable).with_name("locust")
-    run_command([str(locust), "-f", str(Path("scenarios") / "chat.py"), "--headless", *words])
+    finish_command([str(locust), "-f", str(Path("scenarios") / "chat.py"), "--headless", *words])
 
 
-def run_command(command: Sequence[str]) -> None:
+def finish_command(command: Sequence[str]) -> None:
     """Runs a command and waits for its end. Raises ProcessFailedError if its exit code is not 0."""
     with _process(command) as process:
         code = process.wait()

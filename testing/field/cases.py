@@ -7,10 +7,19 @@ from types import ModuleType
 import pytest
 from _pytest.mark import ParameterSet
 
-from testing.field import absence, machines, observation, overload, refusals, streams, traffic
+from testing.field import (
+    absence,
+    machines,
+    observation,
+    overload,
+    real_gateways,
+    refusals,
+    streams,
+    traffic,
+)
 from testing.field.case import FieldCase
 
-MODULES = (overload, refusals, absence, streams, observation, traffic, machines)
+MODULES = (overload, refusals, absence, streams, observation, traffic, machines, real_gateways)
 
 
 def cases_of(module: ModuleType) -> list[FieldCase]:

@@ -17,6 +17,8 @@ from testing.processes import ROOT, clean_environment, free_port, listening, sim
 
 SMALL_POOL = ("--num-gpu-blocks-override", "41")
 TRAFFIC = {"output_tokens": "lognormal:16,0.4", "settle_s": "1"}
+SHORT_TRAFFIC = {**TRAFFIC, "output_tokens": "4-6"}
+"""Short answers: enough requests in a few seconds to know that fewer than 1 % fail."""
 SWEEP = {**TRAFFIC, "levels": "4,8,12", "level_s": "6"}
 """A sweep across the memory wall."""
 

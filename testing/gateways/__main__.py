@@ -1,0 +1,27 @@
+"""Makes all gateways and engines: `python -m testing.gateways`. llama.cpp is compiled, which takes long."""
+
+import sys
+
+from testing.gateways.environment import (
+    DEBIAN_PACKAGES,
+    PYTHON_PACKAGES,
+    GatewayUnavailableError,
+    folder_of,
+    prepare_gateway,
+)
+
+
+def main() -> int:
+    missing = 0
+    for name in (*DEBIAN_PACKAGES, *PYTHON_PACKAGES):
+        try:
+            prepare_gateway(name, compiling=True)
+            print(f"{name}: {folder_of(name)}")
+        except GatewayUnavailableError as error:
+            print(error, file=sys.stderr)
+            missing += 1
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
