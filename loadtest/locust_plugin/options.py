@@ -29,13 +29,14 @@ class LocustOptions:
         self._spawn_rate_flag: float | None = parsed.spawn_rate
 
     def settings(self) -> Settings:
-        """Builds the settings of the run that is about to begin. Raises InputError."""
+        """Builds the settings of the run that is about to begin. Called where runs are led. Raises
+        InputError."""
+        self._hide_private()
         return resolve_settings({**vars(self._parsed), **self.private()})
 
     def private(self) -> dict[str, object]:
         """Returns the options of this process that can hold secrets, with their secrets. In the options that
-        Locust has, and sends to the workers, the secrets are hidden."""
-        self._hide_private()
+        Locust has, and that the master sends to the workers, the secrets are hidden."""
         return dict(self._private)
 
     def _hide_private(self) -> None:
