@@ -49,6 +49,8 @@ DifferenceVerdict = Literal["yes", "perhaps", "not_seen", "equal"]
 """yes: beyond chance, with all rows of the table considered; perhaps: beyond chance if this row were alone;
 not_seen: not detected; equal: two facts that are the same."""
 GateVerdict = Literal["ok", "worse", "unclear"]
+"""ok: shown not to be worse by more than the margin (non-inferiority); worse: shown to be worse by more than
+the tolerance; unclear: neither was shown."""
 
 
 class SideFigure(msgspec.Struct, kw_only=True, frozen=True):
@@ -107,16 +109,34 @@ class GateCheck(msgspec.Struct, kw_only=True, frozen=True):
     verdict: GateVerdict
 
 
+class GateMean(msgspec.Struct, kw_only=True, frozen=True):
+    """How much worse the run is in the mean over levels: the geometric mean of their ratios, all with the
+    same weight."""
+
+    users: list[int]
+    """The levels' numbers of users."""
+    left_out: list[int]
+    """Common levels with too few requests for this figure."""
+    worse_by: float
+    at_most: float | None
+    """The upper bound on `worse_by` at 95 %; null where it is open."""
+
+
 class GateCriterion(msgspec.Struct, kw_only=True, frozen=True):
     """One figure that the gate judges, with its checks at several levels.
 
-    The verdict is "worse" if any check is "worse". If none is, it is "ok" if any check is "ok", and "unclear"
-    if no check is.
+    The verdict is "worse" if any check is "worse". It is "ok" if the mean over the levels is shown to be
+    within the margin, and no level is suspected to be beyond it. Else it is "unclear".
     """
 
     figure: FigureName
     verdict: GateVerdict
+    margin: float
+    """The share by which the figure must surely not be worse: the margin of the gate and, for TTFT, the load
+    generator's own lateness."""
     checks: list[GateCheck]
+    mean: GateMean | None = None
+    """Null for the maximum of users, which has a single check, and where no level has the figure."""
     why: str = ""
     """The reason for a verdict of "unclear"."""
 
@@ -126,7 +146,9 @@ class GateAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
     verdict: GateVerdict
     tolerance: float
-    """A figure may be worse by this share."""
+    """A figure that is surely worse by more than this share fails the gate."""
+    margin: float
+    """A figure that is surely worse by less than this share passes the gate."""
     false_alarms: float
     """The probability, at most, of calling one of two equal deployments worse, all checks together."""
     criteria: list[GateCriterion]

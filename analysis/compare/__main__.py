@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analysis.answers.compare import GateVerdict
 from analysis.cli import ExitCode, add_slo_flags, run_command
-from analysis.compare.gate import TOLERANCE
+from analysis.compare.gate import MARGIN, TOLERANCE
 from analysis.compare.pair import read_and_compare
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import progress
@@ -40,8 +40,8 @@ def _compared(options: argparse.Namespace) -> ExitCode:
     return EXIT_CODES[found.gate.verdict] if found.gate else ExitCode.ANSWERED
 
 
-def _tolerance(text: str) -> float:
-    """Parses the value of --tolerance, a number that is at least 0 and below 1."""
+def _share(text: str) -> float:
+    """Parses the value of --tolerance or --margin, a number that is at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares two models, or two versions of a server: how many users each holds, how fast "
         "it answers, how much memory it takes, and which differences are real. Both runs must have the same "
         "workload and GPU.",
-        epilog="Exit codes: 0 compared, and with --gate: not worse; 2 wrong usage or unreadable input; 3 "
-        "refused, or the data cannot support a verdict; 4 the gate failed.",
+        epilog="Exit codes: 0 compared, and with --gate: shown not to be worse; 2 wrong usage or unreadable "
+        "input; 3 refused, or the data cannot support a verdict; 4 the gate failed.",
     )
     add = parser.add_argument
     add("runs", type=Path, nargs=2, metavar="RUN", help="a run folder, or a folder of runs of one model")
@@ -66,10 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--tolerance",
-        type=_tolerance,
+        type=_share,
         default=TOLERANCE,
         metavar="F",
-        help="with --gate: a figure may be worse by this share (default %(default)s)",
+        help="with --gate: a figure that is surely worse by more than this share fails (default %(default)s)",
+    )
+    add(
+        "--margin",
+        type=_share,
+        default=MARGIN,
+        metavar="F",
+        help="with --gate: to pass, each figure must surely be less than this share worse "
+        "(default %(default)s)",
     )
     add(
         "--format",

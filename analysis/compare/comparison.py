@@ -7,7 +7,7 @@ from analysis.answers.compare import Comparison
 from analysis.capacity.headline import CONFIDENCE
 from analysis.cli import RefusedError
 from analysis.compare.differences import gpu_of, run_differences
-from analysis.compare.gate import TOLERANCE, gate_of
+from analysis.compare.gate import MARGIN, TOLERANCE, gate_of
 from analysis.compare.sides import MeasuredDeployment, common_levels
 from analysis.compare.table import comparison_rows
 from analysis.reporting.words import sentences
@@ -21,6 +21,7 @@ def comparison_of(
     slo: Slo,
     gate: bool = False,
     tolerance: float = TOLERANCE,
+    margin: float = MARGIN,
     notes: Sequence[str] = (),
 ) -> Comparison:
     """Compares two judged runs.
@@ -43,7 +44,7 @@ def comparison_of(
         common_levels=common,
         rows=comparison_rows(a, b),
         differs=run_differences(a.info, b.info),
-        gate=gate_of(a, b, tolerance=tolerance) if gate else None,
+        gate=gate_of(a, b, tolerance=tolerance, margin=margin) if gate else None,
         warnings=[*notes, *_warnings(a, b, common)],
     )
 

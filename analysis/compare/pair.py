@@ -41,7 +41,13 @@ def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Compariso
         for group, name in zip(groups, _names(groups, options), strict=True)
     ]
     return comparison_of(
-        sides[0], sides[1], slo=slo, gate=options.gate, tolerance=options.tolerance, notes=notes
+        sides[0],
+        sides[1],
+        slo=slo,
+        gate=options.gate,
+        tolerance=options.tolerance,
+        margin=options.margin,
+        notes=notes,
     )
 
 

@@ -20,7 +20,6 @@ from analysis.answers.compare import (
     GateAnswer,
     GateCheck,
     GateCriterion,
-    GateVerdict,
     SideFigure,
     row_name,
 )
@@ -41,11 +40,6 @@ DIFFERENT: dict[DifferenceVerdict | None, str] = {
     "not_seen": "not detected",
     "equal": "equal",
     None: NONE,
-}
-VERDICTS: dict[GateVerdict, str] = {
-    "ok": "Not worse than its baseline.",
-    "worse": "Worse than its baseline.",
-    "unclear": "No verdict: the data cannot support one.",
 }
 READING = (
     "Real: yes, the difference is beyond what chance does to a table of this many rows (5 % for all of them "
@@ -303,33 +297,43 @@ def simulated_note(found: Comparison) -> str:
 
 
 def criterion_line(judged: GateCriterion) -> str:
-    """Returns one criterion of the gate as one line: verdict, figure name, then the measured values.
-
-    If the criterion has a reason for its verdict, the reason stands in place of the values.
-    """
-    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {judged.why or _figures_behind(judged)}"
+    """Returns one criterion of the gate as one line: verdict, figure name, then what was shown."""
+    return f"{judged.verdict:<8}{FIGURE_NAMES[judged.figure]}: {_shown(judged)}"
 
 
-def _figures_behind(judged: GateCriterion) -> str:
+def _shown(judged: GateCriterion) -> str:
     if judged.verdict == "worse":
         found = max(
             (one for one in judged.checks if one.verdict == "worse"), key=lambda one: one.at_least or 0.0
         )
         return f"{_check(judged.figure, found)}, at least {_worse(judged.figure, found.at_least or 1.0)}."
-    text = "; ".join(_check(judged.figure, one) for one in judged.checks[-1:])
-    others = [one for one in judged.checks[:-1] if one.verdict == "ok"]
-    if others:
-        text += f" (also at {', '.join(str(one.users) for one in others)})"
-    unsure = [str(one.users) for one in judged.checks if one.verdict == "unclear"]
-    return text + (f". Too few requests to tell at {', '.join(unsure)} users." if unsure else ".")
+    shown = "shown" if judged.verdict == "ok" else "not shown"
+    return f"not worse than {_percent(judged.margin)}: {shown}; {judged.why or _bound(judged)}"
+
+
+def _bound(judged: GateCriterion) -> str:
+    """Says how much worse the run may be, and where that was measured."""
+    highest = judged.checks[-1]
+    text = _check(judged.figure, highest)
+    if judged.mean is None:
+        return f"{text}, {_at_most(judged.figure, highest.at_most)}."
+    users = ", ".join(map(str, judged.mean.users))
+    over = f"mean over {users} users" if len(judged.mean.users) > 1 else "there"
+    text += f"; {over}: {_at_most(judged.figure, judged.mean.at_most)}."
+    if judged.mean.left_out:
+        text += f" Too few requests to tell at {', '.join(map(str, judged.mean.left_out))}."
+    return text
 
 
 def _check(figure: FigureName, one: GateCheck) -> str:
     assert one.run is not None
     assert one.baseline is not None
-    at = f"at {one.users} users " if one.users is not None else ""
-    most = "" if one.at_most is None or one.verdict == "worse" else f", at most {_worse(figure, one.at_most)}"
-    return f"{at}{_plain(figure, one.run)}, baseline {_plain(figure, one.baseline)}{most}"
+    at = "" if one.users is None else f"at {one.users} user{'s' * (one.users > 1)} "
+    return f"{at}{_plain(figure, one.run)}, baseline {_plain(figure, one.baseline)}"
+
+
+def _at_most(figure: FigureName, factor: float | None) -> str:
+    return "no upper bound" if factor is None else f"at most {_worse(figure, factor)}"
 
 
 def _worse(figure: FigureName, factor: float) -> str:
@@ -339,15 +343,32 @@ def _worse(figure: FigureName, factor: float) -> str:
     """
     factor = max(factor, 1.0)
     if figure in MORE_IS_BETTER:
-        return f"{100 * (1.0 - 1.0 / factor):.0f} % less"
-    return f"{100 * (factor - 1.0):.0f} % more" if factor < 2.0 else f"{factor:.1f} times as much"
+        return f"{_percent(1.0 - 1.0 / factor)} less"
+    return f"{_percent(factor - 1.0)} more" if factor < 2.0 else f"{factor:.1f} times as much"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def gate_verdict(gate: GateAnswer) -> str:
+    """Says the verdict of the gate in a sentence."""
+    tolerance, margin = (f"{100 * share:g} %" for share in (gate.tolerance, gate.margin))
+    if gate.verdict == "ok":
+        return f"Not worse than its baseline by {margin} or more: shown."
+    if gate.verdict == "worse":
+        return f"Worse than its baseline by more than {tolerance}: shown."
+    return (
+        "No verdict: the data show neither that the run is worse than its baseline by more than "
+        f"{tolerance}, nor that it is not worse by {margin}. Hold levels for longer, or raise --margin."
+    )
 
 
 def gate_rule(gate: GateAnswer) -> str:
-    """Says when the gate calls a figure worse, and how often it is wrong about two equal deployments."""
+    """Says how often each verdict of the gate is wrong."""
     return (
-        f"A figure counts as worse when it is surely more than {100 * gate.tolerance:g} % worse. Two equal "
-        f"deployments are called worse at most {100 * gate.false_alarms:g} times in 100, all checks together."
+        f"Of 100 pairs of equal deployments, at most {100 * gate.false_alarms:g} are called worse; of 100 "
+        f"pairs with a figure that is {100 * gate.margin:g} % worse, at most 5 pass."
     )
 
 
@@ -358,7 +379,7 @@ def comparison_markdown(found: Comparison) -> str:
     """Returns the whole comparison as Markdown."""
     parts = [f"# {comparison_title(found)}", "", f"{comparison_headline(found)}.", ""]
     if found.gate is not None:
-        parts += [f"## Gate: {VERDICTS[found.gate.verdict]}", ""]
+        parts += [f"## Gate: {gate_verdict(found.gate)}", ""]
         parts += [f"- {criterion_line(one)}" for one in found.gate.criteria] + ["", gate_rule(found.gate), ""]
     parts += [" ".join(filter(None, [*comparison_summary(found), simulated_note(found)])), ""]
     parts += markdown_table(_head(found), [row_cells(found, row) for row in found.rows])
@@ -394,7 +415,7 @@ def comparison_html(found: Comparison) -> str:
         simulated=simulated_note(found),
         gate=found.gate
         and {
-            "verdict": VERDICTS[found.gate.verdict],
+            "verdict": gate_verdict(found.gate),
             "lines": [(one.verdict, criterion_line(one)[8:]) for one in found.gate.criteria],
             "rule": gate_rule(found.gate),
         },
@@ -412,7 +433,7 @@ def _show_text(out: Console, found: Comparison) -> None:
     if found.gate is not None:
         for one in found.gate.criteria:
             out.print(criterion_line(one), soft_wrap=True, markup=False)
-        out.print(f"{VERDICTS[found.gate.verdict]} {gate_rule(found.gate)}", soft_wrap=True, markup=False)
+        out.print(f"{gate_verdict(found.gate)} {gate_rule(found.gate)}", soft_wrap=True, markup=False)
         if found.gate.verdict == "unclear":
             show_list(out, "Warnings", found.warnings)
         return

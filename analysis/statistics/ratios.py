@@ -59,6 +59,32 @@ def ratio_bounds(a: Quantity, b: Quantity) -> Bounds:
     return bounds
 
 
+def mean_ratio_bounds(ratios: Sequence[float], bounds: Sequence[Bounds]) -> Bounds:
+    """Returns bounds on the geometric mean of ratios that were measured apart, each with bounds of its own.
+
+    The distances from each ratio to its bound, in logarithms, are added as squares (the method of
+    `ratio_bounds`). If one bound is open, that of the mean is open too.
+    """
+
+    def mean_bounds(error: float) -> tuple[float, float]:
+        ends = [one(error) for one in bounds]
+        middle = [math.log(ratio) for ratio in ratios]
+        below = [max(at - _log(low), 0.0) for at, (low, _) in zip(middle, ends, strict=True)]
+        above = [max(_log(high) - at, 0.0) for at, (_, high) in zip(middle, ends, strict=True)]
+        mean, up = sum(middle) / len(middle), math.hypot(*above) / len(middle)
+        low = math.exp(mean - math.hypot(*below) / len(middle))
+        return low, math.exp(mean + up) if math.isfinite(up) else math.inf
+
+    return mean_bounds
+
+
+def _log(value: float) -> float:
+    """Returns the logarithm of a value that may be 0 or infinite."""
+    if value <= 0.0:
+        return -math.inf
+    return math.log(value) if math.isfinite(value) else math.inf
+
+
 def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
     """Returns two distances in logarithms: ln(value / lower bound) and ln(upper bound / value). Each is at
     least 0, and infinite where the bound is open."""
