@@ -100,6 +100,10 @@ NO_LEVEL = (
 BASELINE_WITHOUT_WALL = (
     "the baseline met no wall, so it shows only that it holds {users:.0f}: run it at more users."
 )
+SUSPECTED = (
+    "it may be more than {tolerance:g} % worse at {users} users (95 % sure there, too little for all checks "
+    "together): hold that level for longer."
+)
 RUN_WITHOUT_WALL = "the run met no wall: measure it at more users."
 
 
@@ -149,13 +153,20 @@ def _level_criterion(
         if one.a is not None and one.b is not None
     ]
     mean = _mean(known, levels)
-    verdict = _level_verdict(known, checks, mean, margin)
+    suspected = [
+        one.users or 0
+        for one, limit in zip(known, allowed, strict=True)
+        if _worse_by(one)(OK_ERROR)[0] > 1.0 + limit.tolerance
+    ]
+    verdict = _level_verdict(checks, mean, margin, suspected)
     why = "" if verdict != "unclear" or checks else NO_LEVEL
+    if verdict == "unclear" and suspected:
+        why = SUSPECTED.format(users=", ".join(map(str, suspected)), tolerance=100 * limits.tolerance)
     return GateCriterion(figure=figure, verdict=verdict, margin=margin, checks=checks, mean=mean, why=why)
 
 
 def _level_verdict(
-    contrasts: Sequence[FigureContrast], checks: Sequence[GateCheck], mean: GateMean | None, margin: float
+    checks: Sequence[GateCheck], mean: GateMean | None, margin: float, suspected: Sequence[int]
 ) -> GateVerdict:
     if any(check.verdict == "worse" for check in checks):
         return "worse"
@@ -163,7 +174,6 @@ def _level_verdict(
         return "unclear"
     if len(mean.users) < len(mean.left_out) or max(mean.left_out, default=0) > max(mean.users):
         return "unclear"  # the levels that cannot tell must not be outvoted
-    suspected = any(_worse_by(one)(OK_ERROR)[0] > 1.0 + margin for one in contrasts)
     return "unclear" if suspected else "ok"
 
 
