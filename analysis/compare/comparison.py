@@ -31,7 +31,7 @@ def comparison_of(
     """
     common = common_levels(a, b)
     if not common and (a.refused or b.refused):
-        why = " ".join(sentences((a if a.refused else b).judgement.reasons))
+        why = " ".join(sentences((a if a.refused else b).answer.reasons))
         raise RefusedError(
             f"These runs have no level that is trusted in both, and no capacity to compare: {why}"
         )
@@ -65,5 +65,5 @@ def _warnings(a: MeasuredDeployment, b: MeasuredDeployment, common: Sequence[int
         )
     for side in (a, b):
         found += [f"{side.name}: {warning}" for warning in sentences(side.answer.warnings)]
-        found += [f"{side.name}: {reason}" for reason in sentences(side.judgement.reasons)]
+        found += [f"{side.name}: {reason}" for reason in sentences(side.answer.reasons)]
     return found

@@ -116,7 +116,7 @@ def _capacity(
     ours, theirs = capacity_of(baseline), capacity_of(run)
     if ours is None or theirs is None:
         side = baseline if ours is None else run
-        why = f"the {side.name} has no answer. {' '.join(sentences(side.judgement.reasons))}".rstrip()
+        why = f"the {side.name} has no answer. {' '.join(sentences(side.answer.reasons))}".rstrip()
         return GateCriterion(figure="max_users", verdict="unclear", margin=limits.margin, checks=[], why=why)
     without_wall = baseline.answer.headline.at_least
     if without_wall:

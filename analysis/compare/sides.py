@@ -54,7 +54,7 @@ class MeasuredDeployment:
     @property
     def refused(self) -> bool:
         """True if the data cannot support an answer."""
-        return bool(self.judgement.reasons)
+        return self.answer.refused
 
     def at(self, users: int) -> list[Level]:
         """Returns the trusted levels with `users` users."""

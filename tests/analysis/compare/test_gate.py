@@ -96,7 +96,7 @@ def test_a_run_too_short_for_a_verdict_exits_3(baseline, tmp_path, capsys):
     write_run(tmp_path / "short", small_engine(), plan)
     assert main(["--gate", str(baseline), str(tmp_path / "short")]) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("not shown; the run met no wall: measure it at more users.")
+    assert "not shown; the run has no answer. Not enough data at 8 users: late first tokens" in lines[0]
     assert lines[4].startswith("No verdict")
 
 
