@@ -163,13 +163,13 @@ def openai_key(folder: Path) -> Judged:
 
 @case("Ctrl-C during an analysis; digits; the README's jq line")
 def small_things(folder: Path) -> Judged:
-    write_run(folder / "reports" / "run", small_engine(), Plan(levels=(2, 4, 8, 16, 20)))
+    write_run(folder / "reports" / "run", small_engine(), Plan(levels=(2, 4, 8, 16, 20), level_s=120.0))
     answer = analyse_run(folder)
     words = [sys.executable, "-m", "analysis.capacity", str(folder / "reports")]
     with subprocess.Popen(
         words, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        time.sleep(0.7)
+        time.sleep(1.5)  # the modules are loaded, the walls are being placed
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=30)[0]
     noise = re.search(r"\d\.\d+e-\d+", answer.said + (folder / "reports" / "report.md").read_text())

@@ -28,14 +28,14 @@ def _storm(run: Finished, *, users: int) -> str:
 
 @case("a gateway answers 503 from the seventh unfinished request on")
 def gateway_sheds_load(folder: Path) -> Judged:
-    with small_server() as server, gateway(server, shed_from=7, words="Too many requests in line.") as url:
+    with small_server() as server, gateway(server, shed_from=7, words="Too many requests in line") as url:
         run = user_load(folder, url)(**SHORT_TRAFFIC, levels="3,6,8", level_s="8")
     answer = analyse_run(folder)
     return judged(
         "6 users, errors (503)",
         answer.brief,
         unless(_errors_wall(answer, 6), "not 6 by errors"),
-        unless(answer.says("503", "Too many requests in line."), "status and words are not said"),
+        unless(answer.says("503", "Too many requests in line"), "status and words are not said"),
         _storm(run, users=8),
     )
 
@@ -112,13 +112,13 @@ def tokens_a_minute(folder: Path) -> Judged:
 
 @case("a key without any quota: every request 429")
 def no_quota(folder: Path) -> Judged:
-    with small_server() as server, gateway(server, status=429, words="You exceeded your quota.") as url:
+    with small_server() as server, gateway(server, status=429, words="You exceeded your quota") as url:
         run = user_load(folder, url)(**TRAFFIC, levels="1,2", level_s="3")
     return judged(
         "a sentence with 429 and the server's words, exit code not 0",
         f"exit {run.code}",
         unless(run.code != 0, "exit code 0"),
-        unless("429" in run.said and "You exceeded your quota." in run.said, "status or words are not said"),
+        unless("429" in run.said and "You exceeded your quota" in run.said, "status or words are not said"),
         "Traceback" in run.said and "a traceback",
     )
 

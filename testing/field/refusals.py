@@ -17,8 +17,6 @@ from testing.field.deployment import (
 from testing.load_tests import Finished
 from testing.processes import change_gateway, gateway, simulator
 
-_TOO_LONG = "This model's maximum context length is 60 tokens."
-
 
 def _stands_on_the_rest(run: Finished, answer: Analysed, *, outcome: str, words: tuple[str, ...]) -> Judged:
     """Judges a sweep whose failures are named, and whose levels stand on the other requests."""
@@ -35,10 +33,10 @@ def _stands_on_the_rest(run: Finished, answer: Analysed, *, outcome: str, words:
 
 @case("one request in ten is refused with 400")
 def one_in_ten_refused(folder: Path) -> Judged:
-    with small_server() as server, gateway(server, refuse_share=0.1, words="Content policy violated.") as url:
+    with small_server() as server, gateway(server, refuse_share=0.1, words="Content policy violated") as url:
         run = user_load(folder, url)(**SWEEP)
     return _stands_on_the_rest(
-        run, analyse_run(folder), outcome="http_error", words=("400", "Content policy violated.")
+        run, analyse_run(folder), outcome="http_error", words=("400", "Content policy violated")
     )
 
 
@@ -63,16 +61,24 @@ def answers_without_text(folder: Path) -> Judged:
 
 @case("one request in thirty gets 500, at any load")
 def errors_at_any_load(folder: Path) -> Judged:
-    with small_server() as server, gateway(server, error_share=0.04, words="Worker died.") as url:
+    with small_server() as server, gateway(server, error_share=0.04, words="Worker died") as url:
         run = user_load(folder, url)(**{**SWEEP, "level_s": "7"})
-    return _stands_on_the_rest(run, analyse_run(folder), outcome="http_error", words=("500", "Worker died."))
+    return _stands_on_the_rest(run, analyse_run(folder), outcome="http_error", words=("500", "Worker died"))
 
 
 @case("one connection in twenty is reset, at any load")
 def resets_at_any_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, reset_share=0.06) as url:
         run = user_load(folder, url)(**SWEEP)
-    return _stands_on_the_rest(run, analyse_run(folder), outcome="disconnected", words=("disconnected",))
+    answer, rows = analyse_run(folder), run.rows()
+    replaced, failed = sum(row["replaced_connections"] for row in rows), errors_of(rows)
+    return judged(
+        f"{memory_wall_right()}; reused connections are replaced once, the others named",
+        f"{answer.brief}; {replaced} replaced, {failed or 'none failed'}",
+        unless(replaced > 5, "too few replaced"),
+        unless(is_memory_wall(answer), "not the memory wall"),
+        unless(not failed or answer.says("disconnected"), "failures are not named"),
+    )
 
 
 @case("the longest prompts are longer than the context, and nobody says how long that is")
@@ -90,7 +96,7 @@ def prompts_too_long(folder: Path) -> Judged:
         f"{refused} refused; {answer.brief}",
         unless(bool(model) and not model["refused"], "no answer"),
         bool(model) and model["binding"] == "errors" and "errors are the wall",
-        unless(not refused or answer.says("400", "maximum context length is 60"), "the words are not said"),
+        unless(not refused or answer.says("400", "maximum context length is 200"), "the words are not said"),
     )
 
 
