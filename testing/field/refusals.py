@@ -83,11 +83,10 @@ def resets_at_any_load(folder: Path) -> Judged:
 
 @case("the longest prompts are longer than the context, and nobody says how long that is")
 def prompts_too_long(folder: Path) -> Judged:
-    with (
-        small_server() as server,
-        gateway(server, max_prompt_words=60, pages=_pages(max_model_len=None)) as url,
-    ):
-        run = user_load(folder, url)(**{**SWEEP, "prompt_tokens": "lognormal:40,0.5"})
+    changes = {**SWEEP, "levels": "1,2,4", "prompt_tokens": "lognormal:120,0.7"}
+    pages = _pages(max_model_len=None)
+    with simulator() as server, gateway(server, max_prompt_words=200, pages=pages) as url:
+        run = user_load(folder, url)(**changes)
     answer = analyse_run(folder)
     refused = errors_of(run.rows()).get("http_error", 0)
     model = answer.model
