@@ -35,4 +35,4 @@ def demo() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(embedded.exit_code_of(demo))
+    sys.exit(embedded.finish_command(demo))

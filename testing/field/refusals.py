@@ -265,7 +265,7 @@ def key_expires(folder: Path) -> Judged:
 @case("a login page instead of an answer (a redirect, then HTML with 200)")
 def login_page(folder: Path) -> Judged:
     with small_server() as server, gateway(server, login=True) as url:
-        return _refused_at_start(user_load(folder, url)(levels="1"), "html")
+        return _refused_at_start(user_load(folder, url)(levels="1"), "302", "/login")
 
 
 @case("a gateway that speaks HTTP/2 only")
