@@ -35,4 +35,4 @@ def demo() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(embedded.finish_command(demo))
+    sys.exit(embedded.demo_exit_code(demo))

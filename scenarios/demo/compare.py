@@ -56,4 +56,4 @@ def _measured_run(preset: Preset) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(embedded.finish_command(compare_reference_pair))
+    sys.exit(embedded.demo_exit_code(compare_reference_pair))

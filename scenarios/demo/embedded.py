@@ -21,7 +21,7 @@ class ProcessFailedError(Exception):
         self.code = code
 
 
-def finish_command(work: Callable[[], None]) -> int:
+def demo_exit_code(work: Callable[[], None]) -> int:
     """Calls `work` and returns an exit code: 0 after success, 130 after Ctrl-C or SIGTERM, or the `code` of a
     ProcessFailedError."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
