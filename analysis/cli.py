@@ -36,7 +36,7 @@ class RefusedError(Exception):
     """The data cannot support an answer; the message says why. The exit code is `ExitCode.REFUSED`."""
 
 
-def exit_code_of(work: Callable[[], ExitCode]) -> ExitCode:
+def end_with_sentence(work: Callable[[], ExitCode]) -> ExitCode:
     """Does the work of a command and returns its exit code.
 
     Bad input, a refusal and an interruption become a sentence on stderr and their exit code.

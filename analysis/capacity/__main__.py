@@ -14,7 +14,7 @@ from analysis.answers.capacity import (
 )
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import ExitCode, add_slo_flags, exit_code_of, fraction, positive_integer, slo_of
+from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, fraction, positive_integer, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
@@ -30,7 +30,7 @@ from loadtest.model.kv_cache import kv_bytes_per_token
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit code: 0 answered, 2 unreadable, 3 refused, 130 interrupted."""
     options = _parser().parse_args(argv)
-    return exit_code_of(lambda: _answered(options))
+    return end_with_sentence(lambda: _answered(options))
 
 
 def _answered(options: argparse.Namespace) -> ExitCode:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.answers.compare import GateVerdict
-from analysis.cli import ExitCode, add_slo_flags, exit_code_of
+from analysis.cli import ExitCode, add_slo_flags, end_with_sentence
 from analysis.compare.gate import MARGIN, TOLERANCE
 from analysis.compare.pair import read_and_compare
 from analysis.reporting import compare as compare_report
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     With --gate, the exit code depends on the verdict of the gate.
     """
     options = _parser().parse_args(argv)
-    return exit_code_of(lambda: _compared(options))
+    return end_with_sentence(lambda: _compared(options))
 
 
 def _compared(options: argparse.Namespace) -> ExitCode:

@@ -7,7 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 from analysis.answers.sizing import StatedWorkload
-from analysis.cli import ExitCode, add_slo_flags, exit_code_of, fraction, positive_integer, positive_number
+from analysis.cli import (
+    ExitCode,
+    add_slo_flags,
+    end_with_sentence,
+    fraction,
+    positive_integer,
+    positive_number,
+)
 from analysis.reporting.sizing import SIZING_FORMS, show_claims, show_sizing, write_vram_figure
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.flags import SizingFlags
@@ -21,7 +28,7 @@ from loadtest.record import Slo
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m analysis.sizing` and returns its exit code (`analysis.cli.ExitCode`)."""
     options = _parser().parse_args(argv)
-    return exit_code_of(lambda: _answered(options))
+    return end_with_sentence(lambda: _answered(options))
 
 
 def _answered(options: argparse.Namespace) -> ExitCode:

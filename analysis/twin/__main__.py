@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import ExitCode, add_slo_flags, exit_code_of, positive_integer
+from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, positive_integer
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import progress
 from analysis.twin.answer import twin_answer
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The code is REFUSED when no twin can be fitted or no fleet holds a single user.
     """
     options = _parser().parse_args(argv)
-    return exit_code_of(lambda: _answered(options))
+    return end_with_sentence(lambda: _answered(options))
 
 
 def _answered(options: argparse.Namespace) -> ExitCode:
