@@ -5,6 +5,7 @@ from pathlib import Path
 from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import analyse_run, user_load
 from testing.field.deployment import (
+    SHORT_TRAFFIC,
     SWEEP,
     TRAFFIC,
     errors_of,
@@ -37,7 +38,7 @@ def nginx_limits_connections(folder: Path) -> Judged:
     limit = f"limit_conn all 6; {STREAMING}"
     with small_server() as server, nginx(server, http=zone, location=limit) as url:
         metrics = f"{server}/metrics"
-        user_load(folder, url)(**TRAFFIC, levels="2,4,6,8", level_s="6", metrics_url=metrics)
+        user_load(folder, url)(**SHORT_TRAFFIC, levels="2,5,8", level_s="8", metrics_url=metrics)
     answer = analyse_run(folder)
     model = answer.model
     return judged(
@@ -94,7 +95,7 @@ def haproxy_queue_is_full(folder: Path) -> Judged:
         haproxy([server], defaults="timeout queue 200ms", server_options="maxconn 6") as url,
     ):
         metrics = f"{server}/metrics"
-        user_load(folder, url)(**TRAFFIC, levels="2,4,6,9,12", level_s="6", metrics_url=metrics)
+        user_load(folder, url)(**SHORT_TRAFFIC, levels="3,6,9,12", level_s="8", metrics_url=metrics)
     answer = analyse_run(folder)
     model = answer.model
     return judged(

@@ -87,6 +87,8 @@ def prompts_too_long(folder: Path) -> Judged:
     pages = _pages(max_model_len=None)
     with simulator() as server, gateway(server, max_prompt_words=200, pages=pages) as url:
         run = user_load(folder, url)(**changes)
+    if run.code != 0:
+        return judged("a run", f"exit {run.code}", "the longest prompts end it before it begins")
     answer = analyse_run(folder)
     refused = errors_of(run.rows()).get("http_error", 0)
     model = answer.model
