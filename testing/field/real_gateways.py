@@ -34,7 +34,7 @@ def nginx_gathers(folder: Path) -> Judged:
 
 @case("nginx: limit_conn 6 (503)", long=True)
 def nginx_limits_connections(folder: Path) -> Judged:
-    zone = "limit_conn_zone $server_name zone=all:1m;"
+    zone = "limit_conn_zone $server_port zone=all:1m;"
     limit = f"limit_conn all 6; {STREAMING}"
     with small_server() as server, nginx(server, http=zone, location=limit) as url:
         metrics = f"{server}/metrics"
@@ -51,7 +51,7 @@ def nginx_limits_connections(folder: Path) -> Judged:
 
 @case("nginx: limit_req 10 a second (429)", long=True)
 def nginx_limits_requests(folder: Path) -> Judged:
-    zone = "limit_req_zone $server_name zone=all:1m rate=10r/s; limit_req_status 429;"
+    zone = "limit_req_zone $server_port zone=all:1m rate=10r/s; limit_req_status 429;"
     limit = f"limit_req zone=all burst=2 nodelay; {STREAMING}"
     with small_server() as server, nginx(server, http=zone, location=limit) as url:
         metrics = f"{server}/metrics"
