@@ -60,9 +60,7 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
         "max_num_seqs": _over(figures.queue_fraction, QUEUE_LIMIT),
         "ttft": _over(figures.ttft_miss, MISS_LIMIT),
         "tpot": _over(figures.tpot_miss, MISS_LIMIT),
-        "errors": max(
-            _over(share, OVERLOAD_LIMIT) for share in (figures.error_fraction, figures.paused_fraction)
-        ),
+        "errors": _over(figures.error_share, OVERLOAD_LIMIT),
     }
     if slo.prefix_hit_fraction is not None and alone is not None and alone.prefix_hit_rate > 0:
         found = figures.prefix_hit_rate / alone.prefix_hit_rate

@@ -60,10 +60,10 @@ class VirtualFigures:
     """Share of requests whose TTFT is over the objective."""
     tpot_miss: float
     """Share of requests whose TPOT is over the objective."""
-    error_fraction: float
-    """Share of requests that failed in a way that load can cause: refusals of overload, and time limits."""
-    paused_fraction: float
-    """Share of the users' time in pauses after such failures; nan in an open loop."""
+    error_share: float
+    """Share of requests that failed in a way that load can cause: refusals of overload, and time limits. A
+    failure counts once for each first pause that fits into the user's pause after it, because users who wait
+    longer ask less often."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -117,9 +117,13 @@ class VirtualRun:
             prefix_hit_rate=_hit_rate(self.service, rows),
             ttft_miss=_mean(times.ttft_s > slo.ttft_p95_s),
             tpot_miss=_mean(times.tpot_s > slo.tpot_p95_s),
-            error_fraction=len(overload) / max(len(answers), 1),
-            paused_fraction=_paused(overload, self.users * window_s),
+            error_share=self._error_share(len(rows), overload),
         )
+
+    def _error_share(self, finished: int, overload: Sequence[Request]) -> float:
+        first_s = self.service.chatting.error_pause_s
+        weight = sum(max((one.pause_s or 0.0) / first_s, 1.0) if first_s else 1.0 for one in overload)
+        return weight / max(weight + finished, 1.0)
 
 
 def simulate_users(
@@ -185,10 +189,6 @@ def _ended_inside(requests: Sequence[Request], begin_s: float, end_s: float) -> 
 
 def _is_overload(failed: Request) -> bool:
     return failed.refused_with is None or failed.refused_with in OVERLOAD_STATUSES
-
-
-def _paused(failed: Sequence[Request], user_s: float) -> float:
-    return sum(one.pause_s or 0.0 for one in failed) / user_s if user_s else math.nan
 
 
 class _Answer(NamedTuple):

@@ -8,8 +8,9 @@ class EngineConfig:
     """The parameters that decide the capacity of an engine, under vLLM's names.
 
     A step lasts `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read +
-    prefill_per_token_s * prefill tokens`. This time is multiplied by a lognormal random factor with mean 1
-    and coefficient of variation `jitter_cv`.
+    prefill_per_token_s * prefill tokens`, and `step_eager_s` longer if it has too many tokens for a CUDA
+    graph. This time is multiplied by a lognormal random factor with mean 1 and coefficient of variation
+    `jitter_cv`.
 
     Raises ValueError in three cases. vLLM would refuse to start in the first two:
 
@@ -37,6 +38,10 @@ class EngineConfig:
     max_num_queued_tokens: int | None = None
     """Requests are rejected while prompts without a first token have this many tokens or more; None: no
     limit."""
+    max_cudagraph_capture_size: int | None = None
+    """Most tokens of a step that runs as a captured CUDA graph; None: no step is too large for one."""
+    step_eager_s: float = 0.0
+    """What a step of more tokens takes longer, because its kernels are launched one by one."""
     jitter_cv: float = 0.0
     seed: int = 0
 

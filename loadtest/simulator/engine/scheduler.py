@@ -174,7 +174,7 @@ class Engine:
                 used += growing
             number += 1
             kv_tokens += batch
-            duration_s = self._duration_s(batch, kv_tokens, 0)
+            duration_s = self._duration_s(batch, 0, kv_tokens, 0)
             now_s += duration_s if ahead is None else ahead_s
             ahead_s = duration_s
             on_step(now_s, running, waiting, used, shortage)
@@ -240,7 +240,8 @@ class Engine:
         step = Step(
             number=self._step_number,
             duration_s=self._duration_s(
-                len(self._decoding) + prefill.sequences,
+                len(self._decoding),
+                prefill.sequences,
                 self._decode_kv_tokens + prefill.kv_tokens,
                 prefill.tokens,
             ),
@@ -256,14 +257,17 @@ class Engine:
             request.state = RequestState.ENDING
         return step
 
-    def _duration_s(self, sequences: int, kv_tokens: int, prefill_tokens: int) -> float:
+    def _duration_s(self, decodes: int, prefills: int, kv_tokens: int, prefill_tokens: int) -> float:
         config = self.config
         duration_s = (
             config.step_base_s
-            + config.step_per_seq_s * sequences
+            + config.step_per_seq_s * (decodes + prefills)
             + config.step_per_kv_token_s * kv_tokens
             + config.prefill_per_token_s * prefill_tokens
         )
+        captured = config.max_cudagraph_capture_size
+        if captured is not None and decodes + prefill_tokens > captured:
+            duration_s += config.step_eager_s
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
 
     def _grow(self) -> bool:

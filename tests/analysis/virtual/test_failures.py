@@ -24,13 +24,12 @@ def service(*, think_s: float = 0.001, output: int = 20, **engine: object) -> Se
 
 def test_users_within_a_queue_limit_see_no_error_and_one_more_is_starved() -> None:
     """The one above the limit pauses for up to 30 s after each refusal. Few requests fail therefore, but this
-    user hardly gets an answer: the time in pauses tells."""
+    user hardly gets an answer: each second of these pauses counts as a failure."""
     limited = service(max_num_queued_reqs=4)
     at, above = (simulate_users(limited, users, requests=3000).figures(Slo()) for users in (4, 5))
-    assert at.error_fraction == 0.0
-    assert at.paused_fraction == 0.0
-    assert above.error_fraction > 0.0
-    assert above.paused_fraction == pytest.approx(1 / 5, rel=0.1)
+    assert at.error_share == 0.0
+    answers_per_s = above.output_tok_s / 20
+    assert above.error_share == pytest.approx(1 / (1 + answers_per_s), rel=0.1)
 
 
 def test_pauses_double_in_a_row_and_begin_again_after_a_success() -> None:
@@ -55,8 +54,7 @@ def test_refusals_for_what_is_asked_are_no_overload() -> None:
     figures = seen.figures(Slo(ttft_p95_s=60.0))
     refused = [one for one in seen.traces[0].failed if one.refused_with == 400]
     assert len(refused) == pytest.approx(200, abs=60)
-    assert figures.error_fraction == 0.0
-    assert figures.paused_fraction == 0.0
+    assert figures.error_share == 0.0
     assert figures.ttft_miss == 0.0
 
 
@@ -66,16 +64,16 @@ def test_a_time_limit_is_an_error_and_misses_ttft_only_where_the_wait_was_longer
     seen = simulate_users(limited, 8, requests=600)
     strict = seen.figures(Slo(ttft_p95_s=100.0))
     loose = seen.figures(Slo(ttft_p95_s=151.0))
-    assert strict.error_fraction > 0.01
+    assert strict.error_share > 0.01
     assert strict.ttft_miss > 0.1
     assert loose.ttft_miss == 0.0  # none of them had waited longer than 151 s
     assert strict.ttft_p95_s > 100.0
-    assert loose.error_fraction == strict.error_fraction
+    assert loose.error_share == strict.error_share
 
 
 def test_tokens_before_the_time_limit_count_in_throughput_and_tpot() -> None:
     long = replace(service(output=200), timeout_s=60.0)
     figures = simulate_users(long, 1, requests=40).figures(Slo(tpot_p95_s=0.001))
-    assert figures.error_fraction == 1.0
+    assert figures.error_share == 1.0
     assert figures.tpot_miss == 1.0
     assert figures.output_tok_s > 0.0
