@@ -1,6 +1,7 @@
 """Reads and completes the rows of a long benchmark, one JSON line each, in benchmarks/data."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,7 +23,8 @@ def read_rows(path: Path) -> dict[int, Row]:
 
 
 def measure_missing(path: Path, numbers: Iterable[int], measure: Callable[[int], Row]) -> dict[int, Row]:
-    """Measures the numbers that have no row in the file, on all cores, and appends each row when it is ready.
+    """Measures the numbers that have no row in the file, on all cores that the process may use (`taskset`
+    names others), and appends each row when it is ready.
 
     Returns all rows. `measure` must be a function at module level, because other processes import it.
     """
@@ -31,7 +33,7 @@ def measure_missing(path: Path, numbers: Iterable[int], measure: Callable[[int],
     if not missing:
         return rows
     path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file, ProcessPoolExecutor() as pool:
+    with path.open("a") as file, ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         futures = [pool.submit(measure, number) for number in missing]
         for done, future in enumerate(as_completed(futures), start=1):
             row = future.result()
