@@ -25,6 +25,7 @@ from testing.truth.deployments import (
     drawn_lengths,
     log_uniform,
     random_engine,
+    tokens_held,
 )
 
 Kind = Literal["ttft", "errors", "timeouts", "throughput", "max_num_seqs"]
@@ -107,8 +108,7 @@ def _draw(
     pairs = np.column_stack(
         [drawn_lengths(number, 0, prompts, prompt_cv), drawn_lengths(number, 1, outputs, output_cv)]
     )
-    held = float(np.mean(pairs[:, 1] * (pairs[:, 0] + pairs[:, 1] / 2)) / np.mean(pairs[:, 1]))
-    held += BLOCK_TOKENS / 2
+    held = tokens_held(pairs)
     users_fit = fit.draw(rng)
     longest = int(pairs.sum(axis=1).max())
     engine = replace(
@@ -118,11 +118,8 @@ def _draw(
         enable_prefix_caching=False,
     )
     in_flight = max(users_fit * share.draw(rng), 3.0)
-    step_s = engine.step_base_s + in_flight * (
-        engine.step_per_seq_s
-        + engine.step_per_kv_token_s * held
-        + engine.prefill_per_token_s * prompts / outputs
-    )
+    per_user_s = engine.step_per_seq_s + engine.step_per_kv_token_s * held
+    step_s = engine.step_base_s + in_flight * (per_user_s + engine.prefill_per_token_s * prompts / outputs)
     think_s = outputs * step_s * log_uniform(rng, 0.3, 4.0) if rng.random() < think else 0.0
     malformed = rng.uniform(0.01, 0.1) if rng.random() < _MALFORMED else 0.0
     pauses_s = np.random.default_rng([number, 2]).exponential(think_s, 5000 if think_s else 1)

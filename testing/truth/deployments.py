@@ -45,10 +45,7 @@ def deployment(number: int) -> VirtualDeployment:
     pairs = np.column_stack(
         [drawn_lengths(number, 0, prompt, prompt_cv), drawn_lengths(number, 1, output, output_cv)]
     )
-    held = (
-        float(np.mean(pairs[:, 1] * (pairs[:, 0] + pairs[:, 1] / 2)) / np.mean(pairs[:, 1]))
-        + BLOCK_TOKENS / 2
-    )
+    held = tokens_held(pairs)
     fit = log_uniform(rng, 7, 60)
     shared = int(rng.uniform(0.3, 1.5) * prompt) // BLOCK_TOKENS * BLOCK_TOKENS if rng.random() < 0.2 else 0
     longest = int(pairs.sum(axis=1).max())
@@ -93,6 +90,15 @@ def deployment(number: int) -> VirtualDeployment:
             "slots": slots,
         },
     )
+
+
+def tokens_held(pairs: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> float:
+    """Returns the mean tokens that a request in flight holds, for pairs of prompt and output tokens.
+
+    pairs: shape (n, 2).
+    """
+    prompt, output = pairs.T
+    return float(np.mean(output * (prompt + output / 2)) / np.mean(output)) + BLOCK_TOKENS / 2
 
 
 def _objectives(rng: random.Random, *, step_s: float, alone_s: float, long_prefill_s: float) -> Slo:
