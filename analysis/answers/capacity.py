@@ -65,6 +65,22 @@ class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
     more_s: float | None = None
 
 
+class LatencyAlone(msgspec.Struct, kw_only=True, frozen=True):
+    """The number of users that the objectives for TTFT, TPOT and errors alone would allow, if waiting for
+    memory and preemption were accepted."""
+
+    users: int
+    """The estimate, rounded down; with `at_least`, the largest number that is known to be allowed."""
+    interval: tuple[int, int | None] | None = None
+    """Its upper end is null where no level missed an objective; null where no level tells at all."""
+    users_x: float
+    interval_x: tuple[float, float | None] | None = None
+    at_least: bool = False
+    """Whether none of these objectives was missed at any trusted level."""
+    basis: Basis
+    limited_by: WallName = "not_reached"
+
+
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     """The size of the KV-cache pool, the KV cache that one request in flight takes, and the GPU memory.
 
@@ -167,6 +183,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     prefix_cache: Bound | None
     """Where nine in ten prefix-cache hits of low load are left, if that is known and no objective makes it a
     wall."""
+    by_latency_alone: LatencyAlone | None
+    """Null where there is no limit, or where nothing tells."""
     memory: MemoryFigures
     latency: LatencyFigures
     levels: list[Level]

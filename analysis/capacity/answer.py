@@ -15,6 +15,7 @@ from analysis.answers.capacity import (
 from analysis.capacity.failures import failures_of_answer
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
+from analysis.capacity.latency_alone import latency_alone
 from analysis.capacity.options import options_of
 from analysis.capacity.warnings import too_few_to_hold, warnings_of
 from analysis.evidence.evidence import Evidence
@@ -89,6 +90,7 @@ def answer_of(
         bounds=[_bound(wall, confidence=confidence) for wall in sorted(walls, key=lambda wall: wall.x)],
         not_met=_not_met(evidence, judgement.walls, held),
         prefix_cache=_prefix_cache(judgement, confidence=confidence),
+        by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
         levels=sorted(evidence.levels, key=lambda level: level.users),

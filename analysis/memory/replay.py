@@ -10,6 +10,7 @@ from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
 from analysis.memory.block_distribution import Occupancy
 from analysis.memory.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
+from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.record import Slo
@@ -22,6 +23,8 @@ REPLAY_ROUNDS = 3  # replays at most
 REPLAY_NEAR = 0.02  # share of the wall: if it moves by more, and by more than a user, the engine runs again
 REPLAY_PAIRS = 20_000  # length pairs in a replay, at most
 BATCHED_TOKENS = 2048  # max_num_batched_tokens: vLLM's server default below 70 GiB
+LATENCY_REQUESTS, LATENCY_REQUESTS_EACH = 600, 12  # requests of a replay for latency: in all, and a user
+LATENCY_REACH = 6.0  # times the users at which the search for a missed objective begins
 REPLAY_SD = 0.1  # remaining error against a real scheduler, in ln F and logit eps
 
 
@@ -56,28 +59,90 @@ def replayed_shift(
     return shift.widened(REPLAY_SD)
 
 
+def replayed_latency_users(
+    pairs: LengthPairs,
+    pool: Pool,
+    slo: Slo,
+    *,
+    step_cost: StepCost,
+    thinking: Thinking | None = None,
+    max_num_seqs: int | None = None,
+    start: float,
+) -> float | None:
+    """Returns the users of one engine at which TTFT or TPOT misses its objective in the simulated engine.
+
+    Requests may wait for memory and be preempted as often as they like. The search begins at `start` users;
+    the result is at least this number. None where no objective is missed up to LATENCY_REACH times as many.
+    """
+
+    def misses(users: int) -> bool:
+        slots = min(max_num_seqs or users, users)
+        service = _service(pairs, pool, slots, step_cost, thinking, pause_s=None)
+        requests = max(LATENCY_REQUESTS, LATENCY_REQUESTS_EACH * users)
+        seen = simulate_users(service, users, requests=requests).figures(slo)
+        return max(seen.ttft_miss, 0.0 if math.isnan(seen.tpot_miss) else seen.tpot_miss) > MISS_LIMIT
+
+    low = max(math.floor(start), 1)
+    high = low
+    while not misses(high):
+        low, high = high, math.ceil(1.4 * high)
+        if high > min(LATENCY_REACH * start, REPLAY_USERS):
+            return None
+    while high - low > max(1, 0.05 * low):
+        middle = (low + high) // 2
+        low, high = (low, middle) if misses(middle) else (middle, high)
+    return float(low)
+
+
 def _replay(
     pairs: LengthPairs, pool: Pool, users: int, step_cost: StepCost | None, thinking: Thinking | None
 ) -> LevelPressure:
     """Runs the simulated engine with `users` users and returns the preemptions and the blocked time.
 
     If `step_cost` is None, every step takes one second, and pauses are set so that a user's share of the time
-    in flight stays the same. Pauses have an exponential distribution, as its shape hardly matters.
+    in flight stays the same.
     """
     output = float(pairs.output.mean())
-    requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_REQUESTS_EACH * users)
-    pause_s = thinking.think_s if thinking else 0.0
+    pause_s = None
     if thinking and step_cost is None:
         pause_s = output * (1.0 / thinking.active(users) - 1.0)
+    service = _service(pairs, pool, users, step_cost, thinking, pause_s=pause_s)
+    requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_REQUESTS_EACH * users)
+    seen = simulate_users(service, users, requests=requests).figures(Slo())
+    return LevelPressure(
+        users=users,
+        preemptions=seen.preempted_fraction * seen.requests,
+        finished=seen.requests,
+        blocked=seen.blocked_fraction,
+        scrapes=seen.requests / users,  # scrapes a request duration apart are independent
+    )
+
+
+def _service(
+    pairs: LengthPairs,
+    pool: Pool,
+    slots: int,
+    step_cost: StepCost | None,
+    thinking: Thinking | None,
+    *,
+    pause_s: float | None,
+) -> Service:
+    """Returns the simulated engine with the measured lengths.
+
+    pause_s: mean pause of the users; by default their think time. Pauses have an exponential distribution, as
+    its shape hardly matters.
+    """
+    if pause_s is None:
+        pause_s = thinking.think_s if thinking else 0.0
     longest = int((pairs.prompt + pairs.output).max())
     every = -(-len(pairs) // REPLAY_PAIRS)
-    service = Service(
+    return Service(
         engine=EngineConfig(
             num_gpu_blocks=1 + max(pool.blocks, -(-longest // pool.block_tokens)),
             block_size=pool.block_tokens,
             max_model_len=longest,
-            max_num_seqs=users,
-            max_num_batched_tokens=max(BATCHED_TOKENS, users),
+            max_num_seqs=slots,
+            max_num_batched_tokens=max(BATCHED_TOKENS, slots),
             step_base_s=step_cost.step_base_s if step_cost else 1.0,
             step_per_seq_s=step_cost.step_per_seq_s if step_cost else 0.0,
             prefill_per_token_s=(step_cost.prefill_per_token_s or 0.0) if step_cost else 0.0,
@@ -90,12 +155,4 @@ def _replay(
             pauses_s=CLIENT_TURNAROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
             shared_prefix_tokens=pairs.shared_prefix,
         ),
-    )
-    seen = simulate_users(service, users, requests=requests).figures(Slo())
-    return LevelPressure(
-        users=users,
-        preemptions=seen.preempted_fraction * seen.requests,
-        finished=seen.requests,
-        blocked=seen.blocked_fraction,
-        scrapes=seen.requests / users,  # scrapes a request duration apart are independent
     )

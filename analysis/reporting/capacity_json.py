@@ -45,6 +45,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "bounds": model.bounds,
         "not_met": model.not_met,
         "prefix_cache": model.prefix_cache,
+        "by_latency_alone": model.by_latency_alone,
         "memory": model.memory,
         "latency": model.latency,
         "failures": [_failures_object(one) for one in model.failures],

@@ -32,6 +32,11 @@ from analysis.walls.names import WallName
 from loadtest.record import Slo
 
 MISSING: dict[WallName, str] = {"ttft": "late", "tpot": "slow", "errors": "refused"}
+WAITS: dict[WallName, str] = {
+    "kv_cache": "wait for memory and are preempted",
+    "prefix_cache": "compute histories again",
+    "max_num_seqs": "wait for a slot",
+}
 MIN_SHOWN_P = 0.05  # walls that come first with a lower probability are not named
 DASH_NOTE = (
     "A dash: fewer than the 59 independent requests that a p95 needs. Requests that share a batch or a queue "
@@ -69,7 +74,7 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
     """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
-        parts += [_beyond_text(model), _prefix_text(model)]
+        parts += [_beyond_text(model), _latency_alone_text(model), _prefix_text(model)]
     parts += failure_sentences(model.failures, refused=model.refused)
     parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
     if model.levels:
@@ -131,6 +136,25 @@ def _rivals(model: ModelAnswer) -> str:
 def _beyond_text(model: ModelAnswer) -> str:
     beyond = BEYOND_WALL[model.headline.binding]
     return f"With more users, {beyond}." if beyond else ""
+
+
+def _latency_alone_text(model: ModelAnswer) -> str:
+    """Says how many users the objectives for latency alone would allow, where something else is the limit."""
+    found, binding = model.by_latency_alone, model.headline.binding
+    if found is None or binding in (*MISSING, "not_reached", "throughput"):
+        return ""
+    users = f"about {found.users_x:.1f} users"
+    if found.at_least:
+        users = f"at least {users_text(found.users)}"
+    elif found.interval_x is not None and found.interval_x[1] is not None:
+        users += f" ({found.interval_x[0]:.1f} to {found.interval_x[1]:.1f})"
+    elif found.basis == "model":
+        known = f"; measured: at least {found.interval[0]}" if found.interval else ""
+        users += f" (simulated{known})"
+    return (
+        f"By the objectives for TTFT, TPOT and errors alone, it would be {users}: who accepts that requests "
+        f"{WAITS.get(binding, 'wait')} needs no more than that."
+    )
 
 
 def _prefix_text(model: ModelAnswer) -> str:

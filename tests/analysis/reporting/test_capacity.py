@@ -50,11 +50,12 @@ def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
     assert lines[0].endswith(f"plan for {int(low)} users")
     assert lines[1].endswith(f"{int(low)} is the lower end, rounded down.")
     assert "With more users, requests wait for GPU memory" in lines[2]
+    assert re.search(r"By the objectives for TTFT, TPOT and errors alone, .* about \d+\.\d users", lines[3])
     assert re.search(
-        r"Closed loop.*, prompts \d+ and answers \d+ tokens \(means of [\d,]+ requests\); TTFT p95", lines[3]
+        r"Closed loop.*, prompts \d+ and answers \d+ tokens \(means of [\d,]+ requests\); TTFT p95", lines[4]
     )
-    assert re.search(r"Trusted: 4 of 4 levels, with [\d,]+ requests in their windows\.", lines[4])
-    assert f"What would raise the limit of {limit[1]} users" in "\n".join(lines[5:8])
+    assert re.search(r"Trusted: 4 of 4 levels, with [\d,]+ requests in their windows\.", lines[5])
+    assert f"What would raise the limit of {limit[1]} users" in "\n".join(lines[6:9])
 
 
 def test_the_terminal_shows_each_level_and_no_column_is_cut(model):
