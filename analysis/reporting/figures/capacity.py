@@ -169,7 +169,8 @@ def _latency(
     )
     _answer_line(axes, answer)
     axes.set_yscale("log")
-    low, high = min([*p95, limit]), max([*p95, limit])
+    above_zero = [value for value in p95 if value > 0]  # 0 where a gateway sends answers in one piece
+    low, high = min([*above_zero, limit]), max([*above_zero, limit])
     room = (high / low) ** 0.25  # leaves space for the words above the objective
     axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.5, high * max(room, 1.7)), xlabel="users")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
