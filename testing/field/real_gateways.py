@@ -88,11 +88,11 @@ def haproxy_takes_turns(folder: Path) -> Judged:
     return judged("about 21 users, KV cache", answer.brief, unless(right, "another answer"))
 
 
-@case("HAProxy: maxconn 6 and a queue of 0.2 s (503)", long=True)
+@case("HAProxy: maxconn 6 and a queue of 20 ms (503)", long=True)
 def haproxy_queue_is_full(folder: Path) -> Judged:
     with (
         small_server() as server,
-        haproxy([server], defaults="timeout queue 200ms", server_options="maxconn 6") as url,
+        haproxy([server], defaults="timeout queue 20ms", server_options="maxconn 6") as url,
     ):
         metrics = f"{server}/metrics"
         user_load(folder, url)(**SHORT_TRAFFIC, levels="3,6,9,12", level_s="8", metrics_url=metrics)
