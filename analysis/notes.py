@@ -286,6 +286,10 @@ class LighterWork(Note):
     """Option: shorter prompts, a faster GPU, or a looser objective."""
 
 
+class LessRefusal(Note):
+    """Option: whatever turns requests away, the server's queue or a gateway's rate limit, takes more."""
+
+
 class SecondReplica(Note):
     """Option: a second replica of the server."""
 

@@ -18,6 +18,7 @@ from analysis.memory.formula_shift import kv_wall_users
 from analysis.notes import (
     Fp8Cache,
     LargerPool,
+    LessRefusal,
     LighterWork,
     Note,
     OffloadHistories,
@@ -31,6 +32,7 @@ from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
 
 MAX_UTILIZATION = 0.95  # above this, peaks at vLLM's start do not fit
+LEAST_GAIN = 0.1  # users that an option must add to be named
 CUT_SHARE = 0.05  # share of requests that the suggested max_model_len would cut
 
 
@@ -58,24 +60,35 @@ def options_of(
             found.append(_option(change, moved, others, headline.estimate, reach))
     elif headline.binding == "prefix_cache" and prefix is not None:
         for change, factor in _bigger_pools(evidence, per_token):
-            found.append(_option(change, prefix.with_pool(factor), others, headline.estimate, reach))
+            moved = prefix.with_pool(factor)
+            if math.isfinite(moved) or others:
+                found.append(_option(change, moved, others, headline.estimate, reach))
         found += [_option_without_model(OffloadHistories()), _option_without_model(ShorterHistories())]
     elif headline.binding == "max_num_seqs" and others:
         found.append(_option(RaiseMaxNumSeqs(), math.inf, others, headline.estimate, reach))
     elif headline.binding in ("ttft", "tpot", "throughput"):
         found.append(_option_without_model(LighterWork()))
-    twice_x = 2 * headline.estimate_x
-    twice = math.floor(twice_x)
-    found.append(
-        Option(
-            change=SecondReplica(keep_conversations=headline.binding == "prefix_cache"),
-            users=twice,
-            users_x=twice_x,
-            gain_users=twice - headline.estimate,
-            limited_by=None,
-        )
+    elif headline.binding == "errors":
+        found.append(_option_without_model(LessRefusal()))
+    if headline.binding != "errors":  # a gateway before all replicas would turn away as many
+        found.append(_second_replica(headline.estimate_x, histories=headline.binding == "prefix_cache"))
+    return [option for option in found if _moves(option, headline.estimate_x)]
+
+
+def _moves(option: Option, limit_x: float) -> bool:
+    """Whether an option raises the limit of `limit_x` users, as far as a model can tell."""
+    return option.users_x is None or option.users_x > limit_x + LEAST_GAIN
+
+
+def _second_replica(limit_x: float, *, histories: bool) -> Option:
+    twice = math.floor(2 * limit_x)
+    return Option(
+        change=SecondReplica(keep_conversations=histories),
+        users=twice,
+        users_x=2 * limit_x,
+        gain_users=twice - math.floor(limit_x),
+        limited_by=None,
     )
-    return found
 
 
 def _option_without_model(change: Note) -> Option:

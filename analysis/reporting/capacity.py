@@ -11,10 +11,12 @@ from rich.text import Text
 from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.reporting.capacity_json import answer_object
 from analysis.reporting.capacity_words import (
-    DASH_NOTE,
+    AT_LEAST_NOTE,
+    IN_TIME_COLUMNS,
     LEVEL_COLUMNS,
     SLICE_COLUMNS,
     first_screen,
+    in_time_cells,
     latency_rows,
     level_cells,
     memory_rows,
@@ -107,7 +109,8 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
         parts += markdown_table(
             [name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]
         )
-        parts += [DASH_NOTE, ""]
+        parts += [AT_LEAST_NOTE, ""]
+        parts += markdown_table(IN_TIME_COLUMNS, [in_time_cells(level) for level in model.levels])
     if model.failures:
         parts += ["### Errors", ""]
         parts += markdown_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures])
@@ -155,7 +158,8 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
         if any(
             level.requests.ttft_s.p95 is None or level.requests.tpot_s.p95 is None for level in model.levels
         ):
-            print_indented(out, DASH_NOTE, style="dim")
+            print_indented(out, AT_LEAST_NOTE, style="dim")
+        out.print(terminal_table(IN_TIME_COLUMNS, [in_time_cells(level) for level in model.levels]))
     if model.failures:
         out.print(terminal_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures]))
     if model.open_loop:
@@ -200,7 +204,7 @@ def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> 
         "workload": workload_rows(model.workload),
         "failures": [failure_cells(one) for one in model.failures],
         "slices": [slice_cells(one) for one in model.open_loop],
-        "percentiles": [percentile_cells(level) for level in model.levels],
+        "percentiles": [percentile_cells(level) + in_time_cells(level)[1:] for level in model.levels],
         "figures": {name: Markup(text) for name, text in figures.items()},
         "slug": slug(model.model),
     }

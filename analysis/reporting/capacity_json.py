@@ -8,6 +8,7 @@ from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.failure_words import ADVICE
 from analysis.reporting.words import sentences, words
+from analysis.statistics.samples import MissShare, in_time
 
 SCHEMA = 1
 WITHOUT_MODEL = "no model here says by how many users"
@@ -85,6 +86,8 @@ def _level_object(level: Level) -> dict[str, object]:
         "preempted_fraction": level.preempted_fraction,
         "kv_blocked_fraction": server.blocked.fraction if server.blocked else None,
         "prefix_hit_rate": server.prefix_hit_rate,
+        "ttft_in_time": _share_in_time(requests.ttft_miss),
+        "tpot_in_time": _share_in_time(requests.tpot_miss),
         "ttft_miss_fraction": requests.ttft_miss.fraction,
         "tpot_miss_fraction": requests.tpot_miss.fraction,
         "errors": requests.errors,
@@ -100,6 +103,12 @@ def _failures_object(one: Failures) -> dict[str, object]:
         {"users": users, "count": count, "requests": requests} for users, count, requests in one.by_users
     ]
     return {**fields, "by_users": by_users, "advice": ADVICE[one.advice]}
+
+
+def _share_in_time(misses: MissShare) -> dict[str, object] | None:
+    """Returns the share of requests within an objective and its 90 % interval; None without requests."""
+    found = in_time(misses)
+    return None if found is None else {"share": found[0], "interval": found[1:]}
 
 
 def _slice_object(one: Slice) -> dict[str, object]:

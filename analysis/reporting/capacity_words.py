@@ -23,11 +23,13 @@ from analysis.reporting.numbers import (
     fine_milliseconds,
     gib,
     milliseconds,
+    milliseconds_or_more,
     percent,
     tokens_text,
     users_text,
 )
 from analysis.reporting.words import BASIS_WORDS, BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
+from analysis.statistics.samples import MissShare, in_time
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 
@@ -38,9 +40,10 @@ WAITS: dict[WallName, str] = {
     "max_num_seqs": "wait for a slot",
 }
 MIN_SHOWN_P = 0.05  # walls that come first with a lower probability are not named
-DASH_NOTE = (
-    "A dash: fewer than the 59 independent requests that a p95 needs. Requests that share a batch or a queue "
-    "count as fewer; a longer level has more."
+AT_LEAST_NOTE = (
+    "≥: at least this (95 % sure). There are fewer than the 59 independent requests that a p95 needs, or it "
+    "falls on requests that ended before they had a token. Requests that share a batch or a queue count as "
+    "fewer; a longer level has more."
 )
 
 
@@ -280,8 +283,8 @@ def level_cells(level: Level) -> list[str]:
         str(level.users),
         f"{requests.n:,}",
         milliseconds(requests.ttft_s.p50),
-        milliseconds(requests.ttft_s.p95),
-        milliseconds(requests.tpot_s.p95),
+        milliseconds_or_more(requests.ttft_s.p95, requests.ttft_s.p95_at_least),
+        milliseconds_or_more(requests.tpot_s.p95, requests.tpot_s.p95_at_least),
         f"{requests.output_tok_s:,.0f}",
         f"{requests.goodput_rps:.1f}",
         percent(server.kv_cache_usage),
@@ -290,6 +293,23 @@ def level_cells(level: Level) -> list[str]:
         str(requests.errors),
         "yes" if level.trusted else "no",
     ]
+
+
+IN_TIME_COLUMNS = ("users", "TTFT in time (90 % interval)", "TPOT in time (90 % interval)")
+
+
+def in_time_cells(level: Level) -> list[str]:
+    """Returns one table row: users, and the shares of requests within the objectives for TTFT and TPOT."""
+    return [str(level.users), _in_time(level.requests.ttft_miss), _in_time(level.requests.tpot_miss)]
+
+
+def _in_time(misses: MissShare) -> str:
+    """Formats the share in time with its interval in per cent: `98.8 % (97.1 to 99.6)`."""
+    found = in_time(misses)
+    if found is None:
+        return NONE
+    share, low, high = (f"{100 * value:.1f}".removesuffix(".0") for value in found)
+    return f"{share} % ({low} to {high})"
 
 
 SLICE_COLUMNS = (
@@ -426,6 +446,13 @@ def percentile_cells(level: Level) -> list[str]:
     """
     requests = level.requests
     return [str(level.users)] + [
-        " / ".join(milliseconds(value) for value in (found.p50, found.p95, found.p99))
+        " / ".join(
+            milliseconds_or_more(value, at_least)
+            for value, at_least in (
+                (found.p50, found.p50_at_least),
+                (found.p95, found.p95_at_least),
+                (found.p99, found.p99_at_least),
+            )
+        )
         for found in (requests.ttft_s, requests.tpot_s, requests.chunk_gap_s, requests.e2e_s)
     ]

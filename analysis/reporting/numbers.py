@@ -51,5 +51,16 @@ def gib(count: int | None) -> str:
 
 
 def fine_milliseconds(value: float | None) -> str:
-    """Formats seconds as milliseconds with three significant digits; used for step times of the engine."""
-    return NONE if value is None else f"{1e3 * value:.3g} ms"
+    """Formats seconds as milliseconds with three significant digits; used for step times of the engine.
+
+    Less than a microsecond is below anything that was measured.
+    """
+    if value is None:
+        return NONE
+    return f"{1e3 * value:.3g} ms" if value >= 1e-6 else "less than 0.001 ms"
+
+
+def milliseconds_or_more(value: float | None, at_least: float | None) -> str:
+    """Formats a percentile as milliseconds without the unit; with a sign in front where only a lower bound,
+    `at_least`, is known: `≥ 690`."""
+    return f"≥ {milliseconds(at_least)}" if value is None and at_least is not None else milliseconds(value)

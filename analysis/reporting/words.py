@@ -346,6 +346,11 @@ def _(note: notes.LighterWork) -> str:
 
 
 @words.register
+def _(note: notes.LessRefusal) -> str:
+    return "A higher limit where requests are turned away: the gateway's rate, or the server's queue"
+
+
+@words.register
 def _(note: notes.SecondReplica) -> str:
     text = "A second replica, users spread evenly"
     if note.keep_conversations:

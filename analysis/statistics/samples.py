@@ -244,9 +244,11 @@ class MissShare:
         """Returns the lower and the upper bound of the true share, each wrong with probability `error`.
 
         The bounds are those of C. Clopper and E. Pearson, "The use of confidence or fiducial limits", 1934,
-        at the effective sample size. Without requests they are 0 and 1.
+        at the effective sample size (by `tail_effect`, if there is one). Without requests they are 0 and 1.
         """
-        return share_bounds(self.fraction, self.effective, error) if self.n else (0.0, 1.0)
+        if not self.n:
+            return 0.0, 1.0
+        return share_bounds(self.fraction, self.n / (self.tail_effect or self.effect), error)
 
 
 def share_bounds(fraction: float, effective: float, error: float) -> tuple[float, float]:
@@ -257,6 +259,15 @@ def share_bounds(fraction: float, effective: float, error: float) -> tuple[float
     low = float(special.betaincinv(hits, misses + 1.0, error)) if hits > 0.0 else 0.0
     high = float(special.betaincinv(hits + 1.0, misses, 1.0 - error)) if misses > 0.0 else 1.0
     return low, high
+
+
+def in_time(misses: MissShare) -> tuple[float, float, float] | None:
+    """Returns the share of requests that did not miss, and the ends of its 90 % interval; None without
+    requests."""
+    if not misses.n:
+        return None
+    low, high = misses.bounds(0.05)
+    return 1.0 - misses.fraction, 1.0 - high, 1.0 - low
 
 
 def miss_share(misses: Bools, values: Floats, at_unix_s: Floats, window: Window) -> MissShare:

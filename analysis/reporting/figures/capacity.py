@@ -153,7 +153,11 @@ def _latency(
             ends = [1e3 * end for end in found.p95_interval]
             axes.plot([level.users] * 2, ends, color=BLUE, linewidth=3.5, alpha=0.35, solid_capstyle="butt")
     _points(axes, levels, users, p95, BLUE)
-    if not known:
+    bounded = [(level.users, 1e3 * low) for level, q, _ in seen if (low := q.p95_at_least) is not None]
+    if bounded:
+        at, least = zip(*bounded, strict=True)
+        axes.plot(at, least, linestyle="none", marker="^", color=BLUE, fillstyle="none", label="at least")
+    if not known and not bounded:
         axes.annotate(
             "too few requests for a p95",
             (0.5, 0.5),
@@ -169,7 +173,8 @@ def _latency(
     )
     _answer_line(axes, answer)
     axes.set_yscale("log")
-    above_zero = [value for value in p95 if value > 0]  # 0 where a gateway sends answers in one piece
+    measured = [*p95, *(least for _, least in bounded)]
+    above_zero = [value for value in measured if value > 0]  # 0 where a gateway sends answers in one piece
     low, high = min([*above_zero, limit]), max([*above_zero, limit])
     room = (high / low) ** 0.25  # leaves space for the words above the objective
     axes.set(xlim=(0, _reach(answer, users)), ylim=(low / 1.5, high * max(room, 1.7)), xlabel="users")

@@ -13,10 +13,11 @@ from analysis.capacity.answer import recommend
 from analysis.notes import NoRequests
 from analysis.reading.runs import find_runs, read_run
 from analysis.reporting import capacity as report
+from analysis.reporting.capacity_json import model_object
 from analysis.reporting.capacity_words import first_screen, plan_title
 from analysis.reporting.console import PLAIN_WIDTH
 from analysis.reporting.figures import capacity as plots
-from analysis.reporting.numbers import milliseconds, percent
+from analysis.reporting.numbers import fine_milliseconds, milliseconds, percent
 from loadtest.errors import InputError
 from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
@@ -161,3 +162,24 @@ def test_missing_values_are_a_dash_and_small_ones_keep_their_digits():
     assert percent(None) == "–"
     assert percent(0.0064) == "0.64 %"
     assert percent(0.0) == "0 %"
+
+
+def test_the_share_in_time_stands_at_every_level_and_a_p95_is_at_least_where_requests_are_few(tmp_path):
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=14.0))
+    (run,) = (read_run(found) for found in find_runs(tmp_path / "r"))
+    few = recommend([run], slo=Slo(ttft_p95_s=0.02))
+    assert all(level.requests.tpot_s.p95 is None for level in few.levels)
+    text, objects = shown(answer_of(few)), model_object(few)["levels"]
+    assert text.count("≥ ") >= len(few.levels)
+    for level, found in zip(few.levels, objects, strict=True):
+        share, (low, high) = found["ttft_in_time"]["share"], found["ttft_in_time"]["interval"]
+        assert share == pytest.approx(1.0 - level.requests.ttft_miss.fraction)
+        assert low < share <= high
+        assert high - low > 0.02
+        assert found["tpot_s"].p95_at_least > 0.0
+        assert re.search(rf"{level.users} +[\d.]+ % \([\d.]+ to [\d.]+\) +100 % \([\d.]+ to 100\)", text)
+
+
+def test_what_is_below_a_microsecond_is_not_printed_with_all_its_digits():
+    assert fine_milliseconds(6.64e-20) == "less than 0.001 ms"
+    assert fine_milliseconds(0.0155) == "15.5 ms"
