@@ -3,6 +3,7 @@ an exception. Knows no Locust and no statistics."""
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import aiohttp
@@ -58,15 +59,23 @@ class Exchange(NamedTuple):
     """Seconds after which a refusing server wants to be asked again; None if it does not say."""
 
 
-async def stream_chat(session: aiohttp.ClientSession, request: StreamRequest) -> Exchange:
+async def stream_chat(
+    session: aiohttp.ClientSession,
+    request: StreamRequest,
+    *,
+    note_times: Callable[[ByteTimes], object] = lambda _: None,
+) -> Exchange:
     """Sends one streamed chat completion over a session from `open_session` and reads the answer to its end.
 
     A server may close an idle connection just when it is used again. Such a request is sent once more, on a
     new connection, if the server cannot have begun it: the connection had served another request, no byte of
     an answer had come, and the connection ended within REUSE_RACE_S after sending. Browsers do the same
     (without the limit of time).
+
+    note_times: called with the record of the times of the bytes, before the first byte. The record can be
+    read while the request runs. Called again if the request is sent once more.
     """
-    attempt = _Attempt(request)
+    attempt = _Attempt(request, note_times)
     failure: BaseException | None = None
     try:
         async with asyncio.timeout(request.timeout_s):
@@ -97,8 +106,9 @@ async def stream_chat(session: aiohttp.ClientSession, request: StreamRequest) ->
 class _Attempt:
     """What is known of one request while it runs."""
 
-    def __init__(self, request: StreamRequest) -> None:
+    def __init__(self, request: StreamRequest, note_times: Callable[[ByteTimes], object]) -> None:
         self.request = request
+        self._note_times = note_times
         self.clock = RequestClock()
         self.status: int | None = None
         self.content_type = ""
@@ -109,6 +119,7 @@ class _Attempt:
     def _begin(self, byte_times: ByteTimes) -> None:
         self.byte_times = byte_times
         current_byte_times.set(byte_times)
+        self._note_times(byte_times)
         self.transcript = Transcript(byte_times, keep_text=self.request.keep_text)
 
     def renew(self) -> None:

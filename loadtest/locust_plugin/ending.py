@@ -17,8 +17,8 @@ EXIT_INTERRUPTED = 130
 
 
 class Ending:
-    """Reports failures and keeps the exit code of the process. Code 0 means that the plan ran to its end,
-    even if the server answered with errors."""
+    """Reports failures and keeps the exit code of the process. Code 0 means that the plan ran to its end and
+    all rows are there, even if the server answered some requests with errors."""
 
     def __init__(self, environment: Environment, *, headless: bool) -> None:
         self.code = 0
@@ -37,6 +37,13 @@ class Ending:
         if self._headless:
             hide_statistics()
         self.fail(sentence, code=EXIT_BAD_INPUT)
+
+    def fall_short(self, sentence: str) -> None:
+        """Reports that a run which is complete otherwise does not hold what was planned. Keeps the code of an
+        earlier failure or interruption."""
+        code = self.code
+        self.fail(sentence)
+        self.code = code or EXIT_FAILED
 
     def interrupt(self) -> None:
         """Sets the exit code for a plan that was cut short. Keeps the code of an earlier failure, if there is

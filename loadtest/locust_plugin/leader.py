@@ -77,7 +77,8 @@ class Leader:
         self._run: _LedRun | None = None
         self._unfinished: Coordinator | None = None
         """The coordinator of a run that is being ended, or whose end was interrupted; else None."""
-        self._receiver: Receiver | None = None
+        self._receivers: dict[str, Receiver] = {}
+        """What takes the rows of each run; rows may come after the run's end, even during the next run."""
         self._complete = False
         self._listen()
 
@@ -108,6 +109,7 @@ class Leader:
         """Reads the settings, inspects the server, opens the run and returns its coordinator. `check` gets
         the settings and raises InputError if they do not fit. On any InputError, reports what is wrong, sets
         the exit code and returns None."""
+        self._await_earlier_end()
         self._complete = False
         self.reports.clear()
         try:
@@ -125,6 +127,7 @@ class Leader:
             self._run = _LedRun(
                 coordinator, levels, arrivals, PromptSharing(runner=self._runner, channel=self._channel)
             )
+            self._receivers[coordinator.plan.run_id] = coordinator.receiver
             self.options.send_plan(coordinator.plan)
             if self._own_worker is not None:
                 self._own_worker.begin()
@@ -161,7 +164,6 @@ class Leader:
         if coordinator is None:
             return
         self._unfinished = coordinator
-        self._receiver = coordinator.receiver  # rows keep coming until the next run
         self.line.clear()
         self._channel.send(StopAsking())
         self._wait(drain_s, lambda report: report.in_flight == 0, "streams to end")
@@ -177,6 +179,10 @@ class Leader:
         )
         self._unfinished = None
         self._complete = True
+        if (losses := self.reports.losses()) is not None:
+            self.ending.fall_short(losses)
+        if not self.ending.code and (shortfall := coordinator.shortfall()) is not None:
+            self.ending.fall_short(shortfall)
         folder = coordinator.folder
         logger.info("The run is in %s; next: python -m analysis.capacity %s", folder, folder.parent)
 
@@ -202,12 +208,13 @@ class Leader:
             gevent.sleep(0.1)
 
     def _take_report(self, report: WorkerReport, sender: str) -> None:
-        self.reports.take(report)
         if not report.shares_disk:
             answer = LeaderTime(asked_unix_s=report.unix_s, leader_unix_s=unix_now())
             self._channel.send(answer, to=sender)
-        if self._run is not None:
-            self._run.coordinator.take_live(report.live)
+        coordinator = self.coordinator or self._unfinished
+        if coordinator is not None and report.run_id == coordinator.plan.run_id:
+            self.reports.take(report)
+            coordinator.take_report(report)
 
     def _give_prompts(self, _: PromptNumbersWanted, sender: str) -> None:
         if self._run is not None:
@@ -220,7 +227,7 @@ class Leader:
         gevent.spawn(self._runner.quit if self.options.headless else self._runner.stop)
 
     def _take_rows(self, batch: RowBatch, sender: str) -> None:
-        receiver = self._receiver if self._run is None else self._run.coordinator.receiver
+        receiver = self._receivers.get(batch.run_id)
         if receiver is not None:
             self._channel.send(receiver.take(batch), to=sender)
 
@@ -249,6 +256,12 @@ class Leader:
         if self.options.headless:
             self.ending.interrupt()
         self.end(drain_s=0 if self.options.headless else STOP_DRAIN_S)
+
+    def _await_earlier_end(self) -> None:
+        """Waits until the run before has ended, if the web page has started the next one meanwhile."""
+        until = time.monotonic() + STOP_DRAIN_S + DELIVERY_S
+        while self._unfinished is not None and time.monotonic() < until:
+            gevent.sleep(0.1)
 
     def _shape_is_ending(self) -> bool:
         """Whether a run's end has begun in another greenlet and is not complete. That greenlet is still

@@ -11,7 +11,7 @@ import time
 
 from loadtest.clock import unix_now
 from loadtest.errors import InputError
-from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
+from loadtest.locust_plugin.shape import MAX_REPEATS, Shape, UsersAndSpawnRate
 from loadtest.run.coordinator import Coordinator
 from loadtest.run.live.line import live_text
 from loadtest.settings import Settings
@@ -37,6 +37,8 @@ class LevelShape(Shape):
         """Position of the level under way in `_planned`."""
         self._held_until_told = False
         self._sweeping = False
+        self._given_up: str | None = None
+        """Why the plan cannot go on; None if it can."""
 
     def _check(self, settings: Settings) -> None:
         users_given = self.leader.options.users_flag_given
@@ -64,14 +66,29 @@ class LevelShape(Shape):
         if coordinator.settings.open_loop:
             return self._arrive(coordinator)
         self._follow_web_page()
+        if self._given_up is not None:
+            self.leader.ending.fail(self._given_up)
+            self._end(drain_s=coordinator.settings.request_timeout_s)
+            return None
         if not self._level_is_over(coordinator):
             return self._users, self._spawn_rate
         return self._next(coordinator)
+
+    def _pass_over(self, coordinator: Coordinator, why: str) -> None:
+        if self._held_until_told:
+            super()._pass_over(coordinator, why)
+            self._repeats.clear()
+        else:
+            self._given_up = (
+                f"The level of {self._users} users was held {MAX_REPEATS + 1} times, and each time {why}. "
+                "The run ends here, because more users would hardly do better."
+            )
 
     def _choose_levels(self, coordinator: Coordinator) -> None:
         levels = list(coordinator.settings.levels)
         asked = self.leader.options.users
         self._held_until_told = self._sweeping = False
+        self._given_up = None
         if coordinator.settings.open_loop:
             levels = [self.leader.worker_count]  # one Locust user a worker sends what is due
         elif not levels and asked is not None:

@@ -71,6 +71,17 @@ class WorkerReports:
         """Bytes of rows that workers on other machines have not delivered yet."""
         return sum(report.undelivered_bytes for report in self._reports.values())
 
+    def losses(self) -> str | None:
+        """Returns a sentence that says which rows are missing in the run folder; None if none are known to
+        be."""
+        unwritten = sum(report.lost_rows for report in self._reports.values())
+        if unwritten:
+            return f"{unwritten:,} rows could not be written and are lost."
+        missing = [report.worker for report in self._reports.values() if _is_undelivered(report)]
+        if missing:
+            return f"Rows are missing: worker {', '.join(sorted(missing))} did not deliver all of its rows."
+        return None
+
     def workers(self) -> list[WorkerInfo]:
         """Builds the list of workers for `run.json`, with the clock offset of each."""
         return [
@@ -93,6 +104,10 @@ class WorkerReports:
                 "another test have joined (same master port).",
             )
         return warnings
+
+
+def _is_undelivered(report: WorkerReport) -> bool:
+    return not report.stopped and not report.shares_disk
 
 
 def _undelivered(worker: str, *, shares_disk: bool) -> str:

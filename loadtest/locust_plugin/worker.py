@@ -56,6 +56,8 @@ class Worker:
     ) -> None:
         self.generator: Generator | None = None
         """The load generator of the run in progress; None between runs."""
+        self._ended: list[Generator] = []
+        """Load generators of runs that have ended, whose rows are still being delivered."""
         self._environment = environment
         self._channel = channel
         self._options = options
@@ -83,8 +85,7 @@ class Worker:
         """Creates the load generator from the leader's plan, and sends a first report to the leader. Raises
         InputError."""
         plan = self._options.read_plan()
-        if self.generator is not None:
-            self.generator.stop()
+        self._end_measuring()
         name = str(getattr(self._environment.runner, "worker_index", 0))
         self.generator = Generator(
             plan,
@@ -97,25 +98,22 @@ class Worker:
         self._report()
 
     def quit(self) -> None:
-        """Stops the load generator, because the process exits, and waits up to QUIT_S seconds until its rows
+        """Stops the load generator, because the process exits, and waits up to QUIT_S seconds until all rows
         are delivered. Rows that are not delivered stay in this worker's folder, and a warning names that
         folder."""
-        if self.generator is None:
-            return
-        generator, delivery = self.generator, self.generator.delivery
-        generator.stop()
+        self._end_measuring()
         until = time.monotonic() + QUIT_S
-        while delivery.undelivered_bytes and time.monotonic() < until:
+        while time.monotonic() < until and any(one.delivery.undelivered_bytes for one in self._ended):
             gevent.sleep(SHIP_S)
-        if delivery.undelivered_bytes:
-            logger.warning(
-                "The master did not take all rows of this worker. Copy them into the run folder (cp or scp): "
-                "cp %s/*-%s.jsonl %s/",
-                generator.folder,
-                generator.worker,
-                generator.plan.folder,
-            )
-        self.generator = None
+        for generator in self._ended:
+            if generator.delivery.undelivered_bytes:
+                logger.warning(
+                    "The master did not take all rows of this worker. Copy them into the run folder (cp or "
+                    "scp): cp %s/*-%s.jsonl %s/",
+                    generator.folder,
+                    generator.worker,
+                    generator.plan.folder,
+                )
 
     def _on_test_start(self, **_: object) -> None:
         try:
@@ -129,10 +127,15 @@ class Worker:
             gevent.sleep(REPORT_S)
             self._report()
 
-    def _report(self, *, stopped: bool = False) -> None:
-        generator = self.generator
-        if generator is None:
-            return
+    def _generators(self) -> list[Generator]:
+        """Returns the load generators that the leader still expects something of."""
+        return [*self._ended, *([self.generator] if self.generator is not None else [])]
+
+    def _report(self) -> None:
+        for generator in self._generators():
+            self._report_of(generator)
+
+    def _report_of(self, generator: Generator, *, stopped: bool = False) -> None:
         report = generator.report(stopped=stopped)
         for record in generator.take_unattended():
             tell_locust(self._environment, record)
@@ -144,18 +147,19 @@ class Worker:
             gevent.sleep(SHIP_S)
 
     def _ship(self) -> None:
-        if self.generator is not None:
-            for batch in self.generator.delivery.next_batches():
+        for generator in self._generators():
+            for batch in generator.delivery.next_batches():
                 self._channel.send(batch)
 
     def _take_receipt(self, receipt: RowReceipt) -> None:
-        if self.generator is not None:
-            self.generator.delivery.take(receipt)
-            self._ship()
+        for generator in self._generators():
+            if generator.plan.run_id == receipt.run_id:
+                generator.delivery.take(receipt)
+        self._ship()
 
     def _take_leader_time(self, answer: LeaderTime) -> None:
-        if self.generator is not None:
-            self.generator.clock.take(answer)
+        for generator in self._generators():
+            generator.clock.take(answer)
 
     def _take_level(self, level: CurrentLevel) -> None:
         if self.generator is not None:
@@ -175,12 +179,19 @@ class Worker:
             self._report()
 
     def _stop_measuring(self, _: StopMeasuring) -> None:
-        if self.generator is not None:
-            self.generator.stop()
-            gevent.spawn(self._report_when_delivered)
+        self._end_measuring()
 
-    def _report_when_delivered(self) -> None:
-        while self.generator is not None and self.generator.delivery.undelivered_bytes:
+    def _end_measuring(self) -> None:
+        """Stops the load generator of the run in progress, if there is one. Its rows are delivered beside
+        whatever begins next."""
+        generator, self.generator = self.generator, None
+        if generator is not None:
+            self._ended.append(generator)
+            generator.stop()
+            gevent.spawn(self._report_when_delivered, generator)
+
+    def _report_when_delivered(self, generator: Generator) -> None:
+        while generator.delivery.undelivered_bytes:
             gevent.sleep(SHIP_S)
-        self._report(stopped=True)
-        self.generator = None
+        self._report_of(generator, stopped=True)
+        self._ended.remove(generator)

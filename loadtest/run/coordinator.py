@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import aiohttp
@@ -19,6 +20,7 @@ from loadtest.record import (
     SERVER_FILE,
     ArrivalsInfo,
     ClientInfo,
+    Outcome,
     OwnPromptsInfo,
     RunInfo,
     ServerSample,
@@ -26,11 +28,11 @@ from loadtest.record import (
 )
 from loadtest.run.advisor import Advisor
 from loadtest.run.lasting import keep_running
-from loadtest.run.live.level import LiveLevel
+from loadtest.run.live.absence import REPORTED_S, AbsenceWatch
+from loadtest.run.live.level import LiveLevel, in_words
 from loadtest.run.live.line import describe
-from loadtest.run.live.rows import LiveRow
 from loadtest.run.loop import LoopThread
-from loadtest.run.messages import RunPlan
+from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import planned_arrivals
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
@@ -49,6 +51,31 @@ SAVE_S = 5.0
 """Seconds after which `run.json` is written again while a level goes on."""
 
 
+class _CounterWatch:
+    """Notices that an engine's counters have begun anew, because its process was started again."""
+
+    def __init__(self) -> None:
+        self._last: dict[str | None, float] = {}
+        self._starts: dict[str | None, set[float]] = {}
+
+    def has_restarted(self, sample: ServerSample) -> bool:
+        """Takes the next sample and returns whether its engine was started again since the one before. Where
+        the server states when it was started, each start counts once: a load balancer may show several
+        processes in turn."""
+        if sample.error is not None:
+            return False
+        engine, total = sample.engine, sample.generation_tokens_total
+        if sample.started_unix_s is not None:
+            starts = self._starts.setdefault(engine, set())
+            is_new = bool(starts) and sample.started_unix_s not in starts
+            starts.add(sample.started_unix_s)
+            return is_new
+        before = self._last.get(engine)
+        if total is not None:
+            self._last[engine] = total
+        return before is not None and total is not None and total < before
+
+
 class ServerFollower:
     """Samples the server's metrics until the run ends. Each sample gives one row for each engine of the
     server. Methods run on the event loop's thread; other threads may set `level`."""
@@ -59,6 +86,7 @@ class ServerFollower:
         self._scraper = scraper
         self._rows = rows
         self._sample_s = sample_s
+        self._counters = _CounterWatch()
         self._following: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -90,9 +118,10 @@ class ServerFollower:
 
     def _take(self, row: ServerSample) -> None:
         self._rows.append(row)
-        level = self.level
+        has_restarted, level = self._counters.has_restarted(row), self.level
         if level is not None:
             level.add_sample(row)
+            level.restarted = level.restarted or has_restarted
 
 
 class Coordinator:
@@ -108,7 +137,12 @@ class Coordinator:
         self._lowest: LiveLevel | None = None
         """The level with the fewest users so far."""
         self.advisor: Advisor | None = None
-        """The advisor that chooses the users of a search; None in other runs."""
+        """The process that judges the levels so far; None where none was started."""
+        self.absences = AbsenceWatch()
+        self.succeeded = 0
+        """Number of requests that succeeded, in the whole run."""
+        self.failures: Counter[str] = Counter()
+        """Failed requests of the whole run by kind: the HTTP status, or the outcome."""
         self.arrivals_count, self.arrivals_s = _extent(settings)
         """Open loop: number of arrivals, and seconds that they take together."""
         self._loop = loop
@@ -207,11 +241,43 @@ class Coordinator:
         if time.monotonic() - self._saved > SAVE_S:
             self.save()
 
-    def take_live(self, rows: list[LiveRow]) -> None:
-        """Adds requests that have ended to the counts of the current level. Between levels, ignores them."""
-        for row in rows:
+    def take_report(self, report: WorkerReport) -> None:
+        """Adds requests that have ended, and what a worker noticed of itself, to the counts of the run and of
+        the current level."""
+        for row in report.live:
+            self.absences.add(row)
+            self.succeeded += row.outcome == Outcome.OK
+            if row.failed:
+                self.failures[row.kind] += 1
             if self.level is not None:
                 self.level.add(row)
+        if report.answering is not None:
+            self.absences.hear(*report.answering)
+        if self.level is not None and report.health is not None:
+            lag_s, cpu = report.health
+            sent_unix_s = report.unix_s - (report.clock_offset_s or 0.0)
+            self.level.add_health(sent_unix_s, report.worker, lag_s=lag_s, cpu=cpu)
+
+    def watch_server(self, *, ended: bool = False) -> None:
+        """Judges whether the server answers, and notes its absences in the run's record. ended: whether all
+        requests have ended, so that nothing more will be reported."""
+        now = unix_now()
+        self.absences.look(now + REPORTED_S if ended else now)
+        count = len(self.info.away)
+        self.info.away = self.absences.spans(now)
+        if len(self.info.away) != count:
+            self.save()
+
+    def shortfall(self) -> str | None:
+        """Returns a sentence that says why this run cannot count as done although its plan has ended; None
+        if it can."""
+        since = self.absences.since_unix_s
+        if since is not None:
+            kinds = in_words(self.absences.kinds)
+            return f"The server was away when the run ended: no request was answered any more ({kinds})."
+        if self.failures and not self.succeeded:
+            return f"No request succeeded: {in_words(self.failures)}."
+        return None
 
     def warn(self, warning: str) -> None:
         """Logs a warning and adds it to the run's warnings. Does nothing if the run already has this
@@ -229,6 +295,7 @@ class Coordinator:
                 self.warn(_prompts_came_again(self.info.own_prompts))
         if clipped:
             self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
+        self.watch_server(ended=True)
         self._loop.run(self._follower.end())
         for job in self._jobs:
             job.stop()

@@ -81,6 +81,7 @@ class Generator:
         self._handed_over = 0
         self._numbers = itertools.count()
         self._clipped = 0
+        self._lost_rows = 0
         self._flusher = loop.every(FLUSH_S, self._files.flush)
 
     @property
@@ -122,6 +123,7 @@ class Generator:
     def report(self, *, stopped: bool = False) -> WorkerReport:
         """Builds this worker's report to the leader, which is sent once a second."""
         return WorkerReport(
+            run_id=self.plan.run_id,
             worker=self.worker,
             in_flight=self._request_runner.in_flight,
             arriving=self.arrivals.left or self._handed_over > self._starts.begun,
@@ -132,8 +134,19 @@ class Generator:
             undelivered_bytes=self.delivery.undelivered_bytes,
             clock_offset_s=self.clock.offset_s,
             unix_s=unix_now(),
+            lost_rows=self._lost_rows,
+            answering=self._answering(),
+            health=self._last_second(),
             live=self._take_live(),
         )
+
+    def _answering(self) -> tuple[float, float] | None:
+        offset_s, span = self.clock.offset_s or 0.0, self._request_runner.answering()
+        return None if span is None else (span[0] - offset_s, span[1] - offset_s)
+
+    def _last_second(self) -> tuple[float, float] | None:
+        sample = self._request_runner.last_second
+        return None if sample is None else (sample.loop_lag_p99_s or sample.loop_lag_max_s, sample.cpu)
 
     def take_unattended(self) -> list[RequestRecord]:
         """Open loop: returns the rows of requests that have ended since the last call."""
@@ -148,8 +161,11 @@ class Generator:
         self._request_runner.closing = True
         self._loop.run(self._request_runner.close())
         self._flusher.stop()
-        if lost := self._files.close():
-            logger.error("%d rows of worker %s could not be written and are lost.", lost, self.worker)
+        self._lost_rows = self._files.close()
+        if self._lost_rows:
+            logger.error(
+                "%d rows of worker %s could not be written and are lost.", self._lost_rows, self.worker
+            )
 
     def _take_live(self) -> list[LiveRow]:
         offset_s = self.clock.offset_s or 0.0

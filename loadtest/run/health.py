@@ -24,6 +24,8 @@ class HealthWatch:
         self.rows = rows
         self.started = 0
         self.ended = 0
+        self.latest: ClientSample | None = None
+        """The last row; None before the first."""
         self._task: asyncio.Task[None] | None = None
         self._delay_s: float | None = None
 
@@ -52,7 +54,8 @@ class HealthWatch:
             began, cpu_began = time.perf_counter(), time.process_time()
             lags = await _probe_lag(until=began + 1.0)
             took = time.perf_counter() - began
-            self.rows.append(self._sample(lags, cpu=(time.process_time() - cpu_began) / took))
+            self.latest = self._sample(lags, cpu=(time.process_time() - cpu_began) / took)
+            self.rows.append(self.latest)
 
     def _sample(self, lags: list[float], *, cpu: float) -> ClientSample:
         lags.sort()

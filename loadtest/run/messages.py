@@ -62,6 +62,7 @@ class StopMeasuring(msgspec.Struct, frozen=True):
 class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
     """Tells the leader the state of a worker, once a second and when it changes."""
 
+    run_id: str
     worker: str
     in_flight: int
     arriving: bool
@@ -79,6 +80,12 @@ class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
     """Seconds by which the worker's clock is ahead of the leader's; None: not known yet."""
     unix_s: float
     """Unix seconds at which the report was sent, by the worker's clock."""
+    lost_rows: int
+    """Rows that could not be written and are lost."""
+    answering: tuple[float, float] | None
+    """Since when and until when the server has surely worked on requests in flight, by the leader's clock."""
+    health: tuple[float, float] | None
+    """Lag of the event loop in seconds, and share of a CPU core, in the last second; null before that."""
     live: list[LiveRow]
     """Requests that have ended since the last report."""
 
@@ -112,6 +119,7 @@ class LeaderTime(msgspec.Struct, kw_only=True, frozen=True):
 class RowBatch(msgspec.Struct, kw_only=True, frozen=True):
     """Brings the leader a piece of a worker's file. The same piece may be sent twice."""
 
+    run_id: str
     file: str
     offset: int
     """Position of the first of these bytes in the file."""
@@ -121,6 +129,7 @@ class RowBatch(msgspec.Struct, kw_only=True, frozen=True):
 class RowReceipt(msgspec.Struct, kw_only=True, frozen=True):
     """Answers each RowBatch: says how much of the file the leader has."""
 
+    run_id: str
     file: str
     size: int
     """Bytes that the leader has, from the beginning of the file."""

@@ -4,19 +4,23 @@ import asyncio
 import collections
 import contextlib
 import resource
+import time
 
 import aiohttp
 import msgspec
 
 from loadtest.client.stream import StreamRequest, stream_chat
 from loadtest.client.target import Target
-from loadtest.client.transport import open_session
-from loadtest.record import Outcome, RequestRecord, has_failed
+from loadtest.client.transport import ByteTimes, open_session
+from loadtest.clock import unix_now
+from loadtest.record import ClientSample, Outcome, RequestRecord, has_failed
 from loadtest.run.health import HealthWatch
 from loadtest.run.live.rows import LiveRow, live_row
 from loadtest.run.sink import WorkerFiles
 from loadtest.workload.pauses import ErrorPauses
 
+HEARD_TOGETHER_S = 1.0
+"""Answers whose last bytes came so close together count as equally recent."""
 CANCEL_S = 5.0
 """Seconds that cancelled requests may take to end."""
 
@@ -38,10 +42,28 @@ class RequestRunner:
         self._health = HealthWatch(files.health)
         self._health.begin()
         self._tasks: set[asyncio.Task[object]] = set()
+        self._streams: dict[asyncio.Task[object], ByteTimes] = {}
 
     @property
     def in_flight(self) -> int:
         return self._health.in_flight
+
+    @property
+    def last_second(self) -> ClientSample | None:
+        """What this process has last noticed of its own health; None before the first second has passed."""
+        return self._health.latest
+
+    def answering(self) -> tuple[float, float] | None:
+        """Returns since when and until when (Unix seconds) the server has surely worked on requests that are
+        still in flight; None if no byte of their answers has come. May be called from another thread."""
+        streams = [stream for stream in list(self._streams.values()) if stream.times]
+        heard = [(stream.written_at or stream.times[0], stream.times[-1]) for stream in streams]
+        if not heard:
+            return None
+        last = max(at for _, at in heard)
+        first = min(sent for sent, at in heard if at >= last - HEARD_TOGETHER_S)
+        ago = unix_now() - time.perf_counter()
+        return first + ago, last + ago
 
     async def measure(
         self, stream: StreamRequest, pauses: ErrorPauses | None = None
@@ -56,7 +78,9 @@ class RequestRunner:
         self._tasks.add(task)
         self._health.started += 1
         try:
-            record, text, cancelled, retry_after_s = await stream_chat(self._session, stream)
+            record, text, cancelled, retry_after_s = await stream_chat(
+                self._session, stream, note_times=lambda times: self._streams.update({task: times})
+            )
             if record.error:  # a server may repeat the key in its error
                 record = msgspec.structs.replace(record, error=self._target.without_secrets(record.error))
             if pauses is not None:
@@ -66,6 +90,7 @@ class RequestRunner:
             self._health.note_delay(record)
         finally:
             self._health.ended += 1
+            self._streams.pop(task, None)
             self._tasks.discard(task)
         if cancelled is not None and not self.closing:
             raise cancelled

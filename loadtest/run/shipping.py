@@ -25,6 +25,7 @@ class Shipper:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._run_id = path.parent.name
         self._delivered = 0
         self._sent_at: float | None = None
 
@@ -49,7 +50,7 @@ class Shipper:
         if not data:
             return None
         self._sent_at = now
-        return RowBatch(file=self._path.name, offset=self._delivered, data=data)
+        return RowBatch(run_id=self._run_id, file=self._path.name, offset=self._delivered, data=data)
 
     def take(self, receipt: RowReceipt) -> None:
         """Notes how many bytes the leader has; the next batch begins there."""
@@ -107,7 +108,7 @@ class Receiver:
         path = self._folder / batch.file
         size = path.stat().st_size if path.is_file() else 0
         new = batch.data[max(0, size - batch.offset) :] if batch.offset <= size else b""
-        return RowReceipt(file=batch.file, size=size + self._append(path, new))
+        return RowReceipt(run_id=batch.run_id, file=batch.file, size=size + self._append(path, new))
 
     def _append(self, path: Path, data: bytes) -> int:
         if not data:

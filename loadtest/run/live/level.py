@@ -69,6 +69,11 @@ class _Tally:
         return None
 
 
+def in_words(failures: Counter[str]) -> str:
+    """Lists failures by kind, the most frequent first: `3 x 503, 1 x timeout`."""
+    return ", ".join(f"{count:,} x {kind}" for kind, count in failures.most_common())
+
+
 def _bin(value_s: float) -> int:
     return math.floor(math.log(max(value_s, SMALLEST_S)) / BIN_WIDTH)
 
@@ -179,7 +184,7 @@ class LiveLevel:
 
     def kinds(self) -> str:
         """Lists the failed requests by kind, the most frequent first: `3 x 503, 1 x timeout`."""
-        return ", ".join(f"{count} x {kind}" for kind, count in self.failures.most_common())
+        return in_words(self.failures)
 
     def _overload_share(self) -> float:
         """Returns the share of the requests that failed because of the load. Failures that are as frequent in

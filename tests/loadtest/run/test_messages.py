@@ -36,6 +36,7 @@ PLAN = RunPlan(
     settings={"levels": [1, 2], "think_s": "0"},
 )
 REPORT = WorkerReport(
+    run_id="r",
     worker="1",
     in_flight=3,
     arriving=False,
@@ -45,6 +46,9 @@ REPORT = WorkerReport(
     undelivered_bytes=7,
     clock_offset_s=None,
     unix_s=10.0,
+    lost_rows=0,
+    answering=(8.5, 9.5),
+    health=(0.001, 0.2),
     live=[LiveRow(9.5, 0.2, None, "ok"), LiveRow(9.75, None, None, "timeout")],
 )
 MESSAGES = [
@@ -59,8 +63,8 @@ MESSAGES = [
     PromptNumbers(first=8, count=4),
     WorkerRefused(reason="no prompts"),
     LeaderTime(asked_unix_s=1.0, leader_unix_s=2.0),
-    RowBatch(file="requests-1.jsonl", offset=3, data=b'{"a": "\xc3\xa4"}\n'),
-    RowReceipt(file="requests-1.jsonl", size=12),
+    RowBatch(run_id="r", file="requests-1.jsonl", offset=3, data=b'{"a": "\xc3\xa4"}\n'),
+    RowReceipt(run_id="r", file="requests-1.jsonl", size=12),
 ]
 
 

@@ -95,4 +95,4 @@ def test_a_full_disk_at_the_leader_keeps_the_rows_with_the_worker(here: Path, th
 @pytest.mark.parametrize("name", ["run.json", "../requests-1.jsonl", "requests-1.jsonl/x", "requests-.jsonl"])
 def test_a_worker_writes_its_own_files_only(there: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no file of a worker"):
-        Receiver(there.parent).take(RowBatch(file=name, offset=0, data=b"x\n"))
+        Receiver(there.parent).take(RowBatch(run_id="r", file=name, offset=0, data=b"x\n"))
