@@ -308,7 +308,26 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """Warnings of the load test that the analysis repeats, such as foreign load or clipped lengths."""
 
 
-class SearchState(msgspec.Struct, kw_only=True, frozen=True):
+class LevelQuestion(msgspec.Struct, kw_only=True, frozen=True, tag=True):
+    """Asks the advisor, the process that judges the rows of a run in progress, whether a level that has ended
+    is trusted. The load test sends it as one JSON line."""
+
+    start_unix_s: float
+    end_unix_s: float
+
+
+class LevelVerdict(msgspec.Struct, kw_only=True, frozen=True):
+    """What the advisor answers to a `LevelQuestion`, as one JSON line."""
+
+    start_unix_s: float
+    """That of the question."""
+    hold_again: bool
+    """Whether the level is not trusted for reasons that may pass, so that it should be held again."""
+    why: str
+    """The doubts about the level, in the words of the report; empty if it is trusted."""
+
+
+class SearchState(msgspec.Struct, kw_only=True, frozen=True, tag=True):
     """The state of a capacity search. The load test sends it as one JSON line to the advisor, the process
     that chooses the next number of users. The advisor also reads the rows in the run folder."""
 

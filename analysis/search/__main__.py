@@ -1,7 +1,8 @@
-"""`python -m analysis.search FOLDER` advises a running search, as a child process of the load test.
+"""`python -m analysis.search FOLDER` advises a running load test, as its child process.
 
-Each line on stdin is a `SearchState`. For each, the process judges the run so far and writes a
-`SearchAdvice` as a line on stdout. The process ends when stdin ends. `loadtest.run.advisor` starts it.
+Each line on stdin is a `SearchState` or a `LevelQuestion`. For each, the process judges the run so far and
+writes a `SearchAdvice` or a `LevelVerdict` as a line on stdout. The process ends when stdin ends.
+`loadtest.run.advisor` starts it.
 """
 
 import sys
@@ -14,7 +15,8 @@ from analysis.capacity.judgement import Judgement, judge
 from analysis.cli import stored_slo
 from analysis.reading.runs import find_runs, read_run
 from analysis.search.advice import advise
-from loadtest.record import SearchState
+from analysis.search.verdict import verdict_on
+from loadtest.record import LevelQuestion, LevelVerdict, SearchAdvice, SearchState
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,12 +26,24 @@ def main(argv: Sequence[str]) -> int:
     """
     (folder,) = map(Path, argv)
     for line in sys.stdin.buffer:
-        state = msgspec.json.decode(line, type=SearchState)
-        judgement = judgement_of(folder, quick=state.left_s > 0)  # the last one is the final answer
-        advice = advise(judgement, holding=state.holding, held_s=state.held_s, left_s=state.left_s)
-        sys.stdout.buffer.write(msgspec.json.encode(advice) + b"\n")
+        question = msgspec.json.decode(line, type=SearchState | LevelQuestion)
+        answer = (
+            _verdict(folder, question) if isinstance(question, LevelQuestion) else _advice(folder, question)
+        )
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.buffer.flush()
     return 0
+
+
+def _verdict(folder: Path, question: LevelQuestion) -> LevelVerdict:
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    return verdict_on(run, question, slo=stored_slo(run.info))
+
+
+def _advice(folder: Path, state: SearchState) -> SearchAdvice:
+    judgement = judgement_of(folder, quick=state.left_s > 0)  # the last one is the final answer
+    return advise(judgement, holding=state.holding, held_s=state.held_s, left_s=state.left_s)
 
 
 def judgement_of(folder: Path, *, quick: bool) -> Judgement:

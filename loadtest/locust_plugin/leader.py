@@ -279,11 +279,11 @@ class Leader:
 
 
 def _conclude_search(coordinator: Coordinator, *, patiently: bool) -> None:
-    """Ends the process of a search's advisor. If `patiently`, first waits for its last answer and logs that
-    answer. Does nothing if the run is no search."""
+    """Ends the process of the run's advisor. If `patiently` and the run is a search, first waits for its last
+    answer and logs that answer. Does nothing if there is no advisor."""
     advisor = coordinator.advisor
     if advisor is None:
         return
-    if patiently and (advice := advisor.conclude()) is not None:
+    if patiently and advisor.latest is not None and (advice := advisor.conclude()) is not None:
         logger.info("The answer: %s.", advice.line)
     advisor.close()

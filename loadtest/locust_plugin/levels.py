@@ -12,12 +12,20 @@ import time
 from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.shape import MAX_REPEATS, Shape, UsersAndSpawnRate
+from loadtest.record import LevelQuestion, LevelVerdict
+from loadtest.run.advisor import ROWS_S, Advisor, AdvisorLostError
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.live.line import live_text
+from loadtest.run.live.lateness import MUCH_TOO_LATE
+from loadtest.run.live.level import LiveLevel
+from loadtest.run.live.line import LATE_ADVICE, live_text
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+VERDICT_S = 15.0
+"""Seconds that a verdict on a level may take; without one the plan goes on."""
+CLOSING_S = 3.0
+"""Seconds between two levels, in which the level before is judged and users start."""
 SWEEP_MAX_USERS = 256
 """Largest level of a doubling sweep; a sweep that finds no wall ends there."""
 
@@ -39,6 +47,13 @@ class LevelShape(Shape):
         self._sweeping = False
         self._given_up: str | None = None
         """Why the plan cannot go on; None if it can."""
+        self._closed_monotonic_s = 0.0
+        self._late_levels = 0
+        """Levels up to now, one after the other, in which this machine was late."""
+        self._sound = False
+        """Whether this machine generated the load of a level in time."""
+        self._held_again = False
+        """Whether the level under way is one that is held again, because it was not trusted."""
 
     def _check(self, settings: Settings) -> None:
         users_given = self.leader.options.users_flag_given
@@ -59,6 +74,10 @@ class LevelShape(Shape):
         time_limit_s = self.leader.options.run_time_s
         self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
+        if not (self._held_until_told or coordinator.settings.open_loop):
+            coordinator.advisor = Advisor(coordinator.folder)
+        self._held_again = self._sound = False
+        self._late_levels = 0
         self._users, self._spawn_rate = self._planned[0], self._rate()
         return self._users, self._spawn_rate
 
@@ -70,9 +89,74 @@ class LevelShape(Shape):
             self.leader.ending.fail(self._given_up)
             self._end(drain_s=coordinator.settings.request_timeout_s)
             return None
-        if not self._level_is_over(coordinator):
+        if self._closing is not None:
+            return self._close(coordinator, self._closing)
+        if self._level_is_over(coordinator):
+            self._begin_closing(coordinator)
+        return self._users, self._spawn_rate
+
+    def _begin_closing(self, coordinator: Coordinator) -> None:
+        """Ends the level and asks the advisor whether it is trusted. The users go on meanwhile."""
+        level = self._closing = coordinator.level
+        assert level is not None
+        self.leader.line.clear()
+        self.leader.leave_level()
+        self._closed_monotonic_s = time.monotonic()
+        coordinator.info.workers = self.leader.reports.workers()
+        coordinator.save()
+        if coordinator.advisor is not None:
+            question = LevelQuestion(start_unix_s=level.start_unix_s, end_unix_s=level.end_unix_s)
+            coordinator.advisor.begin_asking(question, after_s=ROWS_S)
+
+    def _close(self, coordinator: Coordinator, level: LiveLevel) -> UsersAndSpawnRate:
+        """Waits until it is known whether the level counts. Then holds it again, or goes on to the next."""
+        waited_s = time.monotonic() - self._closed_monotonic_s
+        if coordinator.absences.is_unclear(level.end_unix_s):
             return self._users, self._spawn_rate
-        return self._next(coordinator)
+        verdict = self._verdict(coordinator, level)
+        if verdict is None and coordinator.advisor is not None and waited_s < VERDICT_S:
+            return self._users, self._spawn_rate
+        self._closing = None
+        if verdict is not None and verdict.hold_again and not self._held_again:
+            logger.info(
+                "The level of %d users is not trusted (%s); it is held again.", level.users, verdict.why
+            )
+            self._held_again = True
+            self.leader.begin_level(self._users)
+            return self._users, self._spawn_rate
+        if (trouble := self._lasting_trouble(level)) is not None:
+            self._end_late(coordinator, trouble)
+            return None
+        self._held_again = False
+        return self._next(coordinator, level)
+
+    def _lasting_trouble(self, level: LiveLevel) -> str | None:
+        """Returns why more users would be of no use: this machine was much too late also when the level was
+        held again, or late in two levels, one after the other. None if they may be, and after the last level
+        if there is one that was in time."""
+        trouble = level.generator_trouble()
+        self._late_levels = 0 if trouble is None else self._late_levels + 1
+        self._sound = self._sound or trouble is None
+        if self._sound and self._position + 1 == len(self._planned):
+            return None
+        if self._late_levels > 1:
+            return trouble
+        return level.generator_trouble(factor=MUCH_TOO_LATE) if self._held_again else None
+
+    def _verdict(self, coordinator: Coordinator, level: LiveLevel) -> LevelVerdict | None:
+        """Returns the advisor's verdict if it has come. Goes on without an advisor if that is lost: the
+        analysis after the run says the same."""
+        if coordinator.advisor is None:
+            return None
+        try:
+            verdict = coordinator.advisor.take_verdict()
+        except AdvisorLostError as error:
+            logger.warning("Levels are not judged while the test runs: the advisor is lost (%s).", error)
+            coordinator.advisor.close()
+            coordinator.advisor = None
+            return None
+        is_asked_for = verdict is not None and verdict.start_unix_s == level.start_unix_s
+        return verdict if is_asked_for else None
 
     def _pass_over(self, coordinator: Coordinator, why: str) -> None:
         if self._held_until_told:
@@ -106,7 +190,7 @@ class LevelShape(Shape):
         if self._held_until_told:
             return f"{self._planned[0]} users{end or ' until stopped'}"
         listing = ", ".join(map(str, self._planned))
-        minutes = len(self._planned) * (level_s + 2) / 60
+        minutes = len(self._planned) * (level_s + CLOSING_S) / 60
         text = f"{listing} users, {level_s:g} s each: about {minutes:.1f} min{end}"
         return f"{text}, or until the first level past a wall" if self._sweeping else text
 
@@ -122,13 +206,9 @@ class LevelShape(Shape):
             return False
         return unix_now() - coordinator.level.start_unix_s >= coordinator.settings.level_s
 
-    def _next(self, coordinator: Coordinator) -> UsersAndSpawnRate:
-        level = coordinator.level
-        assert level is not None
+    def _next(self, coordinator: Coordinator, level: LiveLevel) -> UsersAndSpawnRate:
         wall = level.past_wall() if self._sweeping else None
         stop = wall or level.far_past_wall()
-        self.leader.line.clear()
-        self.leader.leave_level()
         if stop and self._position + 1 < len(self._planned):
             logger.info("The sweep stops at %d users: %s.", level.users, stop)
         if stop or self._position + 1 == len(self._planned):
@@ -140,6 +220,15 @@ class LevelShape(Shape):
             self.leader.begin_level(users)  # nothing changes for Locust, which would not tell of it
         self._users = users
         return self._users, self._spawn_rate
+
+    def _end_late(self, coordinator: Coordinator, trouble: str) -> None:
+        """Ends the run, because this machine could not generate the load even when the level was held again,
+        and more users would be more load."""
+        self.leader.ending.fail(
+            f"The run ends at {self._users} users, because {trouble}: its times are not the server's. "
+            f"Results with fewer users stand; for more, {LATE_ADVICE}."
+        )
+        self._end(drain_s=coordinator.settings.request_timeout_s)
 
     def _arrive(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         self._users = self.leader.worker_count

@@ -9,17 +9,14 @@ from loadtest.errors import InputError
 from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
 from loadtest.locust_plugin.shape import Shape, UsersAndSpawnRate
 from loadtest.record import SearchAdvice, SearchState
-from loadtest.run.advisor import Advisor, AdvisorLostError
+from loadtest.run.advisor import ROWS_S, Advisor, AdvisorLostError
 from loadtest.run.coordinator import Coordinator
+from loadtest.run.live.absence import REPORTED_S
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import live_text
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-ROWS_S = 1.0
-"""Seconds after a request's end by which its row is on the leader's disk: more than FLUSH_S, plus SHIP_S for
-a worker on another machine."""
 
 
 class SearchShape(Shape):
@@ -31,6 +28,8 @@ class SearchShape(Shape):
         self._advice: SearchAdvice | None = None
         self._advised_unix_s = 0.0
         self._alarms: set[tuple[float, str]] = set()
+        self._stale = False
+        """Whether the advice that is awaited is about a level that was broken off."""
 
     def serve(self, leader: Leader, *, scenario: str) -> None:
         super().serve(leader, scenario=scenario)
@@ -55,6 +54,7 @@ class SearchShape(Shape):
         self._advice = None
         self._users, self._spawn_rate = 0, self._rate()
         self._alarms.clear()
+        self._stale = False
         self.leader.let_surplus_finish(STOP_DRAIN_S)  # behind a long queue they would take the whole budget
         limits_s = [coordinator.settings.budget_s, self.leader.options.run_time_s]
         seconds = min(limit_s for limit_s in limits_s if limit_s is not None)
@@ -75,11 +75,13 @@ class SearchShape(Shape):
         except AdvisorLostError as error:
             self._give_up(error)
             return None
-        if advice is not None:
+        if advice is not None and not self._stale:
             return self._follow(advice)
+        self._stale = self._stale and advice is None
         if (
             coordinator.level is not None
             and not coordinator.advisor.asking
+            and not coordinator.absences.is_unclear(coordinator.level.end_unix_s - REPORTED_S)
             and self._look_is_due(coordinator.level)
         ):
             self._look(coordinator, coordinator.advisor, coordinator.level)
@@ -123,6 +125,10 @@ class SearchShape(Shape):
             logger.info("Now %d users: %s.", advice.users, advice.why)
             self._users = advice.users
         return self._users, self._spawn_rate
+
+    def _break_off(self, coordinator: Coordinator, why: str) -> None:
+        super()._break_off(coordinator, why)
+        self._stale = coordinator.advisor is not None and coordinator.advisor.asking
 
     def _give_up(self, error: AdvisorLostError) -> None:
         self.leader.line.clear()

@@ -2,6 +2,7 @@
 nothing of requests."""
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -12,7 +13,7 @@ from locust import LoadTestShape
 from loadtest.clock import unix_now
 from loadtest.locust_plugin.leader import STOP_DRAIN_S, Leader
 from loadtest.run.coordinator import Coordinator, opening_lines
-from loadtest.run.live.level import in_words
+from loadtest.run.live.level import LiveLevel, in_words
 from loadtest.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Shape(LoadTestShape):
         self._absences_seen = 0
         self._broken_off: int | None = None
         """Users of the level that an absence has ended, which is to be held again; else None."""
+        self._closing: LiveLevel | None = None
+        """The level that has ended and is being judged; else None."""
         self._repeats: Counter[int] = Counter()
         """Times that levels were held again because of the server, by users."""
 
@@ -67,7 +70,7 @@ class Shape(LoadTestShape):
         test. Locust calls it once a second, in the master or in the only process."""
         if self._fresh:
             self._fresh = False
-            self._away_since = self._broken_off = None
+            self._away_since = self._broken_off = self._closing = None
             self._absences_seen = 0
             self._repeats.clear()
             self._coordinator = self.leader.begin(self.scenario, check=self._check)
@@ -109,7 +112,7 @@ class Shape(LoadTestShape):
         return True
 
     def _follow_absences(self, coordinator: Coordinator) -> None:
-        absences, level = coordinator.absences, coordinator.level
+        absences, level = coordinator.absences, coordinator.level or self._closing
         ended = absences.away[self._absences_seen :]
         self._absences_seen += len(ended)
         since, before = absences.since_unix_s, self._away_since
@@ -123,7 +126,11 @@ class Shape(LoadTestShape):
             logger.info("The server is back; it was away for %.0f s.", end - begin)
         if level is None or self._repeats[self._users] > MAX_REPEATS:
             return
-        if since is not None or any(end > level.start_unix_s for _, end in ended):
+        ended_at = level.end_unix_s if level is self._closing else math.inf
+        touched = [begin for begin, end in ended if end > level.start_unix_s]
+        if since is not None:
+            touched.append(since)
+        if any(begin < ended_at for begin in touched):
             self._break_off(coordinator, "the server was away")
         elif level.restarted:
             self._break_off(coordinator, "the server was started again")
@@ -131,6 +138,7 @@ class Shape(LoadTestShape):
     def _break_off(self, coordinator: Coordinator, why: str) -> None:
         self.leader.line.clear()
         self.leader.leave_level()
+        self._closing = None
         self._repeats[self._users] += 1
         if self._repeats[self._users] > MAX_REPEATS:
             self._pass_over(coordinator, why)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from analysis.search.__main__ import judgement_of
-from loadtest.record import RUN_FILE, RequestRecord, encode_line
+from loadtest.record import RUN_FILE, RequestRecord, SearchState, encode_line
 from testing.load_tests import Finished, RunLocust, locust_command, post, two_processes
 from testing.processes import ROOT, clean_environment, free_port, listening, simulator, until
 from testing.runs.virtual import Plan, small_engine, write_run
@@ -178,7 +178,8 @@ def test_what_does_not_go_with_a_search_gets_one_sentence_and_exit_2(
 
 def test_the_advisor_answers_each_line_until_its_input_ends(tmp_path: Path) -> None:
     write_run(tmp_path / "r", small_engine(), Plan(levels=(1, 2, 4), level_s=12.0))
-    looks = b'{"left_s": 100}\n{"holding": 4, "held_s": 10, "left_s": 50}\n{"left_s": 0}\n'
+    states = [SearchState(left_s=100), SearchState(holding=4, held_s=10, left_s=50), SearchState(left_s=0)]
+    looks = b"".join(msgspec.json.encode(state) + b"\n" for state in states)
     command = [sys.executable, "-m", "analysis.search", str(tmp_path / "r")]
     done = subprocess.run(command, cwd=ROOT, input=looks, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

