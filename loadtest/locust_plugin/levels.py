@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 VERDICT_S = 15.0
 """Seconds that a verdict on a level may take; without one the plan goes on."""
+CLARITY_S = 5.0
+"""Seconds for which it may stay unclear whether failures at a level's end were the beginning of an absence:
+users pause 1 s after a first failure, and 2 s after the next."""
 CLOSING_S = 3.0
 """Seconds between two levels, in which the level before is judged and users start."""
 SWEEP_MAX_USERS = 256
@@ -111,7 +114,7 @@ class LevelShape(Shape):
     def _close(self, coordinator: Coordinator, level: LiveLevel) -> UsersAndSpawnRate:
         """Waits until it is known whether the level counts. Then holds it again, or goes on to the next."""
         waited_s = time.monotonic() - self._closed_monotonic_s
-        if coordinator.absences.is_unclear(level.end_unix_s):
+        if waited_s < CLARITY_S and coordinator.absences.is_unclear(level.end_unix_s):
             return self._users, self._spawn_rate
         verdict = self._verdict(coordinator, level)
         if verdict is None and coordinator.advisor is not None and waited_s < VERDICT_S:
@@ -238,6 +241,9 @@ class LevelShape(Shape):
         return None
 
     def _show(self, coordinator: Coordinator) -> None:
+        if self._closing is not None:
+            self.leader.line.show(f"is the level of {self._closing.users} users to be trusted? ...")
+            return
         level_s = None if self._held_until_told else coordinator.settings.level_s
         level_s = coordinator.arrivals_s if coordinator.settings.open_loop else level_s
         self.leader.line.show(live_text(coordinator.level, level_s=level_s, left_s=self._left_s(coordinator)))

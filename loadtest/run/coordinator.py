@@ -134,8 +134,7 @@ class Coordinator:
         self.target: Target = make_target(host, settings)
         self.level: LiveLevel | None = None
         """The level under way; None between levels."""
-        self._lowest: LiveLevel | None = None
-        """The level with the fewest users so far."""
+        self._ended: list[LiveLevel] = []
         self.advisor: Advisor | None = None
         """The process that judges the levels so far; None where none was started."""
         self.absences = AbsenceWatch()
@@ -190,7 +189,7 @@ class Coordinator:
                 start_unix_s=now,
                 settle_s=settings.settle_s,
                 slo=settings.slo,
-                lowest=self._lowest,
+                lower=[level for level in self._ended if level.users is not None and level.users < users],
             )
         )
         self.info.schedule.append((now, now, users))
@@ -216,15 +215,9 @@ class Coordinator:
             self.info.schedule.pop()  # users were moved between workers once more
         else:
             logger.info(describe(self.level))
-            self._note_lowest(self.level)
+            self._ended.append(self.level)
         self._set_level(None)
         self.save()
-
-    def _note_lowest(self, level: LiveLevel) -> None:
-        if level.users is None or not level.requests:
-            return
-        if self._lowest is None or (self._lowest.users or 0) > level.users:
-            self._lowest = level
 
     def keep_level(self, until_unix_s: float) -> None:
         """Sets the end of the current level to `until_unix_s`, and writes `run.json` if the last write is

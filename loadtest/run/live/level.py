@@ -4,6 +4,7 @@ without statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from loadtest.record import Outcome, ServerSample, Slo
 from loadtest.run.live.lateness import Lateness
@@ -89,9 +90,9 @@ class LiveLevel:
         start_unix_s: float,
         settle_s: float,
         slo: Slo,
-        lowest: "LiveLevel | None" = None,
+        lower: "Sequence[LiveLevel]" = (),
     ) -> None:
-        """lowest: the level with the fewest users so far, which shows what fails without much load."""
+        """lower: the levels so far with fewer users, which show what fails with less load."""
         self.users = users
         self.start_unix_s = start_unix_s
         self.end_unix_s = start_unix_s
@@ -102,7 +103,7 @@ class LiveLevel:
         self.restarted = False
         """Whether the server's counters began anew during the level."""
         self._slo = slo
-        self._lowest = lowest
+        self._lower = lower
         self._from_unix_s = start_unix_s + settle_s
         self._overload_kinds: set[str] = set()
         self._ttft = _Tally(slo.ttft_p95_s)
@@ -187,8 +188,8 @@ class LiveLevel:
         return in_words(self.failures)
 
     def _overload_share(self) -> float:
-        """Returns the share of the requests that failed because of the load. Failures that are as frequent in
-        the level with the fewest users have another cause, except a server that states a limit (429)."""
+        """Returns the share of the requests that failed because of the load. Failures that are as frequent
+        with fewer users have another cause, except a server that states a limit (429)."""
         caused = [
             count
             for kind, count in self.failures.items()
@@ -197,14 +198,14 @@ class LiveLevel:
         return self._share(sum(caused))
 
     def _rises(self, kind: str, count: int) -> bool:
-        """Whether this kind of failure is more frequent here than in the level with the fewest users."""
-        low = self._lowest
-        if low is None or not low.requests:
+        """Whether this kind of failure is more frequent here than with fewer users."""
+        low_count = sum(level.failures[kind] for level in self._lower)
+        low_requests = sum(level.requests for level in self._lower)
+        if not low_requests:
             return False
-        share, low_share = count / self.requests, low.failures[kind] / low.requests
-        pooled = (count + low.failures[kind]) / (self.requests + low.requests)
-        error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / self.requests + 1.0 / low.requests))
-        return share - low_share > ALIKE_SIGMAS * error
+        pooled = (count + low_count) / (self.requests + low_requests)
+        error = math.sqrt(pooled * (1.0 - pooled) * (1.0 / self.requests + 1.0 / low_requests))
+        return count / self.requests - low_count / low_requests > ALIKE_SIGMAS * error
 
     def _share(self, errors: int) -> float:
         return errors / self.requests if self.requests >= 5 else 0.0

@@ -1,5 +1,7 @@
 """What the live line counts, and what stops a sweep."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from loadtest.record import Outcome, Slo
@@ -19,8 +21,8 @@ def refused(status: int | None = 503, **changes: object) -> LiveRow:
     return row(Outcome.HTTP_ERROR, **{**nothing, **changes})
 
 
-def level_of(*rows: LiveRow, users: int = 8, lowest: LiveLevel | None = None) -> LiveLevel:
-    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=Slo(), lowest=lowest)
+def level_of(*rows: LiveRow, users: int = 8, lower: Sequence[LiveLevel] = ()) -> LiveLevel:
+    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=Slo(), lower=lower)
     for one in rows:
         level.add(one)
     return level
@@ -42,8 +44,8 @@ def test_a_cancelled_request_is_neither_counted_nor_an_error() -> None:
 
 def test_failures_that_rise_with_users_stop_a_sweep_and_others_do_not() -> None:
     lowest = level_of(*[row()] * 90, *[refused(502)] * 10, users=1)
-    alike = level_of(*[row()] * 88, *[refused(502)] * 12, lowest=lowest)
-    more = level_of(*[row()] * 70, *[refused(502)] * 30, lowest=lowest)
+    alike = level_of(*[row()] * 88, *[refused(502)] * 12, lower=[lowest])
+    more = level_of(*[row()] * 70, *[refused(502)] * 30, lower=[lowest])
     assert lowest.past_wall() is None
     assert alike.past_wall() is None
     assert more.past_wall() == "more than 1 % of the requests failed (30 x 502)"
@@ -61,7 +63,7 @@ def test_failures_that_rise_with_users_stop_a_sweep_and_others_do_not() -> None:
 )
 def test_only_failures_that_load_can_cause_are_a_wall(failed: LiveRow, stops: bool) -> None:
     lowest = level_of(*[row()] * 100, users=1)
-    level = level_of(*[row()] * 90, *[failed] * 10, lowest=lowest)
+    level = level_of(*[row()] * 90, *[failed] * 10, lower=[lowest])
     assert bool(level.past_wall()) is stops
 
 
