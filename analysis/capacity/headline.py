@@ -18,8 +18,8 @@ TIE = 0.05  # walls less likely than this to be the first do not affect the uppe
 def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: float) -> Headline:
     """Joins the walls into one number of users with an interval.
 
-    The binding wall is the wall with the lowest estimate, or a more probable first wall if each of the two
-    estimates lies within the bounds of the other wall.
+    The binding wall is the wall that is most probably reached first. Its estimate counts as far as it lies
+    within the interval.
 
     - Lower end: the smallest lower bound of all walls. If the binding wall lies above the highest trusted
       level, this level is a lower bound too.
@@ -36,29 +36,20 @@ def headline_of(evidence: Evidence, walls: Sequence[PlacedWall], *, confidence: 
     if first is None or first.x > REACH * top:
         return _at_least(evidence, walls, error=error)
     p_binding = _p_binding(walls)
-    binding = _binding(walls, first, p_binding, error=error)
+    binding = max(walls, key=lambda wall: p_binding.get(wall.name, 0.0))
     rivals = [wall for wall in walls if wall in (binding, first) or p_binding.get(wall.name, 0.0) > TIE]
     low = min([wall.bound(error)[0] for wall in walls] + ([float(top)] if binding.x > top else []))
     high = min(wall.bound(error / len(rivals))[1] for wall in rivals)
+    estimate = min(max(binding.x, low), high)
     return Headline(
         max_users=math.floor(low),
-        estimate=math.floor(binding.x),
+        estimate=math.floor(estimate),
         interval=(math.floor(low), math.floor(high)),
-        estimate_x=binding.x,
+        estimate_x=estimate,
         interval_x=(low, high),
         binding=binding.name,
         p_binding=p_binding,
     )
-
-
-def _binding(
-    walls: Sequence[PlacedWall], first: PlacedWall, p_binding: dict[str, float], *, error: float
-) -> PlacedWall:
-    """Returns the most probable first wall if its estimate and that of the lowest wall, `first`, lie within
-    the bounds of each other; else `first`."""
-    likely = max(walls, key=lambda wall: p_binding.get(wall.name, 0.0))
-    (low, high), (least, most) = likely.bound(error), first.bound(error)
-    return likely if low <= first.x <= high and least <= likely.x <= most else first
 
 
 def _at_least(evidence: Evidence, walls: Sequence[PlacedWall], *, error: float) -> Headline:

@@ -102,6 +102,19 @@ def test_the_binding_wall_is_the_most_probable_one_where_estimates_cannot_tell()
     assert found.interval_x[0] < 16.5 < found.interval_x[1]
 
 
+def test_no_wall_is_named_that_is_less_probable_than_another() -> None:
+    """The lowest estimate is that of the fall, but most of its range lies above the sharp TTFT wall."""
+    fall = placed_between("throughput", MEASURED, (8, 24), np.random.default_rng(0))
+    found = headline_of(MEASURED, [fall, wall("ttft", 10.5, 11.5)], confidence=0.9)
+    assert found.p_binding["throughput"] < 0.25
+    assert (found.binding, found.estimate_x) == ("ttft", 11.0)
+    for sharp in (9.0, 12.0, 20.0):
+        found = headline_of(MEASURED, [fall, wall("tpot", sharp - 0.5, sharp + 0.5)], confidence=0.9)
+        assert found.p_binding[found.binding] == max(found.p_binding.values())
+        assert found.interval_x is not None
+        assert found.interval_x[0] <= found.estimate_x <= found.interval_x[1]
+
+
 def test_a_wall_that_lies_clearly_lower_binds() -> None:
     found = headline_of(MEASURED, [wall("kv_cache", 10.0, 12.0), wall("ttft", 14.0, 18.0)], confidence=0.9)
     assert (found.binding, found.estimate_x) == ("kv_cache", 11.0)
