@@ -286,6 +286,16 @@ class LighterWork(Note):
     """Option: shorter prompts, a faster GPU, or a looser objective."""
 
 
+class FasterGateway(Note):
+    """Option: less delay before the engine, where most of the time to the first token passes."""
+
+    users: int
+    ttft_s: float
+    """The clients' mean time to first token at `users` users."""
+    engine_s: float
+    """The part of it that the engine's own histogram shows."""
+
+
 class LessRefusal(Note):
     """Option: whatever turns requests away, the server's queue or a gateway's rate limit, takes more."""
 

@@ -16,6 +16,7 @@ from analysis.evidence.evidence import Evidence
 from analysis.memory.block_distribution import BlockDistribution, Occupancy, block_distribution
 from analysis.memory.formula_shift import kv_wall_users
 from analysis.notes import (
+    FasterGateway,
     Fp8Cache,
     LargerPool,
     LessRefusal,
@@ -33,6 +34,7 @@ from analysis.walls.placed import PlacedWall
 
 MAX_UTILIZATION = 0.95  # above this, peaks at vLLM's start do not fit
 LEAST_GAIN = 0.1  # users that an option must add to be named
+BEFORE_ENGINE = 0.5  # share of the mean TTFT before the engine, from which on the engine is not the cause
 CUT_SHARE = 0.05  # share of requests that the suggested max_model_len would cut
 
 
@@ -66,6 +68,8 @@ def options_of(
         found += [_option_without_model(OffloadHistories()), _option_without_model(ShorterHistories())]
     elif headline.binding == "max_num_seqs" and others:
         found.append(_option(RaiseMaxNumSeqs(), math.inf, others, headline.estimate, reach))
+    elif headline.binding == "ttft" and (way := slow_way_to_engine(evidence, headline.estimate_x)):
+        return [_option_without_model(way)]
     elif headline.binding in ("ttft", "tpot", "throughput"):
         found.append(_option_without_model(LighterWork()))
     elif headline.binding == "errors":
@@ -73,6 +77,27 @@ def options_of(
     if headline.binding != "errors":  # a gateway before all replicas would turn away as many
         found.append(_second_replica(headline.estimate_x, histories=headline.binding == "prefix_cache"))
     return [option for option in found if _moves(option, headline.estimate_x)]
+
+
+def slow_way_to_engine(evidence: Evidence, limit_x: float) -> FasterGateway | None:
+    """Returns the option of a faster way to the engine, if most of the time to the first token passes before
+    the engine.
+
+    It is judged at the lowest trusted level beyond the limit of `limit_x` users, or else at the highest one.
+    None also where the engine has no histogram of its own TTFT.
+    """
+    known = [
+        level
+        for level in sorted(evidence.levels, key=lambda level: level.users)
+        if level.trusted and level.requests.ttft_mean_s > 0.0 and level.server.ttft_mean_s >= 0.0
+    ]
+    if not known:
+        return None
+    level = next((one for one in known if one.users >= limit_x), known[-1])
+    client_s, engine_s = level.requests.ttft_mean_s, level.server.ttft_mean_s
+    if engine_s > (1.0 - BEFORE_ENGINE) * client_s:
+        return None
+    return FasterGateway(users=level.users, ttft_s=client_s, engine_s=engine_s)
 
 
 def _moves(option: Option, limit_x: float) -> bool:

@@ -46,6 +46,8 @@ class RequestFigures:
     failures: tuple[FailureCount, ...]
     """All failures by class, the most frequent first."""
     e2e_mean_s: float
+    ttft_mean_s: float
+    """Of the requests that succeeded; nan without any."""
     e2e_s: Quantiles
     ttft_s: Quantiles
     tpot_s: Quantiles
@@ -101,6 +103,7 @@ class RequestFigures:
             cancelled=int((inside & cancelled).sum()),
             failures=_failures(rows, inside & ~cancelled, weight, window),
             e2e_mean_s=known_mean(e2e[ok]),
+            ttft_mean_s=known_mean(times.ttft_s[index][ok]),
             e2e_s=times.quantiles("e2e_s", rows, chosen, window),
             ttft_s=times.quantiles("ttft_s", rows, chosen, window),
             tpot_s=quantiles(tpot, at, window),

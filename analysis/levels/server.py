@@ -31,6 +31,8 @@ class ServerFigures:
     prefix_hit_rate: float
     """Share of the looked-up prompt tokens that the prefix cache held."""
     vram_bytes: float
+    ttft_mean_s: float
+    """The engine's own mean TTFT, of requests that had their first token between the scrapes."""
 
     @classmethod
     def of(cls, run: Run, window: Window, context: Context, *, users: int) -> "ServerFigures":
@@ -48,6 +50,7 @@ class ServerFigures:
             max_num_seqs=max_num_seqs,
             prefix_hit_rate=_prefix_hit_rate(run, window),
             vram_bytes=known_mean(server.vram_used_bytes[inside]),
+            ttft_mean_s=_mean_ttft(run, window),
         )
 
 
@@ -63,6 +66,13 @@ def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
         return math.nan
     ends = np.interp([window.begin_unix_s, window.end_unix_s], at, value)
     return float(ends[1] - ends[0])
+
+
+def _mean_ttft(run: Run, window: Window) -> float:
+    """Returns the growth of the TTFT histogram's sum over that of its count; nan where unknown."""
+    server = run.server
+    count = _growth(server.unix_s, server.ttft_count, window)
+    return _growth(server.unix_s, server.ttft_sum_s, window) / count if count > 0 else math.nan
 
 
 def _prefix_hit_rate(run: Run, window: Window) -> float:

@@ -123,6 +123,9 @@ class ServerSamples:
     prefix_cache_hits_total: Floats
     vram_used_bytes: Floats
     simulated_lateness_s: Floats
+    ttft_sum_s: Floats
+    """Sum of the histogram of the engines' own TTFT, and next its count."""
+    ttft_count: Floats
     failed_scrapes: int
 
     def __len__(self) -> int:
@@ -221,6 +224,8 @@ _SERVER_SUMS = (
     "prefix_cache_hits_total",
     "vram_used_bytes",
     "simulated_lateness_s",
+    "ttft_sum_s",
+    "ttft_count",
 )
 
 

@@ -6,7 +6,7 @@ from functools import singledispatch
 
 from analysis import notes
 from analysis.notes import Note
-from analysis.reporting.numbers import percent
+from analysis.reporting.numbers import percent, users_text
 from analysis.walls.names import Basis, WallName
 
 WALL_NAMES: dict[WallName, str] = {
@@ -343,6 +343,16 @@ def _(note: notes.RaiseMaxNumSeqs) -> str:
 @words.register
 def _(note: notes.LighterWork) -> str:
     return "Shorter prompts, a faster GPU, or a looser objective"
+
+
+@words.register
+def _(note: notes.FasterGateway) -> str:
+    whole, own = 1e3 * note.ttft_s, 1e3 * note.engine_s
+    return (
+        f"A faster way to the engine: of {whole:.0f} ms to the first token at {users_text(note.users)} "
+        f"(mean), {own:.0f} ms are the engine's own. The rest passes before the engine, in a gateway, the "
+        "network or the server's front end"
+    )
 
 
 @words.register

@@ -245,6 +245,7 @@ def level(users: int, **changes: object) -> Level:
         "cancelled": 0,
         "failures": (),
         "e2e_mean_s": 1.0,
+        "ttft_mean_s": float("nan"),
         **dict.fromkeys(("e2e_s", "ttft_s", "tpot_s", "decode_tok_s", "chunk_gap_s"), Quantiles()),
         "gap_is_itl": True,
         **dict.fromkeys(("ttft_miss", "tpot_miss", "overload"), MissShare(misses=0, n=100 * users)),
@@ -262,6 +263,7 @@ def level(users: int, **changes: object) -> Level:
         "max_num_seqs": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
+        "ttft_mean_s": float("nan"),
     }
     own: dict[str, object] = {
         "users": users,

@@ -185,6 +185,8 @@ class VirtualLoad:
             prefix_cache_hits_total=hits,
             vram_used_bytes=nothing,
             simulated_lateness_s=nothing,
+            ttft_sum_s=nothing,
+            ttft_count=nothing,
             failed_scrapes=0,
         )
 
