@@ -25,6 +25,33 @@ class NotSteady(Note):
     """No steady window was found in the level: request durations or KV usage drift in every part tried."""
 
 
+class ServerAway(Note):
+    """The server answered no request for a while in this level."""
+
+    from_unix_s: float
+    to_unix_s: float
+
+
+class EngineRestarted(Note):
+    """An engine of the server restarted in this level, seen in its counters at `unix_s`."""
+
+    unix_s: float
+
+
+class EnginesChanged(Note):
+    """An engine of the server came or went in this level: there were from `least` to `most`."""
+
+    least: int
+    most: int
+
+
+class FewerEngines(Note):
+    """The level ran on fewer engines than others of its run, so its figures belong to a smaller server."""
+
+    engines: int
+    most: int
+
+
 class TooFewRequests(Note):
     """Too few requests ended in the window."""
 

@@ -19,7 +19,7 @@ from testing.processes import ROOT, clean_environment
 
 PACKAGES = ("loadtest", "analysis", "scenarios", "testing", "benchmarks", "tests")
 ORDER = (
-    ("loadtest.units", "loadtest.clock", "loadtest.errors", "loadtest.record"),
+    ("loadtest.units", "loadtest.clock", "loadtest.errors", "loadtest.record", "loadtest.lateness_limits"),
     ("loadtest.credentials",),
     ("loadtest.workload", "loadtest.model"),
     ("loadtest.settings", "loadtest.simulator"),

@@ -19,6 +19,7 @@ from analysis.levels.window import (
 )
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
+from analysis.reading.scrapes import unseen_spans
 from analysis.statistics.samples import Window
 
 MIN_TOKENS = 1000
@@ -44,7 +45,8 @@ def token_miscount(run: Run) -> float:
 
     This is (growth of the counter over the run) / (output tokens in the rows) - 1. A request that did not
     succeed and has no usage may have as many tokens as it has chunks, as many as it asked for, or any number
-    between; the number nearest to the server's count is taken.
+    between; the number nearest to the server's count is taken. Tokens that came between the last scrape of an
+    engine and its restart may be missing in the server's count.
 
     nan where the run has not ended, where the counter is missing, where a successful request has no usage,
     or where there are fewer than MIN_TOKENS tokens.
@@ -56,8 +58,19 @@ def token_miscount(run: Run) -> float:
     server, least, most = (
         float(count) for count in (known[-1] - known[0], rows.tokens.sum(), rows.max_possible_tokens.sum())
     )
+    for span in unseen_spans(run.server):
+        least -= _tokens_in(run.requests, span)
     ours = min(max(server, least), most)
     return server / ours - 1.0 if ours >= MIN_TOKENS else math.nan
+
+
+def _tokens_in(rows: Requests, span: tuple[float, float]) -> float:
+    """Returns the output tokens that came in a span of time."""
+    first, last = rows.start_unix_s + rows.first_chunk_s, rows.start_unix_s + rows.last_chunk_s
+    begin, end = (
+        definitions.tokens_by(at, first_unix_s=first, last_unix_s=last, tokens=rows.tokens) for at in span
+    )
+    return float(np.nansum(end - begin))
 
 
 def _number(value: object, default: float) -> float:
@@ -78,6 +91,7 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
         run=run,
         context=context,
         users=users,
+        span=span,
         window=window,
         requests=requests,
         in_flight=in_flight,

@@ -10,6 +10,9 @@ from analysis.levels.requests import RequestFigures
 from analysis.levels.window import ended_inside, window_mean, worst_worker
 from analysis.notes import (
     ClientErrors,
+    EngineRestarted,
+    EnginesChanged,
+    FewerEngines,
     ForeignLoad,
     GeneratorBusy,
     GeneratorLate,
@@ -17,13 +20,14 @@ from analysis.notes import (
     LoadNotReached,
     Note,
     NotSteady,
+    ServerAway,
     TokensDisagree,
     TooFewRequests,
     TooMuchLoad,
 )
 from analysis.reading.runs import Run
 from analysis.statistics.samples import Window
-from loadtest.run.live.lateness import CPU_LIMIT, LAG_FLOOR_S, LAG_SHARE
+from loadtest.lateness_limits import CPU_LIMIT, LAG_FLOOR_S, LAG_SHARE
 
 MIN_REQUESTS = 20
 CLIENT_ERROR_LIMIT = 0.01
@@ -40,6 +44,8 @@ class TrustGates:
     run: Run
     context: Context
     users: int
+    span: tuple[float, float]
+    """Begin and end of the whole level, in seconds since 1970, without its settling time."""
     window: Window
     requests: RequestFigures
     in_flight: float
@@ -47,11 +53,35 @@ class TrustGates:
     miscount: float
 
     def doubts(self, *, steady: bool) -> tuple[Note, ...]:
-        """Returns the doubts about the level; empty where it can be trusted."""
+        """Returns the doubts about the level; empty where it can be trusted.
+
+        Where the server was interrupted, what follows from that is not named as a doubt of its own.
+        """
+        if interrupted := self._of_server():
+            return (*interrupted, *self._of_generator())
         found: list[Note] = [] if steady else [NotSteady()]
         if self.requests.attempts < MIN_REQUESTS:
             found.append(TooFewRequests(ended=self.requests.n, needed=MIN_REQUESTS))
         return (*found, *self._of_generator(), *self._of_load())
+
+    def _of_server(self) -> list[Note]:
+        """Returns doubts because engines went, came, restarted, or were fewer than in other levels."""
+        server = self.run.server
+        away = [gap for gap in self.run.info.away if self._meets(gap)]
+        if away:
+            return [ServerAway(from_unix_s=begin, to_unix_s=end) for begin, end in away]
+        restarted = [gap for gap in server.restarts if self._meets(gap)]
+        if restarted:
+            return [EngineRestarted(unix_s=end) for _, end in restarted]
+        there = server.engines_there[(server.unix_s >= self.span[0]) & (server.unix_s <= self.span[1])]
+        if len(there) and there.min() != there.max():
+            return [EnginesChanged(least=int(there.min()), most=int(there.max()))]
+        if len(there) and there.max() < server.engines:
+            return [FewerEngines(engines=int(there.max()), most=server.engines)]
+        return []
+
+    def _meets(self, gap: tuple[float, float]) -> bool:
+        return gap[0] < self.span[1] and gap[1] > self.span[0]
 
     def _of_generator(self) -> list[Note]:
         found = generator_doubts(self.run, self.window, tpot_s=self.requests.tpot_s.p50 or 0.0)

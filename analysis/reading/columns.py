@@ -7,10 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.statistics.arrays import Bools, Floats, Ints
-from loadtest.record import (
-    Outcome,
-    ServerSample,
-)
+from loadtest.record import Outcome
 
 OUTCOMES = tuple(Outcome)
 OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
@@ -107,11 +104,19 @@ class Requests:
 class ServerSamples:
     """Scrapes in time order, shape (m,); missing values are nan.
 
-    With several engines, each value is the sum over the engines. Only the KV usage is their mean.
+    With several engines, each value is the sum over the engines that are there. Only the KV usage is their
+    mean. Counters go on where an engine restarted.
     """
 
     unix_s: Floats
     engines: int
+    """Most engines that were there at once."""
+    engines_there: Ints
+    """Engines that were there at each scrape."""
+    restarts: tuple[tuple[float, float], ...] = ()
+    """(last scrape before, first scrape after) for each restart of an engine, in seconds since 1970."""
+    alternating: bool = False
+    """Whether scrapes of one engine came from several replicas by turns, so that its counters are unknown."""
     running: Floats
     waiting: Floats
     waiting_capacity: Floats
@@ -126,10 +131,22 @@ class ServerSamples:
     ttft_sum_s: Floats
     """Sum of the histogram of the engines' own TTFT, and next its count."""
     ttft_count: Floats
+    tpot_sum_s: Floats
+    tpot_count: Floats
+    e2e_sum_s: Floats
+    e2e_count: Floats
+    queue_sum_s: Floats
+    queue_count: Floats
     failed_scrapes: int
 
     def __len__(self) -> int:
         return len(self.unix_s)
+
+    @property
+    def replaced(self) -> tuple[float, ...]:
+        """Times at which an engine came or went, in seconds since 1970."""
+        changed = np.flatnonzero(np.diff(self.engines_there))
+        return tuple(float(self.unix_s[at + 1]) for at in changed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -212,46 +229,3 @@ def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[n
         moved[at : at + len(part)] = part
         at += len(part)
     return moved
-
-
-_SERVER_SUMS = (
-    "running",
-    "waiting",
-    "waiting_capacity",
-    "preemptions_total",
-    "generation_tokens_total",
-    "prefix_cache_queries_total",
-    "prefix_cache_hits_total",
-    "vram_used_bytes",
-    "simulated_lateness_s",
-    "ttft_sum_s",
-    "ttft_count",
-)
-
-
-def server_samples_of(samples: Sequence[ServerSample]) -> ServerSamples:
-    """Returns scrapes as columns. Scrapes that failed, or in which an engine is missing, are left out."""
-    good = [sample for sample in samples if sample.error is None]
-    scrapes: dict[float, list[ServerSample]] = {}
-    for sample in good:
-        scrapes.setdefault(sample.unix_s, []).append(sample)
-    engines = max((len(rows) for rows in scrapes.values()), default=1)
-    whole = [(unix_s, rows) for unix_s, rows in sorted(scrapes.items()) if len(rows) == engines]
-    columns = {name: _added(whole, name) for name in _SERVER_SUMS}
-    usage = _added(whole, "kv_cache_usage") / engines
-    unix = np.array([unix_s for unix_s, _ in whole], dtype=np.float64)
-    failed = len(samples) - len(good)
-    return ServerSamples(unix_s=unix, engines=engines, kv_cache_usage=usage, failed_scrapes=failed, **columns)
-
-
-def _added(scrapes: list[tuple[float, list[ServerSample]]], name: str) -> Floats:
-    """Returns the sum of a field over the engines, one value for each scrape.
-
-    Engines without the field are skipped. The sum is nan in a scrape in which no engine has the field.
-    """
-    return np.array([_sum([getattr(row, name) for row in rows]) for _, rows in scrapes], dtype=np.float64)
-
-
-def _sum(values: list[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(sum(known)) if known else NAN

@@ -17,9 +17,9 @@ from analysis.reading.columns import (
     Requests,
     ServerSamples,
     ordered_requests,
-    server_samples_of,
 )
 from analysis.reading.error_texts import ErrorTexts
+from analysis.reading.scrapes import failed_scrapes, server_samples_of
 from loadtest.errors import InputError
 from loadtest.record import RUN_SCHEMA, ClientSample, RequestRecord, ServerSample
 
@@ -204,8 +204,12 @@ def read_server(path: Path, warnings: list[str]) -> ServerSamples:
         warnings.append(
             f"The server's /metrics was not read ({why}): what only the server can tell is missing."
         )
-    elif len(good) < len(samples):
-        warnings.append(f"{len(samples) - len(good)} of {len(samples)} scrapes of /metrics failed.")
+        return server_samples_of(samples)
+    failed, exporter = failed_scrapes(samples)
+    if failed:
+        warnings.append(f"{failed} of {failed + len(good)} scrapes of /metrics failed.")
+    if exporter:
+        warnings.append(f"The GPU exporter was not read {exporter} times; /metrics was.")
     return server_samples_of(samples)
 
 

@@ -1,6 +1,7 @@
 """Puts the notes of the analysis, such as warnings and options, into words."""
 
 import math
+import time
 from collections.abc import Sequence
 from functools import singledispatch
 
@@ -73,6 +74,30 @@ def _(note: notes.PlainSentence) -> str:
 @words.register
 def _(note: notes.NotSteady) -> str:
     return "not steady: request durations or KV usage still drift at the end"
+
+
+@words.register
+def _(note: notes.ServerAway) -> str:
+    return f"the server was away from {_clock(note.from_unix_s)} to {_clock(note.to_unix_s)} UTC"
+
+
+@words.register
+def _(note: notes.EngineRestarted) -> str:
+    return f"an engine restarted at {_clock(note.unix_s)} UTC"
+
+
+@words.register
+def _(note: notes.EnginesChanged) -> str:
+    return f"an engine (replica) came or went: {note.least} to {note.most} engines"
+
+
+@words.register
+def _(note: notes.FewerEngines) -> str:
+    return f"an engine (replica) was not there: {note.engines} of {note.most} engines"
+
+
+def _clock(unix_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(unix_s))
 
 
 @words.register

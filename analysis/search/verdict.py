@@ -5,12 +5,18 @@ Knows no walls: a verdict needs only the measurements of the level itself.
 
 from analysis.evidence.evidence import gather_evidence
 from analysis.levels.level import Level
-from analysis.notes import GeneratorBusy, GeneratorLate, Note, NotSteady
+from analysis.notes import EngineRestarted, EnginesChanged, GeneratorBusy, GeneratorLate, Note, NotSteady
 from analysis.reading.runs import Run
 from analysis.reporting.words import sentences
 from loadtest.record import LevelQuestion, LevelVerdict, Slo
 
-PASSING_DOUBTS: tuple[type[Note], ...] = (NotSteady, GeneratorLate, GeneratorBusy)
+PASSING_DOUBTS: tuple[type[Note], ...] = (
+    EngineRestarted,
+    EnginesChanged,
+    NotSteady,
+    GeneratorLate,
+    GeneratorBusy,
+)
 """Doubts whose cause may have passed when the level is held again."""
 
 

@@ -187,6 +187,13 @@ class VirtualLoad:
             simulated_lateness_s=nothing,
             ttft_sum_s=nothing,
             ttft_count=nothing,
+            tpot_sum_s=nothing,
+            tpot_count=nothing,
+            e2e_sum_s=nothing,
+            e2e_count=nothing,
+            queue_sum_s=nothing,
+            queue_count=nothing,
+            engines_there=np.ones(len(unix_s), dtype=np.int64),
             failed_scrapes=0,
         )
 

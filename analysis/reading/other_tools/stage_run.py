@@ -16,12 +16,12 @@ from analysis.reading.columns import (
     ClientSamples,
     Requests,
     ordered_requests,
-    server_samples_of,
 )
 from analysis.reading.error_texts import ErrorTexts
 from analysis.reading.other_tools.server_metrics import MetricsDump
 from analysis.reading.other_tools.stages import LoadStage, ResultRow
 from analysis.reading.runs import Run
+from analysis.reading.scrapes import server_samples_of
 from analysis.statistics.arrays import Floats
 from loadtest.errors import InputError
 from loadtest.record import ArrivalsInfo, RunInfo, ServerInfo, ServerSample

@@ -1,11 +1,7 @@
 """Whether the load generator itself is late, so that its time stamps are not the server's. Knows no level."""
 
-LAG_FLOOR_S = 0.005
-"""Mean lag of the event loop, in seconds, up to which time stamps are always trusted."""
-LAG_SHARE = 0.1
-"""Share of the median time per output token up to which a larger lag is trusted as well."""
-CPU_LIMIT = 0.85
-"""Largest share of a CPU core that one process of the load generator may use."""
+from loadtest.lateness_limits import CPU_LIMIT, LAG_FLOOR_S, LAG_SHARE
+
 MUCH_TOO_LATE = 2.0
 """Times the tolerated lag from which a level with more users is not worth trying."""
 MIN_HEALTH_REPORTS = 3

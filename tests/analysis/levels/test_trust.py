@@ -10,6 +10,9 @@ import pytest
 from analysis.evidence.evidence import gather_evidence
 from analysis.notes import (
     ClientErrors,
+    EngineRestarted,
+    EnginesChanged,
+    FewerEngines,
     ForeignLoad,
     GeneratorBusy,
     GeneratorLate,
@@ -17,6 +20,7 @@ from analysis.notes import (
     LoadNotReached,
     Note,
     NotSteady,
+    ServerAway,
     TokensDisagree,
     TooFewRequests,
     TooMuchLoad,
@@ -184,3 +188,134 @@ def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Pat
     inside = late & (run.requests.end_unix_s < end)
     assert level.requests.n == inside.sum()
     assert run.requests.output_tokens[inside].min() > 100  # none of those that drifted
+
+
+THREE = Plan(levels=(4, 8, 8), level_s=20.0)
+COUNTERS = ("generation_tokens_total", "preemptions_total")
+
+
+def doubts_of_levels(folder: Path) -> list[list[Note]]:
+    (found,) = find_runs(folder)
+    return [list(level.why_not) for level in gather_evidence([read_run(found)], slo=Slo()).levels]
+
+
+def restart(folder: Path, at_unix_s: float, *, engine: str = "0") -> None:
+    """The counters of an engine begin at 0 again at this time."""
+    lost: dict[str, float] = {}
+
+    def lower(_: int, line: JsonLine) -> JsonLine:
+        values = {name: float(str(line[name])) for name in COUNTERS}
+        if line["engine"] != engine:
+            return line
+        if float(str(line["unix_s"])) < at_unix_s:
+            lost.update(values)
+            return line
+        return line | {name: value - lost[name] for name, value in values.items()}
+
+    rewrite(folder / "server.jsonl", lower)
+
+
+def schedule_of(folder: Path) -> list[tuple[float, float, int]]:
+    return [tuple(level) for level in json.loads((folder / "run.json").read_text())["schedule"]]
+
+
+def test_an_engine_that_restarts_spoils_the_level_in_which_it_did_alone(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    begin, end, _ = schedule_of(folder)[1]
+    restart(folder, (begin + end) / 2)
+    first, (doubt,), last = doubts_of_levels(folder)
+    assert isinstance(doubt, EngineRestarted)
+    assert doubt.unix_s == pytest.approx((begin + end) / 2, abs=1.1)
+    assert first == last == []
+
+
+def test_a_restart_between_two_levels_is_no_doubt(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    _, end, _ = schedule_of(folder)[0]
+    restart(folder, end + 1.0)
+    assert doubts_of_levels(folder) == [[], [], []]
+
+
+def test_a_restart_is_told_by_the_start_of_the_process_where_counters_only_rise(tmp_path: Path) -> None:
+    """The server had served little before, so that its counter is past its old value at the next scrape."""
+    folder = written(tmp_path / "r", THREE)
+    begin, *_ = schedule_of(folder)[0]
+    at = begin + 10.0
+
+    def started(_: int, line: JsonLine) -> JsonLine:
+        return line | {"started_unix_s": 1000.0 if float(str(line["unix_s"])) < at else at}
+
+    rewrite(folder / "server.jsonl", started)
+    (doubt,), *_ = doubts_of_levels(folder)
+    assert isinstance(doubt, EngineRestarted)
+
+
+def test_a_server_that_was_away_is_the_reason_and_the_restart_behind_it_is_not(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    begin, end, _ = schedule_of(folder)[1]
+    middle = (begin + end) / 2
+    restart(folder, middle)
+    gap = (middle - 2.0, middle + 2.0)
+    set_run(folder, away=[gap])
+    rewrite(
+        folder / "requests-0.jsonl",
+        lambda _, line: None if gap[0] < float(str(line["start_unix_s"])) < gap[1] else line,
+    )
+    rewrite(
+        folder / "server.jsonl",
+        lambda _, line: line | {"generation_tokens_total": None},
+    )
+    first, doubt, last = doubts_of_levels(folder)
+    assert doubt == [ServerAway(from_unix_s=gap[0], to_unix_s=gap[1])]
+    assert first == last == []
+
+
+def second_engine(folder: Path, since_unix_s: float) -> None:
+    """Half of the load moves to a second engine from a time on."""
+    lines = [json.loads(line) for line in (folder / "server.jsonl").read_text().splitlines()]
+    at_start: dict[str, float] = {}
+    rows = []
+    for line in lines:
+        if line["unix_s"] < since_unix_s:
+            at_start = line
+            rows.append(line)
+            continue
+        halves = {name: (line[name] - at_start[name]) / 2 for name in COUNTERS}
+        gauges = {name: line[name] / 2 for name in ("running", "waiting", "waiting_capacity")}
+        first = {name: at_start[name] + halves[name] for name in COUNTERS}
+        rows += [line | gauges | first, line | gauges | halves | {"engine": "1"}]
+    (folder / "server.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+
+
+def test_a_replica_that_appears_is_named_and_levels_without_it_too(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    begin, end, _ = schedule_of(folder)[1]
+    second_engine(folder, (begin + end) / 2)
+    assert doubts_of_levels(folder) == [
+        [FewerEngines(engines=1, most=2)],
+        [EnginesChanged(least=1, most=2)],
+        [],
+    ]
+
+
+def test_one_engine_of_two_that_restarts_is_seen(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    second_engine(folder, schedule_of(folder)[0][0] - 1.9)
+    begin, end, _ = schedule_of(folder)[1]
+    restart(folder, (begin + end) / 2, engine="1")
+    _, (doubt,), last = doubts_of_levels(folder)
+    assert isinstance(doubt, EngineRestarted)
+    assert last == []
+
+
+def test_a_gpu_exporter_that_fails_is_no_failed_scrape(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    lines = [json.loads(line) for line in (folder / "server.jsonl").read_text().splitlines()]
+    errors = [{"unix_s": line["unix_s"], "error": "DCGM exporter: no answer"} for line in lines[::2]]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, *errors])
+    (folder / "server.jsonl").write_text(text)
+    (found,) = find_runs(folder)
+    run = read_run(found)
+    assert run.server.failed_scrapes == 0
+    assert not any("scrapes" in warning for warning in run.warnings)
+    assert any("GPU exporter" in warning for warning in run.warnings)
