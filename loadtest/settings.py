@@ -273,7 +273,7 @@ _FLAGS = {
 def add_flags(parser: ArgumentParser) -> None:
     """Adds one flag to `parser` for each setting except the API key. Each flag is a string with the default
     None. Locust needs this: it sends parsed options between machines, and its web form converts a value to
-    the type of the default."""
+    the type of the default. The form has all of them but those that can hold secrets."""
     group = parser.add_argument_group(
         "Seatcount", "Settings of the load test; each is also read from LOADTEST_<NAME>"
     )
@@ -281,13 +281,15 @@ def add_flags(parser: ArgumentParser) -> None:
         field = Settings.model_fields[name]
         default = field.get_default()
         shown = "" if default in (None, (), {}) or isinstance(default, dict) else f" (default {default})"
-        group.add_argument(
+        action = group.add_argument(
             f"--{flag.replace('_', '-')}",
             dest=flag,
             default=None,
             metavar="...",
             help=f"{field.description}{shown}".replace("%", "%%"),
         )
+        # Locust sets this only on flags outside groups. Its page shows what the command line gave.
+        vars(action)["include_in_web_ui"] = name not in PRIVATE_SETTINGS
 
 
 def resolve_settings(options: Mapping[str, object]) -> Settings:

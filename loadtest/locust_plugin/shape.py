@@ -88,6 +88,9 @@ class Shape(LoadTestShape):
         if coordinator.absences.is_lost(unix_now()):
             self._give_up_server(coordinator)
             return None
+        if coordinator.refusals.is_final:
+            self._give_up_asking(coordinator)
+            return None
         if self._is_interrupted(coordinator):
             return self._users, self._spawn_rate
         return self._go_on(coordinator)
@@ -106,7 +109,8 @@ class Shape(LoadTestShape):
         if coordinator.level is not None:  # users were moved between workers, and the level began by itself
             self._broken_off = None
             return False
-        if unix_now() >= coordinator.absences.calm_unix_s:
+        now = unix_now()
+        if now >= coordinator.absences.calm_unix_s and not coordinator.absences.is_unclear(now):
             users, self._broken_off = self._broken_off, None
             self.leader.begin_level(users)
         return True
@@ -157,6 +161,16 @@ class Shape(LoadTestShape):
         self.leader.ending.fail(
             f"The server stayed away: no request was answered for {unix_now() - absences.since_unix_s:.0f} s "
             f"({in_words(absences.kinds)}). The run ends; all of its rows are kept."
+        )
+        self._end(drain_s=STOP_DRAIN_S)
+
+    def _give_up_asking(self, coordinator: Coordinator) -> None:
+        refusals = coordinator.refusals
+        self.leader.line.clear()
+        said = f' with the words "{refusals.words}"' if refusals.words else ""
+        self.leader.ending.fail(
+            f"The server refuses every request ({in_words(refusals.kinds)}){said}. The run ends; all of its "
+            "rows are kept."
         )
         self._end(drain_s=STOP_DRAIN_S)
 

@@ -31,6 +31,7 @@ from loadtest.run.lasting import keep_running
 from loadtest.run.live.absence import REPORTED_S, AbsenceWatch
 from loadtest.run.live.level import LiveLevel, in_words
 from loadtest.run.live.line import describe
+from loadtest.run.live.refusal import RefusalWatch
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import planned_arrivals
@@ -138,6 +139,7 @@ class Coordinator:
         self.advisor: Advisor | None = None
         """The process that judges the levels so far; None where none was started."""
         self.absences = AbsenceWatch()
+        self.refusals = RefusalWatch()
         self.succeeded = 0
         """Number of requests that succeeded, in the whole run."""
         self.failures: Counter[str] = Counter()
@@ -239,6 +241,7 @@ class Coordinator:
         the current level."""
         for row in report.live:
             self.absences.add(row)
+            self.refusals.add(row)
             self.succeeded += row.outcome == Outcome.OK
             if row.failed:
                 self.failures[row.kind] += 1
@@ -270,6 +273,9 @@ class Coordinator:
             return f"The server was away when the run ended: no request was answered any more ({kinds})."
         if self.failures and not self.succeeded:
             return f"No request succeeded: {in_words(self.failures)}."
+        last = self._ended[-1] if self._ended else None
+        if last is not None and last.is_refused():
+            return f"No request of the last level succeeded: {last.kinds()}."
         return None
 
     def warn(self, warning: str) -> None:

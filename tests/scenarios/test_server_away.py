@@ -110,6 +110,31 @@ def test_a_run_that_ends_while_the_server_is_away_exits_1(simulated: str, tmp_pa
     assert "The server was away when the run ended: no request was answered any more (" in said
 
 
+def test_a_key_that_expires_ends_the_run_with_the_servers_words(simulated: str, tmp_path: Path) -> None:
+    reports, words = tmp_path / "reports", "The key has expired."
+    with (
+        gateway(simulated, words=words) as url,
+        under_load(reports, url, levels="2,4,6", level_s="30") as process,
+    ):
+        change_gateway(url, status=401)
+        began = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+        assert time.monotonic() - began < 25
+    assert process.returncode == 1, said
+    assert re.search(rf'The server refuses every request \(\d+ x 401\) with the words ".*{words}', said)
+    assert "Traceback" not in said
+    assert {row["http_status"] for row in Finished(1, said, reports).rows()} == {200, 401}
+
+
+def test_a_last_level_of_refused_requests_exits_1(simulated: str, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    with gateway(simulated) as url, under_load(reports, url, levels="1,4", level_s="4") as process:
+        change_gateway(url, status=404)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, said
+    assert re.search(r"No request of the last level succeeded: \d+ x 404\.", said)
+
+
 def test_a_run_without_any_success_exits_1(run_locust: RunLocust, simulated: str) -> None:
     with gateway(simulated, empty_share=1.0) as url:
         run = run_locust(url, levels="1")

@@ -10,8 +10,9 @@ MIN_ABSENCE_S = 1.0
 """Shortest time between two failed requests, with no success, that counts as an absence."""
 REPORTED_S = 2.0
 """Seconds after which the end of every request was reported: workers report each second."""
-LOST_AFTER_S = 60.0
-"""Seconds of absence after which the server is not waited for any longer."""
+LOST_AFTER_S = 45.0
+"""Seconds of absence after which the server is not waited for any longer: with the streams that still end,
+the run then ends within a minute."""
 LAST_TRY_S = 30.0
 """Seconds of absence after which at least one more request must have failed before the server is given up:
 users pause up to 30 s after failures, so a server may have come back unseen."""

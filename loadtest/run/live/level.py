@@ -183,6 +183,10 @@ class LiveLevel:
             return "more than half of the requests missed an objective"
         return None
 
+    def is_refused(self) -> bool:
+        """Whether all of the level's requests failed, and none in a way that load can cause."""
+        return self._share(self.errors) == 1.0 and not self._overload_kinds
+
     def kinds(self) -> str:
         """Lists the failed requests by kind, the most frequent first: `3 x 503, 1 x timeout`."""
         return in_words(self.failures)

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from loadtest.record import Outcome, RequestRecord, failure_kind, has_failed, may_be_overload
 
+MAX_WORDS = 200
+"""Characters of an error that the leader is told."""
+
 
 class LiveRow(NamedTuple):
     """The part of a RequestRecord that the leader needs while the test runs."""
@@ -22,6 +25,8 @@ class LiveRow(NamedTuple):
     heard_unix_s: float | None = None
     """When the last token came; None if none came."""
     pause_s: float | None = None
+    error: str | None = None
+    """What the server said, or what happened, if the request failed; at most MAX_WORDS characters."""
 
     @property
     def kind(self) -> str:
@@ -65,4 +70,5 @@ def live_row(record: RequestRecord) -> LiveRow:
         sent_unix_s=None if record.sent_s is None else start + record.sent_s,
         heard_unix_s=start + chunks[-1] if chunks else None,
         pause_s=record.pause_s,
+        error=record.error[:MAX_WORDS] if failed and record.error else None,
     )

@@ -99,7 +99,8 @@ def test_ctrl_c_loses_nothing_and_exits_130(simulated: str, tmp_path: Path, sent
 
 def test_the_web_page_starts_edits_and_stops_and_shows_bad_input(simulated: str, tmp_path: Path) -> None:
     reports, port = tmp_path / "reports", free_port()
-    command = locust_command(reports, simulated, "--web-host", "127.0.0.1", "--web-port", str(port))
+    headers = ("--extra-headers", '{"X-Key": "hunter2"}')
+    command = locust_command(reports, simulated, "--web-host", "127.0.0.1", "--web-port", str(port), *headers)
     command.remove("--headless")
     page = f"http://127.0.0.1:{port}"
 
@@ -113,6 +114,9 @@ def test_the_web_page_starts_edits_and_stops_and_shows_bad_input(simulated: str,
     with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as process:
         try:
             until(20, lambda: listening(port))
+            form = urllib.request.urlopen(page, timeout=10).read().decode()
+            assert all(name in form for name in ("prompt_tokens", "slo_ttft_p95_s", "error_pause_s"))
+            assert "hunter2" not in form
             common = {"spawn_rate": "10", "host": simulated}
             post(f"{page}/swarm", user_count="2", prompt_tokens="30", **common)
             until(20, lambda: schedule() == [2])

@@ -97,9 +97,9 @@ def test_a_single_user_who_pauses_longer_and_longer_is_enough() -> None:
     rows = [
         failed(end, pause_s=float(pause)) for end, pause in zip(at, [1, 2, 4, 8, 16, 30, 30], strict=True)
     ]
-    assert not watch(ok(0, 9), *rows, until=68.0).is_lost(68.0)
-    seen = watch(ok(0, 9), *rows, until=70.0)
-    assert seen.is_lost(70.0)
+    assert not watch(ok(0, 9), *rows, until=54.0).is_lost(54.0)
+    seen = watch(ok(0, 9), *rows, until=56.0)
+    assert seen.is_lost(56.0)
     assert seen.kinds == {"connect_error": 6}
     assert seen.calm_unix_s == at[5] + 30
 
