@@ -174,6 +174,15 @@ class NotPooled(Note):
     differing: list[str]
 
 
+class SeveralReplicas(Note):
+    """Several replicas are behind one address, and the metrics are not those of all of them. The server's own
+    figures are left out."""
+
+    seen_share: float | None
+    """Share of our output tokens that the metrics counted; None where scrapes came from several replicas by
+    turns."""
+
+
 class SimulatorLate(Note):
     """The embedded server itself sent tokens late."""
 

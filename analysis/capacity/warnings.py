@@ -74,9 +74,9 @@ def _simulator_warnings(evidence: Evidence) -> list[Note]:
 
 
 def _memory_warnings(evidence: Evidence, gauge: Gauge | None) -> list[Note]:
-    found: list[Note] = []
+    found: list[Note] = [*evidence.replicas]
     if evidence.pool is None:
-        found.append(PoolUnknown())
+        found += [] if evidence.replicas else [PoolUnknown()]
     elif evidence.pairs is None:
         found.append(TooFewLengths(needed=MIN_PAIRS))
     elif evidence.pool.engines > 1:

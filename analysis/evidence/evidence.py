@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from analysis.evidence.lengths import LengthPairs, length_pairs_of
+from analysis.evidence.replicas import hidden_replicas, without_metrics
 from analysis.evidence.step_time import StepCost, step_cost_of
 from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
 from analysis.levels.context import Context, Pool
 from analysis.levels.failures.classes import FailureTotal
 from analysis.levels.level import Level, failures_of
 from analysis.levels.measure import levels_of
+from analysis.notes import Note
 from analysis.reading.runs import Run
 from loadtest.record import Slo
 
@@ -30,6 +32,8 @@ class Evidence:
     pool: Pool | None
     thinking: Thinking | None
     slo: Slo
+    replicas: Sequence[Note] = ()
+    """Why the metrics cover a part of the server only, and are left out; empty if they are used."""
 
     @property
     def active(self) -> ActiveShare:
@@ -77,6 +81,9 @@ class Evidence:
 
 def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     """Measures the levels of runs that may be pooled, and returns all that these levels tell together."""
+    replicas = [note for run in runs if (note := hidden_replicas(run))]
+    if replicas:
+        runs = [without_metrics(run) for run in runs]
     pool = _pool(runs)
     pairs = length_pairs_of(runs, block_tokens=pool.block_tokens if pool else VLLM_BLOCK_SIZE)
     context = _context(runs, pairs, pool, slo)
@@ -97,6 +104,7 @@ def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
         pool=pool,
         thinking=thinking,
         slo=slo,
+        replicas=replicas,
     )
 
 

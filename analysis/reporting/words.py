@@ -218,6 +218,19 @@ def _(note: notes.NotPooled) -> str:
 
 
 @words.register
+def _(note: notes.SeveralReplicas) -> str:
+    seen = (
+        "the metrics come from one and another by turns"
+        if note.seen_share is None
+        else f"the metrics show {percent(note.seen_share)} of our requests and tokens"
+    )
+    return (
+        f"Several replicas behind one address: {seen}, so they are left out, and the memory wall with them. "
+        "Name the metrics of every replica: --metrics-url http://REPLICA1/metrics,http://REPLICA2/metrics."
+    )
+
+
+@words.register
 def _(note: notes.SimulatorLate) -> str:
     return (
         f"The simulated server was late itself: half of the time some tokens came {1e3 * note.late_s:.0f} ms "

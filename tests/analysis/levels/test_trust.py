@@ -21,6 +21,7 @@ from analysis.notes import (
     Note,
     NotSteady,
     ServerAway,
+    SeveralReplicas,
     TokensDisagree,
     TooFewRequests,
     TooMuchLoad,
@@ -319,3 +320,64 @@ def test_a_gpu_exporter_that_fails_is_no_failed_scrape(tmp_path: Path) -> None:
     assert run.server.failed_scrapes == 0
     assert not any("scrapes" in warning for warning in run.warnings)
     assert any("GPU exporter" in warning for warning in run.warnings)
+
+
+def shrink(folder: Path, names: tuple[str, ...], share: float) -> None:
+    """The metrics show only a share of these values."""
+    rewrite(
+        folder / "server.jsonl",
+        lambda _, line: line | {name: share * float(str(line[name])) for name in names},
+    )
+
+
+def replicas_of(folder: Path) -> list[Note]:
+    (found,) = find_runs(folder)
+    return list(gather_evidence([read_run(found)], slo=Slo()).replicas)
+
+
+LOAD = ("running", "waiting", "waiting_capacity")
+
+
+def test_metrics_of_one_replica_of_two_are_named_and_left_out(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    shrink(folder, (*LOAD, *COUNTERS), 0.48)
+    assert replicas_of(folder) == [SeveralReplicas(seen_share=pytest.approx(0.48, abs=0.01))]
+    assert doubts(folder) == []
+    (found,) = find_runs(folder)
+    assert gather_evidence([read_run(found)], slo=Slo()).pool is None
+
+
+def test_a_counter_that_is_too_low_while_the_load_is_seen_is_no_replica(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    shrink(folder, COUNTERS, 0.48)
+    assert replicas_of(folder) == []
+    assert only_doubt(folder) == TokensDisagree(off=pytest.approx(-0.52, abs=0.01))
+
+
+def test_rows_that_are_lost_are_no_replica(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    rewrite(folder / "requests-0.jsonl", lambda number, line: line if number % 2 else None)
+    assert replicas_of(folder) == []
+    assert any(isinstance(doubt, TokensDisagree) and doubt.off > 0.5 for doubt in doubts(folder))
+
+
+def test_foreign_load_is_no_replica(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r")
+    shrink(folder, (*LOAD, *COUNTERS), 2.0)
+    assert replicas_of(folder) == []
+    assert any(isinstance(doubt, ForeignLoad) for doubt in doubts(folder))
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["starts told", "counters alone"])
+def test_scrapes_that_come_from_two_replicas_by_turns_are_no_restarts(tmp_path: Path, starts: bool) -> None:
+    folder = written(tmp_path / "r")
+
+    def turns(number: int, line: JsonLine) -> JsonLine:
+        first = number % 2 == 0
+        share = 0.4 if first else 0.6
+        values = {name: share * float(str(line[name])) + 1000.0 * first for name in COUNTERS}
+        return line | values | ({"started_unix_s": 50.0 if first else 900.0} if starts else {})
+
+    rewrite(folder / "server.jsonl", turns)
+    assert replicas_of(folder) == [SeveralReplicas(seen_share=None)]
+    assert doubts(folder) == []
