@@ -51,8 +51,9 @@ class ChatUser(User):
         """Returns the seconds until Locust calls `ask` again.
 
         - open loop: a short fixed interval,
-        - closed loop, before the first request: a random time from 0 to the settling time (or to 1 s if the
-          settling time is shorter), because Locust starts all users of one second at once,
+        - closed loop, before the first request: a random time from 0 to the settling time, the mean think
+          time or 1 s, whichever is longest, because Locust starts all users of one second at once, and users
+          who begin together and think equally long would ask together again and again,
         - closed loop, later: the think time, and before it the pause if the last request has failed.
         """
         generator = self.load_test_process.generator
@@ -62,7 +63,8 @@ class ChatUser(User):
             return LOOKAHEAD_S / 4
         if self._waits is None:
             self._waits = random.Random(f"waits/{generator.settings.seed}/{self.number}")
-            return self._waits.uniform(0, max(MIN_STAGGER_S, generator.settings.settle_s))
+            longest_s = max(MIN_STAGGER_S, generator.settings.settle_s, generator.think.mean)
+            return self._waits.uniform(0, longest_s)
         pause_s, self._pause_s = self._pause_s, 0.0
         return pause_s + generator.think.draw(self._waits)
 

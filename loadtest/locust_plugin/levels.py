@@ -7,6 +7,7 @@
 """
 
 import logging
+import math
 import time
 
 from loadtest.clock import unix_now
@@ -19,6 +20,7 @@ from loadtest.run.live.lateness import MUCH_TOO_LATE
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import LATE_ADVICE, live_text
 from loadtest.settings import Settings
+from loadtest.workload.distributions import Distribution
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ CLARITY_S = 5.0
 users pause 1 s after a first failure, and 2 s after the next."""
 CLOSING_S = 3.0
 """Seconds between two levels, in which the level before is judged and users start."""
+ENOUGH_THINK_TIMES = 3.0
+"""Think times that a level must hold after its settling time, so that a user asks about three times in it."""
 SWEEP_MAX_USERS = 256
 """Largest level of a doubling sweep; a sweep that finds no wall ends there."""
 
@@ -78,6 +82,8 @@ class LevelShape(Shape):
         self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
         if not (self._held_until_told or coordinator.settings.open_loop):
+            if (warning := _short_levels(coordinator.settings)) is not None:
+                coordinator.warn(warning)
             coordinator.advisor = Advisor(coordinator.folder)
         self._held_again = self._sound = False
         self._late_levels = 0
@@ -259,6 +265,18 @@ class LevelShape(Shape):
             )
         held = unix_now() - coordinator.level.start_unix_s if coordinator.level else 0.0
         return (len(self._planned) - self._position) * coordinator.settings.level_s - held
+
+
+def _short_levels(settings: Settings) -> str | None:
+    """Returns a warning if a level hardly holds one think time of each user; None if it holds enough."""
+    think_s = Distribution.parse(settings.think_s).mean
+    enough_s = settings.settle_s + ENOUGH_THINK_TIMES * think_s
+    if not think_s or settings.level_s >= enough_s:
+        return None
+    return (
+        f"Levels of {settings.level_s:g} s are short for a think time of {think_s:g} s (mean): many users "
+        f"ask only once in a level, or never. Use --level-s {math.ceil(enough_s)} or more."
+    )
 
 
 def _arrivals_text(coordinator: Coordinator, time_limit_s: float | None) -> str:

@@ -181,6 +181,22 @@ def test_a_key_and_a_password_reach_no_file_and_no_log(run_locust: RunLocust) ->
     assert "hunter2" not in everything
 
 
+def test_users_start_spread_over_a_think_time_and_short_levels_are_named(
+    run_locust: RunLocust, simulated: str
+) -> None:
+    run = run_locust(simulated, levels="24", level_s="7", think_s="6")
+    assert run.code == 0, run.said
+    assert "Levels of 7 s are short for a think time of 6 s (mean)" in run.said
+    assert "Use --level-s 19 or more." in run.said
+    assert any("think time" in warning for warning in run.info["warnings"])
+    firsts: dict[int, float] = {}
+    for row in run.rows():
+        firsts[row["user"]] = min(row["start_unix_s"], firsts.get(row["user"], row["start_unix_s"]))
+    began = run.info["schedule"][0][0]
+    late = [at for at in firsts.values() if at - began > 2]
+    assert len(late) > 8  # of 24, two thirds are due; within the settling time of 0.5 s there would be none
+
+
 def test_a_server_without_metrics_is_still_measured(run_locust: RunLocust, simulated: str) -> None:
     run = run_locust(simulated, levels="1", metrics_url="off")
     assert run.code == 0, run.said

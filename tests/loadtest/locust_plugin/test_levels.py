@@ -14,7 +14,9 @@ from loadtest.locust_plugin.levels import LevelShape
 
 levels.Advisor = Mock()
 level = SimpleNamespace(users=2, start_unix_s=time.time(), far_past_wall=lambda: None)
-settings = SimpleNamespace(levels=(2, 2, 4, 2), level_s=100.0, open_loop=False, request_timeout_s=1)
+settings = SimpleNamespace(
+    levels=(2, 2, 4, 2), level_s=100.0, settle_s=5.0, think_s="0", open_loop=False, request_timeout_s=1
+)
 coordinator = SimpleNamespace(settings=settings, level=level, folder=None)
 shape = LevelShape()
 shape.leader = Mock()
