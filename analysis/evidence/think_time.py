@@ -73,13 +73,21 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
     root = np.sqrt(weight)
     (idle, slope), _ = optimize.nnls(np.column_stack([root, root * n]), root * duration_s)
     requests = np.array([level.requests.n for level in known], dtype=np.float64)
-    think = [level.requests.e2e_mean_s * (level.users / level.in_flight - 1.0) for level in known]
+    think = [_think_s(level) for level in known]
     return Thinking(
         think_s=max(float(np.average(think, weights=requests)), 0.0),
         idle_s=float(idle),
         slope_s=float(slope),
         think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
     )
+
+
+def _think_s(level: Level) -> float:
+    """Returns the mean think time of a level by Little's law, pauses after failed requests left out."""
+    requests, duration_s = level.requests, level.requests.e2e_mean_s
+    if requests.errors:  # failed requests are mostly shorter, or longer, and users think after them too
+        duration_s = level.in_flight * level.window.length_s / requests.ended
+    return duration_s * ((level.users - level.paused) / level.in_flight - 1.0)
 
 
 ActiveShare = Callable[[int], float]

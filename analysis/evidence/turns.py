@@ -1,16 +1,19 @@
-"""Turns of conversations and the pauses between them, with weights that correct for the end of the run."""
+"""Turns of conversations and what of them an unlimited cache would hold."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence.lengths import conversation_ids
+from analysis.evidence.lifetimes import (
+    censoring_weights,
+    conversation_turns,
+    known_lengths,
+    measured_pauses,
+)
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
-from analysis.statistics.samples import Window
 
 MIN_ANSWERS_FOUND = 0.05  # share of turns that find the answer before them, if answers are cached
 
@@ -70,11 +73,6 @@ def turns_of(runs: Sequence[Run], *, block_tokens: int, shared_prefix: int) -> T
     )
 
 
-def known_lengths(rows: Requests) -> Bools:
-    """Returns whether each request finished with known prompt and output lengths, shape (n,)."""
-    return rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
-
-
 def turn_before(rows: Requests) -> Ints:
     """Returns the row of each request's previous turn in its conversation, else -1. Shape (n,)."""
     order = np.lexsort((rows.start_unix_s, rows.user))
@@ -83,23 +81,6 @@ def turn_before(rows: Requests) -> Ints:
     before = np.full(len(rows), -1, dtype=np.int64)
     before[order[1:][follows]] = order[:-1][follows]
     return before
-
-
-def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
-    """Returns three arrays about requests of known lengths and their conversations.
-
-    - The rows of the requests, sorted by conversation and turn; shape (n,).
-    - The number of turns of each conversation, shape (c,).
-    - Whether each conversation ended before the run did, shape (c,).
-    """
-    chat = conversation_ids(rows)
-    newest = np.zeros(int(rows.user.max(initial=-1)) + 1, dtype=np.int64)
-    np.maximum.at(newest, rows.user, chat)
-    known = np.flatnonzero(known_lengths(rows))
-    order = known[np.lexsort((rows.start_unix_s[known], chat[known]))]
-    _, begins, length = np.unique(chat[order], return_index=True, return_counts=True)
-    last = order[begins]
-    return order, length.astype(np.int64), chat[last] < newest[rows.user[last]]
 
 
 def _of_run(
@@ -114,43 +95,6 @@ def _of_run(
     reusable = reusable_tokens(rows, answers_cached, block_tokens, shared_prefix)
     order, length, whole = conversation_turns(rows)
     return np.stack([rows.prompt_tokens, rows.output_tokens, reusable])[:, order], length, whole
-
-
-def measured_pauses(run: Run, window: Window | None = None) -> Floats:
-    """Returns the users' pauses between requests, as an array of shape (2, m).
-
-    Its first row has the seconds. Its second row has 1 if the pause ended, or 0 if the level's end cut it
-    off. window: if given, only pauses that began inside it are returned.
-    """
-    rows = run.requests
-    order = np.lexsort((rows.start_unix_s, rows.user))
-    ended = rows.end_unix_s[order]
-    begun = np.append((rows.start_unix_s + np.nan_to_num(rows.sent_s))[order][1:], np.nan)
-    same = np.append(np.diff(rows.user[order]) == 0, False)
-    spans = np.array([level[:2] for level in run.info.schedule] + [(math.inf, math.inf)])
-    begin, stop = spans[np.searchsorted(spans[:-1, 1], ended)].T
-    pause = np.where(same, begun, stop) - ended
-    kept = same | ((begin <= ended) & (pause < math.inf))
-    if window is not None:
-        kept &= (window.begin_unix_s <= ended) & (ended < window.end_unix_s)
-    return np.stack([np.maximum(pause, 0.0), same])[:, kept]
-
-
-def censoring_weights(values: Floats, complete: Bools) -> Floats:
-    """Returns weights for durations, some of which were cut off. Their sum is 1. Shape (n,).
-
-    If a duration was cut off, its weight goes to all larger durations. The largest duration keeps its
-    weight even if it was cut off. This is the Kaplan-Meier estimate.
-
-    values: the durations, shape (n,). complete: False where a duration was cut off, shape (n,).
-    """
-    order = np.lexsort((~complete, values))
-    weight = np.zeros(len(values))
-    at_risk = len(values) - np.arange(len(values))
-    share = np.cumprod(np.where(complete[order], 1.0 - 1.0 / at_risk, 1.0))
-    weight[order] = np.where(complete[order], np.append(1.0, share[:-1]) / at_risk, 0.0)
-    weight[order[-1]] += 1.0 - weight.sum()
-    return weight
 
 
 def answers_cached_of(runs: Sequence[Run]) -> bool:

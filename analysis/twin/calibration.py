@@ -12,7 +12,7 @@ from scipy import optimize
 
 from analysis.cli import RefusedError
 from analysis.evidence.evidence import MIN_PAIRS, Evidence, max_num_seqs_of
-from analysis.evidence.turns import known_lengths
+from analysis.evidence.lifetimes import known_lengths
 from analysis.levels.level import Level
 from analysis.reporting.words import words
 from analysis.statistics.arrays import Floats

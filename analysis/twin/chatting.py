@@ -2,7 +2,7 @@
 
 The end of a run cuts off some conversations and pauses, mostly long ones. Without them, the rest would be too
 short on average. Therefore, the weight of each one that was cut off is moved to longer ones
-(`analysis.evidence.turns`).
+(`analysis.evidence.lifetimes`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.evidence.evidence import Evidence
-from analysis.evidence.turns import answers_cached_of, censoring_weights, conversation_turns, measured_pauses
+from analysis.evidence.lifetimes import censoring_weights, conversation_turns, measured_pauses
+from analysis.evidence.turns import answers_cached_of
 from analysis.levels.level import Level
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
@@ -47,16 +48,9 @@ def _conversations(runs: Sequence[Run]) -> list[_Conversation]:
         ended.append(whole)
     if max(map(len, found)) == 1:
         return found  # conversations of one turn are never cut off
-    return [found[index] for index in _equal_weights(_conversation_weights(found, np.concatenate(ended)))]
-
-
-def _conversation_weights(conversations: Sequence[_Conversation], ended: Bools) -> Floats:
-    turns = np.array([len(turns) for turns in conversations], dtype=np.float64)
-    weight = censoring_weights(turns, ended)
-    longest = ~ended & (turns == turns.max())  # they stand for all conversations that are longer
-    if longest.any():
-        weight[longest] = weight[longest].mean()
-    return weight
+    turns_of_each = np.array([len(turns) for turns in found], dtype=np.float64)
+    weight = censoring_weights(turns_of_each, np.concatenate(ended))
+    return [found[index] for index in _equal_weights(weight)]
 
 
 def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.evidence.evidence import gather_evidence
-from analysis.evidence.turns import censoring_weights, turns_of
+from analysis.evidence.lifetimes import censoring_weights
+from analysis.evidence.turns import turns_of
 from analysis.reading.runs import Run
 from analysis.walls.prefix_cache import level_hits
 from testing.truth.prefix_services import SLO, run_of
