@@ -152,9 +152,9 @@ def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | Non
     """Returns max_num_seqs as stated, else as suspected, else None.
 
     It is suspected where a trusted level shows a queue for slots (`analysis.levels.queues`). If several
-    levels do so, the smallest number is taken.
+    levels do so, the largest number is taken, because more than `max_num_seqs` never run.
     """
     if stated is not None:
         return stated
     seen = [level.server.max_num_seqs for level in levels if level.trusted]
-    return min((slots for slots in seen if slots is not None), default=None)
+    return max((slots for slots in seen if slots is not None), default=None)

@@ -48,7 +48,7 @@ class Thinking:
         linear = self.idle_s + self.think_s - users * self.slope_s
         if self.slope_s <= 0:
             return self.idle_s / (self.idle_s + self.think_s)
-        root = math.sqrt(linear**2 + 4.0 * self.slope_s * users * self.idle_s)
+        root = math.hypot(linear, 2.0 * math.sqrt(self.slope_s * users * self.idle_s))
         return (root - linear) / (2.0 * self.slope_s) / users
 
 

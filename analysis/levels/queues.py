@@ -100,10 +100,11 @@ def detected_max_num_seqs(server: ServerSamples, scrapes: Bools, context: Contex
 def _endings(context: Context, running: Floats) -> float:
     """Returns how many requests may end in one step, at most.
 
-    This is the mean plus two standard deviations of a Poisson distribution.
+    This is the mean plus three standard deviations of a Poisson distribution, rounded up: a scrape meets long
+    steps more often, and these follow steps in which many requests ended.
     """
     mean = known_mean(running) / context.mean_output
-    return mean + 2.0 * math.sqrt(mean)
+    return math.ceil(mean + 3.0 * math.sqrt(mean))
 
 
 QUEUE_LIMIT = 0.1  # share of the time with a queue for slots at which the wall lies

@@ -17,6 +17,7 @@ FORMULA_BIAS, FORMULA_SD = -0.12, 0.35  # ln(true F / formula) at the wall: 110 
 BLOCKED_SD = 0.3  # standard deviation of logit(true eps) - logit(formula) at the wall
 CLUSTERING = 6.0  # variance / mean of preemption counts: measured 1.5 to 6
 DRIFT = 0.1  # change of the formula's error for each factor e of F away from the wall
+FAR_USERS = 100_000  # above, no number of users is named
 NEAR = (0.5, 1.6)  # range of users / (users at the wall) in which levels move the formula
 
 
@@ -60,15 +61,16 @@ def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start:
 
     There are two limits: on preemptions per finished request, and on the share of blocked time. N is the
     largest whole number of users within both. The result is interpolated between N and N + 1. It is 0 if a
-    single user exceeds a limit. start: a guess of the result, which only saves time.
+    single user exceeds a limit, and FAR_USERS if so many are still within both: the limits allow anything.
+    start: a guess of the result, which only saves time.
     """
 
     def margin(users: int) -> float:
         return max(kv_margins(occupancy.at(users), slo, shift=shift))
 
     last = _last_that_holds(margin, start)
-    if last == 0:
-        return 0.0
+    if last in (0, FAR_USERS):
+        return float(last)
     here = kv_margins(occupancy.at(last), slo, shift=shift)
     above = kv_margins(occupancy.at(last + 1), slo, shift=shift)
     crossed = [low / (low - high) for low, high in zip(here, above, strict=True) if high > 0.0]
@@ -76,10 +78,13 @@ def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start:
 
 
 def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
-    """Returns the largest N whose margin is not positive; 0 if there is none. The margin must rise with N."""
-    low, high, step = 0, max(start, 1), 1
+    """Returns the largest N up to FAR_USERS whose margin is not positive; 0 if there is none. The margin must
+    rise with N."""
+    low, high, step = 0, min(max(start, 1), FAR_USERS), 1
     while margin(high) <= 0.0:
-        low, high, step = high, high + step, 2 * step
+        if high == FAR_USERS:
+            return FAR_USERS
+        low, high, step = high, min(high + step, FAR_USERS), 2 * step
     step = 1
     while low == 0 and high > 1:
         probe = max(high - step, 1)

@@ -14,6 +14,7 @@ from analysis.levels.context import Pool
 from analysis.levels.level import Level
 from analysis.memory.block_distribution import SMALLEST, BlockDistribution, Occupancy, block_distribution
 from analysis.memory.formula_shift import (
+    FAR_USERS,
     FormulaShift,
     LevelPressure,
     kv_wall_users,
@@ -46,8 +47,11 @@ class KvCacheWall:
     """Blocks of one engine's pool, those of a shared prefix left out."""
 
 
-def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall:
-    """Returns the KV-cache wall as a `PlacedWall`, the form that all walls have."""
+def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall | None:
+    """Returns the KV-cache wall as a `PlacedWall`, the form that all walls have; None where no number of
+    users exceeds the limits."""
+    if wall.x >= FAR_USERS:
+        return None
     return placed_by_draws("kv_cache", evidence, wall.x, wall.draws, measured=wall.shift.levels > 0)
 
 

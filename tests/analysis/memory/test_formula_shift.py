@@ -4,11 +4,14 @@ import math
 
 import pytest
 
+from analysis.evidence.think_time import Thinking, active_of
 from analysis.memory.block_distribution import Occupancy, block_distribution
 from analysis.memory.formula_shift import (
+    FAR_USERS,
     FORMULA_BIAS,
     FormulaShift,
     LevelPressure,
+    kv_wall_users,
     measured_pressure,
     measured_shift,
 )
@@ -49,3 +52,12 @@ def test_levels_that_queue_for_slots_do_not_move_the_formula():
     found = measured_pressure([seated, doubted, plain])
     assert [one.users for one in found] == [16]
     assert found[0].scrapes == 10.0
+
+
+@pytest.mark.parametrize("thinking", [None, Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)])
+def test_limits_that_allow_anything_are_met_by_no_number_of_users(thinking: Thinking | None):
+    """A shift so low stands for people who accept any number of preemptions and all waiting."""
+    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127, active_of(thinking))
+    shift = FormulaShift(preempted=-1e3, blocked=-1e3)
+    assert kv_wall_users(occupancy, SLO, shift=shift, start=18) == FAR_USERS
+    assert kv_wall_users(occupancy, SLO, shift=FormulaShift(), start=18) < 100
