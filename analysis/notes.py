@@ -183,6 +183,29 @@ class SeveralReplicas(Note):
     turns."""
 
 
+class GatheredChunks(Note):
+    """Something between the engine and the client, such as a gateway, gathers the chunks of an answer and
+    sends many at once, most at the level of `users`. TTFT then includes its waiting, and TPOT is unknown."""
+
+    users: int
+    arrivals_per_chunk: float
+    engine_tpot_s: float | None
+    """The engine's own mean TPOT at that level; None where it has no histogram."""
+    engine_ttft_s: float | None
+    """The engine's own mean TTFT at that level; None where it has no histogram."""
+
+
+class DelayOutsideEngine(Note):
+    """The first token took longer than the engine's own histogram says, most at the level of `users`. All
+    times are means; those of the engine are from its histograms."""
+
+    users: int
+    ttft_s: float
+    engine_ttft_s: float
+    duration_s: float
+    engine_duration_s: float | None
+
+
 class SimulatorLate(Note):
     """The embedded server itself sent tokens late."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.capacity.headline import REACH
+from analysis.capacity.way_to_engine import way_warnings
 from analysis.evidence.evidence import MIN_PAIRS, Evidence
 from analysis.evidence.gauge import Gauge
 from analysis.levels.level import Level
@@ -48,6 +49,7 @@ def warnings_of(
     return _each_once(
         found
         + _memory_warnings(evidence, gauge)
+        + way_warnings(evidence)
         + _length_warnings(evidence)
         + untrusted_levels(evidence.levels)
         + _reach_warnings(evidence, memory, walls)

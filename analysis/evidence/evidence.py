@@ -49,7 +49,7 @@ class Evidence:
     @property
     def step_cost(self) -> StepCost | None:
         """Step time and prefill time of all engines together; None where the levels do not tell."""
-        if self.pairs is None:
+        if self.pairs is None or self.gathered:
             return None
         return step_cost_of(
             self.runs,
@@ -67,6 +67,12 @@ class Evidence:
     def suspected_max_num_seqs(self) -> int | None:
         """`max_num_seqs` where nobody states it and a queue in a level looks like it; else None."""
         return None if _stated_max_num_seqs(self.runs) is not None else self.max_num_seqs
+
+    @property
+    def gathered(self) -> bool:
+        """Whether chunks were gathered on their way in a trusted level, so that the times at which tokens
+        came say nothing about the engine."""
+        return any(level.requests.gathered for level in self.levels if level.trusted)
 
     @property
     def open_loop(self) -> bool:

@@ -1,7 +1,7 @@
 """Figures of one window from the rows: percentiles, misses of the objectives, throughput, goodput."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,12 @@ from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import MissShare, Quantiles, Window, miss_share, quantiles
 from loadtest.record import Outcome, Slo
+
+GATHERED = 0.5
+"""Distinct arrivals per chunk below which chunks count as gathered on their way."""
+TOGETHER_S = 0.0002
+"""Seconds between two chunks up to which they count as one arrival. No engine makes tokens of one request so
+fast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -53,6 +59,8 @@ class RequestFigures:
     tpot_s: Quantiles
     decode_tok_s: Quantiles
     chunk_gap_s: Quantiles
+    arrivals_per_chunk: float
+    """Distinct arrivals per chunk of the answers: 1 where each chunk came alone. nan without chunks."""
     gap_is_itl: bool
     """Whether every chunk carried one token, so that chunk gaps are inter-token latencies."""
     ttft_miss: MissShare
@@ -63,6 +71,12 @@ class RequestFigures:
     output_tok_s: float
     output_tok_se: float
     goodput_rps: float
+
+    @property
+    def gathered(self) -> bool:
+        """Whether something between the engine and the client gathers chunks. The times between tokens are
+        then those of its buffer, and TPOT is unknown."""
+        return self.arrivals_per_chunk < GATHERED
 
     @property
     def ended(self) -> int:
@@ -89,6 +103,10 @@ class RequestFigures:
         counted = inside & ~not_of_load(rows, not_load)
         index = np.flatnonzero(counted & ~cancelled)
         at, ok = rows.end_unix_s[index], rows.ok[index]
+        gaps = _chunk_gaps(rows, index[ok])
+        arrivals_per_chunk = _arrivals_per_chunk(gaps, rows.chunks[index[ok]])
+        if arrivals_per_chunk < GATHERED:
+            times = replace(times, tpot_s=np.full(len(rows), math.nan))
         tpot, e2e = times.tpot_s[index], times.e2e_s[index]
         chosen = np.flatnonzero(counted)
         late, slow = times.ttft_s > slo.ttft_p95_s, times.tpot_s > slo.tpot_p95_s
@@ -108,7 +126,8 @@ class RequestFigures:
             ttft_s=times.quantiles("ttft_s", rows, chosen, window),
             tpot_s=quantiles(tpot, at, window),
             decode_tok_s=quantiles(definitions.decode_tok_s(tpot), at, window),
-            chunk_gap_s=_gap_quantiles(_chunk_gaps(rows, index[ok])),
+            chunk_gap_s=_gap_quantiles(gaps),
+            arrivals_per_chunk=arrivals_per_chunk,
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
             ttft_miss=_misses(late, times.ttft_s, rows, chosen, window),
             tpot_miss=_misses(slow, times.tpot_s, rows, index, window),
@@ -233,6 +252,12 @@ def _chunk_gaps(rows: Requests, index: Ints) -> Floats:
     """Returns the seconds between chunks for the requests at `index`, one request after the other."""
     parts = [rows.gap_s[rows.gap_start[row] : rows.gap_start[row + 1]] for row in index]
     return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
+
+
+def _arrivals_per_chunk(gap: Floats, chunks: Floats) -> float:
+    """Returns (distinct arrivals) / (chunks) over several requests; nan where there are no chunks."""
+    total = float(chunks.sum())
+    return (float(np.sum(chunks > 0)) + float(np.sum(gap > TOGETHER_S))) / total if total else math.nan
 
 
 def _gap_quantiles(gap: Floats) -> Quantiles:

@@ -33,6 +33,10 @@ class ServerFigures:
     vram_bytes: float
     ttft_mean_s: float
     """The engine's own mean TTFT, of requests that had their first token between the scrapes."""
+    tpot_mean_s: float
+    """The engine's own mean time per output token."""
+    e2e_mean_s: float
+    """The engine's own mean request duration."""
 
     @classmethod
     def of(cls, run: Run, window: Window, context: Context, *, users: int) -> "ServerFigures":
@@ -50,7 +54,9 @@ class ServerFigures:
             max_num_seqs=max_num_seqs,
             prefix_hit_rate=_prefix_hit_rate(run, window),
             vram_bytes=known_mean(server.vram_used_bytes[inside]),
-            ttft_mean_s=_mean_ttft(run, window),
+            ttft_mean_s=_mean_of(server.unix_s, server.ttft_sum_s, server.ttft_count, window),
+            tpot_mean_s=_mean_of(server.unix_s, server.tpot_sum_s, server.tpot_count, window),
+            e2e_mean_s=_mean_of(server.unix_s, server.e2e_sum_s, server.e2e_count, window),
         )
 
 
@@ -68,11 +74,10 @@ def _growth(unix_s: Floats, counter: Floats, window: Window) -> float:
     return float(ends[1] - ends[0])
 
 
-def _mean_ttft(run: Run, window: Window) -> float:
-    """Returns the growth of the TTFT histogram's sum over that of its count; nan where unknown."""
-    server = run.server
-    count = _growth(server.unix_s, server.ttft_count, window)
-    return _growth(server.unix_s, server.ttft_sum_s, window) / count if count > 0 else math.nan
+def _mean_of(unix_s: Floats, sum_s: Floats, count: Floats, window: Window) -> float:
+    """Returns the growth of a histogram's sum over that of its count; nan where unknown."""
+    grown = _growth(unix_s, count, window)
+    return _growth(unix_s, sum_s, window) / grown if grown > 0 else math.nan
 
 
 def _prefix_hit_rate(run: Run, window: Window) -> float:

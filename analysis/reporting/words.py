@@ -231,6 +231,37 @@ def _(note: notes.SeveralReplicas) -> str:
 
 
 @words.register
+def _(note: notes.GatheredChunks) -> str:
+    own = [
+        f"time {name} {1e3 * value:.1f} ms"
+        for name, value in (("to first token", note.engine_ttft_s), ("per output token", note.engine_tpot_s))
+        if value is not None
+    ]
+    engine = f" The engine's own means at {users_text(note.users)}: {', '.join(own)}." if own else ""
+    return (
+        f"A gateway gathers chunks: at {users_text(note.users)}, {1.0 / note.arrivals_per_chunk:.0f} chunks "
+        "came at once. Users wait for its buffer (this is in the time to first token), and the time per "
+        f"output token cannot be seen here.{engine} Switch the buffer off: nginx `proxy_buffering off; gzip "
+        "off;`, HAProxy `option http-no-delay`."
+    )
+
+
+@words.register
+def _(note: notes.DelayOutsideEngine) -> str:
+    late = note.ttft_s - note.engine_ttft_s
+    whole = (
+        ""
+        if note.engine_duration_s is None
+        else f"; whole requests took {1e3 * (note.duration_s - note.engine_duration_s):+.0f} ms"
+    )
+    return (
+        f"Outside the engine: at {users_text(note.users)} the first token came {1e3 * late:.0f} ms later "
+        f"than by the engine's own clock ({1e3 * note.ttft_s:.0f} against {1e3 * note.engine_ttft_s:.0f} ms, "
+        f"means{whole}): the network, a gateway, or a queue before the engine."
+    )
+
+
+@words.register
 def _(note: notes.SimulatorLate) -> str:
     return (
         f"The simulated server was late itself: half of the time some tokens came {1e3 * note.late_s:.0f} ms "

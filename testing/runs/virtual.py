@@ -248,6 +248,7 @@ def level(users: int, **changes: object) -> Level:
         "ttft_mean_s": float("nan"),
         **dict.fromkeys(("e2e_s", "ttft_s", "tpot_s", "decode_tok_s", "chunk_gap_s"), Quantiles()),
         "gap_is_itl": True,
+        "arrivals_per_chunk": 1.0,
         **dict.fromkeys(("ttft_miss", "tpot_miss", "overload"), MissShare(misses=0, n=100 * users)),
         "output_tok_s": 100.0 * users,
         "output_tok_se": 1.0,
@@ -263,6 +264,8 @@ def level(users: int, **changes: object) -> Level:
         "max_num_seqs": None,
         "prefix_hit_rate": float("nan"),
         "vram_bytes": float("nan"),
+        "tpot_mean_s": float("nan"),
+        "e2e_mean_s": float("nan"),
         "ttft_mean_s": float("nan"),
     }
     own: dict[str, object] = {
