@@ -16,7 +16,7 @@ from loadtest.workload.own_prompts import (
     PromptQueue,
     estimate_tokens,
 )
-from loadtest.workload.prompts import PROMPT_WORDS, Message, PromptScale, sentence
+from loadtest.workload.prompts import PROMPT_WORDS, Message, PromptScale, first_word, sentence
 from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 
 _CONTEXT_RESERVE = 0.02
@@ -72,7 +72,12 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         wanted, output = arrival.prompt_tokens or drawn, arrival.output_tokens or drawn_output
         prompt = min(wanted, self.room - 1)
         max_tokens = min(output, self.room - prompt)
-        text = self._text(arrival.prefix_blocks or (-1 - arrival.number,), words=self.scale.words(prompt))
+        blocks, number = arrival.prefix_blocks, arrival.number
+        text = self._text(
+            blocks or (-1 - number,),
+            first=first_word(self.nonce, *((blocks[0], 0, 0) if blocks else (0, 0, 1 + number))),
+            words=self.scale.words(prompt),
+        )
         return ChatRequest(
             messages=[{"role": "user", "content": text}],
             max_tokens=max_tokens,
@@ -80,11 +85,12 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
             clipped=prompt < wanted or max_tokens < output,
         )
 
-    def _text(self, blocks: tuple[int, ...], *, words: int) -> str:
-        """Builds a text of `words` words, one block after the other. Texts whose first blocks are equal begin
-        with the same words. The last block fills the text up to its length."""
+    def _text(self, blocks: tuple[int, ...], *, first: str, words: int) -> str:
+        """Builds a text of `words` words that begins with the word `first`, one block after the other. Texts
+        whose first blocks are equal begin with the same words. The last block fills the text up to its
+        length."""
         block_words = max(1, round(TRACE_BLOCK_TOKENS / self.scale.tokens_per_word))
-        text: list[str] = [f"{self.nonce}{blocks[0]}-0-0"]
+        text = [first]
         for block in blocks:
             left = words - len(text)
             size = left if block == blocks[-1] else min(left, block_words)
@@ -107,7 +113,7 @@ class Conversation:
         self._prompts = prompts
         self._lengths = random.Random(f"{workload.seed}/{user}/{number}")
         self._text = random.Random(f"{workload.nonce}/{user}/{number}")
-        self._title = f"{workload.nonce}{user}-{number}"
+        self._user, self._number = user, number
         self._history: list[Message] = []
         self._history_tokens = 0
         self._asked: ChatRequest | None = None
@@ -180,4 +186,5 @@ class Conversation:
 
     def _question(self, tokens: int, turn: int) -> str:
         words = self._workload.scale.words(tokens)
-        return sentence(self._text, title=f"{self._title}-{turn}", words=words)
+        first = first_word(self._workload.nonce, self._user, self._number, turn)
+        return sentence(self._text, title=first, words=words)

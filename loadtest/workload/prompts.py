@@ -1,5 +1,6 @@
 """Texts of prompts: synthetic texts of a given length, or texts from a file. Knows no conversation."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -34,6 +35,12 @@ class Prompt(msgspec.Struct, frozen=True):
     """Length of the answer; None if it is drawn."""
 
 
+def first_word(nonce: str, *numbers: int) -> str:
+    """Returns the first word of a prompt, which no other prompt has: the run's nonce and three numbers. The
+    hyphens keep digits of the nonce and of a number from becoming one token."""
+    return "-".join([nonce, *map(str, numbers)])
+
+
 def sentence(rng: random.Random, *, title: str, words: int) -> str:
     """Returns a random text of `words` words, at least 1. Its first word is `title`, which should differ from
     that of all other texts."""
@@ -42,8 +49,12 @@ def sentence(rng: random.Random, *, title: str, words: int) -> str:
 
 def probe_text(*, nonce: str, words: int) -> str:
     """Returns a text like the prompts of the workload. It is sent to measure how many tokens the server
-    counts."""
-    return sentence(random.Random(f"{nonce}/probe/{words}"), title=f"{nonce}0-0-0", words=words)
+    counts. All its words come equally often, or nearly so: by chance it could have too many of the long ones,
+    and every prompt would be too short."""
+    shuffled = random.Random(f"{nonce}/probe/{words}").sample(PROMPT_WORDS, len(PROMPT_WORDS))
+    return " ".join(
+        [first_word(nonce, 0, 0, 0), *itertools.islice(itertools.cycle(shuffled), max(0, words - 1))]
+    )
 
 
 def read_prompts(path: Path) -> list[Prompt]:
