@@ -20,9 +20,10 @@ class Term(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Prediction(msgspec.Struct, kw_only=True, frozen=True):
-    """Predicted figures at one number of users, each with its 90 % interval.
+    """Predicted figures at one number of users, with 90 % intervals for what a load test would measure.
 
-    `values` and `intervals` have the field names of `VirtualFigures` as keys.
+    `values` and `intervals` have the field names of `VirtualFigures` as keys. The intervals hold the spread
+    of refits and the errors of the model; figures whose model error is not known have none.
     """
 
     users: int
@@ -32,7 +33,7 @@ class Prediction(msgspec.Struct, kw_only=True, frozen=True):
     measured: dict[str, float] = {}
     """Figures of the level measured at this load, where there was one and nothing was changed."""
     held_out: bool = False
-    """The level was not fitted to."""
+    """The fit did not see the level."""
 
 
 class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
@@ -52,9 +53,15 @@ class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
     users: int
     replicas: int
-    interval: tuple[int, int]
+    """Enough at `per_replica`, the spare ones included."""
+    replicas_by_estimate: int
+    """Enough at `per_replica_estimate`, the spare ones included."""
     spare: int
     per_replica: float
+    """The least users that a replica may hold: the lower end of the 90 % interval."""
+    per_replica_estimate: float | None
+    """Null where no wall was found, as is then the upper end of the interval."""
+    per_replica_interval: tuple[float, float | None]
     binding: str
     router: str
     price_per_hour: float | None
@@ -73,7 +80,9 @@ class TwinAnswer(msgspec.Struct, kw_only=True, frozen=True):
     terms: list[Term]
     fitted_users: list[int]
     check: Prediction | None
-    """The prediction for the level that was held out; null where none was."""
+    """Of `left_out`, the level that was asked for, else the highest; null where there is none."""
+    left_out: list[Prediction]
+    """Each measured level, predicted by a fit that did not see it. Their errors are in all intervals."""
     predictions: list[Prediction]
     limit: LimitAnswer | None
     fleet: list[FleetAnswer]

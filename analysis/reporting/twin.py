@@ -49,13 +49,17 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
     if answer.check is not None:
         print_indented(out, "")
         print_indented(
-            out, f"Its error at {answer.check.users} users, which it was not fitted to", style="bold"
+            out, f"Its error at {answer.check.users} users, from a fit to the other levels", style="bold"
         )
         out.print(terminal_table(("", *_names([answer.check])), _check_rows(answer.check)))
+        others = [one for one in answer.left_out if one is not answer.check]
+        if others:
+            print_indented(out, "Its error at the other levels, each left out in turn", style="bold")
+            out.print(terminal_table(("users", *_names(others)), _error_rows(others)))
     if answer.changes:
         show_list(out, "Changed", answer.changes)
     print_indented(out, "")
-    print_indented(out, "Predicted, with 90 % intervals", style="bold")
+    print_indented(out, "Predicted, with 90 % intervals for what a load test would measure", style="bold")
     out.print(terminal_table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
     if answer.limit is not None:
         print_indented(out, _limit_text(answer), style="bold")
@@ -102,6 +106,14 @@ def _check_rows(check: Prediction) -> list[list[str]]:
         ["predicted", *(_cell(check.values, key, words) for _, key, words in columns)],
         ["measured", *(_cell(check.measured, key, words) for _, key, words in columns)],
         ["error", *(_error(key, *pair) for (_, key, _), pair in zip(columns, both, strict=True))],
+    ]
+
+
+def _error_rows(checks: Sequence[Prediction]) -> list[list[str]]:
+    columns = _columns(checks)
+    return [
+        [str(one.users), *(_error(key, one.values.get(key), one.measured.get(key)) for _, key, _ in columns)]
+        for one in checks
     ]
 
 
@@ -161,7 +173,8 @@ def _fleet_lines(fleets: Sequence[FleetAnswer]) -> list[str]:
         return []
     asked = fleets[0]
     first = (
-        f"A replica holds {asked.per_replica:.1f} users behind a {asked.router} router. "
+        f"A replica holds at least {asked.per_replica:.1f} users behind a {asked.router} router (95 % sure; "
+        f"estimate: {_users(asked.per_replica_estimate)}), and fleets are sized for so many. "
         f"What limits: {_wall(asked.binding)}. "
         f"TTFT p95 {_digits(1e3 * asked.usual_ttft_p95_s)} ms with all replicas, "
         f"{_digits(1e3 * asked.after_loss_ttft_p95_s)} ms after the loss of {asked.spare}."
@@ -171,7 +184,7 @@ def _fleet_lines(fleets: Sequence[FleetAnswer]) -> list[str]:
 
 def _fleet_line(fleet: FleetAnswer) -> str:
     cost = f", {fleet.price_per_hour:,.2f} an hour" if fleet.price_per_hour else ""
-    replicas = f"{fleet.replicas:,} replicas ({fleet.interval[0]:,} to {fleet.interval[1]:,})"
+    replicas = f"{fleet.replicas:,} replicas ({fleet.replicas_by_estimate:,} by the estimate)"
     return f"{fleet.users:,} users: {replicas}, {fleet.spare} of them spare{cost}"
 
 

@@ -2,25 +2,26 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
 import msgspec
 import numpy as np
 
-from analysis.answers.twin import FleetAnswer, LimitAnswer, Prediction, Term, TwinAnswer
+from analysis.answers.twin import FleetAnswer, Interval, LimitAnswer, Prediction, Term, TwinAnswer
 from analysis.cli import RefusedError
 from analysis.reporting.console import ProgressBar
-from analysis.twin.fleet import Fleet, size_fleet
-from analysis.twin.maximum import VirtualMaximum, find_maximum
+from analysis.statistics.samples import finite_or_none, student
+from analysis.twin.fleet import Fleet, replicas_for, size_fleet
+from analysis.twin.maximum import MAX_VIRTUAL_USERS, VirtualMaximum, find_maximum
+from analysis.twin.model_error import ModelErrors, Variant, limit_interval, variants_of
 from analysis.twin.predictions import (
     Advance,
     Scenario,
     beside_measured,
-    check_held_out,
+    check_left_out,
     due_requests,
-    interval_of,
     predict_levels,
     predict_open_loop,
 )
@@ -29,6 +30,7 @@ from analysis.twin.step_fit import STEP_TERMS
 from analysis.twin.what_if import changes_of
 from analysis.virtual.service import Service
 from loadtest.errors import InputError
+from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
@@ -48,16 +50,21 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
     else:
         twin = twin_of_run(options, bar)
     simulations = len(twin.draws) + 1
-    check = check_held_out(twin, options.router, advance=bar.task("checking", total=simulations))
+    left_out = check_left_out(
+        twin, options.router, advance=bar.task("checking", total=len(twin.left_out) or 1)
+    )
     with _stated_values():
         changes, change = changes_of(options, twin.fit.service, twin.memory)
+        replicas = options.replicas or twin.fit.replicas
+        as_measured = not changes and replicas == twin.fit.replicas
         scenario = Scenario(
             service=change(twin.fit.service),
             draws=[change(draw) for draw in twin.draws],
-            replicas=options.replicas or twin.fit.replicas,
+            replicas=replicas,
             router=options.router,
+            errors=ModelErrors.of(left_out),
+            most_users=max(twin.fit.fitted_users, default=0) if as_measured else 0,
         )
-    as_measured = not changes and scenario.replicas == twin.fit.replicas
     return TwinAnswer(
         source=twin.source,
         changes=changes,
@@ -65,12 +72,18 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
         engine=_engine_facts(scenario.service.engine),
         terms=_terms(twin),
         fitted_users=list(twin.fit.fitted_users),
-        check=check,
+        check=_check(left_out, options.hold_out),
+        left_out=left_out,
         predictions=_predictions(options, twin, scenario, as_measured=as_measured, bar=bar),
         limit=_limit(options, twin, scenario, advance=bar.task("limit", total=simulations)),
         fleet=_fleets(options, twin, scenario, bar),
         warnings=_warnings(twin, scenario.service),
     )
+
+
+def _check(left_out: Sequence[Prediction], wanted: int | None) -> Prediction | None:
+    asked = [one for one in left_out if wanted is None or one.users == wanted]
+    return asked[-1] if asked else None
 
 
 @contextmanager
@@ -120,23 +133,24 @@ def _limit(
         return None
     route = ROUTERS[scenario.router]
 
-    def search(service: Service, start: int | None) -> VirtualMaximum | None:
+    def search(service: Service, slo: Slo, start: int | None) -> VirtualMaximum | None:
         advance(1)
-        return find_maximum(service, twin.slo, start=start, replicas=scenario.replicas, route=route)
+        return find_maximum(service, slo, start=start, replicas=scenario.replicas, route=route)
 
-    point = search(scenario.service, None)
+    point = search(scenario.service, twin.slo, None)
     if point is None:
         return LimitAnswer(x=0.0, interval=(0.0, 0.0), wall="not even one user")
     start = max(point.users, 1) if math.isfinite(point.x) else None
-    maxima = [point, *(search(draw, start) for draw in scenario.draws)]
-    x = [maximum.x if maximum is not None else 0.0 for maximum in maxima]
-    if not all(map(math.isfinite, x)):
-        return LimitAnswer(x=_finite(point.x), interval=(_finite(min(x)), None), wall=point.wall)
-    return LimitAnswer(x=float(np.mean(x)), interval=interval_of(x), wall=point.wall)
+    drawn = []
+    for variant in _variants(twin, scenario, point.x):
+        found = search(variant.service, variant.slo, start)
+        drawn.append(variant.users_factor * found.x if found is not None else 0.0)
+    low, high = limit_interval(point.x, drawn, largest=MAX_VIRTUAL_USERS)
+    return LimitAnswer(x=finite_or_none(point.x), interval=(low, finite_or_none(high)), wall=point.wall)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _variants(twin: FittedTwin, scenario: Scenario, users: float) -> list[Variant]:
+    return variants_of(scenario.draws, twin.slo, scenario.errors, changed=scenario.changed(users))
 
 
 # Fleets.
@@ -154,7 +168,7 @@ def _fleets(
     advance: Callable[[int], None] = bar.task("fleet", total=FLEET_PROBES * (len(scenario.draws) + 1))
     found = size_fleet(
         scenario.service,
-        scenario.draws,
+        variants_of(scenario.draws, twin.slo, scenario.errors, changed=True),
         options.fleet_users,
         twin.slo,
         router=scenario.router,
@@ -162,19 +176,22 @@ def _fleets(
         on_probe=advance,
     )
     if found is None:
-        raise RefusedError("One replica does not hold one user within the objectives: no fleet does.")
+        raise RefusedError("One replica does not surely hold one user within the objectives: no fleet does.")
     price = options.price_per_gpu_hour
     first = _fleet_answer(found, scenario.router, price and price * twin.gpus)
     return [first, *(_scaled(first, users) for users in FLEET_SIZES if users > options.fleet_users)]
 
 
 def _fleet_answer(fleet: Fleet, router: str, price_per_replica: float | None) -> FleetAnswer:
+    low, high = fleet.per_replica_interval
     return FleetAnswer(
         users=fleet.users,
         replicas=fleet.replicas,
-        interval=fleet.interval,
+        replicas_by_estimate=replicas_for(fleet.users, fleet.per_replica_x) + fleet.spare,
         spare=fleet.spare,
-        per_replica=fleet.per_replica_x,
+        per_replica=low,
+        per_replica_estimate=finite_or_none(fleet.per_replica_x),
+        per_replica_interval=(low, finite_or_none(high)),
         binding=fleet.binding,
         router=router,
         price_per_hour=price_per_replica and price_per_replica * fleet.replicas,
@@ -188,17 +205,13 @@ def _scaled(fleet: FleetAnswer, users: int) -> FleetAnswer:
 
     The number of users per replica and the number of spare replicas stay the same.
     """
-    factor = users / fleet.users
-    needed = [replicas - fleet.spare for replicas in fleet.interval]
-    low, high = (math.ceil(replicas * factor) + fleet.spare for replicas in needed)
-    replicas = math.ceil(users / fleet.per_replica) + fleet.spare
-    price = fleet.price_per_hour and fleet.price_per_hour / fleet.replicas * replicas
+    replicas = replicas_for(users, fleet.per_replica) + fleet.spare
     return msgspec.structs.replace(
         fleet,
         users=users,
         replicas=replicas,
-        interval=(min(low, replicas), max(high, replicas)),
-        price_per_hour=price,
+        replicas_by_estimate=replicas_for(users, fleet.per_replica_estimate or math.inf) + fleet.spare,
+        price_per_hour=fleet.price_per_hour and fleet.price_per_hour / fleet.replicas * replicas,
     )
 
 
@@ -215,7 +228,7 @@ def _terms(twin: FittedTwin) -> list[Term]:
         Term(
             name=name,
             value=getattr(service.engine, name),
-            interval=interval_of([getattr(draw.engine, name) for draw in twin.fit.draws]),
+            interval=_refit_interval([getattr(draw.engine, name) for draw in twin.fit.draws]),
         )
         for name in STEP_TERMS
     ]
@@ -225,11 +238,18 @@ def _terms(twin: FittedTwin) -> list[Term]:
     ]
 
 
+def _refit_interval(values: Sequence[float]) -> Interval:
+    """Returns the 90 % interval of a term from its refits, by Student's t; the lower end is at least 0."""
+    middle, reach = float(np.mean(values)), student(len(values)) * float(np.std(values, ddof=1))
+    return max(middle - reach, 0.0), middle + reach
+
+
 def _warnings(twin: FittedTwin, asked: Service) -> list[str]:
     found = []
-    if twin.levels and twin.held_out is None:
+    if twin.levels and not twin.left_out:
         found.append(
-            "No level was held out, because fewer than three were trusted: the twin's error is unknown."
+            "No level could be predicted by a fit to the others: the intervals hold only the errors that the "
+            "twin had on another server (docs/twin.md)."
         )
     measured = twin.fit.service.chatting.conversations
     other_lengths = asked.chatting.conversations is not measured

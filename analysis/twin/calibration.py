@@ -72,6 +72,10 @@ def calibrate(
 ) -> ServiceFit:
     """Fits a service to the trusted levels among `levels`.
 
+    Levels of the evidence that are not among `levels` are left out of everything: the step times, the
+    overhead, lengths, pauses and the suspected max_num_seqs. Their requests count only as load on a level
+    beside them.
+
     replicas, router: how many replicas served the run, and how users were spread over them. Raises
     CalibrationError when token counts or block counts are missing. Raises it also when the step times cannot
     be fitted, because no trusted level has few preemptions, little waiting and single tokens.
@@ -80,9 +84,10 @@ def calibrate(
     _require_counts(evidence)
     usable = [level for level in levels if level.trusted]
     steps = _steps(evidence, levels, replicas)
-    chatting = chatting_of(evidence, usable)
+    left_out = [level for level in evidence.levels if not any(level is one for one in levels)]
+    chatting = chatting_of(evidence, usable, left_out=left_out)
     terms = solve_step_terms(np.sum([step.total for step in steps], axis=0))
-    base = Service(engine=_engine(evidence, flags, terms, _jitter(steps)), chatting=chatting)
+    base = Service(engine=_engine(evidence, usable, flags, terms, _jitter(steps)), chatting=chatting)
     fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
@@ -134,12 +139,14 @@ def _jitter(steps: Sequence[StepSums]) -> float:
     return float(np.median([step.residual_cv for step in steps]))
 
 
-def _engine(evidence: Evidence, flags: ServerFlags, terms: Floats, jitter_cv: float) -> EngineConfig:
+def _engine(
+    evidence: Evidence, levels: Sequence[Level], flags: ServerFlags, terms: Floats, jitter_cv: float
+) -> EngineConfig:
     info = evidence.runs[-1].info
     pool = evidence.pool
     assert pool is not None
     stated = flags.max_num_seqs or info.server.max_num_seqs
-    slots = max_num_seqs_of(evidence.levels, stated=stated) or DEFAULT_SLOTS
+    slots = max_num_seqs_of(levels, stated=stated) or DEFAULT_SLOTS
     asynchronous = info.gpu is not None and info.server.simulated is None
     engine = EngineConfig(
         num_gpu_blocks=pool.blocks + 1,

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analysis.cli import RefusedError
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.lifetimes import censoring_weights, conversation_turns, measured_pauses
 from analysis.evidence.turns import answers_cached_of
 from analysis.levels.level import Level
+from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, TurnTokens
@@ -20,37 +22,69 @@ from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, TurnTok
 _Conversation = tuple[TurnTokens, ...]
 
 
-def chatting_of(evidence: Evidence, levels: Sequence[Level]) -> ChatBehaviour:
+def chatting_of(
+    evidence: Evidence, levels: Sequence[Level], *, left_out: Sequence[Level] = ()
+) -> ChatBehaviour:
     """Describes how users chat: conversations, shared prefix and pauses.
 
-    Conversations and the length of the shared prompt prefix come from all requests of the runs. Pauses come
-    only from the time windows of `levels`.
+    Conversations come from all requests of the runs, except those that were sent during the levels of
+    `left_out`. Pauses come only from the time windows of `levels`. The shared prompt prefix, and whether
+    answers are cached, are facts of the workload and come from all requests. Raises RefusedError if no
+    conversation is left.
     """
     assert evidence.pairs is not None
     return ChatBehaviour(
-        conversations=_conversations(evidence.runs),
+        conversations=_conversations(evidence.runs, left_out),
         pauses_s=_pauses_s(evidence.runs, levels),
         shared_prefix_tokens=evidence.pairs.shared_prefix,
         answers_cached=answers_cached_of(evidence.runs),
     )
 
 
-def _conversations(runs: Sequence[Run]) -> list[_Conversation]:
+def _conversations(runs: Sequence[Run], left_out: Sequence[Level]) -> list[_Conversation]:
     found: list[_Conversation] = []
     ended: list[Bools] = []
     for run in runs:
         rows = run.requests
-        order, length, whole = conversation_turns(rows)
+        spans = [_span(run, level) for level in left_out if level.run_id == run.info.run_id]
+        order, length, whole = _turns_outside(rows, spans)
         tokens = zip(rows.prompt_tokens[order].tolist(), rows.output_tokens[order].tolist(), strict=True)
         turns = [(int(prompt), int(output)) for prompt, output in tokens]
         ends = np.cumsum(length)
         found += [tuple(turns[end - count : end]) for end, count in zip(ends, length, strict=True)]
         ended.append(whole)
+    if not found:
+        raise RefusedError("No finished request is left to tell the lengths of prompts and answers.")
     if max(map(len, found)) == 1:
         return found  # conversations of one turn are never cut off
     turns_of_each = np.array([len(turns) for turns in found], dtype=np.float64)
     weight = censoring_weights(turns_of_each, np.concatenate(ended))
     return [found[index] for index in _equal_weights(weight)]
+
+
+def _span(run: Run, level: Level) -> tuple[float, float]:
+    """Returns begin and end of a level, its settling time included, Unix seconds."""
+    window = level.window
+    middle = (window.begin_unix_s + window.end_unix_s) / 2
+    inside = [span[:2] for span in run.info.schedule if span[0] <= middle < span[1]]
+    return inside[0] if inside else (window.begin_unix_s, window.end_unix_s)
+
+
+def _turns_outside(rows: Requests, spans: Sequence[tuple[float, float]]) -> tuple[Ints, Ints, Bools]:
+    """Returns the arrays of `conversation_turns` for the requests that were sent outside of some spans.
+
+    A conversation is cut off before its first request inside a span.
+    """
+    order, length, whole = conversation_turns(rows)
+    chat = np.repeat(np.arange(len(length)), length)
+    sent = rows.start_unix_s[order]
+    inside = np.zeros(len(order), dtype=np.int64)
+    for begin, end in spans:
+        inside |= (begin <= sent) & (sent < end)
+    seen = np.concatenate([[0], np.cumsum(inside)])
+    kept = seen[1:] == seen[np.cumsum(length) - length][chat]
+    left = np.bincount(chat[kept], minlength=len(length))
+    return order[kept], left[left > 0], (whole & (left == length))[left > 0]
 
 
 def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:

@@ -4,7 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.twin.maximum import MIN_REQUESTS_PER_USER, PROBE_REQUESTS, VirtualMaximum, find_maximum
+from analysis.twin.maximum import (
+    MAX_VIRTUAL_USERS,
+    MIN_REQUESTS_PER_USER,
+    PROBE_REQUESTS,
+    VirtualMaximum,
+    find_maximum,
+)
+from analysis.twin.model_error import Variant, limit_interval
 from analysis.virtual.run import VirtualFigures, simulate_users
 from analysis.virtual.service import Service
 from analysis.walls.names import WallName
@@ -22,9 +29,12 @@ class Fleet:
 
     users: int
     replicas: int
-    interval: tuple[int, int]
+    """Sized at the lower end of `per_replica_interval`."""
     spare: int
     per_replica_x: float
+    """Users of one replica, as estimated."""
+    per_replica_interval: tuple[float, float]
+    """Its 90 % interval; the upper end is infinite where no limit was found."""
     binding: WallName
     usual: VirtualFigures
     """Figures with all replicas; their `users` are those of the simulated replicas."""
@@ -34,7 +44,7 @@ class Fleet:
 
 def size_fleet(
     service: Service,
-    draws: Sequence[Service],
+    variants: Sequence[Variant],
     users: int,
     slo: Slo,
     *,
@@ -44,30 +54,37 @@ def size_fleet(
 ) -> Fleet | None:
     """Finds how many replicas hold `users` even when `spare` of the replicas are lost.
 
-    None if the simulated replicas do not even hold one user.
+    The fleet is sized for the least users that a replica may hold: the lower end of the 90 % interval from
+    the limits of the variants. None if that is not even one user.
     """
     point = _simulated_maximum(service, slo, router, on_probe, start=None)
     if point is None:
         return None
-    drawn = [_simulated_maximum(draw, slo, router, on_probe, start=point.users) for draw in draws]
-    wanted = [
-        _needed(users, maximum.x / SIMULATED_REPLICAS) + spare for maximum in drawn if maximum is not None
+    start = max(point.users, 1) if math.isfinite(point.x) else None
+    drawn = [
+        variant.users_factor * found.x if found is not None else 0.0
+        for variant in variants
+        for found in [_simulated_maximum(variant.service, variant.slo, router, on_probe, start=start)]
     ]
-    replicas = _needed(users, point.x / SIMULATED_REPLICAS) + spare
+    low, high = limit_interval(point.x, drawn, largest=MAX_VIRTUAL_USERS)
+    if low < SIMULATED_REPLICAS:
+        return None
+    replicas = replicas_for(users, low / SIMULATED_REPLICAS) + spare
     return Fleet(
         users=users,
         replicas=replicas,
-        interval=(min([*wanted, replicas]), max([*wanted, replicas])),
         spare=spare,
         per_replica_x=point.x / SIMULATED_REPLICAS,
+        per_replica_interval=(low / SIMULATED_REPLICAS, high / SIMULATED_REPLICAS),
         binding=point.wall,
         usual=_figures_with(service, users, replicas, slo, router),
         after_loss=_figures_with(service, users, replicas - spare, slo, router),
     )
 
 
-def _needed(users: int, per_replica_x: float) -> int:
-    return max(math.ceil(users / per_replica_x), 1) if per_replica_x > 0 else users
+def replicas_for(users: int, per_replica: float) -> int:
+    """Returns how many replicas hold `users`, if each holds `per_replica`; at least 1."""
+    return max(math.ceil(users / per_replica), 1)
 
 
 def _simulated_maximum(

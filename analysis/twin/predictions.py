@@ -1,6 +1,6 @@
 """Predicts levels or an open loop, with intervals.
 
-Also checks the twin: it predicts a measured level that was left out of the fit.
+Also checks the twin: fits that did not see a measured level predict it.
 """
 
 import math
@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from analysis.answers.twin import Interval, Prediction
+from analysis.answers.twin import Prediction
 from analysis.levels.level import Level
-from analysis.statistics.samples import student
+from analysis.twin.model_error import USUAL_ERRORS, ModelErrors
 from analysis.twin.source import FittedTwin
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
@@ -42,6 +42,13 @@ class Scenario:
     draws: Sequence[Service]
     replicas: int
     router: str
+    errors: ModelErrors
+    most_users: float = 0.0
+    """The largest number of users up to which the service is as measured; 0 if it is another one."""
+
+    def changed(self, users: float) -> bool:
+        """Whether this load on the service is another than those that were measured."""
+        return users > self.most_users
 
 
 def predict_levels(
@@ -77,23 +84,46 @@ def predict_open_loop(
     return _prediction(0, open_loop, scenario, slo)
 
 
-def check_held_out(twin: FittedTwin, router: str, *, advance: Advance) -> Prediction | None:
-    """Predicts the level that was left out of the fit, and adds its measured figures for comparison.
+def check_left_out(twin: FittedTwin, router: str, *, advance: Advance) -> list[Prediction]:
+    """Predicts each level by the fit that did not see it, and adds its measured figures for comparison.
 
-    The requested changes are not applied. None if no level was left out.
+    The requested changes are not applied. The intervals hold the errors at the other levels, not the spread
+    of refits.
     """
-    level = twin.held_out
-    if level is None:
-        return None
-    scenario = Scenario(service=twin.fit.service, draws=twin.draws, replicas=twin.fit.replicas, router=router)
-
-    def held_out(service: Service) -> VirtualRun:
+    found = []
+    for one in twin.left_out:
         advance(1)
-        requests = max(CHECK_REQUESTS, CHECK_REQUESTS_PER_USER * level.users)
-        return _simulated(scenario, service, level.users, requests=requests)
+        users = one.level.users
+        run = simulate_users(
+            one.fit.service,
+            users,
+            requests=max(CHECK_REQUESTS, CHECK_REQUESTS_PER_USER * users),
+            replicas=one.fit.replicas,
+            route=ROUTERS[router](),
+        )
+        values = _known_figures(run.figures(twin.slo))
+        found.append(
+            Prediction(
+                users=users,
+                values=values,
+                intervals={},
+                measured=measured_figures(one.level),
+                held_out=True,
+            )
+        )
+    return [
+        _with_model_intervals(one, ModelErrors.of([other for other in found if other is not one]))
+        for one in found
+    ]
 
-    prediction = _prediction(level.users, held_out, scenario, twin.slo)
-    return msgspec.structs.replace(prediction, measured=measured_figures(level), held_out=True)
+
+def _with_model_intervals(one: Prediction, errors: ModelErrors) -> Prediction:
+    intervals = {
+        name: errors.interval(name, [value, value], users=one.users, changed=False)
+        for name, value in one.values.items()
+        if name in USUAL_ERRORS
+    }
+    return msgspec.structs.replace(one, intervals=intervals)
 
 
 def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
@@ -104,7 +134,7 @@ def beside_measured(prediction: Prediction, twin: FittedTwin) -> Prediction:
     level = next((one for one in twin.levels if one.users == prediction.users and one.trusted), None)
     if level is None:
         return prediction
-    held_out = level is twin.held_out
+    held_out = level.users not in twin.fit.fitted_users
     return msgspec.structs.replace(prediction, measured=measured_figures(level), held_out=held_out)
 
 
@@ -121,6 +151,7 @@ def measured_figures(level: Level) -> dict[str, float]:
         "output_tok_s": level.requests.output_tok_s,
         "kv_usage": level.server.kv_cache_usage,
         "running": level.server.running,
+        "prefix_hit_rate": level.server.prefix_hit_rate,
         "preempted_fraction": level.server.preemptions / level.requests.finished
         if level.requests.finished
         else None,
@@ -157,15 +188,6 @@ def due_requests(
     return found
 
 
-def interval_of(values: Sequence[float]) -> Interval:
-    """Returns the 90 % interval of a figure from its values in the simulations; the lower end is at least 0.
-
-    The interval is computed by Student's t.
-    """
-    middle, reach = float(np.mean(values)), student(len(values)) * float(np.std(values, ddof=1))
-    return max(middle - reach, 0.0), middle + reach
-
-
 def _simulated(scenario: Scenario, service: Service, users: int, *, requests: int) -> VirtualRun:
     route = ROUTERS[scenario.router]()
     return simulate_users(service, users, requests=requests, replicas=scenario.replicas, route=route)
@@ -174,11 +196,24 @@ def _simulated(scenario: Scenario, service: Service, users: int, *, requests: in
 def _prediction(
     users: int, simulated: Callable[[Service], VirtualRun], scenario: Scenario, slo: Slo
 ) -> Prediction:
-    runs = [simulated(service).figures(slo) for service in (scenario.service, *scenario.draws)]
-    columns = {name: [float(getattr(run, name)) for run in runs] for name in PREDICTED_FIGURES}
-    known = {name: column for name, column in columns.items() if not any(map(math.isnan, column))}
+    runs = [
+        _known_figures(simulated(service).figures(slo)) for service in (scenario.service, *scenario.draws)
+    ]
+    columns = {name: [run[name] for run in runs] for name in runs[0] if all(name in run for run in runs)}
+    load = users or float(np.mean(columns["in_flight"]))
     return Prediction(
         users=users,
-        values={name: float(np.mean(column)) for name, column in known.items()},
-        intervals={name: interval_of(column) for name, column in known.items()},
+        values={name: float(np.mean(column)) for name, column in columns.items()},
+        intervals={
+            name: scenario.errors.interval(
+                name, column, users=load, changed=not users or scenario.changed(users)
+            )
+            for name, column in columns.items()
+            if name in USUAL_ERRORS
+        },
     )
+
+
+def _known_figures(figures: VirtualFigures) -> dict[str, float]:
+    found = {name: float(getattr(figures, name)) for name in PREDICTED_FIGURES}
+    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -1,7 +1,8 @@
 """Makes a twin: fitted to a load test, or from a preset of model and GPU."""
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,20 @@ from loadtest.record import Slo
 from loadtest.simulator.presets import find_preset
 
 SIMULATED_DRAWS = 8  # draws of the fit that are simulated for the intervals
+MAX_LEFT_OUT = 8
+"""Largest number of levels that are left out in turn; each takes a fit."""
 PRESET_DRAWS = 16
 PRESET_BANDWIDTH = (0.83, 1.21)  # factors on step times: 0.9 or 0.62 of the data sheet's bandwidth, not 0.75
 PRESET_FLOPS = (0.8, 1.33)  # factors on prefill times: 0.5 or 0.3 of the data sheet's FLOP/s, not 0.4
 PRESET_LENGTHS = (512, 128)  # default prompt and output tokens of a preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LeftOut:
+    """A level, and a service fitted to the levels with other numbers of users."""
+
+    level: Level
+    fit: ServiceFit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,8 +50,8 @@ class FittedTwin:
     """Number of GPUs of one replica."""
     levels: Sequence[Level] = ()
     """All levels of the runs, the one that was held out included; empty for a preset."""
-    held_out: Level | None = None
-    """The level that was left out of the fit, to check it; None when all were used."""
+    left_out: Sequence[LeftOut] = ()
+    """Levels that can be predicted by fits that did not see them, by rising users."""
 
     @property
     def draws(self) -> Sequence[Service]:
@@ -64,26 +75,16 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
     evidence = gather_evidence(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
-    held_out = _held_out(evidence, options.hold_out)
-    flags = ServerFlags(
-        max_num_seqs=options.measured_max_num_seqs,
-        max_num_batched_tokens=options.measured_max_num_batched_tokens,
-        async_scheduling=options.async_scheduling,
-    )
+    held_out = _checked_users(evidence, options.hold_out)
+    fit = _fitting(options, evidence)
+    found = fit([level for level in evidence.levels if level.users != held_out])
     info = runs[-1].info
     return FittedTwin(
         source=", ".join(run.info.run_id for run in runs),
-        fit=calibrate(
-            evidence,
-            [level for level in evidence.levels if level is not held_out],
-            flags,
-            replicas=options.measured_replicas or (evidence.pool.engines if evidence.pool else 1),
-            router=options.router,
-            seed=options.seed,
-        ),
+        fit=found,
         slo=slo,
         levels=evidence.levels,
-        held_out=held_out,
+        left_out=levels_left_out(evidence, fit, advance=bar.task("leaving a level out", total=MAX_LEFT_OUT)),
         memory=MemoryFacts(
             bytes_per_token=info.server.kv_bytes_per_token,
             vram_bytes=info.gpu.vram_bytes if info.gpu else None,
@@ -93,25 +94,64 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
     )
 
 
-def _held_out(evidence: Evidence, wanted: int | None) -> Level | None:
-    """Chooses the level to leave out of the fit.
+Fitting = Callable[[Sequence[Level]], ServiceFit]
+"""Fits a service to some of the levels of a run."""
 
-    - With `wanted`: the trusted level with `wanted` users. Raises InputError if there is none.
-    - Without `wanted`: the trusted level with the most users. None if the trusted levels have fewer than
-      three different numbers of users.
+
+def _fitting(options: argparse.Namespace, evidence: Evidence) -> Fitting:
+    flags = ServerFlags(
+        max_num_seqs=options.measured_max_num_seqs,
+        max_num_batched_tokens=options.measured_max_num_batched_tokens,
+        async_scheduling=options.async_scheduling,
+    )
+    return lambda levels: calibrate(
+        evidence,
+        levels,
+        flags,
+        replicas=options.measured_replicas or (evidence.pool.engines if evidence.pool else 1),
+        router=options.router,
+        seed=options.seed,
+    )
+
+
+def levels_left_out(
+    evidence: Evidence, fit: Fitting, *, advance: Callable[[int], None] = lambda _: None
+) -> list[LeftOut]:
+    """Fits a service without each number of users in turn, at most MAX_LEFT_OUT of them, spread evenly.
+
+    All trusted levels with that number of users are left out together: a pooled run with an equal level would
+    otherwise tell what is to be predicted. A number of users without which no service can be fitted is
+    skipped.
     """
-    trusted = sorted((level for level in evidence.levels if level.trusted), key=lambda level: level.users)
-    if wanted is not None:
-        found = [level for level in trusted if level.users == wanted]
-        if not found:
-            known = ", ".join(str(level.users) for level in trusted) or "none"
-            raise InputError(
-                f"--hold-out {wanted}: no level with that number of users is trusted. Trusted: {known}."
-            )
-        if len(trusted) == 1:
-            raise InputError(f"--hold-out {wanted} leaves no trusted level to fit the twin to.")
-        return found[-1]
-    return trusted[-1] if len({level.users for level in trusted}) > 2 else None
+    users = evidence.trusted
+    if len(users) > MAX_LEFT_OUT:
+        users = [users[round(at)] for at in np.linspace(0, len(users) - 1, MAX_LEFT_OUT)]
+    found = []
+    for count in users if len(users) > 1 else []:
+        advance(1)
+        others = [level for level in evidence.levels if level.users != count]
+        newest = [level for level in evidence.levels if level.users == count and level.trusted][-1]
+        with contextlib.suppress(RefusedError):
+            found.append(LeftOut(level=newest, fit=fit(others)))
+    return found
+
+
+def _checked_users(evidence: Evidence, wanted: int | None) -> int | None:
+    """Returns the number of users that the fit must not see, as the user asked; None if not asked.
+
+    Raises InputError if no level with that number of users is trusted, or if no other level is.
+    """
+    if wanted is None:
+        return None
+    trusted = evidence.trusted
+    if wanted not in trusted:
+        known = ", ".join(map(str, trusted)) or "none"
+        raise InputError(
+            f"--hold-out {wanted}: no level with that number of users is trusted. Trusted: {known}."
+        )
+    if len(trusted) == 1:
+        raise InputError(f"--hold-out {wanted} leaves no trusted level to fit the twin to.")
+    return wanted
 
 
 def twin_of_preset(options: argparse.Namespace) -> FittedTwin:

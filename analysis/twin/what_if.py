@@ -89,7 +89,7 @@ def _pool_changes(
             blocks = _blocks_at(value, measured, memory, per_token * block, half=half)
         asked_as = "" if name == "num_gpu_blocks" else f" ({name} {value:g})"
         words = f"a pool of {blocks:,} blocks{asked_as}"
-        found.append((words, lambda service, blocks=blocks: _with_blocks(service, blocks)))  # type: ignore[misc]
+        found.append((words, lambda service, blocks=blocks: with_blocks(service, blocks)))  # type: ignore[misc]
     return found
 
 
@@ -109,10 +109,11 @@ def _blocks_at(
 def _with_fp8(service: Service) -> Service:
     engine = service.engine
     faster = service.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
-    return _with_blocks(faster, 2 * engine.num_gpu_blocks)
+    return with_blocks(faster, 2 * engine.num_gpu_blocks)
 
 
-def _with_blocks(service: Service, blocks: int) -> Service:
+def with_blocks(service: Service, blocks: int) -> Service:
+    """Returns the service with a KV-cache pool of so many blocks, and a context that this pool holds."""
     engine = service.engine
     longest = min(engine.max_model_len, (blocks - 1) * engine.block_size)
     return service.with_engine(num_gpu_blocks=blocks, max_model_len=longest)

@@ -99,7 +99,7 @@ def test_a_level_that_was_held_out_is_predicted(calibration: ServiceFit, evidenc
     assert seen.ttft_p95_s == pytest.approx(level.requests.ttft_s.p95, rel=0.15)
     assert seen.tpot_p50_s == pytest.approx(level.requests.tpot_s.p50, rel=0.05)
     assert seen.itl_p95_s == pytest.approx(level.requests.chunk_gap_s.p95, rel=0.05)
-    assert seen.kv_usage == pytest.approx(level.server.kv_cache_usage, abs=0.02)
+    assert seen.kv_usage == pytest.approx(level.server.kv_cache_usage, abs=0.03)  # of lengths not seen either
     assert seen.output_tok_s == pytest.approx(level.requests.output_tok_s, rel=0.03)
 
 
@@ -257,7 +257,9 @@ def test_the_command_fits_checks_and_predicts(folder: Path, capsys: pytest.Captu
     low, high = answer["limit"]["interval"]
     assert low <= answer["limit"]["x"] <= high
     assert answer["limit"]["wall"] == "kv_cache"
-    assert "which it was not fitted to" in said
+    assert [one["users"] for one in answer["left_out"]] == [1, 2, 4, 8, 12, 16]
+    assert answer["fitted_users"] == [1, 2, 4, 8, 12, 16]
+    assert "Its error at 16 users, from a fit to the other levels" in said
     assert (folder / "twin.svg").read_text().startswith("<svg")
 
 
@@ -265,6 +267,7 @@ def test_what_if_moves_the_limit(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "SIMULATED_DRAWS", 2)
+    monkeypatch.setattr(source, "MAX_LEFT_OUT", 2)
     found = {}
     for name, flags in {
         "as it is": [],
@@ -299,7 +302,8 @@ def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
     first = fleets[0]
     assert first["replicas"] == math.ceil(5000 / first["per_replica"]) + 1
     assert first["price_per_hour"] == pytest.approx(1.5 * first["replicas"])
-    assert first["interval"][0] <= first["replicas"] <= first["interval"][1]
+    assert first["per_replica"] < first["per_replica_estimate"]
+    assert first["replicas"] > first["replicas_by_estimate"]
 
 
 @pytest.mark.parametrize(
