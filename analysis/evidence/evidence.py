@@ -158,9 +158,11 @@ def max_num_seqs_of(levels: Sequence[Level], *, stated: int | None) -> int | Non
     """Returns max_num_seqs as stated, else as suspected, else None.
 
     It is suspected where a trusted level shows a queue for slots (`analysis.levels.queues`). If several
-    levels do so, the largest number is taken, because more than `max_num_seqs` never run.
+    levels do so, the largest number is taken, because more than `max_num_seqs` never run. None where more
+    run at another level.
     """
     if stated is not None:
         return stated
-    seen = [level.server.max_num_seqs for level in levels if level.trusted]
-    return max((slots for slots in seen if slots is not None), default=None)
+    trusted = [level.server for level in levels if level.trusted]
+    slots = max((one.max_num_seqs for one in trusted if one.max_num_seqs is not None), default=None)
+    return None if slots is None or any(one.running > slots for one in trusted) else slots

@@ -81,8 +81,9 @@ def detected_max_num_seqs(server: ServerSamples, scrapes: Bools, context: Contex
     or slightly less: the gauge is read after requests have ended in a step.
 
     Where the number of slots is not known (`context`), it is taken as the most that run while others wait.
-    If this is the number of users, or one less, other queues look the same. A share ALWAYS of all scrapes
-    must then have a queue.
+    If this is the number of users, or one less, other queues look the same; and users who do not think always
+    wait for slots that are fewer than they are. In both cases, a share ALWAYS of all scrapes must have a
+    queue.
     """
     running, waiting = server.running[scrapes], server.waiting[scrapes]
     queue = _queues_with_room(server, scrapes, context)
@@ -91,7 +92,7 @@ def detected_max_num_seqs(server: ServerSamples, scrapes: Bools, context: Contex
     top = context.max_num_seqs
     if top is None:
         top = round(float(np.nanmax(running[waiting > 0])))
-        if users - top <= 1 and queue.mean() < ALWAYS:
+        if (users - top <= 1 or not context.thinks) and queue.mean() < ALWAYS:
             return None
     below = max(1.0, 0.02 * top, _endings(context, running))
     return top if float(np.mean(running[queue] >= top - below)) >= NEAR_TOP else None

@@ -42,7 +42,7 @@ class LoadPoint:
     """Name of the run. A server may be faster or slower after each start, in all levels of a run alike."""
 
 
-def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | None:
+def miss_crossing(points: Sequence[LoadPoint], *, limit: float, reach: float = math.inf) -> Crossing | None:
     """Estimates the number of users at which the share of misses crosses its limit.
 
     Isotonic regression first finds the two neighbouring numbers of users around the crossing. A logistic
@@ -51,6 +51,9 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
     of independent requests. The bounds are wider where the curve fits badly (overdispersion). They are also
     wider where few batches support the estimate of the effective number (Student's t). Where points come from
     several runs that differ, the bounds hold a further run (`between_runs`).
+
+    reach: points beyond the first one over the limit count only if the logit of their share is at most so far
+    above that of the limit: curves that level off further up are no logistic ones.
 
     Returns None where no point is beyond the limit.
     """
@@ -64,6 +67,7 @@ def miss_crossing(points: Sequence[LoadPoint], *, limit: float) -> Crossing | No
     if bracket is None:
         return None
     near = (users >= bracket[0] / 2.1) & (users <= bracket[1] * 1.6)
+    near &= (users <= bracket[1]) | (fraction <= special.expit(special.logit(limit) + reach))
     # All points share one design effect. By its own, a point with few misses by chance would seem more
     # certain than it is, and its weight would pull the crossing up.
     effect = np.array([point.misses.effect for point in known])[near]

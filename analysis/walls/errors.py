@@ -8,6 +8,7 @@ from analysis.statistics.crossings import miss_crossing
 from analysis.walls.placed import PlacedWall, placed_at_crossing
 
 OVERLOAD_LIMIT = 0.01
+FIT_REACH = 3.0  # in logits, 17 % of the requests: beyond, who is refused always and pauses hides the slope
 
 
 def place_errors(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
@@ -17,7 +18,7 @@ def place_errors(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | N
     share exceeds the limit at no trusted level.
     """
     points = load_points(evidence.levels, lambda level: level.requests.overload)
-    crossing = miss_crossing(points, limit=OVERLOAD_LIMIT)
+    crossing = miss_crossing(points, limit=OVERLOAD_LIMIT, reach=FIT_REACH)
     return placed_at_crossing("errors", evidence, crossing, rng) if crossing is not None else None
 
 

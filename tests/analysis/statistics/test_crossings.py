@@ -171,3 +171,26 @@ def test_levels_that_hold_make_no_wall_and_one_chance_miss_makes_none_either():
 def test_untrusted_levels_are_never_fitted():
     levels = [level(1), level(2, ttft_miss=MissShare(misses=200, n=200), why_not=(NotSteady(),))]
     assert ttft_crossing(levels) is None
+
+
+def refusal_levels(rng, *, places, n=400):
+    """A gateway refuses what is beyond its places: a share that rises at once and then levels off."""
+    found = []
+    for users in (8, 10, 11, 13, 14, 16, 18):
+        share = max(1.0 - places / users, 0.0)
+        found.append(level(users, overload=MissShare(misses=int(rng.binomial(n, share)), n=n)))
+    return found
+
+
+def test_a_curve_that_levels_off_pulls_the_crossing_down_less_from_near_points_alone():
+    """The share passes 1 % right after 12.4 users, and is 23 % at 16: no logistic curve has both."""
+    near, all_points = [], []
+    for seed in range(40):
+        points = load_points(
+            refusal_levels(np.random.default_rng(seed), places=12.4), lambda one: one.requests.overload
+        )
+        for reach, found in ((3.0, near), (math.inf, all_points)):
+            crossing = miss_crossing(points, limit=0.01, reach=reach)
+            assert crossing is not None
+            found.append(abs(math.log(crossing.x * 0.99 / 12.4)))
+    assert np.mean(near) < 0.7 * np.mean(all_points)
