@@ -5,7 +5,7 @@
 | 0 | answered |
 | 1 | unexpected error |
 | 2 | wrong usage or unreadable input: one sentence on stderr |
-| 3 | refused: the data cannot support an answer; the reasons are printed |
+| 3 | refused: the data cannot support an answer, or the run is incomplete; the reasons are printed |
 | 4 | a gate failed |
 | 130 | interrupted |
 """

@@ -136,6 +136,9 @@ class OpenLoop(Note):
 class NoLevels(Note):
     """No level lasted longer than its settling time."""
 
+    scenario: str = ""
+    """Scenario of the load test, or the name of the tool whose results were imported."""
+
 
 class NoTrustedLevel(Note):
     """No level can be trusted. `why` lists the doubts, each once."""

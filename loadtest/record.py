@@ -302,6 +302,9 @@ class RunInfo(msgspec.Struct, kw_only=True):
     request that failed so to the first that succeeded again."""
     own_prompts: OwnPromptsInfo | None = None
     """Null if the prompts were synthetic."""
+    shortfall: str | None = None
+    """Why the run does not hold what was planned, in a sentence, such as lost rows or a server that was dead;
+    null if it does."""
     workers: list[WorkerInfo] = msgspec.field(default_factory=list)
     client: ClientInfo | None = None
     warnings: list[str] = msgspec.field(default_factory=list)

@@ -194,6 +194,9 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Failed requests by class, the most frequent first."""
     options: list[Option]
     refused: bool
+    incomplete: bool
+    """Whether a run does not hold what was planned: its rows were lost, or its server was dead. The warnings
+    say why."""
     reasons: list[Note]
     warnings: list[Note]
     host: str

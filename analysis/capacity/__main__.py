@@ -37,6 +37,7 @@ def _answered(options: argparse.Namespace) -> ExitCode:
     answer = analyse(options)
     report.show(answer, folder=_folder(options))
     refused = all(model.refused for model in answer.models)
+    refused = refused or any(model.incomplete for model in answer.models)
     return ExitCode.REFUSED if refused else ExitCode.ANSWERED
 
 
@@ -121,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         "folders, or the results of guidellm, aiperf or vllm bench serve, and answers with an interval and "
         "the wall that binds. Writes capacity.json, report.html, report.md and figures into that folder.",
         epilog="Exit codes: 0 answered, 2 wrong usage or unreadable input, 3 refused because the data cannot "
-        "support an answer. An objective that is not given is the one that the run was made with.",
+        "support an answer, or answered from a run that lost rows or whose server was dead. An objective "
+        "that is not given is the one that the run was made with.",
     )
     add = parser.add_argument
     add(

@@ -98,6 +98,7 @@ def answer_of(
         failures=failures_of_answer(evidence),
         options=options_of(judgement, walls, headline, per_token),
         refused=bool(reasons),
+        incomplete=any(run.info.shortfall is not None for run in runs),
         reasons=reasons,
         warnings=warnings,
         host=info.host,

@@ -133,7 +133,7 @@ def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[
     if evidence.open_loop:
         return [OpenLoop()]
     if not evidence.levels:
-        return [NoLevels()]
+        return [NoLevels(scenario=evidence.runs[-1].info.scenario)]
     trusted = evidence.trusted
     if not trusted:
         doubts = [note for level in evidence.levels for note in level.why_not]

@@ -43,7 +43,9 @@ def warnings_of(
     evidence: Evidence, memory: KvCacheWall | None, gauge: Gauge | None, walls: Sequence[PlacedWall]
 ) -> list[Note]:
     """Returns all warnings without repetition. The warnings of the load test come first."""
-    found: list[Note] = [PlainSentence(sentence=warning) for run in evidence.runs for warning in run.warnings]
+    short = [run.info.shortfall for run in evidence.runs if run.info.shortfall is not None]
+    told = [*short, *(warning for run in evidence.runs for warning in run.warnings)]
+    found: list[Note] = [PlainSentence(sentence=sentence) for sentence in told]
     if evidence.open_loop:
         return _each_once(found + open_loop_warnings(evidence.runs))
     return _each_once(

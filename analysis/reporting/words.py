@@ -174,9 +174,19 @@ def _(note: notes.OpenLoop) -> str:
     )
 
 
+OWN_LONGER_LEVELS = "use longer levels (--level-s)"
+LONGER_LEVELS = {
+    "guidellm": "run guidellm for longer at each rate (--max-seconds, or more --max-requests)",
+    "aiperf": "run aiperf for longer at each concurrency (--benchmark-duration, or more --request-count)",
+    "vllm bench serve": "send more requests at each concurrency (--num-prompts)",
+}
+
+
 @words.register
 def _(note: notes.NoLevels) -> str:
-    return "No level ran longer than its settling time: use longer levels (--level-s)."
+    return (
+        f"No level ran longer than its settling time: {LONGER_LEVELS.get(note.scenario, OWN_LONGER_LEVELS)}."
+    )
 
 
 @words.register

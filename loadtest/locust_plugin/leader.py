@@ -179,7 +179,9 @@ class Leader:
         )
         self._unfinished = None
         self._complete = True
-        if (losses := self.reports.losses()) is not None:
+        losses = self.reports.losses()
+        coordinator.note_shortfall(losses or coordinator.shortfall())
+        if losses is not None:
             self.ending.fall_short(losses)
         if not self.ending.code and (shortfall := coordinator.shortfall()) is not None:
             self.ending.fall_short(shortfall)

@@ -278,6 +278,12 @@ class Coordinator:
             return f"No request of the last level succeeded: {last.kinds()}."
         return None
 
+    def note_shortfall(self, sentence: str | None) -> None:
+        """Writes into `run.json` why the run does not hold what was planned; None: it does."""
+        if sentence is not None:
+            self.info.shortfall = sentence
+            self.save()
+
     def warn(self, warning: str) -> None:
         """Logs a warning and adds it to the run's warnings. Does nothing if the run already has this
         warning."""

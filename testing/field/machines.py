@@ -106,9 +106,11 @@ def few_files(folder: Path) -> Judged:
 def full_disk(folder: Path) -> Judged:
     with simulator() as url:
         run = user_load(folder, url, before=("prlimit", "--fsize=40000:40000"))(**{**_STEADY, "levels": "8"})
+    analysed = command("analysis.capacity", str(folder / "reports"))
     return judged(
         "said, and not with 0",
-        f"exit {run.code}",
+        f"exit {run.code}; analysis {analysed.returncode}",
+        unless(analysed.returncode in (2, 3), "the analysis ends with 0"),
         unless("lost" in run.said, "not said"),
         unless(run.code not in (0, 130), "exit code 0"),
         "Traceback" in run.said and "a traceback",

@@ -24,6 +24,18 @@ def test_a_stated_pool_keeps_the_block_size_of_the_server(tmp_path):
     assert model["memory"]["pool_tokens"] == 3200 - 32  # the null block, of 32 tokens
 
 
+def test_an_answer_from_a_run_that_lost_rows_does_not_end_with_0(tmp_path, capsys):
+    lost = "17 rows could not be written and are lost."
+    for shortfall, code in ((None, 0), (lost, 3)):
+        write_run(
+            tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=20.0), info={"shortfall": shortfall}
+        )
+        assert main([str(tmp_path)]) == code
+        assert (lost in " ".join(capsys.readouterr().out.split())) == (code == 3)
+        (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+        assert model["max_users"] is not None
+
+
 def test_slots_are_suspected_until_the_person_states_them(tmp_path):
     write_run(tmp_path / "r", small_engine(max_num_seqs=8), Plan(levels=(4, 12), level_s=30.0))
     said = {}

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.capacity.__main__ import main
 from analysis.capacity.answer import recommend
+from analysis.notes import NoLevels
 from analysis.reading.other_tools.results import read_results
 from analysis.reporting.words import sentences
 from loadtest.record import Outcome, RequestRecord, Slo
@@ -30,6 +31,25 @@ TOOLS: dict[str, Writer] = {
     "aiperf": tools.write_aiperf,
     "vllm bench serve": tools.write_vllm_bench,
 }
+
+
+@pytest.mark.parametrize(
+    ("tool", "flag"),
+    [
+        ("guidellm", "--max-seconds"),
+        ("aiperf", "--benchmark-duration"),
+        ("vllm bench serve", "--num-prompts"),
+    ],
+)
+def test_advice_on_another_tools_results_names_that_tools_flags(ours, tool, flag, tmp_path, capsys):
+    (said,) = sentences([NoLevels(scenario=tool)])
+    assert flag in said
+    assert "--level-s" not in said
+    few = [row for users in (4, 8) for row in ours.level(users)[:users]]
+    TOOLS[tool](few, tmp_path / "results")
+    assert all(run.info.scenario == tool for run in read_results(tmp_path / "results"))
+    assert main([str(tmp_path / "results")]) == 3
+    assert "--level-s" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tool", TOOLS)
