@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analysis.twin import __main__ as twin
@@ -29,6 +29,7 @@ PLAIN_RUN: dict[str, Any] = {
     "without_usage": 0.0,
     "failed": 0.0,
     "turns": 1,
+    "away": False,
     "hold_out": False,
 }
 ODDITIES: list[tuple[str, Any]] = [
@@ -51,6 +52,7 @@ ODDITIES: list[tuple[str, Any]] = [
     ("failed", 0.5),
     ("failed", 1.0),
     ("turns", 3),
+    ("away", True),
     ("hold_out", True),
 ]
 ODD_RUNS = st.lists(st.sampled_from(ODDITIES), max_size=3).map(lambda odd: PLAIN_RUN | dict(odd))
@@ -69,7 +71,8 @@ def write_odd_run(folder: Path, odd: dict[str, Any]) -> None:
         think_s=odd["think_s"],
         lengths=lengths,
     )
-    write_run(folder, small_engine(), plan)
+    begin = 1.8e9 + odd["level_s"] / 2
+    write_run(folder, small_engine(), plan, info={"away": [(begin, begin + 3.0)] if odd["away"] else []})
     rng = np.random.default_rng(0)
     path = folder / "requests-0.jsonl"
     decoder = msgspec.json.Decoder(RequestRecord)
@@ -104,14 +107,18 @@ def odd_row(row: RequestRecord, odd: dict[str, Any], rng: np.random.Generator) -
             "chunk_s": row.chunk_s[: len(row.chunk_s) // 2] if whole else [],
             "chunk_kinds": row.chunk_kinds[: len(row.chunk_s) // 2] if whole else "",
             "first_answer_s": None,
+            "pause_s": float(2 ** rng.integers(0, 5)),
             "prompt_tokens": None,
             "output_tokens": None,
         }
     return msgspec.structs.replace(row, **changes)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(odd=ODD_RUNS)
+@example(odd=PLAIN_RUN | {"failed": 0.05, "away": True, "think_s": 0.2})
+@example(odd=PLAIN_RUN | {"failed": 0.5, "turns": 3, "away": True})
+@example(odd=PLAIN_RUN | {"levels": (1, 2), "away": True, "hold_out": True})
 def test_an_odd_run_is_answered_or_refused_in_a_sentence(odd: dict[str, Any]) -> None:
     """pytest raises every warning, such as a division by zero, as an error."""
     with tempfile.TemporaryDirectory() as parent, pytest.MonkeyPatch.context() as patch:
