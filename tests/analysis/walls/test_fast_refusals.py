@@ -89,3 +89,14 @@ def test_a_gateway_that_refuses_most_requests_at_one_user_already_holds_no_user(
     )
     answer = answer_for(tmp_path / "s", slo=SLO)
     assert (answer.headline.binding, answer.headline.max_users) == ("errors", 0)
+
+
+def test_the_interval_of_the_error_wall_reaches_down_to_the_last_level_that_was_served(
+    tmp_path: Path,
+) -> None:
+    """From one user to the next, all that is too much is refused: 6 users are served, and 7 are not."""
+    write_levels(tmp_path / "r", 2, 4, 6, 9, 12, places=PLACES, status=503)
+    headline = answer_for(tmp_path, slo=SLO).headline
+    assert headline.interval_x is not None
+    assert headline.interval_x[0] <= PLACES
+    assert headline.max_users in (PLACES - 1, PLACES)
