@@ -180,9 +180,24 @@ class Settings(BaseSettings):
         for path in (self.prompts, self.model_config_file, self.ca_file, self.trace):
             if path is not None and not path.is_file():
                 raise ValueError(f"the file {path} does not exist.")
+        self._refuse_other_answers()
         if self.open_loop:
             self._refuse_users_in_open_loop()
         return self
+
+    def _refuse_other_answers(self) -> None:
+        """Refuses a body that asks for answers which cannot be measured: several at once, or not streamed."""
+        body = self.extra_body
+        if any(body.get(name, 1) not in (1, None) for name in ("n", "best_of")):
+            raise ValueError(
+                "--extra-body asks for several answers to a request (n, best_of): a request has one answer "
+                "here, so leave them out."
+            )
+        if body.get("stream", True) is not True:
+            raise ValueError(
+                "--extra-body asks for an answer that is not streamed: without a stream there is no time to "
+                "first token, so leave `stream` out."
+            )
 
     @property
     def open_loop(self) -> bool:

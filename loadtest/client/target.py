@@ -1,6 +1,7 @@
 """The addresses, headers and TLS settings of one OpenAI-compatible server. Credentials are kept apart from
 the address that may be shown."""
 
+import re
 import ssl
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -15,6 +16,9 @@ from loadtest.credentials import (
 )
 from loadtest.errors import InputError
 from loadtest.settings import NO_KEY, Settings
+
+_ENDPOINT = re.compile(r"(?:/v1(?:/(?:chat/completions|completions|models))?)?/*$")
+"""What may follow the address of a server: the version of its API, and one of the endpoints of that."""
 
 
 class MetricsSource(msgspec.Struct, kw_only=True, frozen=True):
@@ -47,6 +51,12 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
         """Returns a text, such as an error message of the server, without the secrets in it."""
         return without_secrets(text, self.secrets)
 
+    @property
+    def has_key(self) -> bool:
+        """Whether requests carry a key, or a name and a password."""
+        given = [value for name, value in self.headers.items() if name.lower() == "authorization"]
+        return given != [f"Bearer {NO_KEY}"]
+
     def tls(self) -> ssl.SSLContext | None:
         """Builds the TLS context that trusts the certificates in `ca_file`. Returns None if there is no
         `ca_file`. Raises InputError if the file holds no usable certificate."""
@@ -60,7 +70,8 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
 
 def make_target(host: str | None, settings: Settings) -> Target:
     """Builds the target from the settings and from `host`, the value of `--host`. This is an http(s) address;
-    a path prefix and /v1 may follow. Raises InputError if there is no usable address."""
+    a path prefix, /v1 and an endpoint such as /chat/completions may follow. Raises InputError if there is no
+    usable address."""
     if not host:
         raise InputError("No server is given: name it with --host http://ADDRESS:PORT.")
     shown, authorization = split_credentials(host.strip())
@@ -69,7 +80,7 @@ def make_target(host: str | None, settings: Settings) -> Target:
         raise InputError(f"--host: '{shown}' is not an address such as http://127.0.0.1:8000.")
     if parts.query or parts.fragment:
         raise InputError(f"--host: '{shown}' must not have a query or a fragment.")
-    prefix = parts.path.rstrip("/").removesuffix("/v1")
+    prefix = _ENDPOINT.sub("", parts.path)
     root = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
     headers = _headers(authorization, settings)
     addresses = [host.strip(), settings.metrics_url or "", settings.gpu_metrics]

@@ -69,7 +69,7 @@ async def list_models(
     except StatusError as refusal:
         if not needed and refusal.status in _NO_SUCH_PAGE:
             return []
-        raise InputError(_refusal_sentence(url, refusal)) from None
+        raise InputError(_refusal_sentence(url, refusal, target)) from None
     except TimeoutError:
         raise InputError(f"{url} did not answer within {ANSWER_TIMEOUT_S:g} s.") from None
     except aiohttp.ClientConnectorSSLError as error:
@@ -138,11 +138,20 @@ def connection_problem(error: aiohttp.ClientConnectorError) -> str:
     return cause.strerror or str(cause) or type(cause).__name__
 
 
-def _refusal_sentence(url: str, refusal: StatusError) -> str:
+def key_advice(target: Target) -> str:
+    """Returns what to do after the server has answered 401 or 403, as the end of a sentence. A key in
+    OPENAI_API_KEY is offered, and not sent unasked: it may be meant for another server."""
+    if target.has_key:
+        return "it does not accept the key that was given as LOADTEST_API_KEY or in --host"
+    advice = "set the server's key as LOADTEST_API_KEY"
+    if os.environ.get("OPENAI_API_KEY"):
+        advice += '; OPENAI_API_KEY is set and is not sent unasked (LOADTEST_API_KEY="$OPENAI_API_KEY" does)'
+    return advice
+
+
+def _refusal_sentence(url: str, refusal: StatusError, target: Target) -> str:
     if refusal.status in (401, 403):
-        return (
-            f"{url} answered {refusal.status}: set the server's key as LOADTEST_API_KEY (or the right one)."
-        )
+        return f"{url} answered {refusal.status}: {key_advice(target)}."
     if refusal.location:
         return f"{url} redirects to {shown_address(refusal.location)}: give that server as --host."
     if refusal.status == 404:

@@ -15,7 +15,7 @@ from loadtest.client.stream import Exchange, StreamRequest, stream_chat
 from loadtest.client.target import Target
 from loadtest.errors import InputError
 from loadtest.record import Outcome, RequestRecord, may_be_overload
-from loadtest.server.endpoints import REMINDER_S, LoadingWait, is_loading
+from loadtest.server.endpoints import REMINDER_S, LoadingWait, is_loading, key_advice
 from loadtest.settings import Settings
 from loadtest.workload.prompts import PromptScale, probe_text
 
@@ -203,7 +203,7 @@ class Prober:
         what to do."""
         status, words, failure = record.http_status, record.error or "", self._failure(record)
         if status in (401, 403):
-            return f"A test request was answered {status}: set the server's key as LOADTEST_API_KEY."
+            return f"A test request was answered {status}: {key_advice(self._target)}."
         if status in (400, 422):
             if (context := context_in(words)) is not None:
                 return (

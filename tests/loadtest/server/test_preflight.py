@@ -236,3 +236,30 @@ def test_a_server_that_closes_each_connection_after_its_stream_is_inspected() ->
             )
 
     assert asyncio.run(run()).server.max_model_len == 512
+
+
+@pytest.mark.parametrize("body", [{"n": 2}, {"best_of": 3}, {"stream": False}])
+def test_a_body_that_asks_for_other_answers_is_refused_in_a_sentence(body: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--extra-body asks for"):
+        Settings(extra_body=body)
+    assert Settings(extra_body={"n": 1, "stream": True, "top_p": 0.9}).extra_body["n"] == 1
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions", "/v1/chat/completions/"])
+def test_the_host_may_be_given_with_the_path_of_an_endpoint(path: str) -> None:
+    for prefix in ("", "/llm/v1beta"):
+        target = make_target(f"http://host:1{prefix}{path}", Settings())
+        assert (target.shown, target.api_url) == (f"http://host:1{prefix}", f"http://host:1{prefix}/v1")
+
+
+def test_a_key_in_openai_s_variable_is_offered_and_neither_sent_nor_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusing = Imitation(models=(401, "who are you?"))
+    assert "OPENAI_API_KEY" not in refused(refusing)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-meant-for-you")
+    said = refused(refusing)
+    assert 'LOADTEST_API_KEY="$OPENAI_API_KEY"' in said
+    assert "sk-not" not in said
+    assert "does not accept the key" in refused(refusing, api_key="another")
+    assert "sk-not" not in str(make_target("http://host:1", Settings()).headers)
