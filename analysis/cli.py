@@ -17,6 +17,7 @@ from enum import IntEnum
 
 import msgspec
 
+from analysis.interruption import INTERRUPTED, INTERRUPTED_SENTENCE, raise_interruptions
 from analysis.reporting.console import print_error
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
@@ -29,7 +30,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     REFUSED = 3
     GATE_FAILED = 4
-    INTERRUPTED = 130
+    INTERRUPTED = INTERRUPTED
 
 
 class RefusedError(Exception):
@@ -42,6 +43,7 @@ def end_with_sentence(work: Callable[[], ExitCode]) -> ExitCode:
     Bad input, a refusal and an interruption become a sentence on stderr and their exit code.
     """
     try:
+        raise_interruptions()
         return work()
     except InputError as problem:
         print_error(str(problem))
@@ -50,7 +52,7 @@ def end_with_sentence(work: Callable[[], ExitCode]) -> ExitCode:
         print_error(str(refusal))
         return ExitCode.REFUSED
     except KeyboardInterrupt:
-        print_error("Interrupted before the answer was ready: the run is as it was, ask again.")
+        print_error(INTERRUPTED_SENTENCE)
         return ExitCode.INTERRUPTED
 
 

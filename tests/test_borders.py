@@ -29,7 +29,7 @@ ORDER = (
     ("loadtest.locust_plugin",),
     ("loadtest.user",),
     ("scenarios",),
-    ("analysis.notes", "analysis.statistics"),
+    ("analysis.interruption", "analysis.notes", "analysis.statistics"),
     ("analysis.reading",),
     ("analysis.levels",),
     ("analysis.evidence",),

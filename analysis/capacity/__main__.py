@@ -1,5 +1,10 @@
 """The command `python -m analysis.capacity reports/`: how many users can this deployment hold?"""
 
+from analysis.interruption import end_interruptions_with_a_sentence
+
+if __name__ == "__main__":
+    end_interruptions_with_a_sentence()  # first: the imports below take a second
+
 import argparse
 import sys
 import time

@@ -3,6 +3,11 @@
 With `--gate` it tells CI whether the second run is worse than the first.
 """
 
+from analysis.interruption import end_interruptions_with_a_sentence
+
+if __name__ == "__main__":
+    end_interruptions_with_a_sentence()  # first: the imports below take a second
+
 import argparse
 import sys
 from collections.abc import Sequence

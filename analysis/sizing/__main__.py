@@ -1,5 +1,10 @@
 """`python -m analysis.sizing --config FILE --gpu NAME`: how many users a deployment would hold."""
 
+from analysis.interruption import end_interruptions_with_a_sentence
+
+if __name__ == "__main__":
+    end_interruptions_with_a_sentence()  # first: the imports below take a second
+
 import argparse
 import sys
 from collections.abc import Sequence

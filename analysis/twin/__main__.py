@@ -1,5 +1,10 @@
 """`python -m analysis.twin RUN` fits the simulated engine to a run and predicts loads that were never run."""
 
+from analysis.interruption import end_interruptions_with_a_sentence
+
+if __name__ == "__main__":
+    end_interruptions_with_a_sentence()  # first: the imports below take a second
+
 import argparse
 import sys
 from collections.abc import Sequence
