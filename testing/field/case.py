@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 
@@ -17,6 +18,14 @@ class Judged:
 CaseFunction = Callable[[Path], Judged]
 
 
+class Runs(Enum):
+    """Where a case runs besides the benchmark, which runs all of them."""
+
+    IN_CHECK = "make check: short, or one that everything else depends on"
+    IN_TEST = "make test: about half a minute or more, or it needs a real gateway"
+    IN_BENCHMARK = "only the benchmark: long, and much like a case that is tested"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FieldCase:
     """One thing that a real installation does. `judge` runs it in an empty folder."""
@@ -24,15 +33,18 @@ class FieldCase:
     name: str
     title: str
     judge: CaseFunction
-    long: bool
-    """Whether it takes more than about half a minute."""
+    runs: Runs
+    not_tested: str
+    """Why no test runs it although it should come out right, in a sentence. Empty: it is tested."""
 
 
-def case(title: str, *, long: bool = False) -> Callable[[CaseFunction], FieldCase]:
+def case(
+    title: str, *, runs: Runs = Runs.IN_CHECK, not_tested: str = ""
+) -> Callable[[CaseFunction], FieldCase]:
     """Makes a case of a function: the function's name is the case's name."""
 
     def make(judge: CaseFunction) -> FieldCase:
-        return FieldCase(name=judge.__name__, title=title, judge=judge, long=long)
+        return FieldCase(name=judge.__name__, title=title, judge=judge, runs=runs, not_tested=not_tested)
 
     return make
 

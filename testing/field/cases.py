@@ -1,6 +1,5 @@
 """All cases, in the order of the table, and how tests run them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +16,7 @@ from testing.field import (
     streams,
     traffic,
 )
-from testing.field.case import FieldCase
+from testing.field.case import FieldCase, Runs
 
 MODULES = (overload, refusals, absence, streams, observation, traffic, machines, real_gateways)
 
@@ -30,14 +29,47 @@ def cases_of(module: ModuleType) -> list[FieldCase]:
 ALL_CASES = [one for module in MODULES for one in cases_of(module)]
 
 
-def parameters_of(module: ModuleType) -> Iterator[ParameterSet]:
-    """Yields the cases of a module as parameters of a test. Those that take long are marked `real`."""
-    for one in cases_of(module):
-        marks = [pytest.mark.real, pytest.mark.timeout(400)] if one.long else []
-        yield pytest.param(one, id=one.name, marks=marks)
+TRIES, MAX_TEST_S = 3, 400
+
+
+def parameters_of(module: ModuleType) -> list[ParameterSet]:
+    """Returns the cases of a module that are tested, as parameters of a test. One that does not come out
+    right yet is skipped, with the reason."""
+    return [_parameter(one) for one in cases_of(module) if one.runs is not Runs.IN_BENCHMARK]
+
+
+def _parameter(one: FieldCase) -> ParameterSet:
+    marks = [pytest.mark.timeout(MAX_TEST_S)]
+    if one.runs is Runs.IN_TEST:
+        marks.append(pytest.mark.real)
+    if one.not_tested:
+        marks.append(pytest.mark.skip(reason=one.not_tested))
+    return pytest.param(one, id=one.name, marks=marks)
+
+
+_DISTURBED = (
+    "this machine is late",
+    "load generator late",
+    "load generator busy",
+    "simulated server was late",
+)
 
 
 def assert_right(one: FieldCase, folder: Path) -> None:
-    """Runs a case in an empty folder. Raises AssertionError if it is wrong, and says what is right."""
-    found = one.judge(folder)
+    """Runs a case in an empty folder. Raises AssertionError if it is wrong, and says what is right.
+
+    A case that came out wrong while other processes took this machine's cores, as its own analysis says, is
+    run again.
+    """
+    for number in range(TRIES):
+        own = folder / str(number)
+        own.mkdir()
+        found = one.judge(own)
+        if found.ok or not _is_disturbed(own):
+            break
     assert found.ok, f"{one.title}: right is: {found.right}. Ours: {found.ours}"
+
+
+def _is_disturbed(folder: Path) -> bool:
+    said = [path.read_text() for path in folder.rglob("*.log")]
+    return any(words in text for text in said for words in _DISTURBED)

@@ -111,6 +111,11 @@ class Analysed:
         return all(word.lower() in said for word in words)
 
     @property
+    def no_wall(self) -> str:
+        """What the answer says was no wall; empty if it says nothing of that."""
+        return self.said.partition("No wall")[2].partition("\n")[0]
+
+    @property
     def brief(self) -> str:
         """The answer in a few words."""
         model = self.model

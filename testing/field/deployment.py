@@ -21,6 +21,7 @@ SHORT_TRAFFIC = {**TRAFFIC, "output_tokens": "4-6"}
 """Short answers: enough requests in a few seconds to know that fewer than 1 % fail."""
 SWEEP = {**TRAFFIC, "levels": "4,8,12", "level_s": "6"}
 """A sweep across the memory wall."""
+CLEAN_TRIES = 3
 
 
 class KillableServer:
@@ -81,10 +82,14 @@ _clean_lock = threading.Lock()
 
 @functools.cache
 def _clean_answer() -> Analysed:
-    with tempfile.TemporaryDirectory() as name, small_server() as url:
-        folder = Path(name)
-        user_load(folder, url)(**SWEEP)
-        return analyse_run(folder)
+    for _ in range(CLEAN_TRIES):
+        with tempfile.TemporaryDirectory() as name, small_server() as url:
+            folder = Path(name)
+            user_load(folder, url)(**SWEEP)
+            answer = analyse_run(folder)
+        if answer.model.get("binding") == "kv_cache":
+            return answer
+    raise AssertionError(f"no answer about the undisturbed deployment: {answer.brief}")
 
 
 def clean_answer() -> Analysed:

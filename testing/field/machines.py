@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from testing.field.case import Judged, case, judged, unless
+from testing.field.case import Judged, Runs, case, judged, unless
 from testing.field.commands import analyse_run, command, user_load
 from testing.field.deployment import (
     SWEEP,
@@ -55,7 +55,7 @@ def _busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-@case("another process takes a core of the load generator's machine")
+@case("another process takes a core of the load generator's machine", runs=Runs.IN_TEST)
 def busy_machine(folder: Path) -> Judged:
     with small_server() as url, _busy(1):
         user_load(folder, url)(**SWEEP)
@@ -79,7 +79,10 @@ def late_from_the_start(folder: Path) -> Judged:
     return judged(
         "said while it runs, with what to do; it ends early, or lowers itself",
         f"exit {run.code} after {took_s:.0f} s of 45",
-        unless(re.search(r"load generator.*(late|busy)", run.said) is not None, "not said while it runs"),
+        unless(
+            re.search(r"(load generator|machine).*(late|busy)", run.said) is not None,
+            "not said while it runs",
+        ),
         unless(took_s < 40, "it does not end early"),
     )
 
@@ -102,7 +105,7 @@ def few_files(folder: Path) -> Judged:
     )
 
 
-@case("the disk is full: rows are lost")
+@case("the disk is full: rows are lost", not_tested="The exit code is not seen to be right yet.")
 def full_disk(folder: Path) -> Judged:
     with simulator() as url:
         run = user_load(folder, url, before=("prlimit", "--fsize=40000:40000"))(**{**_STEADY, "levels": "8"})
@@ -117,7 +120,10 @@ def full_disk(folder: Path) -> Judged:
     )
 
 
-@case("a second run from the web page while the first one's streams still end")
+@case(
+    "a second run from the web page while the first one's streams still end",
+    not_tested="The page's form has not been seen to have all settings.",
+)
 def second_run_from_the_page(folder: Path) -> Judged:
     reports, port = folder / "reports", free_port()
     page = f"http://127.0.0.1:{port}"
@@ -151,7 +157,7 @@ def second_run_from_the_page(folder: Path) -> Judged:
     )
 
 
-@case("the OpenAI key is in OPENAI_API_KEY")
+@case("the OpenAI key is in OPENAI_API_KEY", not_tested="The key in OPENAI_API_KEY is not offered yet.")
 def openai_key(folder: Path) -> Judged:
     with simulator("--api-key", "sk-field-secret") as url:
         run = user_load(folder, url, environment={"OPENAI_API_KEY": "sk-field-secret"})(levels="1")
@@ -163,7 +169,10 @@ def openai_key(folder: Path) -> Judged:
     )
 
 
-@case("Ctrl-C during an analysis; digits; the README's jq line")
+@case(
+    "Ctrl-C during an analysis; digits; the README's jq line",
+    not_tested="Ctrl-C has not been seen to end an analysis in a sentence.",
+)
 def small_things(folder: Path) -> Judged:
     write_run(folder / "reports" / "run", small_engine(), Plan(levels=(2, 4, 8, 16, 20), level_s=120.0))
     answer = analyse_run(folder)

@@ -91,18 +91,17 @@ def metrics_vanish(folder: Path) -> Judged:
     )
 
 
-@case("no metrics at all")
+@case("no metrics at all", not_tested="The answer does not say that the memory wall is not observable.")
 def no_metrics(folder: Path) -> Judged:
     with small_server() as server, gateway(server, no_metrics=True) as url:
         user_load(folder, url)(**{**SWEEP, "levels": "2,4"})
     answer = analyse_run(folder)
-    text = answer.said.split("No wall", 1)[-1].split("\n", 1)[0] if "No wall" in answer.said else ""
     return judged(
         "memory and max_num_seqs are not observable here",
         answer.brief,
         unless(answer.says("not observable"), "not said"),
-        "max_num_seqs" in text and "max_num_seqs is said to be no wall",
-        "KV cache" in text and "the KV cache is said to be no wall",
+        "max_num_seqs" in answer.no_wall and "max_num_seqs is said to be no wall",
+        "KV cache" in answer.no_wall and "the KV cache is said to be no wall",
     )
 
 
@@ -138,16 +137,18 @@ def past_the_wall_at_the_lowest(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.3) as url:
         user_load(folder, url)(**{**SWEEP, "levels": "1,2,4"}, slo_ttft_p95_s="0.2")
     answer = analyse_run(folder)
-    no_wall = answer.said.split("No wall", 1)[1].split("\n", 1)[0] if "No wall" in answer.said else ""
     return judged(
         "past TTFT at the lowest level, and nothing else is said of TTFT",
         answer.brief,
         unless(answer.says("time to first token"), "TTFT is not named"),
-        "time to first token" in no_wall and "it says 'No wall' from TTFT too",
+        "time to first token" in answer.no_wall and "it says 'No wall' from TTFT too",
     )
 
 
-@case("something else takes most of the server's core for four seconds in the second level")
+@case(
+    "something else takes most of the server's core for four seconds in the second level",
+    not_tested="The embedded server catches up too soon for the level to show it.",
+)
 def starved_server(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 

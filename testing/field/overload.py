@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from testing.field.case import Judged, case, judged, unless
+from testing.field.case import Judged, Runs, case, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load
 from testing.field.deployment import SHORT_TRAFFIC, TRAFFIC, errors_of, small_server
 from testing.load_tests import Finished
@@ -40,7 +40,10 @@ def gateway_sheds_load(folder: Path) -> Judged:
     )
 
 
-@case("the server itself answers 503 from the fifth unfinished request on (--max-num-queued-reqs 4)")
+@case(
+    "the server itself answers 503 from the fifth unfinished request on (--max-num-queued-reqs 4)",
+    runs=Runs.IN_TEST,
+)
 def server_sheds_load(folder: Path) -> Judged:
     with simulator("--max-num-queued-reqs", "4") as url:
         run = user_load(folder, url)(**SHORT_TRAFFIC, levels="2,4,6", level_s="9")
@@ -54,7 +57,7 @@ def server_sheds_load(folder: Path) -> Judged:
     )
 
 
-@case("a gateway sheds with 429 and Retry-After: 3")
+@case("a gateway sheds with 429 and Retry-After: 3", runs=Runs.IN_TEST)
 def retry_after_is_obeyed(folder: Path) -> Judged:
     with small_server() as server, gateway(server, shed_from=5, shed_status=429, retry_after=3) as url:
         run = user_load(folder, url)(**SHORT_TRAFFIC, levels="2,4,6", level_s="9")
@@ -77,7 +80,11 @@ def retry_after_is_obeyed(folder: Path) -> Judged:
     )
 
 
-@case("a limit of 600 requests a minute (429)")
+@case(
+    "a limit of 600 requests a minute (429)",
+    runs=Runs.IN_TEST,
+    not_tested="The rate that the gateway allows is not said yet.",
+)
 def requests_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, requests_a_minute=600) as url:
         run = user_load(folder, url)(**TRAFFIC, levels="1,2,3,4", level_s="12")
@@ -96,7 +103,7 @@ def requests_a_minute(folder: Path) -> Judged:
     )
 
 
-@case("a limit of tokens a minute (429)")
+@case("a limit of tokens a minute (429)", runs=Runs.IN_TEST)
 def tokens_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, tokens_a_minute=30_000) as url:
         user_load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
@@ -124,7 +131,11 @@ def no_quota(folder: Path) -> Judged:
     )
 
 
-@case("a slow server: requests time out from about nine users on (--request-timeout-s 2)", long=True)
+@case(
+    "a slow server: requests time out from about nine users on (--request-timeout-s 2)",
+    runs=Runs.IN_TEST,
+    not_tested="The level of 12 users is not trusted yet.",
+)
 def requests_time_out(folder: Path) -> Judged:
     limits = {**TRAFFIC, "levels": "2,4,7,12", "level_s": "6", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, delay_s=0.25, delay_slots=1) as url:
@@ -146,7 +157,7 @@ def requests_time_out(folder: Path) -> Judged:
     )
 
 
-@case("a slow gateway in front of an idle engine")
+@case("a slow gateway in front of an idle engine", not_tested="It has not been seen to name the gateway yet.")
 def slow_gateway(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.15, delay_slots=1) as url:
         user_load(folder, url)(**TRAFFIC, levels="2,4,8,12", level_s="6", slo_ttft_p95_s="0.8")
@@ -160,7 +171,7 @@ def slow_gateway(folder: Path) -> Judged:
     )
 
 
-@case("two replicas behind a router, with one metrics address and with both", long=True)
+@case("two replicas behind a router, with one metrics address and with both", runs=Runs.IN_TEST)
 def two_replicas(folder: Path) -> Judged:
     sweep = {**TRAFFIC, "levels": "8,16,24", "level_s": "6"}
     with small_server() as first, small_server() as second, gateway(first, second) as url:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from testing.field.case import Judged, case, judged, unless
+from testing.field.case import Judged, Runs, case, judged, unless
 from testing.field.commands import analyse_run, user_load
 from testing.field.deployment import (
     SHORT_TRAFFIC,
@@ -14,12 +14,13 @@ from testing.field.deployment import (
     small_server,
 )
 from testing.gateways.running import MASTER_KEY, haproxy, litellm, nginx
+from testing.processes import gateway, simulator
 
 STREAMING = "proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection '';"
 GZIP = "gzip on; gzip_proxied any; gzip_types *; gzip_min_length 1;"
 
 
-@case("nginx with gzip and its default buffering, HTTP/1.0 to the server", long=True)
+@case("nginx with gzip and its default buffering, HTTP/1.0 to the server", runs=Runs.IN_TEST)
 def nginx_gathers(folder: Path) -> Judged:
     with small_server() as server, nginx(server, http=GZIP) as url:
         run = user_load(folder, url)(**SWEEP)
@@ -32,7 +33,7 @@ def nginx_gathers(folder: Path) -> Judged:
     )
 
 
-@case("nginx: limit_conn 6 (503)", long=True)
+@case("nginx: limit_conn 6 (503)", runs=Runs.IN_TEST)
 def nginx_limits_connections(folder: Path) -> Judged:
     zone = "limit_conn_zone $server_port zone=all:1m;"
     limit = f"limit_conn all 6; {STREAMING}"
@@ -49,7 +50,7 @@ def nginx_limits_connections(folder: Path) -> Judged:
     )
 
 
-@case("nginx: limit_req 10 a second (429)", long=True)
+@case("nginx: limit_req 10 a second (429)", runs=Runs.IN_BENCHMARK)
 def nginx_limits_requests(folder: Path) -> Judged:
     zone = "limit_req_zone $server_port zone=all:1m rate=10r/s; limit_req_status 429;"
     limit = f"limit_req zone=all burst=2 nodelay; {STREAMING}"
@@ -65,7 +66,7 @@ def nginx_limits_requests(folder: Path) -> Judged:
     )
 
 
-@case("HAProxy without http-no-delay", long=True)
+@case("HAProxy without http-no-delay", runs=Runs.IN_BENCHMARK)
 def haproxy_in_front(folder: Path) -> Judged:
     with small_server() as server, haproxy([server]) as url:
         run = user_load(folder, url)(**SWEEP)
@@ -77,7 +78,7 @@ def haproxy_in_front(folder: Path) -> Judged:
     )
 
 
-@case("HAProxy, round robin over two replicas", long=True)
+@case("HAProxy, round robin over two replicas", runs=Runs.IN_TEST)
 def haproxy_takes_turns(folder: Path) -> Judged:
     with small_server() as first, small_server() as second, haproxy([first, second]) as url:
         both = f"{first}/metrics,{second}/metrics"
@@ -88,7 +89,11 @@ def haproxy_takes_turns(folder: Path) -> Judged:
     return judged("about 21 users, KV cache", answer.brief, unless(right, "another answer"))
 
 
-@case("HAProxy: maxconn 6 and a queue of 20 ms (503)", long=True)
+@case(
+    "HAProxy: maxconn 6 and a queue of 20 ms (503)",
+    runs=Runs.IN_TEST,
+    not_tested="The queue does not fill at these numbers of users.",
+)
 def haproxy_queue_is_full(folder: Path) -> Judged:
     with (
         small_server() as server,
@@ -106,7 +111,7 @@ def haproxy_queue_is_full(folder: Path) -> Judged:
     )
 
 
-@case("LiteLLM in front of the server", long=True)
+@case("LiteLLM in front of the server", runs=Runs.IN_TEST)
 def litellm_in_front(folder: Path) -> Judged:
     with small_server() as server, litellm(server, model="Qwen3-1.7B") as url:
         key = {"LOADTEST_API_KEY": MASTER_KEY}
@@ -120,4 +125,76 @@ def litellm_in_front(folder: Path) -> Judged:
         f"exit {run.code}, {len(rows)} rows, {errors_of(rows) or 'all ok'}",
         unless(len(rows) > 20 and not errors_of(rows), "failures"),
         unless(bool(rows) and bool(run.info["server"]["max_model_len"]), "the context is not known"),
+    )
+
+
+@case(
+    "nginx: proxy_read_timeout 1s cuts streams that wait for a slot",
+    runs=Runs.IN_TEST,
+    not_tested="It has not been seen to come out right on a busy machine.",
+)
+def nginx_cuts_idle_streams(folder: Path) -> Judged:
+    changes = {**TRAFFIC, "levels": "2,4,16", "level_s": "9", "prompt_tokens": "200"}
+    location = f"{STREAMING} proxy_read_timeout 1s;"
+    with simulator("--max-num-seqs", "2") as server, nginx(server, location=location) as url:
+        run = user_load(folder, url)(**changes, metrics_url=f"{server}/metrics")
+    answer = analyse_run(folder)
+    failed = errors_of(run.rows())
+    return judged(
+        "errors from where requests wait for one of the two slots, named",
+        f"{answer.brief}; {failed}",
+        unless(sum(failed.values()) > 5, "too few failures to tell"),
+        unless(answer.model.get("binding") in ("errors", "max_num_seqs", None), "another wall"),
+        unless(any(map(answer.says, ("504", "truncated", "cut off"))), "the failures are not named"),
+        "errors" in answer.no_wall and "errors are said to be no wall",
+        answer.says("Little's law") and "Little's law is blamed",
+    )
+
+
+@case(
+    "LiteLLM tries again when the server answers 500",
+    runs=Runs.IN_TEST,
+    not_tested="It has not been seen to come out right on a busy machine.",
+)
+def litellm_tries_again(folder: Path) -> Judged:
+    with (
+        small_server() as server,
+        gateway(server, error_share=0.2) as shaky,
+        litellm(
+            shaky, model="Qwen3-1.7B", settings="router_settings: {num_retries: 4, retry_after: 0}"
+        ) as url,
+    ):
+        run = user_load(folder, url, environment={"LOADTEST_API_KEY": MASTER_KEY})(
+            **TRAFFIC, levels="2,4", level_s="6", metrics_url=f"{server}/metrics"
+        )
+    rows = run.rows() if run.code == 0 else []
+    failed = sum(errors_of(rows).values())
+    return judged(
+        "hardly any failure reaches the users",
+        f"exit {run.code}, {len(rows)} rows, {errors_of(rows) or 'all ok'}",
+        unless(len(rows) > 20, "too few rows"),
+        unless(failed <= 0.05 * len(rows), "failures"),
+    )
+
+
+@case(
+    "LiteLLM's own limit of 60 requests a minute (429)",
+    runs=Runs.IN_TEST,
+    not_tested="LiteLLM does not hold to the limit as it is set here.",
+)
+def litellm_limits_requests(folder: Path) -> Judged:
+    with small_server() as server, litellm(server, model="Qwen3-1.7B", limits="rpm: 60") as url:
+        run = user_load(folder, url, environment={"LOADTEST_API_KEY": MASTER_KEY})(
+            **TRAFFIC, levels="1,2,4", level_s="6", metrics_url=f"{server}/metrics"
+        )
+    answer, refused = analyse_run(folder), 0
+    if run.code in (0, 1):
+        refused = sum(row["http_status"] == 429 for row in run.rows())
+    return judged(
+        "429 is named, with its words; no wall of latency",
+        f"exit {run.code}; {answer.brief}; {refused} got 429",
+        unless(refused > 3, "too few refusals to tell"),
+        unless(answer.says("429") or "429" in run.said, "429 is not named"),
+        answer.model.get("binding") in ("ttft", "tpot", "kv_cache") and "another wall",
+        "Traceback" in run.said and "a traceback",
     )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from testing.field.case import Judged, case, judged, unless
+from testing.field.case import Judged, Runs, case, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SWEEP,
@@ -59,7 +59,7 @@ def answers_without_text(folder: Path) -> Judged:
     )
 
 
-@case("one request in thirty gets 500, at any load")
+@case("one request in thirty gets 500, at any load", runs=Runs.IN_TEST)
 def errors_at_any_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, error_share=0.04, words="Worker died") as url:
         run = user_load(folder, url)(**{**SWEEP, "level_s": "7"})
@@ -81,7 +81,10 @@ def resets_at_any_load(folder: Path) -> Judged:
     )
 
 
-@case("the longest prompts are longer than the context, and nobody says how long that is")
+@case(
+    "the longest prompts are longer than the context, and nobody says how long that is",
+    not_tested="The longest prompts end the run before it begins.",
+)
 def prompts_too_long(folder: Path) -> Judged:
     changes = {**SWEEP, "levels": "1,2,4", "prompt_tokens": "lognormal:120,0.7"}
     pages = _pages(max_model_len=None)
@@ -211,7 +214,10 @@ def host_of_an_endpoint(folder: Path) -> Judged:
     )
 
 
-@case("two answers a request are asked for (n: 2)")
+@case(
+    "two answers a request are asked for (n: 2)",
+    not_tested="The load test runs with n: 2 and counts one answer.",
+)
 def two_answers_a_request(folder: Path) -> Judged:
     with small_server() as server:
         return _refused_at_start(
@@ -270,7 +276,7 @@ def login_page(folder: Path) -> Judged:
         return _refused_at_start(user_load(folder, url)(levels="1"), "302", "/login")
 
 
-@case("a gateway that speaks HTTP/2 only")
+@case("a gateway that speaks HTTP/2 only", not_tested="The refusal does not name HTTP/2.")
 def http2_only(folder: Path) -> Judged:
     with small_server() as server, gateway(server, http2_only=True) as url:
         return _refused_at_start(user_load(folder, url)(levels="1"), "HTTP/2")

@@ -4,7 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from testing.field.case import Judged, case, judged, unless
+from testing.field.case import Judged, Runs, case, judged, unless
 from testing.field.commands import analyse_run, user_load
 from testing.field.deployment import (
     SWEEP,
@@ -35,13 +35,17 @@ def cut_streams(folder: Path) -> Judged:
         binding in ("tpot", "ttft") and f"a wall of {binding}",
         unless(any(map(answer.says, ("truncated", "stream_error", "cut"))), "the cuts are not named"),
         answer.says("--max-num-seqs") and "--max-num-seqs is offered",
-        answer.says("No wall", "errors") and binding != "errors" and "errors are said to be no wall",
+        "errors" in answer.no_wall and "errors are said to be no wall",
     )
 
 
-@case("a gateway drops streams in which nothing comes for half a second")
+@case(
+    "a gateway drops streams in which nothing comes for half a second",
+    runs=Runs.IN_TEST,
+    not_tested="Cuts that rise with the users are called independent of load.",
+)
 def idle_streams_are_dropped(folder: Path) -> Judged:
-    changes = {**TRAFFIC, "levels": "2,4,8,12", "level_s": "5", "prompt_tokens": "200"}
+    changes = {**TRAFFIC, "levels": "4,8,12", "level_s": "12", "prompt_tokens": "200"}
     flags = ("--max-num-seqs", "4")
     with simulator(*flags) as server, gateway(server, idle_s=0.5) as url:
         run = user_load(folder, url)(**changes)
@@ -111,7 +115,10 @@ def short_keep_alive(folder: Path) -> Judged:
     )
 
 
-@case("a gateway gathers chunks: whole answers arrive at once")
+@case(
+    "a gateway gathers chunks: whole answers arrive at once",
+    not_tested="The gathering is not said, and hidden tokens are blamed.",
+)
 def gathered_chunks(folder: Path) -> Judged:
     with small_server() as server, gateway(server, gather_bytes=1_000_000) as url:
         user_load(folder, url)(**SWEEP)
@@ -156,7 +163,7 @@ def http10(folder: Path) -> Judged:
     )
 
 
-@case("a gateway that tries again when the server answers 500")
+@case("a gateway that tries again when the server answers 500", runs=Runs.IN_TEST)
 def retrying_gateway(folder: Path) -> Judged:
     with (
         small_server() as server,

@@ -62,15 +62,17 @@ def haproxy(servers: Sequence[str], *, defaults: str = "", server_options: str =
 
 
 @contextmanager
-def litellm(server: str, *, model: str) -> Iterator[str]:
-    """Runs LiteLLM in front of a server, under the name `chat`. Its key is MASTER_KEY."""
+def litellm(server: str, *, model: str, limits: str = "", settings: str = "") -> Iterator[str]:
+    """Runs LiteLLM in front of a server, under the name `chat`. Its key is MASTER_KEY. `limits` is added to
+    the parameters of the model, `settings` to the file: both YAML."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "config.yaml"
         path.write_text(
             "model_list:\n- model_name: chat\n  litellm_params:\n"
-            f"    model: hosted_vllm/{model}\n    api_base: {server}/v1\n    api_key: none\n"
+            f"    model: hosted_vllm/{model}\n    api_base: {server}/v1\n    api_key: none\n    {limits}\n"
             "  model_info: {max_input_tokens: 2000, max_tokens: 2048}\n"
+            f"{settings}\n"
         )
         command = ["bin/litellm", "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
         extra = {"LITELLM_MASTER_KEY": MASTER_KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
