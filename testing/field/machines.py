@@ -105,7 +105,7 @@ def few_files(folder: Path) -> Judged:
     )
 
 
-@case("the disk is full: rows are lost", not_tested="The exit code is not seen to be right yet.")
+@case("the disk is full: rows are lost")
 def full_disk(folder: Path) -> Judged:
     with simulator() as url:
         run = user_load(folder, url, before=("prlimit", "--fsize=40000:40000"))(**{**_STEADY, "levels": "8"})
@@ -120,10 +120,7 @@ def full_disk(folder: Path) -> Judged:
     )
 
 
-@case(
-    "a second run from the web page while the first one's streams still end",
-    not_tested="The page's form has not been seen to have all settings.",
-)
+@case("a second run from the web page while the first one's streams still end")
 def second_run_from_the_page(folder: Path) -> Judged:
     reports, port = folder / "reports", free_port()
     page = f"http://127.0.0.1:{port}"
@@ -171,7 +168,7 @@ def openai_key(folder: Path) -> Judged:
 
 @case(
     "Ctrl-C during an analysis; digits; the README's jq line",
-    not_tested="Ctrl-C has not been seen to end an analysis in a sentence.",
+    not_tested="Ctrl-C while the analysis loads its modules ends it with a traceback.",
 )
 def small_things(folder: Path) -> Judged:
     write_run(folder / "reports" / "run", small_engine(), Plan(levels=(2, 4, 8, 16, 20), level_s=120.0))
