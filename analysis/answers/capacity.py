@@ -180,6 +180,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     bounds: list[Bound]
     """Walls that were met or that a model places, the nearest first."""
     not_met: list[WallNotMet]
+    not_observable: list[WallName]
+    """Walls that nothing in the runs could have shown, met or not."""
     prefix_cache: Bound | None
     """Where nine in ten prefix-cache hits of low load are left, if that is known and no objective makes it a
     wall."""

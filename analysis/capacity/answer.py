@@ -1,7 +1,7 @@
 """Builds the answer for one model from a judgement of its runs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from analysis.answers.capacity import (
     Bound,
@@ -89,6 +89,7 @@ def answer_of(
         max_in_flight=_users_in_flight(headline.max_users, evidence.active),
         bounds=[_bound(wall, confidence=confidence) for wall in sorted(walls, key=lambda wall: wall.x)],
         not_met=_not_met(evidence, judgement.walls, held),
+        not_observable=_not_observable(evidence, _known_walls(judgement.walls, held)),
         prefix_cache=_prefix_cache(judgement, confidence=confidence),
         by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
         memory=_memory_figures(evidence, memory, gauge, per_token),
@@ -144,9 +145,31 @@ def _not_met(evidence: Evidence, walls: Sequence[PlacedWall], held: Sequence[Hel
     others: list[WallName] = ["throughput", "max_num_seqs"]
     if evidence.slo.prefix_hit_fraction is not None:
         others.append("prefix_cache")
-    known = {wall.name for wall in walls} | {limit.name for limit in held}
+    known = _known_walls(walls, held)
     found = [_limit_not_met(limit, top) for limit in held]
-    return found + [WallNotMet(name=name, up_to_users=top) for name in others if name not in known]
+    found += [WallNotMet(name=name, up_to_users=top) for name in others if name not in known]
+    return [wall for wall in found if wall.name not in _not_observable(evidence, known)]
+
+
+def _known_walls(walls: Sequence[PlacedWall], held: Sequence[HeldLimit]) -> set[WallName]:
+    return {wall.name for wall in walls} | {limit.name for limit in held}
+
+
+def _not_observable(evidence: Evidence, known: Collection[WallName]) -> list[WallName]:
+    """Returns the walls that nothing in these runs could have shown: those of memory and of slots where no
+    scrape of the trusted levels told of a queue, and TPOT where no time between tokens is known.
+
+    known: walls that were placed, or limits that were bounded.
+    """
+    trusted = [level for level in evidence.levels if level.trusted]
+    if not trusted:
+        return []
+    found: list[WallName] = []
+    if all(math.isnan(level.server.waiting_fraction) for level in trusted):
+        found += ["kv_cache", "max_num_seqs"]
+    if not any(level.requests.tpot_miss.n for level in trusted):
+        found.append("tpot")
+    return [name for name in found if name not in known]
 
 
 def _limit_not_met(limit: HeldLimit, top: int) -> WallNotMet:

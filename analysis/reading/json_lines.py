@@ -27,6 +27,8 @@ _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 
 PROGRESS_BYTES = 2**20
 """Bytes between two reports to a progress bar."""
+NO_METRICS = "No vLLM metrics ("
+"""Begin of the load test's own warning, which says where it asked and what it found."""
 GAP_ROWS = 4096
 """Rows whose chunk times are held as float64 before they are reduced to float32 gaps."""
 
@@ -192,18 +194,18 @@ def _requests(
     return ordered_requests(columns, labels=codes, error_texts=error_texts, gap_s=gap_s, gaps=gaps)
 
 
-def read_server(path: Path, warnings: list[str]) -> ServerSamples:
+def read_server(path: Path, asked: object, warnings: list[str]) -> ServerSamples:
     """Reads the scrapes of a run's server into columns.
 
-    Adds a warning if there are no scrapes or some failed. Raises InputError for a row of another schema.
+    asked: the setting `metrics_url`. Adds a warning if there are no scrapes or some failed, unless the load
+    test has said already that it found no metrics. Raises InputError for a row of another schema.
     """
     samples = list(_decoded_lines(path, ServerSample, warnings, lambda _: None)) if path.is_file() else []
     good = [sample for sample in samples if sample.error is None]
     if not good:
-        why = "every scrape failed" if samples else "there is none"
-        warnings.append(
-            f"The server's /metrics was not read ({why}): what only the server can tell is missing."
-        )
+        if not any(warning.startswith(NO_METRICS) for warning in warnings):
+            why = _why_no_metrics(samples, asked)
+            warnings.append(f"The server's metrics {why}: what only the server can tell is missing.")
         return server_samples_of(samples)
     failed, exporter = failed_scrapes(samples)
     if failed:
@@ -211,6 +213,14 @@ def read_server(path: Path, warnings: list[str]) -> ServerSamples:
     if exporter:
         warnings.append(f"The GPU exporter was not read {exporter} times; /metrics was.")
     return server_samples_of(samples)
+
+
+def _why_no_metrics(samples: Sequence[ServerSample], asked: object) -> str:
+    if asked == "off":
+        return "were not asked for (--metrics-url off)"
+    if samples:
+        return f"could not be read at any time ({samples[-1].error})"
+    return "are not in the run folder"
 
 
 def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:

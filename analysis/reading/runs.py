@@ -83,7 +83,7 @@ def read_run(folder: RunFolder, *, on_bytes: Callable[[int], None] = lambda _: N
     requests = read_requests(sorted(folder.path.glob(REQUESTS_GLOB)), offsets, warnings, on_bytes)
     if folder.info.ended_unix_s is None:
         warnings.append(f"{folder.info.run_id} has no end: it is still running, or it was killed.")
-    server = read_server(folder.path / SERVER_FILE, warnings)
+    server = read_server(folder.path / SERVER_FILE, folder.info.settings.get("metrics_url"), warnings)
     return Run(
         info=folder.info,
         requests=requests,

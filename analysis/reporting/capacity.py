@@ -102,7 +102,7 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
         parts += markdown_table(
             ("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds]
         )
-    if model.not_met:
+    if not_met_text(model):
         parts += [not_met_text(model), ""]
     if model.levels:
         parts += ["### Levels", ""]
@@ -151,7 +151,7 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
                 ("wall", "users", "interval", "basis"), [wall_cells(bound) for bound in model.bounds]
             )
         )
-    if model.not_met:
+    if not_met_text(model):
         print_indented(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))

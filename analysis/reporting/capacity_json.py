@@ -45,6 +45,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "p_binding": head.p_binding,
         "bounds": model.bounds,
         "not_met": model.not_met,
+        "not_observable": model.not_observable,
         "prefix_cache": model.prefix_cache,
         "by_latency_alone": model.by_latency_alone,
         "memory": model.memory,

@@ -420,11 +420,15 @@ def _knee(model: ModelAnswer) -> str:
 
 
 def not_met_text(model: ModelAnswer) -> str:
-    """Says which walls were not met, and how far their limits are known to hold; empty if all were met."""
+    """Says which walls were not met, how far their limits are known to hold, and which walls could not have
+    been seen; empty if all were met."""
     bounded = [_held_text(wall) for wall in model.not_met if wall.share_at_most is not None]
     others = [WALL_NAMES[wall.name] for wall in model.not_met if wall.share_at_most is None]
     if others:
         bounded.append(f"No wall up to {users_text(model.not_met[0].up_to_users)} from: {', '.join(others)}.")
+    if model.not_observable:
+        names = ", ".join(WALL_NAMES[name] for name in model.not_observable)
+        bounded.append(f"Not observable here: {names}.")
     return " ".join(bounded)
 
 

@@ -27,7 +27,9 @@ from analysis.notes import (
     TooMuchLoad,
 )
 from analysis.reading.runs import find_runs, read_run
+from analysis.reporting.capacity_words import not_met_text
 from loadtest.record import Outcome, Slo
+from testing.runs.answers import answer_for
 from testing.runs.virtual import Plan, chat_lengths, small_engine, write_run
 
 PLAN = Plan(levels=(8,), level_s=20.0)
@@ -381,3 +383,33 @@ def test_scrapes_that_come_from_two_replicas_by_turns_are_no_restarts(tmp_path: 
     rewrite(folder / "server.jsonl", turns)
     assert replicas_of(folder) == [SeveralReplicas(seen_share=None)]
     assert doubts(folder) == []
+
+
+def metrics_warnings(folder: Path) -> list[str]:
+    (found,) = find_runs(folder)
+    return [warning for warning in read_run(found).warnings if "etrics" in warning]
+
+
+def test_metrics_that_were_not_asked_for_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", Plan(levels=(8,), level_s=20.0, metrics=False))
+    set_run(folder, settings={"settle_s": 5.0, "metrics_url": "off"})
+    (warning,) = metrics_warnings(folder)
+    assert "not asked for (--metrics-url off)" in warning
+
+
+def test_what_was_found_instead_of_metrics_is_said_once(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", Plan(levels=(8,), level_s=20.0, metrics=False))
+    said = "No vLLM metrics (http://h/metrics has only llamacpp metrics): the memory wall cannot be measured."
+    set_run(folder, warnings=[said])
+    assert metrics_warnings(folder) == [said]
+
+
+def test_walls_that_nothing_could_show_are_not_observable(tmp_path: Path) -> None:
+    blind = written(tmp_path / "blind" / "r", Plan(levels=(2, 4), level_s=20.0, metrics=False))
+    seen = written(tmp_path / "seen" / "r", Plan(levels=(2, 4), level_s=20.0))
+    without, with_metrics = answer_for(blind.parent), answer_for(seen.parent)
+    assert without.not_observable == ["kv_cache", "max_num_seqs"]
+    assert {"kv_cache", "max_num_seqs"}.isdisjoint(wall.name for wall in without.not_met)
+    assert "Not observable here: KV cache, max_num_seqs." in not_met_text(without)
+    assert with_metrics.not_observable == []
+    assert "max_num_seqs" in {wall.name for wall in with_metrics.not_met}

@@ -96,7 +96,7 @@ def test_a_workers_clock_is_brought_to_the_masters(tmp_path):
 def test_without_metrics_the_server_is_missing_and_said_to_be(tmp_path):
     run = read(make_folder(tmp_path / "r", [row(0)]))
     assert len(run.server) == 0
-    assert any("/metrics was not read" in warning for warning in run.warnings)
+    assert any("are not in the run folder" in warning for warning in run.warnings)
 
 
 def test_failed_scrapes_are_left_out_and_counted(tmp_path):
