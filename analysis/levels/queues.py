@@ -52,9 +52,10 @@ def _room(context: Context, running: Floats) -> float:
     """Returns the KV-cache usage from which on a waiting request may be waiting for blocks.
 
     Below it, the free blocks are enough for the largest prompt. Blocks of requests that have just ended are
-    not counted as free, because the next requests will take them. ROOM where the pool's size is unknown.
+    not counted as free, because the next requests will take them. ROOM where the pool's size or the number of
+    running requests is unknown.
     """
-    if context.pool is None:
+    if context.pool is None or np.isnan(running).all():
         return ROOM
     unseen = context.largest_prompt_blocks + _endings(context, running) * context.mean_end_blocks
     return 1.0 - unseen / context.pool.blocks

@@ -60,7 +60,7 @@ class RequestFigures:
     decode_tok_s: Quantiles
     chunk_gap_s: Quantiles
     arrivals_per_chunk: float
-    """Distinct arrivals per chunk of the answers: 1 where each chunk came alone. nan without chunks."""
+    """Distinct arrivals per chunk of the answers: 1 where each chunk came alone. nan without known gaps."""
     gap_is_itl: bool
     """Whether every chunk carried one token, so that chunk gaps are inter-token latencies."""
     ttft_miss: MissShare
@@ -104,7 +104,7 @@ class RequestFigures:
         index = np.flatnonzero(counted & ~cancelled)
         at, ok = rows.end_unix_s[index], rows.ok[index]
         gaps = _chunk_gaps(rows, index[ok])
-        arrivals_per_chunk = _arrivals_per_chunk(gaps, rows.chunks[index[ok]])
+        arrivals_per_chunk = _arrivals_per_chunk(gaps, rows, index[ok])
         if arrivals_per_chunk < GATHERED:
             times = replace(times, tpot_s=np.full(len(rows), math.nan))
         tpot, e2e = times.tpot_s[index], times.e2e_s[index]
@@ -254,10 +254,13 @@ def _chunk_gaps(rows: Requests, index: Ints) -> Floats:
     return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
 
 
-def _arrivals_per_chunk(gap: Floats, chunks: Floats) -> float:
-    """Returns (distinct arrivals) / (chunks) over several requests; nan where there are no chunks."""
-    total = float(chunks.sum())
-    return (float(np.sum(chunks > 0)) + float(np.sum(gap > TOGETHER_S))) / total if total else math.nan
+def _arrivals_per_chunk(gap: Floats, rows: Requests, index: Ints) -> float:
+    """Returns (distinct arrivals) / (chunks) over the requests at `index`; nan where no gap is known.
+
+    Requests whose gaps were not recorded do not count: some tools write the first and the last time only.
+    """
+    requests = int(np.sum(rows.gap_start[index + 1] > rows.gap_start[index]))
+    return (requests + float(np.sum(gap > TOGETHER_S))) / (requests + len(gap)) if requests else math.nan
 
 
 def _gap_quantiles(gap: Floats) -> Quantiles:
