@@ -33,6 +33,8 @@ DEFAULT_CONTEXT = 4096
 ENGINES_WITH_CACHE_SALT = frozenset({"vllm", "sglang", "seatcount-simulator"})
 """Engines whose prefix cache tells prompts with another `cache_salt` apart. Other servers may refuse a field
 that they do not know, or accept it without effect."""
+_REQUEST_ID = "seatcount-preflight"
+"""Name of all test requests in the server's log."""
 _TOO_MANY_TOKENS = 10_000_000
 """Longer than any context: a server that checks `max_tokens` names its context in the refusal."""
 _CONTEXT_WORDS = re.compile(
@@ -108,7 +110,9 @@ class Prober:
         url = f"{self._target.api_url}/chat/completions"
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(FIRST_ANSWER_LIMIT_S):
-                response = await self._session.post(url, data=body, allow_redirects=False)
+                response = await self._session.post(
+                    url, data=body, headers={"X-Request-Id": _REQUEST_ID}, allow_redirects=False
+                )
                 try:
                     if response.status in (400, 413, 422):
                         return context_in((await response.content.read(8192)).decode("utf-8", "replace"))
@@ -182,7 +186,7 @@ class Prober:
         request = StreamRequest(
             url=f"{self._target.api_url}/chat/completions",
             body=body,
-            request_id="seatcount-preflight",
+            request_id=_REQUEST_ID,
             model=self._model,
             scenario="preflight",
             worker="",

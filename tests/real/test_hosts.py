@@ -4,6 +4,7 @@ killed, and what is left when the master is killed."""
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,7 +130,8 @@ def test_the_masters_folder_is_complete_when_workers_come_late_and_are_killed(la
     time.sleep(3)
     killed = lab.kill("a")
     until(20, lambda: len(schedule(lab)) == 3)
-    assert lab.wait("master", 90) == 0, lab.said("master")
+    assert lab.wait("master", 90) == 1, lab.said("master")
+    assert re.search("Rows are missing: worker [01] did not deliver all", lab.said("master"))
     assert [lab.wait(name, 20) for name in ("b", "c")] == [0, 0], lab.said("b") + lab.said("c")
     mine = rows(lab.run_folder)
     assert {row["worker"] for row in mine.values()} == {"0", "1", "2"}
