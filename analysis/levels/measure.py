@@ -46,20 +46,22 @@ def token_miscount(run: Run) -> float:
     This is (growth of the counter over the run) / (output tokens in the rows) - 1. A request that did not
     succeed and has no usage may have as many tokens as it has chunks, as many as it asked for, or any number
     between; the number nearest to the server's count is taken. Tokens that came between the last scrape of an
-    engine and its restart may be missing in the server's count.
+    engine and its restart, or after the last scrape of all, may be missing in the server's count.
 
     nan where the run has not ended, where the counter is missing, where a successful request has no usage,
     or where there are fewer than MIN_TOKENS tokens.
     """
     rows, counter = run.requests, run.server.generation_tokens_total
-    known = counter[~np.isnan(counter)]
+    seen = ~np.isnan(counter)
+    known = counter[seen]
     if run.info.ended_unix_s is None or len(known) < 2 or np.isnan(rows.output_tokens[rows.ok]).any():
         return math.nan
     server, least, most = (
         float(count) for count in (known[-1] - known[0], rows.tokens.sum(), rows.max_possible_tokens.sum())
     )
-    for span in unseen_spans(run.server):
-        least -= _tokens_in(run.requests, span)
+    since_last_scrape = float(run.server.unix_s[seen][-1]), math.inf
+    for span in (*unseen_spans(run.server), since_last_scrape):
+        least -= _tokens_in(rows, span)
     ours = min(max(server, least), most)
     return server / ours - 1.0 if ours >= MIN_TOKENS else math.nan
 
