@@ -14,6 +14,8 @@ RUN_FILE = "run.json"
 SERVER_FILE = "server.jsonl"
 REQUESTS_GLOB = "requests-*.jsonl"
 CLIENT_GLOB = "client-*.jsonl"
+NO_METRICS = "No vLLM metrics ("
+"""How the warning of `run.json` begins that says why no metrics were found at the start."""
 
 
 class Outcome(StrEnum):

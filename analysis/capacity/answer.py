@@ -72,6 +72,8 @@ def answer_of(
     runs, walls, reasons = evidence.runs, judgement.walls, judgement.reasons
     error = (1.0 - confidence) / 2
     held = held_limits(evidence, [wall.name for wall in walls], error=error)
+    known = {wall.name for wall in walls} | {limit.name for limit in held}
+    unseen = _not_observable(evidence, known)
     warnings = warnings_of(evidence, memory, gauge, walls)
     headline = headline_of(evidence, walls, confidence=confidence) if not reasons else Headline()
     if not reasons and headline.max_users is None:
@@ -88,8 +90,8 @@ def answer_of(
         headline=headline,
         max_in_flight=_users_in_flight(headline.max_users, evidence.active),
         bounds=[_bound(wall, confidence=confidence) for wall in sorted(walls, key=lambda wall: wall.x)],
-        not_met=_not_met(evidence, judgement.walls, held),
-        not_observable=_not_observable(evidence, _known_walls(judgement.walls, held)),
+        not_met=_not_met(evidence, held, left_out={*known, *unseen}),
+        not_observable=unseen,
         prefix_cache=_prefix_cache(judgement, confidence=confidence),
         by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
         memory=_memory_figures(evidence, memory, gauge, per_token),
@@ -138,21 +140,19 @@ def _prefix_cache(judgement: Judgement, *, confidence: float) -> Bound | None:
     return _bound(place_prefix_cache(judgement.evidence, judgement.prefix), confidence=confidence)
 
 
-def _not_met(evidence: Evidence, walls: Sequence[PlacedWall], held: Sequence[HeldLimit]) -> list[WallNotMet]:
+def _not_met(
+    evidence: Evidence, held: Sequence[HeldLimit], *, left_out: Collection[WallName]
+) -> list[WallNotMet]:
+    """Returns the limits that were held, and the walls without a limit that were not met. left_out: walls
+    without a limit that were met, or that nothing could have shown."""
     if not evidence.trusted:
         return []
     top = evidence.trusted[-1]
     others: list[WallName] = ["throughput", "max_num_seqs"]
     if evidence.slo.prefix_hit_fraction is not None:
         others.append("prefix_cache")
-    known = _known_walls(walls, held)
     found = [_limit_not_met(limit, top) for limit in held]
-    found += [WallNotMet(name=name, up_to_users=top) for name in others if name not in known]
-    return [wall for wall in found if wall.name not in _not_observable(evidence, known)]
-
-
-def _known_walls(walls: Sequence[PlacedWall], held: Sequence[HeldLimit]) -> set[WallName]:
-    return {wall.name for wall in walls} | {limit.name for limit in held}
+    return found + [WallNotMet(name=name, up_to_users=top) for name in others if name not in left_out]
 
 
 def _not_observable(evidence: Evidence, known: Collection[WallName]) -> list[WallName]:

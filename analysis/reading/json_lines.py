@@ -21,14 +21,12 @@ from analysis.reading.columns import (
 from analysis.reading.error_texts import ErrorTexts
 from analysis.reading.scrapes import failed_scrapes, server_samples_of
 from loadtest.errors import InputError
-from loadtest.record import RUN_SCHEMA, ClientSample, RequestRecord, ServerSample
+from loadtest.record import NO_METRICS, RUN_SCHEMA, ClientSample, RequestRecord, ServerSample
 
 _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 
 PROGRESS_BYTES = 2**20
 """Bytes between two reports to a progress bar."""
-NO_METRICS = "No vLLM metrics ("
-"""Begin of the load test's own warning, which says where it asked and what it found."""
 GAP_ROWS = 4096
 """Rows whose chunk times are held as float64 before they are reduced to float32 gaps."""
 

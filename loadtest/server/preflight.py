@@ -13,7 +13,7 @@ from loadtest.client.transport import open_session
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_bytes_per_token
-from loadtest.record import GpuInfo, RequestRecord, ServerInfo
+from loadtest.record import NO_METRICS, GpuInfo, RequestRecord, ServerInfo
 from loadtest.server.endpoints import choose_model, list_models, listed_context, server_version
 from loadtest.server.gpus import choose_gpus
 from loadtest.server.probe import Prober
@@ -125,9 +125,7 @@ def _metrics_warnings(findings: list[MetricsFinding]) -> list[str]:
             f"{len(missing)} of {len(findings)} addresses in --metrics-url have no vLLM metrics now "
             f"({'; '.join(missing)}): sums over the replicas are incomplete."
         ]
-    return [
-        f"No vLLM metrics ({'; '.join(missing)}): the memory wall cannot be measured, the latency walls can."
-    ]
+    return [f"{NO_METRICS}{'; '.join(missing)}): the memory wall cannot be measured, the latency walls can."]
 
 
 def _foreign_load_warnings(findings: list[MetricsFinding], model: str) -> list[str]:
