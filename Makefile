@@ -29,7 +29,8 @@ check: setup
 	$(BIN)/python -m pytest -m "not real" -n 2 --dist loadfile
 
 test: check
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -m real tests/field -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m real --ignore tests/field
 
 vllm: setup
 	@$(BIN)/python -m testing.vllm

@@ -39,11 +39,7 @@ def _away(run: Finished, answer: Analysed, *, least: int) -> Judged:
     )
 
 
-@case(
-    "the gateway is away for six seconds in the second of four levels",
-    runs=Runs.IN_TEST,
-    not_tested="It has not been seen to come out right on a busy machine.",
-)
+@case("the gateway is away for six seconds in the second of four levels", runs=Runs.IN_TEST)
 def away_six_seconds(folder: Path) -> Judged:
     with small_server() as server, gateway(server) as url:
 
@@ -56,10 +52,7 @@ def away_six_seconds(folder: Path) -> Judged:
     return _away(run, analyse_run(folder), least=6)
 
 
-@case(
-    "the server dies and is back after two seconds, its counters at 0",
-    not_tested="It has not been seen to come out right on a busy machine.",
-)
+@case("the server dies and is back after two seconds, its counters at 0", runs=Runs.IN_TEST)
 def engine_restarts(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
@@ -89,10 +82,7 @@ def engine_restarts_in_a_search(folder: Path) -> Judged:
     return _away(run, analyse_run(folder), least=2)
 
 
-@case(
-    "the server dies in the second level and stays away",
-    not_tested="It has not been seen to come out right yet.",
-)
+@case("the server dies in the second level and stays away", runs=Runs.IN_TEST)
 def server_stays_away(folder: Path) -> Judged:
     died: list[float] = []
     with killable_server(*SMALL_POOL) as server:

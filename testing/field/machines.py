@@ -154,7 +154,7 @@ def second_run_from_the_page(folder: Path) -> Judged:
     )
 
 
-@case("the OpenAI key is in OPENAI_API_KEY", not_tested="The key in OPENAI_API_KEY is not offered yet.")
+@case("the OpenAI key is in OPENAI_API_KEY")
 def openai_key(folder: Path) -> Judged:
     with simulator("--api-key", "sk-field-secret") as url:
         run = user_load(folder, url, environment={"OPENAI_API_KEY": "sk-field-secret"})(levels="1")
@@ -166,10 +166,7 @@ def openai_key(folder: Path) -> Judged:
     )
 
 
-@case(
-    "Ctrl-C during an analysis; digits; the README's jq line",
-    not_tested="Ctrl-C while the analysis loads its modules ends it with a traceback.",
-)
+@case("Ctrl-C during an analysis; digits; the README's jq line")
 def small_things(folder: Path) -> Judged:
     write_run(folder / "reports" / "run", small_engine(), Plan(levels=(2, 4, 8, 16, 20), level_s=120.0))
     answer = analyse_run(folder)

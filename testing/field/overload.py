@@ -80,11 +80,7 @@ def retry_after_is_obeyed(folder: Path) -> Judged:
     )
 
 
-@case(
-    "a limit of 600 requests a minute (429)",
-    runs=Runs.IN_TEST,
-    not_tested="The rate that the gateway allows is not said yet.",
-)
+@case("a limit of 600 requests a minute (429)", runs=Runs.IN_TEST)
 def requests_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, requests_a_minute=600) as url:
         run = user_load(folder, url)(**TRAFFIC, levels="1,2,3,4", level_s="12")
@@ -131,11 +127,7 @@ def no_quota(folder: Path) -> Judged:
     )
 
 
-@case(
-    "a slow server: requests time out from about nine users on (--request-timeout-s 2)",
-    runs=Runs.IN_TEST,
-    not_tested="The level of 12 users is not trusted yet.",
-)
+@case("a slow server: requests time out from about nine users on (--request-timeout-s 2)", runs=Runs.IN_TEST)
 def requests_time_out(folder: Path) -> Judged:
     limits = {**TRAFFIC, "levels": "2,4,7,12", "level_s": "6", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, delay_s=0.25, delay_slots=1) as url:
@@ -157,7 +149,7 @@ def requests_time_out(folder: Path) -> Judged:
     )
 
 
-@case("a slow gateway in front of an idle engine", not_tested="It has not been seen to name the gateway yet.")
+@case("a slow gateway in front of an idle engine", runs=Runs.IN_TEST)
 def slow_gateway(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.15, delay_slots=1) as url:
         user_load(folder, url)(**TRAFFIC, levels="2,4,8,12", level_s="6", slo_ttft_p95_s="0.8")

@@ -115,10 +115,7 @@ def short_keep_alive(folder: Path) -> Judged:
     )
 
 
-@case(
-    "a gateway gathers chunks: whole answers arrive at once",
-    not_tested="The gathering is not said, and hidden tokens are blamed.",
-)
+@case("a gateway gathers chunks: whole answers arrive at once", runs=Runs.IN_TEST)
 def gathered_chunks(folder: Path) -> Judged:
     with small_server() as server, gateway(server, gather_bytes=1_000_000) as url:
         user_load(folder, url)(**SWEEP)
