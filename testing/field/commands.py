@@ -1,6 +1,7 @@
 """The user's own commands, as processes: the load test and its analysis."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -113,7 +114,7 @@ class Analysed:
     @property
     def no_wall(self) -> str:
         """What the answer says was no wall; empty if it says nothing of that."""
-        return self.said.partition("No wall")[2].partition("\n")[0]
+        return re.split(r"Not observable|\n", self.said.partition("No wall")[2], maxsplit=1)[0]
 
     @property
     def brief(self) -> str:

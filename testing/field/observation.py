@@ -94,7 +94,7 @@ def metrics_vanish(folder: Path) -> Judged:
 @case("no metrics at all")
 def no_metrics(folder: Path) -> Judged:
     with small_server() as server, gateway(server, no_metrics=True) as url:
-        user_load(folder, url)(**{**SWEEP, "levels": "2,4"})
+        user_load(folder, url)(**{**SWEEP, "levels": "2,4", "level_s": "10"})
     answer = analyse_run(folder)
     return judged(
         "memory and max_num_seqs are not observable here",
