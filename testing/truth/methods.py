@@ -21,6 +21,9 @@ MAX_METHOD_USERS = 1024
 SEEDS = {"sweep": 10_000_000, "search": 20_000_000, "probe": 30_000_000}
 _SHORTEST_S = 10.0  # shortest time of a sweep's level after settling: ten scrapes
 FULL = 0.8  # KV usage above which a waiting request is taken to wait for blocks
+REFUSED_FOR_CONTENT = 400
+MAX_FAILED = 0.01  # share of requests that may fail for other reasons than their content
+CLEARLY_LESS = 0.95  # times the throughput with half the users: a level that has passed a wall
 SWEEP_LEVELS = 4  # levels between the last that held and the first that did not
 SWEEP_ANSWERS = (15.0, 60.0)  # shortest and longest level of a sweep after settling, in response times
 
@@ -44,15 +47,18 @@ def answer_duration_s(one: VirtualDeployment) -> float:
 def sweep(one: VirtualDeployment) -> tuple[VirtualLoad, ModelAnswer]:
     """Doubles the users until a level is past a wall, then holds levels spread evenly between the last two.
 
-    Returns the load and the answer.
+    Past a wall is what `_holds` says, or a level with clearly less throughput than the one before. Returns
+    the load and the answer.
     """
     load = VirtualLoad(one.service, one.slo, seed=SEEDS["sweep"] + one.number)
     answers = random.Random(f"sweep/{one.number}").uniform(*SWEEP_ANSWERS)
     level_s = SETTLE_S + max(_SHORTEST_S, answers * answer_duration_s(one))
-    held, users = 0, 1
+    held, users, tokens = 0, 1, 0.0
     while users <= MAX_METHOD_USERS:
         load.hold(users, level_s)
-        if not _holds(load.run(), one, users=users):
+        run = load.run()
+        before, tokens = tokens, _tokens_in_last_level(run)
+        if not _holds(run, one, users=users) or tokens < CLEARLY_LESS * before:
             break
         held, users = users, 2 * users
     for share in range(1, SWEEP_LEVELS + 1):
@@ -138,7 +144,7 @@ def fixed_sweep(one: VirtualDeployment, *, ratio: float, requests: int) -> Metho
 def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:
     """Whether the level of `users` keeps every objective by its own percentiles and counters.
 
-    The first `users` requests are left out.
+    The first `users` requests are left out. Percentiles are those of the requests that were answered.
     """
     begin, end, _ = next(level for level in run.info.schedule if level[2] == users)
     rows, slo = run.requests, one.slo
@@ -146,6 +152,10 @@ def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:
     kept = inside[np.argsort(rows.end_unix_s[inside], kind="stable")][users:]
     if not len(kept):
         return True
+    failed = rows.failed[kept] & (rows.http_status[kept] != REFUSED_FOR_CONTENT)
+    if not rows.ok[kept].any() or failed.mean() > MAX_FAILED:
+        return False
+    kept = kept[rows.ok[kept]]
     ttft = rows.first_chunk_s[kept]
     tpot = tpot_s(
         first_chunk_s=rows.first_chunk_s[kept],
@@ -164,3 +174,10 @@ def _holds(run: Run, one: VirtualDeployment, *, users: int) -> bool:
         and preempted <= slo.preempted_fraction
         and blocked <= slo.kv_blocked_fraction
     )
+
+
+def _tokens_in_last_level(run: Run) -> float:
+    """Returns the output tokens of the requests that ended in the last level. All levels have one length."""
+    begin, end, _ = run.info.schedule[-1]
+    rows = run.requests
+    return float(rows.tokens[(rows.end_unix_s > begin) & (rows.end_unix_s <= end)].sum())
