@@ -1,6 +1,7 @@
 """Reads what an OpenAI-compatible server states about its models and its version. Knows no chat requests."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
@@ -23,6 +24,8 @@ LOADING_LIMIT_S = 600.0
 LOADING_POLL_S = 2.0
 REMINDER_S = 20.0
 """Seconds between two messages that say what is still waited for."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2 sends first: the preface, and SETTINGS without a setting (RFC 9113, 3.4)."""
 _NO_SUCH_PAGE = frozenset({404, 405, 501})
 _LOADING = re.compile(
     r"\bload(?:ing|ed)\b|\bstarting\b|warm(?:ing)?[ -]?up|\bnot ready\b|initiali[sz]ing", re.I
@@ -85,11 +88,34 @@ async def list_models(
     except aiohttp.ClientConnectorError as error:
         raise InputError(f"{target.shown} cannot be reached ({connection_problem(error)}).") from None
     except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error, aiohttp.ClientResponseError) and await _speaks_http2(target):
+            raise InputError(
+                f"{target.shown} speaks HTTP/2 only here, and the load test sends HTTP/1.1: let the gateway "
+                "accept HTTP/1.1 as well, or name the server behind it with --host."
+            ) from None
         raise InputError(f"{target.shown} does not speak HTTP ({type(error).__name__}).") from None
     except (ValueError, LookupError, TypeError):
         if not needed:
             return []
         raise InputError(f"{url} is not the model list of an OpenAI-compatible server.") from None
+
+
+async def _speaks_http2(target: Target) -> bool:
+    """Whether a server's first frame is one of HTTP/2: SETTINGS on stream 0 (RFC 9113, 3.4 and 6.5)."""
+    parts = urlsplit(target.api_url)
+    tls = (target.tls() or True) if parts.scheme == "https" else None
+    frame = b""
+    with contextlib.suppress(OSError, EOFError, TimeoutError):
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                parts.hostname, parts.port or (443 if tls else 80), ssl=tls
+            )
+            try:
+                writer.write(HTTP2_PREFACE)
+                frame = await reader.readexactly(9)
+            finally:
+                writer.close()
+    return frame[3:4] == b"\4" and frame[5:9] == bytes(4)
 
 
 async def _get_when_loaded(session: aiohttp.ClientSession, url: str, *, limit_s: float) -> Any:

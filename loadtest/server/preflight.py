@@ -67,11 +67,11 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         if context is None:
             await prober.wake()
             context = await prober.find_context()
-        _refuse_impossible_lengths(settings, context)
         _check_prompts(settings)
-        warnings += _clipping_warnings(settings, context)
         before = await _tokens_counted(scraper)
-        scale, alone = await prober.measure_prompt_scale(context)
+        context, scale, alone = await prober.measure_context_and_scale(context)
+        _refuse_impossible_lengths(settings, context)
+        warnings += _clipping_warnings(settings, context)
         takes_cache_salt = settings.prompts is not None and await prober.accepts_cache_salt(
             entry.get("owned_by")
         )

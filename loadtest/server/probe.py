@@ -46,6 +46,15 @@ _NO_CHAT = re.compile(
 )
 
 
+class ContextExceededError(InputError):
+    """A test request was refused because it does not fit into the context."""
+
+    def __init__(self, message: str, *, context: int) -> None:
+        super().__init__(message)
+        self.context = context
+        """The context length, in tokens, that the refusal names."""
+
+
 class Prober:
     """Sends test requests to one model."""
 
@@ -69,6 +78,18 @@ class Prober:
         self._nonce = nonce
         self.answered: list[RequestRecord] = []
         """Records of the test requests that were answered."""
+
+    async def measure_context_and_scale(
+        self, context: int | None
+    ) -> tuple[int | None, PromptScale, RequestRecord]:
+        """Does what `measure_prompt_scale` does, with the context that a refusal names if this is shorter
+        than the one that is known: a gateway can have a limit of its own. Returns the context too."""
+        try:
+            return context, *await self.measure_prompt_scale(context)
+        except ContextExceededError as refusal:
+            if context is not None and refusal.context >= context:
+                raise
+            return refusal.context, *await self.measure_prompt_scale(refusal.context)
 
     async def measure_prompt_scale(self, context: int | None) -> tuple[PromptScale, RequestRecord]:
         """Measures with two prompts how many tokens the chat template adds to a prompt and how many tokens a
@@ -165,7 +186,9 @@ class Prober:
                 continue
             pause = next(pauses, None) if _may_pass(record) else None
             if pause is None:
-                raise InputError(await self._reason(record, text))
+                reason = await self._reason(record, text)
+                context = context_in(record.error or "") if record.http_status in (400, 422) else None
+                raise InputError(reason) if context is None else ContextExceededError(reason, context=context)
             await asyncio.sleep(max(pause, min(exchange.retry_after_s or 0.0, MAX_RETRY_AFTER_S)))
 
     async def _send(

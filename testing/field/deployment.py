@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from testing.field.case import Judged, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load
+from testing.load_tests import Finished
 from testing.processes import ROOT, clean_environment, free_port, listening, simulator, until
 
 SMALL_POOL = ("--num-gpu-blocks-override", "41")
@@ -122,3 +124,15 @@ def errors_of(rows: list[dict[str, Any]]) -> dict[str, int]:
         if row["outcome"] not in ("ok", "cancelled"):
             counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
     return counts
+
+
+def refused_at_start(run: Finished, *words: str) -> Judged:
+    """Judges a load test that must not start, and must say these words."""
+    last = (run.said.strip().splitlines() or ["nothing"])[-1]
+    return judged(
+        f"exit 2, and a sentence with {', '.join(words)}",
+        f"exit {run.code}: {last}",
+        unless(run.code == 2, "another exit code"),
+        *(unless(word.lower() in run.said.lower(), f"'{word}' is not said") for word in words),
+        "Traceback" in run.said and "a traceback",
+    )

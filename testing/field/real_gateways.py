@@ -11,6 +11,7 @@ from testing.field.deployment import (
     errors_of,
     is_memory_wall,
     memory_wall_right,
+    refused_at_start,
     small_server,
 )
 from testing.gateways.running import MASTER_KEY, haproxy, litellm, nginx
@@ -64,6 +65,12 @@ def nginx_limits_requests(folder: Path) -> Judged:
         unless(answer.model.get("binding") == "errors", "not by errors"),
         unless(answer.says("429"), "the status is not said"),
     )
+
+
+@case("nginx that speaks HTTP/2 only (listen ... http2 without TLS)", runs=Runs.IN_TEST)
+def http2_only(folder: Path) -> Judged:
+    with small_server() as server, nginx(server, listen="http2") as url:
+        return refused_at_start(user_load(folder, url)(levels="1"), "HTTP/2")
 
 
 @case("HAProxy without http-no-delay", runs=Runs.IN_BENCHMARK)

@@ -15,8 +15,9 @@ START_S = 90
 
 
 @contextmanager
-def nginx(server: str, *, http: str = "", location: str = "") -> Iterator[str]:
-    """Runs nginx in front of a server. `http` and `location` are added to its blocks of these names."""
+def nginx(server: str, *, http: str = "", location: str = "", listen: str = "") -> Iterator[str]:
+    """Runs nginx in front of a server. `http` and `location` are added to its blocks of these names, `listen`
+    to the line with the port."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -25,7 +26,7 @@ def nginx(server: str, *, http: str = "", location: str = "") -> Iterator[str]:
             "events { worker_connections 1024; }\n"
             f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
             f"fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
-            f"{http}\nserver {{ listen 127.0.0.1:{port};\n"
+            f"{http}\nserver {{ listen 127.0.0.1:{port} {listen};\n"
             f"location / {{ proxy_pass {server}; {location} }} }} }}\n"
         )
         command = ["usr/sbin/nginx", "-p", name, "-c", f"{name}/nginx.conf", "-g", "user root;"]

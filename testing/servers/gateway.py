@@ -33,8 +33,6 @@ from testing.servers.gateway_rules import (
 FORWARDED_HEADERS = ("Content-Type", "X-Request-Id", "Authorization", "Accept-Encoding")
 MAX_BODY_BYTES = 2**26
 DONE = b"data: [DONE]"
-HTTP2_FRAMES = b"\0\0\0\4\0\0\0\0\0" + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\1"
-"""An empty SETTINGS frame, then GOAWAY with PROTOCOL_ERROR (RFC 9113, 6.5 and 6.8)."""
 LOGIN_PAGE = "<!doctype html><title>Sign in</title><h1>Sign in to continue</h1>"
 
 
@@ -126,8 +124,6 @@ class Gateway:
     # --- Requests
 
     async def _handle(self, http: web.Request) -> web.StreamResponse:
-        if self.rules.http2_only:
-            return _broken(http, HTTP2_FRAMES)
         if not http.path.endswith("/chat/completions"):
             return await self._page(http)
         self._plan_absence()

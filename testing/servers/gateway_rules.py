@@ -44,7 +44,6 @@ class Rules:
     requests_a_minute: float | None = _rule("refuse with 429 above this rate of chats")
     tokens_a_minute: float | None = _rule("refuse with 429 above this rate of prompt words and max_tokens")
     login: bool = _rule("redirect every chat to a login page in HTML", default=False)
-    http2_only: bool = _rule("answer HTTP/1 with frames of HTTP/2, and close", default=False)
     # Absence.
     away_s: float = _rule("be away for so long: connections are reset and refused", 0.0)
     away_in_s: float = _rule("seconds from the first chat until --away-s", 0.0)

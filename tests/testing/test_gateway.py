@@ -213,8 +213,3 @@ def test_pages_change(server: str) -> None:
         change_gateway(url, no_metrics=True)
         with pytest.raises(urllib.error.HTTPError):
             page(f"{url}/metrics")
-
-
-def test_a_gateway_of_http2_alone_answers_with_frames(server: str) -> None:
-    with gateway(server, http2_only=True) as url, pytest.raises(http.client.BadStatusLine):
-        ask(url)
