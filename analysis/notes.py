@@ -52,6 +52,13 @@ class FewerEngines(Note):
     most: int
 
 
+class AnotherPool(Note):
+    """The KV cache had `tokens` in this level, and `tokens_later` after the server had come back."""
+
+    tokens: int
+    tokens_later: int
+
+
 class TooFewRequests(Note):
     """Too few requests ended in the window."""
 

@@ -152,6 +152,8 @@ class ServerSample(msgspec.Struct, kw_only=True, frozen=True):
     waiting_capacity: float | None = None
     kv_cache_usage: float | None = None
     """Fraction of the KV pool's blocks that running requests hold, 0 to 1."""
+    num_gpu_blocks: int | None = None
+    """Blocks of the engine's KV pool, with the null block: a server can come back with another pool."""
     preemptions_total: float | None = None
     prompt_tokens_total: float | None = None
     generation_tokens_total: float | None = None

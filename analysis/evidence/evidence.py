@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from analysis.evidence.lengths import LengthPairs, length_pairs_of
 from analysis.evidence.replicas import hidden_replicas, without_metrics
 from analysis.evidence.step_time import StepCost, step_cost_of
@@ -130,15 +132,19 @@ def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Sl
 
 
 def _pool(runs: Sequence[Run]) -> Pool | None:
-    """Returns the KV-cache pool, with num_gpu_blocks - 1 blocks in each engine.
+    """Returns the KV-cache pool, with num_gpu_blocks - 1 blocks in each engine: that of the last scrape if a
+    server came back with another one.
 
     None where the server did not tell its size.
     """
-    server = runs[-1].info.server
+    server, scraped = runs[-1].info.server, runs[-1].server.blocks_each
+    scraped = scraped[~np.isnan(scraped)]
     engines = max(run.server.engines for run in runs)
     if server.block_size is None:
         return None
     blocks = server.num_gpu_blocks
+    if len(scraped) and scraped[-1] != scraped[0]:
+        blocks = round(float(scraped[-1]))
     if blocks is None and server.kv_cache_tokens is not None:
         blocks = server.kv_cache_tokens // server.block_size
     return Pool(blocks=blocks - 1, block_tokens=server.block_size, engines=engines) if blocks else None

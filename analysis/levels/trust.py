@@ -9,6 +9,7 @@ from analysis.levels.context import Context
 from analysis.levels.requests import RequestFigures
 from analysis.levels.window import ended_inside, window_mean, worst_worker
 from analysis.notes import (
+    AnotherPool,
     ClientErrors,
     EngineRestarted,
     EnginesChanged,
@@ -65,7 +66,8 @@ class TrustGates:
         return (*found, *self._of_generator(), *self._of_load())
 
     def _of_server(self) -> list[Note]:
-        """Returns doubts because engines went, came, restarted, or were fewer than in other levels."""
+        """Returns doubts because engines went, came, restarted, were fewer than in other levels, or had
+        another KV cache."""
         server = self.run.server
         away = [gap for gap in self.run.info.away if self._meets(gap)]
         if away:
@@ -78,7 +80,18 @@ class TrustGates:
             return [EnginesChanged(least=int(there.min()), most=int(there.max()))]
         if len(there) and there.max() < server.engines:
             return [FewerEngines(engines=int(there.max()), most=server.engines)]
-        return []
+        return self._of_pool()
+
+    def _of_pool(self) -> list[Note]:
+        """Returns a doubt if the server came back with another KV cache after this level."""
+        server, pool = self.run.server, self.context.pool
+        known = ~np.isnan(server.num_gpu_blocks)
+        here = server.blocks_each[known & (server.unix_s >= self.span[0]) & (server.unix_s <= self.span[1])]
+        last = server.blocks_each[known][-1:]
+        if pool is None or not len(here) or here[0] == last[0]:
+            return []
+        blocks, later = (round(float(number[0])) - 1 for number in (here, last))
+        return [AnotherPool(tokens=blocks * pool.block_tokens, tokens_later=later * pool.block_tokens)]
 
     def _meets(self, gap: tuple[float, float]) -> bool:
         return gap[0] < self.span[1] and gap[1] > self.span[0]

@@ -120,6 +120,7 @@ class ServerSamples:
     running: Floats
     waiting: Floats
     waiting_capacity: Floats
+    num_gpu_blocks: Floats
     kv_cache_usage: Floats
     preemptions_total: Floats
     generation_tokens_total: Floats
@@ -141,6 +142,11 @@ class ServerSamples:
 
     def __len__(self) -> int:
         return len(self.unix_s)
+
+    @property
+    def blocks_each(self) -> Floats:
+        """Mean blocks of an engine's KV pool at each scrape, with the null block, shape (m,)."""
+        return self.num_gpu_blocks / np.maximum(self.engines_there, 1)
 
     @property
     def replaced(self) -> tuple[float, ...]:

@@ -10,7 +10,14 @@ from analysis.reading.columns import NAN, ServerSamples
 from analysis.statistics.arrays import Floats
 from loadtest.record import ServerSample
 
-ADDED_GAUGES = ("running", "waiting", "waiting_capacity", "vram_used_bytes", "simulated_lateness_s")
+ADDED_GAUGES = (
+    "running",
+    "waiting",
+    "waiting_capacity",
+    "num_gpu_blocks",
+    "vram_used_bytes",
+    "simulated_lateness_s",
+)
 CONTINUED_COUNTERS = (
     "preemptions_total",
     "generation_tokens_total",

@@ -96,6 +96,14 @@ def _(note: notes.FewerEngines) -> str:
     return f"an engine (replica) was not there: {note.engines} of {note.most} engines"
 
 
+@words.register
+def _(note: notes.AnotherPool) -> str:
+    return (
+        f"the KV cache had {note.tokens:,} tokens here, and {note.tokens_later:,} since the server came back "
+        "with another pool"
+    )
+
+
 def _clock(unix_s: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(unix_s))
 

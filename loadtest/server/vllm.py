@@ -65,11 +65,21 @@ def build_server_samples(samples: Iterable[Sample], *, model: str, unix_s: float
             engine = sums.setdefault(sample.labels.get("engine", first), {})  # rejections have no engine
             name = _short_name(sample)
             engine[name] = engine.get(name, 0.0) + sample.value
+    blocks = {
+        s.labels.get("engine", first): _integer(s.labels, "num_gpu_blocks")
+        for s in samples
+        if s.name == f"vllm:{_INFO}"
+    }
     late, started = _first(samples, _SIMULATOR_LATENESS), _first(samples, _STARTED)
     rows = {engine: _fields(found) for engine, found in sums.items()}
     return [
         ServerSample(
-            unix_s=unix_s, engine=engine, started_unix_s=started, simulated_lateness_s=late, **rows[engine]
+            unix_s=unix_s,
+            engine=engine,
+            num_gpu_blocks=blocks.get(engine),
+            started_unix_s=started,
+            simulated_lateness_s=late,
+            **rows[engine],
         )
         for engine in sorted(rows)
         if rows[engine]

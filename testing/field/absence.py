@@ -107,7 +107,7 @@ def server_stays_away(folder: Path) -> Judged:
     )
 
 
-@case("the server comes back with another pool", not_tested="The change of the pool is not named yet.")
+@case("the server comes back with another pool", runs=Runs.IN_TEST)
 def another_pool(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL) as server:
 
@@ -117,12 +117,18 @@ def another_pool(folder: Path) -> Judged:
             server.kill()
             server.start("--num-gpu-blocks-override", "81")
 
-        run = user_load(folder, server.url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10"})
+        user_load(folder, server.url, meanwhile=go)(**{**SWEEP, "levels": "4,8,10"})
     answer = analyse_run(folder)
+    levels, memory = answer.model.get("levels", []), answer.model.get("memory", {})
     return judged(
         "the change is named; no mixture of both is the answer",
         answer.brief,
-        unless("pool" in run.said or answer.says("another pool") or answer.says("pool changed"), "not named"),
+        unless(answer.says("another pool"), "not named"),
+        unless(memory.get("pool_tokens") == 80 * 16, "not the pool that is there now"),
+        unless(
+            all(level["users"] > 4 for level in levels if level["trusted"]),
+            "levels of both pools are taken together",
+        ),
     )
 
 

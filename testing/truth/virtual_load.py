@@ -178,6 +178,7 @@ class VirtualLoad:
             running=running,
             waiting=waiting,
             waiting_capacity=waiting,
+            num_gpu_blocks=nothing,
             kv_cache_usage=usage,
             preemptions_total=preemptions,
             generation_tokens_total=tokens,

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.evidence.evidence import gather_evidence
 from analysis.notes import (
+    AnotherPool,
     ClientErrors,
     EngineRestarted,
     EnginesChanged,
@@ -288,6 +289,22 @@ def second_engine(folder: Path, since_unix_s: float) -> None:
         first = {name: at_start[name] + halves[name] for name in COUNTERS}
         rows += [line | gauges | first, line | gauges | halves | {"engine": "1"}]
     (folder / "server.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+
+
+def test_levels_of_a_pool_that_is_no_longer_there_are_left_out(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", THREE)
+    _, end, _ = schedule_of(folder)[0]
+
+    def blocks(_: int, line: JsonLine) -> JsonLine:
+        return line | {"num_gpu_blocks": 1025 if float(str(line["unix_s"])) < end else 2049}
+
+    rewrite(folder / "server.jsonl", blocks)
+    (found,) = find_runs(folder)
+    pool = gather_evidence([read_run(found)], slo=Slo()).pool
+    assert pool is not None
+    assert pool.blocks == 2048
+    changed = AnotherPool(tokens=pool.tokens // 2, tokens_later=pool.tokens)
+    assert doubts_of_levels(folder) == [[changed], [], []]
 
 
 def test_a_replica_that_appears_is_named_and_levels_without_it_too(tmp_path: Path) -> None:

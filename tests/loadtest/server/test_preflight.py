@@ -200,6 +200,38 @@ def test_a_server_that_sheds_the_requests_sent_together_is_still_tested() -> Non
     assert "HTTP 503: busy" in warning
 
 
+def test_a_gateway_with_a_shorter_context_than_the_models_is_learned_from_its_refusal() -> None:
+    def refuse(body: dict[str, Any]) -> ImitatedAnswer | None:
+        tokens = len(str(body["messages"][0]["content"]).split())
+        words = f"This model's maximum context length is 200 tokens, and your request has {tokens}."
+        return (400, {"error": {"message": words}}) if tokens > 200 else None
+
+    imitation = Imitation(models=[{"id": "m", "max_model_len": 4096}], refusal=refuse)
+    assert inspect(imitation, prompt_tokens="40", output_tokens="8").server.max_model_len == 200
+
+
+@pytest.mark.parametrize(
+    ("first_bytes", "said"),
+    [
+        (bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), "speaks HTTP/2 only"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
+    ],
+)
+def test_a_server_that_answers_in_another_protocol_is_named(first_bytes: bytes, said: str) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first_bytes)
+        await reader.read(1000)
+        await writer.drain()
+
+    async def run() -> str:
+        async with wire_server(handle) as url:
+            with pytest.raises(InputError) as caught:
+                await inspect_at(url.removesuffix("/v1/chat/completions"))
+        return str(caught.value)
+
+    assert said in asyncio.run(run())
+
+
 def test_a_server_that_cannot_be_reached_is_one_sentence() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(InputError, match=rf"^{re.escape(url)} cannot be reached \(.*refused.*\)\.$"):

@@ -54,6 +54,13 @@ def test_one_row_holds_what_the_page_says_and_the_rest_is_missing() -> None:
     ]
 
 
+def test_each_row_tells_the_blocks_of_its_engine() -> None:
+    page = PAGE + INFO % ("None", "None") + PAGE.replace('engine="0"', 'engine="1"')
+    page += (INFO % ("None", "None")).replace('engine="0"', 'engine="1"').replace('"256"', '"512"')
+    rows = read_server_samples(page, model="m", unix_s=5.0)
+    assert [row.num_gpu_blocks for row in rows] == [256, 512]
+
+
 def test_the_servers_histograms_and_its_start_are_read() -> None:
     page = "process_start_time_seconds 1.7e9\n" + "".join(
         f'vllm:{name}_{part}{{engine="0",model_name="m"}} {number}{exemplar}\n'
