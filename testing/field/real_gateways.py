@@ -96,11 +96,7 @@ def haproxy_takes_turns(folder: Path) -> Judged:
     return judged("about 21 users, KV cache", answer.brief, unless(right, "another answer"))
 
 
-@case(
-    "HAProxy: maxconn 6 and a queue of 20 ms (503)",
-    runs=Runs.IN_TEST,
-    not_tested="The queue does not fill at these numbers of users.",
-)
+@case("HAProxy: maxconn 6 and a queue of 20 ms (503)", runs=Runs.IN_TEST)
 def haproxy_queue_is_full(folder: Path) -> Judged:
     with (
         small_server() as server,
@@ -113,7 +109,7 @@ def haproxy_queue_is_full(folder: Path) -> Judged:
     return judged(
         "6 to 9 users, errors (503)",
         answer.brief,
-        unless(model.get("binding") == "errors" and 5 <= model["max_users"] <= 9, "not 5 to 9 by errors"),
+        unless(model.get("binding") == "errors" and 5 <= model["estimate_x"] <= 9, "not 5 to 9 by errors"),
         unless(answer.says("503"), "the status is not said"),
     )
 
@@ -135,11 +131,7 @@ def litellm_in_front(folder: Path) -> Judged:
     )
 
 
-@case(
-    "nginx: proxy_read_timeout 1s cuts streams that wait for a slot",
-    runs=Runs.IN_TEST,
-    not_tested="It has not been seen to come out right on a busy machine.",
-)
+@case("nginx: proxy_read_timeout 1s cuts streams that wait for a slot", runs=Runs.IN_TEST)
 def nginx_cuts_idle_streams(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "2,4,16", "level_s": "9", "prompt_tokens": "200"}
     location = f"{STREAMING} proxy_read_timeout 1s;"
@@ -158,11 +150,7 @@ def nginx_cuts_idle_streams(folder: Path) -> Judged:
     )
 
 
-@case(
-    "LiteLLM tries again when the server answers 500",
-    runs=Runs.IN_TEST,
-    not_tested="It has not been seen to come out right on a busy machine.",
-)
+@case("LiteLLM tries again when the server answers 500", runs=Runs.IN_TEST)
 def litellm_tries_again(folder: Path) -> Judged:
     with (
         small_server() as server,
@@ -184,13 +172,13 @@ def litellm_tries_again(folder: Path) -> Judged:
     )
 
 
-@case(
-    "LiteLLM's own limit of 60 requests a minute (429)",
-    runs=Runs.IN_TEST,
-    not_tested="LiteLLM does not hold to the limit as it is set here.",
-)
+@case("LiteLLM's own limit of 60 requests a minute (429)", runs=Runs.IN_TEST)
 def litellm_limits_requests(folder: Path) -> Judged:
-    with small_server() as server, litellm(server, model="Qwen3-1.7B", limits="rpm: 60") as url:
+    enforced = "router_settings: {optional_pre_call_checks: [enforce_model_rate_limits], num_retries: 0}"
+    with (
+        small_server() as server,
+        litellm(server, model="Qwen3-1.7B", limits="rpm: 60", settings=enforced) as url,
+    ):
         run = user_load(folder, url, environment={"LOADTEST_API_KEY": MASTER_KEY})(
             **TRAFFIC, levels="1,2,4", level_s="6", metrics_url=f"{server}/metrics"
         )

@@ -39,11 +39,7 @@ def cut_streams(folder: Path) -> Judged:
     )
 
 
-@case(
-    "a gateway drops streams in which nothing comes for half a second",
-    runs=Runs.IN_TEST,
-    not_tested="Cuts that rise with the users are called independent of load.",
-)
+@case("a gateway drops streams in which nothing comes for half a second", runs=Runs.IN_TEST)
 def idle_streams_are_dropped(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "4,8,12", "level_s": "12", "prompt_tokens": "200"}
     flags = ("--max-num-seqs", "4")
@@ -54,7 +50,7 @@ def idle_streams_are_dropped(folder: Path) -> Judged:
         "errors from where requests wait for one of the four slots",
         f"{answer.brief}; {errors_of(run.rows())}",
         unless(answer.model.get("binding") in ("errors", "max_num_seqs"), "another wall"),
-        unless(4 <= (answer.model.get("max_users") or 0) <= 8, "not 4 to 8 users"),
+        unless(4 <= (answer.model.get("estimate_x") or 0) <= 8, "not 4 to 8 users"),
     )
 
 
