@@ -22,7 +22,8 @@ class PlainSentence(Note):
 
 
 class NotSteady(Note):
-    """No steady window was found in the level: request durations or KV usage drift in every part tried."""
+    """No steady window was found in the level: in every part tried, request durations or KV usage drift, or
+    requests took longer for a while."""
 
 
 class ServerAway(Note):

@@ -110,3 +110,17 @@ def _session(stat: Path) -> int | None:
     except OSError:  # ended while we looked
         return None
     return None if fields[0] == "Z" else int(fields[3])
+
+
+@contextlib.contextmanager
+def busy_processes(count: int, *, core: int | None = None) -> Iterator[None]:
+    """Keeps this many other processes computing, on one core if it is given."""
+    pinned = ["taskset", "-c", str(core)] if core is not None else []
+    words = [*pinned, sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(words) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()

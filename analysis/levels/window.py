@@ -7,7 +7,7 @@ import numpy as np
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats
-from analysis.statistics.samples import Window, trend
+from analysis.statistics.samples import Window, clearest_stretch, trend
 
 TREND_P = 0.001
 TREND_CHANGE = 0.25
@@ -31,13 +31,17 @@ def begin_unix_s(rows: Requests) -> Floats:
 def steady_window(run: Run, span: tuple[float, float]) -> tuple[Window, bool]:
     """Returns the steady part of a level, and whether there is one.
 
-    Steady means that neither request duration nor KV usage has a trend. The whole level is tried first, then
-    its last three quarters, then its last half. If none of them is steady, returns the whole level and False.
+    Steady means that neither request duration nor KV usage has a trend, and that requests took as long in
+    every stretch of the level as at its end. The whole level is tried first, then its last three quarters,
+    then its last half. If none of them is steady, returns the whole level and False.
     span: begin and end in seconds since 1970, without the settling time.
     """
     first = _window(run.requests, *span)
+    changed = _last_change(run.requests, first)
     for cut in CUTS:
         begin = span[0] + cut * (span[1] - span[0])
+        if cut < changed - 1.0 / first.batches:
+            continue
         window = _window(run.requests, begin, span[1])
         if not _drifts(run, window):
             return window, True
@@ -71,6 +75,17 @@ def _drifts(run: Run, window: Window) -> bool:
             if p < TREND_P and abs(change) > TREND_CHANGE:
                 return True
     return False
+
+
+def _last_change(rows: Requests, window: Window) -> float:
+    """Returns the position in the window, 0 to 1, from which on requests took as long as at its end:
+    something may have slowed the server before. 0 where it did not change clearly."""
+    inside = rows.ok & ended_inside(rows, window)
+    duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    found = clearest_stretch(duration_s, rows.end_unix_s[inside], window)
+    if found is None or found.p >= TREND_P or abs(found.change) <= TREND_CHANGE:
+        return 0.0
+    return found.end if found.end < 1.0 - 0.5 / window.batches else found.begin
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:

@@ -73,7 +73,7 @@ def _(note: notes.PlainSentence) -> str:
 
 @words.register
 def _(note: notes.NotSteady) -> str:
-    return "not steady: request durations or KV usage still drift at the end"
+    return "not steady: request durations or KV usage drift, or something slowed the server for a while"
 
 
 @words.register

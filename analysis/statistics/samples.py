@@ -14,6 +14,7 @@ from scipy import optimize, special, stats
 from analysis.statistics.arrays import Bools, Floats
 
 MIN_BATCHES, MAX_BATCHES = 8, 20
+MIN_STRETCH = 2  # batches
 BATCH_DURATIONS = 5.0
 EFFECTIVE_FOR_P95 = 59
 EFFECTIVE_FOR_P99 = 299
@@ -296,13 +297,62 @@ def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, flo
     The slope is fitted to batch means and tested against 0 (t test). With fewer than four batches that hold a
     value, the figures are 0 and 1.
     """
-    batch = window.batch_of(at_unix_s)
-    count = np.bincount(batch, minlength=window.batches)
-    filled = count > 0
-    if filled.sum() < 4:
+    position, means = _batch_means(values, at_unix_s, window)
+    if len(means) < 4:
         return 0.0, 1.0
-    means = np.bincount(batch, weights=values, minlength=window.batches)[filled] / count[filled]
-    position = (np.flatnonzero(filled) + 0.5) / window.batches
     fit = stats.linregress(position, means)
     level = abs(float(means.mean()))
     return (float(fit.slope) / level if level else 0.0), float(fit.pvalue)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """A stretch of a window in which a series differs from the rest of it."""
+
+    begin: float
+    """Position in the window, 0 to 1, and next the end."""
+    end: float
+    change: float
+    """By how much the mean differs from that of the rest, as a share of the latter."""
+    p: float
+
+
+def clearest_stretch(values: Floats, at_unix_s: Floats, window: Window) -> Stretch | None:
+    """Returns that stretch of the window in which a series differs most clearly from the rest.
+
+    Every stretch of two batches or more that leaves two or more is tried: a t test of the batch means inside
+    and outside, with one variance. The p value is multiplied by the number of stretches (Bonferroni). None
+    with fewer than six batches that hold a value.
+    """
+    position, means = _batch_means(values, at_unix_s, window)
+    count = len(means)
+    if count < 6:
+        return None
+    total = np.concatenate([[0.0], np.cumsum(means)])
+    begin, end = np.triu_indices(count + 1, k=MIN_STRETCH)
+    kept = end - begin <= count - MIN_STRETCH
+    begin, end = begin[kept], end[kept]
+    inside, outside = end - begin, count - (end - begin)
+    mean_in = (total[end] - total[begin]) / inside
+    mean_out = (total[-1] - total[end] + total[begin]) / outside
+    scatter = np.maximum(float(means @ means) - inside * mean_in**2 - outside * mean_out**2, 0.0)
+    error = np.sqrt(scatter / (count - 2) * (1.0 / inside + 1.0 / outside))
+    t = np.abs(mean_in - mean_out) / np.maximum(error, 1e-12)
+    most = int(np.argmax(t))
+    rest = abs(float(mean_out[most]))
+    half = 0.5 / window.batches
+    return Stretch(
+        begin=float(position[begin[most]]) - half,
+        end=float(position[end[most] - 1]) + half,
+        change=float(mean_in[most] - mean_out[most]) / rest if rest else 0.0,
+        p=min(2.0 * float(stats.t.sf(t[most], count - 2)) * len(t), 1.0),
+    )
+
+
+def _batch_means(values: Floats, at_unix_s: Floats, window: Window) -> tuple[Floats, Floats]:
+    """Returns the position in the window, 0 to 1, and the mean of each batch that holds a value."""
+    batch = window.batch_of(at_unix_s)
+    count = np.bincount(batch, minlength=window.batches)
+    filled = count > 0
+    means = np.bincount(batch, weights=values, minlength=window.batches)[filled] / count[filled]
+    return (np.flatnonzero(filled) + 0.5) / window.batches, means

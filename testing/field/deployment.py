@@ -1,12 +1,10 @@
 """The small deployment of the cases: a pool of 640 tokens, and traffic of which some eleven users fill it."""
 
 import functools
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,16 +47,6 @@ class KillableServer:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    def starve(self, *, seconds: float, share: float = 0.6) -> None:
-        """Takes a share of the CPU from it for a while: it stands still for that part of each 50 ms."""
-        assert self._process is not None
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._process.send_signal(signal.SIGSTOP)
-            time.sleep(0.05 * share)
-            self._process.send_signal(signal.SIGCONT)
-            time.sleep(0.05 * (1 - share))
 
 
 @contextmanager

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from testing.field.case import Judged, Runs, case, judged, unless
@@ -22,7 +20,15 @@ from testing.field.deployment import (
     small_server,
 )
 from testing.load_tests import locust_command, post
-from testing.processes import ROOT, clean_environment, free_port, listening, simulator, until
+from testing.processes import (
+    ROOT,
+    busy_processes,
+    clean_environment,
+    free_port,
+    listening,
+    simulator,
+    until,
+)
 from testing.runs.own import OwnRun, write_guidellm_folder
 from testing.runs.virtual import Plan, small_engine, write_run
 
@@ -43,21 +49,9 @@ def _start(**_):
 """
 
 
-@contextmanager
-def _busy(processes: int) -> Iterator[None]:
-    """Keeps this many other processes computing."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
 @case("another process takes a core of the load generator's machine", runs=Runs.IN_TEST)
 def busy_machine(folder: Path) -> Judged:
-    with small_server() as url, _busy(1):
+    with small_server() as url, busy_processes(1):
         user_load(folder, url)(**SWEEP)
     answer = analyse_run(folder)
     refused = bool(answer.model) and answer.model["refused"]

@@ -173,6 +173,18 @@ def test_a_level_that_still_drifts_at_its_end(tmp_path: Path) -> None:
     assert only_doubt(folder) == NotSteady()
 
 
+def test_a_level_in_which_requests_took_longer_for_a_while(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", Plan(levels=(8,), level_s=120.0))
+    begin, end, _ = schedule_of(folder)[0]
+
+    def slowed(_: int, line: JsonLine) -> JsonLine:
+        position = (float(str(line["start_unix_s"])) - begin) / (end - begin)
+        return line | {"end_s": 1.6 * float(str(line["end_s"]))} if 0.35 < position < 0.7 else line
+
+    rewrite(folder / "requests-0.jsonl", slowed)
+    assert NotSteady() in doubts(folder)
+
+
 def test_a_level_that_drifted_in_its_first_half_is_cut_to_its_last(tmp_path: Path) -> None:
     """Answers become three times as long before the middle of the level, and stay so."""
     drawn = itertools.count()

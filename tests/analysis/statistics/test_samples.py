@@ -118,3 +118,22 @@ def test_a_drift_is_seen_and_its_absence_too():
     assert p < 0.001
     _, p = stats.trend(1.0 + 0.1 * rng.standard_normal(2000), at, CLOCK)
     assert p > 0.001
+
+
+def test_a_stretch_that_differs_is_found_where_it_lies():
+    rng = np.random.default_rng(8)
+    at = np.sort(rng.uniform(CLOCK.begin_unix_s, CLOCK.end_unix_s, 2000))
+    position = (at - CLOCK.begin_unix_s) / CLOCK.length_s
+    slowed = (position > 0.3) & (position < 0.6)
+    found = stats.clearest_stretch(np.where(slowed, 1.5, 1.0) + 0.1 * rng.standard_normal(2000), at, CLOCK)
+    assert found is not None
+    assert found.p < 1e-6
+    assert found.change == pytest.approx(0.5, abs=0.05)
+    assert (found.begin, found.end) == pytest.approx((0.3, 0.6), abs=0.06)
+
+
+def test_no_stretch_of_an_even_series_is_clear():
+    rng = np.random.default_rng(9)
+    at = np.linspace(CLOCK.begin_unix_s, CLOCK.end_unix_s, 2000, endpoint=False)
+    found = [stats.clearest_stretch(rng.standard_normal(2000) + 5.0, at, CLOCK) for _ in range(200)]
+    assert sum(one is not None and one.p < 0.05 for one in found) <= 20
