@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/python -m pytest -m "not real" -n 2 --dist loadfile
 
 test: check
-	$(BIN)/python -m pytest -m real tests/field -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m real tests/field -n 2
 	$(BIN)/python -m pytest -m real --ignore tests/field
 
 vllm: setup
