@@ -13,6 +13,7 @@ from benchmarks.proofs import (
     held_out,
     prefix_cache,
     real_truth,
+    real_ttft,
     search_cost,
     sizing,
 )
@@ -33,6 +34,7 @@ ON_DEMAND = {
     "held_out": held_out.main,
     "prefix_cache": prefix_cache.main,
     "real_truth": real_truth.main,
+    "real_ttft": real_ttft.main,
     "search_cost": search_cost.main,
 }
 """Benchmarks that run only when they are named."""

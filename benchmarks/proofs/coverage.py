@@ -22,7 +22,7 @@ from testing.truth.truths import Truth, sought_se, truth_of
 
 TRUTHS, _KEPT = DATA / "truths.jsonl", DATA / "coverage.jsonl"
 _DEPLOYMENTS = 540  # deployments of any kind
-_AIMED: Mapping[Kind, int] = {"ttft": 75, "errors": 75, "timeouts": 80, "throughput": 65, "max_num_seqs": 45}
+_AIMED: Mapping[Kind, int] = {"ttft": 88, "errors": 75, "timeouts": 98, "throughput": 70, "max_num_seqs": 62}
 """Deployments of each kind whose wall was aimed at."""
 UNSEEN = range(387, _DEPLOYMENTS)  # not used to make the rules, except one of them: docs/benchmarks.md
 SEARCHED = {*range(90), *UNSEEN}  # deployments on which the search runs too
@@ -163,11 +163,16 @@ def _table(rows: Sequence[Row], name: str) -> Iterator[str]:
     yield f"estimate within 1 user or 5 % of N*: {_share(close, len(sure))}"
     yield f"error of estimate_x: median {100 * np.median(off):+.1f} %, rms {100 * rms:.1f} %"
     yield f"the binding wall is named rightly: {_share(sum(_named(row, name) for row in sure), len(sure))}"
-    for wall in ("kv_cache", "ttft", "tpot", "max_num_seqs"):
-        some = [row for row in closed if row["truth"]["wall"] == wall]
-        if some:
-            covered = sum(_side(row, name) == 0 for row in some)
-            yield f"  where {wall} binds: covered {_share(covered, len(some))}"
+    for cause in sorted({_cause(row) for row in closed}):
+        sides = [_side(row, name) for row in closed if _cause(row) == cause]
+        ends = f"x* below {sides.count(-1)}, above {sides.count(1)}"
+        yield f"  where {cause} binds: covered {_share(sides.count(0), len(sides))}, {ends}"
+
+
+def _cause(row: Row) -> str:
+    """Returns the wall that binds; for errors by a time limit, `timeouts`."""
+    wall = str(row["truth"]["wall"])
+    return "timeouts" if wall == "errors" and row.get("kind") == "timeouts" else wall
 
 
 def _close(estimate: int, true: int) -> bool:

@@ -75,13 +75,13 @@ class Measured:
         return prompt, output
 
 
-def load_test(server: Vllm, reports: Path, *flags: str) -> Measured:
-    """Runs `locust -f scenarios/chat.py --headless` and reads the files that it wrote."""
+def load_test(server: Vllm, reports: Path, *flags: str, scenario: str = "chat") -> Measured:
+    """Runs `locust -f scenarios/SCENARIO.py --headless` and reads the files that it wrote."""
     locust = str(Path(sys.executable).with_name("locust"))
     _command(
         locust,
         "-f",
-        "scenarios/chat.py",
+        f"scenarios/{scenario}.py",
         "--headless",
         "--host",
         server.url,
@@ -93,9 +93,9 @@ def load_test(server: Vllm, reports: Path, *flags: str) -> Measured:
     return Measured(folder, _lines(*folder.glob("requests-*.jsonl")), _lines(folder / "server.jsonl"))
 
 
-def capacity(reports: Path) -> dict[str, Any]:
+def capacity(reports: Path, *flags: str) -> dict[str, Any]:
     """Runs `python -m analysis.capacity REPORTS`. Returns the only model in capacity.json."""
-    _command(sys.executable, "-m", "analysis.capacity", str(reports))
+    _command(sys.executable, "-m", "analysis.capacity", str(reports), *flags)
     (model,) = json.loads((reports / "capacity.json").read_text())["models"]
     print(json.dumps({key: value for key, value in model.items() if key != "levels"}))
     return dict(model)
