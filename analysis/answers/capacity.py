@@ -103,6 +103,8 @@ class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     """How far the formula is moved near the wall: ln(measured preemptions / predicted ones)."""
     pairs: int = 0
     """Number of requests from whose lengths the distribution is made."""
+    own_prompts_hit_rate: float | None = None
+    """Share of the own prompts' text that an unlimited prefix cache would find if each were sent once."""
 
 
 class LatencyFigures(msgspec.Struct, kw_only=True, frozen=True):

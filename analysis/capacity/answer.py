@@ -190,6 +190,7 @@ def _memory_figures(
 ) -> MemoryFigures:
     pool = evidence.pool
     vram = [level.server.vram_bytes for level in evidence.levels if not math.isnan(level.server.vram_bytes)]
+    own = evidence.runs[-1].info.own_prompts
     pool_bytes = (pool.tokens + pool.block_tokens) * per_token if pool and per_token else None
     distribution = memory.distribution if memory else None
     shared = evidence.pairs.shared_prefix if evidence.pairs else None
@@ -206,6 +207,7 @@ def _memory_figures(
         gauge_tokens_per_user=gauge.tokens_per_request if gauge else None,
         preempted_fraction_shift=memory.shift.preempted if memory and memory.shift.levels else None,
         pairs=len(evidence.pairs) if evidence.pairs else 0,
+        own_prompts_hit_rate=own.hit_fraction if own else None,
     )
 
 

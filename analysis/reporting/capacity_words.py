@@ -370,6 +370,8 @@ def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:
         ("GPU memory beside the KV cache", gib(found.vram_base_bytes)),
     ]
     rows.append(("prompt tokens found in the prefix cache", _hit_rates(model.levels)))
+    if found.own_prompts_hit_rate is not None:
+        rows.append(("what the own prompts share, each sent once", percent(found.own_prompts_hit_rate)))
     if found.shared_prefix_tokens:
         rows.insert(3, ("prompt prefix that all share", tokens_text(found.shared_prefix_tokens, per)))
     return [(label, value) for label, value in rows if value != NONE]

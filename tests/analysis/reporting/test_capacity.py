@@ -1,6 +1,7 @@
 """What a person reads: the answer first, whole words, nothing from outside the file."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -183,3 +184,15 @@ def test_the_share_in_time_stands_at_every_level_and_a_p95_is_at_least_where_req
 def test_what_is_below_a_microsecond_is_not_printed_with_all_its_digits():
     assert fine_milliseconds(6.64e-20) == "less than 0.001 ms"
     assert fine_milliseconds(0.0155) == "15.5 ms"
+
+
+def test_what_own_prompts_share_stands_beside_the_measured_hit_rate(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_run(folder, small_engine(), Plan(levels=(2, 8), level_s=20.0))
+    info = json.loads((folder / "run.json").read_text())
+    own = {"count": 200, "used": 150, "hit_fraction": 0.12, "kept_apart": True}
+    (folder / "run.json").write_text(json.dumps(info | {"own_prompts": own}))
+    model = recommend([read_run(found) for found in find_runs(folder)], slo=Slo())
+    assert "what the own prompts share, each sent once: 12 %" in shown(answer_of(model))
+    memory = msgspec.to_builtins(model_object(model))["memory"]
+    assert memory["own_prompts_hit_rate"] == 0.12
