@@ -10,9 +10,3 @@ def unix_now() -> float:
     the monotonic clock. So all time stamps of a process fit together, even if somebody sets the machine's
     clock while a test runs."""
     return _WALL_MINUS_MONOTONIC_S + time.monotonic()
-
-
-def clock_step_s() -> float:
-    """Returns by how many seconds the wall clock is ahead of `unix_now`, because it was set, or because the
-    machine slept."""
-    return time.time() - unix_now()

@@ -34,17 +34,13 @@ class FieldCase:
     title: str
     judge: CaseFunction
     runs: Runs
-    not_tested: str
-    """Why no test runs it although it should come out right, in a sentence. Empty: it is tested."""
 
 
-def case(
-    title: str, *, runs: Runs = Runs.IN_CHECK, not_tested: str = ""
-) -> Callable[[CaseFunction], FieldCase]:
+def case(title: str, *, runs: Runs = Runs.IN_CHECK) -> Callable[[CaseFunction], FieldCase]:
     """Makes a case of a function: the function's name is the case's name."""
 
     def make(judge: CaseFunction) -> FieldCase:
-        return FieldCase(name=judge.__name__, title=title, judge=judge, runs=runs, not_tested=not_tested)
+        return FieldCase(name=judge.__name__, title=title, judge=judge, runs=runs)
 
     return make
 

@@ -33,8 +33,7 @@ TRIES, MAX_TEST_S = 3, 400
 
 
 def parameters_of(module: ModuleType) -> list[ParameterSet]:
-    """Returns the cases of a module that are tested, as parameters of a test. One that does not come out
-    right yet is skipped, with the reason."""
+    """Returns the cases of a module that are tested, as parameters of a test."""
     return [_parameter(one) for one in cases_of(module) if one.runs is not Runs.IN_BENCHMARK]
 
 
@@ -42,8 +41,6 @@ def _parameter(one: FieldCase) -> ParameterSet:
     marks = [pytest.mark.timeout(MAX_TEST_S)]
     if one.runs is Runs.IN_TEST:
         marks.append(pytest.mark.real)
-    if one.not_tested:
-        marks.append(pytest.mark.skip(reason=one.not_tested))
     return pytest.param(one, id=one.name, marks=marks)
 
 

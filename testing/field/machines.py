@@ -47,6 +47,22 @@ def compute():
 def _start(**_):
     get_original("_thread", "start_new_thread")(compute, ())
 """
+_STEPPED_CLOCK = """
+import time
+from locust import events
+from scenarios.chat import Chat
+
+wall, began = time.time, time.monotonic()
+
+def set_wall():
+    forward = 10 < time.monotonic() - began < 15
+    return wall() + 60 * forward
+
+@events.test_start.add_listener
+def _start(**_):
+    time.time = set_wall
+    print("clock set")
+"""
 
 
 @case("another process takes a core of the load generator's machine", runs=Runs.IN_TEST)
@@ -78,6 +94,24 @@ def late_from_the_start(folder: Path) -> Judged:
             "not said while it runs",
         ),
         unless(took_s < 40, "it does not end early"),
+    )
+
+
+@case("the machine's clock is set forward by a minute in the second level, and back again")
+def clock_steps(folder: Path) -> Judged:
+    stepped = folder / "stepped.py"
+    stepped.write_text(_STEPPED_CLOCK)
+    with small_server() as url:
+        run = user_load(folder, url, locustfile=stepped)(**SWEEP)
+    answer, rows = analyse_run(folder), run.rows()
+    starts = sorted(row["start_unix_s"] for row in rows)
+    return judged(
+        f"{memory_wall_right()}; no stamp is off",
+        f"{answer.brief}; {len(rows)} rows in {starts[-1] - starts[0]:.0f} s",
+        unless("clock set" in run.said, "the clock was not set"),
+        unless(is_memory_wall(answer), "not the memory wall"),
+        unless(starts[-1] - starts[0] < 45, "stamps are off"),
+        answer.says("clocks differ") and "the clock is blamed",
     )
 
 
