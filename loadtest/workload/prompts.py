@@ -50,11 +50,11 @@ def sentence(rng: random.Random, *, title: str, words: int) -> str:
 def probe_text(*, nonce: str, words: int) -> str:
     """Returns a text like the prompts of the workload. It is sent to measure how many tokens the server
     counts. All its words come equally often, or nearly so: by chance it could have too many of the long ones,
-    and every prompt would be too short."""
+    and every prompt would be too short. Its first word is as long as theirs, but none of theirs: it would be
+    in the prefix cache."""
+    first = first_word(nonce, 0, 0, 0).replace("-", "+")
     shuffled = random.Random(f"{nonce}/probe/{words}").sample(PROMPT_WORDS, len(PROMPT_WORDS))
-    return " ".join(
-        [first_word(nonce, 0, 0, 0), *itertools.islice(itertools.cycle(shuffled), max(0, words - 1))]
-    )
+    return " ".join([first, *itertools.islice(itertools.cycle(shuffled), max(0, words - 1))])
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.simulator.text import render_prompt
 from loadtest.workload.arrivals import Arrival
-from loadtest.workload.prompts import PromptScale, probe_text, read_prompts
+from loadtest.workload.prompts import PromptScale, first_word, probe_text, read_prompts
 from testing.inputs.workloads import workload
 
 
@@ -16,6 +16,8 @@ def tokens(text: object) -> int:
 
 def test_the_probe_has_the_words_it_says() -> None:
     assert len(probe_text(nonce="n", words=40).split()) == 40
+    assert len(probe_text(nonce="n", words=1)) == len(first_word("n", 0, 0, 0))
+    assert probe_text(nonce="n", words=1) != first_word("n", 0, 0, 0)
 
 
 @pytest.mark.parametrize("nonce", ["a3f09b17", "12345678", "abcdefab", "9e8d7c6b", "00000000"])
