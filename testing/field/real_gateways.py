@@ -150,7 +150,7 @@ def nginx_cuts_idle_streams(folder: Path) -> Judged:
     )
 
 
-@case("LiteLLM tries again when the server answers 500", runs=Runs.IN_TEST)
+@case("LiteLLM tries again when the server answers 500", runs=Runs.IN_BENCHMARK)
 def litellm_tries_again(folder: Path) -> Judged:
     with (
         small_server() as server,

@@ -39,7 +39,7 @@ def cut_streams(folder: Path) -> Judged:
     )
 
 
-@case("a gateway drops streams in which nothing comes for half a second", runs=Runs.IN_TEST)
+@case("a gateway drops streams in which nothing comes for half a second", runs=Runs.IN_BENCHMARK)
 def idle_streams_are_dropped(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "4,8,12", "level_s": "12", "prompt_tokens": "200"}
     flags = ("--max-num-seqs", "4")
