@@ -25,7 +25,7 @@ from testing.vllm.server import Vllm, start_vllm
 _KEPT = DATA / "real_ttft.json"
 AIM = 12
 LEVELS = (8, 10, 12, 14, 16)
-LEVEL_S, SETTLE_S = 25, 5
+LEVEL_S, _SETTLE_S = 25, 5
 REPETITIONS = 5
 _BUDGET_S = 90
 LATE_LIMIT = 0.05
@@ -65,7 +65,7 @@ def _measured() -> Json:
 
 
 def _times() -> tuple[str, ...]:
-    return ("--level-s", str(LEVEL_S), "--settle-s", str(SETTLE_S))
+    return ("--level-s", str(LEVEL_S), "--settle-s", str(_SETTLE_S))
 
 
 def _sweep(server: Vllm, reports: Path, *, seed: int) -> Measured:
@@ -93,7 +93,7 @@ def _ttft_s(measured: Measured, users: int) -> np.ndarray:
         [
             row["chunk_s"][0] - row["sent_s"]
             for row in measured.rows
-            if row["level_users"] == users and row["start_unix_s"] > begin + SETTLE_S and row["chunk_s"]
+            if row["level_users"] == users and row["start_unix_s"] > begin + _SETTLE_S and row["chunk_s"]
         ]
     )
 

@@ -7,7 +7,7 @@ from testing.processes import ROOT, clean_environment
 
 NAMES = (
     "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, held_out, prefix_cache, "
-    "real_truth, search_cost"
+    "real_truth, real_ttft, search_cost"
 )
 
 
