@@ -60,13 +60,11 @@ def _window(rows: Requests, begin: float, end: float) -> Window:
 
 
 def _drifts(run: Run, window: Window) -> bool:
-    rows = run.requests
-    inside = rows.ok & ended_inside(rows, window)
-    duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
+    duration_s, ended_unix_s = _durations(run.requests, window)
     scrapes = (run.server.unix_s >= window.begin_unix_s) & (run.server.unix_s <= window.end_unix_s)
     scrapes &= ~np.isnan(run.server.kv_cache_usage)
     series = [
-        (duration_s, rows.end_unix_s[inside]),
+        (duration_s, ended_unix_s),
         (run.server.kv_cache_usage[scrapes], run.server.unix_s[scrapes]),
     ]
     for values, at in series:
@@ -80,12 +78,16 @@ def _drifts(run: Run, window: Window) -> bool:
 def _last_change(rows: Requests, window: Window) -> float:
     """Returns the position in the window, 0 to 1, from which on requests took as long as at its end:
     something may have slowed the server before. 0 where it did not change clearly."""
-    inside = rows.ok & ended_inside(rows, window)
-    duration_s = (rows.end_s - np.nan_to_num(rows.sent_s))[inside]
-    found = clearest_stretch(duration_s, rows.end_unix_s[inside], window)
+    found = clearest_stretch(*_durations(rows, window), window)
     if found is None or found.p >= TREND_P or abs(found.change) <= TREND_CHANGE:
         return 0.0
     return found.end if found.end < 1.0 - 0.5 / window.batches else found.begin
+
+
+def _durations(rows: Requests, window: Window) -> tuple[Floats, Floats]:
+    """Returns how many seconds the requests took that succeeded in the window, and when they ended."""
+    inside = rows.ok & ended_inside(rows, window)
+    return (rows.end_s - np.nan_to_num(rows.sent_s))[inside], rows.end_unix_s[inside]
 
 
 def worst_worker(run: Run, values: Floats, window: Window) -> float:
