@@ -99,7 +99,7 @@ def requests_a_minute(folder: Path) -> Judged:
     )
 
 
-@case("a limit of tokens a minute (429)", runs=Runs.IN_BENCHMARK)
+@case("a limit of tokens a minute (429)", runs=Runs.IN_TEST)
 def tokens_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, tokens_a_minute=30_000) as url:
         user_load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
