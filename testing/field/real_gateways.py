@@ -1,4 +1,4 @@
-"""nginx, HAProxy and LiteLLM in front of the embedded server."""
+"""nginx, HAProxy and LiteLLM in front of the embedded server; and the server of llama.cpp."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from testing.field.deployment import (
     refused_at_start,
     small_server,
 )
-from testing.gateways.running import MASTER_KEY, haproxy, litellm, nginx
+from testing.gateways.running import MASTER_KEY, haproxy, litellm, llama_cpp, nginx
 from testing.processes import gateway, simulator
 
 STREAMING = "proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection '';"
@@ -192,4 +192,26 @@ def litellm_limits_requests(folder: Path) -> Judged:
         unless(answer.says("429") or "429" in run.said, "429 is not named"),
         answer.model.get("binding") in ("ttft", "tpot", "kv_cache") and "another wall",
         "Traceback" in run.said and "a traceback",
+    )
+
+
+@case("llama.cpp with four slots of 1,024 tokens", runs=Runs.IN_TEST)
+def llama_cpp_serves(folder: Path) -> Judged:
+    objective = {"LOADTEST_SLO_TTFT_P95_S": "0.3", "LOADTEST_SLO_TPOT_P95_S": "1"}
+    with llama_cpp(slots=4, context=1024) as url:
+        run = user_load(folder, url, environment=objective)(
+            levels="2,4,8", level_s="12", settle_s="2", prompt_tokens="40-80", output_tokens="80-160"
+        )
+    answer, rows = analyse_run(folder), run.rows() if run.code == 0 else []
+    model = answer.model
+    return judged(
+        "4 users or a little more, TTFT: the fifth waits for a slot",
+        f"exit {run.code}, {len(rows)} rows, {errors_of(rows) or 'all ok'}; {answer.brief}",
+        unless(len(rows) > 50 and not errors_of(rows), "failures"),
+        unless(bool(rows) and run.info["server"]["max_model_len"] == 1024, "another context than a slot's"),
+        unless("metrics of llama.cpp" in run.said, "whose metrics were found is not said"),
+        unless(
+            model.get("binding") == "ttft" and 3.5 <= model["estimate_x"] <= 8, "not by the wait for a slot"
+        ),
+        any(wall in answer.no_wall for wall in ("KV cache", "max_num_seqs")) and "what nobody saw is no wall",
     )

@@ -1,4 +1,4 @@
-"""Makes all gateways and engines: `python -m testing.gateways`. llama.cpp is compiled, which takes long."""
+"""Makes all gateways and engines: `python -m testing.gateways`."""
 
 import sys
 
@@ -15,7 +15,7 @@ def main() -> int:
     missing = 0
     for name in (*DEBIAN_PACKAGES, *PYTHON_PACKAGES):
         try:
-            prepare_gateway(name, compiling=True)
+            prepare_gateway(name)
             print(f"{name}: {folder_of(name)}")
         except GatewayUnavailableError as error:
             print(error, file=sys.stderr)

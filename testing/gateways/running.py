@@ -1,4 +1,4 @@
-"""Runs nginx, HAProxy and LiteLLM in front of servers, on free ports of 127.0.0.1."""
+"""Runs nginx, HAProxy and LiteLLM in front of servers, and llama.cpp, on free ports of 127.0.0.1."""
 
 import subprocess
 import tempfile
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from loadtest.workload.prompts import PROMPT_WORDS
 from testing.gateways.environment import gateway_environment, prepare_gateway
 from testing.processes import free_port, listening, until
 
@@ -78,6 +79,18 @@ def litellm(server: str, *, model: str, limits: str = "", settings: str = "") ->
         command = ["bin/litellm", "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
         extra = {"LITELLM_MASTER_KEY": MASTER_KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         with _running("litellm", command, port, **extra) as url:
+            yield url
+
+
+@contextmanager
+def llama_cpp(*, slots: int, context: int) -> Iterator[str]:
+    """Runs llama.cpp's server with a tiny model. A slot has `context` tokens; a word of a prompt is one."""
+    port = free_port()
+    script = Path(__file__).with_name("llama_cpp.py")
+    with tempfile.TemporaryDirectory() as name:
+        numbers = [str(number) for number in (port, context, slots)]
+        command = ["bin/python", str(script), f"{name}/tiny.gguf", *numbers, *PROMPT_WORDS]
+        with _running("llama.cpp", command, port) as url:
             yield url
 
 

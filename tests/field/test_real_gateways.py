@@ -1,4 +1,7 @@
-"""nginx, HAProxy and LiteLLM in front of the embedded server. Skips loudly where they cannot be installed."""
+"""nginx, HAProxy and LiteLLM in front of the embedded server, and llama.cpp.
+
+Skips loudly where they cannot be installed.
+"""
 
 import os
 import sys
