@@ -79,6 +79,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Reads a flag's value as a number above 0, at most 1. Raises argparse.ArgumentTypeError."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -104,13 +112,13 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--slo-preempted-fraction",
-        type=fraction,
+        type=share,
         metavar="F",
         help=f"preemptions for each finished request, at most (default {default.preempted_fraction:g})",
     )
     add(
         "--slo-kv-blocked-fraction",
-        type=fraction,
+        type=share,
         metavar="F",
         help="share of the time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",

@@ -137,14 +137,14 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
     None where the server did not tell its size.
     """
-    server, scraped = runs[-1].info.server, runs[-1].server.blocks_each
-    scraped = scraped[~np.isnan(scraped)]
+    server, samples = runs[-1].info.server, runs[-1].server
+    told = samples.blocks_each[~np.isnan(samples.blocks_each)]
     engines = max(run.server.engines for run in runs)
     if server.block_size is None:
         return None
     blocks = server.num_gpu_blocks
-    if len(scraped) and scraped[-1] != scraped[0]:
-        blocks = round(float(scraped[-1]))
+    if len(told) and samples.last_blocks_each != told[0]:
+        blocks = round(samples.last_blocks_each)
     if blocks is None and server.kv_cache_tokens is not None:
         blocks = server.kv_cache_tokens // server.block_size
     return Pool(blocks=blocks - 1, block_tokens=server.block_size, engines=engines) if blocks else None

@@ -85,12 +85,11 @@ class TrustGates:
     def _of_pool(self) -> list[Note]:
         """Returns a doubt if the server came back with another KV cache after this level."""
         server, pool = self.run.server, self.context.pool
-        known = ~np.isnan(server.num_gpu_blocks)
-        here = server.blocks_each[known & (server.unix_s >= self.span[0]) & (server.unix_s <= self.span[1])]
-        last = server.blocks_each[known][-1:]
-        if pool is None or not len(here) or here[0] == last[0]:
+        during = (server.unix_s >= self.span[0]) & (server.unix_s <= self.span[1])
+        here = server.blocks_each[during & ~np.isnan(server.blocks_each)]
+        if pool is None or not len(here) or here[0] == server.last_blocks_each:
             return []
-        blocks, later = (round(float(number[0])) - 1 for number in (here, last))
+        blocks, later = (round(float(number)) - 1 for number in (here[0], server.last_blocks_each))
         return [AnotherPool(tokens=blocks * pool.block_tokens, tokens_later=later * pool.block_tokens)]
 
     def _meets(self, gap: tuple[float, float]) -> bool:

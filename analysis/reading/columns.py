@@ -149,6 +149,12 @@ class ServerSamples:
         return self.num_gpu_blocks / np.maximum(self.engines_there, 1)
 
     @property
+    def last_blocks_each(self) -> float:
+        """Blocks of `blocks_each` at the last scrape that told them; nan if none did."""
+        told = self.blocks_each[~np.isnan(self.blocks_each)]
+        return float(told[-1]) if len(told) else np.nan
+
+    @property
     def replaced(self) -> tuple[float, ...]:
         """Times at which an engine came or went, in seconds since 1970."""
         changed = np.flatnonzero(np.diff(self.engines_there))

@@ -193,6 +193,22 @@ def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
     }
 
 
+def test_who_accepts_any_preemption_and_wait_has_no_memory_wall(tmp_path, capsys):
+    write_run(tmp_path / "r", small_engine(), Plan(levels=(8, 16, 24, 32), level_s=30.0))
+    strict = ["--slo-ttft-p95-s", "1e3", "--slo-tpot-p95-s", "1e3"]
+    assert main([str(tmp_path), *strict]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["binding"] == "kv_cache"
+    tolerant = ["--slo-preempted-fraction", "1", "--slo-kv-blocked-fraction", "1"]
+    assert main([str(tmp_path), *strict, *tolerant]) == 0
+    (model,) = json.loads((tmp_path / "capacity.json").read_text())["models"]
+    assert model["binding"] != "kv_cache"
+    for wrong in ("0", "1.01", "nan"):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(tmp_path), "--slo-preempted-fraction", wrong])
+        assert f"{wrong} is not above 0 and at most 1" in capsys.readouterr().err
+
+
 def test_a_config_json_turns_tokens_into_bytes(tmp_path, capsys):
     config = QWEN3_1_7B | {"torch_dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
