@@ -23,6 +23,8 @@ from analysis.statistics.ratios import (
     Sample,
     Series,
     batch_mean,
+    joint_freedom,
+    variance_of_runs,
 )
 from loadtest.record import RunInfo, Slo
 from loadtest.simulator.presets import PRESETS, Preset
@@ -109,7 +111,8 @@ def latency_sample(side: MeasuredDeployment, users: int, of: Callable[[Requests]
         values = of(rows)
         kept = rows.ok & ended_inside(rows, level.window) & ~np.isnan(values)
         if kept.sum() >= 2:
-            found.append(Series(values=values[kept], at_unix_s=rows.end_unix_s[kept], window=level.window))
+            times = rows.end_unix_s[kept]
+            found.append(Series(run=level.run_id, values=values[kept], at_unix_s=times, window=level.window))
     return Sample(series=found) if found else None
 
 
@@ -127,18 +130,25 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
     """Returns the output tokens a second at `users` users, with its uncertainty.
 
     The value is the mean over the trusted levels with `users` users, weighted by the length of their windows.
-    None if there is no such level, or if one of them has no output.
+    Where several runs were pooled, the uncertainty counts how much they differ. None if there is no such
+    level, or if one of them has no output.
     """
     levels = side.at(users)
-    window_s = sum(level.window.length_s for level in levels)
     if not levels or not all(level.requests.output_tok_s > 0 for level in levels):
         return None
-    weights = [level.window.length_s / window_s for level in levels]
-    pairs = list(zip(weights, levels, strict=True))
+    window_s = np.array([level.window.length_s for level in levels])
+    rates = np.array([level.requests.output_tok_s for level in levels])
+    own = np.array(
+        [max(level.requests.output_tok_se, 1e-9 * level.requests.output_tok_s) for level in levels]
+    )
+    runs = [level.run_id for level in levels]
+    within = float(window_s**2 @ own**2) / float(window_s.sum()) ** 2
+    between = variance_of_runs(runs, rates, variances=own**2, sizes=window_s)
+    freedom = sum(level.window.batches - 1 for level in levels)
     return batch_mean(
-        sum(weight * level.requests.output_tok_s for weight, level in pairs),
-        se=math.hypot(*(weight * level.requests.output_tok_se for weight, level in pairs)),
-        freedom=sum(level.window.batches - 1 for level in levels),
+        float(np.average(rates, weights=window_s)),
+        se=math.sqrt(within + between),
+        freedom=joint_freedom((within, freedom), (between, len(set(runs)) - 1)),
     )
 
 

@@ -192,6 +192,8 @@ def _spread(figure: FigureName, side: SideFigure) -> str:
     low, high = side.interval
     unit = UNITS[figure][1]
     ends = f"{unit(low)} to {unit(high)}" if high is not None else f"{unit(low)} or more"
+    if high is None and low <= 0.0:
+        ends = "not bounded"
     return f"limit {ends}" if figure == "max_users" else ends
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from analysis.statistics.arrays import Floats
-from analysis.statistics.samples import MissShare
+from analysis.statistics.samples import MissShare, variance_between
 
 MISS_LIMIT = 0.05  # share of requests that may miss a p95 objective
 MAX_SLOPE = 300.0  # largest slope of the logistic in ln users: a cliff between two levels has none
@@ -110,9 +110,8 @@ def between_runs(
     """Returns how much the crossings of single runs differ beyond their own errors.
 
     The result is the standard deviation of the true ln(crossing) between runs, and the number of runs that
-    tell. Each run's crossing is fitted with the slope of all runs together. The standard deviation is that of
-    R. DerSimonian and N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986) 177.
-    None with fewer than two runs that have both misses and requests without one.
+    tell. Each run's crossing is fitted with the slope of all runs together. None with fewer than two runs
+    that have both misses and requests without one.
 
     users, fraction, effective, runs: shape (n,) each, one entry for each level. x, slope: the curve of all.
     """
@@ -136,9 +135,7 @@ def between_runs(
         weight.append(slope**2 * float(n @ (share * (1.0 - share))))
     if len(at) < 2:
         return None
-    w = np.array(weight)
-    excess_q = float(w @ (np.array(at) - np.average(at, weights=w)) ** 2) - (len(at) - 1)
-    return math.sqrt(max(excess_q, 0.0) / float(w.sum() - (w**2).sum() / w.sum())), len(at)
+    return math.sqrt(variance_between(np.array(at), 1.0 / np.array(weight))), len(at)
 
 
 def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing | None:

@@ -1,4 +1,4 @@
-"""Bounds on ratios of what two independent runs measured. Samples of one run may depend on each other."""
+"""Bounds on ratios of what independent runs measured. Samples of one run may depend on each other."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.statistics.arrays import Floats
-from analysis.statistics.samples import EFFECTIVE_FOR_P95, Window, design_effect
+from analysis.statistics.samples import EFFECTIVE_FOR_P95, Window, design_effect, variance_between
 
 Bounds = Callable[[float], tuple[float, float]]
 """Maps a one-sided error probability to (lower, upper) bounds."""
@@ -95,8 +95,9 @@ def _reach(quantity: Quantity, error: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Series:
-    """Values measured in one level, in the order of time, and their times; shape (n,) each."""
+    """Values measured in one level of a run, in the order of time, and their times; shape (n,) each."""
 
+    run: str
     values: Floats
     at_unix_s: Floats
     window: Window
@@ -104,7 +105,8 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Sample:
-    """Values that one run measured at one number of users, with one series for each level at that number."""
+    """Values that were measured at one number of users, with one series for each level at that number, of
+    one run or of several."""
 
     series: Sequence[Series]
 
@@ -113,36 +115,82 @@ class Sample:
         """Values of all series, shape (n,)."""
         return np.concatenate([one.values for one in self.series])
 
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom of a variance that is estimated from batch means."""
-        return sum(one.window.batches - 1 for one in self.series)
+    def effective(self, threshold: float) -> Floats:
+        """Returns the effective sizes of the series for the share of values above `threshold`, shape (k,).
 
-    def effective(self, threshold: float) -> float:
-        """Returns the effective sample size for the share of values above `threshold`. So many independent
-        values would estimate this share as precisely as these values, which are correlated in time."""
-        return sum(
-            len(one.values)
-            / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
-            for one in self.series
+        So many independent values would show the share of a series as precisely as its values, which are
+        correlated in time.
+        """
+        return np.array(
+            [
+                len(one.values)
+                / design_effect((one.values > threshold).astype(np.float64), one.at_unix_s, one.window)
+                for one in self.series
+            ]
         )
+
+    def precision(self, threshold: float) -> tuple[float, float]:
+        """Returns the effective size of all series together for the share of values above `threshold`, and
+        the degrees of freedom of the variance that this size stands for.
+
+        The size is smaller where the shares of several runs differ by more than their own errors explain.
+        """
+        effective = self.effective(threshold)
+        freedom = float(sum(one.window.batches - 1 for one in self.series))
+        shares = np.array([(one.values > threshold).mean() for one in self.series])
+        sizes = np.array([len(one.values) for one in self.series], dtype=np.float64)
+        share = float(np.average(shares, weights=sizes))
+        alone = share * (1.0 - share)
+        if alone == 0.0:
+            return float(effective.sum()), freedom
+        runs = [one.run for one in self.series]
+        between = variance_of_runs(runs, shares, variances=alone / effective, sizes=sizes)
+        within = alone / float(effective.sum())
+        return alone / (within + between), joint_freedom((within, freedom), (between, len(set(runs)) - 1))
+
+
+def variance_of_runs(runs: Sequence[str], values: Floats, *, variances: Floats, sizes: Floats) -> float:
+    """Returns the part of a mean's variance that comes from differences between runs; 0 for one run.
+
+    The mean is that of `values`, weighted by `sizes`. runs: the run in which each value was measured. values,
+    variances, sizes: shape (n,) each; variances above 0.
+    """
+    of_run = [np.array(runs) == run for run in sorted(set(runs))]
+    weights = [sizes * own / sizes[own].sum() for own in of_run]
+    true = variance_between(
+        np.array([weight @ values for weight in weights]),
+        np.array([weight**2 @ variances for weight in weights]),
+    )
+    return true * float(sum((sizes[own].sum() / sizes.sum()) ** 2 for own in of_run))
+
+
+def joint_freedom(*parts: tuple[float, float]) -> float:
+    """Returns the degrees of freedom of a sum of independent variances, each given with its own.
+
+    A variance of 0 has no part in it. The approximation is that of F. E. Satterthwaite, "An approximate
+    distribution of estimates of variance components", Biometrics Bulletin 2 (1946) 110.
+    """
+    known = [(variance, freedom) for variance, freedom in parts if variance > 0.0]
+    total = sum(variance for variance, _ in known)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in known)
 
 
 def quantile(sample: Sample, share: float) -> Quantity | None:
-    """Returns the quantile at `share` with Woodruff's interval. Returns None where there are too few
+    """Returns the quantile at `share` with Woodruff's interval, open where the runs of the sample differ too
+    much to bound it. Returns None where there are too few
     effective samples or the quantile is not positive."""
     tail = 1.0 - share
     values = sample.values
     if len(values) < 2:
         return None
     value = float(np.quantile(values, share))
-    effective = sample.effective(value)
-    if effective < _fewest(share) or value <= 0.0:
+    if sample.effective(value).sum() < _fewest(share) or value <= 0.0:
         return None
+    effective, freedom = sample.precision(value)
 
     def bounds(error: float) -> tuple[float, float]:
-        reach = float(stats.t.isf(error, sample.freedom)) * math.sqrt(share * tail / effective)
-        low = float(np.quantile(values, max(share - reach, 0.0)))
+        reach = float(stats.t.isf(error, freedom)) * math.sqrt(share * tail / effective)
+        low = float(np.quantile(values, share - reach)) if reach < share else 0.0
         return low, float(np.quantile(values, share + reach)) if reach < tail else math.inf
 
     return Quantity(value=value, bounds=bounds)
@@ -160,12 +208,15 @@ def quantile_ratio_bounds(a: Sample, b: Sample, share: float) -> Bounds:
     share: 0.95 for a p95, for example. If r is the true ratio, 5 % of b's values then lie above r times a's
     p95. Each r is tested: if significantly more than 5 % lie above, r is too small. The lower
     bound is the smallest r that passes. The upper bound is found in the same way with a and b exchanged. The
-    test is Student's t, with batch-means variances of both samples.
+    test is Student's t, with batch-means variances of both samples, and with the variance between runs where
+    a sample is of several.
     """
-    return lambda error: (
-        _least_ratio(a, b, share, error),
-        1.0 / max(_least_ratio(b, a, share, error), 1e-300),
-    )
+
+    def bounds(error: float) -> tuple[float, float]:
+        inverse = _least_ratio(b, a, share, error)
+        return _least_ratio(a, b, share, error), 1.0 / inverse if inverse > 0.0 else math.inf
+
+    return bounds
 
 
 def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
@@ -173,12 +224,13 @@ def _least_ratio(a: Sample, b: Sample, share: float, error: float) -> float:
     contradict any ratio."""
     tail = 1.0 - share
     at_a, at_b = float(np.quantile(a.values, share)), float(np.quantile(b.values, share))
-    own = tail * share / a.effective(at_a)
-    effective = b.effective(at_b)
+    effective_a, freedom_a = a.precision(at_a)
+    effective_b, freedom_b = b.precision(at_b)
+    own = tail * share / effective_a
 
     def proves(seen: float) -> bool:
-        other = seen * (1.0 - seen) / effective
-        freedom = (own + other) ** 2 / (own**2 / a.freedom + other**2 / b.freedom)
+        other = seen * (1.0 - seen) / effective_b
+        freedom = joint_freedom((own, freedom_a), (other, freedom_b))
         return seen - tail > float(stats.t.isf(error, freedom)) * math.sqrt(own + other)
 
     if not proves(1.0):

@@ -78,6 +78,22 @@ def variance_of_mean(values: Floats, at_unix_s: Floats, window: Window) -> float
     return spread * window.batches / (window.batches - 1) * window.short_batches
 
 
+def variance_between(values: Floats, variances: Floats) -> float:
+    """Estimates the variance of the true values behind measured ones, each measured with a variance of its
+    own.
+
+    Returns 0 where the values differ no more than these variances explain, and for fewer than two values. The
+    method is that of R. DerSimonian and N. Laird, "Meta-analysis in clinical trials", Controlled Clinical
+    Trials 7 (1986) 177. values, variances: shape (n,) each; variances above 0.
+    """
+    if len(values) < 2:
+        return 0.0
+    weight = 1.0 / variances
+    off = values - np.average(values, weights=weight)
+    excess = float(weight @ off**2) - (len(values) - 1)
+    return max(excess, 0.0) / float(weight.sum() - (weight**2).sum() / weight.sum())
+
+
 def design_effect(values: Floats, at_unix_s: Floats, window: Window) -> float:
     """Returns the variance of the mean divided by the variance that independent samples would give; at least
     1.

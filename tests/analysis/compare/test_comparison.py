@@ -70,6 +70,19 @@ def test_a_slower_server_is_seen_at_every_level_and_versions_name_the_sides(base
         assert comparison_row(found, "output_tok_s", users).different == "yes"
 
 
+def test_a_deployment_whose_runs_differ_is_not_known_better_by_pooling_them(baseline, tmp_path, capsys):
+    slow = {"step_base_s": 0.0032, "step_per_seq_s": 0.0002}
+    shutil.copytree(baseline, tmp_path / "both" / "fast")
+    write_short_run(tmp_path / "both" / "slow", seed=3, **slow)
+    alone = write_short_run(tmp_path / "alone", seed=5, **slow)
+    found = run_json(alone, tmp_path / "both", capsys=capsys)
+    for figure in ("output_tok_s", "decode_tok_s"):
+        row = comparison_row(found, figure, highest(found))
+        assert row.a.interval[1] < row.a.value * 1.02
+        assert row.b.interval[0] is None or row.b.interval[0] < row.a.value
+        assert row.different == "not_seen"
+
+
 def test_without_a_common_level_capacity_is_compared_alone_and_it_says_so(baseline, tmp_path, capsys):
     other = write_short_run(tmp_path / "other", seed=4, levels=(2, 6, 14, 18), num_gpu_blocks=90)
     found = run_json(baseline, other, capsys=capsys)

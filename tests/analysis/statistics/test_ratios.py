@@ -36,10 +36,13 @@ def test_open_ends_stay_open():
     assert 0.5 < high < 0.6
 
 
-def sample(values: np.ndarray) -> Sample:
+def sample(*runs: np.ndarray) -> Sample:
     window = Window(begin_unix_s=0.0, end_unix_s=100.0, request_duration_s=1.0)
-    at = np.linspace(0, 99.9, len(values))
-    return Sample(series=[Series(values=values, at_unix_s=at, window=window)])
+    series = [
+        Series(run=str(number), values=values, at_unix_s=np.linspace(0, 99.9, len(values)), window=window)
+        for number, values in enumerate(runs)
+    ]
+    return Sample(series=series)
 
 
 def test_bounds_on_a_ratio_of_p95s_cover_as_often_as_they_claim():
@@ -61,3 +64,26 @@ def test_a_tenfold_p95_is_seen_in_a_hundred_requests():
     assert high > 10
     turned = quantile_ratio_bounds(sample(b), sample(a), 0.95)(0.001)
     assert turned == pytest.approx((1 / high, 1 / low))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
+def test_pooled_runs_that_differ_widen_the_bounds_on_a_ratio(spread):
+    """Every run's latencies are multiplied by a factor of its own; the deployments' true ratio is 1."""
+    rng = np.random.default_rng(7)
+
+    def pooled() -> Sample:
+        return sample(*(math.exp(rng.normal(0, spread)) * rng.lognormal(0, 0.3, 300) for _ in range(4)))
+
+    missed = 0
+    for _ in range(200):
+        low, high = quantile_ratio_bounds(pooled(), pooled(), 0.5)(0.05)
+        missed += not low <= 1.0 <= high
+    assert missed <= 36  # 20 are expected; without the variance between runs, 127 and 169 where runs differ
+
+
+def test_runs_that_agree_count_as_one_long_run():
+    rng = np.random.default_rng(8)
+    values = rng.lognormal(0, 0.3, 300)
+    one = sample(values)
+    effective, freedom = sample(values, values).precision(1.0)
+    assert (effective, freedom) == pytest.approx([2 * part for part in one.precision(1.0)])
