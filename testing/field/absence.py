@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SMALL_POOL,
@@ -39,7 +39,7 @@ def _away(run: Finished, answer: Analysed, *, least: int) -> Judged:
     )
 
 
-@case("the gateway is away for six seconds in the second of four levels", runs=Runs.IN_TEST)
+@case("the gateway is away for six seconds in the second of four levels")
 def away_six_seconds(folder: Path) -> Judged:
     with small_server() as server, gateway(server) as url:
 
@@ -52,7 +52,7 @@ def away_six_seconds(folder: Path) -> Judged:
     return _away(run, analyse_run(folder), least=6)
 
 
-@case("the server dies and is back after two seconds, its counters at 0", runs=Runs.IN_TEST)
+@case("the server dies and is back after two seconds, its counters at 0")
 def engine_restarts(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
@@ -67,7 +67,7 @@ def engine_restarts(folder: Path) -> Judged:
     return _away(run, analyse_run(folder), least=4)
 
 
-@case("the search: the server dies and is back after two seconds", runs=Runs.IN_BENCHMARK)
+@case("the search: the server dies and is back after two seconds", tested=False)
 def engine_restarts_in_a_search(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL, "--enable-prompt-tokens-details") as server:
 
@@ -82,7 +82,7 @@ def engine_restarts_in_a_search(folder: Path) -> Judged:
     return _away(run, analyse_run(folder), least=2)
 
 
-@case("the server dies in the second level and stays away", runs=Runs.IN_TEST)
+@case("the server dies in the second level and stays away")
 def server_stays_away(folder: Path) -> Judged:
     died: list[float] = []
     with killable_server(*SMALL_POOL) as server:
@@ -107,7 +107,7 @@ def server_stays_away(folder: Path) -> Judged:
     )
 
 
-@case("the server comes back with another pool", runs=Runs.IN_TEST)
+@case("the server comes back with another pool")
 def another_pool(folder: Path) -> Judged:
     with killable_server(*SMALL_POOL) as server:
 
@@ -132,7 +132,7 @@ def another_pool(folder: Path) -> Judged:
     )
 
 
-@case("a model that loads at the first request, for six seconds", runs=Runs.IN_TEST)
+@case("a model that loads at the first request, for six seconds")
 def loads_on_first_use(folder: Path) -> Judged:
     with small_server() as server, gateway(server, cold_s=6, cold_after_s=1e6) as url:
         run = user_load(folder, url)(**SWEEP)
@@ -162,7 +162,7 @@ def still_loading(folder: Path) -> Judged:
     )
 
 
-@case("a cold start after each idle second, users who think two seconds", runs=Runs.IN_TEST)
+@case("a cold start after each idle second, users who think two seconds")
 def cold_starts(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "1,8,16", "level_s": "8", "think_s": "2", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, cold_s=1.5, cold_after_s=1) as url:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 
@@ -18,14 +17,6 @@ class Judged:
 CaseFunction = Callable[[Path], Judged]
 
 
-class Runs(Enum):
-    """Where a case runs besides the benchmark, which runs all of them."""
-
-    IN_CHECK = "make check: short, or one that everything else depends on"
-    IN_TEST = "make test: about half a minute or more, or it needs a real gateway"
-    IN_BENCHMARK = "only the benchmark: long, and much like a case that is tested"
-
-
 @dataclass(frozen=True, kw_only=True)
 class FieldCase:
     """One thing that a real installation does. `judge` runs it in an empty folder."""
@@ -33,14 +24,18 @@ class FieldCase:
     name: str
     title: str
     judge: CaseFunction
-    runs: Runs
+    tested: bool
+    """Whether it is a test; otherwise only the benchmark runs it."""
 
 
-def case(title: str, *, runs: Runs = Runs.IN_CHECK) -> Callable[[CaseFunction], FieldCase]:
-    """Makes a case of a function: the function's name is the case's name."""
+def case(title: str, *, tested: bool = True) -> Callable[[CaseFunction], FieldCase]:
+    """Makes a case of a function: the function's name is the case's name.
+
+    A case that is long, and much like another, need not be tested.
+    """
 
     def make(judge: CaseFunction) -> FieldCase:
-        return FieldCase(name=judge.__name__, title=title, judge=judge, runs=runs)
+        return FieldCase(name=judge.__name__, title=title, judge=judge, tested=tested)
 
     return make
 

@@ -1,10 +1,6 @@
 """All cases, in the order of the table, and how tests run them."""
 
 from pathlib import Path
-from types import ModuleType
-
-import pytest
-from _pytest.mark import ParameterSet
 
 from testing.field import (
     absence,
@@ -16,34 +12,12 @@ from testing.field import (
     streams,
     traffic,
 )
-from testing.field.case import FieldCase, Runs
+from testing.field.case import FieldCase
 
 MODULES = (overload, refusals, absence, streams, observation, traffic, machines, real_gateways)
-
-
-def cases_of(module: ModuleType) -> list[FieldCase]:
-    """Returns the cases of a module, in the order of their definition."""
-    return [value for value in vars(module).values() if isinstance(value, FieldCase)]
-
-
-ALL_CASES = [one for module in MODULES for one in cases_of(module)]
-
+ALL_CASES = [one for module in MODULES for one in vars(module).values() if isinstance(one, FieldCase)]
 
 TRIES, MAX_TEST_S = 3, 400
-
-
-def parameters_of(module: ModuleType) -> list[ParameterSet]:
-    """Returns the cases of a module that are tested, as parameters of a test."""
-    return [_parameter(one) for one in cases_of(module) if one.runs is not Runs.IN_BENCHMARK]
-
-
-def _parameter(one: FieldCase) -> ParameterSet:
-    marks = [pytest.mark.timeout(MAX_TEST_S)]
-    if one.runs is Runs.IN_TEST:
-        marks.append(pytest.mark.real)
-    return pytest.param(one, id=one.name, marks=marks)
-
-
 _DISTURBED = (
     "this machine is late",
     "load generator late",

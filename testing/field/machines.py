@@ -9,7 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import analyse_run, command, user_load
 from testing.field.deployment import (
     SWEEP,
@@ -65,7 +65,7 @@ def _start(**_):
 """
 
 
-@case("another process takes a core of the load generator's machine", runs=Runs.IN_TEST)
+@case("another process takes a core of the load generator's machine")
 def busy_machine(folder: Path) -> Judged:
     with small_server() as url, busy_processes(1):
         user_load(folder, url)(**SWEEP)

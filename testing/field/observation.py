@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SWEEP,
@@ -150,7 +150,7 @@ def past_the_wall_at_the_lowest(folder: Path) -> Judged:
 
 @case(
     "something else takes the core of a real vLLM for half of the second level",
-    runs=Runs.IN_BENCHMARK,
+    tested=False,
 )
 def starved_server(folder: Path) -> Judged:
     core, *others = sorted(os.sched_getaffinity(0))

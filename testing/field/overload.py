@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load
 from testing.field.deployment import SHORT_TRAFFIC, TRAFFIC, errors_of, small_server
 from testing.load_tests import Finished
@@ -42,7 +42,6 @@ def gateway_sheds_load(folder: Path) -> Judged:
 
 @case(
     "the server itself answers 503 from the fifth unfinished request on (--max-num-queued-reqs 4)",
-    runs=Runs.IN_TEST,
 )
 def server_sheds_load(folder: Path) -> Judged:
     with simulator("--max-num-queued-reqs", "4") as url:
@@ -57,7 +56,7 @@ def server_sheds_load(folder: Path) -> Judged:
     )
 
 
-@case("a gateway sheds with 429 and Retry-After: 3", runs=Runs.IN_TEST)
+@case("a gateway sheds with 429 and Retry-After: 3")
 def retry_after_is_obeyed(folder: Path) -> Judged:
     with small_server() as server, gateway(server, shed_from=5, shed_status=429, retry_after=3) as url:
         run = user_load(folder, url)(**SHORT_TRAFFIC, levels="2,4,6", level_s="9")
@@ -80,7 +79,7 @@ def retry_after_is_obeyed(folder: Path) -> Judged:
     )
 
 
-@case("a limit of 600 requests a minute (429)", runs=Runs.IN_TEST)
+@case("a limit of 600 requests a minute (429)")
 def requests_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, requests_a_minute=600) as url:
         run = user_load(folder, url)(**TRAFFIC, levels="1,2,3,4", level_s="12")
@@ -99,7 +98,7 @@ def requests_a_minute(folder: Path) -> Judged:
     )
 
 
-@case("a limit of tokens a minute (429)", runs=Runs.IN_TEST)
+@case("a limit of tokens a minute (429)")
 def tokens_a_minute(folder: Path) -> Judged:
     with small_server() as server, gateway(server, tokens_a_minute=30_000) as url:
         user_load(folder, url)(**TRAFFIC, levels="1,2,4,8", level_s="5")
@@ -127,7 +126,7 @@ def no_quota(folder: Path) -> Judged:
     )
 
 
-@case("a slow server: requests time out from about nine users on (--request-timeout-s 2)", runs=Runs.IN_TEST)
+@case("a slow server: requests time out from about nine users on (--request-timeout-s 2)")
 def requests_time_out(folder: Path) -> Judged:
     limits = {**TRAFFIC, "levels": "2,4,12", "level_s": "12", "slo_ttft_p95_s": "1"}
     with small_server() as server, gateway(server, delay_s=0.25, delay_slots=1) as url:
@@ -150,7 +149,7 @@ def requests_time_out(folder: Path) -> Judged:
     )
 
 
-@case("a slow gateway in front of an idle engine", runs=Runs.IN_TEST)
+@case("a slow gateway in front of an idle engine")
 def slow_gateway(folder: Path) -> Judged:
     with small_server() as server, gateway(server, delay_s=0.15, delay_slots=1) as url:
         user_load(folder, url)(**TRAFFIC, levels="2,4,8,12", level_s="6", slo_ttft_p95_s="0.8")
@@ -164,7 +163,7 @@ def slow_gateway(folder: Path) -> Judged:
     )
 
 
-@case("two replicas behind a router, with one metrics address and with both", runs=Runs.IN_TEST)
+@case("two replicas behind a router, with one metrics address and with both")
 def two_replicas(folder: Path) -> Judged:
     sweep = {**TRAFFIC, "levels": "8,16,24", "level_s": "6"}
     with small_server() as first, small_server() as second, gateway(first, second) as url:

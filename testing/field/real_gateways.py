@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import analyse_run, user_load
 from testing.field.deployment import (
     SHORT_TRAFFIC,
@@ -21,7 +21,7 @@ STREAMING = "proxy_buffering off; proxy_http_version 1.1; proxy_set_header Conne
 GZIP = "gzip on; gzip_proxied any; gzip_types *; gzip_min_length 1;"
 
 
-@case("nginx with gzip and its default buffering, HTTP/1.0 to the server", runs=Runs.IN_TEST)
+@case("nginx with gzip and its default buffering, HTTP/1.0 to the server")
 def nginx_gathers(folder: Path) -> Judged:
     with small_server() as server, nginx(server, http=GZIP) as url:
         run = user_load(folder, url)(**SWEEP)
@@ -34,7 +34,7 @@ def nginx_gathers(folder: Path) -> Judged:
     )
 
 
-@case("nginx: limit_conn 6 (503)", runs=Runs.IN_TEST)
+@case("nginx: limit_conn 6 (503)")
 def nginx_limits_connections(folder: Path) -> Judged:
     zone = "limit_conn_zone $server_port zone=all:1m;"
     limit = f"limit_conn all 6; {STREAMING}"
@@ -51,7 +51,7 @@ def nginx_limits_connections(folder: Path) -> Judged:
     )
 
 
-@case("nginx: limit_req 10 a second (429)", runs=Runs.IN_BENCHMARK)
+@case("nginx: limit_req 10 a second (429)", tested=False)
 def nginx_limits_requests(folder: Path) -> Judged:
     zone = "limit_req_zone $server_port zone=all:1m rate=10r/s; limit_req_status 429;"
     limit = f"limit_req zone=all burst=2 nodelay; {STREAMING}"
@@ -67,13 +67,13 @@ def nginx_limits_requests(folder: Path) -> Judged:
     )
 
 
-@case("nginx that speaks HTTP/2 only (listen ... http2 without TLS)", runs=Runs.IN_TEST)
+@case("nginx that speaks HTTP/2 only (listen ... http2 without TLS)")
 def http2_only(folder: Path) -> Judged:
     with small_server() as server, nginx(server, listen="http2") as url:
         return refused_at_start(user_load(folder, url)(levels="1"), "HTTP/2")
 
 
-@case("HAProxy without http-no-delay", runs=Runs.IN_BENCHMARK)
+@case("HAProxy without http-no-delay", tested=False)
 def haproxy_in_front(folder: Path) -> Judged:
     with small_server() as server, haproxy([server]) as url:
         run = user_load(folder, url)(**SWEEP)
@@ -85,7 +85,7 @@ def haproxy_in_front(folder: Path) -> Judged:
     )
 
 
-@case("HAProxy, round robin over two replicas", runs=Runs.IN_TEST)
+@case("HAProxy, round robin over two replicas")
 def haproxy_takes_turns(folder: Path) -> Judged:
     with small_server() as first, small_server() as second, haproxy([first, second]) as url:
         both = f"{first}/metrics,{second}/metrics"
@@ -96,7 +96,7 @@ def haproxy_takes_turns(folder: Path) -> Judged:
     return judged("about 21 users, KV cache", answer.brief, unless(right, "another answer"))
 
 
-@case("HAProxy: maxconn 6 and a queue of 20 ms (503)", runs=Runs.IN_TEST)
+@case("HAProxy: maxconn 6 and a queue of 20 ms (503)")
 def haproxy_queue_is_full(folder: Path) -> Judged:
     with (
         small_server() as server,
@@ -114,7 +114,7 @@ def haproxy_queue_is_full(folder: Path) -> Judged:
     )
 
 
-@case("LiteLLM in front of the server", runs=Runs.IN_TEST)
+@case("LiteLLM in front of the server")
 def litellm_in_front(folder: Path) -> Judged:
     with small_server() as server, litellm(server, model="Qwen3-1.7B") as url:
         key = {"LOADTEST_API_KEY": MASTER_KEY}
@@ -131,7 +131,7 @@ def litellm_in_front(folder: Path) -> Judged:
     )
 
 
-@case("nginx: proxy_read_timeout 1s cuts streams that wait for a slot", runs=Runs.IN_TEST)
+@case("nginx: proxy_read_timeout 1s cuts streams that wait for a slot")
 def nginx_cuts_idle_streams(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "2,4,16", "level_s": "9", "prompt_tokens": "200"}
     location = f"{STREAMING} proxy_read_timeout 1s;"
@@ -150,7 +150,7 @@ def nginx_cuts_idle_streams(folder: Path) -> Judged:
     )
 
 
-@case("LiteLLM tries again when the server answers 500", runs=Runs.IN_BENCHMARK)
+@case("LiteLLM tries again when the server answers 500", tested=False)
 def litellm_tries_again(folder: Path) -> Judged:
     with (
         small_server() as server,
@@ -172,7 +172,7 @@ def litellm_tries_again(folder: Path) -> Judged:
     )
 
 
-@case("LiteLLM's own limit of 60 requests a minute (429)", runs=Runs.IN_TEST)
+@case("LiteLLM's own limit of 60 requests a minute (429)")
 def litellm_limits_requests(folder: Path) -> Judged:
     enforced = "router_settings: {optional_pre_call_checks: [enforce_model_rate_limits], num_retries: 0}"
     with (
@@ -195,7 +195,7 @@ def litellm_limits_requests(folder: Path) -> Judged:
     )
 
 
-@case("llama.cpp with four slots of 1,024 tokens", runs=Runs.IN_TEST)
+@case("llama.cpp with four slots of 1,024 tokens")
 def llama_cpp_serves(folder: Path) -> Judged:
     objective = {"LOADTEST_SLO_TTFT_P95_S": "0.3", "LOADTEST_SLO_TPOT_P95_S": "1"}
     with llama_cpp(slots=4, context=1024) as url:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import Analysed, analyse_run, user_load, wait_for_level
 from testing.field.deployment import (
     SWEEP,
@@ -60,7 +60,7 @@ def answers_without_text(folder: Path) -> Judged:
     )
 
 
-@case("one request in thirty gets 500, at any load", runs=Runs.IN_TEST)
+@case("one request in thirty gets 500, at any load")
 def errors_at_any_load(folder: Path) -> Judged:
     with small_server() as server, gateway(server, error_share=0.04, words="Worker died") as url:
         run = user_load(folder, url)(**{**SWEEP, "level_s": "7"})

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from testing.field.case import Judged, Runs, case, judged, unless
+from testing.field.case import Judged, case, judged, unless
 from testing.field.commands import analyse_run, command, user_load
 from testing.field.deployment import TRAFFIC
 from testing.load_tests import two_processes
@@ -51,7 +51,7 @@ def own_prompts(folder: Path) -> Judged:
     )
 
 
-@case("conversations with think time, whose histories are evicted", runs=Runs.IN_TEST)
+@case("conversations with think time, whose histories are evicted")
 def evicted_histories(folder: Path) -> Judged:
     changes = {**TRAFFIC, "levels": "10,30,60", "level_s": "10", "turns": "6", "think_s": "exp:1"}
     with simulator("--num-gpu-blocks-override", "301", "--enable-prompt-tokens-details") as url:

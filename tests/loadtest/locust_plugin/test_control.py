@@ -23,7 +23,7 @@ from scenarios.chat import Chat
 
 def compute():
     while True:
-        sum(range(100_000))
+        sum(range(1_000_000))  # one call: no other thread runs meanwhile
 
 @events.test_start.add_listener
 def _start(**_):
