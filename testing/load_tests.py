@@ -30,6 +30,12 @@ class Finished:
     def info(self) -> dict[str, Any]:
         return dict(json.loads((self.folder / "run.json").read_text()))
 
+    @property
+    def levels(self) -> list[int]:
+        """Users of the levels. A level that was held again, because this machine was busy, counts once."""
+        users = [users for _, _, users in self.info["schedule"]]
+        return [one for one, before in zip(users, [None, *users], strict=False) if one != before]
+
     def rows(self, pattern: str = "requests-*.jsonl") -> list[dict[str, Any]]:
         lines = [line for path in self.folder.glob(pattern) for line in path.read_text().splitlines()]
         return [json.loads(line) for line in lines]

@@ -56,14 +56,17 @@ class TrustGates:
     def doubts(self, *, steady: bool) -> tuple[Note, ...]:
         """Returns the doubts about the level; empty where it can be trusted.
 
-        Where the server was interrupted, what follows from that is not named as a doubt of its own.
+        Where the server was interrupted, or the load generator was late, what follows from that is not named
+        as a doubt of its own.
         """
         if interrupted := self._of_server():
             return (*interrupted, *self._of_generator())
         found: list[Note] = [] if steady else [NotSteady()]
         if self.requests.attempts < MIN_REQUESTS:
             found.append(TooFewRequests(ended=self.requests.n, needed=MIN_REQUESTS))
-        return (*found, *self._of_generator(), *self._of_load())
+        generator = self._of_generator()
+        is_late = any(isinstance(doubt, GeneratorLate | GeneratorBusy) for doubt in generator)
+        return (*found, *generator, *(() if is_late else self._of_load()))
 
     def _of_server(self) -> list[Note]:
         """Returns doubts because engines went, came, restarted, were fewer than in other levels, or had

@@ -84,6 +84,13 @@ def test_a_busy_load_generator(tmp_path: Path) -> None:
     assert only_doubt(folder) == GeneratorBusy(cpu=pytest.approx(0.93), limit=0.85)
 
 
+def test_what_follows_from_a_late_load_generator_is_not_named_beside_it(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", Plan(levels=(8,), level_s=20.0, lag_s=0.05))
+    ((begin, end, _),) = json.loads((folder / "run.json").read_text())["schedule"]
+    set_run(folder, schedule=[[begin, end, 10]])
+    assert isinstance(only_doubt(folder), GeneratorLate)
+
+
 def test_too_few_requests(tmp_path: Path) -> None:
     long = Plan(levels=(8,), level_s=11.0, lengths=lambda rng: (60, 900 + int(rng.integers(200))))
     doubt = only_doubt(written(tmp_path / "r", long))
