@@ -43,6 +43,9 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
     basis: Basis
     users_x: float
     interval_x: tuple[float, float]
+    rise_x: tuple[float, float] | None = None
+    """Users at which half, and twice, the share of misses that the limit allows is reached; null for a wall
+    that is not found by a share of misses."""
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):

@@ -128,6 +128,7 @@ def _bound(wall: PlacedWall, *, confidence: float) -> Bound:
         basis=wall.basis,
         users_x=wall.x,
         interval_x=(low, high),
+        rise_x=wall.rise,
     )
 
 

@@ -29,6 +29,7 @@ from analysis.reporting.numbers import (
     users_text,
 )
 from analysis.reporting.words import BASIS_WORDS, BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
+from analysis.statistics.crossings import MISS_LIMIT
 from analysis.statistics.samples import MissShare, in_time
 from analysis.walls.names import WallName
 from loadtest.record import Slo
@@ -39,6 +40,7 @@ WAITS: dict[WallName, str] = {
     "prefix_cache": "compute histories again",
     "max_num_seqs": "wait for a slot",
 }
+FLAT = 1.2  # highest over lowest number of users, from which a curve and an interval are called wide
 MIN_SHOWN_P = 0.05  # walls that come first with a lower probability are not named
 AT_LEAST_NOTE = (
     "≥: at least this (95 % sure). There are fewer than the 59 independent requests that a p95 needs, or it "
@@ -77,7 +79,8 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
     """
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
-        parts += [_beyond_text(model), _latency_alone_text(model), _prefix_text(model)]
+        parts += [f"{_beyond_text(model)} {_flat_text(model)}".strip()]
+        parts += [_latency_alone_text(model), _prefix_text(model)]
     parts += failure_sentences(model.failures, refused=model.refused)
     parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
     if model.levels:
@@ -139,6 +142,22 @@ def _rivals(model: ModelAnswer) -> str:
 def _beyond_text(model: ModelAnswer) -> str:
     beyond = BEYOND_WALL[model.headline.binding]
     return f"With more users, {beyond}." if beyond else ""
+
+
+def _flat_text(model: ModelAnswer) -> str:
+    """Says how slowly late requests become more with the users, where a latency is the limit and its interval
+    is wide because of that. Empty elsewhere."""
+    late = {"ttft": "a late first token", "tpot": "slow tokens"}.get(model.headline.binding)
+    found = next((bound for bound in model.bounds if bound.name == model.headline.binding), None)
+    if late is None or found is None or found.rise_x is None:
+        return ""
+    if min(high / low for low, high in (found.interval_x, found.rise_x)) < FLAT:
+        return ""
+    half, twice = found.rise_x
+    return (
+        f"The curve is flat there: {50 * MISS_LIMIT:.1f} % of the requests have {late} at {half:.1f} users, "
+        f"{200 * MISS_LIMIT:.0f} % at {twice:.1f}."
+    )
 
 
 def _latency_alone_text(model: ModelAnswer) -> str:

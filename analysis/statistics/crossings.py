@@ -26,6 +26,9 @@ class Crossing:
     """Maps a one-sided error probability to the (lower, upper) bound on x."""
     between: tuple[int, int]
     """The last users within the limit and the first beyond it; (0, first) where no level was within it."""
+    rise: tuple[float, float]
+    """Users at which the share of misses is half the limit, and twice the limit. They lie far apart where the
+    curve is flat."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +168,8 @@ def p95_crossing(points: Sequence[LoadPoint], *, objective: float) -> Crossing |
         low, high = crossing.bound(error)
         return min(low, x), max(high, x)
 
-    return replace(crossing, x=x, bound=bound)
+    rise = crossing.rise[0] * x / crossing.x, crossing.rise[1] * x / crossing.x
+    return replace(crossing, x=x, bound=bound, rise=rise)
 
 
 def _p95_at(points: Sequence[LoadPoint], users: int) -> float | None:
@@ -213,7 +217,9 @@ def _fit(
     # A cliff leaves the profile flat between two levels: take the middle of the flat part.
     middle = sum(_ends(grid, excess, 0.1)) / 2
     slope = float(np.interp(middle, grid, slopes))
-    return Crossing(x=math.exp(middle), bound=bound, between=bracket), slope
+    x, steps = math.exp(middle), special.logit([limit / 2, limit * 2]) - special.logit(limit)
+    rise = x * math.exp(steps[0] / slope), x * math.exp(steps[1] / slope)
+    return Crossing(x=x, bound=bound, between=bracket, rise=rise), slope
 
 
 def _profile(

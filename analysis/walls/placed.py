@@ -30,6 +30,9 @@ class PlacedWall:
     draws: Floats
     """Draws of x, shape (WALL_DRAWS,). They tell how often each wall is the first."""
     basis: Basis
+    rise: tuple[float, float] | None = None
+    """Users at which half, and twice, the share of misses that the limit allows is reached. None for a wall
+    that is not found by a share of misses."""
 
 
 def placed_at_crossing(
@@ -42,6 +45,7 @@ def placed_at_crossing(
         bound=crossing.bound,
         draws=_draws(crossing.x, crossing.bound(0.05), rng),
         basis=_basis(crossing.x, evidence.trusted),
+        rise=crossing.rise,
     )
 
 

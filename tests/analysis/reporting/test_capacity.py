@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from analysis.answers.capacity import Answer, Headline, ModelAnswer
+from analysis.answers.capacity import Answer, Bound, Headline, ModelAnswer
 from analysis.capacity.answer import recommend
 from analysis.notes import NoRequests
 from analysis.reading.runs import find_runs, read_run
@@ -58,6 +58,29 @@ def test_the_first_lines_say_how_many_how_sure_and_what_limits(model):
     )
     assert re.search(r"Trusted: 4 of 4 levels, with [\d,]+ requests in their windows\.", lines[5])
     assert f"What would raise the limit of {limit[1]} users" in "\n".join(lines[6:9])
+
+
+def test_a_flat_curve_is_named_where_it_makes_the_answer_unsure(model):
+    def said(interval_x: tuple[float, float], rise_x: tuple[float, float]) -> str:
+        bound = Bound(
+            name="ttft",
+            users=12,
+            interval=(9, 15),
+            basis="measured",
+            users_x=12.7,
+            interval_x=interval_x,
+            rise_x=rise_x,
+        )
+        headline = msgspec.structs.replace(model.headline, binding="ttft")
+        late = msgspec.structs.replace(model, headline=headline, bounds=[bound])
+        return " ".join(first_screen(late, slo=Slo(), confidence=0.9))
+
+    flat = (
+        "The curve is flat there: 2.5 % of the requests have a late first token at 10.8 users, 10 % at 15.2."
+    )
+    assert flat in said((9.6, 15.9), (10.8, 15.2))
+    assert "flat" not in said((12.5, 12.9), (10.8, 15.2))  # the answer is sure
+    assert "flat" not in said((9.6, 15.9), (12.6, 12.8))  # a cliff between two levels
 
 
 def test_the_terminal_shows_each_level_and_no_column_is_cut(model):

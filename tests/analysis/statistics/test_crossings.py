@@ -33,6 +33,15 @@ def test_the_crossing_of_misses_is_recovered():
     assert low < found.x < high
 
 
+@pytest.mark.parametrize("slope", [4.0, 12.0])
+def test_how_flat_a_curve_is_stands_with_its_crossing(slope):
+    """Its true share of misses is half the limit, and twice the limit, at these two numbers of users."""
+    found = ttft_crossing(miss_levels(np.random.default_rng(2), at=15.0, slope=slope, n=40000))
+    assert found is not None
+    odds = [math.log(share / (1 - share) * 0.95 / 0.05) for share in (0.025, 0.1)]
+    assert found.rise == pytest.approx([15.0 * math.exp(off / slope) for off in odds], rel=0.03)
+
+
 def test_one_sided_bounds_cover_as_often_as_they_claim():
     covered, met = 0, 0
     for seed in range(120):
