@@ -176,3 +176,20 @@ def test_tokens_that_the_server_counted_and_we_did_not_make_levels_untrusted(tmp
     rows.write_bytes(b"".join(line for number, line in enumerate(lines) if number % 20))
     answer = answer_for(tmp_path / "run")
     assert re.search("the server counted [4-7] % more than our rows", words(answer.levels[0].why_not[0]))
+
+
+@pytest.mark.parametrize(
+    ("slo", "first"),
+    [
+        (Slo(), "kv_cache"),
+        (Slo(ttft_p95_s=0.01), "ttft"),
+        (Slo(tpot_p95_s=0.004), "tpot"),
+        (Slo(ttft_p95_s=1e-4), "ttft"),  # missed by the lowest level too
+    ],
+)
+def test_each_wall_has_one_account(memory_run, slo, first):
+    answer = answer_for(memory_run, slo=slo)
+    assert answer.headline.binding == first
+    accounts = [bound.name for bound in answer.bounds]
+    accounts += [wall.name for wall in answer.not_met] + list(answer.not_observable)
+    assert sorted(accounts) == sorted(["kv_cache", "ttft", "tpot", "errors", "throughput", "max_num_seqs"])
