@@ -429,20 +429,13 @@ def _print_table(kept: Json) -> None:
             f"{truth['x']:.2f} ± {truth['x_se']:.2f}",
             truth["binding"],
             f"{min(close):,}",
-            _ours_told(ours, truth["users"]),
+            _told(ours["estimate"], truth["users"]),
             "-" if ours["interval_x"] is None else _range(*ours["interval_x"]),
             f"{ours['seconds']} s",
             _told(theirs["users"], truth["users"]) if theirs["seconds"] else "not run",
             f"{theirs['seconds']} s" if theirs["seconds"] else "",
         ]
         print(f"| {' | '.join(map(str, cells))} |")
-
-
-def _ours_told(ours: Json, users: int) -> str:
-    """Formats our answer. It is not compared with the truth if its limit is the prefix cache."""
-    if ours["binding"] == "prefix_cache":
-        return f"{ours['estimate']}, prefix cache"
-    return _told(ours["estimate"], users)
 
 
 def _told(answer: int | None, users: int) -> str:
