@@ -147,8 +147,8 @@ def throughput_of(side: MeasuredDeployment, users: int) -> Quantity | None:
     freedom = sum(level.window.batches - 1 for level in levels)
     return batch_mean(
         float(np.average(rates, weights=window_s)),
-        se=math.sqrt(within + between),
-        freedom=joint_freedom((within, freedom), (between, len(set(runs)) - 1)),
+        se=math.sqrt(within + between[0]),
+        freedom=joint_freedom((within, freedom), between),
     )
 
 

@@ -146,11 +146,14 @@ class Sample:
         runs = [one.run for one in self.series]
         between = variance_of_runs(runs, shares, variances=alone / effective, sizes=sizes)
         within = alone / float(effective.sum())
-        return alone / (within + between), joint_freedom((within, freedom), (between, len(set(runs)) - 1))
+        return alone / (within + between[0]), joint_freedom((within, freedom), between)
 
 
-def variance_of_runs(runs: Sequence[str], values: Floats, *, variances: Floats, sizes: Floats) -> float:
-    """Returns the part of a mean's variance that comes from differences between runs; 0 for one run.
+def variance_of_runs(
+    runs: Sequence[str], values: Floats, *, variances: Floats, sizes: Floats
+) -> tuple[float, float]:
+    """Returns the part of a mean's variance that comes from differences between runs, 0 for one run, and its
+    degrees of freedom.
 
     The mean is that of `values`, weighted by `sizes`. runs: the run in which each value was measured. values,
     variances, sizes: shape (n,) each; variances above 0.
@@ -161,7 +164,8 @@ def variance_of_runs(runs: Sequence[str], values: Floats, *, variances: Floats, 
         np.array([weight @ values for weight in weights]),
         np.array([weight**2 @ variances for weight in weights]),
     )
-    return true * float(sum((sizes[own].sum() / sizes.sum()) ** 2 for own in of_run))
+    part = true * float(sum((sizes[own].sum() / sizes.sum()) ** 2 for own in of_run))
+    return part, len(of_run) - 1.0
 
 
 def joint_freedom(*parts: tuple[float, float]) -> float:
