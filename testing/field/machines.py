@@ -41,7 +41,7 @@ from scenarios.chat import Chat
 
 def compute():
     while True:
-        sum(range(100_000))
+        sum(range(500_000))  # in one call, so that the GIL is held for some 10 ms on a fast machine as well
 
 @events.test_start.add_listener
 def _start(**_):
