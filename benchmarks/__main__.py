@@ -1,11 +1,12 @@
 """Prints figures of docs/benchmarks.md: those of the benchmarks named on the command line.
 
-Without a name it runs `BENCHMARKS`, as `make bench` does.
+Without a name it runs `BENCHMARKS`, as `make bench` does. `gpu --fit` also writes the fitted table.
 """
 
 import sys
 
 from benchmarks.field import table
+from benchmarks.gpu import table as gpu
 from benchmarks.instrument import analysis, client, peers, simulator
 from benchmarks.proofs import (
     coverage,
@@ -31,6 +32,7 @@ ON_DEMAND = {
     "field": table.main,
     "fidelity": fidelity.main,
     "gate": gate.main,
+    "gpu": gpu.main,
     "held_out": held_out.main,
     "prefix_cache": prefix_cache.main,
     "real_truth": real_truth.main,
@@ -42,7 +44,7 @@ ON_DEMAND = {
 
 def main() -> int:
     known = BENCHMARKS | ON_DEMAND
-    chosen = sys.argv[1:] or list(BENCHMARKS)
+    chosen = [word for word in sys.argv[1:] if not word.startswith("--")] or list(BENCHMARKS)
     if unknown := [name for name in chosen if name not in known]:
         print(f"No benchmark is called {unknown[0]}; there are: {', '.join(known)}.", file=sys.stderr)
         return 2

@@ -29,6 +29,11 @@ class StatedWorkload:
     output_tokens: str
     think_s: str
     slo: Slo
+    turns: int = 1
+    shared_prefix_tokens: int = 0
+    at_users: int | None = None
+    at_rate: float | None = None
+    """Requests a second into one replica."""
 
 
 class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
@@ -55,6 +60,30 @@ class Effect(msgspec.Struct, kw_only=True, frozen=True):
     input: str
     change: str
     effect_users: float
+
+
+class LatencyBands(msgspec.Struct, kw_only=True, frozen=True):
+    """Mean and percentiles of a time over the requests of a load, seconds, each as a band."""
+
+    mean: FloatBand
+    p50: FloatBand
+    p95: FloatBand
+    p99: FloatBand
+
+
+class AtLoad(msgspec.Struct, kw_only=True, frozen=True):
+    """What one load would see: `users` in a closed loop, or `rate_per_s` requests a second into a replica."""
+
+    users: int | None
+    rate_per_s: float | None
+    stable: bool
+    """Whether requests end as fast as they arrive."""
+    in_flight: FloatBand
+    output_tok_s: FloatBand
+    ttft_s: LatencyBands | None
+    """Null, as e2e_s, where the load is not stable: the times grow as long as it lasts."""
+    tpot_s: LatencyBands | None
+    e2e_s: LatencyBands | None
 
 
 class Sizing(msgspec.Struct, kw_only=True, frozen=True):
@@ -110,6 +139,8 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     and slots."""
     decode_tok_s_alone: FloatBand | None = None
     """Tokens a second of one request with nobody else."""
+    at: AtLoad | None = None
+    """The load of --at-users or --at-rate; null if neither was given."""
     vllm_flags: list[str] = []
     sensitivity: list[Effect] = []
     calibrated_by: str | None

@@ -53,12 +53,18 @@ def _flags(options: argparse.Namespace) -> SizingFlags:
         raise InputError(
             "Give --config and --gpu (or --vram-gib, --bandwidth-gbps and --tflops), or --claim."
         )
+    if options.at_rate is not None and options.turns > 1:
+        raise InputError("--at-rate cannot be combined with --turns: an open loop has no users.")
     objectives = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
     workload = StatedWorkload(
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
         think_s=options.think_s,
         slo=Slo(**{name: value for name, value in objectives.items() if value is not None}),
+        turns=options.turns,
+        shared_prefix_tokens=options.shared_prefix_tokens,
+        at_users=options.at_users,
+        at_rate=options.at_rate,
     )
     names = [field.name for field in fields(SizingFlags) if field.name != "workload"]
     return SizingFlags(workload=workload, **{name: getattr(options, name) for name in names})
@@ -141,6 +147,25 @@ def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
         ("--think-s", "0"),
     ):
         add(flag, default=default, metavar="DIST", help="default: %(default)s")
+    add(
+        "--turns",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="turns of a conversation; each request sends its history (default: %(default)s)",
+    )
+    add(
+        "--shared-prefix-tokens",
+        type=positive_integer,
+        default=0,
+        metavar="N",
+        help="tokens of a text that every prompt begins with, such as a system prompt, on top of the prompt",
+    )
+    one = parser.add_argument_group("one load, to predict its latency too").add_mutually_exclusive_group()
+    one.add_argument("--at-users", type=positive_integer, metavar="N", help="this number of users")
+    one.add_argument(
+        "--at-rate", type=positive_number, metavar="R", help="requests a second into one replica (Poisson)"
+    )
 
 
 def _add_calibration_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.answers.sizing import FloatBand, IntBand, OverheadBand, OverheadBytes, Sizing
+from analysis.answers.sizing import AtLoad, FloatBand, IntBand, OverheadBand, OverheadBytes, Sizing
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment, serve_flags
 from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
 from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
+from analysis.sizing.latency.load import at_load, simulate_closed_loop, simulate_open_loop
 from analysis.sizing.sensitivity import effects_of_inputs
-from analysis.sizing.step_model import SPEED_BAND, StepModel
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
 from loadtest.model.kv_cache import cache_kinds, kv_bytes_per_token
+from loadtest.model.step_time import PredictedStepTime, SpeedBands, speed_bands
 from loadtest.model.weights import parameter_count
 
 
@@ -26,10 +27,13 @@ def size_deployment(
     *,
     quantization: str | None,
     notes: Sequence[str] = (),
+    at_users: int | None = None,
+    at_rate: float | None = None,
 ) -> Sizing:
     """Builds the answer for all replicas together. Raises ValueError if nothing is left for the KV cache.
 
     quantization: the value of vLLM's flag; None if not given. notes: warnings to show before the others.
+    at_users, at_rate: a load to predict too; the rate is that of one replica.
     """
     sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
@@ -38,6 +42,7 @@ def size_deployment(
     xs = (low * engines, walls[0].x * engines, high * engines)
     blocks, layout = sized.band.blocks, sized.band.layout
     names = {placed.name for placed in walls}
+    bands = speed_bands(deployment.gpu)
     return msgspec.structs.replace(
         _without_pool(deployment, sized.band),
         pool_bytes=sized.band.kv_bytes,
@@ -54,10 +59,11 @@ def size_deployment(
         binding=walls[0].name,
         bounds=[_bound(placed, engines) for placed in walls],
         not_met=[name for name in ("ttft", "tpot") if name not in names],
-        decode_tok_s_alone=_decode_tok_s_alone(sized.steps, workload),
+        decode_tok_s_alone=_decode_tok_s_alone(sized.steps, workload, bands),
+        at=_at(sized, bands, at_users, at_rate),
         vllm_flags=serve_flags(deployment, quantization),
         sensitivity=effects_of_inputs(sized),
-        assumptions=_assumptions(deployment),
+        assumptions=_assumptions(deployment, workload, bands),
         warnings=[*notes, *_warnings(deployment, workload, sized)],
     )
 
@@ -135,22 +141,45 @@ def _bound(placed: PredictedWall, engines: int) -> Bound:
     )
 
 
-def _decode_tok_s_alone(steps: StepModel, workload: PlannedWorkload) -> FloatBand:
+def _at(sized: SizedEngine, bands: SpeedBands, users: int | None, rate: float | None) -> AtLoad | None:
+    """Predicts the stated load; None if none is stated."""
+    replicas = sized.deployment.replicas
+    if rate is not None:
+        return at_load(simulate_open_loop(sized.service, rate), bands, users=None, rate=rate, replicas=1)
+    if users is None:
+        return None
+    each = max(round(users / replicas), 1)
+    times = simulate_closed_loop(sized.service, each, together=sized.workload.one_length)
+    return at_load(times, bands, users=users, rate=None, replicas=replicas)
+
+
+def _decode_tok_s_alone(steps: PredictedStepTime, workload: PlannedWorkload, bands: SpeedBands) -> FloatBand:
     """Returns the decode rate of a request that runs alone, tokens/s: lower end, estimate, upper end."""
-    tokens = float(workload.prompt.mean() + workload.output.mean() / 2)
-    rate = 1.0 / (steps.base_s(1) + steps.per_sequence_s + steps.per_kv_token_s * tokens)
-    return rate / SPEED_BAND, rate, rate * SPEED_BAND
+    rate = 1.0 / steps.seconds(
+        decodes=1, prefills=0, kv_tokens=workload.mean_held_tokens, prefill_tokens=0, pairs=0
+    )
+    return rate / max(bands.tpot[1], 1.0), rate, rate / min(bands.tpot[0], 1.0)
 
 
-def _assumptions(deployment: PlannedDeployment) -> list[str]:
+def _known(bands: SpeedBands) -> str:
+    low, high = bands.tpot
+    factor = f"The band of times per output token is {low:.2f} to {high:.2f} times the estimate."
+    if bands.known:
+        return factor
+    return f"There are none of this card, so the bands are those of cards that the fit did not see. {factor}"
+
+
+def _assumptions(deployment: PlannedDeployment, workload: PlannedWorkload, bands: SpeedBands) -> list[str]:
     assumptions = [
         "Prompt and answer lengths are guesses until they are measured: the band of the KV cache allows for "
         f"means that are {100 * (LENGTHS_KNOWN - 1):.0f} % off.",
-        "Step times follow from the data sheet: 75 % of the memory bandwidth and 40 % of the FLOP/s. The "
-        f"bands of the latency limits allow for steps that are {SPEED_BAND:g} times slower or faster.",
-        "Requests share no prefix. Where they share a system prompt, or conversations have many turns, the "
-        "KV cache holds more users.",
+        f"Times follow from the data sheet and from what published measurements reach of it. {_known(bands)}",
     ]
+    if workload.turns == 1 and not workload.shared_prefix_tokens:
+        assumptions.append(
+            "Requests share no prefix. Where they share a system prompt, or conversations have many turns, "
+            "prompts take less time: say so with --shared-prefix-tokens and --turns."
+        )
     if deployment.calibration is None:
         assumptions.append(
             "The memory that vLLM's start-up takes is estimated. The log of a start-up of any model on this "

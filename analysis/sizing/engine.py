@@ -7,22 +7,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from analysis.evidence.think_time import ActiveShare, Thinking, always_active
 from analysis.memory.block_distribution import BlockDistribution, Occupancy
 from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand, pool_band
-from analysis.sizing.latency_curve import LatencyCurve, simulate_curve
-from analysis.sizing.step_model import StepModel, step_model
+from analysis.sizing.latency.curve import LatencyCurve, simulate_curve
+from analysis.sizing.latency.service import planned_service, planned_step_time
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
+from analysis.virtual.service import Service
 from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
+from loadtest.model.step_time import PredictedStepTime, speed_bands
 from loadtest.record import Slo
 
 LENGTHS_KNOWN = 1.1
 """Factor by which the mean lengths may be off (90 %): before a deployment they are a guess."""
+FEW_AND_MANY = (8.0, 64.0)
+"""Sequences of the two steps from which the growth of a request's duration is taken."""
 REACH_FACTOR = 1.5
 """Latency is simulated up to this multiple of the first wall of memory and slots."""
 
@@ -48,7 +50,9 @@ class SizedEngine:
     workload: PlannedWorkload
     band: PoolBand
     distribution: BlockDistribution
-    steps: StepModel
+    steps: PredictedStepTime
+    service: Service
+    """The engine and its users, as they are simulated."""
     active: ActiveShare
     walls: Sequence[PredictedWall]
     curve: LatencyCurve | None
@@ -70,15 +74,18 @@ def size_engine(
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
-    steps = step_model(deployment, kv_bytes_per_token=_read_bytes_per_token(band, distribution, workload))
-    active = _active(steps, workload, deployment)
+    steps = planned_step_time(
+        deployment, kv_bytes_per_token=_read_bytes_per_token(band, distribution, workload)
+    )
+    service = planned_service(deployment, workload, steps, band)
+    active = _active(steps, workload)
     walls = [_memory_wall(band, distribution, workload, active, deployment, banded=latency)]
     slots = max_num_seqs_wall(deployment.max_num_seqs, active=active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
     if latency:
         reach = REACH_FACTOR * min(placed.x for placed in walls)
-        curve = simulate_curve(deployment, steps, workload, reach=reach)
+        curve = simulate_curve(service, speed_bands(deployment.gpu), workload.slo, reach=reach)
         walls += latency_walls(curve, workload.slo)
     return SizedEngine(
         deployment=deployment,
@@ -86,6 +93,7 @@ def size_engine(
         band=band,
         distribution=distribution,
         steps=steps,
+        service=service,
         active=active,
         walls=walls,
         curve=curve,
@@ -101,8 +109,8 @@ def latency_walls(
     ttft_scale, tpot_scale: factors on the simulated times.
     """
     crossings: list[tuple[WallName, tuple[float, float, float]]] = [
-        ("ttft", curve.crossings(curve.ttft_s, slo.ttft_p95_s, scale=ttft_scale)),
-        ("tpot", curve.crossings(curve.tpot_s, slo.tpot_p95_s, scale=tpot_scale)),
+        ("ttft", curve.crossings(curve.ttft_s, slo.ttft_p95_s, ends=curve.bands.ttft, scale=ttft_scale)),
+        ("tpot", curve.crossings(curve.tpot_s, slo.tpot_p95_s, ends=curve.bands.tpot, scale=tpot_scale)),
     ]
     return [
         PredictedWall(name=name, low=low, x=x, high=min(high, max(curve.reach, x)))
@@ -118,28 +126,34 @@ def _read_bytes_per_token(
 
     Sliding windows lower the result: a request then holds fewer blocks than its tokens would need.
     """
-    prompt, output = workload.prompt.astype(np.float64), workload.output.astype(np.float64)
-    tokens = float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
+    tokens = workload.mean_held_tokens
     return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
-def _active(steps: StepModel, workload: PlannedWorkload, deployment: PlannedDeployment) -> ActiveShare:
+def _active(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveShare:
     """Returns a function: number of users -> share of the time in which a user has a request in flight.
 
     The share is R / (R + Z). Z is the think time, R the duration of a request. With n requests in flight,
-    R = idle + slope * n, where n is the number of users times the share. The step model gives idle and slope.
+    R = idle + slope * n, where n is the number of users times the share. The step times of few and of many
+    sequences give idle and slope.
     """
     if workload.think.mean <= 0:
         return always_active
     output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
-    tokens = prompt + output / 2
-    each = steps.per_sequence_s + steps.per_kv_token_s * tokens + steps.per_prefill_token_s * prompt / output
-    base = steps.base_s(deployment.max_num_seqs / 4)
+    tokens = workload.mean_held_tokens
+    few_s, many_s = (_decode_s(steps, sequences, tokens) for sequences in FEW_AND_MANY)
+    each_s = (many_s - few_s) / (FEW_AND_MANY[1] - FEW_AND_MANY[0]) + steps.prompt_s(prompt) / output
     return Thinking(
         think_s=workload.think.mean,
-        idle_s=output * base + prompt * steps.per_prefill_token_s,
-        slope_s=output * each,
+        idle_s=output * few_s + steps.prompt_s(prompt) + steps.outside_s(prompt),
+        slope_s=output * each_s,
     ).active
+
+
+def _decode_s(steps: PredictedStepTime, sequences: float, tokens: float) -> float:
+    return steps.seconds(
+        decodes=sequences, prefills=0, kv_tokens=sequences * tokens, prefill_tokens=0, pairs=0
+    )
 
 
 def _memory_wall(
@@ -157,13 +171,13 @@ def _memory_wall(
     False leaves out the band.
     """
     start = max(int(band.blocks[1] / distribution.mean), 1)
+    shared = workload.shared_prefix_tokens // band.layout.block_size
 
     def users(distribution: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
-        if blocks < 2:
+        if blocks - shared < 2:
             return 0.0
-        return kv_wall_users(
-            Occupancy(distribution, blocks - 1, active), workload.slo, shift=shift, start=start
-        )
+        occupancy = Occupancy(distribution, blocks - 1 - shared, active)
+        return kv_wall_users(occupancy, workload.slo, shift=shift, start=start)
 
     plain = FormulaShift()
     estimate = users(distribution, band.blocks[1], plain)

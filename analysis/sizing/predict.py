@@ -60,8 +60,23 @@ def predict(flags: SizingFlags) -> Sizing:
             f"vLLM would not start with it: the answer is for --max-model-len {longest:,}."
         )
         deployment = replace(deployment, max_model_len=longest)
-    workload = draw_workload(prompt, output, think, slo=stated.slo, max_model_len=deployment.max_model_len)
-    return size_deployment(deployment, workload, quantization=flags.quantization, notes=notes)
+    workload = draw_workload(
+        prompt,
+        output,
+        think,
+        slo=stated.slo,
+        max_model_len=deployment.max_model_len,
+        turns=stated.turns,
+        shared_prefix_tokens=stated.shared_prefix_tokens,
+    )
+    return size_deployment(
+        deployment,
+        workload,
+        quantization=flags.quantization,
+        notes=notes,
+        at_users=stated.at_users,
+        at_rate=stated.at_rate,
+    )
 
 
 def _distribution(stated: StatedWorkload, name: str) -> Distribution:

@@ -5,22 +5,24 @@ from dataclasses import replace
 from analysis.answers.sizing import Effect
 from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.engine import SizedEngine, latency_walls, size_engine
-from analysis.sizing.latency_curve import simulate_p95_s
-from analysis.sizing.step_model import SPEED_BAND
+from analysis.sizing.latency.load import simulate_closed_loop
+from analysis.sizing.latency.service import planned_service
 from analysis.sizing.workload import PlannedWorkload
 from loadtest.workload.distributions import Distribution
 
 LONGER = 1.1
 """Factor on lengths and on think time."""
+SLOWER = 1.2
+"""Factor on the times of steps."""
 LOWER_UTILIZATION = 0.02
 """Amount by which --gpu-memory-utilization is lowered."""
 
 
 def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
     """Changes one input at a time; returns the effects on the users of all replicas, largest first."""
-    deployment, workload = sized.deployment, sized.workload
+    deployment = sized.deployment
     users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
-    now_s = simulate_p95_s(deployment, sized.steps, workload, users) if users else (1.0, 1.0)
+    now_s = simulate_closed_loop(sized.service, users).p95_s() if users else (1.0, 1.0)
     changed = [
         (name, "10 % longer", _with_workload(sized, other, users, now_s))
         for name, other in _longer_workloads(sized).items()
@@ -29,9 +31,7 @@ def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
         (name, change, _with_deployment(sized, other))
         for (name, change), other in _other_deployments(deployment).items()
     ]
-    changed.append(
-        ("speed of the GPU", f"{SPEED_BAND:g} times slower", _with_slower_steps(sized, SPEED_BAND))
-    )
+    changed.append(("speed of the GPU", f"{SLOWER:g} times slower", _with_slower_steps(sized, SLOWER)))
     effects = [
         Effect(
             input=name,
@@ -78,7 +78,8 @@ def _with_workload(
     others = size_engine(sized.deployment, workload, latency=False)
     scale = (1.0, 1.0)
     if users:
-        then_s = simulate_p95_s(sized.deployment, sized.steps, workload, users)
+        service = planned_service(sized.deployment, workload, sized.steps, sized.band)
+        then_s = simulate_closed_loop(service, users).p95_s()
         ttft, tpot = (then / now if now > 0 < then else 1.0 for now, then in zip(now_s, then_s, strict=True))
         scale = (ttft, tpot)
     return min([placed.x for placed in others.walls] + _latency_users(sized, *scale))

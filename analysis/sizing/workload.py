@@ -7,6 +7,7 @@ import numpy as np
 
 from analysis.memory.block_distribution import BlockDistribution
 from analysis.statistics.arrays import Floats, Ints
+from analysis.virtual.service import TurnTokens
 from loadtest.model.kv_cache import KvLayout
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
@@ -23,10 +24,39 @@ class PlannedWorkload:
     """Prompt tokens of each pair of lengths. Shape (n,)."""
     output: Ints
     """Answer tokens of each pair of lengths. Shape (n,)."""
+    conversation: Ints
+    """Number of the conversation of each pair, rising. Shape (n,)."""
     think: Distribution
     slo: Slo
     clipped: int = 0
     """Number of pairs that were cut to fit max_model_len."""
+    turns: int = 1
+    """Most turns of a conversation."""
+    shared_prefix_tokens: int = 0
+    """Tokens with which every prompt begins, and which all requests share in the prefix cache."""
+
+    @property
+    def conversations(self) -> list[list[TurnTokens]]:
+        """The pairs of each conversation."""
+        pairs = list(zip(self.prompt.tolist(), self.output.tolist(), strict=True))
+        begins = np.flatnonzero(np.diff(self.conversation, prepend=-1)).tolist()
+        return [pairs[a:b] for a, b in zip(begins, [*begins[1:], len(pairs)], strict=True)]
+
+    @property
+    def mean_held_tokens(self) -> float:
+        """Mean tokens that a request holds in the KV cache over its steps."""
+        prompt, output = self.prompt.astype(np.float64), self.output.astype(np.float64)
+        return float(np.sum(prompt * output + output * (output - 1) / 2) / np.sum(output))
+
+    def mean_blocks(self, layout: KvLayout) -> float:
+        """Returns the mean number of blocks of its own that a request holds over its steps."""
+        return planned_block_distribution(self, layout).mean
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all requests have the same lengths, and nobody thinks: they then stay in step."""
+        same = bool(np.ptp(self.prompt) == 0 and np.ptp(self.output) == 0)
+        return same and self.think.mean <= 0
 
     def stretched(self, *, prompt: float = 1.0, output: float = 1.0, max_model_len: int) -> "PlannedWorkload":
         """Returns the workload with lengths multiplied by the factors, then cut to fit max_model_len."""
@@ -53,14 +83,41 @@ def draw_workload(
     slo: Slo,
     max_model_len: int,
     seed: int = 0,
+    turns: int = 1,
+    shared_prefix_tokens: int = 0,
 ) -> PlannedWorkload:
-    """Draws LENGTH_PAIRS pairs of lengths from the distributions, cut to fit max_model_len."""
+    """Draws LENGTH_PAIRS pairs of lengths from the distributions, cut to fit max_model_len.
+
+    With several turns, `prompt` is what a turn adds to the history, as in the load test; a conversation ends
+    earlier if its history leaves no room for another answer. shared_prefix_tokens: tokens that are put before
+    every conversation.
+    """
     rng = random.Random(seed)
-    drawn = [(prompt.draw_count(rng), output.draw_count(rng)) for _ in range(LENGTH_PAIRS)]
+    drawn: list[tuple[int, int, int]] = []
+    conversations = 0
+    while len(drawn) < LENGTH_PAIRS:
+        history = shared_prefix_tokens
+        for _ in range(turns):
+            asked = history + prompt.draw_count(rng)
+            if asked >= max_model_len and history > shared_prefix_tokens:
+                break
+            answered = output.draw_count(rng)
+            drawn.append((asked, answered, conversations))
+            history = asked + answered
+        conversations += 1
     lengths = np.array(drawn, dtype=np.int64)
-    clipped = int(np.sum(lengths.sum(axis=1) > max_model_len))
+    clipped = int(np.sum(lengths[:, :2].sum(axis=1) > max_model_len))
     prompts, outputs = _cut(lengths[:, 0], lengths[:, 1], max_model_len)
-    return PlannedWorkload(prompt=prompts, output=outputs, think=think, slo=slo, clipped=clipped)
+    return PlannedWorkload(
+        prompt=prompts,
+        output=outputs,
+        conversation=lengths[:, 2],
+        think=think,
+        slo=slo,
+        clipped=clipped,
+        turns=turns,
+        shared_prefix_tokens=shared_prefix_tokens,
+    )
 
 
 def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> BlockDistribution:
@@ -69,25 +126,27 @@ def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> B
     A request with o answer tokens has o steps. With full attention the result equals
     `analysis.memory.block_distribution.block_distribution`. With other layouts of the cache, the blocks of
     all groups of layers are added. A request may then take several blocks in one step; each of these blocks
-    counts as one growth.
+    counts as one growth. Whole blocks of a shared prefix are left out: all requests hold them together.
     """
-    longest = int((workload.prompt + workload.output).max())
+    shared = layout.block_size * (workload.shared_prefix_tokens // layout.block_size)
+    prompts = np.maximum(workload.prompt - shared, 1)
+    longest = int((prompts + workload.output).max())
     blocks = np.array([layout.blocks(tokens) if tokens else 0 for tokens in range(longest + 1)])
     size = int(blocks.max()) + 2
-    steps = np.bincount(workload.prompt, minlength=longest + 1).astype(np.float64)
-    at_length = np.cumsum(steps - np.bincount(workload.prompt + workload.output, minlength=longest + 1))
+    steps = np.bincount(prompts, minlength=longest + 1).astype(np.float64)
+    at_length = np.cumsum(steps - np.bincount(prompts + workload.output, minlength=longest + 1))
     held = np.bincount(blocks, weights=at_length, minlength=size)
-    requests = len(workload.prompt)
+    requests = len(prompts)
     # Every request that holds x tokens and has not ended makes the step from x to x + 1 tokens.
     rises = np.diff(blocks)
-    passes = (np.cumsum(steps) - np.cumsum(_counts(workload.prompt + workload.output - 1, longest + 1)))[:-1]
+    passes = (np.cumsum(steps) - np.cumsum(_counts(prompts + workload.output - 1, longest + 1)))[:-1]
     growth = np.zeros(size)
     for tokens in np.flatnonzero((rises > 0) & (passes > 0)):
         growth[blocks[tokens] : blocks[tokens + 1]] += passes[tokens]
     return BlockDistribution(
         held=held / held.sum(),
         growth=growth / requests,
-        entry=np.bincount(blocks[workload.prompt], minlength=size) / requests,
+        entry=np.bincount(blocks[prompts], minlength=size) / requests,
         steps=float(held.sum()) / requests,
     )
 

@@ -15,6 +15,7 @@ from analysis.statistics.arrays import Bools, Floats
 
 MIN_BATCHES, MAX_BATCHES = 8, 20
 MIN_STRETCH = 2  # batches
+WARM_UP_BATCH = 5  # values of a batch from which the end of a warm-up is found
 BATCH_DURATIONS = 5.0
 EFFECTIVE_FOR_P95 = 59
 EFFECTIVE_FOR_P99 = 299
@@ -319,6 +320,22 @@ def trend(values: Floats, at_unix_s: Floats, window: Window) -> tuple[float, flo
     fit = stats.linregress(position, means)
     level = abs(float(means.mean()))
     return (float(fit.slope) / level if level else 0.0), float(fit.pvalue)
+
+
+def warm_up_end(values: Floats) -> int:
+    """Returns how many values at the begin of a series belong to its warm-up.
+
+    They are those without which the standard error of the mean is least, among at most half of the series,
+    in batches of five (MSER-5; White, Cobb and Spratt 2000). values: in the order of time, shape (n,).
+    """
+    batches = len(values) // WARM_UP_BATCH
+    if batches < 4:
+        return 0
+    means = values[: batches * WARM_UP_BATCH].reshape(batches, WARM_UP_BATCH).mean(axis=1)
+    left = np.arange(batches, 0, -1, dtype=np.float64)
+    total, squares = np.cumsum(means[::-1])[::-1], np.cumsum(means[::-1] ** 2)[::-1]
+    error = (squares - total**2 / left) / left**2
+    return WARM_UP_BATCH * int(np.argmin(error[: batches // 2]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -126,7 +126,17 @@ class VirtualUser:
 class Crowd:
     """Users who chat until they have sent `wanted` requests in total."""
 
-    def __init__(self, service: Service, *, users: int, wanted: int, seed: int, replicas: int = 1) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        users: int,
+        wanted: int,
+        seed: int,
+        replicas: int = 1,
+        together: bool = False,
+    ) -> None:
+        """together: whether all users send their first requests at once."""
         requests = RequestMaker(service)
         self._users = [VirtualUser(service, requests, seed=seed, number=user) for user in range(users)]
         self._overhead_s = service.overhead_at(users / replicas)
@@ -136,7 +146,7 @@ class Crowd:
         self.window = (0.0, 0.0)
         """Begin and end of the steady window, virtual seconds: after the warm-up, until requests run out."""
         pause_s = float(np.mean(service.chatting.pauses_s))
-        spread_s = pause_s + typical_duration_s(service, users / replicas)
+        spread_s = 0.0 if together else pause_s + typical_duration_s(service, users / replicas)
         self._starts = sorted(user.random.uniform(0.0, spread_s) for user in self._users)
 
     def first_requests(self) -> Iterator[TimedRequest]:

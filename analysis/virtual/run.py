@@ -67,6 +67,20 @@ class VirtualFigures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VirtualTimes:
+    """Times of n finished requests as the client sees them, seconds, and their output tokens. Each array has
+    shape (n,)."""
+
+    end_s: Floats
+    """Instants of the ends, virtual seconds."""
+    ttft_s: Floats
+    tpot_s: Floats
+    """TPOT; nan for a request with a single token."""
+    duration_s: Floats
+    output: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VirtualRun:
     """Result of a simulation: the trace of each replica, and the window in which the load is steady."""
 
@@ -77,6 +91,24 @@ class VirtualRun:
     """Traces of the engines, one for each replica."""
     window: tuple[float, float]
     """Begin and end of the window, virtual seconds."""
+
+    def times(self, begin_s: float, end_s: float) -> VirtualTimes:
+        """Returns the times of the requests that finished between two instants, in no order."""
+        overhead_s = self.service.overhead_at(self.users / len(self.traces))
+        rows = [
+            (one.arrival_s, one.first_token_s, one.end_s, one.output_tokens)
+            for trace in self.traces
+            for one in _ended_inside(trace.requests, begin_s, end_s)
+        ]
+        arrival_s, first_s, ended_s, output = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        many = np.where(output > 1, output - 1, np.nan)
+        return VirtualTimes(
+            end_s=ended_s,
+            ttft_s=first_s - arrival_s + overhead_s,
+            tpot_s=(ended_s - first_s) / many,
+            duration_s=ended_s - arrival_s + overhead_s,
+            output=output,
+        )
 
     def figures(self, slo: Slo) -> VirtualFigures:
         """Computes the figures of the window. slo: the objectives whose misses are counted."""
@@ -134,15 +166,17 @@ def simulate_users(
     seed: int = 0,
     replicas: int = 1,
     route: Route | None = None,
+    together: bool = False,
 ) -> VirtualRun:
     """Simulates a constant number of users.
 
-    The users start at random times, spread over the mean pause plus the expected duration of a request.
+    The users start at random times, spread over the mean pause plus the expected duration of a request, or
+    all at once (`together`).
     Equal seeds give equal users, because each user has random numbers of their own. requests: the total
     number of requests of all users; by default REQUESTS_PER_USER times the number of users.
     """
     wanted = requests or REQUESTS_PER_USER * users
-    crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas)
+    crowd = Crowd(service, users=users, wanted=wanted, seed=seed, replicas=replicas, together=together)
     traces = simulate_replicas(
         _replica_engines(service.engine, replicas, seed),
         crowd.first_requests(),

@@ -2,7 +2,7 @@
 no model."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadtest.units import GIB
 
@@ -27,6 +27,8 @@ class Gpu:
     nvlink_bytes_s: float | None = None
     """Bandwidth of one GPU's links to its peers in one direction, in bytes per second: NVLink, or AMD's
     Infinity Fabric. None: the GPUs are linked by PCIe."""
+    generation: str = ""
+    """The generation, such as "hopper"; empty if it is not known."""
     full_graphs: bool = True
     """Whether vLLM captures whole decode steps in CUDA graphs (from compute capability 8.0 on)."""
     big_buffers: bool = False
@@ -143,6 +145,21 @@ GPU_CATALOGUE = {
     "MI325X": _gpu("AMD Instinct MI325X", 255.98, 6000, 1307, 2615, None, 1000, 448),
     "MI350X": _gpu("AMD Instinct MI350X", 287.98, 8000, 2307, 4614, 9228, 1000, 537.6),
     "MI355X": _gpu("AMD Instinct MI355X", 287.98, 8000, 2517, 5033, 10066, 1400, 537.6),
+}
+_GENERATIONS = {
+    "turing": ("V100", "T4"),
+    "ampere": ("A10", "A30", "A40", "A6000", "A100", "A800", "RTX 30"),
+    "ada": ("L4", "RTX 6000 Ada", "RTX 40"),
+    "hopper": ("H100", "H20", "H800", "GH200"),
+    "blackwell": ("B200", "B300", "GB", "RTX PRO", "RTX 50"),
+    "cdna": ("MI",),
+}
+"""How the names of a generation's GPUs begin. The V100, of Volta, counts with the next generation."""
+GPU_CATALOGUE = {
+    label: replace(
+        gpu, generation=next(name for name, starts in _GENERATIONS.items() if label.startswith(starts))
+    )
+    for label, gpu in GPU_CATALOGUE.items()
 }
 T4, L4, A10G, H100 = (GPU_CATALOGUE[name] for name in ("T4", "L4", "A10G", "H100"))
 A100_40, A100_80 = GPU_CATALOGUE["A100 40GB"], GPU_CATALOGUE["A100 80GB"]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from loadtest.model.step_time import PredictedStepTime
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -9,8 +11,8 @@ class EngineConfig:
 
     A step lasts `step_base_s + step_per_seq_s * sequences + step_per_kv_token_s * KV tokens read +
     prefill_per_token_s * prefill tokens`, and `step_eager_s` longer if it has too many tokens for a CUDA
-    graph. This time is multiplied by a lognormal random factor with mean 1 and coefficient of variation
-    `jitter_cv`.
+    graph. If `step_time` is given, it says the step's time instead. This time is multiplied by a lognormal
+    random factor with mean 1 and coefficient of variation `jitter_cv`.
 
     Raises ValueError in three cases. vLLM would refuse to start in the first two:
 
@@ -26,6 +28,8 @@ class EngineConfig:
     step_per_seq_s: float = 0.0
     step_per_kv_token_s: float = 0.0
     prefill_per_token_s: float = 0.0
+    step_time: PredictedStepTime | None = None
+    """The step time of a GPU, which is no sum of such terms; None: it is their sum."""
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048

@@ -244,6 +244,7 @@ class Engine:
                 prefill.sequences,
                 self._decode_kv_tokens + prefill.kv_tokens,
                 prefill.tokens,
+                prefill.pairs,
             ),
             prefill_tokens=prefill.tokens,
             tokens=[*self._decoding, *completed],
@@ -257,14 +258,25 @@ class Engine:
             request.state = RequestState.ENDING
         return step
 
-    def _duration_s(self, decodes: int, prefills: int, kv_tokens: int, prefill_tokens: int) -> float:
+    def _duration_s(
+        self, decodes: int, prefills: int, kv_tokens: int, prefill_tokens: int, pairs: float = 0.0
+    ) -> float:
         config = self.config
-        duration_s = (
-            config.step_base_s
-            + config.step_per_seq_s * (decodes + prefills)
-            + config.step_per_kv_token_s * kv_tokens
-            + config.prefill_per_token_s * prefill_tokens
-        )
+        if config.step_time is not None:
+            duration_s = config.step_time.seconds(
+                decodes=decodes,
+                prefills=prefills,
+                kv_tokens=kv_tokens,
+                prefill_tokens=prefill_tokens,
+                pairs=pairs,
+            )
+        else:
+            duration_s = (
+                config.step_base_s
+                + config.step_per_seq_s * (decodes + prefills)
+                + config.step_per_kv_token_s * kv_tokens
+                + config.prefill_per_token_s * prefill_tokens
+            )
         captured = config.max_cudagraph_capture_size
         if captured is not None and decodes + prefill_tokens > captured:
             duration_s += config.step_eager_s
@@ -366,6 +378,7 @@ class Engine:
     def _compute(
         self, request: Request, chunk: int, prefill: "PrefillTotals", completed: list[Request]
     ) -> None:
+        prefill.pairs += chunk * (request.computed_tokens + (chunk + 1) / 2)
         request.computed_tokens += chunk
         prefill.sequences += 1
         prefill.tokens += chunk
@@ -442,12 +455,14 @@ class Engine:
 class PrefillTotals:
     """Sums over all prefill chunks of one step."""
 
-    __slots__ = ("kv_tokens", "sequences", "tokens")
+    __slots__ = ("kv_tokens", "pairs", "sequences", "tokens")
 
     def __init__(self) -> None:
         self.sequences = 0
         self.tokens = 0
         self.kv_tokens = 0
+        self.pairs = 0.0
+        """Sum over the tokens of the tokens that each attends to."""
 
 
 def _admission_number(request: Request) -> int:

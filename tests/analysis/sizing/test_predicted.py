@@ -1,15 +1,18 @@
 """Walls of planned deployments, against the engine and against the measured law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from analysis.evidence.lengths import LengthPairs
 from analysis.memory.block_distribution import block_distribution
 from analysis.sizing.engine import latency_walls, size_engine
-from analysis.sizing.latency_curve import LatencyCurve
+from analysis.sizing.latency.curve import LatencyCurve
 from analysis.sizing.workload import planned_block_distribution
 from loadtest.model.architectures import parse_config
 from loadtest.model.kv_cache import kv_layout
+from loadtest.model.step_time import PredictedStepTime, SpeedBands
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.engine.requests import Request
@@ -80,7 +83,10 @@ def test_thinking_users_are_more_than_requests_in_flight() -> None:
 
 
 def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
-    curve = LatencyCurve(users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0)
+    bands = SpeedBands(ttft=(0.7, 1.4), tpot=(0.8, 1.2), e2e=(0.8, 1.2), known=True)
+    curve = LatencyCurve(
+        users=(10, 20, 40), ttft_s=(0.1, 0.2, 0.4), tpot_s=(0.01, 0.01, 0.01), reach=40.0, bands=bands
+    )
     slo = Slo(ttft_p95_s=0.2, tpot_p95_s=0.1)
     (ttft,) = latency_walls(curve, slo)
     assert ttft.name == "ttft"
@@ -94,9 +100,14 @@ def test_fewer_experts_are_read_for_fewer_sequences() -> None:
     steps = size_engine(
         planned_deployment(QWEN3_30B_A3B, gpu="H100", dtype="bfloat16"), planned_workload(), latency=False
     ).steps
-    assert steps.base_s(1) < 0.25 * steps.base_s(1000)
+
+    def read_s(steps: PredictedStepTime, sequences: float) -> float:
+        alone = replace(steps, token_s=0.0, fixed_s=0.0, sequence_s=0.0, collective_token_s=0.0)
+        return alone.seconds(decodes=sequences, prefills=0, kv_tokens=0, prefill_tokens=0, pairs=0)
+
+    assert read_s(steps, 1) < 0.25 * read_s(steps, 1000)
     dense = size_engine(planned_deployment(QWEN3_1_7B), planned_workload(), latency=False).steps
-    assert dense.base_s(1) == dense.base_s(1000)
+    assert read_s(dense, 1) == pytest.approx(read_s(dense, 1000))
 
 
 def test_lengths_are_cut_to_the_context_and_counted() -> None:

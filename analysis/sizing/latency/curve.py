@@ -1,0 +1,101 @@
+"""Latency over the number of users, and the numbers of users at which it crosses its objectives."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.sizing.latency.load import simulate_closed_loop
+from analysis.virtual.service import Service
+from loadtest.model.step_time import SpeedBands
+from loadtest.record import Slo
+
+LOAD_FACTOR = 1.6
+"""Ratio of neighbouring numbers of users that are simulated first."""
+CLOSE = 1.08
+"""Ratio of neighbouring numbers of users around a crossing, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyCurve:
+    """Simulated p95 of TTFT and TPOT, seconds, for increasing numbers of users."""
+
+    users: tuple[int, ...]
+    ttft_s: tuple[float, ...]
+    tpot_s: tuple[float, ...]
+    reach: float
+    """Largest number of users that is simulated."""
+    bands: SpeedBands
+
+    def crossings(
+        self,
+        seconds: Sequence[float],
+        objective_s: float,
+        *,
+        ends: tuple[float, float] = (1.0, 1.0),
+        scale: float = 1.0,
+    ) -> tuple[float, float, float]:
+        """Finds the number of users at which a p95 crosses its objective; infinite if it never does.
+
+        Returns lower end, estimate and upper end: at the lower end, times are longer than predicted by the
+        upper factor of `ends`. Below the first simulated number of users the answer is 0.
+
+        seconds: the p95s of the curve, ttft_s or tpot_s. scale: factor on these p95s.
+        """
+        rising = np.log(np.maximum(np.maximum.accumulate(seconds), 1e-9))
+
+        def users(factor: float) -> float:
+            allowed = math.log(objective_s / (scale * factor))
+            return float(np.interp(allowed, rising, self.users, left=0.0, right=math.inf))
+
+        return users(max(ends[1], 1.0)), users(1.0), users(min(ends[0], 1.0))
+
+
+def simulate_curve(service: Service, bands: SpeedBands, slo: Slo, *, reach: float) -> LatencyCurve:
+    """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
+
+    Stops at the first number of users that meets both objectives even at the slow end of the bands, or at
+    one user. Then simulates more numbers of users around the crossings.
+    """
+    found: dict[int, tuple[float, float]] = {}
+
+    def p95_s(users: int) -> tuple[float, float]:
+        if users not in found:
+            found[users] = simulate_closed_loop(service, users).p95_s()
+        return found[users]
+
+    users = max(int(reach), 1)
+    slow = max(bands.ttft[1], 1.0), max(bands.tpot[1], 1.0)
+    while True:
+        ttft_s, tpot_s = p95_s(users)
+        met = ttft_s * slow[0] < slo.ttft_p95_s and tpot_s * slow[1] < slo.tpot_p95_s
+        if users == 1 or met:
+            break
+        users = max(int(users / LOAD_FACTOR), 1)
+    for which, objective_s in enumerate((slo.ttft_p95_s, slo.tpot_p95_s)):
+        _close_in(found, which, objective_s, p95_s)
+    numbers = sorted(found)
+    ttfts_s, tpots_s = zip(*(found[number] for number in numbers), strict=True)
+    return LatencyCurve(users=tuple(numbers), ttft_s=ttfts_s, tpot_s=tpots_s, reach=reach, bands=bands)
+
+
+def _close_in(
+    found: dict[int, tuple[float, float]],
+    which: int,
+    objective_s: float,
+    p95_s: Callable[[int], tuple[float, float]],
+) -> None:
+    """Simulates numbers of users between the two around a crossing until these are CLOSE."""
+    above = [users for users in sorted(found) if found[users][which] > objective_s]
+    below = [users for users in sorted(found) if users < min(above, default=0)]
+    if not above or not below:
+        return
+    low, high = below[-1], above[0]
+    while high - low > 1 and high > CLOSE * low:
+        middle = round(math.sqrt(low * high))
+        middle = min(max(middle, low + 1), high - 1)
+        if p95_s(middle)[which] > objective_s:
+            high = middle
+        else:
+            low = middle

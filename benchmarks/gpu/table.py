@@ -1,0 +1,170 @@
+"""Compares predicted latency with published measurements: `python -m benchmarks gpu [--fit]`.
+
+The measurements are not part of the repository. SEATCOUNT_GPU names a JSON Lines file with one measured
+condition per line. With `--fit` the shares of loadtest/model/step_efficiency.toml are fitted anew.
+"""
+
+import datetime
+import math
+import os
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gpu.fit import Fitted, fit, table_text
+from benchmarks.gpu.published import PublishedRow, read_conditions
+from loadtest.model.step_time import FITTED_FILE
+
+PUBLISHED = "SEATCOUNT_GPU"
+LATENCIES = ("ttft", "tpot", "e2e")
+Errors = dict[str, list[tuple[str, float]]]
+"""By figure: deployment and ln(measured / predicted) of each row."""
+
+
+def main() -> None:
+    """Prints errors on deployments, models and cards that were left out, and the coverage of the bands."""
+    path = os.environ.get(PUBLISHED)
+    if path is None:
+        print(f"gpu: set {PUBLISHED} to a JSON Lines file of published measurements to compare with.")
+        return
+    rows, left_out = read_conditions(Path(path))
+    counted = [row for row in rows if row.doubt is None]
+    print(f"gpu: {len(counted)} conditions of {len({row.deployment for row in counted})} deployments")
+    whole = fit(counted)
+    _print_rows(whole, rows)
+    errors = {}
+    for name, key in _KEYS.items():
+        fits = _left_out_fits(counted, key, whole)
+        for habits in (True, False):
+            errors[name, habits] = _errors(counted, key, fits, habits=habits)
+            _print_errors(name, errors[name, habits], habits=habits)
+    bands = {
+        f"{figure}_{card}": _band(errors[name, False][figure])
+        for card, name in (("known", "deployment"), ("unknown", "card"))
+        for figure in LATENCIES
+    }
+    if "--fit" in sys.argv:
+        text = table_text(
+            whole,
+            date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            cards=sorted({row.card for row in counted}),
+            bands=bands,
+        )
+        FITTED_FILE.write_text(text, encoding="utf-8")
+        print(f"gpu: wrote {FITTED_FILE.name}")
+    for reason, count in sorted(left_out.items(), key=lambda item: -item[1]):
+        print(f"  left out: {count} rows: {reason}")
+
+
+Key = Callable[[PublishedRow], str]
+
+
+def _deployment(row: PublishedRow) -> str:
+    return row.deployment
+
+
+def _model(row: PublishedRow) -> str:
+    return row.model
+
+
+def _card(row: PublishedRow) -> str:
+    return row.card
+
+
+_KEYS: Mapping[str, Key] = {"deployment": _deployment, "model": _model, "card": _card}
+
+
+def _left_out_fits(rows: Sequence[PublishedRow], key: Key, whole: Fitted) -> dict[str, Fitted]:
+    """Returns, for each deployment, model or card, the fit to all rows but its own."""
+    names = sorted({key(row) for row in rows})
+    others = [[row for row in rows if key(row) != name] for name in names]
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        found = list(pool.map(fit_again, others, [whole] * len(names)))
+    return dict(zip(names, found, strict=True))
+
+
+def fit_again(rows: Sequence[PublishedRow], whole: Fitted) -> Fitted:
+    """Fits to some of the rows, starting at the fit to all."""
+    return fit(rows, start=whole, rounds=5)
+
+
+def _errors(rows: Sequence[PublishedRow], key: Key, fits: Mapping[str, Fitted], *, habits: bool) -> Errors:
+    found: Errors = defaultdict(list)
+    for row in rows:
+        ttft_s, tpot_s = fits[key(row)].means_s(row, habits=habits)
+        e2e_s = ttft_s + (row.output - 1) * tpot_s
+        for name, true, got in zip(
+            LATENCIES, (row.ttft_s, row.tpot_s, row.e2e_s), (ttft_s, tpot_s, e2e_s), strict=True
+        ):
+            if true is not None:
+                found[name].append((row.deployment, math.log(true / got)))
+    return found
+
+
+def _print_errors(name: str, errors: Errors, *, habits: bool) -> None:
+    known = "prefixes as the source repeats them" if habits else "from the stated lengths alone"
+    print(f"gpu: left out by {name}, {known}")
+    for figure in LATENCIES:
+        rows = errors[figure]
+        by_row = statistics.median(abs(error) for _, error in rows)
+        medians = [statistics.median(map(abs, group)) for group in _by_deployment(rows).values()]
+        bands = {deployment: _band([row for row in rows if row[0] != deployment]) for deployment, _ in rows}
+        inside = [
+            bands[deployment][0] <= math.exp(error) <= bands[deployment][1] for deployment, error in rows
+        ]
+        print(
+            f"  {figure:4s} median error {_percent(by_row)} by row, "
+            f"{_percent(statistics.median(medians))} by deployment; "
+            f"bias {_percent(statistics.median(-error for _, error in rows))}; "
+            f"band of the others holds {100 * sum(inside) / len(inside):.0f} % of {len(inside)}"
+        )
+
+
+def _by_deployment(rows: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for deployment, error in rows:
+        groups[deployment].append(error)
+    return groups
+
+
+def _band(rows: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """Returns the 5th and the 95th percentile of measured over predicted. Deployments weigh the same."""
+    groups = _by_deployment(rows)
+    values = np.array([error for group in groups.values() for error in group])
+    weights = np.array([1 / len(group) for group in groups.values() for _ in group])
+    low, high = np.quantile(values, (0.05, 0.95), weights=weights, method="inverted_cdf")
+    return math.exp(low), math.exp(high)
+
+
+def _percent(error: float) -> str:
+    return f"{100 * math.expm1(error):+.0f} %" if error < 0 else f"{100 * math.expm1(error):.0f} %"
+
+
+def _print_rows(whole: Fitted, rows: Sequence[PublishedRow]) -> None:
+    print("gpu: predicted over measured, median of each deployment's rows, in the fit; ? shown, not counted")
+    groups: dict[str, list[PublishedRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.deployment].append(row)
+    for name, group in groups.items():
+        cells = [
+            _ratio([error for _, error in errors[figure]])
+            for habits in (True, False)
+            for errors in [_errors(group, _everything, {"": whole}, habits=habits)]
+            for figure in LATENCIES
+        ]
+        mark = "?" if group[0].doubt else " "
+        told, alone = " ".join(cells[:3]), " ".join(cells[3:])
+        print(f" {mark}{name[:76]:76s} {len(group):3d}  {told}  from the lengths alone {alone}")
+
+
+def _everything(_: PublishedRow) -> str:
+    return ""
+
+
+def _ratio(errors: Sequence[float]) -> str:
+    return f"{math.exp(-statistics.median(errors)):4.2f}" if errors else "   -"
