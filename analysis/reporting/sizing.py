@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.answers.sizing import CheckedClaim, Effect, Sizing, StatedWorkload
+from analysis.answers.sizing import AtLoad, CheckedClaim, Effect, Sizing, StatedWorkload
 from analysis.reporting.console import print_plain
 from analysis.reporting.numbers import users_text
 from analysis.reporting.words import WALL_NAMES
@@ -66,6 +66,7 @@ class _Page:
                 self._heading("Users at each limit"),
                 self._table([("limit", "users", "90 %"), *map(_wall_cells, sizing.bounds)]),
                 *self._sentences(_farther_walls(sizing)),
+                *self._at(sizing.at),
                 self._heading("What vLLM will log at start-up"),
                 *self._sentences(_log_lines(sizing)),
                 self._heading("Command"),
@@ -75,6 +76,12 @@ class _Page:
             ]
         parts += self._section("Assumptions", sizing.assumptions)
         return "\n".join(parts)
+
+    def _at(self, at: AtLoad | None) -> list[str]:
+        """Returns the section on the load of --at-users or --at-rate; empty without one."""
+        if at is None:
+            return []
+        return [self._heading(_at_heading(at)), *self._sentences(_at_lines(at)), self._table(_at_cells(at))]
 
     def claims(self, checked: Sequence[CheckedClaim]) -> str:
         parts = []
@@ -152,12 +159,21 @@ def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
     rest = f"the start-up {sizing.calibrated_by}" if sizing.calibrated_by else "what vLLM is known to take"
     return [
         _limit_text(sizing),
-        f"Users {think}, prompts of {workload.prompt_tokens} and answers of {workload.output_tokens} tokens; "
+        f"Users {think}, {_prompts_text(workload)} and answers of {workload.output_tokens} tokens; "
         f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s.",
         f"At the estimate {sizing.in_flight_at_estimate or 0.0:,.0f} requests are in flight, and each holds "
         f"{_kv_per_request(sizing)} on average.",
         f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}.",
     ]
+
+
+def _prompts_text(workload: StatedWorkload) -> str:
+    text = f"prompts of {workload.prompt_tokens}"
+    if workload.turns > 1:
+        text = f"{workload.turns} turns with questions of {workload.prompt_tokens}"
+    if workload.shared_prefix_tokens:
+        text += f" after {workload.shared_prefix_tokens:,} shared tokens"
+    return text
 
 
 def _limit_text(sizing: Sizing) -> str:
@@ -213,6 +229,40 @@ def _farther_walls(sizing: Sizing) -> list[str]:
         return []
     names = " and ".join(WALL_NAMES[wall] for wall in sizing.not_met)
     return [f"Not reached at the loads that were simulated: {names}."]
+
+
+def _at_heading(at: AtLoad) -> str:
+    return f"At {users_text(at.users)}" if at.users else f"At {at.rate_per_s:g} requests a second"
+
+
+def _at_lines(at: AtLoad) -> list[str]:
+    if at.stable:
+        return []
+    return [
+        "Requests arrive faster than they end: the queue grows as long as the load lasts, so there is no "
+        "steady TTFT."
+    ]
+
+
+def _at_cells(at: AtLoad) -> list[tuple[str, ...]]:
+    """Returns the rows of the table of one load, with its heading row: mean, then percentiles with bands."""
+    rows: list[tuple[str, ...]] = [("", "mean", "p50", "p95", "p99", "90 % band of the p95")]
+    for name, bands in (("TTFT, s", at.ttft_s), ("TPOT, ms", at.tpot_s), ("E2E, s", at.e2e_s)):
+        if bands is None:
+            continue
+        scale, digits = (1000.0, 1) if name.endswith("ms") else (1.0, 2)
+        values = (bands.mean, bands.p50, bands.p95, bands.p99)
+        low, _, high = bands.p95
+        rows.append(
+            (
+                name,
+                *(f"{scale * band[1]:,.{digits}f}" for band in values),
+                f"{scale * low:,.{digits}f} to {scale * high:,.{digits}f}",
+            )
+        )
+    rows.append(("output tokens/s", f"{at.output_tok_s[1]:,.0f}", "", "", "", ""))
+    rows.append(("requests in flight", f"{at.in_flight[1]:,.1f}", "", "", "", ""))
+    return rows
 
 
 def _log_lines(sizing: Sizing) -> list[str]:

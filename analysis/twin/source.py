@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
 from analysis.twin.what_if import MemoryFacts
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.errors import InputError
+from loadtest.model.step_time import SpeedBands, speed_bands
 from loadtest.record import Slo
 from loadtest.simulator.presets import find_preset
 
@@ -24,8 +26,6 @@ SIMULATED_DRAWS = 8  # draws of the fit that are simulated for the intervals
 MAX_LEFT_OUT = 8
 """Largest number of levels that are left out in turn; each takes a fit."""
 PRESET_DRAWS = 16
-PRESET_BANDWIDTH = (0.83, 1.21)  # factors on step times: 0.9 or 0.62 of the data sheet's bandwidth, not 0.75
-PRESET_FLOPS = (0.8, 1.33)  # factors on prefill times: 0.5 or 0.3 of the data sheet's FLOP/s, not 0.4
 PRESET_LENGTHS = (512, 128)  # default prompt and output tokens of a preset
 
 
@@ -164,9 +164,13 @@ def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
         raise InputError("Choose one: a run folder or --preset.")
     preset = find_preset(options.preset)
     chatting = ChatBehaviour(conversations=[(PRESET_LENGTHS,)], pauses_s=np.array([CLIENT_TURNAROUND_S]))
-    service = Service(engine=preset.engine_config(), chatting=chatting)
+    engine = preset.engine_config()
+    assert engine.step_time is not None
+    overhead_s = engine.step_time.outside_s(PRESET_LENGTHS[0])
+    service = Service(engine=engine, chatting=chatting, overhead_s=overhead_s)
     rng = np.random.default_rng(options.seed)
-    draws = [_at_other_speed(service, rng) for _ in range(PRESET_DRAWS)]
+    bands = speed_bands(preset.gpu)
+    draws = [_at_other_speed(service, bands, rng) for _ in range(PRESET_DRAWS)]
     slo = Slo(**{name: value for name in Slo.__struct_fields__ if (value := getattr(options, f"slo_{name}"))})
     return FittedTwin(
         source=f"preset {preset.name}",
@@ -180,12 +184,11 @@ def twin_of_preset(options: argparse.Namespace) -> FittedTwin:
     )
 
 
-def _at_other_speed(service: Service, rng: np.random.Generator) -> Service:
-    engine = service.engine
-    memory, compute = rng.uniform(*PRESET_BANDWIDTH), rng.uniform(*PRESET_FLOPS)
-    return service.with_engine(
-        step_base_s=engine.step_base_s * memory,
-        step_per_seq_s=engine.step_per_seq_s * memory,
-        step_per_kv_token_s=engine.step_per_kv_token_s * memory,
-        prefill_per_token_s=engine.prefill_per_token_s * compute,
+def _at_other_speed(service: Service, bands: SpeedBands, rng: np.random.Generator) -> Service:
+    """Returns the service with other step times, within the bands of deployments that were never measured."""
+    steps = service.engine.step_time
+    assert steps is not None
+    memory, products = (
+        math.exp(rng.uniform(math.log(low), math.log(high))) for low, high in (bands.tpot, bands.ttft)
     )
+    return service.with_engine(step_time=steps.scaled(memory=memory, products=products))

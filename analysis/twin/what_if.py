@@ -108,7 +108,8 @@ def _blocks_at(
 
 def _with_fp8(service: Service) -> Service:
     engine = service.engine
-    faster = service.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2)
+    steps = engine.step_time.scaled(cache=0.5) if engine.step_time is not None else None
+    faster = service.with_engine(step_per_kv_token_s=engine.step_per_kv_token_s / 2, step_time=steps)
     return with_blocks(faster, 2 * engine.num_gpu_blocks)
 
 

@@ -4,7 +4,7 @@ requests and no clock."""
 import functools
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,21 @@ class PredictedStepTime:
             + self.fixed_s
             + self.collective_token_s * tokens
             + self.sequence_s * (decodes + prefills)
+        )
+
+    def scaled(
+        self, *, memory: float = 1.0, products: float = 1.0, cache: float = 1.0
+    ) -> "PredictedStepTime":
+        """Returns the step time with some of its parts multiplied: moving memory, computing products, and, on
+        top of `memory`, reading the KV cache."""
+        return replace(
+            self,
+            dense_s=self.dense_s * memory,
+            experts_s=self.experts_s * memory,
+            kv_token_s=self.kv_token_s * memory * cache,
+            sequence_s=self.sequence_s * memory,
+            token_s=self.token_s * products,
+            pair_s=self.pair_s * products,
         )
 
     def prompt_s(self, tokens: float) -> float:

@@ -1,7 +1,6 @@
-"""Deployments to simulate: a model's architecture, a GPU's data sheet, and step times derived from both.
+"""Deployments to simulate: a model's architecture, a GPU's data sheet, and step times predicted from both.
 
-Step times come from a roofline model, which assumes that a fixed fraction of the GPU's bandwidth and of its
-FLOP/s is reached. No step time was measured on the GPU itself.
+`loadtest.model.step_time` predicts the step times, as for `analysis.sizing`. None was measured for a preset.
 """
 
 from dataclasses import dataclass
@@ -11,20 +10,9 @@ from loadtest.model.gpus import A10G, H100, L4, T4, Gpu
 from loadtest.model.kv_cache import kv_layout
 from loadtest.model.memory import MemoryBudget, divide_budget
 from loadtest.model.startup import CURRENT_VERSION, startup_overheads
-from loadtest.model.weights import parameter_count, rotary_bytes, step_bytes, weights_bytes
+from loadtest.model.step_time import predict_step_time
+from loadtest.model.weights import rotary_bytes, weights_bytes
 from loadtest.simulator.engine.config import EngineConfig
-
-BANDWIDTH_FRACTION = 0.75
-"""Fraction of the data sheet's bandwidth that a decode step reaches. Assumed: it lies between 0.62 in a
-published measurement (Qwen3-1.7B on a T4: 57.8 of at most 93 tok/s) and 0.9 for a plain copy."""
-
-SAMPLING_PASSES_BYTES = 38.8
-"""Bytes that sampling reads and writes for each logit: the peak memory per logit of a sampler that sorts."""
-
-FLOPS_FRACTION = 0.4
-"""Fraction of the data sheet's dense FLOP/s that prefill reaches. Assumed: training of dense transformers
-reaches a similar fraction (PaLM, arXiv:2204.02311: 0.46)."""
-
 
 # Architectures: config.json of each model, without keys that do not affect memory.
 _QWEN3_1_7B = parse_config(
@@ -127,7 +115,13 @@ class Preset:
         `max_model_len`, `max_model_len` is lowered, as with vLLM's `--max-model-len auto`."""
         pool = self.pool()
         blocks = self.num_gpu_blocks_override or pool.num_gpu_blocks
-        bandwidth = self.gpu.bandwidth_bytes_s * BANDWIDTH_FRACTION
+        steps = predict_step_time(
+            self.shape,
+            self.gpu,
+            dtype=self.dtype,
+            version=CURRENT_VERSION,
+            kv_bytes_per_token=pool.bytes_per_block / pool.block_size,
+        )
         return EngineConfig(
             num_gpu_blocks=blocks,
             max_model_len=min(self.max_model_len, (blocks - 1) * self.block_size),
@@ -140,13 +134,8 @@ class Preset:
             max_num_queued_tokens=max_num_queued_tokens,
             jitter_cv=jitter_cv,
             seed=seed,
-            # Weights are read once a step, each sequence's keys and values once.
-            step_base_s=step_bytes(self.shape, dtype=self.dtype) / bandwidth,
-            step_per_kv_token_s=pool.bytes_per_block / pool.block_size / bandwidth,
-            # Sampling reads and writes its working memory once for each row of logits.
-            step_per_seq_s=SAMPLING_PASSES_BYTES * self.shape.vocab_size / bandwidth,
-            # Two FLOP per parameter and token.
-            prefill_per_token_s=2 * parameter_count(self.shape) / (self.gpu.flops_s * FLOPS_FRACTION),
+            step_base_s=steps.seconds(decodes=1, prefills=0, kv_tokens=0, prefill_tokens=0, pairs=0),
+            step_time=steps,
         )
 
 

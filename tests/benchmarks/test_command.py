@@ -6,8 +6,8 @@ import sys
 from testing.processes import ROOT, clean_environment
 
 NAMES = (
-    "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, gpu, held_out, prefix_cache, "
-    "real_truth, real_ttft, search_cost"
+    "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, gpu, held_out, "
+    "prefix_cache, real_truth, real_ttft, search_cost"
 )
 
 

@@ -46,9 +46,14 @@ def quantile_s(values_s: Floats, share: float) -> float:
     return float(np.quantile(values_s, share)) if len(values_s) else 0.0
 
 
-def simulate_closed_loop(service: Service, users: int, *, together: bool = False) -> LoadTimes:
-    """Simulates a constant number of users. together: all send their first request at once."""
-    requests = max(LOAD_REQUESTS, LOAD_REQUESTS_PER_USER * users)
+def simulate_closed_loop(
+    service: Service, users: int, *, together: bool = False, length: float = 1.0
+) -> LoadTimes:
+    """Simulates a constant number of users.
+
+    together: all send their first request at once. length: factor on the number of requests.
+    """
+    requests = round(length * max(LOAD_REQUESTS, LOAD_REQUESTS_PER_USER * users))
     run = simulate_users(service, users, requests=requests, together=together)
     return _steady(run, stable=True)
 

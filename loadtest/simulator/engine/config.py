@@ -29,7 +29,8 @@ class EngineConfig:
     step_per_kv_token_s: float = 0.0
     prefill_per_token_s: float = 0.0
     step_time: PredictedStepTime | None = None
-    """The step time of a GPU, which is no sum of such terms; None: it is their sum."""
+    """The step time of a GPU, which is no sum of such terms; None: it is their sum. If it is given,
+    `step_base_s` is only the time of a step with one short sequence."""
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048

@@ -2,14 +2,18 @@
 
 import pytest
 
+from loadtest.model.step_time import fitted_efficiency
 from loadtest.simulator.presets import PRESETS, find_preset
 
 
 def test_presets_come_from_their_data() -> None:
-    t4 = find_preset("qwen3-1.7b-t4").engine_config()
-    # Weights once through 75 % of 320 GB/s; 112 KiB a token through the same.
-    assert t4.step_base_s == pytest.approx(2 * 1_720_574_976 / 240e9)
-    assert t4.step_per_kv_token_s == pytest.approx(112 * 1024 / 240e9)
+    steps = find_preset("qwen3-1.7b-t4").engine_config().step_time
+    assert steps is not None
+    # Weights once, and 112 KiB a token, through the same share of 320 GB/s as sizing predicts.
+    share = fitted_efficiency()
+    bandwidth = 320e9 * share.bandwidth_turing
+    assert steps.dense_s == pytest.approx(2 * 1_720_574_976 / (bandwidth * share.bandwidth), rel=1e-3)
+    assert steps.kv_token_s == pytest.approx(112 * 1024 / (bandwidth * share.cache_bandwidth))
     pools = {name: preset.engine_config().pool_tokens for name, preset in PRESETS.items()}
     assert 76_000 <= pools["qwen3-1.7b-t4"] <= 89_000
     assert 43_000 <= pools["qwen1.5-1.8b-t4"] <= 51_000
