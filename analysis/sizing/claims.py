@@ -110,14 +110,15 @@ def _claimed_deployment(claim: Claim, path: Path) -> ClaimedDeployment:
         )
         gpu = find_gpu(claim.gpu)
         version = parse_version(claim.vllm_version) if claim.vllm_version else CURRENT_VERSION
-        tokens, seqs = default_batch_limits(gpu)
+        context = claim.context or shape.max_position_embeddings
+        tokens, seqs = default_batch_limits(gpu, version=version, max_model_len=context)
         deployment = PlannedDeployment(
             model=claim.model,
             shape=shape,
             gpu=gpu,
             version=version,
             utilization=claim.gpu_memory_utilization or default_utilization(version),
-            max_model_len=claim.context or shape.max_position_embeddings,
+            max_model_len=context,
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             dtype=claim.dtype or shape.dtype,

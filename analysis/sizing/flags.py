@@ -113,7 +113,8 @@ def plan_deployment(
     started: vLLM version of the start-up that corrects the prediction; used if the flags give no version.
     """
     version = _version(flags, started)
-    default_tokens, default_seqs = default_batch_limits(gpu)
+    max_model_len = flags.max_model_len or shape.max_position_embeddings
+    default_tokens, default_seqs = default_batch_limits(gpu, version=version, max_model_len=max_model_len)
     pp = flags.pp or 1
     tp = flags.tp or (max((flags.gpus or 1) // pp, 1))
     gpus = flags.gpus or tp * pp
@@ -127,7 +128,7 @@ def plan_deployment(
         gpu=gpu,
         version=version,
         utilization=flags.gpu_memory_utilization or default_utilization(version),
-        max_model_len=flags.max_model_len or shape.max_position_embeddings,
+        max_model_len=max_model_len,
         max_num_seqs=flags.max_num_seqs or min(default_seqs, tokens),
         max_num_batched_tokens=tokens,
         dtype=_dtype(flags.dtype, shape, gpu),

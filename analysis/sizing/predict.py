@@ -134,4 +134,5 @@ def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupL
             f"{log.source} loaded {weights / GIB:.2f} GiB of weights, this model has "
             f"{started.weights() / GIB:.2f}: name the other model's config.json with --calibrate-config."
         )
-    return replace(deployment, calibration=calibration_of(started, log, same_model=same_model))
+    calibration = calibration_of(started, log, same_model=same_model)
+    return replace(deployment, calibration=calibration, flashinfer=started.flashinfer)

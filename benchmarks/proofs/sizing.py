@@ -8,7 +8,7 @@ loadtest/model/startup.py were fitted to Llama's rows of vLLM 0.19; every other 
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +39,24 @@ W4A16: dict[str, object] = {
         "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group", "group_size": 32}}
     },
     "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
+}
+
+DEEPSEEK_R1: dict[str, object] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "max_position_embeddings": 163840,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
 
 # Fields of the published config.json that the rows lack, by a part of the model's name.
@@ -72,7 +90,15 @@ FACTS: dict[str, dict[str, object]] = {
     "Qwen2.5": {"model_type": "qwen2", "max_position_embeddings": 32768},
     "Qwen2-7B": {"model_type": "qwen2", "max_position_embeddings": 32768},
     "Qwen3-30B": {"model_type": "qwen3_moe"},
-    "Qwen3-VL-30B": {"model_type": "qwen3_moe", "max_position_embeddings": 262144},
+    "Qwen3-VL-30B": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+    },
     "Qwen3": {"model_type": "qwen3"},
     "gpt-oss": {
         "model_type": "gpt_oss",
@@ -89,6 +115,7 @@ FACTS: dict[str, dict[str, object]] = {
         "first_k_dense_replace": 1,
         "max_position_embeddings": 131072,
     },
+    "DeepSeek-R1": DEEPSEEK_R1,
     "Kimi-K2": {
         "model_type": "deepseek_v3",
         "q_lora_rank": 1536,
@@ -121,13 +148,25 @@ LLAMA4_TOWER = {
     "projector_output_dim": 4096,
     "vision_output_dim": 4096,
 }
-TOWERS: dict[str, tuple[str, dict[str, int]]] = {
+QWEN3_VL: dict[str, object] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "depth": 27,
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+    "spatial_merge_size": 2,
+    "out_hidden_size": 2048,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+TOWERS: dict[str, tuple[str, Mapping[str, object]]] = {
     "gemma-3": ("gemma3", SIGLIP),
     "Mistral-Small-3.1": ("mistral3", PIXTRAL),
     "llava-v1.6": ("llava_next", CLIP),
     "Llama-4-Scout": ("llama4", LLAMA4_TOWER),
     "Kimi-VL": ("kimi_vl", {}),
-    "Qwen3-VL": ("qwen3_vl_moe", {}),
+    "Qwen3-VL": ("qwen3_vl_moe", QWEN3_VL),
 }
 """Multimodal models, by a part of their name: the outer model_type, and known fields of the vision config."""
 
@@ -168,6 +207,7 @@ def main() -> None:
     _print_rows(startups)
     _print_bytes(startups)
     _print_tokens(startups)
+    _print_groups(startups)
     _print_calibrated(startups)
     for name, why in skipped:
         print(f"  left out: {name}: {why[:90]}")
@@ -182,7 +222,8 @@ def read(row: _Row) -> Startup:
     if row.get("gpu_memory_gib"):
         gpu = replace(gpu, vram_bytes=round(_number(row, "gpu_memory_gib") * GIB), vram_sd_bytes=0.01 * GIB)
     version = parse_version(str(row["vllm_version"])) if row.get("vllm_version") else CURRENT_VERSION
-    tokens, seqs = default_batch_limits(gpu)
+    context = int(_number(row, "max_model_len", shape.max_position_embeddings))
+    tokens, seqs = default_batch_limits(gpu, version=version, max_model_len=context)
     dtype = str(row.get("dtype") or shape.dtype)
     deployment = PlannedDeployment(
         model=name,
@@ -190,7 +231,7 @@ def read(row: _Row) -> Startup:
         gpu=gpu,
         version=version,
         utilization=_number(row, "gpu_memory_utilization", default_utilization(version)),
-        max_model_len=int(_number(row, "max_model_len", shape.max_position_embeddings)),
+        max_model_len=context,
         max_num_seqs=int(_number(row, "max_num_seqs", seqs)),
         max_num_batched_tokens=int(_number(row, "max_num_batched_tokens", tokens)),
         dtype=dtype,
@@ -205,12 +246,16 @@ def read(row: _Row) -> Startup:
         # The logged GiB are those of the first stage; the smallest pool, that of the last stage, decides.
         stage = deployment.layout(deployment.pp - 1)
         kv_bytes = _number(row, "gpu_blocks_logged") * stage.bytes_per_block
+    tokens_logged = _optional(row, "kv_cache_tokens_logged")
+    if kv_bytes is None and tokens_logged is not None and deployment.layout().uniform:
+        layout = deployment.layout()
+        kv_bytes = tokens_logged / layout.block_size * layout.bytes_per_block
     return Startup(
         name=name,
         deployment=deployment,
         weights=_gib(row, "weights_gib_logged"),
         kv_bytes=kv_bytes,
-        tokens=_optional(row, "kv_cache_tokens_logged"),
+        tokens=tokens_logged,
         activation=_gib(row, "activation_gib_logged"),
         non_torch=_gib(row, "non_torch_gib_logged"),
         concurrency=_optional(row, "max_concurrency_logged"),
@@ -253,6 +298,8 @@ def _config(row: _Row) -> dict[str, object]:
         config["quantization_config"] = W8A8
     if isinstance(extra, Mapping) and "dcp" in extra:
         raise UnsupportedModelError("its cache is spread by decode context parallelism")
+    if isinstance(extra, Mapping) and "mla_latent_padded_to" in extra:
+        raise UnsupportedModelError("its latent vectors are padded, as by one backend of engine V0")
     if name.endswith("-FP8"):
         config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     extra = config.get("arch_extra")
@@ -313,6 +360,8 @@ def _print_bytes(startups: Sequence[Startup]) -> None:
         missing = abs(per * one.tokens - one.kv_bytes) - 0.005 * GIB - per * found.block_size
         errors.append(max(missing, 0.0) / one.kv_bytes)
     exact = sum(error == 0 for error in errors)
+    if not errors:
+        return
     print(
         "sizing: KV bytes a token, full attention and MLA: median error "
         f"{100 * statistics.median(errors):.2f} %, exact within rounding in {exact} of {len(errors)}"
@@ -335,8 +384,9 @@ def _print_tokens(startups: Sequence[Startup]) -> None:
             lines.append(f"  {one.name}: {log_tokens(one.deployment, blocks):,} of {one.tokens:,.0f} tokens")
         if one.concurrency and abs(said / one.concurrency - 1) > 0.01:
             lines.append(f"  {one.name}: concurrency {said:.2f}, logged {one.concurrency:.2f}")
-    print(f"  median error {100 * statistics.median(errors):.3f} % over {len(errors)}; off by more:")
-    print("\n".join(lines) or "  none")
+    if errors:
+        print(f"  median error {100 * statistics.median(errors):.3f} % over {len(errors)}; off by more:")
+        print("\n".join(lines) or "  none")
 
 
 def _print_calibrated(startups: Sequence[Startup]) -> None:
@@ -371,6 +421,27 @@ def _print_calibrated(startups: Sequence[Startup]) -> None:
             f"sizing: calibrated on one other model: median error {100 * statistics.median(errors):.2f} %, "
             f"band covers {inside} of {len(errors)} pairs"
         )
+
+
+def _print_groups(startups: Sequence[Startup]) -> None:
+    """Prints the pool's error and how often its band holds, by version, by card and by family of models."""
+    known = [(one, pool_band(one.deployment)) for one in startups if one.kv_bytes and one.placed]
+    groupings: dict[str, Callable[[Startup], str]] = {
+        "version": lambda one: ".".join(map(str, one.deployment.version[:2])),
+        "card": lambda one: one.deployment.gpu.name,
+        "GPUs of one model": lambda one: str(one.deployment.tp * one.deployment.pp),
+        "family": lambda one: one.deployment.shape.model_type,
+    }
+    for name, group_of in groupings.items():
+        print(f"sizing: pool, nothing calibrated, by {name}: start-ups, median error, band holds, its width")
+        for group in sorted({group_of(one) for one, _ in known}):
+            rows = [(one, band) for one, band in known if group_of(one) == group]
+            held = sum(band.kv_bytes[0] <= (one.kv_bytes or 0) <= band.kv_bytes[2] for one, band in rows)
+            error = statistics.median(abs(_error(band, one)) for one, band in rows)
+            width = statistics.median(
+                (band.kv_bytes[2] - band.kv_bytes[0]) / 2 / band.kv_bytes[1] for _, band in rows
+            )
+            print(f"  {group:24s} {len(rows):3d}  {100 * error:5.2f} %  {held:3d}  +-{100 * width:4.1f} %")
 
 
 def _error(band: PoolBand, one: Startup) -> float:

@@ -85,6 +85,8 @@ class PlannedDeployment:
     replicas: int = 1
     """Number of engines over which users are spread evenly (data parallel)."""
     enforce_eager: bool = False
+    flashinfer: bool | None = None
+    """Whether FlashInfer's sampler is used; None: not known."""
     block_size: int = 16
     stated_weights_bytes: int | None = None
     """Size of the weights on one GPU, as the user states it, bytes; None: predicted."""
@@ -130,6 +132,7 @@ class PlannedDeployment:
             pp=self.pp,
             enforce_eager=self.enforce_eager,
             last_stage=stage == self.pp - 1,
+            flashinfer=self.flashinfer,
         )
         return self.calibration.apply(overheads) if self.calibration else overheads
 

@@ -33,6 +33,8 @@ class StartupLog:
     kv_dtype: str | None = None
     quantization: str | None = None
     enforce_eager: bool | None = None
+    flashinfer: bool | None = None
+    """Whether FlashInfer's sampler was used."""
     utilization: float | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -60,9 +62,12 @@ def read_startup_log(path: Path) -> StartupLog:
     log = _LogText(text)
     consumed = log.gib(r"total consumed \(from mem_get_info\): ([\d.]+) ?GiB")
     other = log.gib(r"Total non KV cache memory: ([\d.]+) ?GiB")
-    weights = log.gib(r"Model loading took ([\d.]+) ?GiB") or log.gib(r"weights memory: ([\d.]+) ?GiB")
-    activation = log.gib(r"torch peak memory increase: ([\d.]+) ?GiB")
-    non_torch = log.gib(r"non-torch forward increase memory: ([\d.]+) ?GiB")
+    weights = log.gib(r"(?:Model loading|model weights) took ([\d.]+) ?G") or log.gib(
+        r"weights memory: ([\d.]+) ?GiB"
+    )
+    # The second pattern is that of engine V0.
+    activation = log.gib(r"(?:torch peak memory increase:|activation peak memory takes) ([\d.]+) ?GiB")
+    non_torch = log.gib(r"(?:non-torch forward increase memory:|non_torch_memory takes) ([\d.]+) ?GiB")
     if consumed is not None and other is not None and weights is not None:  # logs of vLLM 0.2x
         activation, non_torch = other - consumed, max(consumed - weights, 0)
     startup = StartupLog(
@@ -75,14 +80,15 @@ def read_startup_log(path: Path) -> StartupLog:
         kv_dtype=log.text(r"kv_cache_dtype='?(\w+)"),
         quantization=_stated(log.text(r"[ (]quantization='?([\w-]+)")),
         enforce_eager=log.flag(r"enforce_eager=(True|False)"),
-        utilization=log.number(r"gpu_memory_utilization'?[=:] ?([\d.]+)")
+        flashinfer=_sampler(log),
+        utilization=log.number(r"gpu_memory_utilization'?(?:[=:] ?| \()([\d.]+)")
         or log.number(r"Requested memory: ([\d.]+) \(util\)"),
         max_model_len=log.integer(r"max_seq_len=(\d+)") or log.integer(r"[Uu]sing max model len (\d+)"),
         max_num_seqs=log.integer(r"max_num_seqs(?:'?[=:] ?| to )(\d+)"),
         max_num_batched_tokens=log.integer(r"max_num_batched_tokens(?:'?[=:] ?| to )(\d+)"),
-        vram_bytes=log.gib(r"total_memory=([\d.]+) ?GiB"),
+        vram_bytes=log.gib(r"total_(?:gpu_)?memory[= (]+([\d.]+) ?GiB"),
         weights_bytes=weights,
-        kv_bytes=log.gib(r"Available KV cache memory: ([\d.]+) ?GiB"),
+        kv_bytes=log.gib(r"(?:Available KV cache memory:|reserved for KV Cache is) ([\d.]+) ?GiB"),
         tokens=log.count(r"GPU KV cache size: ([\d,]+) tokens"),
         activation_bytes=activation,
         non_torch_bytes=non_torch,
@@ -130,6 +136,13 @@ def _stated(text: str | None) -> str | None:
     return None if text == "None" else text
 
 
+def _sampler(log: _LogText) -> bool | None:
+    """Returns whether the log says that FlashInfer samples; None if it does not say."""
+    if log.text(r"(Using FlashInfer for top-p & top-k sampling)"):
+        return True
+    return False if log.text(r"(PyTorch-native implementation of top-p & top-k)") else None
+
+
 def _version(text: str | None) -> VllmVersion | None:
     return None if text is None else parse_version(text)
 
@@ -173,6 +186,7 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
         "dtype": log.dtype,
         "kv_dtype": log.kv_dtype,
         "enforce_eager": log.enforce_eager,
+        "flashinfer": log.flashinfer,
         "utilization": log.utilization,
         "max_model_len": log.max_model_len,
         "max_num_seqs": log.max_num_seqs,

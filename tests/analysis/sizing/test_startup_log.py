@@ -80,6 +80,44 @@ def test_one_models_log_predicts_anothers_pool(tmp_path: Path) -> None:
     assert low / GIB < 57.50 < high / GIB
 
 
+LOG_V0 = """\
+INFO llm_engine.py] Initializing a V0 LLM engine (v0.7.0) with config: model='m', dtype=torch.bfloat16, \
+max_seq_len=131072, tensor_parallel_size=1, pipeline_parallel_size=1, quantization=None, enforce_eager=False
+INFO model_runner.py:1097] Loading model weights took 14.9888 GB
+INFO worker.py:241] the current vLLM instance can use total_gpu_memory (79.14GiB) x gpu_memory_utilization \
+(0.90) = 71.22GiB
+INFO worker.py:241] model weights take 14.99GiB; non_torch_memory takes 0.12GiB; PyTorch activation peak \
+memory takes 1.19GiB; the rest of the memory reserved for KV Cache is 54.93GiB.
+"""
+"""Lines of a published log of Llama 3.1 8B."""
+
+
+def test_the_log_of_engine_v0_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "vllm.log").write_text(LOG_V0)
+    log = read_startup_log(tmp_path / "vllm.log")
+    assert (log.version, log.utilization, log.flashinfer) == ((0, 7, 0), 0.9, None)
+    logged = (log.vram_bytes, log.weights_bytes, log.activation_bytes, log.non_torch_bytes, log.kv_bytes)
+    assert [round((size or 0) / GIB, 2) for size in logged] == [79.14, 14.99, 1.19, 0.12, 54.93]
+
+
+@pytest.mark.parametrize(
+    ("line", "flashinfer"),
+    [
+        ("Using FlashInfer for top-p & top-k sampling.", True),
+        (
+            "FlashInfer is not available. Falling back to the PyTorch-native implementation of top-p & top-k "
+            "sampling.",
+            False,
+        ),
+    ],
+)
+def test_the_log_says_which_sampler_the_server_used(tmp_path: Path, line: str, flashinfer: bool) -> None:
+    (tmp_path / "vllm.log").write_text(LOG_V0 + f"INFO {line}\n")
+    log = read_startup_log(tmp_path / "vllm.log")
+    found = planned_deployment(LLAMA31_8B, gpu="A100")
+    assert as_started(found, log, found.shape).flashinfer is flashinfer
+
+
 def test_a_load_tests_run_folder_calibrates_too(tmp_path: Path) -> None:
     found = planned_deployment(QWEN3_1_7B, utilization=0.9)
     band = pool_band(found)
