@@ -1,37 +1,15 @@
 """Reads a Hugging Face config.json into the tensors and KV caches of every layer. Knows no GPU and no bytes.
 
-Counts the tensors that vLLM loads. A layout that is not in the tables below is refused, never guessed.
+Counts the tensors that vLLM loads. A layout that is not in `families` is refused, never guessed.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from loadtest.model.families import FAMILIES, TEXT_ALIASES, WRAPPERS
 from loadtest.model.layers.family import ConfigKeys, ModelFamily
-from loadtest.model.layers.mixers import (
-    all_but_each,
-    bamba_mixer,
-    even_layers,
-    every_layer,
-    falcon_mixer,
-    granite_hybrid,
-    grouped_attention,
-    jamba_mixer,
-    last_layers,
-    latent_attention,
-    qwen_hybrid,
-)
-from loadtest.model.layers.mlps import (
-    deepseek_experts,
-    dense_mlp,
-    gpt_oss_experts,
-    granite_experts,
-    jamba_experts,
-    llama4_experts,
-    mixtral_experts,
-    qwen_experts,
-)
+from loadtest.model.layers.mixers import latent_attention
 from loadtest.model.layers.tensors import ANY_SHARDS, Layer, Tensor, column_parallel, norm_tensors
 from loadtest.model.layers.vision import vision_tower
 from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
@@ -89,7 +67,7 @@ def parse_config(
     Raises UnsupportedModelError for a layout that is not understood, and for a missing or malformed key.
     """
     text, family = _text_part(config)
-    keys = ConfigKeys(text, family.defaults)
+    keys = ConfigKeys(text, family.defaults, family.aliases)
     layers = tuple(_layer(keys, family, index) for index in range(keys.integer("num_hidden_layers")))
     vision, uncounted = vision_tower(config, keys)
     tied = keys.flag("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))
@@ -106,7 +84,7 @@ def parse_config(
         max_position_embeddings=keys.integer("max_position_embeddings", default=2048),
         dtype=_dtype(text, config),
         layers=layers,
-        before=(Tensor(name="model.embed_tokens", rows=vocab, columns=hidden, shards=ANY_SHARDS), *vision),
+        before=(*_embeddings(keys, family), *vision),
         after=tuple(after),
         tie_word_embeddings=tied,
         mlp_width=_mlp_width(layers),
@@ -117,137 +95,6 @@ def parse_config(
         quantisation=parse_quantisation(declared, quantization),
         uncounted=uncounted,
     )
-
-
-_LLAMA_DEFAULTS: dict[str, object] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-}
-_GEMMA3_DEFAULTS: dict[str, object] = {
-    "head_dim": 256,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "vocab_size": 262208,
-    "sliding_window": 4096,
-    "max_position_embeddings": 131072,
-}
-_family = functools.partial(ModelFamily, mixer=grouped_attention, mlp=dense_mlp)
-_LLAMA = _family(mlp_bias="mlp_bias", defaults=_LLAMA_DEFAULTS)
-_MISTRAL = _family(
-    slides=every_layer,
-    defaults=_LLAMA_DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8},
-)
-_QWEN2 = _family(qkv_bias=True, o_bias=False, slides=last_layers)
-_QWEN3 = _family(qk_norm="head", slides=last_layers)
-_QWEN3_MOE = _family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
-_DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts)
-_QWEN3_NEXT = _family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
-_QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
-
-FAMILIES: dict[str, ModelFamily] = {
-    "llama": _LLAMA,
-    "mistral": _MISTRAL,
-    "ministral": _MISTRAL,
-    "ministral3": _MISTRAL,
-    "qwen2": _QWEN2,
-    "qwen3": _QWEN3,
-    "gemma": _family(tied=True, defaults={"head_dim": 256}),
-    "gemma2": _family(
-        norms=4, tied=True, slides=even_layers, defaults={"head_dim": 256, "sliding_window": 4096}
-    ),
-    "gemma3_text": _family(
-        norms=4, qk_norm="head", tied=True, slides=all_but_each(6), defaults=_GEMMA3_DEFAULTS
-    ),
-    "phi": _family(
-        qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True, gated=False, norms=1, norm_bias=True
-    ),
-    "phi3": _family(slides=every_layer),
-    "granite": _LLAMA,
-    "smollm3": _family(mlp_bias="mlp_bias", tied=True, slides=None),
-    "seed_oss": _family(qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias"),
-    "ernie4_5": _family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
-    "olmo": _family(norm_weight=False, norms=0),
-    "olmo2": _family(qk_norm="full"),
-    "olmo3": _family(qk_norm="full", slides=all_but_each(4)),
-    "starcoder2": _family(
-        qkv_bias="use_bias",
-        o_bias="use_bias",
-        mlp_bias="use_bias",
-        gated=False,
-        norm_bias=True,
-        slides=every_layer,
-        tied=True,
-        defaults={"use_bias": True},
-    ),
-    "stablelm": _family(qkv_bias="use_qkv_bias", o_bias=False, norm_bias=True),
-    "nemotron": _family(mlp_bias="mlp_bias", gated=False, norm_bias=True),
-    "cohere": _family(norms=1, qk_norm="full", qk_norm_key="use_qk_norm", tied=True),
-    "cohere2": _family(norms=1, slides=all_but_each(4), tied=True),
-    "glm": _family(o_bias=False, defaults={"attention_bias": True}),
-    "glm4": _family(o_bias=False, norms=4, defaults={"attention_bias": True}),
-    "exaone4": _family(qk_norm="head", slides=all_but_each(4)),
-    "mixtral": _family(
-        mlp=mixtral_experts,
-        slides=every_layer,
-        defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
-    "qwen2_moe": _family(
-        qkv_bias="qkv_bias", o_bias=False, mlp=qwen_experts, slides=last_layers, defaults={"qkv_bias": True}
-    ),
-    "qwen3_moe": _QWEN3_MOE,
-    "olmoe": _family(mlp=mixtral_experts, qk_norm="full"),
-    "minimax_m2": _family(
-        mlp=mixtral_experts,
-        qk_norm="full",
-        qk_norm_key="use_qk_norm",
-        defaults={"use_routing_bias": True, "use_qk_norm": True},
-    ),
-    "granitemoe": _family(mlp=granite_experts),
-    "phimoe": _family(
-        mlp=mixtral_experts,
-        norm_bias=True,
-        head_bias="lm_head_bias",
-        slides=every_layer,
-    ),
-    "gpt_oss": _family(qkv_bias=True, o_bias=True, mlp=gpt_oss_experts, sinks=True, slides=even_layers),
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
-    "kimi_k2": _DEEPSEEK,
-    "glm4_moe": _family(o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm"),
-    "llama4_text": _family(mlp=llama4_experts),
-    "qwen3_next": _QWEN3_NEXT,
-    "qwen3_5_text": _QWEN35,
-    "qwen3_5_moe_text": _QWEN3_NEXT,
-    "falcon_h1": _family(mixer=falcon_mixer, mlp_bias="mlp_bias"),
-    "jamba": _family(mixer=jamba_mixer, mlp=jamba_experts),
-    "bamba": _family(mixer=bamba_mixer, mlp_bias="mlp_bias"),
-    "granitemoehybrid": _family(mixer=granite_hybrid, mlp=granite_experts),
-}
-
-# Types of multimodal models, each with the type of its text part for configs that do not state it.
-WRAPPERS = {
-    "gemma3": "gemma3_text",
-    "mistral3": "mistral",
-    "llava": "llama",
-    "llava_next": "llama",
-    "qwen2_vl": "qwen2",
-    "qwen2_5_vl": "qwen2",
-    "qwen3_vl": "qwen3",
-    "qwen3_vl_moe": "qwen3_moe",
-    "llama4": "llama4_text",
-    "kimi_vl": "deepseek_v3",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-}
-_TEXT_ALIASES = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
-    "qwen3_vl_moe_text": "qwen3_moe",
-}
 
 
 def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], ModelFamily]:
@@ -261,7 +108,7 @@ def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Mode
                 f"{', '.join(sorted(WRAPPERS))}."
             )
         inner = nested.get("model_type") or WRAPPERS[str(outer)]
-        text = {**nested, "model_type": _TEXT_ALIASES.get(str(inner), inner)}
+        text = {**nested, "model_type": TEXT_ALIASES.get(str(inner), inner)}
     elif outer in WRAPPERS:
         text = {**config, "model_type": WRAPPERS[str(outer)]}
     family = FAMILIES.get(str(text.get("model_type")))
@@ -285,12 +132,24 @@ def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) 
         and family.slides is None
         and not text.get("layer_types"),
         "cross-attention layers": bool(text.get("cross_attention_layers")),
+        "norms after the layers (OPT 350M)": text.get("do_layer_norm_before") is False,
+        "biases that published MPT models do not have": text.get("no_bias") is False,
     }
     for name, present in refusals.items():
         if present:
             raise UnsupportedModelError(
                 f"This config.json ({text.get('model_type')}) has {name}, which is not supported."
             )
+
+
+def _embeddings(keys: ConfigKeys, family: ModelFamily) -> list[Tensor]:
+    """Builds the embeddings of tokens, and those of positions and the norm if the family has them."""
+    vocab, hidden = keys.integer("vocab_size"), keys.hidden
+    tensors = [Tensor(name="model.embed_tokens", rows=vocab, columns=hidden, shards=ANY_SHARDS)]
+    if family.learned_positions is not None:
+        rows = keys.integer("max_position_embeddings") + family.learned_positions
+        tensors.append(Tensor(name="model.embed_positions", rows=rows, columns=hidden))
+    return tensors + norm_tensors("model.embed_norm", hidden, int(family.embedding_norm), bias=True)
 
 
 def _layer(keys: ConfigKeys, family: ModelFamily, index: int) -> Layer:
@@ -355,13 +214,13 @@ def _rotary_elements(keys: ConfigKeys) -> int:
     Linear and dynamic scaling multiply the number of positions in a table (vLLM's rotary_embedding). Models
     with a separate RoPE base for window layers have a second table.
     """
-    if "rope" in str(keys.get("position_embedding_type") or "rope"):
+    if "rope" in str(keys.get("position_embedding_type") or "rope") and not keys.flag("alibi"):
         scaling = keys.get("rope_scaling")
         known = scaling if isinstance(scaling, Mapping) else {}
         kind, factor = known.get("rope_type", known.get("type")), known.get("factor")
         stretch = float(factor) if kind in ("linear", "dynamic") and isinstance(factor, int | float) else 1.0
         partial = keys.get("partial_rotary_factor")
-        width = keys.integer("qk_rope_head_dim", default=keys.head_dim)
+        width = keys.integer("qk_rope_head_dim", "rotary_dim", default=keys.head_dim)
         width = int(width * partial) if isinstance(partial, float) else width
         positions = keys.integer("max_position_embeddings", default=2048)
         tables = 1 + (keys.get("rope_local_base_freq") is not None)

@@ -9,17 +9,24 @@ from loadtest.model.quantisation import UnsupportedModelError
 
 
 class ConfigKeys:
-    """Reads the keys of a config.json. The family's default is used for an absent key. A malformed key, or a
-    missing key without a default, raises UnsupportedModelError."""
+    """Reads the keys of a config.json. An absent key is looked up by the family's other name for it, then in
+    the family's defaults. A malformed key, or a missing one without default, raises UnsupportedModelError."""
 
-    def __init__(self, config: Mapping[str, object], defaults: Mapping[str, object]) -> None:
-        self._config, self._defaults = config, defaults
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        defaults: Mapping[str, object],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._defaults, self._aliases = config, defaults, aliases or {}
         self.model_type = str(config.get("model_type"))
 
     def get(self, name: str) -> object:
         """Returns the value of a key; None if neither the file nor the family has it."""
-        value = self._config.get(name)
-        return self._defaults.get(name) if value is None else value
+        for stated in (name, self._aliases.get(name)):
+            if stated is not None and self._config.get(stated) is not None:
+                return self._config[stated]
+        return self._defaults.get(name)
 
     def integer(self, *names: str, default: int | None = None) -> int:
         """Returns the value of the first key in `names` that is present; `default` if all are absent.
@@ -66,7 +73,10 @@ class ConfigKeys:
 
     @property
     def kv_heads(self) -> int:
-        """Number of heads of keys and values; by default as many as attention heads."""
+        """Number of heads of keys and values; by default as many as attention heads, and one with
+        multi_query, which new_decoder_architecture (Falcon) overrules."""
+        if self.flag("multi_query") and not self.flag("new_decoder_architecture"):
+            return 1
         return self.integer("num_key_value_heads", default=self.heads)
 
     @property
@@ -103,11 +113,28 @@ class ModelFamily:
     """Norms of queries and keys, over one head ("head") or over all heads ("full"); empty: none."""
     qk_norm_key: str = ""
     """Name of the key that switches `qk_norm` on; empty: it is always on."""
+    learned_positions: int | None = None
+    """Rows of the table of learned positions beyond max_position_embeddings; None: there is no table."""
+    embedding_norm: bool = False
+    """Whether a norm follows the embeddings."""
     sinks: bool = False
     """Whether attention has a learned sink for each head."""
     slides: Callable[[ConfigKeys, int], bool] | None = None
     """Rule that says whether a layer has a window; None: none has one, except by the key layer_types."""
     tied: bool = False
     """Value of tie_word_embeddings if the key is absent."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names that the family's config.json has for keys, by the usual names."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Values of absent keys, as in the family's configuration class."""
+
+
+def nemotron_layer(keys: ConfigKeys, layer: int) -> str:
+    """Returns the kind of a Nemotron-H layer: "M" for Mamba 2, "*" for attention, "-" for an MLP, "E" for
+    experts."""
+    pattern = str(keys.get("hybrid_override_pattern") or "")
+    if len(pattern) != keys.integer("num_hidden_layers") or set(pattern) - set("M*-E"):
+        raise UnsupportedModelError(
+            "The config.json lacks hybrid_override_pattern, one letter for each layer."
+        )
+    return pattern[layer]

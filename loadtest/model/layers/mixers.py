@@ -6,7 +6,7 @@ There is one builder for each kind of mixer; `architectures` says which family u
 from collections.abc import Callable
 from typing import Literal
 
-from loadtest.model.layers.family import ConfigKeys, ModelFamily
+from loadtest.model.layers.family import ConfigKeys, ModelFamily, nemotron_layer
 from loadtest.model.layers.tensors import (
     ANY_SHARDS,
     AttentionCache,
@@ -38,6 +38,16 @@ def grouped_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tupl
         tensors.append(Tensor(name="self_attn.sinks", rows=heads, shards=ANY_SHARDS))
     kind, span = attention_span(keys, family, layer)
     return tensors, [AttentionCache(kind=kind, heads=kv_heads, width=2 * dim, span=span)]
+
+
+def falcon_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds the attention of a Falcon layer, with the second norm that some of them have. The MLP runs
+    beside attention, on the same norm or (num_ln_in_parallel_attn) on one of its own."""
+    tensors, caches = grouped_attention(keys, family, layer)
+    second = not keys.flag("parallel_attn")
+    if keys.flag("new_decoder_architecture"):
+        second = keys.integer("num_ln_in_parallel_attn", default=2) == 2
+    return [*tensors, *norm_tensors("second_layernorm", keys.hidden, int(second), bias=True)], caches
 
 
 def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
@@ -226,6 +236,28 @@ def granite_hybrid(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[l
     if kinds and kinds[layer] == "mamba":
         return _bamba_mamba(keys)
     return grouped_attention(keys, family, layer)
+
+
+def nemotron_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:
+    """Builds the mixer of a Nemotron-H layer: attention, Mamba 2, or none in a layer that is an MLP."""
+    kind = nemotron_layer(keys, layer)
+    if kind == "*":
+        return grouped_attention(keys, family, layer)
+    if kind != "M":
+        return [], []
+    heads, head_dim = keys.integer("mamba_num_heads"), keys.integer("mamba_head_dim")
+    return _mamba2(
+        keys,
+        width=heads * head_dim,
+        heads=heads,
+        head_dim=head_dim,
+        groups=keys.integer("n_groups"),
+        state=keys.integer("ssm_state_size"),
+        kernel=keys.integer("conv_kernel"),
+        bias=keys.flag("use_bias"),
+        norm=True,
+        dtype=str(keys.get("mamba_ssm_cache_dtype") or "float32"),
+    )
 
 
 def jamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list[Tensor], list[Cache]]:

@@ -1,6 +1,6 @@
 """Builds the MLPs and experts of a layer as tensors, one builder for each kind. Knows no GPU and no bytes."""
 
-from loadtest.model.layers.family import ConfigKeys, ModelFamily
+from loadtest.model.layers.family import ConfigKeys, ModelFamily, nemotron_layer
 from loadtest.model.layers.tensors import Tensor, column_parallel, row_parallel
 
 
@@ -28,9 +28,16 @@ def expert_router(name: str, experts: int, hidden: int, *, bias: bool = False) -
 
 
 def dense_mlp(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
-    """Builds a dense MLP: gated if `family.gated`, else plain."""
-    width, bias = keys.integer("intermediate_size"), keys.bias(family.mlp_bias)
+    """Builds a dense MLP: gated if `family.gated`, else plain. Without a width in the config, it is
+    expansion_ratio times the hidden size."""
+    expanded = keys.integer("expansion_ratio", default=0) * keys.hidden
+    width, bias = keys.integer("intermediate_size", default=expanded or None), keys.bias(family.mlp_bias)
     return (gated_mlp if family.gated else plain_mlp)("mlp", keys.hidden, width, bias=bias)
+
+
+def halved_mlp(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds the MLP of the first Qwen, whose config states gate and up together as one width."""
+    return gated_mlp("mlp", keys.hidden, keys.integer("intermediate_size") // 2)
 
 
 def mixtral_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
@@ -75,7 +82,7 @@ def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[
     return tensors + (gated_mlp("mlp.shared_experts", hidden, width * shared) if shared else [])
 
 
-_CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe"}
+_CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "dots1", "ernie4_5_moe"}
 
 
 def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
@@ -124,3 +131,23 @@ def granite_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[T
         tensors += gated_mlp("block_sparse_moe.experts", hidden, width, count=experts)
     shared = keys.integer("shared_intermediate_size", default=0)
     return tensors + (gated_mlp("shared_mlp", hidden, shared) if shared else [])
+
+
+def nemotron_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:
+    """Builds the MLP of a Nemotron-H layer: "-" in the layers' pattern stands for a dense one, "E" for plain
+    experts (in a smaller latent space if the config has one) and a shared expert."""
+    kind = nemotron_layer(keys, layer)
+    if kind == "-":
+        return dense_mlp(keys, family, layer)
+    if kind != "E":
+        return []
+    experts, hidden = keys.integer("n_routed_experts"), keys.hidden
+    latent = keys.integer("moe_latent_size", default=0)
+    tensors = expert_router("mixer.gate", experts, hidden, bias=True)
+    if latent:
+        tensors += column_parallel("mixer.fc1_latent_proj", latent, hidden, shards=1)
+        tensors += column_parallel("mixer.fc2_latent_proj", hidden, latent, shards=1)
+    width, bias = keys.integer("moe_intermediate_size"), keys.bias(family.mlp_bias)
+    tensors += plain_mlp("mixer.experts", latent or hidden, width, bias=bias, count=experts)
+    shared = keys.integer("moe_shared_expert_intermediate_size", default=0)
+    return tensors + (plain_mlp("mixer.shared_experts", hidden, shared, bias=bias) if shared else [])
