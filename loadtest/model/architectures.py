@@ -46,6 +46,8 @@ class ModelShape:
     0 for a model without them."""
     quantisation: Quantisation | None
     """How matrices are quantised; None if all weights have the type `dtype`."""
+    mtp_layers: tuple[Layer, ...] = ()
+    """Layers of multi-token prediction, which vLLM loads only for speculative decoding."""
     uncounted: tuple[str, ...] = ()
     """Names of parts that vLLM loads and that are not counted here."""
 
@@ -93,6 +95,7 @@ def parse_config(
         active_parameters=_active_parameters(keys, layers) + vocab * hidden,
         rotary_elements=_rotary_elements(keys),
         quantisation=parse_quantisation(declared, quantization),
+        mtp_layers=_mtp_layers(keys, family),
         uncounted=uncounted,
     )
 
@@ -163,6 +166,20 @@ def _layer(keys: ConfigKeys, family: ModelFamily, index: int) -> Layer:
     prefix = f"model.layers.{index}."
     named = (replace(tensor, name=prefix + tensor.name) for tensor in tensors)
     return Layer(tensors=tuple(named), caches=tuple(caches))
+
+
+def _mtp_layers(keys: ConfigKeys, family: ModelFamily) -> tuple[Layer, ...]:
+    """Builds the layers of multi-token prediction: each is like the last layer, with three more norms and a
+    projection of two hidden states to one (vLLM's deepseek_mtp and qwen3_next_mtp)."""
+    count = keys.integer("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0) if family.mtp else 0
+    if not count:
+        return ()
+    last, hidden = keys.integer("num_hidden_layers") - 1, keys.hidden
+    layer = _layer(keys, family, last)
+    shards = 1 if family.mtp == "replicated" else ANY_SHARDS
+    projection = Tensor(name="mtp.eh_proj", rows=hidden, columns=2 * hidden, shards=shards)
+    tensors = (*layer.tensors, projection, *norm_tensors("mtp.norms", hidden, 3))
+    return (replace(layer, tensors=tensors),) * count
 
 
 def _all_tensors(layers: Sequence[Layer]) -> list[Tensor]:

@@ -56,9 +56,9 @@ _MISTRAL = _family(
 _QWEN2 = _family(qkv_bias=True, o_bias=False, slides=last_layers)
 _QWEN3 = _family(qk_norm="head", slides=last_layers)
 _QWEN3_MOE = _family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
-_DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts)
-_QWEN3_NEXT = _family(mixer=qwen_hybrid, mlp=qwen_experts, qk_norm="head", gated_query=True)
-_QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True)
+_DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts, mtp="replicated")
+_QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True, mtp="sharded")
+_QWEN35_MOE = replace(_QWEN35, mlp=qwen_experts)
 
 _GPT2_ALIASES = {
     "hidden_size": "n_embd",
@@ -148,11 +148,13 @@ FAMILIES: dict[str, ModelFamily] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
-    "glm4_moe": _family(o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm"),
+    "glm4_moe": _family(
+        o_bias=False, mlp=deepseek_experts, qk_norm="head", qk_norm_key="use_qk_norm", mtp="replicated"
+    ),
     "llama4_text": _family(mlp=llama4_experts),
-    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_next": replace(_QWEN35_MOE, defaults={"num_nextn_predict_layers": 1}),
     "qwen3_5_text": _QWEN35,
-    "qwen3_5_moe_text": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN35_MOE,
     "falcon_h1": _family(mixer=falcon_mixer, mlp_bias="mlp_bias"),
     "jamba": _family(mixer=jamba_mixer, mlp=jamba_experts),
     "bamba": _family(mixer=bamba_mixer, mlp_bias="mlp_bias"),
@@ -174,6 +176,7 @@ FAMILIES: dict[str, ModelFamily] = {
         mlp_bias="use_bias",
         mlp=deepseek_experts,
         tied=True,
+        mtp="replicated",
         aliases={
             "n_routed_experts": "moe_num_experts",
             "n_shared_experts": "moe_num_shared_experts",

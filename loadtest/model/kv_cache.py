@@ -1,12 +1,14 @@
 """The KV cache of a model on one GPU, in bytes and in vLLM's blocks. Knows no memory budget."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.layers.tensors import AttentionCache, StateCache
+from loadtest.model.layers.tensors import AttentionCache, Layer, StateCache
 from loadtest.model.quantisation import UnsupportedModelError, dtype_bytes
+from loadtest.model.speculation import Speculation
 from loadtest.model.weights import pipeline_stages
 
 KV_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "float16", "bfloat16", "float32")
@@ -56,11 +58,10 @@ def _token_bytes(cache: AttentionCache, tp: int, width: int) -> int:
     return heads * cache.width * width
 
 
-def _state_bytes(cache: StateCache, tp: int, dtype: str) -> int:
+def _state_bytes(cache: StateCache, tp: int, dtype: str, drafted: int) -> int:
     recurrent = dtype if cache.dtype == "auto" else cache.dtype
-    return -(-cache.convolution // tp) * dtype_bytes(dtype) + -(-cache.recurrent // tp) * dtype_bytes(
-        recurrent
-    )
+    convolution = -(-cache.channels // tp) * (cache.inputs + drafted)
+    return convolution * dtype_bytes(dtype) + -(-cache.recurrent // tp) * dtype_bytes(recurrent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +72,8 @@ class KvCacheGroup:
     span: int
     """Tokens of the window or chunk; 0 without one."""
     layers: tuple[int, ...]
+    drafted: int = 0
+    """Tokens that speculative decoding drafts in a step: blocks of a recurrent state beyond the first one."""
 
     def blocks(self, tokens: int, *, block_size: int) -> int:
         """Returns the number of blocks that a request of `tokens` tokens holds in this group. Blocks that lie
@@ -82,7 +85,7 @@ class KvCacheGroup:
             case "chunk":
                 return needed - (tokens - 1) // self.span * self.span // block_size
             case "state":
-                return 1
+                return 1 + self.drafted
         return needed
 
     def max_blocks(self, tokens: int, *, block_size: int, in_flight: int, states: int) -> int:
@@ -95,7 +98,7 @@ class KvCacheGroup:
             case "chunk":
                 return -(-min(self.span + in_flight, tokens) // block_size)
             case "state":
-                return states
+                return states + self.drafted
         return -(-tokens // block_size)
 
 
@@ -115,6 +118,8 @@ class KvLayout:
     groups: tuple[KvCacheGroup, ...]
     states: int
     """Blocks that vLLM counts for a recurrent state: 2 with prefix caching (mode "align"), else 1."""
+    lookahead: int = 0
+    """Tokens for which a request holds blocks beyond its own, with speculative decoding."""
 
     @property
     def uniform(self) -> bool:
@@ -123,12 +128,13 @@ class KvLayout:
 
     def blocks(self, tokens: int) -> int:
         """Returns the number of blocks that a request of `tokens` tokens holds, summed over all groups."""
-        return sum(group.blocks(tokens, block_size=self.block_size) for group in self.groups)
+        held = tokens + self.lookahead
+        return sum(group.blocks(held, block_size=self.block_size) for group in self.groups)
 
     @property
     def fixed_blocks(self) -> int:
         """Number of blocks that a request of any length holds for recurrent states."""
-        return sum(group.kind == "state" for group in self.groups)
+        return sum(1 + group.drafted for group in self.groups if group.kind == "state")
 
     def max_blocks(self, max_model_len: int, *, in_flight: int) -> int:
         """Returns the number of blocks that vLLM assumes for one request of `max_model_len` tokens in its log
@@ -151,49 +157,58 @@ def kv_layout(
     stage: int | None = None,
     block_size: int = 16,
     enable_prefix_caching: bool = True,
+    speculation: Speculation | None = None,
 ) -> KvLayout:
     """Returns the layout of the KV cache that vLLM chooses on one GPU of pipeline stage `stage`.
 
-    If `stage` is None, the result is for the stage with the largest blocks. Raises UnsupportedModelError if
-    blocks cannot have the same size for all layers.
+    If `stage` is None, the result is for the stage with the largest blocks. The layers of a draft count like
+    the model's own; they need `pp` 1. Raises UnsupportedModelError if blocks of all layers cannot have the
+    same size.
     """
     model_dtype = dtype or shape.dtype
     width = kv_dtype_bytes(kv_dtype, model_dtype)
-    attention = {
-        _token_bytes(cache, tp, width)
-        for layer in shape.layers
-        for cache in layer.caches
-        if isinstance(cache, AttentionCache)
-    }
+    draft = speculation.draft if speculation else None
+    drafted = speculation.tokens if speculation else 0
+    layers = (*shape.layers, *(draft.layers if draft else ()))
+    caches = [cache for layer in layers for cache in layer.caches]
+    attention = [cache for cache in caches if isinstance(cache, AttentionCache)]
+    sizes = {_token_bytes(cache, tp, width) for cache in attention}
     state = {
-        _state_bytes(cache, tp, model_dtype)
-        for layer in shape.layers
-        for cache in layer.caches
-        if isinstance(cache, StateCache)
+        _state_bytes(cache, tp, model_dtype, drafted) for cache in caches if isinstance(cache, StateCache)
     }
-    if len(attention) != 1 or len(state) > 1:
+    groups = _groups(layers, drafted)
+    if len(sizes) > 1 and len(groups) == 1 and pp == 1:  # layers of one kind are one group of any sizes
+        per_block = sum(_token_bytes(cache, tp, width) for cache in attention) * block_size
+    elif len(sizes) != 1 or len(state) > 1:
         raise UnsupportedModelError("Layers whose KV caches differ in size are not supported.")
-    per_token = attention.pop()
-    if state:
-        block_size *= -(-state.pop() // (block_size * per_token))
-    groups = _groups(shape)
-    busiest = max(
-        sum(index in stage_layers for index in group.layers)
-        for group in groups
-        for number, stage_layers in enumerate(pipeline_stages(shape.num_layers, pp))
-        if stage in (None, number)
-    )
+    else:
+        per_token = sizes.pop()
+        if state:
+            block_size *= -(-state.pop() // (block_size * per_token))
+        stages = pipeline_stages(shape.num_layers, pp) if pp > 1 else [range(len(layers))]
+        per_block = _busiest(groups, stages, stage) * per_token * block_size
     return KvLayout(
         block_size=block_size,
-        bytes_per_block=busiest * per_token * block_size,
+        bytes_per_block=per_block,
         groups=groups,
         states=2 if enable_prefix_caching else 1,
+        lookahead=speculation.lookahead if speculation else 0,
     )
 
 
-def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
+def _busiest(groups: Sequence[KvCacheGroup], stages: Sequence[range], stage: int | None) -> int:
+    """Returns the most layers that a group has in one of the stages, or in the stage `stage`."""
+    return max(
+        sum(index in layers for index in group.layers)
+        for group in groups
+        for number, layers in enumerate(stages)
+        if stage in (None, number)
+    )
+
+
+def _groups(model_layers: Sequence[Layer], drafted: int) -> tuple[KvCacheGroup, ...]:
     kinds: dict[tuple[str, int], list[int]] = {}
-    for index, layer in enumerate(shape.layers):
+    for index, layer in enumerate(model_layers):
         for cache in layer.caches:
             key = (cache.kind, cache.span) if isinstance(cache, AttentionCache) else ("state", 0)
             kinds.setdefault(key, []).append(index)
@@ -204,7 +219,7 @@ def _groups(shape: ModelShape) -> tuple[KvCacheGroup, ...]:
         count = -(-len(indices) // size)
         for first in range(count):
             layers = tuple(indices[first::count])
-            groups.append(KvCacheGroup(kind=kind, span=span, layers=layers))  # type: ignore[arg-type]
+            groups.append(KvCacheGroup(kind=kind, span=span, layers=layers, drafted=drafted))  # type: ignore[arg-type]
     return tuple(groups)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.gpus import Gpu
+from loadtest.model.layers.tensors import ExpertPlacement
 from loadtest.model.quantisation import dtype_bytes
+from loadtest.model.weights import WITHOUT_DATA_PARALLEL
 from loadtest.units import GIB
 
 VllmVersion = tuple[int, int, int]
@@ -112,6 +114,7 @@ def activation_bytes(
     tp: int = 1,
     last_stage: bool = True,
     flashinfer: bool = False,
+    experts: ExpertPlacement = WITHOUT_DATA_PARALLEL,
 ) -> int:
     """Returns the peak bytes of vLLM's profile run at start-up.
 
@@ -128,20 +131,22 @@ def activation_bytes(
     per_logit = sampling_bytes_per_logit(version, model_dtype, flashinfer=flashinfer) if last_stage else 0.0
     sampling = per_logit * rows * shape.vocab_size
     forward = max_num_batched_tokens * (3 * shape.mlp_width // tp + 4 * shape.hidden_size) * width
-    return round(max(sampling, forward) + _expert_workspace(shape, max_num_batched_tokens, width, tp))
+    workspace = _expert_workspace(shape, max_num_batched_tokens, width, tp, experts)
+    return round(max(sampling, forward) + workspace)
 
 
-def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int) -> int:
+def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int, experts: ExpertPlacement) -> int:
     """Returns the bytes of the workspace of vLLM's fused_moe kernel; 0 for MXFP4, whose kernels have none.
 
     For each token and each expert chosen for it, the workspace holds two rows: the widest intermediate row,
     and the row after the activation. vLLM keeps the workspace allocated while it profiles sampling.
+    Data-parallel engines compute their experts for the tokens of all engines.
     """
     if shape.quantisation is not None and shape.quantisation.method == "mxfp4":
         return 0
-    gate_up = 2 * shape.expert_width // tp
+    gate_up = 2 * shape.expert_width // (1 if experts.expert_parallel else tp * experts.data_parallel)
     row = max(gate_up, shape.hidden_size) + gate_up // 2
-    return tokens * shape.experts_per_token * row * width
+    return tokens * experts.data_parallel * shape.experts_per_token * row * width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +178,7 @@ def startup_overheads(
     enforce_eager: bool = False,
     last_stage: bool = True,
     flashinfer: bool | None = None,
+    experts: ExpertPlacement = WITHOUT_DATA_PARALLEL,
 ) -> StartupOverheads:
     """Estimates the memory that vLLM takes at start-up from the GPU's data, the config and vLLM's flags.
 
@@ -190,6 +196,7 @@ def startup_overheads(
             tp=tp,
             last_stage=last_stage,
             flashinfer=sampler,
+            experts=experts,
         )
         for sampler in (False, True)
     )
@@ -198,11 +205,11 @@ def startup_overheads(
     sampler_sd = (sorting - fused) * math.sqrt(share * (1.0 - share))
     unfamiliar = 1.0 if version[:2] == CALIBRATED_VERSION[:2] and gpu.big_buffers else 2.0
     graphs = 0 if enforce_eager else _cuda_graphs(shape, gpu, pp)
-    non_torch, non_torch_sd = _non_torch(gpu, version, tp)
-    experts = 1.5 if shape.experts_per_token else 1.0
+    non_torch, non_torch_sd = _non_torch(gpu, version, tp * experts.data_parallel)
+    routed = (1.5 if shape.experts_per_token else 1.0) * (2.0 if experts.data_parallel > 1 else 1.0)
     return StartupOverheads(
         activation=activation,
-        activation_sd=math.hypot(unfamiliar * experts * (0.05 * activation + 0.04 * GIB), sampler_sd),
+        activation_sd=math.hypot(unfamiliar * routed * (0.05 * activation + 0.04 * GIB), sampler_sd),
         cuda_graphs=graphs,
         cuda_graphs_sd=0.4 * graphs,
         graphs_counted=version >= GRAPHS_COUNTED_FROM,

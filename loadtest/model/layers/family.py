@@ -117,6 +117,9 @@ class ModelFamily:
     """Rows of the table of learned positions beyond max_position_embeddings; None: there is no table."""
     embedding_norm: bool = False
     """Whether a norm follows the embeddings."""
+    mtp: Literal["", "replicated", "sharded"] = ""
+    """Whether the checkpoint has layers of multi-token prediction (MTP) that vLLM runs, and whether every GPU
+    holds all of their projection; empty: none."""
     sinks: bool = False
     """Whether attention has a learned sink for each head."""
     slides: Callable[[ConfigKeys, int], bool] | None = None

@@ -153,7 +153,7 @@ def _delta_net(keys: ConfigKeys) -> tuple[list[Tensor], list[Cache]]:
     ]
     dtype = str(keys.get("mamba_ssm_dtype") or "auto")
     recurrent = value_heads * value_dim * key_dim
-    return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
+    return tensors, [StateCache(channels=mixed, inputs=kernel - 1, recurrent=recurrent, dtype=dtype)]
 
 
 def _mamba2(
@@ -179,7 +179,7 @@ def _mamba2(
         *row_parallel("mamba.out_proj", hidden, width, bias=bias),
     ]
     recurrent = heads * head_dim * state
-    return tensors, [StateCache(convolution=mixed * (kernel - 1), recurrent=recurrent, dtype=dtype)]
+    return tensors, [StateCache(channels=mixed, inputs=kernel - 1, recurrent=recurrent, dtype=dtype)]
 
 
 def _conv_bias(keys: ConfigKeys) -> bool:
@@ -281,4 +281,4 @@ def jamba_mixer(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple[list
         *norm_tensors("mamba.norms", rank + 2 * state, 1),
         *row_parallel("mamba.out_proj", hidden, width, bias=bias),
     ]
-    return tensors, [StateCache(convolution=width * (kernel - 1), recurrent=width * state, dtype="auto")]
+    return tensors, [StateCache(channels=width, inputs=kernel - 1, recurrent=width * state, dtype="auto")]

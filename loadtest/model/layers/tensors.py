@@ -43,6 +43,27 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertPlacement:
+    """How routed experts are spread over the GPUs of one server (vLLM's FusedMoEParallelConfig).
+
+    Data-parallel engines hold copies of everything but the experts, which they divide among all their GPUs:
+    every expert by its width, or with `expert_parallel` whole experts.
+    """
+
+    data_parallel: int = 1
+    expert_parallel: bool = False
+
+    def held(self, tensor: Tensor, tp: int) -> tuple[float, float, int]:
+        """Returns the rows and columns of a tensor on one GPU, and how many tensors of this size it holds."""
+        if not tensor.expert:
+            return *tensor.part(tp), tensor.count
+        gpus = tp * self.data_parallel
+        if self.expert_parallel:
+            return tensor.rows, tensor.columns, -(-tensor.count // gpus)
+        return *tensor.part(gpus), tensor.count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCache:
     """KV cache of one attention layer: `heads * width` elements per token. With MLA there is one head, the
     latent vector, and every GPU holds the whole vector."""
@@ -59,8 +80,11 @@ class AttentionCache:
 class StateCache:
     """Recurrent state of one layer. Its size is the same for every request; tensor parallelism splits it."""
 
-    convolution: int
-    """Elements of the convolution's state, in the model's type."""
+    channels: int
+    """Channels of the convolution."""
+    inputs: int
+    """Last inputs of each channel that the convolution needs, in the model's type; speculative decoding keeps
+    one more for each drafted token."""
     recurrent: int
     """Elements of the recurrent state, in `dtype`."""
     dtype: str
