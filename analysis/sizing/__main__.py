@@ -27,6 +27,7 @@ from analysis.sizing.predict import predict
 from loadtest.errors import InputError
 from loadtest.model.kv_cache import KV_DTYPES
 from loadtest.model.startup import CURRENT_VERSION
+from loadtest.model.weights import LORA_RANKS
 from loadtest.record import Slo
 
 
@@ -116,6 +117,13 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("flags of vllm serve").add_argument
     add("--tp", "--tensor-parallel-size", type=positive_integer, metavar="N", help="default: all cards")
     add("--pp", "--pipeline-parallel-size", type=positive_integer, metavar="N", help="default: 1")
+    add(
+        "--data-parallel-size",
+        type=positive_integer,
+        metavar="N",
+        help="engines of one server, which divide a model's experts (default: 1)",
+    )
+    add("--enable-expert-parallel", action="store_true", help="divide whole experts, not their widths")
     add("--dtype", default="auto", choices=["auto", "half", "float16", "bfloat16", "float", "float32"])
     add("--quantization", "-q", metavar="METHOD", help="fp8, bitsandbytes, modelopt, ...")
     add("--kv-cache-dtype", default="auto", choices=KV_DTYPES)
@@ -136,6 +144,20 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=positive_integer, metavar="N", help=default)
     add("--enforce-eager", action="store_true", help="without CUDA graphs")
     add("--block-size", type=positive_integer, default=16, metavar="N", help="default: %(default)s")
+    add("--enable-lora", action="store_true", help="with buffers for adapters")
+    add("--max-loras", type=positive_integer, metavar="N", help="adapters in one batch (default: 1)")
+    add("--max-lora-rank", type=int, choices=LORA_RANKS, help="default: 16")
+    add(
+        "--speculative-config",
+        metavar="JSON",
+        help="method (draft_model, eagle3, mtp, ngram), num_speculative_tokens, model (its config.json)",
+    )
+    add("--kv-offloading-size", type=positive_number, metavar="GIB", help="CPU memory for evicted KV blocks")
+    add(
+        "--flashinfer-sampler",
+        action=argparse.BooleanOptionalAction,
+        help="whether FlashInfer samples (VLLM_USE_FLASHINFER_SAMPLER); counts before 0.17",
+    )
     add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT_VERSION))}")
 
 

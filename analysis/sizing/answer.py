@@ -16,7 +16,7 @@ from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, si
 from analysis.sizing.latency.load import at_load, simulate_closed_loop, simulate_open_loop
 from analysis.sizing.sensitivity import effects_of_inputs
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
-from loadtest.model.kv_cache import cache_kinds, kv_bytes_per_token
+from loadtest.model.kv_cache import cache_kinds
 from loadtest.model.step_time import PredictedStepTime, SpeedBands, speed_bands
 from loadtest.model.weights import parameter_count
 
@@ -98,9 +98,7 @@ def _without_pool(deployment: PlannedDeployment, band: PoolBand | None) -> Sizin
         parameters=parameter_count(shape),
         weights_bytes=weights,
         weights_band_bytes=_around(weights, spread),
-        kv_bytes_per_token=kv_bytes_per_token(
-            shape, dtype=deployment.dtype, tp=deployment.tp, pp=deployment.pp, kv_dtype=deployment.kv_dtype
-        ),
+        kv_bytes_per_token=deployment.kv_bytes_per_token(),
         kv_fixed_bytes_per_request=layout.fixed_blocks * layout.bytes_per_block,
         kv_layout=cache_kinds(shape),
         vram_bytes=deployment.gpu.vram_bytes,

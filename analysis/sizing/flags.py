@@ -10,9 +10,12 @@ import msgspec
 
 from analysis.answers.sizing import StatedWorkload
 from analysis.sizing.deployment.planned import PlannedDeployment
+from analysis.sizing.speculative_config import read_speculative_config
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.gpus import Gpu, find_gpu
+from loadtest.model.layers.tensors import ExpertPlacement
+from loadtest.model.speculation import Speculation
 from loadtest.model.startup import (
     CURRENT_VERSION,
     VllmVersion,
@@ -36,6 +39,8 @@ class SizingFlags:
     gpus: int | None
     tp: int | None
     pp: int | None
+    data_parallel_size: int | None
+    enable_expert_parallel: bool
     dtype: str
     quantization: str | None
     kv_cache_dtype: str
@@ -45,6 +50,12 @@ class SizingFlags:
     max_num_batched_tokens: int | None
     enforce_eager: bool
     block_size: int
+    enable_lora: bool
+    max_loras: int | None
+    max_lora_rank: int | None
+    speculative_config: str | None
+    kv_offloading_size: float | None
+    flashinfer_sampler: bool | None
     vllm_version: str | None
     weights_gib: float | None
     vllm_log: Path | None
@@ -115,10 +126,11 @@ def plan_deployment(
     version = _version(flags, started)
     max_model_len = flags.max_model_len or shape.max_position_embeddings
     default_tokens, default_seqs = default_batch_limits(gpu, version=version, max_model_len=max_model_len)
-    pp = flags.pp or 1
-    tp = flags.tp or (max((flags.gpus or 1) // pp, 1))
-    gpus = flags.gpus or tp * pp
-    _refuse_impossible(flags, shape, gpu, tp=tp, pp=pp, gpus=gpus)
+    pp, dp = flags.pp or 1, flags.data_parallel_size or 1
+    tp = flags.tp or (max((flags.gpus or 1) // (pp * dp), 1))
+    gpus = flags.gpus or tp * pp * dp
+    _refuse_impossible(flags, shape, gpu, tp=tp, pp=pp, dp=dp, gpus=gpus)
+    _refuse_combinations(flags, shape)
     tokens = flags.max_num_batched_tokens or default_tokens
     if tokens < (flags.max_num_seqs or 0):
         raise InputError("--max-num-batched-tokens must be at least --max-num-seqs, or vLLM does not start.")
@@ -136,7 +148,14 @@ def plan_deployment(
         tp=tp,
         pp=pp,
         replicas=gpus // (tp * pp),
+        experts=ExpertPlacement(
+            data_parallel=dp if shape.experts_per_token else 1, expert_parallel=flags.enable_expert_parallel
+        ),
+        max_loras=(flags.max_loras or 1) if flags.enable_lora else 0,
+        max_lora_rank=flags.max_lora_rank or 16,
+        speculation=_speculation(flags, shape),
         enforce_eager=flags.enforce_eager,
+        flashinfer=flags.flashinfer_sampler,
         block_size=flags.block_size,
         stated_weights_bytes=round(flags.weights_gib * GIB) if flags.weights_gib else None,
     )
@@ -158,10 +177,11 @@ def _version(flags: SizingFlags, started: VllmVersion | None) -> VllmVersion:
 
 
 def _refuse_impossible(
-    flags: SizingFlags, shape: ModelShape, gpu: Gpu, *, tp: int, pp: int, gpus: int
+    flags: SizingFlags, shape: ModelShape, gpu: Gpu, *, tp: int, pp: int, dp: int, gpus: int
 ) -> None:
-    if gpus % (tp * pp):
-        raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}.")
+    if gpus % (tp * pp * dp):
+        times = f" times --data-parallel-size {dp}" if dp > 1 else ""
+        raise InputError(f"--gpus {gpus} is not a multiple of --tp {tp} times --pp {pp}{times}.")
     if shape.num_heads % tp:
         raise InputError(f"vLLM cannot split {shape.num_heads} heads over {tp} GPUs: choose another --tp.")
     if pp > shape.num_layers:
@@ -170,6 +190,20 @@ def _refuse_impossible(
         raise InputError(f"A {gpu.name} has no bfloat16, and vLLM would not start: use --dtype half.")
     if flags.max_model_len == 1:
         raise InputError("--max-model-len 1 leaves no room for an answer.")
+
+
+def _refuse_combinations(flags: SizingFlags, shape: ModelShape) -> None:
+    if flags.enable_expert_parallel and not shape.experts_per_token:
+        raise InputError("--enable-expert-parallel is for models with experts, and this one has none.")
+    if not flags.enable_lora and (flags.max_loras or flags.max_lora_rank):
+        raise InputError("--max-loras and --max-lora-rank need --enable-lora.")
+    if flags.speculative_config is not None and (flags.pp or 1) > 1:
+        raise InputError("--speculative-config with --pp is not supported: a draft runs on one stage only.")
+
+
+def _speculation(flags: SizingFlags, shape: ModelShape) -> Speculation | None:
+    stated = flags.speculative_config
+    return None if stated is None else read_speculative_config(stated, shape)
 
 
 def _kv_dtype(stated: str, shape: ModelShape) -> str:

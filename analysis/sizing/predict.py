@@ -104,6 +104,22 @@ def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | 
         notes.append(
             "The checkpoint has scales for an FP8 KV cache, which vLLM then uses: the answer is for FP8."
         )
+    if deployment.speculation is not None:
+        notes.append(
+            "The draft is counted in weights and KV cache. Latency is that without speculation: what drafts "
+            "save depends on how many of their tokens are accepted."
+        )
+    if deployment.experts.data_parallel > 1:
+        notes.append(
+            "The engines of one server divide the experts. Latency is computed as if each read all of them, "
+            "so the limits of TTFT and TPOT are too low."
+        )
+    if flags.kv_offloading_size is not None:
+        notes.append(
+            f"{flags.kv_offloading_size:g} GiB of CPU memory keep evicted KV blocks: a preempted request or "
+            "a conversation's history comes back without being computed again. The pool on the GPU, and so "
+            "the users in flight, stay the same."
+        )
     if log is not None and log.version is not None and log.version[:2] != deployment.version[:2]:
         notes.append("The start-up that calibrates was of another version of vLLM than the answer is for.")
     return notes

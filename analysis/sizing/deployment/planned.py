@@ -3,14 +3,18 @@
 Knows no workload.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.gpus import Gpu
-from loadtest.model.kv_cache import KvLayout, kv_layout
+from loadtest.model.kv_cache import KvLayout, kv_bytes_per_token, kv_layout
+from loadtest.model.layers.tensors import ExpertPlacement
+from loadtest.model.speculation import Speculation
 from loadtest.model.startup import StartupOverheads, VllmVersion, startup_overheads
-from loadtest.model.weights import rotary_bytes, weights_bytes
+from loadtest.model.weights import WITHOUT_DATA_PARALLEL, lora_bytes, rotary_bytes, weights_bytes
 from loadtest.units import GIB
 
 BAND_SIGMAS = 1.645
@@ -84,6 +88,12 @@ class PlannedDeployment:
     pp: int = 1
     replicas: int = 1
     """Number of engines over which users are spread evenly (data parallel)."""
+    experts: ExpertPlacement = WITHOUT_DATA_PARALLEL
+    """How the experts are spread over data-parallel engines."""
+    max_loras: int = 0
+    """LoRA adapters in one batch; 0: without LoRA."""
+    max_lora_rank: int = 16
+    speculation: Speculation | None = None
     enforce_eager: bool = False
     flashinfer: bool | None = None
     """Whether FlashInfer's sampler is used; None: not known."""
@@ -105,17 +115,25 @@ class PlannedDeployment:
             pp=self.pp,
             stage=stage,
             block_size=self.block_size,
+            speculation=self.speculation,
         )
 
     def weights(self, stage: int = 0) -> int:
         """Returns the bytes of weights on one GPU of the pipeline stage.
 
-        They are counted as in vLLM's log line "Model loading took".
+        They are counted as in vLLM's log line "Model loading took", with drafts and buffers for adapters.
         """
         if self.stated_weights_bytes is not None:
             return self.stated_weights_bytes
-        weights = weights_bytes(self.shape, dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage)
-        weights += rotary_bytes(self.shape, dtype=self.dtype)
+        split = _Split(dtype=self.dtype, tp=self.tp, pp=self.pp, stage=stage, experts=self.experts)
+        weights = weights_bytes(self.shape, **split) + rotary_bytes(self.shape, dtype=self.dtype)
+        if self.speculation is not None and self.speculation.draft is not None:
+            draft = self.speculation.draft
+            weights += weights_bytes(draft, **split) + rotary_bytes(draft, dtype=self.dtype)
+        if self.max_loras:
+            weights += lora_bytes(
+                self.shape, max_loras=self.max_loras, max_lora_rank=self.max_lora_rank, **split
+            )
         factor = self.calibration.weights if self.calibration else None
         return round(weights * (factor or 1.0))
 
@@ -133,8 +151,19 @@ class PlannedDeployment:
             enforce_eager=self.enforce_eager,
             last_stage=stage == self.pp - 1,
             flashinfer=self.flashinfer,
+            experts=self.experts,
         )
         return self.calibration.apply(overheads) if self.calibration else overheads
+
+    def kv_bytes_per_token(self) -> int | None:
+        """Returns the KV bytes of one token on one GPU, those of a draft included; None: no single figure."""
+        draft = self.speculation.draft if self.speculation else None
+        split = {"dtype": self.dtype, "kv_dtype": self.kv_dtype}
+        own, drafted = (
+            kv_bytes_per_token(shape, tp=self.tp, pp=self.pp, **split) if shape else 0
+            for shape in (self.shape, draft)
+        )
+        return None if own is None or drafted is None else own + drafted
 
     def max_blocks(self, max_model_len: int | None = None) -> int:
         """Returns the KV blocks of one request of max_model_len tokens; by default, of the deployment's own.
@@ -145,6 +174,14 @@ class PlannedDeployment:
         return self.layout().max_blocks(
             max_model_len or self.max_model_len, in_flight=batches * self.max_num_batched_tokens
         )
+
+
+class _Split(TypedDict):
+    dtype: str
+    tp: int
+    pp: int
+    stage: int
+    experts: ExpertPlacement
 
 
 def serve_flags(deployment: PlannedDeployment, quantization: str | None) -> list[str]:
@@ -159,8 +196,31 @@ def serve_flags(deployment: PlannedDeployment, quantization: str | None) -> list
         ("--quantization", quantization),
         ("--tensor-parallel-size", deployment.tp if deployment.tp > 1 else None),
         ("--pipeline-parallel-size", deployment.pp if deployment.pp > 1 else None),
-        ("--data-parallel-size", deployment.replicas if deployment.replicas > 1 else None),
+        ("--data-parallel-size", _data_parallel_size(deployment)),
         ("--block-size", deployment.block_size if deployment.block_size != 16 else None),
+        ("--max-loras", deployment.max_loras or None),
+        ("--max-lora-rank", deployment.max_lora_rank if deployment.max_loras else None),
+        ("--speculative-config", _speculative_config(deployment.speculation)),
     )
     words = [str(word) for name, value in flags if value is not None for word in (name, value)]
-    return words + (["--enforce-eager"] if deployment.enforce_eager else [])
+    switches = {
+        "--enable-lora": deployment.max_loras > 0,
+        "--enable-expert-parallel": deployment.experts.expert_parallel,
+        "--enforce-eager": deployment.enforce_eager,
+    }
+    return words + [name for name, given in switches.items() if given]
+
+
+def _speculative_config(speculation: Speculation | None) -> str | None:
+    if speculation is None:
+        return None
+    stated = {"method": speculation.method, "num_speculative_tokens": speculation.tokens}
+    return f"'{json.dumps(stated | ({'model': speculation.model} if speculation.model else {}))}'"
+
+
+def _data_parallel_size(deployment: PlannedDeployment) -> int | None:
+    """Returns the engines of one server. Replicas of a model with experts are servers of their own, because
+    the engines of one server divide the experts."""
+    if deployment.experts.data_parallel > 1:
+        return deployment.experts.data_parallel
+    return deployment.replicas if deployment.replicas > 1 and not deployment.shape.experts_per_token else None

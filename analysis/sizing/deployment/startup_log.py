@@ -35,6 +35,10 @@ class StartupLog:
     enforce_eager: bool | None = None
     flashinfer: bool | None = None
     """Whether FlashInfer's sampler was used."""
+    lora: bool | None = None
+    """Whether there were buffers for LoRA adapters."""
+    speculation: bool | None = None
+    """Whether a draft was loaded."""
     utilization: float | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -81,6 +85,8 @@ def read_startup_log(path: Path) -> StartupLog:
         quantization=_stated(log.text(r"[ (]quantization='?([\w-]+)")),
         enforce_eager=log.flag(r"enforce_eager=(True|False)"),
         flashinfer=_sampler(log),
+        lora=log.flag(r"enable_lora'?[=:] ?(True|False)"),
+        speculation=log.flag(r"speculative_config=(None|Speculative)", no="None"),
         utilization=log.number(r"gpu_memory_utilization'?(?:[=:] ?| \()([\d.]+)")
         or log.number(r"Requested memory: ([\d.]+) \(util\)"),
         max_model_len=log.integer(r"max_seq_len=(\d+)") or log.integer(r"[Uu]sing max model len (\d+)"),
@@ -128,8 +134,8 @@ class _LogText:
     def count(self, pattern: str) -> int | None:
         return self._as(pattern, lambda value: int(value.replace(",", "")))
 
-    def flag(self, pattern: str) -> bool | None:
-        return self._as(pattern, lambda value: value == "True")
+    def flag(self, pattern: str, *, no: str = "False") -> bool | None:
+        return self._as(pattern, lambda value: value != no)
 
 
 def _stated(text: str | None) -> str | None:
@@ -177,7 +183,8 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
     """Returns the deployment that wrote the log.
 
     Its card is that of `deployment`. Its flags are those of the log; flags that the log does not state are
-    taken from `deployment`. shape: the model of the log.
+    taken from `deployment`, but adapters and drafts only where the log has them and the model is the same.
+    shape: the model of the log.
     """
     stated = {
         "version": log.version,
@@ -192,7 +199,11 @@ def as_started(deployment: PlannedDeployment, log: StartupLog, shape: ModelShape
         "max_num_seqs": log.max_num_seqs,
         "max_num_batched_tokens": log.max_num_batched_tokens,
     }
-    known = {name: value for name, value in stated.items() if value is not None}
+    known: dict[str, object] = {name: value for name, value in stated.items() if value is not None}
+    if shape is not deployment.shape or not log.speculation:
+        known["speculation"] = None
+    if not log.lora:
+        known["max_loras"] = 0
     return replace(deployment, shape=shape, calibration=None, stated_weights_bytes=None, **known)  # type: ignore[arg-type]
 
 

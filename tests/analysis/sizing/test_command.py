@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.sizing.__main__ import main
 from loadtest.units import GIB
-from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B
+from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B
 from testing.inputs.planned import config_file, sized
 
 
@@ -43,6 +44,10 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path
     assert "vLLM would not start" in sized(*tight, code=3).stdout
 
 
+def drafts(text: str = "", **stated: object) -> list[str]:
+    return ["--speculative-config", text or json.dumps({"num_speculative_tokens": 2} | stated)]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -61,6 +66,14 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path
         (["--config", "CONFIG", "--gpu", "T4", "--dtype", "bfloat16"], "no bfloat16"),
         (["--config", "CONFIG", "--gpu", "T4", "--max-model-len", "1"], "no room for an answer"),
         (["--config", "CONFIG", "--gpu", "T4", "--max-num-seqs", "4096"], "must be at least --max-num-seqs"),
+        (["--config", "CONFIG", "--gpu", "T4", "--max-loras", "2"], "need --enable-lora"),
+        (["--config", "CONFIG", "--gpu", "T4", "--enable-expert-parallel"], "this one has none"),
+        (["--config", "CONFIG", "--gpu", "T4", *drafts("{}")], "missing required field"),
+        (["--config", "CONFIG", "--gpu", "T4", *drafts(method="medusa")], "method 'medusa' is not known"),
+        (["--config", "CONFIG", "--gpu", "T4", *drafts(method="mtp")], "no layers of multi-token prediction"),
+        (["--config", "CONFIG", "--gpu", "T4", *drafts(method="eagle3")], "needs model"),
+        (["--config", "CONFIG", "--gpu", "T4", *drafts(method="eagle3", model="x.json")], "cannot be read"),
+        (["--config", "CONFIG", "--gpu", "T4", "--pp", "2", *drafts(method="ngram")], "with --pp"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(
@@ -71,3 +84,58 @@ def test_bad_input_is_one_sentence_and_exit_2(
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+
+
+def answer(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert main([*flags, "--format", "json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_adapters_and_drafts_take_memory_and_are_part_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_1_7B), "--gpu", "L4"]
+    draft = drafts(method="draft_model", model=flags[1])  # the model drafts for itself
+    plain = answer(capsys, *flags)
+    adapted = answer(capsys, *flags, "--enable-lora", "--max-loras", "4", "--max-lora-rank", "64")
+    drafted = answer(capsys, *flags, *draft)
+    assert plain["pool_bytes"][1] > adapted["pool_bytes"][1] > drafted["pool_bytes"][1]
+    assert drafted["weights_bytes"] == 2 * plain["weights_bytes"]
+    assert drafted["kv_bytes_per_token"] == 2 * plain["kv_bytes_per_token"]
+    assert "--enable-lora" in adapted["vllm_flags"]
+    assert "--speculative-config" in drafted["vllm_flags"]
+    assert any("Latency is that without speculation" in said for said in drafted["warnings"])
+
+
+def test_memory_of_the_cpu_changes_no_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_1_7B), "--gpu", "L4"]
+    plain, offloading = answer(capsys, *flags), answer(capsys, *flags, "--kv-offloading-size", "32")
+    assert offloading["pool_bytes"] == plain["pool_bytes"]
+    assert any("32 GiB of CPU memory" in said for said in offloading["warnings"])
+
+
+def test_a_known_sampler_narrows_the_band_of_an_older_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_1_7B), "--gpu", "L4", "--vllm-version", "0.10.1"]
+    unknown, fused, sorting = (
+        answer(capsys, *flags, *said)["pool_bytes"]
+        for said in ([], ["--flashinfer-sampler"], ["--no-flashinfer-sampler"])
+    )
+    assert sorting[1] < unknown[1] < fused[1]
+    assert unknown[0] < sorting[1]
+    assert fused[1] < unknown[2]
+    assert fused[2] - fused[0] < unknown[2] - unknown[0]
+
+
+def test_engines_of_one_server_leave_more_memory_than_servers_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_30B_A3B), "--gpu", "H100", "--tp", "1"]
+    apart = answer(capsys, *flags, "--gpus", "2")
+    together = answer(capsys, *flags, "--data-parallel-size", "2", "--enable-expert-parallel")
+    assert together["gpus"] == apart["gpus"] == 2
+    assert together["weights_bytes"] < 0.6 * apart["weights_bytes"]
+    assert "--data-parallel-size" not in apart["vllm_flags"]
+    assert together["vllm_flags"][-1] == "--enable-expert-parallel"

@@ -15,6 +15,7 @@ from analysis.sizing.deployment.startup_log import (
 from loadtest.errors import InputError
 from loadtest.model.architectures import parse_config
 from loadtest.model.gpus import T4
+from loadtest.model.speculation import Speculation
 from loadtest.record import GpuInfo, RunInfo, ServerInfo
 from loadtest.run.sink import write_run_info
 from loadtest.units import GIB
@@ -116,6 +117,20 @@ def test_the_log_says_which_sampler_the_server_used(tmp_path: Path, line: str, f
     log = read_startup_log(tmp_path / "vllm.log")
     found = planned_deployment(LLAMA31_8B, gpu="A100")
     assert as_started(found, log, found.shape).flashinfer is flashinfer
+
+
+def test_a_start_up_without_draft_and_adapters_corrects_a_deployment_with_them(tmp_path: Path) -> None:
+    (tmp_path / "vllm.log").write_text(LOG_0_19)
+    log = read_startup_log(tmp_path / "vllm.log")
+    ngrams = Speculation(method="ngram", tokens=2)
+    found = planned_deployment(LLAMA31_8B, gpu="H100", max_loras=2, speculation=ngrams)
+    started = as_started(found, log, found.shape)
+    assert (started.max_loras, started.speculation) == (0, None)
+    (tmp_path / "vllm.log").write_text(
+        LOG_0_19 + "enable_lora=True speculative_config=SpeculativeConfig(...)"
+    )
+    started = as_started(found, read_startup_log(tmp_path / "vllm.log"), found.shape)
+    assert (started.max_loras, started.speculation) == (2, ngrams)
 
 
 def test_a_load_tests_run_folder_calibrates_too(tmp_path: Path) -> None:
