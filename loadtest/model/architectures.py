@@ -9,7 +9,7 @@ from itertools import chain
 
 from loadtest.model.families import FAMILIES, TEXT_ALIASES, WRAPPERS
 from loadtest.model.layers.family import ConfigKeys, ModelFamily
-from loadtest.model.layers.mixers import latent_attention
+from loadtest.model.layers.mixers import latent_attention, sparse_latent_attention
 from loadtest.model.layers.tensors import ANY_SHARDS, Layer, Tensor, column_parallel, norm_tensors
 from loadtest.model.layers.vision import vision_tower
 from loadtest.model.quantisation import Quantisation, UnsupportedModelError, parse_quantisation
@@ -46,6 +46,8 @@ class ModelShape:
     0 for a model without them."""
     quantisation: Quantisation | None
     """How matrices are quantised; None if all weights have the type `dtype`."""
+    workspace_bytes: int = 0
+    """Bytes for each token of max_model_len that sparse attention's workspace takes at start-up."""
     mtp_layers: tuple[Layer, ...] = ()
     """Layers of multi-token prediction, which vLLM loads only for speculative decoding."""
     uncounted: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ def parse_config(
         active_parameters=_active_parameters(keys, layers) + vocab * hidden,
         rotary_elements=_rotary_elements(keys),
         quantisation=parse_quantisation(declared, quantization),
+        workspace_bytes=_workspace_bytes(keys),
         mtp_layers=_mtp_layers(keys, family),
         uncounted=uncounted,
     )
@@ -127,10 +130,12 @@ def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], Mode
 def _refuse_what_families_lack(text: Mapping[str, object], family: ModelFamily) -> None:
     """Raises UnsupportedModelError if the config has a layout feature that the family's builders ignore."""
     latent = text.get("kv_lora_rank") is not None
+    latent_mixers = (latent_attention, sparse_latent_attention)
     window = text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
     refusals = {
-        "multi-head latent attention": latent and family.mixer is not latent_attention,
-        "a sparse attention index": text.get("index_topk") is not None,
+        "multi-head latent attention": latent and family.mixer not in latent_mixers,
+        "a sparse attention index": text.get("index_topk") is not None
+        and family.mixer is not sparse_latent_attention,
         "a sliding window that models of its type do not have": window
         and family.slides is None
         and not text.get("layer_types"),
@@ -166,6 +171,14 @@ def _layer(keys: ConfigKeys, family: ModelFamily, index: int) -> Layer:
     prefix = f"model.layers.{index}."
     named = (replace(tensor, name=prefix + tensor.name) for tensor in tensors)
     return Layer(tensors=tuple(named), caches=tuple(caches))
+
+
+def _workspace_bytes(keys: ConfigKeys) -> int:
+    """Returns five latent vectors in 16 bits, which vLLM's flashmla_sparse keeps for each token (its
+    sparse_mla_prefill_workspace_factor); 0 without a sparse attention index."""
+    if keys.get("index_topk") is None:
+        return 0
+    return 5 * 2 * (keys.integer("kv_lora_rank") + keys.integer("qk_rope_head_dim"))
 
 
 def _mtp_layers(keys: ConfigKeys, family: ModelFamily) -> tuple[Layer, ...]:

@@ -18,6 +18,7 @@ from loadtest.model.layers.mixers import (
     latent_attention,
     nemotron_mixer,
     qwen_hybrid,
+    sparse_latent_attention,
 )
 from loadtest.model.layers.mlps import (
     deepseek_experts,
@@ -57,6 +58,7 @@ _QWEN2 = _family(qkv_bias=True, o_bias=False, slides=last_layers)
 _QWEN3 = _family(qk_norm="head", slides=last_layers)
 _QWEN3_MOE = _family(mlp=qwen_experts, qk_norm="head", slides=last_layers)
 _DEEPSEEK = _family(mixer=latent_attention, mlp=deepseek_experts, mtp="replicated")
+_DEEPSEEK_SPARSE = replace(_DEEPSEEK, mixer=sparse_latent_attention)
 _QWEN35 = _family(mixer=qwen_hybrid, qk_norm="head", gated_query=True, mtp="sharded")
 _QWEN35_MOE = replace(_QWEN35, mlp=qwen_experts)
 
@@ -169,6 +171,8 @@ FAMILIES: dict[str, ModelFamily] = {
         defaults={"position_embedding_type": "none"},
     ),
     "glm4_moe_lite": _DEEPSEEK,
+    "deepseek_v32": _DEEPSEEK_SPARSE,
+    "glm_moe_dsa": _DEEPSEEK_SPARSE,
     "dots1": _family(mlp=deepseek_experts, qk_norm="head"),
     "ernie4_5_moe": _family(
         qkv_bias="use_bias",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadtest.model.architectures import ModelShape
-from loadtest.model.layers.tensors import AttentionCache, Layer, StateCache
+from loadtest.model.layers.tensors import AttentionCache, Cache, Layer, StateCache
 from loadtest.model.quantisation import UnsupportedModelError, dtype_bytes
 from loadtest.model.speculation import Speculation
 from loadtest.model.weights import pipeline_stages
@@ -54,6 +54,8 @@ def kv_bytes_per_token(
 
 
 def _token_bytes(cache: AttentionCache, tp: int, width: int) -> int:
+    if cache.packed_bytes is not None:
+        return cache.packed_bytes[0 if width > 1 else 1]
     heads = 1 if cache.kind == "mla" else max(1, cache.heads // tp)
     return heads * cache.width * width
 
@@ -177,32 +179,34 @@ def kv_layout(
         _state_bytes(cache, tp, model_dtype, drafted) for cache in caches if isinstance(cache, StateCache)
     }
     groups = _groups(layers, drafted)
-    if len(sizes) > 1 and len(groups) == 1 and pp == 1:  # layers of one kind are one group of any sizes
-        per_block = sum(_token_bytes(cache, tp, width) for cache in attention) * block_size
+    stages = pipeline_stages(shape.num_layers, pp) if pp > 1 else [range(len(layers))]
+    chosen = [layers_of for number, layers_of in enumerate(stages) if stage in (None, number)]
+    if len(sizes) > 1 and len(groups) == 1:  # Layers of one kind are one group, whatever their sizes.
+        per_block = block_size * max(
+            sum(
+                _token_bytes(cache, tp, width)
+                for index in layers_of
+                for cache in layers[index].caches
+                if isinstance(cache, AttentionCache)
+            )
+            for layers_of in chosen
+        )
     elif len(sizes) != 1 or len(state) > 1:
         raise UnsupportedModelError("Layers whose KV caches differ in size are not supported.")
     else:
         per_token = sizes.pop()
         if state:
             block_size *= -(-state.pop() // (block_size * per_token))
-        stages = pipeline_stages(shape.num_layers, pp) if pp > 1 else [range(len(layers))]
-        per_block = _busiest(groups, stages, stage) * per_token * block_size
+        busiest = max(
+            sum(index in layers_of for index in group.layers) for group in groups for layers_of in chosen
+        )
+        per_block = busiest * per_token * block_size
     return KvLayout(
         block_size=block_size,
         bytes_per_block=per_block,
         groups=groups,
         states=2 if enable_prefix_caching else 1,
         lookahead=speculation.lookahead if speculation else 0,
-    )
-
-
-def _busiest(groups: Sequence[KvCacheGroup], stages: Sequence[range], stage: int | None) -> int:
-    """Returns the most layers that a group has in one of the stages, or in the stage `stage`."""
-    return max(
-        sum(index in layers for index in group.layers)
-        for group in groups
-        for number, layers in enumerate(stages)
-        if stage in (None, number)
     )
 
 
@@ -232,10 +236,14 @@ def cache_kinds(shape: ModelShape) -> list[str]:
         "window": "sliding window",
         "chunk": "chunked attention",
         "state": "recurrent state",
+        "index": "index of sparse attention",
     }
-    count = Counter(
-        cache.kind if isinstance(cache, AttentionCache) else "state"
-        for layer in shape.layers
-        for cache in layer.caches
-    )
+    count = Counter(_kind(cache) for layer in shape.layers for cache in layer.caches)
     return [f"{many} x {words[kind]}" for kind, many in count.most_common()]
+
+
+def _kind(cache: Cache) -> str:
+    if isinstance(cache, StateCache):
+        return "state"
+    packed = cache.packed_bytes
+    return "index" if packed is not None and packed[0] == packed[1] else cache.kind

@@ -115,10 +115,11 @@ def activation_bytes(
     last_stage: bool = True,
     flashinfer: bool = False,
     experts: ExpertPlacement = WITHOUT_DATA_PARALLEL,
+    max_model_len: int = 0,
 ) -> int:
     """Returns the peak bytes of vLLM's profile run at start-up.
 
-    The peak is the larger of these two, plus the workspace of the experts:
+    The peak is the larger of these two, plus the workspaces of the experts and of sparse attention:
     - Sampling (only in the last pipeline stage): one row of logits for each of `max_num_seqs` sequences.
     - Forward pass: 3 rows as wide as the MLP and 4 rows of the hidden size for each of
       `max_num_batched_tokens` tokens.
@@ -132,7 +133,7 @@ def activation_bytes(
     sampling = per_logit * rows * shape.vocab_size
     forward = max_num_batched_tokens * (3 * shape.mlp_width // tp + 4 * shape.hidden_size) * width
     workspace = _expert_workspace(shape, max_num_batched_tokens, width, tp, experts)
-    return round(max(sampling, forward) + workspace)
+    return round(max(sampling, forward) + workspace + shape.workspace_bytes * max_model_len)
 
 
 def _expert_workspace(shape: ModelShape, tokens: int, width: int, tp: int, experts: ExpertPlacement) -> int:
@@ -179,6 +180,7 @@ def startup_overheads(
     last_stage: bool = True,
     flashinfer: bool | None = None,
     experts: ExpertPlacement = WITHOUT_DATA_PARALLEL,
+    max_model_len: int = 0,
 ) -> StartupOverheads:
     """Estimates the memory that vLLM takes at start-up from the GPU's data, the config and vLLM's flags.
 
@@ -197,6 +199,7 @@ def startup_overheads(
             last_stage=last_stage,
             flashinfer=sampler,
             experts=experts,
+            max_model_len=max_model_len,
         )
         for sampler in (False, True)
     )

@@ -152,6 +152,7 @@ class PlannedDeployment:
             last_stage=stage == self.pp - 1,
             flashinfer=self.flashinfer,
             experts=self.experts,
+            max_model_len=self.max_model_len,
         )
         return self.calibration.apply(overheads) if self.calibration else overheads
 

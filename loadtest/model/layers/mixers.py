@@ -74,6 +74,37 @@ def latent_attention(keys: ConfigKeys, family: ModelFamily, layer: int) -> tuple
     return tensors, [AttentionCache(kind="mla", heads=1, width=rank + rope)]
 
 
+def sparse_latent_attention(
+    keys: ConfigKeys, family: ModelFamily, layer: int
+) -> tuple[list[Tensor], list[Cache]]:
+    """Builds latent attention to few tokens (DeepSeek V3.2): an indexer chooses them, with keys of its own in
+    the cache. In 8 bits both are packed with their scales (vLLM's fp8_ds_mla and DeepseekV32IndexerCache)."""
+    tensors, _ = latent_attention(keys, family, layer)
+    rope, rank = keys.integer("qk_rope_head_dim"), keys.integer("kv_lora_rank")
+    sizes = 2 * (rank + rope), rank + 4 * (rank // 128) + 2 * rope
+    latent = AttentionCache(kind="mla", heads=1, width=rank + rope, packed_bytes=sizes)
+    if not _has_indexer(keys, layer):
+        return tensors, [latent]
+    heads, dim = keys.integer("index_n_heads"), keys.integer("index_head_dim")
+    tensors += [
+        *column_parallel("self_attn.indexer.wq_b", heads * dim, keys.integer("q_lora_rank"), shards=1),
+        Tensor(name="self_attn.indexer.wk_weights_proj", rows=dim + heads, columns=keys.hidden),
+        *norm_tensors("self_attn.indexer.k_norm", dim, 1, bias=True),
+    ]
+    stored = dim + 4 * (dim // 128)
+    index = AttentionCache(kind="mla", heads=1, width=dim, packed_bytes=(stored, stored))
+    return tensors, [latent, index]
+
+
+def _has_indexer(keys: ConfigKeys, layer: int) -> bool:
+    """Whether the layer chooses tokens itself, and does not use the choice of the layer before."""
+    pattern = keys.get("index_topk_pattern")
+    if isinstance(pattern, str) and layer < len(pattern):
+        return pattern[layer] != "S"
+    offset = keys.integer("index_skip_topk_offset", default=2)
+    return max(layer - offset + 1, 0) % keys.integer("index_topk_freq", default=1) == 0
+
+
 def attention_span(
     keys: ConfigKeys, family: ModelFamily, layer: int
 ) -> tuple[Literal["full", "window", "chunk"], int]:

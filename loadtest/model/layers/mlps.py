@@ -82,7 +82,16 @@ def deepseek_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[
     return tensors + (gated_mlp("mlp.shared_experts", hidden, width * shared) if shared else [])
 
 
-_CORRECTED_ROUTERS = {"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "dots1", "ernie4_5_moe"}
+_CORRECTED_ROUTERS = {
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "ernie4_5_moe",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "kimi_k2",
+}
 
 
 def llama4_experts(keys: ConfigKeys, family: ModelFamily, layer: int) -> list[Tensor]:

@@ -74,6 +74,8 @@ class AttentionCache:
     """Elements per token and head, keys and values together."""
     span: int = 0
     """Tokens of the window or chunk; 0 without one."""
+    packed_bytes: tuple[int, int] | None = None
+    """Bytes of a token in a cache of 16 bits and in one of 8, where they do not follow from `width`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

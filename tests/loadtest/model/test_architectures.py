@@ -11,7 +11,7 @@ import json
 import pytest
 
 from loadtest.model.architectures import parse_config
-from loadtest.model.kv_cache import kv_bytes_per_token
+from loadtest.model.kv_cache import cache_kinds, kv_bytes_per_token, kv_layout
 from loadtest.model.quantisation import UnsupportedModelError
 from loadtest.model.weights import parameter_count
 from testing.processes import ROOT
@@ -52,6 +52,24 @@ def test_active_parameters_are_those_of_the_model_card(name: str, billions: floa
 )
 def test_kv_bytes_follow_the_familys_heads(name: str, bytes_per_token: int) -> None:
     assert kv_bytes_per_token(parse_config(MODELS[name]["config"]), dtype="bfloat16") == bytes_per_token
+
+
+@pytest.mark.parametrize(("kv_dtype", "latent"), [("auto", 576 * 2), ("fp8", 656)])
+def test_sparse_attention_keeps_an_index_beside_the_latent_vector(kv_dtype: str, latent: int) -> None:
+    shape = parse_config(MODELS["deepseek-v3.2"]["config"])
+    whole, half = (kv_layout(shape, kv_dtype=kv_dtype, pp=pp) for pp in (1, 2))
+    assert whole.bytes_per_block == 16 * 61 * (latent + 132)
+    assert half.bytes_per_block == 16 * 31 * (latent + 132)
+    assert whole.uniform
+    assert cache_kinds(shape) == ["61 x latent attention (MLA)", "61 x index of sparse attention"]
+
+
+def test_layers_that_share_an_index_have_none_of_their_own() -> None:
+    config = MODELS["glm-5"]["config"]
+    every, fourth = (parse_config(config | {"index_topk_freq": freq}) for freq in (1, 4))
+    saved = (kv_bytes_per_token(every) or 0) - (kv_bytes_per_token(fourth) or 0)
+    assert saved == 132 * sum(max(layer - 1, 0) % 4 != 0 for layer in range(78))
+    assert parameter_count(every) > parameter_count(fourth)
 
 
 @pytest.mark.parametrize(
