@@ -244,7 +244,7 @@ def _non_torch(gpu: Gpu, version: VllmVersion, tp: int) -> tuple[int, float]:
     recent = version >= TRITON_SAMPLER_FROM
     alone = 0.25 if recent else 0.1
     if tp == 1:
-        return round(alone * GIB), 0.13 * GIB
+        return round(alone * GIB), (0.13 if recent else 0.07) * GIB
     if recent and gpu.big_buffers:
         return round(2.1 * GIB), (0.13 if tp <= 4 else 0.4) * GIB
     peers = tp - 1
