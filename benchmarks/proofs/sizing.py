@@ -148,6 +148,7 @@ LLAMA4_TOWER = {
     "projector_output_dim": 4096,
     "vision_output_dim": 4096,
 }
+MOONVIT = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
 QWEN3_VL: dict[str, object] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -165,7 +166,7 @@ TOWERS: dict[str, tuple[str, Mapping[str, object]]] = {
     "Mistral-Small-3.1": ("mistral3", PIXTRAL),
     "llava-v1.6": ("llava_next", CLIP),
     "Llama-4-Scout": ("llama4", LLAMA4_TOWER),
-    "Kimi-VL": ("kimi_vl", {}),
+    "Kimi-VL": ("kimi_vl", MOONVIT),
     "Qwen3-VL": ("qwen3_vl_moe", QWEN3_VL),
 }
 """Multimodal models, by a part of their name: the outer model_type, and known fields of the vision config."""

@@ -120,5 +120,8 @@ def _tensors(shape: ModelShape, *, pp: int = 1, stage: int = 0) -> Iterable[Tens
 def _tensor_bytes(shape: ModelShape, tensor: Tensor, width: int, tp: int, experts: ExpertPlacement) -> float:
     scheme = shape.quantisation.scheme(tensor.name) if shape.quantisation and tensor.linear else None
     rows, columns, count = experts.held(tensor, tp)
-    matrix_bytes = rows * columns * width if scheme is None else scheme.matrix_bytes(rows, columns)
-    return matrix_bytes * count
+    if scheme is None:
+        return rows * columns * width * count
+    # Latent attention also keeps this matrix unpacked (W_UK_T and W_UV in vLLM's mla_attention).
+    unpacked = rows * columns * width if tensor.name.endswith("kv_b_proj") else 0.0
+    return (scheme.matrix_bytes(rows, columns) + unpacked) * count

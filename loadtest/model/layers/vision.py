@@ -15,11 +15,22 @@ def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[T
     nested = config.get("vision_config")
     if not isinstance(nested, Mapping):
         return [], ()
-    counter = _TOWERS.get(str(config.get("model_type")))
-    count = counter(ConfigKeys(nested, {}), text.hidden) if counter else None
+    kind = str(config.get("model_type"))
+    if kind == "llava" and nested.get("model_type") == "pixtral":
+        kind = "pixtral"
+    counter = _TOWERS.get(kind)
+    count = counter(ConfigKeys(nested, {}, _ALIASES), text.hidden) if counter else None
     if count is None:
         return [], ("the vision tower",)
     return [Tensor(name="vision_tower", rows=count, shards=ANY_SHARDS)], ()
+
+
+_ALIASES = {
+    "hidden_size": "vt_hidden_size",
+    "intermediate_size": "vt_intermediate_size",
+    "num_hidden_layers": "vt_num_hidden_layers",
+}
+"""Names of keys in the vision_config of Kimi K2.5."""
 
 
 def _siglip(keys: ConfigKeys, text_hidden: int) -> int:
@@ -37,6 +48,26 @@ def _pixtral(keys: ConfigKeys, text_hidden: int) -> int:
     layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
     outside = 3 * keys.integer("patch_size") ** 2 * hidden + hidden
     return layers * layer + outside + 4 * hidden**2 + hidden + (hidden + text_hidden) * text_hidden
+
+
+def _pixtral_alone(keys: ConfigKeys, text_hidden: int) -> int:
+    """Counts the parameters of Pixtral 12B's tower, which has two projections and no merger of patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    layer = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
+    outside = 3 * keys.integer("patch_size") ** 2 * hidden + hidden
+    return layers * layer + outside + (hidden + 1) * text_hidden + (text_hidden + 1) * text_hidden
+
+
+def _moonvit(keys: ConfigKeys, text_hidden: int) -> int:
+    """Counts the parameters of the tower of Kimi VL and K2.5: MoonViT, two projections of 2 x 2 patches."""
+    hidden, width, layers = keys.hidden, keys.integer("intermediate_size"), keys.integer("num_hidden_layers")
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    positions = keys.integer("init_pos_emb_height", default=64) * keys.integer(
+        "init_pos_emb_width", default=64
+    )
+    outside = (3 * keys.integer("patch_size", default=14) ** 2 + 1 + positions) * hidden + 2 * hidden
+    wide = 4 * hidden
+    return layers * layer + outside + 2 * hidden + wide * (wide + 1) + (wide + 1) * text_hidden
 
 
 def _clip(keys: ConfigKeys, text_hidden: int) -> int:
@@ -57,6 +88,17 @@ def _llama4_tower(keys: ConfigKeys, text_hidden: int) -> int:
     wide, inner = keys.integer("projector_input_dim"), keys.integer("projector_output_dim")
     gather = keys.integer("intermediate_size") * wide + inner**2
     return layers * layer + outside + gather + keys.integer("vision_output_dim") * text_hidden
+
+
+def _qwen2_tower(keys: ConfigKeys, text_hidden: int) -> int:
+    """Counts the parameters of Qwen2-VL's tower, which has plain MLPs and a merger of 2 x 2 patches."""
+    hidden, layers = keys.integer("embed_dim"), keys.integer("depth")
+    width = keys.integer("mlp_ratio", default=4) * hidden
+    patch = 3 * keys.integer("temporal_patch_size", default=2) * keys.integer("patch_size") ** 2
+    layer = 4 * hidden * (hidden + 1) + 2 * hidden * width + width + hidden + 4 * hidden
+    wide = hidden * keys.integer("spatial_merge_size", default=2) ** 2
+    merger = wide * (wide + 1) + (wide + 1) * keys.integer("hidden_size", default=text_hidden) + 2 * hidden
+    return layers * layer + patch * hidden + merger
 
 
 def _qwen25_tower(keys: ConfigKeys, text_hidden: int) -> int:
@@ -86,9 +128,13 @@ def _qwen3_tower(keys: ConfigKeys, text_hidden: int) -> int:
 _TOWERS: dict[str, Callable[[ConfigKeys, int], int]] = {
     "gemma3": _siglip,
     "mistral3": _pixtral,
+    "pixtral": _pixtral_alone,
+    "kimi_vl": _moonvit,
+    "kimi_k25": _moonvit,
     "llava": _clip,
     "llava_next": _clip,
     "llama4": _llama4_tower,
+    "qwen2_vl": _qwen2_tower,
     "qwen2_5_vl": _qwen25_tower,
     "qwen3_vl": _qwen3_tower,
     "qwen3_vl_moe": _qwen3_tower,
