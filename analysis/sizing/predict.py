@@ -111,8 +111,8 @@ def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | 
         )
     if deployment.experts.data_parallel > 1:
         notes.append(
-            "The engines of one server divide the experts. Latency is computed as if each read all of them, "
-            "so the limits of TTFT and TPOT are too low."
+            "The engines of one server divide the experts and step together: they are taken as equally busy, "
+            "and the links between them as those within an engine. No measurement of this was at hand."
         )
     if flags.kv_offloading_size is not None:
         notes.append(

@@ -10,9 +10,9 @@ from typing import Any
 
 from loadtest.model.architectures import ModelShape
 from loadtest.model.gpus import Gpu
-from loadtest.model.layers.tensors import AttentionCache
+from loadtest.model.layers.tensors import AttentionCache, ExpertPlacement
 from loadtest.model.startup import VllmVersion
-from loadtest.model.weights import step_bytes
+from loadtest.model.weights import WITHOUT_DATA_PARALLEL, step_bytes
 
 FITTED_FILE = Path(__file__).with_name("step_efficiency.toml")
 """The fitted shares, written by `python -m benchmarks gpu --fit`."""
@@ -148,6 +148,8 @@ class PredictedStepTime:
     """Time of a request outside the engine."""
     request_token_s: float
     """The same for each token of its prompt."""
+    engines: int = 1
+    """Data-parallel engines that divide the experts. They step together, each with as many tokens."""
 
     def seconds(
         self, *, decodes: float, prefills: float, kv_tokens: float, prefill_tokens: float, pairs: float
@@ -160,7 +162,9 @@ class PredictedStepTime:
         """
         tokens = decodes + prefill_tokens
         computed = tokens if prefill_tokens else captured_size(tokens)
-        untouched = math.exp(max(tokens, 1.0) * math.log1p(-min(self.chosen_share, 1.0 - 1e-9)))
+        untouched = math.exp(
+            max(tokens, 1.0) * self.engines * math.log1p(-min(self.chosen_share, 1.0 - 1e-9))
+        )
         memory_s = self.dense_s + self.experts_s * (1.0 - untouched)
         products_s = self.token_s * computed
         joined_s: float = (memory_s**OVERLAP + products_s**OVERLAP) ** (1.0 / OVERLAP)
@@ -218,6 +222,7 @@ def predict_step_time(
     enforce_eager: bool = False,
     kv_bytes_per_token: float,
     efficiency: StepEfficiency | None = None,
+    placement: ExpertPlacement = WITHOUT_DATA_PARALLEL,
 ) -> PredictedStepTime:
     """Predicts the step time of a deployment.
 
@@ -227,23 +232,21 @@ def predict_step_time(
     share = efficiency or fitted_efficiency()
     bandwidth = gpu.bandwidth_bytes_s * _generation_factor(share, gpu)
     weights_s = 1.0 / (bandwidth * share.bandwidth)
-    all_bytes = step_bytes(shape, dtype=dtype, tp=tp)
+    all_bytes = step_bytes(shape, dtype=dtype, tp=tp, experts=placement)
     chosen = _chosen_share(shape)
     experts = 0.0
     if chosen < 1.0:
-        experts = (all_bytes - step_bytes(shape, dtype=dtype, tp=tp, sequences=1.0)) / (1.0 - chosen)
+        alone = 1.0 / placement.data_parallel
+        one_token = step_bytes(shape, dtype=dtype, tp=tp, sequences=alone, experts=placement)
+        experts = (all_bytes - one_token) / (1.0 - chosen)
     method = shape.quantisation.method if shape.quantisation is not None else None
     layers = shape.num_layers
     fixed_s = share.host_s + layers * share.layer_s
     fixed_s += share.host_v0_s if version < V1_FROM else 0.0
     fixed_s += layers * share.expert_layer_s if chosen < 1.0 else 0.0
     fixed_s += layers * EAGER_LAYER_S if enforce_eager else 0.0
-    collective_token_s = 0.0
-    if tp > 1:
-        # A ring moves each byte 2 (tp - 1) / tp times; rows have 2 bytes an element.
-        link = gpu.nvlink_bytes_s * LINK_SHARE if gpu.nvlink_bytes_s else PCIE_BYTES_S
-        fixed_s += 2 * layers * (share.all_reduce_s if gpu.nvlink_bytes_s else share.all_reduce_pcie_s)
-        collective_token_s = 2 * layers * 2 * shape.hidden_size * 2 * (tp - 1) / tp / link
+    collectives_s, collective_token_s = _collectives(share, shape, gpu, tp, placement)
+    fixed_s += collectives_s
     packed = method is not None and method not in FP8_METHODS
     return PredictedStepTime(
         dense_s=(all_bytes - experts) * weights_s,
@@ -257,7 +260,30 @@ def predict_step_time(
         sequence_s=share.sequence_s + share.logit_bytes * shape.vocab_size / bandwidth,
         request_s=share.request_s,
         request_token_s=share.request_token_s,
+        engines=placement.data_parallel,
     )
+
+
+def _collectives(
+    share: StepEfficiency, shape: ModelShape, gpu: Gpu, tp: int, placement: ExpertPlacement
+) -> tuple[float, float]:
+    """Returns the time of a step's collectives, seconds: that of little data, and that of each token.
+
+    A layer has two all-reduces over the GPUs of an engine. Data-parallel engines gather the tokens of all
+    before the experts and scatter the sums after them (vLLM's allgather_reducescatter).
+    """
+    link = gpu.nvlink_bytes_s * LINK_SHARE if gpu.nvlink_bytes_s else PCIE_BYTES_S
+    latency_s = share.all_reduce_s if gpu.nvlink_bytes_s else share.all_reduce_pcie_s
+    row_bytes, others = shape.hidden_size * 2, placement.data_parallel - 1  # 2 bytes an element
+    fixed_s = token_s = 0.0
+    if tp > 1:  # a ring moves each byte 2 (tp - 1) / tp times
+        fixed_s += 2 * shape.num_layers * latency_s
+        token_s += 2 * shape.num_layers * row_bytes * 2 * (tp - 1) / tp / link
+    if others:
+        routed = sum(any(tensor.expert for tensor in layer.tensors) for layer in shape.layers)
+        fixed_s += 2 * routed * latency_s
+        token_s += 2 * routed * row_bytes * others / tp / link
+    return fixed_s, token_s
 
 
 def _generation_factor(share: StepEfficiency, gpu: Gpu) -> float:

@@ -30,6 +30,7 @@ def planned_step_time(deployment: PlannedDeployment, *, kv_bytes_per_token: floa
         version=deployment.version,
         enforce_eager=deployment.enforce_eager,
         kv_bytes_per_token=kv_bytes_per_token,
+        placement=deployment.experts,
     )
 
 
