@@ -247,6 +247,26 @@ def _compressed_tensors(method: str, config: Mapping[str, object]) -> Quantisati
     )
 
 
+def _quark(method: str, config: Mapping[str, object]) -> Quantisation:
+    """Returns the quantisation of AMD's Quark: rules for modules, and one for all others."""
+    modules = config.get("layer_quant_config")
+    configs = dict(modules) if isinstance(modules, Mapping) else {}
+    configs["Linear"] = config.get("global_quant_config")
+    rules = [(target, _quark_scheme(stated)) for target, stated in configs.items()]
+    return Quantisation(method=method, rules=tuple(rules), ignored=_listed(config, "exclude"))
+
+
+def _quark_scheme(config: object) -> Scheme:
+    weight = config.get("weight") if isinstance(config, Mapping) else None
+    stated = weight if isinstance(weight, Mapping) else {}
+    dtype, strategy = str(stated.get("dtype")), stated.get("qscheme")
+    if dtype == "fp4" and strategy == "per_group":
+        return _MXFP4
+    if dtype in ("fp8_e4m3", "int8") and strategy in ("per_tensor", "per_channel"):
+        return Scheme(bits=8, scale_bytes=4.0, group=-1 if strategy == "per_tensor" else 0)
+    raise UnsupportedModelError(f"Quark's weights of the type {dtype!r} ({strategy}) are not supported.")
+
+
 def _eight_bits(config: Mapping[str, object]) -> bool:
     """Whether kv_cache_scheme in the config asks for a KV cache of eight bits."""
     scheme = config.get("kv_cache_scheme")
@@ -283,4 +303,5 @@ _READERS = {
     "bitsandbytes": _bitsandbytes,
     "modelopt": _modelopt,
     "compressed-tensors": _compressed_tensors,
+    "quark": _quark,
 }

@@ -26,7 +26,7 @@ LINK_SHARE = 0.6
 PCIE_BYTES_S = 25e9
 """Bytes a second in one direction between GPUs without NVLink: PCIe 4.0 x16 as measured by all-reduce tests,
 of 31.5e9 on paper."""
-FP8_METHODS = frozenset({"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors"})
+FP8_METHODS = frozenset({"fp8", "fbgemm_fp8", "modelopt", "compressed-tensors", "quark"})
 """Quantisations whose products run in 8 bits, if the GPU can. Others are unpacked to 16 bits."""
 OVERLAP = 4.0
 """Exponent that joins the time of memory and of products to that of a step: about the larger of both, and

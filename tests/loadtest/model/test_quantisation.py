@@ -30,6 +30,16 @@ W8A8 = {
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
 
 
+def quark(dtype: str, qscheme: str) -> dict[str, object]:
+    weight = {"dtype": dtype, "qscheme": qscheme}
+    return {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": weight},
+        "layer_quant_config": {"*k_proj": {"weight": weight}},
+        "exclude": ["lm_head"],
+    }
+
+
 LINEAR = 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
 """Parameters of Llama-3.1-8B's quantisable matrices."""
 
@@ -42,8 +52,10 @@ LINEAR = 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
         (GPTQ, 0.5 + 2.5 / 128),
         (W8A8, 1.0),
         (NVFP4, 0.5 + 1 / 16),
+        (quark("fp8_e4m3", "per_tensor"), 1.0),
+        (quark("fp4", "per_group"), 0.5 + 1 / 32),
     ],
-    ids=["FP8 in blocks", "AWQ", "GPTQ", "INT8 by channel", "NVFP4"],
+    ids=["FP8 in blocks", "AWQ", "GPTQ", "INT8 by channel", "NVFP4", "FP8 by Quark", "MXFP4 by Quark"],
 )
 def test_quantised_weights_count_their_scales_and_leave_the_vocabulary_alone(
     declared: dict[str, object], bytes_a_weight: float
@@ -86,7 +98,8 @@ def test_modules_that_are_listed_keep_their_type() -> None:
             "a sliding window that models of its type do not have",
         ),
         ({"layer_types": ["hash_attention"] * 28}, "'hash_attention'"),
-        ({"quantization_config": {"quant_method": "quark"}}, "'quark'"),
+        ({"quantization_config": {"quant_method": "torchao"}}, "'torchao'"),
+        ({"quantization_config": quark("int4", "per_group")}, "'int4'"),
         ({"quantization_config": {"quant_method": "gptq", "dynamic": {"-:a": {}}}}, "dynamic"),
         ({"model_type": "strange_vl", "text_config": {}}, "multimodal model type 'strange_vl'"),
         ({"model_type": "mamba"}, "'mamba'"),
