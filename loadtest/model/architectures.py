@@ -157,7 +157,8 @@ def _embeddings(keys: ConfigKeys, family: ModelFamily) -> list[Tensor]:
     if family.learned_positions is not None:
         rows = keys.integer("max_position_embeddings") + family.learned_positions
         tensors.append(Tensor(name="model.embed_positions", rows=rows, columns=hidden))
-    return tensors + norm_tensors("model.embed_norm", hidden, int(family.embedding_norm), bias=True)
+    tensors += norm_tensors("model.embed_norm", hidden, int(family.embedding_norm), bias=True)
+    return tensors + (family.embeddings(keys) if family.embeddings else [])
 
 
 def _layer(keys: ConfigKeys, family: ModelFamily, index: int) -> Layer:

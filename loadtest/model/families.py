@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 
 from loadtest.model.layers.family import ModelFamily
+from loadtest.model.layers.gemma3n import alternating_mlp, layer_embeddings, sharing_attention
 from loadtest.model.layers.mixers import (
     all_but_each,
     bamba_mixer,
@@ -94,6 +95,16 @@ FAMILIES: dict[str, ModelFamily] = {
     ),
     "gemma3_text": _family(
         norms=4, qk_norm="head", tied=True, slides=all_but_each(6), defaults=_GEMMA3_DEFAULTS
+    ),
+    "gemma3n_text": _family(
+        mixer=sharing_attention,
+        mlp=alternating_mlp,
+        embeddings=layer_embeddings,
+        norms=4,
+        qk_norm="head",
+        tied=True,
+        slides=all_but_each(5),
+        defaults={"head_dim": 256, "sliding_window": 512},
     ),
     "phi": _family(
         qkv_bias=True, o_bias=True, mlp_bias=True, head_bias=True, gated=False, norms=1, norm_bias=True
@@ -287,6 +298,7 @@ FAMILIES: dict[str, ModelFamily] = {
 # Types of multimodal models, each with the type of its text part for configs that do not state it.
 WRAPPERS = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
     "mistral3": "mistral",
     "llava": "llama",
     "llava_next": "llama",

@@ -115,6 +115,8 @@ class ModelFamily:
     """Name of the key that switches `qk_norm` on; empty: it is always on."""
     learned_positions: int | None = None
     """Rows of the table of learned positions beyond max_position_embeddings; None: there is no table."""
+    embeddings: Callable[[ConfigKeys], list[Tensor]] | None = None
+    """Builder of further tensors before the first layer; None: there are none."""
     embedding_norm: bool = False
     """Whether a norm follows the embeddings."""
     mtp: Literal["", "replicated", "sharded"] = ""

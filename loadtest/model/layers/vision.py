@@ -13,16 +13,17 @@ def vision_tower(config: Mapping[str, object], text: ConfigKeys) -> tuple[list[T
     empty if the model has no tower.
     """
     nested = config.get("vision_config")
+    heard = ("the audio tower",) if isinstance(config.get("audio_config"), Mapping) else ()
     if not isinstance(nested, Mapping):
-        return [], ()
+        return [], heard
     kind = str(config.get("model_type"))
     if kind == "llava" and nested.get("model_type") == "pixtral":
         kind = "pixtral"
     counter = _TOWERS.get(kind)
     count = counter(ConfigKeys(nested, {}, _ALIASES), text.hidden) if counter else None
     if count is None:
-        return [], ("the vision tower",)
-    return [Tensor(name="vision_tower", rows=count, shards=ANY_SHARDS)], ()
+        return [], ("the vision tower", *heard)
+    return [Tensor(name="vision_tower", rows=count, shards=ANY_SHARDS)], heard
 
 
 _ALIASES = {

@@ -64,6 +64,12 @@ def test_sparse_attention_keeps_an_index_beside_the_latent_vector(kv_dtype: str,
     assert cache_kinds(shape) == ["61 x latent attention (MLA)", "61 x index of sparse attention"]
 
 
+def test_layers_that_share_keys_and_values_have_no_cache() -> None:
+    shape = parse_config(MODELS["gemma-3n-e4b"]["config"])
+    assert cache_kinds(shape) == ["16 x sliding window", "4 x full attention"]
+    assert [len(layer.caches) for layer in shape.layers] == [1] * 20 + [0] * 15
+
+
 def test_layers_that_share_an_index_have_none_of_their_own() -> None:
     config = MODELS["glm-5"]["config"]
     every, fourth = (parse_config(config | {"index_topk_freq": freq}) for freq in (1, 4))
