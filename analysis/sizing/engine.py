@@ -126,6 +126,8 @@ def _read_bytes_per_token(
 
     Sliding windows lower the result: a request then holds fewer blocks than its tokens would need.
     """
+    if band.layout.uniform:
+        return band.layout.bytes_per_block / band.layout.block_size
     tokens = workload.mean_held_tokens
     return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from analysis.sizing.latency.load import simulate_closed_loop
 from analysis.virtual.service import Service
@@ -38,12 +39,14 @@ class LatencyCurve:
     ) -> tuple[float, float, float]:
         """Finds the number of users at which a p95 crosses its objective; infinite if it never does.
 
-        Returns lower end, estimate and upper end: at the lower end, times are longer than predicted by the
+        Between the simulated numbers of users, the logarithm of the p95 is interpolated along the rising
+        curve that fits best, because a p95 of some thousand requests has an error of its own. Returns lower end,
+        estimate and upper end: at the lower end, times are longer than predicted by the
         upper factor of `ends`. Below the first simulated number of users the answer is 0.
 
         seconds: the p95s of the curve, ttft_s or tpot_s. scale: factor on these p95s.
         """
-        rising = np.log(np.maximum(np.maximum.accumulate(seconds), 1e-9))
+        rising = isotonic_regression(np.log(np.maximum(seconds, 1e-9))).x
 
         def users(factor: float) -> float:
             allowed = math.log(objective_s / (scale * factor))

@@ -14,7 +14,7 @@ from analysis.virtual.run import VirtualRun, VirtualTimes, simulate_arrivals, si
 from analysis.virtual.service import Service
 from loadtest.model.step_time import SpeedBands
 
-LOAD_REQUESTS, LOAD_REQUESTS_PER_USER = 1500, 8
+LOAD_REQUESTS, LOAD_REQUESTS_PER_USER = 4000, 24
 """Least number of requests of a simulated load, for a p95 that does not jump; and least number of each user,
 so that the load of the first ones is over."""
 ARRIVALS = 3000

@@ -16,6 +16,8 @@ from testing.inputs.planned import planned_deployment
 
 AGREES = 0.05
 """Share by which sizing and twin may differ."""
+TWIN_REQUESTS = 12_000
+"""Requests of a probe of the twin: its quick ones, of a sixth of them, then end after the warm-up too."""
 WORKLOADS = {
     "chat": ("lognormal:512,0.6", "lognormal:128,0.6", "0", 1),
     "long prompts": ("lognormal:2000,0.5", "lognormal:100,0.5", "0", 1),
@@ -34,7 +36,8 @@ def _workload(name: str, slo: Slo, max_model_len: int) -> PlannedWorkload:
 
 def _agree(deployment: PlannedDeployment, workload: PlannedWorkload) -> None:
     sized = size_engine(deployment, workload)
-    found = find_maximum(sized.service, workload.slo, start=max(int(sized.binding_wall.x), 1))
+    start = max(int(sized.binding_wall.x), 1)
+    found = find_maximum(sized.service, workload.slo, start=start, requests=TWIN_REQUESTS)
     assert found is not None
     assert sized.binding_wall.x == pytest.approx(found.x, rel=AGREES, abs=1.0), (
         sized.binding_wall.name,
@@ -72,7 +75,7 @@ def test_sizing_and_twin_agree_on_every_preset(name: str) -> None:
         (QWEN3_1_7B, "L4", "long answers", Slo(tpot_p95_s=0.03)),
         (QWEN3_1_7B, "T4", "conversations", Slo()),
         (LLAMA31_8B, "A10G", "chat", Slo(tpot_p95_s=0.05)),
-        (LLAMA31_8B, "A100", "long prompts", Slo(ttft_p95_s=0.5)),
+        (LLAMA31_8B, "A100", "long prompts", Slo(ttft_p95_s=0.8)),
         (LLAMA31_8B, "A100", "thinking", Slo()),
         (LLAMA31_8B, "L40S", "long answers", Slo()),
         (LLAMA31_8B, "H100", "chat", Slo(tpot_p95_s=0.02)),
@@ -88,14 +91,16 @@ def test_sizing_and_twin_agree_on_other_deployments(
 
 
 def test_a_wall_moves_smoothly_with_the_token_budget() -> None:
-    slo = Slo(ttft_p95_s=0.6)
+    slo = Slo(ttft_p95_s=0.3)
     walls = []
     for tokens in (2048, 4096, 8192, 16384):
         deployment = planned_deployment(
-            LLAMA31_8B, gpu="L4", max_num_batched_tokens=tokens, max_model_len=2048
+            LLAMA31_8B, gpu="A100", dtype="bfloat16", max_num_batched_tokens=tokens, max_model_len=2048
         )
-        walls.append(size_engine(deployment, _workload("chat", slo, 2048)).binding_wall.x)
-    assert max(walls) < 1.25 * min(walls), walls
+        sized = size_engine(deployment, _workload("chat", slo, 2048))
+        # A larger budget also takes memory from the pool, which moves another wall.
+        walls.append(next(wall.x for wall in sized.walls if wall.name == "ttft"))
+    assert max(walls) < 1.1 * min(walls), walls
 
 
 def test_latency_of_a_load_does_not_depend_on_how_long_it_is_simulated() -> None:
