@@ -40,9 +40,9 @@ class LatencyCurve:
         """Finds the number of users at which a p95 crosses its objective; infinite if it never does.
 
         Between the simulated numbers of users, the logarithm of the p95 is interpolated along the rising
-        curve that fits best, because a p95 of some thousand requests has an error of its own. Returns lower end,
-        estimate and upper end: at the lower end, times are longer than predicted by the
-        upper factor of `ends`. Below the first simulated number of users the answer is 0.
+        curve that fits best, because a p95 of some thousand requests has an error of its own. Returns lower
+        end, estimate and upper end: at the lower end, times are longer than predicted by the upper factor of
+        `ends`. Below the first simulated number of users the answer is 0.
 
         seconds: the p95s of the curve, ttft_s or tpot_s. scale: factor on these p95s.
         """
