@@ -95,6 +95,8 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
 
     schema: int = SIZING_SCHEMA
     model: str
+    workload: StatedWorkload | None = None
+    """What the flags stated of prompts, answers, pauses and objectives; null in files of earlier versions."""
     gpu: str
     gpus: int
     tensor_parallel: int

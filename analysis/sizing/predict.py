@@ -5,6 +5,8 @@ Brings together deployment, calibration, context length and workload.
 
 from dataclasses import replace
 
+import msgspec
+
 from analysis.answers.sizing import Sizing, StatedWorkload
 from analysis.sizing.answer import refuse_sizing, size_deployment
 from analysis.sizing.deployment.planned import PlannedDeployment
@@ -28,10 +30,14 @@ SAME_SIZE = 0.03
 
 
 def predict(flags: SizingFlags) -> Sizing:
-    """Returns the answer or the refusal for these flags.
+    """Returns the answer or the refusal for these flags, with the workload that they state.
 
     Raises InputError for input that cannot be read, is not supported, or is contradictory.
     """
+    return msgspec.structs.replace(_predicted(flags), workload=flags.workload)
+
+
+def _predicted(flags: SizingFlags) -> Sizing:
     stated = flags.workload
     prompt, output, think = (
         _distribution(stated, name) for name in ("prompt_tokens", "output_tokens", "think_s")
