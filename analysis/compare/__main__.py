@@ -1,6 +1,7 @@
 """`python -m analysis.compare RUN RUN` compares two models, or two versions of a server.
 
-With `--gate` it tells CI whether the second run is worse than the first.
+With `--gate` it tells CI whether the second run is worse than the first, and with `--predicted` whether one
+run supports what a sizing predicted.
 """
 
 from analysis.interruption import end_interruptions_with_a_sentence
@@ -17,8 +18,11 @@ from analysis.answers.compare import GateVerdict
 from analysis.cli import ExitCode, add_slo_flags, end_with_sentence
 from analysis.compare.gate import MARGIN, TOLERANCE
 from analysis.compare.pair import read_and_compare
+from analysis.compare.predicted.check import check_sizing
 from analysis.reporting import compare as compare_report
 from analysis.reporting.console import progress
+from analysis.reporting.followup.sizing_check import show_sizing_check
+from loadtest.errors import InputError
 
 EXIT_CODES: dict[GateVerdict, ExitCode] = {
     "ok": ExitCode.ANSWERED,
@@ -33,10 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     With --gate, the exit code depends on the verdict of the gate.
     """
     options = _parser().parse_args(argv)
-    return end_with_sentence(lambda: _compared(options))
+    return end_with_sentence(lambda: _checked(options) if options.predicted else _compared(options))
+
+
+def _checked(options: argparse.Namespace) -> ExitCode:
+    """Holds a sizing against one run. The code is REFUSED if no figure can be compared."""
+    if len(options.runs) != 1 or options.gate or options.output:
+        raise InputError("--predicted takes one RUN, and neither --gate nor --output.")
+    with progress() as bar:
+        found = check_sizing(options, bar)
+    show_sizing_check(found, form=options.format)
+    answered = found.counted("supported") + found.counted("refuted")
+    return ExitCode.ANSWERED if answered else ExitCode.REFUSED
 
 
 def _compared(options: argparse.Namespace) -> ExitCode:
+    if len(options.runs) != 2:
+        raise InputError("A comparison takes two runs: RUN RUN, or --predicted SIZING.json RUN.")
     with progress() as bar:
         found = read_and_compare(options, bar)
     if options.output is not None:
@@ -58,12 +75,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis.compare",
         description="Compares two models, or two versions of a server: how many users each holds, how fast "
         "it answers, how much memory it takes, and which differences are real. Both runs must have the same "
-        "workload and GPU.",
+        "workload and GPU. With --predicted: which figures of a sizing one run supports or refutes.",
         epilog="Exit codes: 0 compared, and with --gate: shown not to be worse; 2 wrong usage or unreadable "
         "input; 3 refused, or the data cannot support a verdict; 4 the gate failed.",
     )
     add = parser.add_argument
-    add("runs", type=Path, nargs=2, metavar="RUN", help="a run folder, or a folder of runs of one model")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder of runs of one model")
+    add(
+        "--predicted",
+        type=Path,
+        metavar="SIZING.json",
+        help="instead hold one RUN against what `analysis.sizing --format json` printed before deployment",
+    )
     add(
         "--gate",
         action="store_true",

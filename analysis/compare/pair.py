@@ -25,7 +25,7 @@ def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Compariso
     """
     groups, notes = [], []
     for folder in options.runs:
-        group, warnings = _one_model(folder)
+        group, warnings = runs_of_one_model(folder)
         groups.append(group)
         notes += warnings
     a, b = (group[-1].info for group in groups)
@@ -51,7 +51,7 @@ def read_and_compare(options: argparse.Namespace, bar: ProgressBar) -> Compariso
     )
 
 
-def _one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
+def runs_of_one_model(folder: Path) -> tuple[list[RunFolder], list[str]]:
     """Returns the newest runs of a folder that can be pooled, and a warning for the runs that are left out.
 
     Raises InputError if the folder holds runs of several models.
