@@ -14,6 +14,7 @@ from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, positive_in
 from analysis.reporting import twin as twin_report
 from analysis.reporting.console import progress
 from analysis.twin.answer import twin_answer
+from analysis.twin.flags import add_measured_server_flags
 from loadtest.record import RUN_FILE
 from loadtest.simulator.presets import PRESETS
 from loadtest.simulator.routers import ROUTERS
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "Writes twin.json and twin.svg into the run folder, or where --output says.",
     )
     _add_source(parser)
-    _add_measured_server(parser)
+    add_measured_server_flags(parser)
     _add_changes(parser)
     _add_fleets(parser)
     add_slo_flags(parser)
@@ -94,24 +95,6 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=("text", "json"), default="text")
     add("--output", type=Path, metavar="FOLDER", help="where twin.json and twin.svg go")
     add("--seed", type=int, default=0)
-
-
-def _add_measured_server(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for settings of the measured server that vLLM does not export."""
-    add = parser.add_argument_group("the measured server, where vLLM does not export it").add_argument
-    add(
-        "--measured-replicas",
-        type=positive_integer,
-        metavar="N",
-        help="replicas behind its address (default: its engines)",
-    )
-    add("--measured-max-num-seqs", type=positive_integer, metavar="N")
-    add("--measured-max-num-batched-tokens", type=positive_integer, metavar="N")
-    add(
-        "--async-scheduling",
-        action=argparse.BooleanOptionalAction,
-        help="default: on with a GPU, off on CPUs, as in vLLM 0.32",
-    )
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:

@@ -19,12 +19,13 @@ from analysis.statistics.arrays import Floats
 from analysis.twin.chatting import chatting_of
 from analysis.twin.step_fit import StepHistory, StepSums, solve_step_terms, step_sums, why_no_steps
 from analysis.virtual.run import simulate_users
-from analysis.virtual.service import Service
+from analysis.virtual.service import Service, typical_duration_s
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.routers import ROUTERS
 
 DRAWS = 24  # resampled services, which show how uncertain the fit is
 MAX_PREEMPTED, MAX_WAITING = 0.02, 0.1  # largest shares in a calm level, where every gap is one step
+NEGLIGIBLE_OVERHEAD = 0.01  # share of the duration of a request: far below the error of its median TTFT
 OVERHEAD_REQUESTS = 1500  # least number of requests to simulate for the engine's own median TTFT
 DEFAULT_SLOTS, DEFAULT_BUDGET = 256, 2048  # vLLM 0.32's server defaults below 70 GiB
 
@@ -69,6 +70,7 @@ def calibrate(
     replicas: int = 1,
     router: str = "least-loaded",
     seed: int = 0,
+    overhead_requests: int = OVERHEAD_REQUESTS,
 ) -> ServiceFit:
     """Fits a service to the trusted levels among `levels`.
 
@@ -76,7 +78,8 @@ def calibrate(
     overhead, lengths, pauses and the suspected max_num_seqs. Their requests count only as load on a level
     beside them.
 
-    replicas, router: how many replicas served the run, and how users were spread over them. Raises
+    replicas, router: how many replicas served the run, and how users were spread over them.
+    overhead_requests: least number of requests of a simulation of the engine's own TTFT. Raises
     CalibrationError when token counts or block counts are missing. Raises it also when the step times cannot
     be fitted, because no trusted level has few preemptions, little waiting and single tokens.
     """
@@ -88,7 +91,7 @@ def calibrate(
     chatting = chatting_of(evidence, usable, left_out=left_out)
     terms = solve_step_terms(np.sum([step.total for step in steps], axis=0))
     base = Service(engine=_engine(evidence, usable, flags, terms, _jitter(steps)), chatting=chatting)
-    fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router))
+    fitted = _with_overhead(base, evidence, usable, _Spread(replicas, router, overhead_requests))
     draws = [_draw(fitted, steps, rng) for _ in range(DRAWS)]
     users = [level.users for level in usable]
     return ServiceFit(service=fitted, draws=draws, fitted_users=users, replicas=replicas)
@@ -176,8 +179,11 @@ def _with_terms(engine: EngineConfig, terms: Floats) -> EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
+    """How users are spread over replicas, and how many requests of them are simulated at least."""
+
     replicas: int
     router: str
+    requests: int
 
 
 def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], spread: _Spread) -> Service:
@@ -199,14 +205,21 @@ def _with_overhead(base: Service, evidence: Evidence, levels: Sequence[Level], s
         design = np.column_stack([np.ones(len(chosen)), [level.users / spread.replicas for level in chosen]])
         (alone, each), _ = optimize.nnls(design, np.maximum(np.array(beyond), 0.0))
         fitted = replace(fitted, overhead_s=float(alone), overhead_per_user_s=float(each))
+        if all(_is_negligible(fitted, level.users / spread.replicas) for level in chosen):
+            break
     return fitted
+
+
+def _is_negligible(service: Service, users: float) -> bool:
+    """Whether the overhead changes the load, which follows from a user's cycle, by less than can be seen."""
+    return service.overhead_at(users) < NEGLIGIBLE_OVERHEAD * typical_duration_s(service, users)
 
 
 def _beyond_engine_s(service: Service, level: Level, evidence: Evidence, spread: _Spread) -> float:
     run = simulate_users(
         service,
         level.users,
-        requests=max(OVERHEAD_REQUESTS, 20 * level.users),
+        requests=max(spread.requests, 20 * level.users),
         replicas=spread.replicas,
         route=ROUTERS[spread.router](),
     )

@@ -3,8 +3,9 @@
 import argparse
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from analysis.levels.level import Level
 from analysis.reading.pooling import choose_runs, read_group
 from analysis.reading.runs import find_runs
 from analysis.reporting.console import ProgressBar
-from analysis.twin.calibration import ServerFlags, ServiceFit, calibrate
+from analysis.twin.calibration import OVERHEAD_REQUESTS, ServerFlags, ServiceFit, calibrate
 from analysis.twin.what_if import MemoryFacts
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.errors import InputError
@@ -27,6 +28,8 @@ MAX_LEFT_OUT = 8
 """Largest number of levels that are left out in turn; each takes a fit."""
 PRESET_DRAWS = 16
 PRESET_LENGTHS = (512, 128)  # default prompt and output tokens of a preset
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,10 +62,30 @@ class FittedTwin:
         return self.fit.draws[:SIMULATED_DRAWS]
 
 
-def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitEffort:
+    """How much is simulated to fit a twin, and how many levels are left out in turn."""
+
+    overhead_requests: int = OVERHEAD_REQUESTS
+    most_left_out: int | None = None
+    """By default MAX_LEFT_OUT."""
+    each: "ForEach" = map
+    """Calls the fit for each level that is left out; another one may use several processes."""
+
+
+class ForEach(Protocol):
+    """Type of a function like `map`."""
+
+    def __call__(self, work: Callable[[_Item], _Result], items: Iterable[_Item], /) -> Iterable[_Result]:
+        """Returns what `work` returns for each item, in their order."""
+
+
+def twin_of_run(
+    options: argparse.Namespace, bar: ProgressBar, *, effort: FitEffort | None = None
+) -> FittedTwin:
     """Fits a twin to the newest runs of the folder that can be pooled (evaluated together).
 
-    Raises InputError, RefusedError, CalibrationError.
+    effort: by default, that of `FitEffort`. Raises InputError, RefusedError, CalibrationError.
     """
     if options.run is None:
         raise InputError("Name a run folder, or a preset with --preset.")
@@ -76,7 +99,9 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
     held_out = _checked_users(evidence, options.hold_out)
-    fit = _fitting(options, evidence)
+    effort = effort or FitEffort()
+    most_left_out = effort.most_left_out or MAX_LEFT_OUT
+    fit = _fitting(options, evidence, overhead_requests=effort.overhead_requests)
     found = fit([level for level in evidence.levels if level.users != held_out])
     info = runs[-1].info
     return FittedTwin(
@@ -84,7 +109,13 @@ def twin_of_run(options: argparse.Namespace, bar: ProgressBar) -> FittedTwin:
         fit=found,
         slo=slo,
         levels=evidence.levels,
-        left_out=levels_left_out(evidence, fit, advance=bar.task("leaving a level out", total=MAX_LEFT_OUT)),
+        left_out=levels_left_out(
+            evidence,
+            fit,
+            advance=bar.task("leaving a level out", total=most_left_out),
+            most=most_left_out,
+            each=effort.each,
+        ),
         memory=MemoryFacts(
             bytes_per_token=info.server.kv_bytes_per_token,
             vram_bytes=info.gpu.vram_bytes if info.gpu else None,
@@ -98,7 +129,7 @@ Fitting = Callable[[Sequence[Level]], ServiceFit]
 """Fits a service to some of the levels of a run."""
 
 
-def _fitting(options: argparse.Namespace, evidence: Evidence) -> Fitting:
+def _fitting(options: argparse.Namespace, evidence: Evidence, *, overhead_requests: int) -> Fitting:
     flags = ServerFlags(
         max_num_seqs=options.measured_max_num_seqs,
         max_num_batched_tokens=options.measured_max_num_batched_tokens,
@@ -111,28 +142,40 @@ def _fitting(options: argparse.Namespace, evidence: Evidence) -> Fitting:
         replicas=options.measured_replicas or (evidence.pool.engines if evidence.pool else 1),
         router=options.router,
         seed=options.seed,
+        overhead_requests=overhead_requests,
     )
 
 
 def levels_left_out(
-    evidence: Evidence, fit: Fitting, *, advance: Callable[[int], None] = lambda _: None
+    evidence: Evidence,
+    fit: Fitting,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    most: int | None = None,
+    each: ForEach = map,
 ) -> list[LeftOut]:
-    """Fits a service without each number of users in turn, at most MAX_LEFT_OUT of them, spread evenly.
+    """Fits a service without each number of users in turn, at most `most` of them, spread evenly.
 
     All trusted levels with that number of users are left out together: a pooled run with an equal level would
     otherwise tell what is to be predicted. A number of users without which no service can be fitted is
     skipped.
     """
     users = evidence.trusted
-    if len(users) > MAX_LEFT_OUT:
-        users = [users[round(at)] for at in np.linspace(0, len(users) - 1, MAX_LEFT_OUT)]
-    found = []
-    for count in users if len(users) > 1 else []:
-        advance(1)
+    most = most or MAX_LEFT_OUT
+    if len(users) > most:
+        users = [users[round(at)] for at in np.linspace(0, len(users) - 1, most)]
+
+    def without(count: int) -> LeftOut | None:
         others = [level for level in evidence.levels if level.users != count]
         newest = [level for level in evidence.levels if level.users == count and level.trusted][-1]
         with contextlib.suppress(RefusedError):
-            found.append(LeftOut(level=newest, fit=fit(others)))
+            return LeftOut(level=newest, fit=fit(others))
+        return None
+
+    found = []
+    for one in each(without, users if len(users) > 1 else []):
+        advance(1)
+        found += [one] if one is not None else []
     return found
 
 

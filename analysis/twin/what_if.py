@@ -32,6 +32,23 @@ class MemoryFacts:
     gpu_memory_utilization: float | None = None
 
 
+NO_CHANGES: dict[str, object] = dict.fromkeys(
+    (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enable_prefix_caching",
+        "num_gpu_blocks",
+        "kv_cache_memory_gib",
+        "gpu_memory_utilization",
+        "kv_cache_dtype",
+        "prompt_tokens",
+        "output_tokens",
+        "think_s",
+    )
+)
+"""The flags of changes, by their names in `changes_of`, when none is given."""
+
+
 def changes_of(
     options: argparse.Namespace, measured: Service, memory: MemoryFacts
 ) -> tuple[list[str], Change]:
