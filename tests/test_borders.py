@@ -41,6 +41,7 @@ ORDER = (
     ("analysis.cli",),
     ("analysis.capacity",),
     ("analysis.compare", "analysis.search", "analysis.sizing", "analysis.twin"),
+    ("analysis.tune",),
     ("testing",),
     ("benchmarks", "tests"),
 )
@@ -95,6 +96,7 @@ FORBIDDEN = {
     "analysis.search": LOCUST | WEB | {"matplotlib"},
     "analysis.sizing": LOCUST | WEB | {"matplotlib"},
     "analysis.twin": LOCUST | WEB | {"matplotlib"},
+    "analysis.tune": LOCUST | WEB | {"matplotlib"},
     "analysis.reporting": LOCUST | WEB,
 }
 """Packages that no module of a room may import. A command of the analysis, its `__main__`, also prints."""

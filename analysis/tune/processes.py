@@ -1,0 +1,51 @@
+"""Spreads independent simulations over the machine's cores. Knows nothing of them."""
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_task: tuple[Callable[[Any], Any], list[Any]] | None = None
+"""Work and items of the call under way: forked processes inherit them, so that neither must be pickled."""
+
+
+def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item], /) -> Iterator[_Result]:
+    """Yields what `work` returns for each item, in their order; works like `map`, on all cores.
+
+    Results are pickled. One after the other where processes cannot be forked.
+    """
+    global _task
+    listed, cores = list(items), _cores()
+    if len(listed) < 2 or cores < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(work, listed)
+        return
+    _task = (work, listed)
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads beside a fork: those of numpy and of the progress bar hold no lock that
+        # the work needs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pool = multiprocessing.get_context("fork").Pool(
+            min(cores, len(listed)), initializer=_leave_interrupts
+        )
+    with pool:
+        yield from pool.imap(_work_on, range(len(listed)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_interrupts() -> None:
+    """Leaves Ctrl-C to the parent, which ends the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work_on(position: int) -> Any:
+    assert _task is not None
+    work, items = _task
+    return work(items[position])
