@@ -103,7 +103,9 @@ class Response:
         rise = margins[right] - margins[right - 1]
         if not rise > 0:
             return math.inf if margins[-1] <= 0 else math.exp(users[0])
-        return math.exp(users[right] - margins[right] * (users[right] - users[right - 1]) / rise)
+        found = users[right] - margins[right] * (users[right] - users[right - 1]) / rise
+        farthest = math.log(FARTHEST_FACTOR)
+        return math.exp(min(max(found, users[0] - farthest), users[-1] + farthest))
 
 
 def loads_around(x: float) -> list[int]:

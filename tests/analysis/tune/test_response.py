@@ -1,6 +1,7 @@
 """How a limit moves with errors that are not simulated one by one, and the parts of a recommendation."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_a_limit_moves_with_errors_as_if_each_were_simulated(
     assert abs(simulated.x / here.x - 1) > 0.1  # the error matters
     assert response.users_with(draw, variant) == pytest.approx(simulated.x, rel=0.1)
     assert response.users_with(base, Variant(service=base, slo=slo)) == pytest.approx(here.x)
+
+
+def test_times_that_hardly_rise_with_users_are_no_wall_near_the_limit() -> None:
+    """Their line meets the objective at a number of users that no float holds."""
+    base, slo = service(), Slo()
+    loads = [SimulatedLoad.of(simulate_users(base, users, requests=1000), slo) for users in (12, 17, 24)]
+    flat = [replace(one, tpot_s=np.array([0.003 * (1 + 1e-5 * one.users)])) for one in loads]
+    response = Response(service=base, slo=slo, x=17.0, loads=flat)
+    assert response.users_with(base, Variant(service=base, slo=slo)) == pytest.approx(17.0)
 
 
 def test_work_in_several_processes_keeps_its_order_and_its_errors() -> None:
