@@ -36,13 +36,14 @@ class SimulatedLoad:
     ttft_s: Floats
     """Times to first token. Shape (n,)."""
     tpot_s: Floats
-    """Times per output token. Shape (m,)."""
+    """Times per output token of requests with several tokens. Shape (m,)."""
 
     @classmethod
     def of(cls, run: VirtualRun, slo: Slo) -> "SimulatedLoad":
         """Takes from a simulation what `Response` needs."""
-        ttft_s, tpot_s = run.latencies_s()
-        return cls(users=run.users, figures=run.figures(slo), ttft_s=ttft_s, tpot_s=tpot_s)
+        times = run.times(*run.window)
+        several = times.tpot_s[~np.isnan(times.tpot_s)]
+        return cls(users=run.users, figures=run.figures(slo), ttft_s=times.ttft_s, tpot_s=several)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -37,7 +37,7 @@ def check_sizing(options: argparse.Namespace, bar: ProgressBar) -> SizingCheck:
         raise InputError(
             "With --predicted the objectives are those of the sizing: leave the --slo flags out."
         )
-    sizing, load = read_sizing(options.predicted)
+    sizing = read_sizing(options.predicted)
     (folder,) = options.runs
     group, notes = runs_of_one_model(folder)
     info = group[-1].info
@@ -51,7 +51,7 @@ def check_sizing(options: argparse.Namespace, bar: ProgressBar) -> SizingCheck:
         on_step=bar.task("placing the walls", total=RESAMPLES),
     )
     differs = mismatches_with(sizing, side)
-    both = SizedAndMeasured(sizing=sizing, load=load, side=side, differs=differs, folder=folder)
+    both = SizedAndMeasured(sizing=sizing, side=side, differs=differs, folder=folder)
     figures = checked_figures(both)
     return SizingCheck(
         model=side.answer.model,
@@ -70,7 +70,7 @@ def _warnings(both: SizedAndMeasured) -> list[str]:
     found = unknown_conditions(both.sizing, side)
     if blocking(both.differs, ["lengths"]) and (advice := measured_lengths_advice(both)):
         found.append(advice)
-    if both.load is not None and both.load.users is None:
+    if both.sizing.at is not None and both.sizing.at.users is None:
         found.append(
             "The sizing predicts latencies at a rate; the run has levels of users: they are left out."
         )

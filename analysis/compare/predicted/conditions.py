@@ -139,26 +139,49 @@ def _number(sizing: Sizing) -> float | None:
 
 
 def _workload(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
-    pairs, settings = side.judgement.evidence.pairs, side.info.settings
-    found = []
+    settings = side.info.settings
+    found = [*_lengths(stated, side), *_prefixes(stated, side)]
+    turns = settings.get("turns")
+    turns = turns if isinstance(turns, int) else 1
+    if turns != stated.turns:
+        found.append(Mismatch(subject="lengths", text=f"turns differ ({stated.turns} against {turns})"))
+    if _parsed(stated.think_s) != _parsed(str(settings.get("think_s") or "0")):
+        text = f"think times differ ({stated.think_s} s against {settings.get('think_s') or 0} s)"
+        found.append(Mismatch(subject="pauses", text=text))
+    return found
+
+
+def _lengths(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
+    """Compares lengths by their measured means.
+
+    Prompts of conversations hold the history: they are compared as the settings state them.
+    """
+    pairs, settings, found = side.judgement.evidence.pairs, side.info.settings, []
     for key, what, values in (
-        ("prompt_tokens", "prompts", pairs.prompt if pairs else None),
+        (
+            "prompt_tokens",
+            "prompts",
+            pairs.prompt - pairs.shared_prefix if pairs and stated.turns == 1 else None,
+        ),
         ("output_tokens", "answers", pairs.output if pairs else None),
     ):
         mean = float(values.mean()) if values is not None else None
         if not _same_lengths(getattr(stated, key), settings.get(key), mean):
             theirs = settings.get(key) if mean is None else f"a mean of {mean:,.0f} tokens"
-            found.append(
-                Mismatch(subject="lengths", text=f"{what} differ ({getattr(stated, key)} against {theirs})")
-            )
-    turns = settings.get("turns")
-    if isinstance(turns, int | float) and turns > 1:
-        found.append(Mismatch(subject="lengths", text=f"the run has conversations of {turns:g} turns"))
-    ours, theirs = _parsed(stated.think_s), _parsed(str(settings.get("think_s") or "0"))
-    if ours != theirs:
-        text = f"think times differ ({stated.think_s} s against {settings.get('think_s') or 0} s)"
-        found.append(Mismatch(subject="pauses", text=text))
+            text = f"{what} differ ({getattr(stated, key)} against {theirs})"
+            found.append(Mismatch(subject="lengths", text=text))
     return found
+
+
+def _prefixes(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
+    """Compares the prefix that all requests share; the run tells it in whole blocks."""
+    pairs, pool = side.judgement.evidence.pairs, side.judgement.evidence.pool
+    if pairs is None or pool is None:
+        return []
+    if abs(pairs.shared_prefix - stated.shared_prefix_tokens) <= pool.block_tokens:
+        return []
+    text = f"shared prefixes differ ({stated.shared_prefix_tokens} against {pairs.shared_prefix} tokens)"
+    return [Mismatch(subject="lengths", text=text)]
 
 
 def _same_lengths(stated: str, setting: object, mean: float | None) -> bool:

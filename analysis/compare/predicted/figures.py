@@ -10,7 +10,6 @@ from analysis.answers.sizing import FloatBand, Sizing
 from analysis.answers.sizing_check import CheckedFigure, MeasuredInterval
 from analysis.capacity.headline import CONFIDENCE
 from analysis.compare.predicted.conditions import LENGTHS_BAND, Mismatch, Subject, blocking
-from analysis.compare.predicted.sizing_file import LATENCY_KEYS, PredictedLoad
 from analysis.compare.predicted.verdicts import BandVerdict, judge_band
 from analysis.compare.predicted.walls import MeasuredUsers, measured_headline, measured_wall
 from analysis.compare.sides import (
@@ -46,7 +45,6 @@ class SizedAndMeasured:
     """A sizing, the load test of the same deployment, and what differs between the two."""
 
     sizing: Sizing
-    load: PredictedLoad | None
     side: MeasuredDeployment
     differs: Sequence[Mismatch]
     folder: Path
@@ -106,8 +104,22 @@ def _memory(both: SizedAndMeasured) -> list[CheckedFigure]:
             predicted=(x / LENGTHS_BAND, x, x * LENGTHS_BAND),
             subjects=("lengths",),
         )
-        found.append(_quantity(both, asked, kv_tokens(both.side), "too few requests with token counts"))
+        found.append(_quantity(both, asked, _own_tokens(both.side), "too few requests with token counts"))
     return found
+
+
+def _own_tokens(side: MeasuredDeployment) -> Quantity | None:
+    """Returns the mean KV tokens of a request without the prefix that all share: as a sizing counts them."""
+    found, pairs = kv_tokens(side), side.judgement.evidence.pairs
+    if found is None or pairs is None or not pairs.shared_prefix:
+        return found
+    shared = pairs.shared_prefix
+
+    def bounds(error: float) -> tuple[float, float]:
+        low, high = found.bounds(error)
+        return max(low - shared, 0.0), high - shared
+
+    return Quantity(value=found.value - shared, bounds=bounds)
 
 
 def _pool_advice(both: SizedAndMeasured) -> str:
@@ -193,29 +205,24 @@ def _alone(both: SizedAndMeasured) -> list[CheckedFigure]:
 
 def _at_load(both: SizedAndMeasured) -> list[CheckedFigure]:
     """Judges latencies and throughput at the load that the sizing was asked about."""
-    load = both.load
+    load = both.sizing.at
     if load is None or load.users is None:
         return []
-    found = []
+    found, why_not = [], _no_level(both, load.users)
     subjects: tuple[Subject, ...] = (*SERVER, "slots", *LOAD)
-    for key, of in zip(LATENCY_KEYS, (ttft_s_of, tpot_of, _e2e_of), strict=True):
-        bands: dict[str, FloatBand] = getattr(load, key)
+    kinds = (("ttft", load.ttft_s, ttft_s_of), ("tpot", load.tpot_s, tpot_of), ("e2e", load.e2e_s, _e2e_of))
+    for kind, bands, of in kinds:
         sample = latency_sample(both.side, load.users, of)
-        for name, share in PERCENTILES.items():
-            if name not in bands:
-                continue
-            figure = f"{key.removesuffix('_s')}_{name}_s"
-            asked = _Asked(figure=figure, predicted=bands[name], subjects=subjects, users=load.users)
-            measured = quantile(sample, share) if sample else None
-            found.append(_quantity(both, asked, measured, _no_level(both, load.users)))
-    if load.output_tok_s is not None:
-        asked = _Asked(
-            figure="output_tok_s", predicted=load.output_tok_s, subjects=subjects, users=load.users
-        )
-        found.append(
-            _quantity(both, asked, throughput_of(both.side, load.users), _no_level(both, load.users))
-        )
-    return found
+        for name, share in PERCENTILES.items() if bands is not None else ():
+            asked = _Asked(
+                figure=f"{kind}_{name}_s",
+                predicted=getattr(bands, name),
+                subjects=subjects,
+                users=load.users,
+            )
+            found.append(_quantity(both, asked, quantile(sample, share) if sample else None, why_not))
+    asked = _Asked(figure="output_tok_s", predicted=load.output_tok_s, subjects=subjects, users=load.users)
+    return [*found, _quantity(both, asked, throughput_of(both.side, load.users), why_not)]
 
 
 def _e2e_of(rows: Requests) -> Floats:

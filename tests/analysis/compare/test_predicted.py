@@ -34,11 +34,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stated(**changes: object) -> StatedWorkload:
+    values: dict[str, object] = {**WORKLOAD, "slo": Slo()}
+    return StatedWorkload(**(values | changes))  # type: ignore[arg-type]
+
+
 def sizing(**changes: object) -> Sizing:
     """A sizing of that engine that is right in everything."""
     values: dict[str, object] = {
         "model": "tiny",
-        "workload": StatedWorkload(**WORKLOAD, slo=Slo()),
+        "workload": stated(),
         "gpu": "Tesla T4",
         "gpus": 1,
         "tensor_parallel": 1,
@@ -160,11 +165,19 @@ def test_latencies_at_the_load_that_was_asked_about_are_judged(
 ) -> None:
     step_s = 0.0025 + 8 * 0.00015
     right, wrong = (step_s * 0.8, step_s, step_s * 1.4), (step_s * 1.5, step_s * 2, step_s * 3)
-    at = {"users": 8, "tpot_s": {"p50": right, "p95": wrong}, "ttft_s": {"p50": (1e-4, 1e-3, 1e-2)}}
+    tpot = {"mean": right, "p50": right, "p95": wrong, "p99": wrong}
+    at: dict[str, object] = {
+        **dict.fromkeys(("rate_per_s", "ttft_s", "e2e_s")),
+        "users": 8,
+        "stable": True,
+        "in_flight": (8.0, 8.0, 8.0),
+        "output_tok_s": (1e3, 2e3, 3e3),
+        "tpot_s": tpot,
+    }
     found = checked(run, sizing(), capsys, at=at)
     verdicts = {name: one["verdict"] for name, one in figures(found).items() if name[:2] == "tp"}
-    assert verdicts == {"tpot_p50_s": "supported", "tpot_p95_s": "refuted"}
-    assert figures(found)["ttft_p50_s"]["users"] == 8
+    assert verdicts == {"tpot_p50_s": "supported", "tpot_p95_s": "refuted", "tpot_p99_s": "refuted"}
+    assert figures(found)["output_tok_s"]["users"] == 8
     found = checked(run, sizing(), capsys, at=at | {"users": 9})
     assert figures(found)["tpot_p95_s"]["reason"].startswith("no trusted level with 9 users")
 
@@ -173,14 +186,24 @@ def test_latencies_at_the_load_that_was_asked_about_are_judged(
     ("changes", "reason", "still_judged"),
     [
         (
-            {"workload": StatedWorkload(**WORKLOAD | {"prompt_tokens": "512"}, slo=Slo())},
+            {"workload": stated(prompt_tokens="512")},
             "prompts differ (512 against a mean of 124 tokens)",
             {"pool_tokens", "kv_bytes_per_token", "decode_tok_s_alone"},
         ),
         (
-            {"workload": StatedWorkload(**WORKLOAD | {"think_s": "exp:20"}, slo=Slo())},
+            {"workload": stated(think_s="exp:20")},
             "think times differ (exp:20 s against 0 s)",
             {"pool_tokens", "kv_bytes_per_token", "tokens_per_user", "decode_tok_s_alone"},
+        ),
+        (
+            {"workload": stated(turns=4)},
+            "turns differ (4 against 1)",
+            {"pool_tokens", "kv_bytes_per_token", "decode_tok_s_alone"},
+        ),
+        (
+            {"workload": stated(shared_prefix_tokens=100)},
+            "shared prefixes differ (100 against 0 tokens)",
+            {"pool_tokens", "kv_bytes_per_token", "decode_tok_s_alone"},
         ),
         (
             {"gpu": "NVIDIA L4"},
