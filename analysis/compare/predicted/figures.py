@@ -296,7 +296,10 @@ def _correction(
 
 
 def _step_advice(both: SizedAndMeasured, times: float, subject: str) -> str:
-    return f"{subject} {times:.2f} times as long as predicted: --calibrate {both.folder} takes it over."
+    return (
+        f"{subject} {times:.2f} times as long as predicted: a calibration multiplies all step times by that. "
+        f"analysis.twin {both.folder} predicts with the measured ones."
+    )
 
 
 def measured_lengths_advice(both: SizedAndMeasured) -> str | None:
