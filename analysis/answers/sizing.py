@@ -86,10 +86,20 @@ class AtLoad(msgspec.Struct, kw_only=True, frozen=True):
     e2e_s: LatencyBands | None
 
 
+class UnmetObjective(msgspec.Struct, kw_only=True, frozen=True):
+    """An objective that even one user alone does not get."""
+
+    name: WallName
+    objective_s: float
+    """The p95 that is asked for, at most."""
+    best_s: FloatBand
+    """The p95 with one user."""
+
+
 class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     """The answer of a sizing: the users, the walls (limits), the memory, and what vLLM will log.
 
-    Bytes are those of one GPU, unless the field's name says otherwise. If the answer is refused, the fields
+    Bytes are those of one GPU, unless the field's name says otherwise. If the model does not fit, the fields
     that need a KV-cache pool are null.
     """
 
@@ -139,6 +149,8 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     not_met: list[WallName] = []
     """Walls of latency that are not crossed at the simulated loads: up to 1.5 times the first wall of memory
     and slots."""
+    objectives_unmet: list[UnmetObjective] = []
+    """Objectives that even one user alone does not get; the answer is then refused."""
     decode_tok_s_alone: FloatBand | None = None
     """Tokens a second of one request with nobody else."""
     at: AtLoad | None = None

@@ -61,12 +61,15 @@ class _Page:
         parts = [self._title(_headline(sizing)), *self._sentences(_summary(sizing, workload))]
         parts += self._section("Warnings", sizing.warnings)
         parts += [self._heading("Where the memory of one GPU goes"), self._table(_memory_cells(sizing))]
-        if not sizing.refused:
+        if sizing.bounds:
             parts += [
                 self._heading("Users at each limit"),
                 self._table([("limit", "users", "90 %"), *map(_wall_cells, sizing.bounds)]),
                 *self._sentences(_farther_walls(sizing)),
                 *self._at(sizing.at),
+            ]
+        if not sizing.refused:
+            parts += [
                 self._heading("What vLLM will log at start-up"),
                 *self._sentences(_log_lines(sizing)),
                 self._heading("Command"),
@@ -141,6 +144,8 @@ def _wrapped(text: str, indent: str, *, first: str | None = None) -> str:
 
 def _headline(sizing: Sizing) -> str:
     where = f"{sizing.model} on {sizing.gpu if sizing.gpus == 1 else f'{sizing.gpus} x {sizing.gpu}'}"
+    if sizing.objectives_unmet:
+        return f"{where}: not even one user gets what is asked"
     if sizing.users is None:
         return f"{where}: does not fit"
     low = sizing.users[0]
@@ -150,21 +155,30 @@ def _headline(sizing: Sizing) -> str:
 def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
     """Returns sentences on the limit, the workload, the objectives, the KV cache and the basis.
 
-    If the sizing has no number of users, returns the reasons.
+    If the sizing is refused, returns the reasons in place of the limit; if the model does not fit, only them.
     """
     if sizing.users is None:
         return list(sizing.reasons)
-    slo = workload.slo
-    think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
     rest = f"the start-up {sizing.calibrated_by}" if sizing.calibrated_by else "what vLLM is known to take"
+    basis = f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}."
+    if sizing.refused:
+        return [*sizing.reasons, _workload_text(workload), basis]
     return [
         _limit_text(sizing),
-        f"Users {think}, {_prompts_text(workload)} and answers of {workload.output_tokens} tokens; "
-        f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s.",
+        _workload_text(workload),
         f"At the estimate {sizing.in_flight_at_estimate or 0.0:,.0f} requests are in flight, and each holds "
         f"{_kv_per_request(sizing)} on average.",
-        f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}.",
+        basis,
     ]
+
+
+def _workload_text(workload: StatedWorkload) -> str:
+    slo = workload.slo
+    think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
+    return (
+        f"Users {think}, {_prompts_text(workload)} and answers of {workload.output_tokens} tokens; "
+        f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s."
+    )
 
 
 def _prompts_text(workload: StatedWorkload) -> str:

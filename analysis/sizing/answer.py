@@ -15,6 +15,7 @@ from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrenc
 from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
 from analysis.sizing.latency.load import at_load, simulate_closed_loop, simulate_open_loop
 from analysis.sizing.sensitivity import effects_of_inputs
+from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
 from loadtest.model.kv_cache import cache_kinds
 from loadtest.model.step_time import PredictedStepTime, SpeedBands, speed_bands
@@ -32,6 +33,8 @@ def size_deployment(
 ) -> Sizing:
     """Builds the answer for all replicas together. Raises ValueError if nothing is left for the KV cache.
 
+    It is refused, with the figures of memory and the limits, if one user alone does not meet an objective.
+
     quantization: the value of vLLM's flag; None if not given. notes: warnings to show before the others.
     at_users, at_rate: a load to predict too; the rate is that of one replica.
     """
@@ -43,6 +46,8 @@ def size_deployment(
     blocks, layout = sized.band.blocks, sized.band.layout
     names = {placed.name for placed in walls}
     bands = speed_bands(deployment.gpu)
+    unmet = unmet_objectives(sized)
+    where = f"{deployment.tp * deployment.pp} x {deployment.gpu.name}"
     return msgspec.structs.replace(
         _without_pool(deployment, sized.band),
         pool_bytes=sized.band.kv_bytes,
@@ -59,10 +64,13 @@ def size_deployment(
         binding=walls[0].name,
         bounds=[_bound(placed, engines) for placed in walls],
         not_met=[name for name in ("ttft", "tpot") if name not in names],
+        refused=bool(unmet),
+        reasons=[unmet_sentence(objective, where=where) for objective in unmet],
+        objectives_unmet=unmet,
         decode_tok_s_alone=_decode_tok_s_alone(sized.steps, workload, bands),
         at=_at(sized, bands, at_users, at_rate),
-        vllm_flags=serve_flags(deployment, quantization),
-        sensitivity=effects_of_inputs(sized),
+        vllm_flags=[] if unmet else serve_flags(deployment, quantization),
+        sensitivity=[] if unmet else effects_of_inputs(sized),
         assumptions=_assumptions(deployment, workload, bands),
         warnings=[*notes, *_warnings(deployment, workload, sized)],
     )
@@ -204,7 +212,7 @@ def _warnings(deployment: PlannedDeployment, workload: PlannedWorkload, sized: S
             f"Answer lengths hardly vary (coefficient of variation {spread:.2f}): requests then start and "
             "end together, and the KV cache may hold some users more or fewer."
         )
-    if sized.binding_wall.low < 1:
+    if sized.binding_wall.low < 1 and not unmet_objectives(sized):
         warnings.append(
             "The lower end of the band is below one user: this deployment may not hold a single one."
         )

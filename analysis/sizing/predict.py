@@ -3,7 +3,7 @@
 Brings together deployment, calibration, context length and workload.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -19,7 +19,7 @@ from analysis.sizing.deployment.startup_log import (
     startup_of_run,
 )
 from analysis.sizing.flags import SizingFlags, gpu_of_flags, plan_deployment, read_shape
-from analysis.sizing.workload import draw_workload
+from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.errors import InputError
 from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
@@ -27,6 +27,24 @@ from loadtest.workload.distributions import Distribution
 QUANTISED_NAMES = ("fp8", "awq", "gptq", "int8", "int4", "nvfp4", "w8a8", "w4a16")
 SAME_SIZE = 0.03
 """Share by which two memory sizes of one card, or two sizes of one model's weights, may differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedPlan:
+    """A deployment that would start, and the workload, cut to its context length."""
+
+    deployment: PlannedDeployment
+    workload: PlannedWorkload
+    notes: list[str]
+    """Warnings to show before the others."""
+
+
+class DoesNotFitError(Exception):
+    """The deployment would not start; the message says why."""
+
+    def __init__(self, deployment: PlannedDeployment, reason: str) -> None:
+        super().__init__(reason)
+        self.deployment = deployment
 
 
 def predict(flags: SizingFlags) -> Sizing:
@@ -38,6 +56,25 @@ def predict(flags: SizingFlags) -> Sizing:
 
 
 def _predicted(flags: SizingFlags) -> Sizing:
+    try:
+        plan = fit(flags)
+    except DoesNotFitError as refusal:
+        return refuse_sizing(refusal.deployment, str(refusal))
+    return size_deployment(
+        plan.deployment,
+        plan.workload,
+        quantization=flags.quantization,
+        notes=plan.notes,
+        at_users=flags.workload.at_users,
+        at_rate=flags.workload.at_rate,
+    )
+
+
+def fit(flags: SizingFlags) -> FittedPlan:
+    """Plans deployment and workload for these flags; lowers the model's own context until it fits.
+
+    Raises DoesNotFitError if the deployment would not start, and InputError like `predict`.
+    """
     stated = flags.workload
     prompt, output, think = (
         _distribution(stated, name) for name in ("prompt_tokens", "output_tokens", "think_s")
@@ -52,11 +89,11 @@ def _predicted(flags: SizingFlags) -> Sizing:
     try:
         band = pool_band(deployment)
     except ValueError as problem:
-        return refuse_sizing(deployment, str(problem))
+        raise DoesNotFitError(deployment, str(problem)) from None
     longest = longest_context(deployment, band.blocks[1])
     if longest < deployment.max_model_len:
         if flags.max_model_len is not None or longest < 2:
-            return refuse_sizing(
+            raise DoesNotFitError(
                 deployment,
                 f"vLLM would not start: the KV pool holds no request of {deployment.max_model_len:,} tokens, "
                 f"at most one of {longest:,}. Lower --max-model-len.",
@@ -75,14 +112,7 @@ def _predicted(flags: SizingFlags) -> Sizing:
         turns=stated.turns,
         shared_prefix_tokens=stated.shared_prefix_tokens,
     )
-    return size_deployment(
-        deployment,
-        workload,
-        quantization=flags.quantization,
-        notes=notes,
-        at_users=stated.at_users,
-        at_rate=stated.at_rate,
-    )
+    return FittedPlan(deployment=deployment, workload=workload, notes=notes)
 
 
 def _distribution(stated: StatedWorkload, name: str) -> Distribution:

@@ -44,6 +44,25 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path
     assert "vLLM would not start" in sized(*tight, code=3).stdout
 
 
+def test_an_objective_that_one_user_misses_is_refused_with_what_would_be_met(tmp_path: Path) -> None:
+    flags = ["--config", config_file(tmp_path, LLAMA31_8B), "--gpu", "L4", "--max-model-len", "8192"]
+    asked = [*flags, "--slo-tpot-p95-s", "0.05"]
+    text = sized(*asked, code=3).stdout
+    said = re.search(r"TPOT p95 is (0\.0\d+) s at best on 1 x NVIDIA L4 \(90 %: (\S+) to \S+ s\)", text)
+    assert said
+    assert "vllm serve" not in text
+    assert "Users at each limit" in text  # what memory alone would hold stays
+    found = json.loads(sized(*asked, "--format", "json", code=3).stdout)
+    (unmet,) = found["objectives_unmet"]
+    low, best, high = unmet["best_s"]
+    assert (unmet["name"], unmet["objective_s"], f"{best:.3g}") == ("tpot", 0.05, said[1])
+    assert 0.05 < best < 0.09  # 14 GiB of weights without the embedding at 300 GB/s: at least 50 ms
+    assert low < best < high
+    assert found["refused"]
+    assert found["vllm_flags"] == []
+    assert sized(*flags, "--slo-tpot-p95-s", f"{1.05 * best:.4f}").returncode == 0
+
+
 def drafts(text: str = "", **stated: object) -> list[str]:
     return ["--speculative-config", text or json.dumps({"num_speculative_tokens": 2} | stated)]
 
