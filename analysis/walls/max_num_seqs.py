@@ -57,9 +57,12 @@ def max_num_seqs_wall(
     """
     if active(max_num_seqs + 1) >= 1.0:
         return float(max_num_seqs)
-    users = max_num_seqs
-    while waiting_share(max_num_seqs, users + 1, active) <= queue_limit:
-        users += 1
+    users, step = max_num_seqs, 1
+    while waiting_share(max_num_seqs, users + step, active) <= queue_limit:
+        users, step = users + step, 2 * step
+    while step := step // 2:  # the wall is above `users`, and not above twice the step further
+        if waiting_share(max_num_seqs, users + step, active) <= queue_limit:
+            users += step
     low, high = (
         logit(waiting_share(max_num_seqs, n, active)) - logit(queue_limit) for n in (users, users + 1)
     )
