@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +27,19 @@ class ProgressBar:
 
 
 @contextmanager
-def progress() -> Iterator[ProgressBar]:
-    """Shows a progress bar while the `with` block runs; the bar disappears at the end."""
+def progress(*, after_s: float = 0.0) -> Iterator[ProgressBar]:
+    """Shows a progress bar while the `with` block runs; the bar disappears at the end.
+
+    after_s: time that must have passed, so that work that ends soon shows none.
+    """
+    began_s = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def task(name: str, *, total: int) -> Callable[[int], None]:
-            identity = bar.add_task(name, total=total)
-            return lambda by: bar.advance(identity, by)
+            identity = bar.add_task(name, total=total, visible=after_s <= 0)
+            return lambda by: bar.update(identity, advance=by, visible=time.monotonic() - began_s >= after_s)
 
         yield ProgressBar(task=task)
 
