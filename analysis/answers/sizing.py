@@ -162,6 +162,81 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     warnings: list[str] = []
 
 
+class FleetCandidate(msgspec.Struct, kw_only=True, frozen=True):
+    """Equal replicas on one type of card that hold the asked users, and what they cost.
+
+    A cost or power that is not known is null.
+    """
+
+    gpu: str
+    """The card's name in the catalogue."""
+    tensor_parallel: int
+    pipeline_parallel: int
+    max_model_len: int
+    users_per_replica: IntBand
+    users_per_replica_x: FloatBand
+    binding: WallName
+    replicas: int
+    """Replicas that surely hold the users: as many as are needed at the lower end of `users_per_replica`."""
+    replicas_by_estimate: int
+    replicas_perhaps: int
+    """Replicas that are needed at the upper end of `users_per_replica`."""
+    cards: int
+    """Cards of all `replicas`."""
+    vram_bytes: int
+    """Memory of all cards."""
+    capacity_users: IntBand
+    """Users that all replicas hold together."""
+    headroom_fraction: float
+    """Share by which the lower end of `capacity_users` exceeds the asked users."""
+    output_tok_s: float
+    """Output tokens a second of all asked users together."""
+    power_w: float | None
+    """Board power of all cards: an upper bound of what they draw."""
+    energy_at_most_kwh_per_hour: float | None
+    price_per_gpu_hour: float | None = None
+    cost_per_hour: float | None = None
+    cost_per_user_hour: float | None = None
+    cost_per_million_output_tokens: float | None = None
+    vllm_flags: list[str]
+    """Flags of `vllm serve` of one replica."""
+    assumptions: list[str] = []
+    warnings: list[str] = []
+
+
+OmittedStatus = Literal["does_not_fit", "objective_not_met", "not_sure", "impossible", "not_computed"]
+
+
+class OmittedCandidate(msgspec.Struct, kw_only=True, frozen=True):
+    """A card and tensor parallelism that is not offered, and why."""
+
+    gpu: str
+    tensor_parallel: int
+    status: OmittedStatus
+    """not_sure: the lower end of the band is below one user. impossible: vLLM would refuse the flags on this
+    card. not_computed: it cannot rank before those that were."""
+    why: str
+    objectives_unmet: list[UnmetObjective] = []
+
+
+class Purchase(msgspec.Struct, kw_only=True, frozen=True):
+    """The answer to what to buy: ways to hold a number of users, the best first."""
+
+    schema: int = SIZING_SCHEMA
+    model: str
+    for_users: int
+    headcount: int | None
+    active_fraction: float | None
+    currency: str | None
+    refused: bool
+    """Whether no candidate holds the users."""
+    reasons: list[str]
+    fleet: list[FleetCandidate]
+    omitted: list[OmittedCandidate]
+    assumptions: list[str]
+    """What is assumed beside the assumptions of the candidates."""
+
+
 ClaimVerdict = Literal["consistent", "impossible", "cannot be told"]
 
 

@@ -2,15 +2,25 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.answers.sizing import AtLoad, CheckedClaim, Effect, Sizing, StatedWorkload
+from analysis.answers.sizing import (
+    AtLoad,
+    CheckedClaim,
+    Effect,
+    FleetCandidate,
+    OmittedCandidate,
+    OmittedStatus,
+    Purchase,
+    Sizing,
+    StatedWorkload,
+)
 from analysis.reporting.console import print_plain
-from analysis.reporting.numbers import users_text
+from analysis.reporting.numbers import NONE, users_text
 from analysis.reporting.words import WALL_NAMES
 from loadtest.errors import InputError
 from loadtest.units import GIB
@@ -25,6 +35,14 @@ def show_sizing(sizing: Sizing, workload: StatedWorkload, *, form: str) -> None:
         print_plain(msgspec.json.format(msgspec.json.encode(sizing), indent=1).decode())
     else:
         print_plain(_Page(markdown=form == "markdown").sizing(sizing, workload))
+
+
+def show_purchase(purchase: Purchase, workload: StatedWorkload, *, form: str) -> None:
+    """Prints what to buy in one of SIZING_FORMS."""
+    if form == "json":
+        print_plain(msgspec.json.format(msgspec.json.encode(purchase), indent=1).decode())
+    else:
+        print_plain(_Page(markdown=form == "markdown").purchase(purchase, workload))
 
 
 def show_claims(checked: Sequence[CheckedClaim], *, form: str) -> None:
@@ -85,6 +103,25 @@ class _Page:
         if at is None:
             return []
         return [self._heading(_at_heading(at)), *self._sentences(_at_lines(at)), self._table(_at_cells(at))]
+
+    def purchase(self, purchase: Purchase, workload: StatedWorkload) -> str:
+        parts = [
+            self._title(_purchase_headline(purchase)),
+            *self._sentences(_purchase_summary(purchase, workload)),
+        ]
+        parts += self._section("Warnings", _each_once(purchase.fleet, lambda candidate: candidate.warnings))
+        if purchase.fleet:
+            first = purchase.fleet[0]
+            parts += [
+                self._heading("Cards that hold them, the best first"),
+                self._table(_fleet_cells(purchase)),
+                self._heading(f"Command of one replica on {_cards_text(first, 1)}"),
+                self._code(f"vllm serve {purchase.model} {' '.join(first.vllm_flags)}"),
+            ]
+        parts += self._section("Not offered", _omitted_lines(purchase))
+        assumed = _each_once(purchase.fleet, lambda candidate: candidate.assumptions)
+        parts += self._section("Assumptions", [*assumed, *purchase.assumptions])
+        return "\n".join(parts)
 
     def claims(self, checked: Sequence[CheckedClaim]) -> str:
         parts = []
@@ -300,3 +337,138 @@ def _log_lines(sizing: Sizing) -> list[str]:
 
 def _effect_cells(effect: Effect) -> tuple[str, ...]:
     return effect.input, effect.change, f"{effect.effect_users:+,.1f}"
+
+
+# What to buy.
+
+
+def _cards_text(candidate: FleetCandidate, replicas: int) -> str:
+    return f"{replicas * candidate.cards // candidate.replicas} x {candidate.gpu}"
+
+
+def _purchase_headline(purchase: Purchase) -> str:
+    asked = f"{purchase.model} for {users_text(purchase.for_users)}"
+    if not purchase.fleet:
+        return f"{asked}: none of these cards"
+    first = purchase.fleet[0]
+    return f"{asked}: {_cards_text(first, first.replicas)}"
+
+
+def _purchase_summary(purchase: Purchase, workload: StatedWorkload) -> list[str]:
+    """Returns sentences on the first candidate, the demand, the workload and the basis."""
+    lines = [_surely_text(purchase.fleet[0])] if purchase.fleet else list(purchase.reasons)
+    if purchase.headcount is not None and purchase.active_fraction is not None:
+        lines.append(
+            f"Of {purchase.headcount:,} people, {100 * purchase.active_fraction:g} % are active in the "
+            f"busiest hour: {users_text(purchase.for_users)}."
+        )
+    return [
+        *lines,
+        _workload_text(workload),
+        "Predicted, not measured: from config.json, the GPUs' data sheets and what vLLM is known to take.",
+    ]
+
+
+def _surely_text(candidate: FleetCandidate) -> str:
+    """Says with how many cards the users are surely held, and with how many perhaps."""
+    replicas, middle, perhaps = (
+        candidate.replicas,
+        candidate.replicas_by_estimate,
+        candidate.replicas_perhaps,
+    )
+    verb = "holds" if candidate.cards == 1 else "hold"
+    text = f"{_cards_text(candidate, replicas)} {verb} them surely"
+    each = candidate.cards // replicas
+    if perhaps < middle < replicas:
+        text += f", {each * middle} by the estimate"
+    if perhaps < replicas:
+        text += f", {each * perhaps} perhaps"
+    parallel = f" of {each} cards each" if each > 1 else ""
+    many = f" The {replicas} replicas{parallel} share the users." if replicas > 1 else ""
+    low, x, high = candidate.users_per_replica
+    return (
+        f"{text}.{many} A replica holds {x:,} users (90 %: {low:,} to {high:,}), by "
+        f"{WALL_NAMES[candidate.binding]}; {low:,} are planned with."
+    )
+
+
+def _each_once(fleet: Sequence[FleetCandidate], said: Callable[[FleetCandidate], list[str]]) -> list[str]:
+    """Returns each sentence once, after the names of the cards that it is of, if not of all."""
+    cards: dict[str, list[str]] = {}
+    for candidate in fleet:
+        for sentence in said(candidate):
+            cards.setdefault(sentence, []).append(candidate.gpu)
+    return [
+        sentence if len(names) == len(fleet) else f"{', '.join(names)}: {sentence}"
+        for sentence, names in cards.items()
+    ]
+
+
+def _fleet_cells(purchase: Purchase) -> list[tuple[str, ...]]:
+    """Returns the rows of the table of candidates, with its heading row."""
+    priced = any(candidate.cost_per_hour is not None for candidate in purchase.fleet)
+    head = (
+        *("card", "TP", "replicas", "cards", "perhaps", "users each", "90 %", "limit", "headroom"),
+        "kWh/h at most",
+        *((f"{purchase.currency or 'cost'} an hour", "a user-hour", "1M output tokens") if priced else ()),
+    )
+    return [head, *(_candidate_cells(candidate, priced=priced) for candidate in purchase.fleet)]
+
+
+def _candidate_cells(candidate: FleetCandidate, *, priced: bool) -> tuple[str, ...]:
+    low, x, high = candidate.users_per_replica
+    cells = (
+        candidate.gpu,
+        f"{candidate.tensor_parallel}",
+        f"{candidate.replicas:,}",
+        f"{candidate.cards:,}",
+        f"{candidate.cards // candidate.replicas * candidate.replicas_perhaps:,}",
+        f"{x:,}",
+        f"{low:,} to {high:,}",
+        WALL_NAMES[candidate.binding],
+        f"{100 * candidate.headroom_fraction:+.0f} %",
+        _known(candidate.energy_at_most_kwh_per_hour, ".2f"),
+    )
+    if not priced:
+        return cells
+    return (
+        *cells,
+        _known(candidate.cost_per_hour, ",.2f"),
+        _known(candidate.cost_per_user_hour, ".4f"),
+        _known(candidate.cost_per_million_output_tokens, ",.2f"),
+    )
+
+
+def _known(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _omitted_lines(purchase: Purchase) -> list[str]:
+    """Returns sentences on what is not offered: one for each reason, or for each card."""
+    by_status: dict[OmittedStatus, list[OmittedCandidate]] = {}
+    for omitted in purchase.omitted:
+        by_status.setdefault(omitted.status, []).append(omitted)
+    missed = [*by_status.get("objective_not_met", []), *by_status.get("not_sure", [])]
+    largest = {omitted.gpu: omitted for omitted in missed}  # of a card the last, with the most cards
+    lines = [omitted.why for omitted in largest.values()]
+    if "does_not_fit" in by_status:
+        lines.append(f"Does not fit: {_too_small(by_status['does_not_fit'])}.")
+    lines += list(dict.fromkeys(omitted.why for omitted in by_status.get("impossible", [])))
+    if "not_computed" in by_status:
+        names = ", ".join(omitted.gpu for omitted in by_status["not_computed"])
+        lines.append(
+            f"Not computed, as they rank behind those above (--gpu names the cards to compare): {names}."
+        )
+    return lines
+
+
+def _too_small(omitted: Sequence[OmittedCandidate]) -> str:
+    """Lists cards by how many of them are too few for a replica: "on 1: A100, H100; on up to 4: T4"."""
+    most: dict[str, int] = {}
+    for candidate in omitted:
+        most[candidate.gpu] = max(candidate.tensor_parallel, most.get(candidate.gpu, 0))
+    by_count = {count: [card for card in most if most[card] == count] for count in sorted(most.values())}
+    return "; ".join(
+        f"on {'1' if count == 1 else f'up to {count}'}: {', '.join(cards)}"
+        for count, cards in by_count.items()
+    )

@@ -19,11 +19,22 @@ from analysis.cli import (
     fraction,
     positive_integer,
     positive_number,
+    share,
 )
-from analysis.reporting.sizing import SIZING_FORMS, show_claims, show_sizing, write_vram_figure
+from analysis.reporting.console import progress
+from analysis.reporting.sizing import (
+    SIZING_FORMS,
+    show_claims,
+    show_purchase,
+    show_sizing,
+    write_vram_figure,
+)
 from analysis.sizing.claims import check_claims, read_claims
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.predict import predict
+from analysis.sizing.purchase.demand import Demand, named_cards, stated_demand
+from analysis.sizing.purchase.fleet import MAX_RANKED, compare_cards
+from analysis.sizing.purchase.prices import stated_prices
 from loadtest.errors import InputError
 from loadtest.model.kv_cache import KV_DTYPES
 from loadtest.model.startup import CURRENT_VERSION
@@ -41,6 +52,10 @@ def _answered(options: argparse.Namespace) -> ExitCode:
     if options.claim is not None:
         show_claims(check_claims(read_claims(options.claim)), form=options.format)
         return ExitCode.ANSWERED
+    demand = stated_demand(users=options.for_users, headcount=options.headcount, active=options.active)
+    if demand is not None:
+        return _what_to_buy(options, demand)
+    _refuse_purchase_flags(options)
     flags = _flags(options)
     sizing = predict(flags)
     show_sizing(sizing, flags.workload, form=options.format)
@@ -49,11 +64,57 @@ def _answered(options: argparse.Namespace) -> ExitCode:
     return ExitCode.REFUSED if sizing.refused else ExitCode.ANSWERED
 
 
-def _flags(options: argparse.Namespace) -> SizingFlags:
+def _what_to_buy(options: argparse.Namespace, demand: Demand) -> ExitCode:
+    flags = _flags(options)
+    cards = _compared_cards(flags)
+    prices = stated_prices(path=options.prices, every_gpu_hour=options.gpu_price)
+    if options.figure is not None:
+        raise InputError("--figure draws one deployment, not a choice of cards: leave it out.")
+    most = len(cards) if options.gpu or options.vram_gib else MAX_RANKED
+    with progress(after_s=1.0) as bar:
+        step = bar.task("comparing cards", total=min(most, len(cards)))
+        purchase = compare_cards(flags, cards, demand=demand, prices=prices, most=most, on_ranked=step)
+    show_purchase(purchase, flags.workload, form=options.format)
+    return ExitCode.REFUSED if purchase.refused else ExitCode.ANSWERED
+
+
+def _compared_cards(flags: SizingFlags) -> list[str]:
+    """Returns the names of the cards to compare. Raises InputError for flags that do not fit them."""
+    if flags.gpus is not None:
+        raise InputError("--gpus states the number of cards that --for-users asks for: leave it out.")
+    if flags.workload.at_users or flags.workload.at_rate or flags.data_parallel_size:
+        raise InputError(
+            "--at-users, --at-rate and --data-parallel-size are of one deployment, not of a choice of cards: "
+            "leave them out."
+        )
+    figures = (flags.vram_gib, flags.bandwidth_gbps, flags.tflops)
+    if all(figures):
+        return [flags.gpu or f"{flags.vram_gib:g} GiB card"]
+    cards = named_cards(flags.gpu)
+    if len(cards) > 1 and any(figures):
+        raise InputError("--vram-gib, --bandwidth-gbps and --tflops are of one card: name it with --gpu.")
+    if len(cards) > 1 and (flags.vllm_log or flags.calibrate):
+        raise InputError("--vllm-log and --calibrate are of one card: name it with --gpu.")
+    return cards
+
+
+def _refuse_purchase_flags(options: argparse.Namespace) -> None:
+    """Raises InputError for flags that need a number of users to hold, and for missing ones."""
+    if options.prices is not None or options.gpu_price is not None:
+        raise InputError(
+            "Prices need a number of users to hold: give --for-users, or --headcount and --active."
+        )
     if options.config is None or (options.gpu is None and options.vram_gib is None):
         raise InputError(
             "Give --config and --gpu (or --vram-gib, --bandwidth-gbps and --tflops), or --claim."
         )
+    if options.gpu is not None and "," in options.gpu:
+        raise InputError("Several cards are compared for a number of users: give --for-users.")
+
+
+def _flags(options: argparse.Namespace) -> SizingFlags:
+    if options.config is None:
+        raise InputError("Give --config, the model's config.json.")
     if options.at_rate is not None and options.turns > 1:
         raise InputError("--at-rate cannot be combined with --turns: an open loop has no users.")
     objectives = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
@@ -77,12 +138,13 @@ def _parser() -> argparse.ArgumentParser:
         description="How many users would this deployment hold? Answers from the model's config.json and the "
         "GPU's data sheet, without a server and without a GPU.",
         epilog="DIST is N, LO-HI, lognormal:MEAN,CV or exp:MEAN. Exit codes: 0 answered, 2 wrong usage or "
-        "unreadable input, 3 refused: the model does not fit.",
+        "unreadable input, 3 refused: the model does not fit, or one user alone misses an objective.",
     )
     _add_model_flags(parser)
     _add_server_flags(parser)
     _add_workload_flags(parser)
     add_slo_flags(parser)
+    _add_purchase_flags(parser)
     _add_calibration_flags(parser)
     add = parser.add_argument_group("output").add_argument
     add(
@@ -100,7 +162,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and cards").add_argument
     add("--config", type=Path, metavar="FILE", help="the model's config.json")
     add("--name", metavar="TEXT", help="the model's name in the answer (default: the file's)")
-    add("--gpu", metavar="NAME", help="T4, L4, A10G, L40S, RTX 4090, A100, H100, H200, B200, MI300X, ...")
+    add(
+        "--gpu",
+        metavar="NAME",
+        help="T4, L4, A10G, L40S, RTX 4090, A100, H100, H200, B200, MI300X, ...; with --for-users several, "
+        "with commas between",
+    )
     add("--vram-gib", type=positive_number, metavar="X", help="memory as the driver reports it")
     add("--bandwidth-gbps", type=positive_number, metavar="Y", help="memory bandwidth, GB/s")
     add("--tflops", type=positive_number, metavar="Z", help="dense 16-bit TFLOP/s")
@@ -188,6 +255,36 @@ def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--at-rate", type=positive_number, metavar="R", help="requests a second into one replica (Poisson)"
     )
+
+
+def _add_purchase_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "what to buy",
+        "The other way round: how many of which cards hold a number of users? Without --gpu the whole "
+        f"catalogue is compared, and the best {MAX_RANKED} are shown.",
+    ).add_argument
+    add(
+        "--for-users",
+        type=positive_integer,
+        metavar="N",
+        help="people who use the service at the same time, in the busiest hour; how often they ask says "
+        "--think-s",
+    )
+    add("--headcount", type=positive_integer, metavar="N", help="or: people who may use it, ...")
+    add(
+        "--active",
+        type=share,
+        metavar="F",
+        help="... and the share of them who do so in the busiest hour, such as 0.2",
+    )
+    add(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help='what cards cost an hour, in TOML or JSON: a table [gpu_hour] with lines such as "L40S" = 1.9, '
+        'and perhaps currency = "EUR"; the answer is then sorted by cost',
+    )
+    add("--gpu-price", type=positive_number, metavar="X", help="or: what each of these cards costs an hour")
 
 
 def _add_calibration_flags(parser: argparse.ArgumentParser) -> None:

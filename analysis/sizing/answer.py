@@ -71,8 +71,8 @@ def size_deployment(
         at=_at(sized, bands, at_users, at_rate),
         vllm_flags=[] if unmet else serve_flags(deployment, quantization),
         sensitivity=[] if unmet else effects_of_inputs(sized),
-        assumptions=_assumptions(deployment, workload, bands),
-        warnings=[*notes, *_warnings(deployment, workload, sized)],
+        assumptions=sizing_assumptions(deployment, workload, bands),
+        warnings=[*notes, *sizing_warnings(deployment, workload, sized)],
     )
 
 
@@ -175,7 +175,10 @@ def _known(bands: SpeedBands) -> str:
     return f"There are none of this card, so the bands are those of cards that the fit did not see. {factor}"
 
 
-def _assumptions(deployment: PlannedDeployment, workload: PlannedWorkload, bands: SpeedBands) -> list[str]:
+def sizing_assumptions(
+    deployment: PlannedDeployment, workload: PlannedWorkload, bands: SpeedBands
+) -> list[str]:
+    """Returns what this prediction assumes."""
     assumptions = [
         "Prompt and answer lengths are guesses until they are measured: the band of the KV cache allows for "
         f"means that are {100 * (LENGTHS_KNOWN - 1):.0f} % off.",
@@ -196,7 +199,10 @@ def _assumptions(deployment: PlannedDeployment, workload: PlannedWorkload, bands
     return assumptions
 
 
-def _warnings(deployment: PlannedDeployment, workload: PlannedWorkload, sized: SizedEngine) -> list[str]:
+def sizing_warnings(
+    deployment: PlannedDeployment, workload: PlannedWorkload, sized: SizedEngine
+) -> list[str]:
+    """Returns what makes this prediction weaker than others."""
     warnings = [
         f"{part[0].upper()}{part[1:]} of this model is not counted in its weights: give --weights-gib."
         for part in deployment.shape.uncounted

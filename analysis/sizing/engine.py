@@ -75,10 +75,10 @@ def size_engine(
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
     steps = planned_step_time(
-        deployment, kv_bytes_per_token=_read_bytes_per_token(band, distribution, workload)
+        deployment, kv_bytes_per_token=read_bytes_per_token(band, distribution, workload)
     )
     service = planned_service(deployment, workload, steps, band)
-    active = _active(steps, workload)
+    active = active_share(steps, workload)
     walls = [_memory_wall(band, distribution, workload, active, deployment, banded=latency)]
     slots = max_num_seqs_wall(deployment.max_num_seqs, active=active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
@@ -119,9 +119,7 @@ def latency_walls(
     ]
 
 
-def _read_bytes_per_token(
-    band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload
-) -> float:
+def read_bytes_per_token(band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload) -> float:
     """Returns the KV-cache bytes that one GPU reads in a step for each token of a request, on average.
 
     Sliding windows lower the result: a request then holds fewer blocks than its tokens would need.
@@ -132,7 +130,7 @@ def _read_bytes_per_token(
     return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
 
 
-def _active(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveShare:
+def active_share(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveShare:
     """Returns a function: number of users -> share of the time in which a user has a request in flight.
 
     The share is R / (R + Z). Z is the think time, R the duration of a request. With n requests in flight,

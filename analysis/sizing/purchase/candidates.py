@@ -1,0 +1,127 @@
+"""Examines one candidate: replicas of one type of card and one tensor parallelism, without prices.
+
+Bounds take milliseconds and come first, the limits of latency take seconds.
+"""
+
+import math
+from dataclasses import dataclass
+
+from analysis.answers.sizing import FleetCandidate, IntBand, OmittedCandidate, OmittedStatus
+from analysis.sizing.answer import sizing_assumptions, sizing_warnings
+from analysis.sizing.deployment.planned import serve_flags
+from analysis.sizing.engine import SizedEngine, size_engine
+from analysis.sizing.flags import SizingFlags
+from analysis.sizing.latency.load import simulate_closed_loop
+from analysis.sizing.predict import DoesNotFitError, FittedPlan, fit
+from analysis.sizing.purchase.bounds import most_users
+from analysis.sizing.unmet import unmet_objectives, unmet_sentence
+from loadtest.errors import InputError
+from loadtest.model.step_time import speed_bands
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateCards:
+    """A type of card and the cards of one replica."""
+
+    label: str
+    flags: SizingFlags
+    """Flags of one replica: they state `gpu` and `tp`."""
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs over which each layer is split."""
+        return self.flags.tp or 1
+
+    @property
+    def per_replica(self) -> int:
+        """Number of cards of one replica."""
+        return self.tensor_parallel * (self.flags.pp or 1)
+
+
+Examined = int | FleetCandidate | OmittedCandidate
+"""What is known of a candidate: the least number of replicas, all of it, or why it is not offered."""
+
+
+def examine(cards: CandidateCards, users: int, *, fully: bool) -> Examined:
+    """Examines a candidate for `users` users. fully: False returns the least replicas that it may need.
+
+    False takes milliseconds, True seconds.
+    """
+    try:
+        plan = fit(cards.flags)
+    except DoesNotFitError as problem:
+        return _omitted(cards, "does_not_fit", str(problem))
+    except InputError as problem:
+        return _omitted(cards, "impossible", str(problem))
+    if not fully:
+        return replicas_of(users, most_users(plan))
+    return _fully_examined(cards, plan, users)
+
+
+def _fully_examined(cards: CandidateCards, plan: FittedPlan, users: int) -> FleetCandidate | OmittedCandidate:
+    sized = size_engine(plan.deployment, plan.workload)
+    unmet = unmet_objectives(sized)
+    if not unmet:
+        return _candidate(cards, plan, sized, users)
+    where = f"{cards.per_replica} x {cards.label}"
+    return OmittedCandidate(
+        gpu=cards.label,
+        tensor_parallel=cards.tensor_parallel,
+        status="objective_not_met",
+        why=" ".join(unmet_sentence(objective, where=where) for objective in unmet),
+        objectives_unmet=unmet,
+    )
+
+
+def replicas_of(users: int, per_replica: int) -> int:
+    """Returns how many replicas hold `users`, if each holds `per_replica` whole users."""
+    return max(math.ceil(users / per_replica), 1)
+
+
+def _omitted(cards: CandidateCards, status: OmittedStatus, why: str) -> OmittedCandidate:
+    return OmittedCandidate(gpu=cards.label, tensor_parallel=cards.tensor_parallel, status=status, why=why)
+
+
+def _not_sure(cards: CandidateCards, estimate: int) -> OmittedCandidate:
+    return _omitted(
+        cards,
+        "not_sure",
+        f"The lower end of the band is below one user on {cards.per_replica} x {cards.label} (estimate "
+        f"{estimate}): no number of replicas is sure to hold any.",
+    )
+
+
+def _candidate(
+    cards: CandidateCards, plan: FittedPlan, sized: SizedEngine, users: int
+) -> FleetCandidate | OmittedCandidate:
+    low = min(wall.low for wall in sized.walls)
+    high = min(wall.high for wall in sized.walls)
+    each: IntBand = (math.floor(low), math.floor(sized.binding_wall.x), math.floor(high))
+    if each[0] < 1:
+        return _not_sure(cards, each[1])
+    replicas = replicas_of(users, each[0])
+    count, gpu = replicas * cards.per_replica, plan.deployment.gpu
+    share = math.ceil(users / replicas)
+    power_w = None if gpu.power_w is None else count * gpu.power_w
+    return FleetCandidate(
+        gpu=cards.label,
+        tensor_parallel=plan.deployment.tp,
+        pipeline_parallel=plan.deployment.pp,
+        max_model_len=plan.deployment.max_model_len,
+        users_per_replica=each,
+        users_per_replica_x=(low, sized.binding_wall.x, high),
+        binding=sized.binding_wall.name,
+        replicas=replicas,
+        replicas_by_estimate=replicas_of(users, each[1]),
+        replicas_perhaps=replicas_of(users, each[2]),
+        cards=count,
+        vram_bytes=count * gpu.vram_bytes,
+        capacity_users=(replicas * each[0], replicas * each[1], replicas * each[2]),
+        headroom_fraction=round(replicas * each[0] / users - 1, 4),
+        output_tok_s=users * simulate_closed_loop(sized.service, share).output_tok_s / share,
+        power_w=power_w,
+        energy_at_most_kwh_per_hour=None if power_w is None else power_w / 1000,
+        vllm_flags=serve_flags(plan.deployment, cards.flags.quantization),
+        assumptions=sizing_assumptions(plan.deployment, plan.workload, speed_bands(gpu)),
+        warnings=[*plan.notes, *sizing_warnings(plan.deployment, plan.workload, sized)],
+    )
