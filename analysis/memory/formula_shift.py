@@ -80,12 +80,13 @@ def kv_wall_users(occupancy: Occupancy, slo: Slo, *, shift: FormulaShift, start:
 def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
     """Returns the largest N up to FAR_USERS whose margin is not positive; 0 if there is none. The margin must
     rise with N."""
-    low, high, step = 0, min(max(start, 1), FAR_USERS), 1
+    first = max(start // 16, 1)  # a guess is often a few per cent off
+    low, high, step = 0, min(max(start, 1), FAR_USERS), first
     while margin(high) <= 0.0:
         if high == FAR_USERS:
             return FAR_USERS
         low, high, step = high, min(high + step, FAR_USERS), 2 * step
-    step = 1
+    step = first
     while low == 0 and high > 1:
         probe = max(high - step, 1)
         if margin(probe) > 0.0:
