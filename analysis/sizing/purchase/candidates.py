@@ -101,7 +101,6 @@ def _candidate(
         return _not_sure(cards, each[1])
     replicas = replicas_of(users, each[0])
     count, gpu = replicas * cards.per_replica, plan.deployment.gpu
-    share = math.ceil(users / replicas)
     power_w = None if gpu.power_w is None else count * gpu.power_w
     return FleetCandidate(
         gpu=cards.label,
@@ -118,10 +117,23 @@ def _candidate(
         vram_bytes=count * gpu.vram_bytes,
         capacity_users=(replicas * each[0], replicas * each[1], replicas * each[2]),
         headroom_fraction=round(replicas * each[0] / users - 1, 4),
-        output_tok_s=users * simulate_closed_loop(sized.service, share).output_tok_s / share,
+        output_tok_s=users * _user_tok_s(sized, math.ceil(users / replicas)),
         power_w=power_w,
         energy_at_most_kwh_per_hour=None if power_w is None else power_w / 1000,
         vllm_flags=serve_flags(plan.deployment, cards.flags.quantization),
         assumptions=sizing_assumptions(plan.deployment, plan.workload, speed_bands(gpu)),
         warnings=[*plan.notes, *sizing_warnings(plan.deployment, plan.workload, sized)],
     )
+
+
+def _user_tok_s(sized: SizedEngine, users: int) -> float:
+    """Returns the output tokens a second of one of `users` users of a replica, on average.
+
+    A user gets an answer in R + Z seconds: Z is the think time, R the duration of a request. With
+    p = R / (R + Z), the share of the time in flight, R + Z = Z / (1 - p). Without think time the engine is
+    simulated.
+    """
+    think_s = sized.workload.think.mean
+    if think_s > 0:
+        return float(sized.workload.output.mean()) * (1 - sized.active(users)) / think_s
+    return simulate_closed_loop(sized.service, users).output_tok_s / users

@@ -21,7 +21,7 @@ from loadtest.model.gpus import Gpu
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Numbers of cards of a replica that are tried: those of servers as they are sold."""
-MAX_RANKED = 10
+MAX_RANKED = 5
 """Candidates that are ranked if no cards are named; the others are named as not computed."""
 NOTHING_HOLDS = (
     "None of these cards is sure to hold a single user: the model does not fit, or an objective is missed."
