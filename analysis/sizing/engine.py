@@ -65,11 +65,12 @@ class SizedEngine:
 
 
 def size_engine(
-    deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True
+    deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True, length: float = 1.0
 ) -> SizedEngine:
     """Finds the limits (walls) of one engine.
 
-    latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. Raises ValueError
+    latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. length: factor on
+    the requests that are simulated for them. Raises ValueError
     if nothing is left for the KV cache.
     """
     band = pool_band(deployment)
@@ -85,7 +86,7 @@ def size_engine(
     curve = None
     if latency:
         reach = REACH_FACTOR * min(placed.x for placed in walls)
-        curve = simulate_curve(service, speed_bands(deployment.gpu), workload.slo, reach=reach)
+        curve = simulate_curve(service, speed_bands(deployment.gpu), workload.slo, reach=reach, length=length)
         walls += latency_walls(curve, workload.slo)
     return SizedEngine(
         deployment=deployment,

@@ -55,17 +55,20 @@ class LatencyCurve:
         return users(max(ends[1], 1.0)), users(1.0), users(min(ends[0], 1.0))
 
 
-def simulate_curve(service: Service, bands: SpeedBands, slo: Slo, *, reach: float) -> LatencyCurve:
+def simulate_curve(
+    service: Service, bands: SpeedBands, slo: Slo, *, reach: float, length: float = 1.0
+) -> LatencyCurve:
     """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
 
     Stops at the first number of users that meets both objectives even at the slow end of the bands, or at
-    one user. Then simulates more numbers of users around the crossings.
+    one user. Then simulates more numbers of users around the crossings. length: factor on the requests of each
+    number of users.
     """
     found: dict[int, tuple[float, float]] = {}
 
     def p95_s(users: int) -> tuple[float, float]:
         if users not in found:
-            found[users] = simulate_closed_loop(service, users).p95_s()
+            found[users] = simulate_closed_loop(service, users, length=length).p95_s()
         return found[users]
 
     users = max(int(reach), 1)

@@ -14,9 +14,11 @@ from analysis.virtual.run import VirtualRun, VirtualTimes, simulate_arrivals, si
 from analysis.virtual.service import Service
 from loadtest.model.step_time import SpeedBands
 
-LOAD_REQUESTS, LOAD_REQUESTS_PER_USER = 4000, 24
-"""Least number of requests of a simulated load, for a p95 that does not jump; and least number of each user,
-so that the load of the first ones is over."""
+LOAD_REQUESTS = 4000
+"""Least number of requests of a simulated load, for a p95 that does not jump."""
+MANY_EACH, MANY, FEW_EACH = 24, 8000, 4
+"""Requests of each user, so that the warm-up is over; above MANY requests in total FEW_EACH of each user
+suffice, because many users start near the steady state."""
 ARRIVALS = 3000
 """Number of requests of a simulated open loop."""
 STEADY_SHARE = 0.98
@@ -53,7 +55,8 @@ def simulate_closed_loop(
 
     together: all send their first request at once. length: factor on the number of requests.
     """
-    requests = round(length * max(LOAD_REQUESTS, LOAD_REQUESTS_PER_USER * users))
+    wanted = max(LOAD_REQUESTS, min(MANY_EACH * users, MANY), FEW_EACH * users)
+    requests = max(round(length * wanted), FEW_EACH * users)
     run = simulate_users(service, users, requests=requests, together=together)
     return _steady(run, stable=True)
 
