@@ -57,7 +57,7 @@ def predict(flags: SizingFlags) -> Sizing:
 
 def _predicted(flags: SizingFlags) -> Sizing:
     try:
-        plan = fit(flags)
+        plan = fitted_plan(flags)
     except DoesNotFitError as refusal:
         return refuse_sizing(refusal.deployment, str(refusal))
     return size_deployment(
@@ -70,7 +70,7 @@ def _predicted(flags: SizingFlags) -> Sizing:
     )
 
 
-def fit(flags: SizingFlags) -> FittedPlan:
+def fitted_plan(flags: SizingFlags) -> FittedPlan:
     """Plans deployment and workload for these flags; lowers the model's own context until it fits.
 
     Raises DoesNotFitError if the deployment would not start, and InputError like `predict`.

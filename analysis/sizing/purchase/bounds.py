@@ -3,14 +3,12 @@
 import math
 from collections.abc import Callable
 
+from analysis.memory.formula_shift import FAR_USERS
 from analysis.sizing.deployment.pool import pool_band
 from analysis.sizing.engine import active_share, read_bytes_per_token
 from analysis.sizing.latency.service import planned_step_time
 from analysis.sizing.predict import FittedPlan
 from analysis.sizing.workload import planned_block_distribution
-
-FAR_USERS = 10**7
-"""Users beyond which no bound is looked for."""
 
 
 def most_users(plan: FittedPlan) -> int:

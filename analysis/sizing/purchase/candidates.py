@@ -12,7 +12,7 @@ from analysis.sizing.deployment.planned import serve_flags
 from analysis.sizing.engine import SizedEngine, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.latency.load import simulate_closed_loop
-from analysis.sizing.predict import DoesNotFitError, FittedPlan, fit
+from analysis.sizing.predict import DoesNotFitError, FittedPlan, fitted_plan
 from analysis.sizing.purchase.bounds import most_users
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from loadtest.errors import InputError
@@ -51,7 +51,7 @@ def examine(cards: CandidateCards, users: int, *, fully: bool) -> Examined:
     False takes milliseconds, True seconds.
     """
     try:
-        plan = fit(cards.flags)
+        plan = fitted_plan(cards.flags)
     except DoesNotFitError as problem:
         return _omitted(cards, "does_not_fit", str(problem))
     except InputError as problem:
