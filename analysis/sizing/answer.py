@@ -218,6 +218,11 @@ def sizing_warnings(
             f"Answer lengths hardly vary (coefficient of variation {spread:.2f}): requests then start and "
             "end together, and the KV cache may hold some users more or fewer."
         )
+    if workload.think.kind == "fixed" and workload.think.mean > 0:
+        warnings.append(
+            "All pauses have the same length: users who were answered together come back together and wait "
+            "for each other. People's pauses vary; say so, for example with --think-s exp:10."
+        )
     if sized.binding_wall.low < 1 and not unmet_objectives(sized):
         warnings.append(
             "The lower end of the band is below one user: this deployment may not hold a single one."

@@ -99,7 +99,7 @@ def _means_s(steps: PredictedStepTime, row: PublishedRow, habits: Mapping[str, f
     return ttft_s + late * tpot_s, tpot_s
 
 
-def fit(rows: Sequence[PublishedRow], *, start: Fitted | None = None, rounds: int = 15) -> Fitted:
+def fit_shares(rows: Sequence[PublishedRow], *, start: Fitted | None = None, rounds: int = 15) -> Fitted:
     """Fits shares and habits to the rows. Every deployment has the same weight, however many rows it has.
 
     start: a fit to almost the same rows, from which fewer rounds are needed.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.fit import Fitted, fit, table_text
+from benchmarks.gpu.fit import Fitted, fit_shares, table_text
 from benchmarks.gpu.published import PublishedRow, read_conditions
 from loadtest.model.step_time import FITTED_FILE
 
@@ -35,7 +35,7 @@ def main() -> None:
     rows, left_out = read_conditions(Path(path))
     counted = [row for row in rows if row.doubt is None]
     print(f"gpu: {len(counted)} conditions of {len({row.deployment for row in counted})} deployments")
-    whole = fit(counted)
+    whole = fit_shares(counted)
     _print_rows(whole, rows)
     errors = {}
     for name, key in _KEYS.items():
@@ -90,7 +90,7 @@ def _left_out_fits(rows: Sequence[PublishedRow], key: Key, whole: Fitted) -> dic
 
 def fit_again(rows: Sequence[PublishedRow], whole: Fitted) -> Fitted:
     """Fits to some of the rows, starting at the fit to all."""
-    return fit(rows, start=whole, rounds=5)
+    return fit_shares(rows, start=whole, rounds=5)
 
 
 def _errors(rows: Sequence[PublishedRow], key: Key, fits: Mapping[str, Fitted], *, habits: bool) -> Errors:

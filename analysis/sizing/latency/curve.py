@@ -61,8 +61,8 @@ def simulate_curve(
     """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
 
     Stops at the first number of users that meets both objectives even at the slow end of the bands, or at
-    one user. Then simulates more numbers of users around the crossings. length: factor on the requests of each
-    number of users.
+    one user. Then simulates more numbers of users around the crossings. length: factor on the requests of
+    each number of users.
     """
     found: dict[int, tuple[float, float]] = {}
 
