@@ -56,6 +56,37 @@ NOISE, GROSS = 0.1, 0.2
 """Residual (logarithm) that counts as one standard deviation, and the one from which it counts less."""
 
 
+PLAIN_ROOFLINE = StepEfficiency(
+    bandwidth=0.75,
+    bandwidth_turing=1.0,
+    bandwidth_ampere=1.0,
+    bandwidth_ada=1.0,
+    bandwidth_hopper=1.0,
+    bandwidth_blackwell=1.0,
+    bandwidth_cdna=1.0,
+    expert_bandwidth=1.0,
+    expert_bandwidth_4bit=1.0,
+    cache_bandwidth=0.75,
+    products=0.4,
+    products_8bit=1.0,
+    products_4bit=1.0,
+    products_experts=1.0,
+    products_cdna=1.0,
+    attention=1.0,
+    host_s=1e-3,
+    host_v0_s=0.0,
+    layer_s=0.0,
+    expert_layer_s=0.0,
+    all_reduce_s=10e-6,
+    all_reduce_pcie_s=40e-6,
+    sequence_s=0.0,
+    logit_bytes=38.8 / 0.75,
+    request_s=0.0,
+    request_token_s=0.0,
+)
+"""What is usually assumed, and was here before anything was fitted: fixed shares of the data sheet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """Shares, and the habits of sources."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.fit import Fitted, fit_shares, table_text
+from benchmarks.gpu.fit import PLAIN_ROOFLINE, Fitted, fit_shares, table_text
 from benchmarks.gpu.published import PublishedRow, read_conditions
 from loadtest.model.step_time import FITTED_FILE
 
@@ -43,6 +43,9 @@ def main() -> None:
         for habits in (True, False):
             errors[name, habits] = _errors(counted, key, fits, habits=habits)
             _print_errors(name, errors[name, habits], habits=habits)
+    plain = Fitted(efficiency=PLAIN_ROOFLINE, habits={})
+    alone = _errors(counted, _everything, {"": plain}, habits=False)
+    _print_errors("nothing: the plain roofline", alone, habits=False)
     bands = {
         f"{figure}_{card}": _band(errors[name, False][figure])
         for card, name in (("known", "deployment"), ("unknown", "card"))
