@@ -16,7 +16,7 @@ from loadtest.model.step_time import SpeedBands
 
 LOAD_REQUESTS = 4000
 """Least number of requests of a simulated load, for a p95 that does not jump."""
-MANY_EACH, MANY, FEW_EACH = 24, 8000, 4
+MANY_EACH, MANY, FEW_EACH = 24, 8000, 2
 """Requests of each user, so that the warm-up is over; above MANY requests in total FEW_EACH of each user
 suffice, because many users start near the steady state."""
 ARRIVALS = 3000

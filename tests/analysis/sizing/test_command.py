@@ -33,6 +33,41 @@ def test_the_command_answers_in_every_format(tmp_path: Path) -> None:
     assert found["pool_tokens"][1] == (found["blocks"][1] - 1) * 16
 
 
+def test_one_load_is_predicted_with_bands(tmp_path: Path) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_1_7B), "--gpu", "L4"]
+    closed = json.loads(sized(*flags, "--at-users", "16", "--format", "json").stdout)["at"]
+    assert closed["users"] == 16
+    assert closed["rate_per_s"] is None
+    assert closed["stable"]
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert set(closed[name]) == {"mean", "p50", "p95", "p99"}
+        for low, estimate, high in closed[name].values():
+            assert 0 < low <= estimate <= high
+        assert closed[name]["p50"][1] <= closed[name]["p95"][1] <= closed[name]["p99"][1]
+    # Little's law: sixteen users without think time are sixteen requests in flight.
+    assert closed["in_flight"][1] == pytest.approx(16, rel=0.05)
+    arriving = json.loads(sized(*flags, "--at-rate", "2", "--format", "json").stdout)["at"]
+    assert arriving["in_flight"][1] == pytest.approx(2 * arriving["e2e_s"]["mean"][1], rel=0.1)
+    assert arriving["output_tok_s"][1] == pytest.approx(2 * 128, rel=0.1)
+    flooded = json.loads(sized(*flags, "--at-rate", "500", "--format", "json").stdout)["at"]
+    assert not flooded["stable"]
+    assert flooded["ttft_s"] is None
+    assert "At 2 requests a second" in sized(*flags, "--at-rate", "2").stdout
+
+
+def test_turns_and_a_shared_prefix_change_the_answer_as_they_do_a_load_test(tmp_path: Path) -> None:
+    flags = ["--config", config_file(tmp_path, QWEN3_1_7B), "--gpu", "L4", "--format", "json"]
+    plain, turns, shared = (
+        json.loads(sized(*flags, *more).stdout)
+        for more in ((), ("--turns", "4"), ("--shared-prefix-tokens", "2000"))
+    )
+    assert turns["tokens_per_user"] > 1.5 * plain["tokens_per_user"]
+    assert turns["users_x"][1] < plain["users_x"][1]
+    # The prefix is held once by all, so that the memory wall hardly moves.
+    walls = [{bound["name"]: bound["users_x"] for bound in one["bounds"]} for one in (plain, shared)]
+    assert walls[1]["kv_cache"] == pytest.approx(walls[0]["kv_cache"], rel=0.1)
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
     flags = ["--config", config_file(tmp_path, LLAMA31_8B), "--gpu", "T4"]
     assert "Nothing is left for the KV cache" in sized(*flags, code=3).stdout
@@ -73,6 +108,7 @@ def drafts(text: str = "", **stated: object) -> list[str]:
         (["--gpu", "T4"], "Give --config"),
         (["--config", "missing.json", "--gpu", "T4"], "cannot be read"),
         (["--config", "CONFIG", "--gpu", "T1000"], "not in the catalogue"),
+        (["--config", "CONFIG", "--gpu", "T4", "--at-rate", "2", "--turns", "3"], "--turns"),
         (["--config", "CONFIG", "--gpu", "T4", "--prompt-tokens", "many"], "--prompt-tokens"),
         (["--config", "CONFIG", "--gpu", "T4", "--gpus", "3", "--tp", "2"], "not a multiple"),
         (["--config", "CONFIG", "--gpu", "T4", "--tp", "3"], "cannot split"),

@@ -137,3 +137,12 @@ def test_no_stretch_of_an_even_series_is_clear():
     at = np.linspace(CLOCK.begin_unix_s, CLOCK.end_unix_s, 2000, endpoint=False)
     found = [stats.clearest_stretch(rng.standard_normal(2000) + 5.0, at, CLOCK) for _ in range(200)]
     assert sum(one is not None and one.p < 0.05 for one in found) <= 20
+
+
+def test_the_warm_up_of_a_series_ends_where_it_settles():
+    rng = np.random.default_rng(5)
+    steady = rng.normal(1.0, 0.1, 2000)
+    rising = np.concatenate([np.linspace(0.0, 1.0, 300) + rng.normal(0.0, 0.1, 300), steady])
+    assert 200 <= stats.warm_up_end(rising) <= 400
+    assert stats.warm_up_end(steady) <= 200
+    assert stats.warm_up_end(np.ones(3)) == 0
