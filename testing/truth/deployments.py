@@ -10,6 +10,7 @@ import numpy as np
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.gpus import A10G, H100, L4, T4
+from loadtest.model.weights import parameter_count, step_bytes
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.presets import Preset
@@ -133,8 +134,23 @@ def random_engine(rng: random.Random) -> EngineConfig:
     for gpu in gpus:
         preset = Preset(name="", model="", shape=shape, gpu=gpu, max_model_len=2048, dtype="float16")
         with contextlib.suppress(ValueError):  # a model that this GPU cannot hold
-            return preset.engine_config(jitter_cv=jitter_cv, seed=seed)
+            return _with_linear_steps(preset, preset.engine_config(jitter_cv=jitter_cv, seed=seed))
     raise AssertionError("An H100 holds every model that is drawn here.")
+
+
+def _with_linear_steps(preset: Preset, engine: EngineConfig) -> EngineConfig:
+    """Returns the engine with steps whose time is a sum of terms: a plain roofline at 0.75 of the bandwidth
+    and 0.4 of the FLOP/s. The true maxima that are kept are those of these engines."""
+    shape, gpu, pool = preset.shape, preset.gpu, preset.pool()
+    bandwidth = 0.75 * gpu.bandwidth_bytes_s
+    return replace(
+        engine,
+        step_time=None,
+        step_base_s=step_bytes(shape, dtype=preset.dtype) / bandwidth,
+        step_per_kv_token_s=pool.bytes_per_block / pool.block_size / bandwidth,
+        step_per_seq_s=38.8 * shape.vocab_size / bandwidth,
+        prefill_per_token_s=2 * parameter_count(shape) / (0.4 * gpu.flops_s),
+    )
 
 
 def _model(rng: random.Random) -> ModelShape:

@@ -18,7 +18,7 @@ from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from loadtest.errors import InputError
 from loadtest.model.step_time import speed_bands
 
-SHORT = 0.3
+CANDIDATE_LENGTH = 0.3
 """Factor on the requests that are simulated for a candidate: there are many, and their bands are wider."""
 
 
@@ -62,7 +62,7 @@ def examine(cards: CandidateCards, users: int, *, fully: bool) -> Examined:
 
 
 def _fully_examined(cards: CandidateCards, plan: FittedPlan, users: int) -> FleetCandidate | OmittedCandidate:
-    sized = size_engine(plan.deployment, plan.workload, length=SHORT)
+    sized = size_engine(plan.deployment, plan.workload, length=CANDIDATE_LENGTH)
     unmet = unmet_objectives(sized)
     if not unmet:
         return _candidate(cards, plan, sized, users)
