@@ -16,7 +16,7 @@ from testing.inputs.planned import planned_deployment
 
 AGREES = 0.05
 """Share by which sizing and twin may differ."""
-TWIN_REQUESTS = 12_000
+TWIN_REQUESTS = 8_000
 """Requests of a probe of the twin: its quick ones, of a sixth of them, then end after the warm-up too."""
 WORKLOADS = {
     "chat": ("lognormal:512,0.6", "lognormal:128,0.6", "0", 1),
