@@ -22,8 +22,8 @@ WORKLOADS = {
     "chat": ("lognormal:512,0.6", "lognormal:128,0.6", "0", 1),
     "long prompts": ("lognormal:2000,0.5", "lognormal:100,0.5", "0", 1),
     "long answers": ("lognormal:200,0.5", "lognormal:600,0.6", "0", 1),
-    "thinking": ("lognormal:512,0.6", "lognormal:128,0.6", "10", 1),
-    "conversations": ("lognormal:150,0.6", "lognormal:120,0.6", "3", 3),
+    "thinking": ("lognormal:512,0.6", "lognormal:128,0.6", "exp:10", 1),
+    "conversations": ("lognormal:150,0.6", "lognormal:120,0.6", "exp:3", 3),
 }
 """Prompt tokens, answer tokens, think time in seconds, turns."""
 
