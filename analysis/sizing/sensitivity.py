@@ -14,6 +14,8 @@ LONGER = 1.1
 """Factor on lengths and on think time."""
 SLOWER = 1.2
 """Factor on the times of steps."""
+SHORTER = 0.4
+"""Factor on the requests that are simulated: both sides of a comparison have the same random numbers."""
 LOWER_UTILIZATION = 0.02
 """Amount by which --gpu-memory-utilization is lowered."""
 
@@ -22,7 +24,7 @@ def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
     """Changes one input at a time; returns the effects on the users of all replicas, largest first."""
     deployment = sized.deployment
     users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
-    now_s = simulate_closed_loop(sized.service, users).p95_s() if users else (1.0, 1.0)
+    now_s = simulate_closed_loop(sized.service, users, length=SHORTER).p95_s() if users else (1.0, 1.0)
     changed = [
         (name, "10 % longer", _with_workload(sized, other, users, now_s))
         for name, other in _longer_workloads(sized).items()
@@ -79,7 +81,7 @@ def _with_workload(
     scale = (1.0, 1.0)
     if users:
         service = planned_service(sized.deployment, workload, sized.steps, sized.band)
-        then_s = simulate_closed_loop(service, users).p95_s()
+        then_s = simulate_closed_loop(service, users, length=SHORTER).p95_s()
         ttft, tpot = (then / now if now > 0 < then else 1.0 for now, then in zip(now_s, then_s, strict=True))
         scale = (ttft, tpot)
     return min([placed.x for placed in others.walls] + _latency_users(sized, *scale))
