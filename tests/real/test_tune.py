@@ -1,6 +1,7 @@
 """A recommendation of `analysis.tune` followed on a real vLLM: with its flags the server holds more users."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,13 @@ from testing.processes import ROOT, clean_environment
 from testing.vllm.commands import LENGTHS, Measured, capacity, load_test
 from testing.vllm.server import Vllm, start_vllm
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+LONG = "SEATCOUNT_LONG"
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(600),
+    # Two load tests on two servers: too long for every run of `make test`.
+    pytest.mark.skipif(LONG not in os.environ, reason=f"takes five minutes; {LONG}=1 runs it"),
+]
 
 SLOTS, BLOCKS = 6, 128
 SERVER = {"num_gpu_blocks_override": BLOCKS, "max_num_seqs": SLOTS}
