@@ -161,10 +161,8 @@ def _at(sized: SizedEngine, bands: SpeedBands, users: int | None, rate: float | 
 
 def _decode_tok_s_alone(steps: PredictedStepTime, workload: PlannedWorkload, bands: SpeedBands) -> FloatBand:
     """Returns the decode rate of a request that runs alone, tokens/s: lower end, estimate, upper end."""
-    rate = 1.0 / steps.seconds(
-        decodes=1, prefills=0, kv_tokens=workload.mean_held_tokens, prefill_tokens=0, pairs=0
-    )
-    return rate / max(bands.tpot[1], 1.0), rate, rate / min(bands.tpot[0], 1.0)
+    rate = 1.0 / steps.decode_s(1, workload.mean_held_tokens)
+    return rate / bands.tpot[1], rate, rate / bands.tpot[0]
 
 
 def _known(bands: SpeedBands) -> str:

@@ -70,8 +70,7 @@ def size_engine(
     """Finds the limits (walls) of one engine.
 
     latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. length: factor on
-    the requests that are simulated for them. Raises ValueError
-    if nothing is left for the KV cache.
+    the requests that are simulated for them. Raises ValueError if nothing is left for the KV cache.
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
@@ -142,19 +141,13 @@ def active_share(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveS
         return always_active
     output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
     tokens = workload.mean_held_tokens
-    few_s, many_s = (_decode_s(steps, sequences, tokens) for sequences in FEW_AND_MANY)
+    few_s, many_s = (steps.decode_s(sequences, tokens) for sequences in FEW_AND_MANY)
     each_s = (many_s - few_s) / (FEW_AND_MANY[1] - FEW_AND_MANY[0]) + steps.prompt_s(prompt) / output
     return Thinking(
         think_s=workload.think.mean,
         idle_s=output * few_s + steps.prompt_s(prompt) + steps.outside_s(prompt),
         slope_s=output * each_s,
     ).active
-
-
-def _decode_s(steps: PredictedStepTime, sequences: float, tokens: float) -> float:
-    return steps.seconds(
-        decodes=sequences, prefills=0, kv_tokens=sequences * tokens, prefill_tokens=0, pairs=0
-    )
 
 
 def _memory_wall(

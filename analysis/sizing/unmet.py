@@ -26,7 +26,7 @@ def unmet_objectives(sized: SizedEngine) -> list[UnmetObjective]:
 
 
 def _band_s(best_s: float, factors: tuple[float, float]) -> FloatBand:
-    return best_s * min(factors[0], 1.0), best_s, best_s * max(factors[1], 1.0)
+    return best_s * factors[0], best_s, best_s * factors[1]
 
 
 def unmet_sentence(unmet: UnmetObjective, *, where: str) -> str:

@@ -70,13 +70,7 @@ def typical_duration_s(service: Service, users: float) -> float:
     engine = service.engine
     sequences = min(users, engine.max_num_seqs)
     if (steps := engine.step_time) is not None:
-        decode_s = steps.seconds(
-            decodes=sequences,
-            prefills=0,
-            kv_tokens=sequences * (prompt + output / 2),
-            prefill_tokens=0,
-            pairs=0,
-        )
+        decode_s = steps.decode_s(sequences, prompt + output / 2)
         return float(output * decode_s + sequences * steps.prompt_s(prompt))
     step_s = engine.step_base_s + sequences * (
         engine.step_per_seq_s

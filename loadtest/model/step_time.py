@@ -103,7 +103,9 @@ def speed_bands(gpu: Gpu) -> SpeedBands:
     known = gpu.name in table["cards"]
     suffix = "known" if known else "unknown"
     ends = {name: table["bands"][f"{name}_{suffix}"] for name in ("ttft", "tpot", "e2e")}
-    return SpeedBands(**{name: (float(low), float(high)) for name, (low, high) in ends.items()}, known=known)
+    # An estimate lies in its own band, whatever the data say.
+    bands = {name: (min(float(low), 1.0), max(float(high), 1.0)) for name, (low, high) in ends.items()}
+    return SpeedBands(**bands, known=known)
 
 
 @functools.cache
@@ -190,6 +192,13 @@ class PredictedStepTime:
             sequence_s=self.sequence_s * memory,
             token_s=self.token_s * products,
             pair_s=self.pair_s * products,
+        )
+
+    def decode_s(self, sequences: float, context: float) -> float:
+        """Returns the time of a step that only decodes, seconds. context: tokens of each sequence in the KV
+        cache."""
+        return self.seconds(
+            decodes=sequences, prefills=0, kv_tokens=sequences * context, prefill_tokens=0, pairs=0
         )
 
     def prompt_s(self, tokens: float) -> float:

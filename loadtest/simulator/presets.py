@@ -134,7 +134,7 @@ class Preset:
             max_num_queued_tokens=max_num_queued_tokens,
             jitter_cv=jitter_cv,
             seed=seed,
-            step_base_s=steps.seconds(decodes=1, prefills=0, kv_tokens=0, prefill_tokens=0, pairs=0),
+            step_base_s=steps.decode_s(1, 0),
             step_time=steps,
         )
 

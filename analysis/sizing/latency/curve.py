@@ -52,7 +52,7 @@ class LatencyCurve:
             allowed = math.log(objective_s / (scale * factor))
             return float(np.interp(allowed, rising, self.users, left=0.0, right=math.inf))
 
-        return users(max(ends[1], 1.0)), users(1.0), users(min(ends[0], 1.0))
+        return users(ends[1]), users(1.0), users(ends[0])
 
 
 def simulate_curve(
@@ -72,10 +72,9 @@ def simulate_curve(
         return found[users]
 
     users = max(int(reach), 1)
-    slow = max(bands.ttft[1], 1.0), max(bands.tpot[1], 1.0)
     while True:
         ttft_s, tpot_s = p95_s(users)
-        met = ttft_s * slow[0] < slo.ttft_p95_s and tpot_s * slow[1] < slo.tpot_p95_s
+        met = ttft_s * bands.ttft[1] < slo.ttft_p95_s and tpot_s * bands.tpot[1] < slo.tpot_p95_s
         if users == 1 or met:
             break
         users = max(int(users / LOAD_FACTOR), 1)

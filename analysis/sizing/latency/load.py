@@ -132,7 +132,7 @@ def at_load(
 def _bands(values_s: Floats, ends: tuple[float, float]) -> LatencyBands:
     def band(value_s: float) -> FloatBand:
         low, high = ends
-        return min(value_s * low, value_s), value_s, max(value_s * high, value_s)
+        return value_s * low, value_s, value_s * high
 
     return LatencyBands(
         mean=band(float(values_s.mean())),

@@ -36,7 +36,7 @@ def means_s(steps: PredictedStepTime, load: SteadyLoad, *, computed: float = 1.0
     assert load.users is not None
     if load.together or load.users == 1:
         return _together_s(steps, load, int(load.users))
-    rate = load.users / (load.output * _decode_s(steps, load.users, load.prompt + load.output / 2))
+    rate = load.users / (load.output * steps.decode_s(load.users, load.prompt + load.output / 2))
     for _ in range(ROUNDS):
         # A request meets those of the others.
         ttft_s, tpot_s = _arriving_s(steps, load, rate * (load.users - 1) / load.users, fresh)
@@ -49,9 +49,9 @@ def _arriving_s(steps: PredictedStepTime, load: SteadyLoad, rate: float, fresh: 
     context = load.prompt + load.output / 2
     chunks = math.ceil(fresh / load.max_num_batched_tokens)
     first = load.prompt - fresh / 2
-    in_flight = rate * load.output * _decode_s(steps, 1.0, context)
+    in_flight = rate * load.output * steps.decode_s(1.0, context)
     for _ in range(ROUNDS):
-        decode_s = _decode_s(steps, in_flight, context)
+        decode_s = steps.decode_s(max(in_flight, 1.0), context)
         prompt_s = chunks * steps.seconds(
             decodes=in_flight,
             prefills=1,
@@ -90,14 +90,7 @@ def _together_s(steps: PredictedStepTime, load: SteadyLoad, users: int) -> tuple
         )
         firsts_s += [now_s] * ended
         decodes, left = decodes + ended, left[ended:]
-    decode_s = _decode_s(steps, decodes, prompt + load.output / 2)
+    decode_s = steps.decode_s(decodes, prompt + load.output / 2)
     mean_s = sum(firsts_s) / len(firsts_s)
     waited_s = now_s - sorted(firsts_s)[len(firsts_s) // 2]
     return steps.outside_s(prompt) + mean_s, decode_s + waited_s / (load.output - 1)
-
-
-def _decode_s(steps: PredictedStepTime, sequences: float, context: float) -> float:
-    sequences = max(sequences, 1.0)
-    return steps.seconds(
-        decodes=sequences, prefills=0, kv_tokens=sequences * context, prefill_tokens=0, pairs=0
-    )

@@ -28,9 +28,7 @@ def most_users(plan: FittedPlan) -> int:
     in_flight = min(deployment.max_num_seqs, band.blocks[1] / distribution.mean)
 
     def step_s(sequences: float) -> float:
-        return steps.seconds(
-            decodes=sequences, prefills=0, kv_tokens=sequences * held, prefill_tokens=0, pairs=0
-        )
+        return steps.decode_s(sequences, held)
 
     in_time = _largest(lambda n: step_s(n) <= workload.slo.tpot_p95_s)
     by_memory = _largest(lambda users: users * active(users) <= in_flight) + 1
