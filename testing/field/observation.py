@@ -149,7 +149,7 @@ def past_the_wall_at_the_lowest(folder: Path) -> Judged:
 
 
 @case(
-    "something else takes the core of a real vLLM for half of the second level",
+    "something else takes the core of a real vLLM for half of the first level",
     tested=False,
 )
 def starved_server(folder: Path) -> Judged:
@@ -160,13 +160,13 @@ def starved_server(folder: Path) -> Judged:
         _pin(server.pid, core)
 
         def go(run: Finished) -> None:
-            wait_for_level(run, 2)
-            time.sleep(7)
-            with busy_processes(2, core=core):
-                time.sleep(12)
+            wait_for_level(run, 1)
+            time.sleep(12)
+            with busy_processes(3, core=core):
+                time.sleep(20)
 
         run = user_load(folder, server.url, before=elsewhere, meanwhile=go)(
-            **lengths, levels="4,8,12", level_s="25"
+            **lengths, levels="6,12", level_s="40"
         )
     answer = analyse_run(folder)
     users = [level[2] for level in run.info["schedule"]]
@@ -176,7 +176,7 @@ def starved_server(folder: Path) -> Judged:
         "that level is named and held again; 10 to 12 users, KV cache",
         f"{answer.brief}; levels {users}",
         unless(right, "not 10 to 12 by the KV cache"),
-        unless(users.count(8) == 2, "not held again"),
+        unless(users.count(6) == 2, "not held again"),
         unless("not steady" in run.said, "not named in the load test"),
         unless(answer.says("not steady"), "not named in the report"),
         answer.says("clocks differ") and "the clock is blamed",
