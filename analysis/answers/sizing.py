@@ -158,6 +158,8 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     vllm_flags: list[str] = []
     sensitivity: list[Effect] = []
     calibrated_by: str | None
+    times_factor: float | None = None
+    """Factor on all predicted times, from the run that calibrates; null where no run does."""
     assumptions: list[str] = []
     warnings: list[str] = []
 

@@ -14,11 +14,12 @@ from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment, s
 from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
 from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
 from analysis.sizing.latency.load import at_load, simulate_closed_loop, simulate_open_loop
+from analysis.sizing.latency.service import planned_bands
 from analysis.sizing.sensitivity import effects_of_inputs
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
 from loadtest.model.kv_cache import cache_kinds
-from loadtest.model.step_time import PredictedStepTime, SpeedBands, speed_bands
+from loadtest.model.step_time import PredictedStepTime, SpeedBands
 from loadtest.model.weights import parameter_count
 
 
@@ -45,7 +46,7 @@ def size_deployment(
     xs = (low * engines, walls[0].x * engines, high * engines)
     blocks, layout = sized.band.blocks, sized.band.layout
     names = {placed.name for placed in walls}
-    bands = speed_bands(deployment.gpu)
+    bands = planned_bands(deployment)
     unmet = unmet_objectives(sized)
     where = f"{deployment.tp * deployment.pp} x {deployment.gpu.name}"
     return msgspec.structs.replace(
@@ -123,6 +124,7 @@ def _without_pool(deployment: PlannedDeployment, band: PoolBand | None) -> Sizin
         block_size=layout.block_size,
         max_model_len=deployment.max_model_len,
         calibrated_by=deployment.calibration.source if deployment.calibration else None,
+        times_factor=deployment.calibration.times if deployment.calibration else None,
     )
 
 
@@ -165,12 +167,17 @@ def _decode_tok_s_alone(steps: PredictedStepTime, workload: PlannedWorkload, ban
     return rate / bands.tpot[1], rate, rate / bands.tpot[0]
 
 
-def _known(bands: SpeedBands) -> str:
+def _times_text(deployment: PlannedDeployment, bands: SpeedBands) -> str:
     low, high = bands.tpot
-    factor = f"The band of times per output token is {low:.2f} to {high:.2f} times the estimate."
+    band = f"The band of times per output token is {low:.2f} to {high:.2f} times the estimate."
+    text = "Times follow from the data sheet and from what published measurements reach of it."
+    if deployment.calibration is not None and deployment.calibration.times is not None:
+        factor, source = deployment.calibration.times, deployment.calibration.source
+        return f"{text} They are {factor:.2f} times as long as that, as requests took in {source}. {band}"
     if bands.known:
-        return factor
-    return f"There are none of this card, so the bands are those of cards that the fit did not see. {factor}"
+        return f"{text} {band}"
+    unknown = "There are none of this card, so the bands are those of cards that the fit did not see."
+    return f"{text} {unknown} {band}"
 
 
 def sizing_assumptions(
@@ -180,7 +187,7 @@ def sizing_assumptions(
     assumptions = [
         "Prompt and answer lengths are guesses until they are measured: the band of the KV cache allows for "
         f"means that are {100 * (LENGTHS_KNOWN - 1):.0f} % off.",
-        f"Times follow from the data sheet and from what published measurements reach of it. {_known(bands)}",
+        _times_text(deployment, bands),
     ]
     if workload.turns == 1 and not workload.shared_prefix_tokens:
         assumptions.append(

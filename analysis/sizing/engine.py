@@ -13,12 +13,12 @@ from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, 
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand, pool_band
 from analysis.sizing.latency.curve import LatencyCurve, simulate_curve
-from analysis.sizing.latency.service import planned_service, planned_step_time
+from analysis.sizing.latency.service import planned_bands, planned_service, planned_step_time
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
 from analysis.virtual.service import Service
 from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
-from loadtest.model.step_time import PredictedStepTime, speed_bands
+from loadtest.model.step_time import PredictedStepTime
 from loadtest.record import Slo
 
 LENGTHS_KNOWN = 1.1
@@ -85,7 +85,7 @@ def size_engine(
     curve = None
     if latency:
         reach = REACH_FACTOR * min(placed.x for placed in walls)
-        curve = simulate_curve(service, speed_bands(deployment.gpu), workload.slo, reach=reach, length=length)
+        curve = simulate_curve(service, planned_bands(deployment), workload.slo, reach=reach, length=length)
         walls += latency_walls(curve, workload.slo)
     return SizedEngine(
         deployment=deployment,

@@ -9,7 +9,7 @@ import msgspec
 
 from analysis.answers.sizing import Sizing, StatedWorkload
 from analysis.sizing.answer import refuse_sizing, size_deployment
-from analysis.sizing.deployment.planned import PlannedDeployment
+from analysis.sizing.deployment.planned import PlannedDeployment, StartupCalibration
 from analysis.sizing.deployment.pool import longest_context, pool_band
 from analysis.sizing.deployment.startup_log import (
     StartupLog,
@@ -19,6 +19,7 @@ from analysis.sizing.deployment.startup_log import (
     startup_of_run,
 )
 from analysis.sizing.flags import SizingFlags, gpu_of_flags, plan_deployment, read_shape
+from analysis.sizing.step_times import measured_times
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.errors import InputError
 from loadtest.units import GIB
@@ -85,7 +86,7 @@ def fitted_plan(flags: SizingFlags) -> FittedPlan:
     deployment = plan_deployment(flags, shape, gpu, started=log.version if log else None)
     notes = _notes(flags, deployment, log)
     if log is not None:
-        deployment = _calibrated(flags, deployment, log)
+        deployment = _calibrated(flags, deployment, log, notes)
     try:
         band = pool_band(deployment)
     except ValueError as problem:
@@ -161,11 +162,13 @@ def _notes(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog | 
     return notes
 
 
-def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog) -> PlannedDeployment:
-    """Returns the deployment with its predicted memory corrected by a start-up.
+def _calibrated(
+    flags: SizingFlags, deployment: PlannedDeployment, log: StartupLog, notes: list[str]
+) -> PlannedDeployment:
+    """Returns the deployment with its predicted memory corrected by a start-up, and its times by a run.
 
-    Raises InputError if the start-up was on another card. Raises it also if the start-up was of another model
-    and --calibrate-config is not given.
+    notes: gets why a run does not correct the times. Raises InputError if the start-up was on another card.
+    Raises it also if the start-up was of another model and --calibrate-config is not given.
     """
     if log.vram_bytes is not None:
         if abs(log.vram_bytes / deployment.gpu.vram_bytes - 1) > SAME_SIZE:
@@ -187,4 +190,26 @@ def _calibrated(flags: SizingFlags, deployment: PlannedDeployment, log: StartupL
             f"{started.weights() / GIB:.2f}: name the other model's config.json with --calibrate-config."
         )
     calibration = calibration_of(started, log, same_model=same_model)
+    if flags.calibrate is not None:
+        calibration = replace(calibration, times=_times_factor(flags, started, calibration, notes))
     return replace(deployment, calibration=calibration, flashinfer=started.flashinfer)
+
+
+def _times_factor(
+    flags: SizingFlags, started: PlannedDeployment, calibration: StartupCalibration, notes: list[str]
+) -> float | None:
+    """Returns the factor on predicted times that the run of --calibrate shows; None, with a note, if none."""
+    assert flags.calibrate is not None
+    if not calibration.same_model:
+        notes.append(
+            "The run that calibrates was of another model: its pool is taken over, not its times, because "
+            "kernels differ from model to model."
+        )
+        return None
+    measured = measured_times(flags.calibrate, replace(started, calibration=calibration), flags.workload.slo)
+    if measured.factor is None:
+        notes.append(
+            f"Times are those predicted: {calibration.source} does not show its own, because "
+            f"{measured.why_not}."
+        )
+    return measured.factor

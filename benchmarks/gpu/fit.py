@@ -183,7 +183,8 @@ def table_text(
         "[efficiency]",
         *(f"{field.name} = {getattr(fitted.efficiency, field.name):.4g}" for field in fields(StepEfficiency)),
         "",
-        "# Measured over predicted, 5 % and 95 %, of deployments and of cards that were left out.",
+        "# Measured over predicted, 5 % and 95 %, of deployments and of cards that were left out, and of",
+        "# those whose other loads calibrate the times.",
         "[bands]",
         *(f"{name} = [{low:.3f}, {high:.3f}]" for name, (low, high) in bands.items()),
     ]

@@ -51,6 +51,10 @@ def main() -> None:
         for card, name in (("known", "deployment"), ("unknown", "card"))
         for figure in LATENCIES
     }
+    for card, name in (("known", "deployment"), ("unknown", "card")):
+        calibrated = calibrated_errors(errors[name, True])
+        _print_errors(f"{name}, and calibrated by its own other loads", calibrated, habits=True)
+        bands |= {f"{figure}_calibrated_{card}": _band(calibrated[figure]) for figure in LATENCIES}
     if "--fit" in sys.argv:
         text = table_text(
             whole,
@@ -106,6 +110,26 @@ def _errors(rows: Sequence[PublishedRow], key: Key, fits: Mapping[str, Fitted], 
         ):
             if true is not None:
                 found[name].append((row.deployment, math.log(true / got)))
+    return found
+
+
+def calibrated_errors(errors: Errors) -> Errors:
+    """Returns the errors after each time was multiplied by what the other rows of its deployment show.
+
+    As `analysis.sizing --calibrate` does, the factor is the geometric mean of the ratios of E2E; deployments
+    without E2E, or with a single row, are left out.
+    """
+    found: Errors = defaultdict(list)
+    ends = _by_deployment(errors["e2e"])
+    for figure in LATENCIES:
+        place: dict[str, int] = defaultdict(int)
+        for deployment, error in errors[figure]:
+            here, place[deployment] = place[deployment], place[deployment] + 1
+            group = ends.get(deployment, [])
+            if len(group) != len(_by_deployment(errors[figure])[deployment]) or len(group) < 2:
+                continue
+            others = [one for at, one in enumerate(group) if at != here]
+            found[figure].append((deployment, error - statistics.fmean(others)))
     return found
 
 

@@ -94,14 +94,17 @@ class SpeedBands:
     tpot: tuple[float, float]
     e2e: tuple[float, float]
     known: bool
-    """Whether the fit holds measurements on this GPU; if not, the bands are those of GPUs left out."""
+    """Whether the fit holds measurements on this GPU. If not, the bands are those of GPUs left out."""
 
 
-def speed_bands(gpu: Gpu) -> SpeedBands:
-    """Returns the bands of predicted times on this GPU."""
+def speed_bands(gpu: Gpu, *, calibrated: bool = False) -> SpeedBands:
+    """Returns the bands of predicted times on this GPU.
+
+    calibrated: whether the times were multiplied by what other loads of the same deployment showed.
+    """
     table = _fitted_table()
     known = gpu.name in table["cards"]
-    suffix = "known" if known else "unknown"
+    suffix = f"{'calibrated_' if calibrated else ''}{'known' if known else 'unknown'}"
     ends = {name: table["bands"][f"{name}_{suffix}"] for name in ("ttft", "tpot", "e2e")}
     # An estimate lies in its own band, whatever the data say.
     bands = {name: (min(float(low), 1.0), max(float(high), 1.0)) for name, (low, high) in ends.items()}
@@ -193,6 +196,15 @@ class PredictedStepTime:
             token_s=self.token_s * products,
             pair_s=self.pair_s * products,
         )
+
+    def times(self, factor: float) -> "PredictedStepTime":
+        """Returns the step time with every time multiplied by a factor."""
+        changed = {
+            field.name: factor * getattr(self, field.name)
+            for field in fields(self)
+            if field.name.endswith("_s")
+        }
+        return replace(self, **changed)
 
     def decode_s(self, sequences: float, context: float) -> float:
         """Returns the time of a step that only decodes, seconds. context: tokens of each sequence in the KV

@@ -52,7 +52,7 @@ class SizedAndMeasured:
 
     @property
     def can_calibrate(self) -> bool:
-        """Whether `analysis.sizing --calibrate` takes the pool of this run."""
+        """Whether `analysis.sizing --calibrate` takes pool and times of this run over."""
         server = self.side.info.server
         return (
             server.num_gpu_blocks is not None
@@ -296,10 +296,12 @@ def _correction(
 
 
 def _step_advice(both: SizedAndMeasured, times: float, subject: str) -> str:
-    return (
-        f"{subject} {times:.2f} times as long as predicted: a calibration multiplies all step times by that. "
-        f"analysis.twin {both.folder} predicts with the measured ones."
+    how = (
+        f"Size again with --calibrate {both.folder}: it takes the times of its levels over."
+        if both.can_calibrate
+        else f"analysis.twin {both.folder} predicts with the measured ones."
     )
+    return f"{subject} {times:.2f} times as long as predicted. {how}"
 
 
 def measured_lengths_advice(both: SizedAndMeasured) -> str | None:

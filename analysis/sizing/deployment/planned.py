@@ -41,6 +41,8 @@ class StartupCalibration:
     weights: float | None = None
     """Factor on the weights; only if the start-up was of the same model."""
     same_model: bool = False
+    times: float | None = None
+    """Factor on all predicted times of steps and requests; only if the run was of the same model."""
 
     def apply(self, predicted: StartupOverheads) -> StartupOverheads:
         """Returns the overheads after correction, with smaller standard deviations.

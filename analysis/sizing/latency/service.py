@@ -8,7 +8,7 @@ from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand
 from analysis.sizing.workload import PlannedWorkload
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
-from loadtest.model.step_time import PredictedStepTime, predict_step_time
+from loadtest.model.step_time import PredictedStepTime, SpeedBands, predict_step_time, speed_bands
 from loadtest.simulator.engine.config import EngineConfig
 
 PAUSE_DRAWS = 2000
@@ -18,11 +18,11 @@ ENGINE_BLOCK_TOKENS = 16
 
 
 def planned_step_time(deployment: PlannedDeployment, *, kv_bytes_per_token: float) -> PredictedStepTime:
-    """Predicts the step time of a deployment.
+    """Predicts the step time of a deployment, with the times of the run that calibrates it, if any.
 
     kv_bytes_per_token: bytes that one GPU reads in a step for each token in the KV cache.
     """
-    return predict_step_time(
+    steps = predict_step_time(
         deployment.shape,
         deployment.gpu,
         dtype=deployment.dtype,
@@ -32,6 +32,14 @@ def planned_step_time(deployment: PlannedDeployment, *, kv_bytes_per_token: floa
         kv_bytes_per_token=kv_bytes_per_token,
         placement=deployment.experts,
     )
+    factor = deployment.calibration.times if deployment.calibration else None
+    return steps.times(factor) if factor else steps
+
+
+def planned_bands(deployment: PlannedDeployment) -> SpeedBands:
+    """Returns the bands of the deployment's predicted times."""
+    calibrated = deployment.calibration is not None and deployment.calibration.times is not None
+    return speed_bands(deployment.gpu, calibrated=calibrated)
 
 
 def planned_service(

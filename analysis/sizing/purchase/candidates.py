@@ -12,11 +12,11 @@ from analysis.sizing.deployment.planned import serve_flags
 from analysis.sizing.engine import SizedEngine, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.latency.load import simulate_closed_loop
+from analysis.sizing.latency.service import planned_bands
 from analysis.sizing.predict import DoesNotFitError, FittedPlan, fitted_plan
 from analysis.sizing.purchase.bounds import most_users
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from loadtest.errors import InputError
-from loadtest.model.step_time import speed_bands
 
 CANDIDATE_LENGTH = 0.3
 """Factor on the requests that are simulated for a candidate: there are many, and their bands are wider."""
@@ -124,7 +124,7 @@ def _candidate(
         power_w=power_w,
         energy_at_most_kwh_per_hour=None if power_w is None else power_w / 1000,
         vllm_flags=serve_flags(plan.deployment, cards.flags.quantization),
-        assumptions=sizing_assumptions(plan.deployment, plan.workload, speed_bands(gpu)),
+        assumptions=sizing_assumptions(plan.deployment, plan.workload, planned_bands(plan.deployment)),
         warnings=[*plan.notes, *sizing_warnings(plan.deployment, plan.workload, sized)],
     )
 
