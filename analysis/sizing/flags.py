@@ -1,19 +1,22 @@
-"""Turns the flags of the command into model, card and deployment.
+"""The flags that state a planned deployment, and the model, card and deployment that they state.
 
 Where a flag is not given, vLLM's default is used.
 """
 
-from dataclasses import dataclass, replace
+import argparse
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
 
 from analysis.answers.sizing import StatedWorkload
+from analysis.cli import fraction, positive_integer, positive_number
 from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.speculative_config import read_speculative_config
 from loadtest.errors import InputError
 from loadtest.model.architectures import ModelShape, parse_config
 from loadtest.model.gpus import Gpu, find_gpu
+from loadtest.model.kv_cache import KV_DTYPES
 from loadtest.model.layers.tensors import ExpertPlacement
 from loadtest.model.speculation import Speculation
 from loadtest.model.startup import (
@@ -23,6 +26,8 @@ from loadtest.model.startup import (
     default_utilization,
     parse_version,
 )
+from loadtest.model.weights import LORA_RANKS
+from loadtest.record import Slo
 from loadtest.units import GIB
 
 
@@ -223,3 +228,151 @@ def _dtype(stated: str, shape: ModelShape, gpu: Gpu) -> str:
         return stated
     dtype = "bfloat16" if shape.dtype == "float32" else shape.dtype
     return "float16" if dtype == "bfloat16" and not gpu.full_graphs else dtype
+
+
+def add_sizing_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that state a planned deployment and its workload, but not the objectives."""
+    _add_model_flags(parser)
+    _add_server_flags(parser)
+    _add_workload_flags(parser)
+    _add_calibration_flags(parser)
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model and cards").add_argument
+    add("--config", type=Path, metavar="FILE", help="the model's config.json")
+    add("--name", metavar="TEXT", help="the model's name in the answer (default: the file's)")
+    add(
+        "--gpu",
+        metavar="NAME",
+        help="T4, L4, A10G, L40S, RTX 4090, A100, H100, H200, B200, MI300X, ...; with --for-users several, "
+        "with commas between",
+    )
+    add("--vram-gib", type=positive_number, metavar="X", help="memory as the driver reports it")
+    add("--bandwidth-gbps", type=positive_number, metavar="Y", help="memory bandwidth, GB/s")
+    add("--tflops", type=positive_number, metavar="Z", help="dense 16-bit TFLOP/s")
+    add(
+        "--gpus",
+        type=positive_integer,
+        metavar="N",
+        help="number of cards; those beyond tp x pp hold replicas",
+    )
+    add("--weights-gib", type=positive_number, metavar="X", help="weights of one GPU, when known")
+
+
+def _add_server_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("flags of vllm serve").add_argument
+    add("--tp", "--tensor-parallel-size", type=positive_integer, metavar="N", help="default: all cards")
+    add("--pp", "--pipeline-parallel-size", type=positive_integer, metavar="N", help="default: 1")
+    add(
+        "--data-parallel-size",
+        type=positive_integer,
+        metavar="N",
+        help="engines of one server, which divide a model's experts (default: 1)",
+    )
+    add("--enable-expert-parallel", action="store_true", help="divide whole experts, not their widths")
+    add("--dtype", default="auto", choices=["auto", "half", "float16", "bfloat16", "float", "float32"])
+    add("--quantization", "-q", metavar="METHOD", help="fp8, bitsandbytes, modelopt, ...")
+    add("--kv-cache-dtype", default="auto", choices=KV_DTYPES)
+    add(
+        "--gpu-memory-utilization",
+        type=fraction,
+        metavar="F",
+        help="default: that of the version, 0.92 from 0.20 on",
+    )
+    add(
+        "--max-model-len",
+        type=positive_integer,
+        metavar="N",
+        help="default: the model's own, lowered to what fits",
+    )
+    default = "default: vLLM's for a card of this size"
+    add("--max-num-seqs", type=positive_integer, metavar="N", help=default)
+    add("--max-num-batched-tokens", type=positive_integer, metavar="N", help=default)
+    add("--enforce-eager", action="store_true", help="without CUDA graphs")
+    add("--block-size", type=positive_integer, default=16, metavar="N", help="default: %(default)s")
+    add("--enable-lora", action="store_true", help="with buffers for adapters")
+    add("--max-loras", type=positive_integer, metavar="N", help="adapters in one batch (default: 1)")
+    add("--max-lora-rank", type=int, choices=LORA_RANKS, help="default: 16")
+    add(
+        "--speculative-config",
+        metavar="JSON",
+        help="method (draft_model, eagle3, mtp, ngram), num_speculative_tokens, model (its config.json)",
+    )
+    add("--kv-offloading-size", type=positive_number, metavar="GIB", help="CPU memory for evicted KV blocks")
+    add(
+        "--flashinfer-sampler",
+        action=argparse.BooleanOptionalAction,
+        help="whether FlashInfer samples (VLLM_USE_FLASHINFER_SAMPLER); counts before 0.17",
+    )
+    add("--vllm-version", metavar="X.Y.Z", help=f"default: {'.'.join(map(str, CURRENT_VERSION))}")
+
+
+def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("workload").add_argument
+    for flag, default in (
+        ("--prompt-tokens", "lognormal:512,0.6"),
+        ("--output-tokens", "lognormal:128,0.6"),
+        ("--think-s", "0"),
+    ):
+        add(flag, default=default, metavar="DIST", help="default: %(default)s")
+    add(
+        "--turns",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="turns of a conversation; each request sends its history (default: %(default)s)",
+    )
+    add(
+        "--shared-prefix-tokens",
+        type=positive_integer,
+        default=0,
+        metavar="N",
+        help="tokens of a text that every prompt begins with, such as a system prompt, on top of the prompt",
+    )
+    one = parser.add_argument_group("one load, to predict its latency too").add_mutually_exclusive_group()
+    one.add_argument("--at-users", type=positive_integer, metavar="N", help="this number of users")
+    one.add_argument(
+        "--at-rate", type=positive_number, metavar="R", help="requests a second into one replica (Poisson)"
+    )
+
+
+def _add_calibration_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("calibration").add_argument
+    add(
+        "--vllm-log",
+        type=Path,
+        metavar="FILE",
+        help="log of a real start-up on the same card: narrows the band",
+    )
+    add("--calibrate", type=Path, metavar="RUN", help="run folder of a load test, in place of a log")
+    add(
+        "--calibrate-config",
+        type=Path,
+        metavar="FILE",
+        help="config.json of the model that started there, when it is another one",
+    )
+
+
+def sizing_flags(options: argparse.Namespace) -> SizingFlags:
+    """Returns the flags of a command whose parser has those of `add_sizing_flags` and the objectives.
+
+    Raises InputError without --config, and for flags that contradict each other.
+    """
+    if options.config is None:
+        raise InputError("Give --config, the model's config.json.")
+    if options.at_rate is not None and options.turns > 1:
+        raise InputError("--at-rate cannot be combined with --turns: an open loop has no users.")
+    objectives = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
+    workload = StatedWorkload(
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+        think_s=options.think_s,
+        slo=Slo(**{name: value for name, value in objectives.items() if value is not None}),
+        turns=options.turns,
+        shared_prefix_tokens=options.shared_prefix_tokens,
+        at_users=options.at_users,
+        at_rate=options.at_rate,
+    )
+    names = [field.name for field in fields(SizingFlags) if field.name != "workload"]
+    return SizingFlags(workload=workload, **{name: getattr(options, name) for name in names})
