@@ -54,7 +54,8 @@ class TunedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     difference_interval: UsersInterval
     serve_command: str
     load_test_command: str
-    compare_command: str
+    compare_command: str | None
+    """Null where there is no run to compare with."""
 
 
 class TuneAnswer(msgspec.Struct, kw_only=True, frozen=True):
@@ -62,6 +63,9 @@ class TuneAnswer(msgspec.Struct, kw_only=True, frozen=True):
 
     schema: int = 1
     source: str
+    """The runs, or the model and the card of a planned deployment."""
+    predicted: bool = False
+    """Whether the deployment is planned, so that its engine is predicted instead of fitted to runs."""
     model: str
     slo: Slo
     now: TunedUsers

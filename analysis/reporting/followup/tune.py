@@ -17,10 +17,8 @@ def show_tuning(answer: TuneAnswer, *, as_json: bool) -> None:
     out = Output()
     out.print()
     print_indented(out, tuning_title(answer), style="bold")
-    print_indented(
-        out,
-        f"Now {_users(answer.now)}: {wall_name(answer.now.wall)}, by the engine fitted to {answer.source}.",
-    )
+    engine = f"predicted for {answer.source}" if answer.predicted else f"fitted to {answer.source}"
+    print_indented(out, f"Now {_users(answer.now)}: {wall_name(answer.now.wall)}, by the engine {engine}.")
     simulated = [one for one in answer.tried if one.verdict != "not simulated"]
     if simulated:
         out.print(terminal_table(TUNE_HEAD, [_row(one) for one in simulated]))
@@ -51,7 +49,8 @@ def _show_recommended(out: Output, found: TunedConfiguration) -> None:
         out.print()
         print_indented(out, title, style="bold")
         for command in commands:
-            print_indented(out, f"  {command}")
+            if command is not None:
+                print_indented(out, f"  {command}")
 
 
 def _row(one: TriedChange) -> list[str]:
