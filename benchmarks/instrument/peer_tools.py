@@ -1,14 +1,9 @@
 """The load generators that `benchmarks peers` compares: how to install, call and read each of them.
 
-Each peer has its own environment with pinned versions in the folder `peers_home()`. Environments are made
-once. A marker file is written last, so an interrupted installation is detected and made again.
+Each peer has its own environment with pinned versions.
 """
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.environments import UnavailableError, make_environment, program_of
 from benchmarks.instrument.client import ANSWER_TOKENS
 from testing.processes import LOCUST, free_port
 from testing.servers.scripted import SCRIPTED_MODEL
@@ -31,10 +27,6 @@ PINS = {
     "aiperf": ("aiperf==0.13.0",),
     "genai-bench": ("genai-bench==0.0.5",),
 }
-
-
-class UnavailableError(Exception):
-    """The tool cannot be installed, or it published no figures. The message is one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +64,6 @@ class Tool:
     """Returns additional environment variables, given the folder of the load."""
 
 
-def peers_home() -> Path:
-    """Returns the folder of the peers' environments."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SEATCOUNT_PEERS_HOME") or cache / "seatcount" / "peers").resolve()
-
-
 def _make_vllm() -> None:
     """Makes the environment of vLLM. Its tiny model has the tokenizer that the other tools need."""
     try:
@@ -89,29 +75,12 @@ def _make_vllm() -> None:
 def make(tool: str) -> None:
     """Makes the environment of a tool in `PINS` where it is missing. Raises UnavailableError."""
     _make_vllm()
-    folder = peers_home() / tool
-    marker, key = folder / "ready", f"{' '.join(PINS[tool])}, Python {platform.python_version()}"
-    if marker.exists() and marker.read_text() == key:
-        return
-    print(f"Making the environment of {tool} (once, one or two minutes) ...", file=sys.stderr, flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    pip = [str(folder / "env" / "bin" / "python"), "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    _run([sys.executable, "-m", "venv", str(folder / "env")], folder / "install.log")
-    _run([*pip, "install", "--no-compile", *PINS[tool]], folder / "install.log")
-    marker.write_text(key)
-
-
-def _run(command: list[str], log: Path) -> None:
-    with log.open("a") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
-    if done.returncode:
-        raise UnavailableError(f"Its environment could not be made; {log.name} in its folder says why.")
+    make_environment(tool, PINS[tool])
 
 
 def program(tool: str) -> str:
     """Returns the path of the tool's program."""
-    return str(peers_home() / tool / "env" / "bin" / tool)
+    return program_of(tool, tool)
 
 
 def _tokenizer() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.environments import UnavailableError
 from benchmarks.instrument.client import ANSWER_TOKENS, GAP_S, TICKS, TIMES, TTFT_S, get, request_errors
 from benchmarks.instrument.peer_tools import (
     BARE,
@@ -28,7 +29,6 @@ from benchmarks.instrument.peer_tools import (
     Figures,
     Load,
     Tool,
-    UnavailableError,
     quantile_figures,
 )
 from testing.processes import scripted_server, session_members
