@@ -121,13 +121,20 @@ def _means_s(steps: PredictedStepTime, row: PublishedRow, habits: Mapping[str, f
         max_num_batched_tokens=row.max_num_batched_tokens,
         together=row.together,
     )
+    computed, late = computed_and_late(row, habits)
+    ttft_s, tpot_s = means_s(steps, load, computed=computed)
+    return ttft_s + late * tpot_s, tpot_s
+
+
+def computed_and_late(row: PublishedRow, habits: Mapping[str, float]) -> tuple[float, float]:
+    """Returns what the row's source does by `HABITS`: the share of its prompts' tokens that is computed, and
+    the decode steps by which its client times the first token late."""
     fresh, late = 1.0, 0.0
     for name, value in habits.items():
         source, _, habit = name.partition(" ")
         if source in row.source:
             fresh, late = (value, late) if habit == "fresh" else (fresh, value)
-    ttft_s, tpot_s = means_s(steps, load, computed=min(fresh, 1.0))
-    return ttft_s + late * tpot_s, tpot_s
+    return min(fresh, 1.0), late
 
 
 def fit_shares(rows: Sequence[PublishedRow], *, start: Fitted | None = None, rounds: int = 15) -> Fitted:

@@ -156,9 +156,14 @@ _CONFIGS: dict[str, dict[str, object]] = {
 """By the last part of the model's name. MiniMax-M2.5 has the tensors of a Qwen3 with experts."""
 
 
-def shape_of(model: str) -> ModelShape:
-    """Returns the model's shape. Raises UnsupportedModelError if its config is not in the table."""
+def config_of(model: str) -> dict[str, object]:
+    """Returns the model's config.json. Raises UnsupportedModelError if it is not in the table."""
     config = _CONFIGS.get(model.rpartition("/")[2])
     if config is None:
         raise UnsupportedModelError(f"the config of {model} is not in this benchmark's table")
-    return parse_config({"torch_dtype": "bfloat16", **config})
+    return {"torch_dtype": "bfloat16", **config}
+
+
+def shape_of(model: str) -> ModelShape:
+    """Returns the model's shape. Raises UnsupportedModelError if its config is not in the table."""
+    return parse_config(config_of(model))

@@ -1,7 +1,8 @@
-"""Compares predicted latency with published measurements: `python -m benchmarks gpu [--fit]`.
+"""Compares predicted latency with published measurements: `python -m benchmarks gpu`.
 
 The measurements are not part of the repository. SEATCOUNT_GPU names a JSON Lines file with one measured
-condition per line. With `--fit` the shares of loadtest/model/step_efficiency.toml are fitted anew.
+condition per line. With `--fit` the shares of loadtest/model/step_efficiency.toml are fitted anew. NVIDIA's
+aiconfigurator is compared where it is installed, and `--aiconfigurator` installs it where it is missing.
 """
 
 import datetime
@@ -9,14 +10,16 @@ import math
 import os
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.fit import PLAIN_ROOFLINE, Fitted, fit_shares, table_text
+from benchmarks.environments import UnavailableError
+from benchmarks.gpu.configurator import CONFIGURATOR_PINS, ask_configurator, prepare_configurator
+from benchmarks.gpu.fit import PLAIN_ROOFLINE, Fitted, computed_and_late, fit_shares, table_text
 from benchmarks.gpu.published import PublishedRow, read_conditions
 from loadtest.model.step_time import FITTED_FILE
 
@@ -37,15 +40,16 @@ def main() -> None:
     print(f"gpu: {len(counted)} conditions of {len({row.deployment for row in counted})} deployments")
     whole = fit_shares(counted)
     _print_rows(whole, rows)
-    errors = {}
+    errors, fits = {}, {}
     for name, key in _KEYS.items():
-        fits = _left_out_fits(counted, key, whole)
+        fits[name] = _left_out_fits(counted, key, whole)
         for habits in (True, False):
-            errors[name, habits] = _errors(counted, key, fits, habits=habits)
+            errors[name, habits] = _errors(counted, key, fits[name], habits=habits)
             _print_errors(name, errors[name, habits], habits=habits)
     plain = Fitted(efficiency=PLAIN_ROOFLINE, habits={})
     alone = _errors(counted, _everything, {"": plain}, habits=False)
     _print_errors("nothing: the plain roofline", alone, habits=False)
+    _print_beside(counted, fits)
     bands = {
         f"{figure}_{card}": _band(errors[name, False][figure])
         for card, name in (("known", "deployment"), ("unknown", "card"))
@@ -101,9 +105,13 @@ def fit_again(rows: Sequence[PublishedRow], whole: Fitted) -> Fitted:
 
 
 def _errors(rows: Sequence[PublishedRow], key: Key, fits: Mapping[str, Fitted], *, habits: bool) -> Errors:
+    return _errors_of(rows, [fits[key(row)].means_s(row, habits=habits) for row in rows])
+
+
+def _errors_of(rows: Sequence[PublishedRow], predicted: Sequence[tuple[float, float]]) -> Errors:
+    """predicted: mean TTFT and mean TPOT of each row, seconds."""
     found: Errors = defaultdict(list)
-    for row in rows:
-        ttft_s, tpot_s = fits[key(row)].means_s(row, habits=habits)
+    for row, (ttft_s, tpot_s) in zip(rows, predicted, strict=True):
         e2e_s = ttft_s + (row.output - 1) * tpot_s
         for name, true, got in zip(
             LATENCIES, (row.ttft_s, row.tpot_s, row.e2e_s), (ttft_s, tpot_s, e2e_s), strict=True
@@ -134,8 +142,7 @@ def calibrated_errors(errors: Errors) -> Errors:
 
 
 def _print_errors(name: str, errors: Errors, *, habits: bool) -> None:
-    known = "prefixes as the source repeats them" if habits else "from the stated lengths alone"
-    print(f"gpu: left out by {name}, {known}")
+    print(f"gpu: left out by {name}, {_said(habits=habits)}")
     for figure in LATENCIES:
         rows = errors[figure]
         by_row = statistics.median(abs(error) for _, error in rows)
@@ -150,6 +157,75 @@ def _print_errors(name: str, errors: Errors, *, habits: bool) -> None:
             f"bias {_percent(statistics.median(-error for _, error in rows))}; "
             f"band of the others holds {100 * sum(inside) / len(inside):.0f} % of {len(inside)}"
         )
+
+
+def _print_beside(rows: Sequence[PublishedRow], fits: Mapping[str, Mapping[str, Fitted]]) -> None:
+    """Prints errors of aiconfigurator, of ours and of the plain roofline, on the rows that it can express.
+
+    fits: by what is left out, the fit for each of its names. Sides are told the same habits.
+    """
+    if why := prepare_configurator(install="--aiconfigurator" in sys.argv):
+        print(f"gpu: {why}")
+        return
+    for habits in (True, False):
+        told = [
+            computed_and_late(row, fits["deployment"][row.deployment].habits if habits else {})
+            for row in rows
+        ]
+        try:
+            answers = ask_configurator(rows, [computed for computed, _ in told])
+        except UnavailableError as problem:
+            print(f"gpu: {CONFIGURATOR_PINS[0]} is not compared: {problem}")
+            return
+        known = [
+            (row, (answer[0] + late * answer[1], answer[1]))
+            for row, answer, (_, late) in zip(rows, answers, told, strict=True)
+            if not isinstance(answer, str)
+        ]
+        print(f"gpu: beside {CONFIGURATOR_PINS[0]}, {_said(habits=habits)}")
+        _print_sides("rows", known, fits, habits=habits)
+        _print_sides(
+            "closed loops", [each for each in known if each[0].users is not None], fits, habits=habits
+        )
+        for reason, count in Counter(answer for answer in answers if isinstance(answer, str)).most_common():
+            print(f"  not in its terms: {count} rows: {reason}")
+
+
+def _print_sides(
+    which: str,
+    known: Sequence[tuple[PublishedRow, tuple[float, float]]],
+    fits: Mapping[str, Mapping[str, Fitted]],
+    *,
+    habits: bool,
+) -> None:
+    """known: rows with aiconfigurator's mean TTFT and mean TPOT, seconds."""
+    rows = [row for row, _ in known]
+    plain = {
+        name: Fitted(efficiency=PLAIN_ROOFLINE, habits=fit.habits) for name, fit in fits["deployment"].items()
+    }
+    sides = {
+        f"ours, {name} left out": _errors(rows, _KEYS[name], fit, habits=habits) for name, fit in fits.items()
+    }
+    sides["aiconfigurator"] = _errors_of(rows, [answer for _, answer in known])
+    sides["plain roofline"] = _errors(rows, _deployment, plain, habits=habits)
+    print(f"  {len(rows)} {which} of {len({row.deployment for row in rows})} deployments")
+    for name, errors in sides.items():
+        cells = [f"{figure} {_summary(errors[figure])}" for figure in LATENCIES if errors[figure]]
+        print(f"    {name:25s} {'; '.join(cells)}")
+
+
+def _summary(errors: Sequence[tuple[str, float]]) -> str:
+    by_row = statistics.median(abs(error) for _, error in errors)
+    medians = [statistics.median(map(abs, group)) for group in _by_deployment(errors).values()]
+    bias = statistics.median(-error for _, error in errors)
+    return (
+        f"{_percent(by_row)} by row, {_percent(statistics.median(medians))} by deployment, "
+        f"bias {_percent(bias)} ({len(errors)})"
+    )
+
+
+def _said(*, habits: bool) -> str:
+    return "prefixes as the source repeats them" if habits else "from the stated lengths alone"
 
 
 def _by_deployment(rows: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
