@@ -26,7 +26,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not real" --ignore tests/field -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not real" --ignore tests/field -n 3 --dist loadfile
 
 # The cases of the field wait more than they compute; the real vLLM needs the machine for itself.
 test: check
