@@ -57,6 +57,8 @@ def main() -> None:
     }
     for card, name in (("known", "deployment"), ("unknown", "card")):
         calibrated = calibrated_errors(errors[name, True])
+        if any(len(_by_deployment(calibrated[figure])) < 2 for figure in LATENCIES):
+            continue  # no other deployment with several rows, to take the band from
         _print_errors(f"{name}, and calibrated by its own other loads", calibrated, habits=True)
         bands |= {f"{figure}_calibrated_{card}": _band(calibrated[figure]) for figure in LATENCIES}
     if "--fit" in sys.argv:
