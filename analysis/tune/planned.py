@@ -144,7 +144,7 @@ def _setting(changes: Changes, plan: FittedPlan, sized: SizedEngine) -> PlannedS
 
 def _climbs(flags: SizingFlags, base: PlannedSetting) -> Iterator[tuple[str, Sequence[object]]]:
     """Yields the flags to try beside a setting, each with the values to try one after the other."""
-    deployment, set_ = base.deployment, base.changes
+    deployment = base.deployment
     slots, budget = deployment.max_num_seqs, deployment.max_num_batched_tokens
     steps = range(1, DOUBLINGS + 1)
     slots_used = base.wall == "max_num_seqs" or base.running > FULL_ENOUGH * slots
@@ -156,9 +156,9 @@ def _climbs(flags: SizingFlags, base: PlannedSetting) -> Iterator[tuple[str, Seq
     full = base.wall == "kv_cache" or base.kv_usage > FULL_ENOUGH
     if full and deployment.utilization < MAX_UTILIZATION - 0.005:
         yield "gpu_memory_utilization", [MAX_UTILIZATION]
-    if "fp8" not in deployment.kv_dtype and "kv_cache_dtype" not in set_:
+    if "fp8" not in deployment.kv_dtype and "kv_cache_dtype" not in base.changes:
         yield "kv_cache_dtype", ["fp8"]
-    if "tensor_parallel_size" not in set_:
+    if "tensor_parallel_size" not in base.changes:
         for tp in _other_splits(flags, deployment):
             yield "tensor_parallel_size", [tp]
 
@@ -215,7 +215,7 @@ def _tried(
 ) -> TriedChange:
     if isinstance(one, _Refused):
         change = _flag_change(now, name, values[0])
-        return TriedChange(change=change, verdict="no gain", reason=one.reason.removesuffix("."))
+        return TriedChange(change=change, verdict="not simulated", reason=one.reason.removesuffix("."))
     change = _flag_change(now, name, one.changes[name])
     if not _is_noticeable(now, one):
         return TriedChange(change=change, verdict="no gain")

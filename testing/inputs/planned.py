@@ -50,8 +50,13 @@ def config_file(folder: Path, config: dict[str, object]) -> str:
 
 def sized(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs `python -m analysis.sizing`, which must end with `code` and print no traceback."""
+    return answered("analysis.sizing", *flags, code=code)
+
+
+def answered(module: str, *flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m MODULE`, which must end with `code` and print no traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "analysis.sizing", *flags],
+        [sys.executable, "-m", module, *flags],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,

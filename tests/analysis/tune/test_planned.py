@@ -3,31 +3,19 @@
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B
-from testing.inputs.planned import config_file
-from testing.processes import ROOT, clean_environment
+from testing.inputs.planned import answered, config_file
 
 WORKLOAD = ["--prompt-tokens", "lognormal:1024,0.6", "--output-tokens", "lognormal:256,0.8"]
 
 
 def tuned(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.tune", *flags],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return answered("analysis.tune", *flags, code=code)
 
 
 def answer(*flags: str) -> dict[str, Any]:
