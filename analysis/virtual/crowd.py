@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.statistics.arrays import Floats
 from analysis.virtual.service import Service, TurnTokens, typical_duration_s
 from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.virtual import TimedRequest
@@ -123,6 +124,22 @@ class VirtualUser:
         return request
 
 
+def _first_starts_s(users: Sequence[VirtualUser], cycles_s: Floats) -> Iterator[float]:
+    """Draws when each user sends the first request, seconds, as if all had been there for long.
+
+    At a random instant a user is more often in a long cycle of pause and request than in a short one, and
+    anywhere in it. If all began within the mean cycle instead, those with short pauses would come again while
+    others come for the first time: far too many at once. cycles_s: cycles that users draw from, shape (n,).
+    """
+    if np.ptp(cycles_s) == 0:
+        yield from (user.random.uniform(0.0, float(cycles_s[0])) for user in users)
+        return
+    upto_s = np.cumsum(cycles_s)
+    for user in users:
+        at_s = user.random.uniform(0.0, float(upto_s[-1]))
+        yield float(upto_s[np.searchsorted(upto_s, at_s)]) - at_s
+
+
 class Crowd:
     """Users who chat until they have sent `wanted` requests in total."""
 
@@ -145,9 +162,8 @@ class Crowd:
         self._wanted = wanted
         self.window = (0.0, 0.0)
         """Begin and end of the steady window, virtual seconds: after the warm-up, until requests run out."""
-        pause_s = float(np.mean(service.chatting.pauses_s))
-        spread_s = 0.0 if together else pause_s + typical_duration_s(service, users / replicas)
-        self._starts = sorted(user.random.uniform(0.0, spread_s) for user in self._users)
+        cycles_s = service.chatting.pauses_s + typical_duration_s(service, users / replicas)
+        self._starts = [0.0] * users if together else sorted(_first_starts_s(self._users, cycles_s))
 
     def first_requests(self) -> Iterator[TimedRequest]:
         """Yields the first request of each user with its start time, in the order of these times."""
