@@ -24,7 +24,7 @@ from loadtest.workload.pauses import ErrorPauses
 USERS_A_WORKER = 1_000_000
 """User numbers reserved for each worker: those of worker i begin at i times this."""
 MIN_STAGGER_S = 1.0
-"""Shortest time, in seconds, over which the first requests of users are spread."""
+"""Shortest time, in seconds, over which the first requests of users are spread who hardly think."""
 
 
 class ChatUser(User):
@@ -51,9 +51,10 @@ class ChatUser(User):
         """Returns the seconds until Locust calls `ask` again.
 
         - open loop: a short fixed interval,
-        - closed loop, before the first request: a random time from 0 to the settling time, the mean think
-          time or 1 s, whichever is longest, because Locust starts all users of one second at once, and users
-          who begin together and think equally long would ask together again and again,
+        - closed loop, before the first request: what remains of a think time at a random instant, as if the
+          user had been there for long; or a random time up to the settling time or 1 s where that is longer
+          than people think, because Locust starts all users of one second at once, and users who begin
+          together and think equally long would ask together again and again,
         - closed loop, later: the think time, and before it the pause if the last request has failed.
         """
         generator = self.load_test_process.generator
@@ -63,8 +64,10 @@ class ChatUser(User):
             return LOOKAHEAD_S / 4
         if self._waits is None:
             self._waits = random.Random(f"waits/{generator.settings.seed}/{self.number}")
-            longest_s = max(MIN_STAGGER_S, generator.settings.settle_s, generator.think.mean)
-            return self._waits.uniform(0, longest_s)
+            stagger_s = max(MIN_STAGGER_S, generator.settings.settle_s)
+            if generator.think.mean > stagger_s:
+                return generator.think.draw_remaining(self._waits)
+            return self._waits.uniform(0, stagger_s)
         pause_s, self._pause_s = self._pause_s, 0.0
         return pause_s + generator.think.draw(self._waits)
 

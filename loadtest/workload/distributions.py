@@ -61,6 +61,24 @@ class Distribution(msgspec.Struct, frozen=True):
                 variance = math.log1p(self.b**2)
                 return rng.lognormvariate(math.log(self.a) - variance / 2, math.sqrt(variance))
 
+    def draw_remaining(self, rng: random.Random) -> float:
+        """Draws how long a pause that is under way at a random instant still lasts.
+
+        Such a pause is a long one more often than a short one, in proportion to its length, and the instant
+        lies anywhere in it (the equilibrium residual life of renewal theory).
+        """
+        part = rng.random()
+        match self.kind:
+            case "fixed":
+                return part * self.a
+            case "uniform":
+                return part * math.sqrt(self.a**2 + rng.random() * (self.b**2 - self.a**2))
+            case "exp":
+                return rng.expovariate(1 / self.a)
+            case "lognormal":
+                variance = math.log1p(self.b**2)
+                return part * rng.lognormvariate(math.log(self.a) + variance / 2, math.sqrt(variance))
+
     def draw_count(self, rng: random.Random) -> int:
         """Draws one whole number, 1 or larger."""
         if self.kind == "uniform":

@@ -21,6 +21,19 @@ def test_a_distribution_has_the_mean_and_spread_it_names(text: str, mean: float,
     assert law.mean == mean
 
 
+@pytest.mark.parametrize("text", ["300", "100-500", "lognormal:300,0.6", "exp:300"])
+def test_people_who_were_there_for_long_ask_as_often_from_the_start_on(text: str) -> None:
+    """As many of 20,000 people ask in the first fifth of a mean pause as in each later one."""
+    law, rng = Distribution.parse(text), random.Random(1)
+    asked = [0] * 15
+    for _ in range(20_000):
+        at = law.draw_remaining(rng)
+        while at < 900:
+            asked[int(at // 60)] += 1
+            at += law.draw(rng)
+    assert asked == pytest.approx([4000] * 15, abs=5 * 4000**0.5)
+
+
 def test_a_range_is_inclusive() -> None:
     law, rng = Distribution.parse("2-4"), random.Random(0)
     assert {law.draw_count(rng) for _ in range(200)} == {2, 3, 4}
