@@ -170,8 +170,7 @@ def simulate_users(
 ) -> VirtualRun:
     """Simulates a constant number of users.
 
-    The users start at random times, spread over the mean pause plus the expected duration of a request, or
-    all at once (`together`).
+    The users start at random times, as if all had been there for long, or all at once (`together`).
     Equal seeds give equal users, because each user has random numbers of their own. requests: the total
     number of requests of all users; by default REQUESTS_PER_USER times the number of users.
     """
