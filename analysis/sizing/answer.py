@@ -42,8 +42,8 @@ def size_deployment(
     sized = size_engine(deployment, workload)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
     engines = deployment.replicas
-    low, high = min(placed.low for placed in walls), min(placed.high for placed in walls)
-    xs = (low * engines, walls[0].x * engines, high * engines)
+    low, x, high = sized.users_band
+    xs = (low * engines, x * engines, high * engines)
     blocks, layout = sized.band.blocks, sized.band.layout
     names = {placed.name for placed in walls}
     bands = planned_bands(deployment)

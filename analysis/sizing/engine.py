@@ -63,6 +63,12 @@ class SizedEngine:
         """The limit (wall) that is reached with the fewest users."""
         return min(self.walls, key=lambda placed: placed.x)
 
+    @property
+    def users_band(self) -> tuple[float, float, float]:
+        """Lower end, estimate and upper end of the users that all limits allow."""
+        low, high = min(placed.low for placed in self.walls), min(placed.high for placed in self.walls)
+        return low, self.binding_wall.x, high
+
 
 def size_engine(
     deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True, length: float = 1.0

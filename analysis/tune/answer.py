@@ -10,7 +10,7 @@ from analysis.cli import RefusedError
 from analysis.reading.pooling import choose_runs
 from analysis.reading.runs import find_runs
 from analysis.reporting.console import ProgressBar
-from analysis.tune.commands import compare_command, load_test_command, serve_command, serve_notes
+from analysis.tune.commands import compare_command, load_test_command, run_notes, serve_command
 from analysis.tune.flags import flag_change
 from analysis.tune.limits import Workbench, users_of
 from analysis.tune.processes import for_each
@@ -79,7 +79,13 @@ def _recommended(
         difference=difference,
         difference_interval=interval,
         serve_command=serve_command(info, setting, stated=stated),
-        load_test_command=load_test_command(info, now_x=found.now.x, users=users.interval),
+        load_test_command=load_test_command(
+            info.settings,
+            scenario=info.scenario,
+            host=info.host,
+            now_x=found.now.x,
+            users=users.interval,
+        ),
         compare_command=compare_command(options.run),
     )
 
@@ -116,4 +122,4 @@ def _warnings(options: argparse.Namespace, twin: FittedTwin, info: RunInfo, foun
     if info.server.simulated is not None:
         warnings.append("The run was against Seatcount's embedded server, not hardware.")
     changed: Sequence[str] = list(found.best.setting)
-    return [*warnings, *(serve_notes(changed, info) if changed else [])]
+    return [*warnings, *(run_notes(changed) if changed else [])]

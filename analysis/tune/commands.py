@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from analysis.answers.tune import UsersInterval
@@ -59,16 +59,21 @@ def serve_command(info: RunInfo, setting: Setting, *, stated: Mapping[str, int |
     return shlex.join(words)
 
 
-def load_test_command(info: RunInfo, *, now_x: float, users: UsersInterval) -> str:
-    """Returns the load test with the run's workload, at levels around the predicted limit."""
-    words = ["locust", "-f", f"scenarios/{info.scenario}.py", "--host", info.host, "--headless"]
+def load_test_command(
+    settings: Mapping[str, object], *, scenario: str, host: str, now_x: float, users: UsersInterval
+) -> str:
+    """Returns the load test with the workload of the settings, at levels around the predicted limit.
+
+    settings: those of a load test, by their names in `loadtest.settings`; others count as not given.
+    """
+    words = ["locust", "-f", f"scenarios/{scenario}.py", "--host", host, "--headless"]
     for name in WORKLOAD_FLAGS:
-        value = info.settings.get(name)
+        value = settings.get(name)
         if value not in (None, "") and str(value) not in DEFAULTS.get(name, ()):
             words += [cli_flag(name), str(value)]
-    if info.settings.get("ignore_eos") is False:
+    if settings.get("ignore_eos") is False:
         words += ["--ignore-eos", "false"]
-    level_s = max(PROOF_LEVEL_S, float(str(info.settings.get("level_s") or 0)))
+    level_s = max(PROOF_LEVEL_S, float(str(settings.get("level_s") or 0)))
     levels = ",".join(map(str, proof_levels(now_x=now_x, users=users)))
     return shlex.join([*words, "--levels", levels, "--level-s", f"{level_s:g}"])
 
@@ -86,20 +91,23 @@ def compare_command(run: Path | None) -> str:
     return shlex.join(["python", "-m", "analysis.compare", str(run), "NEW_RUN"])
 
 
-def serve_notes(changed: Sequence[str], info: RunInfo) -> list[str]:
-    """Returns what the commands cannot know, for the changed flags."""
+def serve_notes(changed: Collection[str]) -> list[str]:
+    """Returns what has to be checked before a server with these changed flags is used."""
+    said = {
+        "kv_cache_dtype": "An FP8 KV cache may change answers: check their quality, and that the card "
+        "supports it.",
+        "gpu_memory_utilization": "Peaks at vLLM's start must fit beside a larger utilization: lower it if "
+        "it does not start.",
+    }
+    return [note for name, note in said.items() if name in changed]
+
+
+def run_notes(changed: Collection[str]) -> list[str]:
+    """Returns what the commands cannot know where a run was tuned, for the changed flags."""
     notes = ["The vllm serve line has the flags that the run tells: add the others that the server has."]
-    if "kv_cache_dtype" in changed:
-        notes.append(
-            "An FP8 KV cache may change answers: check their quality, and that the card supports it."
-        )
     if "max_num_batched_tokens" in changed or "max_num_seqs" in changed:
         notes.append(
             "More slots or a larger token budget raise the memory of vLLM's start-up, which the pool pays "
             "for: the simulation leaves that out, analysis.sizing counts it."
         )
-    if "gpu_memory_utilization" in changed:
-        notes.append(
-            "Peaks at vLLM's start must fit beside a larger utilization: lower it if it does not start."
-        )
-    return notes
+    return [*notes, *serve_notes(changed)]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from analysis.answers.sizing import FloatBand
@@ -21,7 +21,7 @@ from analysis.sizing.engine import SizedEngine, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.predict import DoesNotFitError, FittedPlan, fitted_plan
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
-from analysis.tune.commands import PROOF_LEVEL_S, proof_levels
+from analysis.tune.commands import load_test_command, serve_notes
 from analysis.tune.flags import DOUBLINGS, FULL_ENOUGH, MIN_BATCHED_TOKENS, cli_flag
 from analysis.tune.processes import for_each
 from analysis.tune.recommend import NOTICEABLE_USERS
@@ -130,12 +130,12 @@ def _changed(flags: SizingFlags, changes: Changes) -> SizingFlags:
 
 def _setting(changes: Changes, plan: FittedPlan, sized: SizedEngine) -> PlannedSetting:
     replicas, wall = plan.deployment.replicas, sized.binding_wall
-    low, high = (min(getattr(one, end) for one in sized.walls) for end in ("low", "high"))
+    low, x, high = sized.users_band
     running = wall.x * sized.active(max(int(wall.x), 1))
     return PlannedSetting(
         changes=changes,
         deployment=plan.deployment,
-        users=(low * replicas, wall.x * replicas, high * replicas),
+        users=(low * replicas, x * replicas, high * replicas),
         wall=wall.name,
         kv_usage=running * sized.distribution.mean / sized.band.blocks[1],
         running=running,
@@ -281,35 +281,22 @@ def _configuration(flags: SizingFlags, now: PlannedSetting, best: PlannedSetting
         difference=best.users[1] - now.users[1],
         difference_interval=_difference(now, best),
         serve_command=shlex.join(serve),
-        load_test_command=_load_test_command(flags, now, interval),
+        load_test_command=load_test_command(
+            asdict(flags.workload),
+            scenario="chat",
+            host="http://SERVER:8000",
+            now_x=now.users[1],
+            users=interval,
+        ),
         compare_command=None,
     )
 
 
-def _load_test_command(flags: SizingFlags, now: PlannedSetting, users: UsersInterval) -> str:
-    stated = flags.workload
-    words = ["locust", "-f", "scenarios/chat.py", "--host", "http://SERVER:8000", "--headless"]
-    words += ["--prompt-tokens", stated.prompt_tokens, "--output-tokens", stated.output_tokens]
-    if stated.think_s not in ("0", "0.0"):
-        words += ["--think-s", stated.think_s]
-    if stated.turns > 1:
-        words += ["--turns", str(stated.turns)]
-    levels = ",".join(map(str, proof_levels(now_x=now.users[1], users=users)))
-    return shlex.join([*words, "--levels", levels, "--level-s", f"{PROOF_LEVEL_S:g}"])
-
-
 def _planned_warnings(flags: SizingFlags, best: PlannedSetting) -> list[str]:
     warnings = [
-        "Nothing was measured: after a load test of the server, analysis.tune RUN tells with its own engine."
+        "Nothing was measured: after a load test of the server, analysis.tune RUN tells with its own engine.",
+        *serve_notes(best.changes),
     ]
-    if "kv_cache_dtype" in best.changes:
-        warnings.append(
-            "An FP8 KV cache may change answers: check their quality, and that the card supports it."
-        )
-    if "gpu_memory_utilization" in best.changes:
-        warnings.append(
-            "Peaks at vLLM's start must fit beside a larger utilization: lower it if it does not start."
-        )
     if flags.workload.shared_prefix_tokens:
         warnings.append(
             "The load test has no flag for shared text: give it prompts that share theirs (--prompts)."

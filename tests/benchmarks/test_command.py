@@ -48,6 +48,22 @@ PUBLISHED: dict[str, object] = {
 }
 
 
+def gpu_benchmark(rows: list[dict[str, object]], folder: Path) -> str:
+    """Runs the benchmark on these rows, with the tools' environments in `folder`. Returns what it printed."""
+    path = folder / "published.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gpu"],
+        cwd=ROOT,
+        env=clean_environment(SEATCOUNT_GPU=str(path), SEATCOUNT_PEERS_HOME=str(folder)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_published_rows_that_cannot_tell_are_left_out_by_rule_and_counted(tmp_path: Path) -> None:
     cards = [{"gpu": gpu, "deployment_id": f"{gpu}/tp1/vllm/test"} for gpu in ("H100-SXM-80GB", "L40S")]
     good = [PUBLISHED | card | {"request_rate": rate} for card in cards for rate in (1.0, 2.0)]
@@ -60,25 +76,12 @@ def test_published_rows_that_cannot_tell_are_left_out_by_rule_and_counted(tmp_pa
         {"model": "somebody/Unknown-1B"},
     ]
     rows = [*good, PUBLISHED | cards[0] | closed, *(PUBLISHED | cards[0] | change for change in wrong)]
-    path = tmp_path / "published.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gpu"],
-        cwd=ROOT,
-        env=clean_environment(SEATCOUNT_GPU=str(path), SEATCOUNT_PEERS_HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "gpu: 5 conditions of 2 deployments" in done.stdout
-    assert done.stdout.count("left out: 1 rows") == len(wrong)
-    assert "gpu: left out by card" in done.stdout
-    assert "plain roofline" in done.stdout
-    assert (
-        "aiconfigurator==0.12.0 is not installed, so it is not compared; `python -m benchmarks gpu"
-        in done.stdout
-    )
+    said = gpu_benchmark(rows, tmp_path)
+    assert "gpu: 5 conditions of 2 deployments" in said
+    assert said.count("left out: 1 rows") == len(wrong)
+    assert "gpu: left out by card" in said
+    assert "plain roofline" in said
+    assert "aiconfigurator==0.12.0 is not installed, so it is not compared; `python -m benchmarks gpu" in said
 
 
 STAND_IN = """
@@ -123,20 +126,10 @@ def test_rows_reach_aiconfigurator_in_its_terms(tmp_path: Path) -> None:
         opened | at["L40S"],
         opened | at["L4"],
     ]
-    path = tmp_path / "published.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gpu"],
-        cwd=ROOT,
-        env=clean_environment(SEATCOUNT_GPU=str(path), SEATCOUNT_PEERS_HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "  3 rows of 2 deployments" in done.stdout
-    assert "  1 closed loops of 1 deployments" in done.stdout
-    assert "not in its terms: 1 rows: it has no kernel times of vLLM on the card: NVIDIA L4" in done.stdout
-    theirs = [line for line in done.stdout.splitlines() if line.strip().startswith("aiconfigurator")]
+    said = gpu_benchmark(rows, tmp_path)
+    assert "  3 rows of 2 deployments" in said
+    assert "  1 closed loops of 1 deployments" in said
+    assert "not in its terms: 1 rows: it has no kernel times of vLLM on the card: NVIDIA L4" in said
+    theirs = [line for line in said.splitlines() if line.strip().startswith("aiconfigurator")]
     assert len(theirs) == 4
     assert [line.count(" 0 % by row, 0 % by deployment") for line in theirs] == [3] * 4, theirs

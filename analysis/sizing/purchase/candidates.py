@@ -97,9 +97,8 @@ def _not_sure(cards: CandidateCards, estimate: int) -> OmittedCandidate:
 def _candidate(
     cards: CandidateCards, plan: FittedPlan, sized: SizedEngine, users: int
 ) -> FleetCandidate | OmittedCandidate:
-    low = min(wall.low for wall in sized.walls)
-    high = min(wall.high for wall in sized.walls)
-    each: IntBand = (math.floor(low), math.floor(sized.binding_wall.x), math.floor(high))
+    low, x, high = sized.users_band
+    each: IntBand = (math.floor(low), math.floor(x), math.floor(high))
     if each[0] < 1:
         return _not_sure(cards, each[1])
     replicas = replicas_of(users, each[0])
@@ -111,7 +110,7 @@ def _candidate(
         pipeline_parallel=plan.deployment.pp,
         max_model_len=plan.deployment.max_model_len,
         users_per_replica=each,
-        users_per_replica_x=(low, sized.binding_wall.x, high),
+        users_per_replica_x=sized.users_band,
         binding=sized.binding_wall.name,
         replicas=replicas,
         replicas_by_estimate=replicas_of(users, each[1]),
