@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
@@ -25,24 +26,28 @@ def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item], /) -> Ite
         yield from map(work, listed)
         return
     _task = (work, listed)
-    with warnings.catch_warnings():
-        # Python 3.12 warns of threads beside a fork: those of numpy and of the progress bar hold no lock that
-        # the work needs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pool = multiprocessing.get_context("fork").Pool(
-            min(cores, len(listed)), initializer=_leave_interrupts
-        )
-    with pool:
-        yield from pool.imap(_work_on, range(len(listed)))
+    # Not multiprocessing.Pool: it ends its workers by force, and waits for ever for one that holds a lock.
+    with ProcessPoolExecutor(
+        min(cores, len(listed)),
+        mp_context=multiprocessing.get_context("fork"),
+        # Ctrl-C ends the workers at once and without a word: the parent says it.
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    ) as pool:
+        try:
+            with warnings.catch_warnings():
+                # Python 3.12 warns of threads beside a fork: those of numpy and of the progress bar hold no
+                # lock that the work needs.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                results = pool.map(_work_on, range(len(listed)))
+            yield from results
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _leave_interrupts() -> None:
-    """Leaves Ctrl-C to the parent, which ends the pool."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _work_on(position: int) -> Any:
