@@ -1,11 +1,13 @@
 """Runs engines in virtual time: one engine, or several replicas behind a router. `real_time` runs an engine
 in real time."""
 
+import gc
 import heapq
 import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -188,8 +190,22 @@ def simulate_replicas(
     simulation = Simulation(
         configs, arrivals, route=route, on_end=on_end, gateway=gateway, timeout_s=timeout_s
     )
-    simulation.run()
+    with _without_garbage_collection():
+        simulation.run()
     return simulation.traces
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pauses Python's search for reference cycles: a simulation makes none, and a quarter of its time would
+    go into looking through its requests again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def closed_loop(
