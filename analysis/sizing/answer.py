@@ -22,6 +22,9 @@ from loadtest.model.kv_cache import cache_kinds
 from loadtest.model.step_time import PredictedStepTime, SpeedBands
 from loadtest.model.weights import parameter_count
 
+AT_ONCE = 2
+"""Loads that are simulated side by side. It does not depend on the machine, because the answer must not."""
+
 
 def size_deployment(
     deployment: PlannedDeployment,
@@ -39,7 +42,7 @@ def size_deployment(
     quantization: the value of vLLM's flag; None if not given. notes: warnings to show before the others.
     at_users, at_rate: a load to predict too; the rate is that of one replica.
     """
-    sized = size_engine(deployment, workload)
+    sized = size_engine(deployment, workload, at_once=AT_ONCE)
     walls = sorted(sized.walls, key=lambda placed: placed.x)
     engines = deployment.replicas
     low, x, high = sized.users_band

@@ -71,12 +71,18 @@ class SizedEngine:
 
 
 def size_engine(
-    deployment: PlannedDeployment, workload: PlannedWorkload, *, latency: bool = True, length: float = 1.0
+    deployment: PlannedDeployment,
+    workload: PlannedWorkload,
+    *,
+    latency: bool = True,
+    length: float = 1.0,
+    at_once: int = 1,
 ) -> SizedEngine:
     """Finds the limits (walls) of one engine.
 
     latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. length: factor on
-    the requests that are simulated for them. Raises ValueError if nothing is left for the KV cache.
+    the requests that are simulated for them. at_once: loads that are simulated side by side. Raises
+    ValueError if nothing is left for the KV cache.
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
@@ -91,7 +97,8 @@ def size_engine(
     curve = None
     if latency:
         reach = REACH_FACTOR * min(placed.x for placed in walls)
-        curve = simulate_curve(service, planned_bands(deployment), workload.slo, reach=reach, length=length)
+        bands = planned_bands(deployment)
+        curve = simulate_curve(service, bands, workload.slo, reach=reach, length=length, at_once=at_once)
         walls += latency_walls(curve, workload.slo)
     return SizedEngine(
         deployment=deployment,

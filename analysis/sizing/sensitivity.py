@@ -1,5 +1,6 @@
 """Computes how the estimated number of users changes when one input changes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from analysis.answers.sizing import Effect
@@ -8,6 +9,7 @@ from analysis.sizing.engine import SizedEngine, latency_walls, size_engine
 from analysis.sizing.latency.load import simulate_closed_loop
 from analysis.sizing.latency.service import planned_service
 from analysis.sizing.workload import PlannedWorkload
+from analysis.virtual.processes import for_each
 from loadtest.workload.distributions import Distribution
 
 LONGER = 1.1
@@ -23,11 +25,11 @@ LOWER_UTILIZATION = 0.02
 def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
     """Changes one input at a time; returns the effects on the users of all replicas, largest first."""
     deployment = sized.deployment
-    users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1) if sized.curve else 0
-    now_s = simulate_closed_loop(sized.service, users, length=SHORTER).p95_s() if users else (1.0, 1.0)
+    longer = _longer_workloads(sized)
+    scales = _latency_scales(sized, list(longer.values()))
     changed = [
-        (name, "10 % longer", _with_workload(sized, other, users, now_s))
-        for name, other in _longer_workloads(sized).items()
+        (name, "10 % longer", _with_workload(sized, other, *scale))
+        for (name, other), scale in zip(longer.items(), scales, strict=True)
     ]
     changed += [
         (name, change, _with_deployment(sized, other))
@@ -67,24 +69,34 @@ def _other_deployments(deployment: PlannedDeployment) -> dict[tuple[str, str], P
     }
 
 
-def _with_workload(
-    sized: SizedEngine, workload: PlannedWorkload, users: int, now_s: tuple[float, float]
-) -> float:
+def _latency_scales(sized: SizedEngine, workloads: Sequence[PlannedWorkload]) -> list[tuple[float, float]]:
+    """Returns, for each of other workloads, the factors by which it changes the p95s of TTFT and of TPOT.
+
+    Each workload is simulated with one number of users only, that of the first limit (wall).
+    """
+    if sized.curve is None:
+        return [(1.0, 1.0)] * len(workloads)
+    users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1)
+
+    def p95_s(workload: PlannedWorkload) -> tuple[float, float]:
+        service = planned_service(sized.deployment, workload, sized.steps, sized.band)
+        return simulate_closed_loop(service, users, length=SHORTER).p95_s()
+
+    now_s, *others_s = for_each(p95_s, [sized.workload, *workloads])
+    return [(_ratio(then_s[0], now_s[0]), _ratio(then_s[1], now_s[1])) for then_s in others_s]
+
+
+def _ratio(then_s: float, now_s: float) -> float:
+    return then_s / now_s if now_s > 0 < then_s else 1.0
+
+
+def _with_workload(sized: SizedEngine, workload: PlannedWorkload, ttft: float, tpot: float) -> float:
     """Returns the number of users at the first limit (wall) with another workload.
 
-    The latency curve is not simulated again. Only one number of users, `users`, is simulated with the other
-    workload. All p95s of the curve are then multiplied by the ratio of the other p95 to the present p95 at
-    `users`. users: a load near the first limit; 0: the curve stays as it is. now_s: present p95 of TTFT and
-    TPOT at `users`.
+    The latency curve is not simulated again: its p95s are multiplied by the factors `ttft` and `tpot`.
     """
     others = size_engine(sized.deployment, workload, latency=False)
-    scale = (1.0, 1.0)
-    if users:
-        service = planned_service(sized.deployment, workload, sized.steps, sized.band)
-        then_s = simulate_closed_loop(service, users, length=SHORTER).p95_s()
-        ttft, tpot = (then / now if now > 0 < then else 1.0 for now, then in zip(now_s, then_s, strict=True))
-        scale = (ttft, tpot)
-    return min([placed.x for placed in others.walls] + _latency_users(sized, *scale))
+    return min([placed.x for placed in others.walls] + _latency_users(sized, ttft, tpot))
 
 
 def _with_deployment(sized: SizedEngine, deployment: PlannedDeployment) -> float:

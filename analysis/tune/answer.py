@@ -13,11 +13,11 @@ from analysis.reporting.console import ProgressBar
 from analysis.tune.commands import compare_command, load_test_command, run_notes, serve_command
 from analysis.tune.flags import flag_change
 from analysis.tune.limits import Workbench, users_of
-from analysis.tune.processes import for_each
 from analysis.tune.recommend import MAX_ROUNDS, FlagSearch, search_flags, total_gain
 from analysis.twin.model_error import ModelErrors
 from analysis.twin.predictions import check_left_out
 from analysis.twin.source import FitEffort, FittedTwin, twin_of_run
+from analysis.virtual.processes import for_each
 from loadtest.record import RunInfo
 
 QUICK_FIT = FitEffort(overhead_requests=200, most_left_out=4, each=for_each)

@@ -15,12 +15,12 @@ import numpy as np
 from analysis.answers.tune import TunedUsers, UsersInterval
 from analysis.statistics.samples import finite_or_none, student
 from analysis.tune.flags import Limit, Setting
-from analysis.tune.processes import for_each
 from analysis.tune.response import Response, SimulatedLoad, loads_around
 from analysis.twin.maximum import MAX_VIRTUAL_USERS, find_maximum, wall_margins
 from analysis.twin.model_error import ModelErrors, Variant, limit_interval, variants_of
 from analysis.twin.source import FittedTwin
 from analysis.twin.what_if import NO_CHANGES, changes_of
+from analysis.virtual.processes import for_each
 from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_users
 from analysis.virtual.service import Service
 from loadtest.record import Slo

@@ -23,9 +23,9 @@ from analysis.sizing.predict import DoesNotFitError, FittedPlan, fitted_plan
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from analysis.tune.commands import load_test_command, serve_notes
 from analysis.tune.flags import DOUBLINGS, FULL_ENOUGH, MIN_BATCHED_TOKENS, cli_flag
-from analysis.tune.processes import for_each
 from analysis.tune.recommend import NOTICEABLE_USERS
 from analysis.twin.predictions import Advance
+from analysis.virtual.processes import for_each
 from analysis.walls.names import WallName
 from loadtest.errors import InputError
 

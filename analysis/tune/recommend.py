@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from analysis.answers.tune import TriedChange, UsersInterval
 from analysis.tune.flags import Climb, Limit, NotTried, Setting, flag_change, next_climbs
 from analysis.tune.limits import Workbench, difference_interval, users_of, users_or_most
-from analysis.tune.processes import for_each
 from analysis.twin.predictions import Advance
+from analysis.virtual.processes import for_each
 from loadtest.record import RunInfo
 
 NOTICEABLE_USERS, NOTICEABLE_SHARE = 1, 0.02

@@ -18,11 +18,13 @@ _task: tuple[Callable[[Any], Any], list[Any]] | None = None
 def for_each(work: Callable[[_Item], _Result], items: Iterable[_Item], /) -> Iterator[_Result]:
     """Yields what `work` returns for each item, in their order; works like `map`, on all cores.
 
-    Results are pickled. One after the other where processes cannot be forked.
+    Results are pickled. One after the other where processes cannot be forked, and in a process that is one of
+    several already.
     """
     global _task
     listed, cores = list(items), _cores()
-    if len(listed) < 2 or cores < 2 or "fork" not in multiprocessing.get_all_start_methods():
+    alone = multiprocessing.parent_process() is None
+    if len(listed) < 2 or cores < 2 or not alone or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, listed)
         return
     _task = (work, listed)

@@ -1,13 +1,14 @@
 """Latency over the number of users, and the numbers of users at which it crosses its objectives."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from analysis.sizing.latency.load import simulate_closed_loop
+from analysis.virtual.processes import for_each
 from analysis.virtual.service import Service
 from loadtest.model.step_time import SpeedBands
 from loadtest.record import Slo
@@ -56,40 +57,54 @@ class LatencyCurve:
 
 
 def simulate_curve(
-    service: Service, bands: SpeedBands, slo: Slo, *, reach: float, length: float = 1.0
+    service: Service,
+    bands: SpeedBands,
+    slo: Slo,
+    *,
+    reach: float,
+    length: float = 1.0,
+    at_once: int = 1,
 ) -> LatencyCurve:
     """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
 
     Stops at the first number of users that meets both objectives even at the slow end of the bands, or at
     one user. Then simulates more numbers of users around the crossings. length: factor on the requests of
-    each number of users.
+    each number of users. at_once: numbers of users that are simulated side by side; more are simulated in
+    total, in less time.
     """
     found: dict[int, tuple[float, float]] = {}
 
-    def p95_s(users: int) -> tuple[float, float]:
-        if users not in found:
-            found[users] = simulate_closed_loop(service, users, length=length).p95_s()
-        return found[users]
+    def simulate(numbers: Sequence[int]) -> None:
+        new = [users for users in numbers if users not in found]
+        found.update(zip(new, for_each(p95_s, new), strict=True))
 
-    users = max(int(reach), 1)
-    while True:
-        ttft_s, tpot_s = p95_s(users)
-        met = ttft_s * bands.ttft[1] < slo.ttft_p95_s and tpot_s * bands.tpot[1] < slo.tpot_p95_s
-        if users == 1 or met:
+    def p95_s(users: int) -> tuple[float, float]:
+        return simulate_closed_loop(service, users, length=length).p95_s()
+
+    def surely_met(users: int) -> bool:
+        ttft_s, tpot_s = found[users]
+        return ttft_s * bands.ttft[1] < slo.ttft_p95_s and tpot_s * bands.tpot[1] < slo.tpot_p95_s
+
+    falling = [max(int(reach), 1)]
+    while falling[-1] > 1:
+        falling.append(max(int(falling[-1] / LOAD_FACTOR), 1))
+    for first in range(0, len(falling), at_once):
+        simulate(falling[first : first + at_once])
+        if any(surely_met(users) for users in falling[first : first + at_once]):
             break
-        users = max(int(users / LOAD_FACTOR), 1)
     for which, objective_s in enumerate((slo.ttft_p95_s, slo.tpot_p95_s)):
-        _close_in(found, which, objective_s, p95_s)
+        _close_in(found, which, objective_s, simulate, at_once)
     numbers = sorted(found)
     ttfts_s, tpots_s = zip(*(found[number] for number in numbers), strict=True)
     return LatencyCurve(users=tuple(numbers), ttft_s=ttfts_s, tpot_s=tpots_s, reach=reach, bands=bands)
 
 
 def _close_in(
-    found: dict[int, tuple[float, float]],
+    found: Mapping[int, tuple[float, float]],
     which: int,
     objective_s: float,
-    p95_s: Callable[[int], tuple[float, float]],
+    simulate: Callable[[Sequence[int]], None],
+    at_once: int,
 ) -> None:
     """Simulates numbers of users between the two around a crossing until these are CLOSE."""
     above = [users for users in sorted(found) if found[users][which] > objective_s]
@@ -98,9 +113,8 @@ def _close_in(
         return
     low, high = below[-1], above[0]
     while high - low > 1 and high > CLOSE * low:
-        middle = round(math.sqrt(low * high))
-        middle = min(max(middle, low + 1), high - 1)
-        if p95_s(middle)[which] > objective_s:
-            high = middle
-        else:
-            low = middle
+        ratio = (high / low) ** (1 / (at_once + 1))
+        inner = {min(max(round(low * ratio**step), low + 1), high - 1) for step in range(1, at_once + 1)}
+        simulate(sorted(inner))
+        high = next((users for users in sorted(inner) if found[users][which] > objective_s), high)
+        low = max((users for users in inner if users < high), default=low)

@@ -1,6 +1,5 @@
 """How a limit moves with errors that are not simulated one by one, and the parts of a recommendation."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from analysis.tune.commands import proof_levels, serve_command
 from analysis.tune.limits import difference_interval
-from analysis.tune.processes import for_each
 from analysis.tune.response import Response, SimulatedLoad, loads_around
 from analysis.twin.maximum import find_maximum
 from analysis.twin.model_error import Variant
@@ -73,19 +71,6 @@ def test_times_that_hardly_rise_with_users_are_no_wall_near_the_limit() -> None:
     flat = [replace(one, tpot_s=np.array([0.003 * (1 + 1e-5 * one.users)])) for one in loads]
     response = Response(service=base, slo=slo, x=17.0, loads=flat)
     assert response.users_with(base, Variant(service=base, slo=slo)) == pytest.approx(17.0)
-
-
-def test_work_in_several_processes_keeps_its_order_and_its_errors() -> None:
-    offset = 100
-    assert list(for_each(lambda item: item + offset, range(7))) == list(range(100, 107))
-    if len(os.sched_getaffinity(0)) > 1:
-        assert os.getpid() not in set(for_each(lambda _: os.getpid(), range(4)))
-
-    def fail(item: int) -> int:
-        raise ValueError(f"item {item}")
-
-    with pytest.raises(ValueError, match="item 0"):
-        list(for_each(fail, range(2)))
 
 
 def test_a_difference_of_draws_that_move_together_is_known_better_than_each() -> None:
