@@ -88,6 +88,17 @@ def hidden_texts(values: Mapping[str, object], *, all_texts: bool = False) -> se
     return found
 
 
+def named_secrets(values: object) -> list[str]:
+    """Returns the names in a JSON value that sound like a secret and hold a text. A name with an object is
+    none: the schema of a tool may have a parameter called `author` or `key`."""
+    if isinstance(values, list):
+        return [name for entry in values for name in named_secrets(entry)]
+    if not isinstance(values, Mapping):
+        return []
+    own = [name for name, value in values.items() if isinstance(value, str) and _SECRET_NAME.search(name)]
+    return own + [name for value in values.values() for name in named_secrets(value)]
+
+
 def fill_values(hidden: Mapping[str, object], own: Mapping[str, object], *, flag: str) -> dict[str, object]:
     """Returns `hidden`, a result of `hide_values`, with each hidden text replaced by the text of that name in
     `own`. Raises InputError, naming the flag, if `own` lacks one."""

@@ -6,6 +6,7 @@ value is null, never 0. Knows no I/O.
 """
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -95,6 +96,50 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
     """Smallest share of the low-load prefix-cache hit rate that must be kept; None: no objective."""
 
 
+class ClassObjectives(msgspec.Struct, kw_only=True, frozen=True):
+    """The objectives that one class of users has of its own; null: those of the run hold."""
+
+    ttft_p95_s: float | None = None
+    tpot_p95_s: float | None = None
+
+
+class UserClass(msgspec.Struct, kw_only=True, frozen=True):
+    """One class of a workload file: users who ask the same kind of questions. Texts are distributions, in the
+    forms of the setting `prompt_tokens`; `docs/workloads.md` describes every field."""
+
+    name: str
+    """Name of the class; empty for the users of a run without a workload file."""
+    weight: float = 1.0
+    """Share of the users, as a number relative to the weights of the other classes."""
+    shared_tokens: int = 0
+    """Text that every conversation of the class begins with, such as a system prompt."""
+    shared_prompts: int = 1
+    """Number of different shared texts; each conversation begins with one of them."""
+    shared_zipf: float = 0.0
+    """Exponent of the popularity of the shared texts: the one of rank r is drawn in proportion to
+    1 / r ** shared_zipf."""
+    context_tokens: str = "0"
+    """Text that a conversation begins with and that no other has, such as a document."""
+    prompt_tokens: str
+    """New text of a turn. The request also sends the shared text, the context and the history."""
+    output_tokens: str
+    turns: str = "1"
+    """Turns of a conversation: what a person asks, one after the other."""
+    steps: str = "1"
+    """Requests of a turn: the person's own, and one more for each answer of a tool."""
+    tool_tokens: str | None = None
+    """New text of each further step, the answer of a tool; null if turns have one step."""
+    think_s: str = "0"
+    """Pause of a person, between the last answer of a turn and the next turn."""
+    tool_s: str = "0"
+    """Pause between two steps of a turn, in which a tool works."""
+    temperature: float | None = None
+    """Sampling temperature; null: that of the run."""
+    extra_body: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Keys of the requests' bodies, such as `tools` and `response_format`."""
+    objectives: ClassObjectives = ClassObjectives()
+
+
 class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     """One attempted request. Fields that end in `_unix_s` are Unix times. All other fields that end in `_s`
     are seconds since `start_unix_s`, by a monotonic clock."""
@@ -106,8 +151,13 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     scenario: str
     worker: str
     user: int
+    user_class: str | None = msgspec.field(default=None, name="class")
+    """Name of the user's class in the workload file; null without one. The JSON key is `class`."""
     turn: int
-    """Number of the turn in its conversation; the first is 0."""
+    """Number of the request in its conversation; the first is 0."""
+    step: int = 0
+    """Number of the request in a turn of the user: 0 for what a person asks, larger for an answer of a
+    tool."""
     level_users: int | None
     """Users of the level in which the request started; null outside levels (users starting, or open loop)."""
     scheduled_unix_s: float | None = None
@@ -304,6 +354,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     away: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """One (from_unix_s, to_unix_s) for each time in which the server answered no request, from the first
     request that failed so to the first that succeeded again."""
+    classes: list[UserClass] | None = None
+    """The classes of users as the workload file states them (setting `workload`); null without one."""
     own_prompts: OwnPromptsInfo | None = None
     """Null if the prompts were synthetic."""
     shortfall: str | None = None

@@ -6,6 +6,7 @@ import json
 import os
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +22,9 @@ from loadtest.credentials import (
     shown_addresses,
 )
 from loadtest.errors import InputError
-from loadtest.record import Slo
+from loadtest.record import Slo, UserClass
 from loadtest.workload.arrivals import ArrivalProcess
+from loadtest.workload.classes import ClassPlan, mistake_in_answers, read_workload_file
 from loadtest.workload.distributions import Distribution
 from loadtest.workload.pauses import LONGEST_ERROR_PAUSE_S
 
@@ -31,6 +33,8 @@ NO_KEY = "EMPTY"
 MAX_USERS = 100_000
 """Largest accepted number of users: catches typing errors, far above what one server can hold."""
 _SLO = Slo()
+_CLASS_SETTINGS = ("prompt_tokens", "output_tokens", "think_s", "turns")
+"""Settings that describe the users of a run without a workload file."""
 
 
 def _levels(value: object) -> object:
@@ -105,7 +109,9 @@ class Settings(BaseSettings):
     )
     settle_s: float = Field(5, ge=0, description="first seconds of each level, left out of the analysis")
     prompt_tokens: TokenDistribution = Field(
-        "lognormal:512,0.6", description="tokens of a prompt: N, LO-HI, lognormal:MEAN,CV or exp:MEAN"
+        "lognormal:512,0.6",
+        description="tokens of a prompt, the new text of a turn without the history sent with it: N, LO-HI, "
+        "lognormal:MEAN,CV or exp:MEAN",
     )
     output_tokens: TokenDistribution = Field(
         "lognormal:128,0.6", description="tokens of an answer, in the same forms"
@@ -136,6 +142,11 @@ class Settings(BaseSettings):
     trace_speed: float = Field(1, gt=0, description="replay the trace this many times as fast")
     prompts: Path | None = Field(
         None, description="JSONL of {messages: [...]}: your own prompts instead of synthetic text"
+    )
+    workload: Path | None = Field(
+        None,
+        description="TOML file of classes of users, each with its lengths, turns and pauses "
+        "(docs/workloads.md)",
     )
     ignore_eos: bool = Field(True, description="make every answer as long as was drawn: true or false")
     temperature: float = Field(0, ge=0, description="sampling temperature")
@@ -177,27 +188,47 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        for path in (self.prompts, self.model_config_file, self.ca_file, self.trace):
+        for path in (self.prompts, self.model_config_file, self.ca_file, self.trace, self.workload):
             if path is not None and not path.is_file():
                 raise ValueError(f"the file {path} does not exist.")
         self._refuse_other_answers()
         if self.open_loop:
             self._refuse_users_in_open_loop()
+        if self.workload is not None:
+            self._refuse_beside_workload()
         return self
 
     def _refuse_other_answers(self) -> None:
         """Refuses a body that asks for answers which cannot be measured: several at once, or not streamed."""
-        body = self.extra_body
-        if any(body.get(name, 1) not in (1, None) for name in ("n", "best_of")):
+        if (mistake := mistake_in_answers(self.extra_body)) is not None:
+            raise ValueError(f"--extra-body {mistake}.")
+
+    @cached_property
+    def classes(self) -> list[UserClass]:
+        """What users ask: the classes of the workload file, or one class without a name that the other
+        settings describe. Raises ValueError."""
+        if self.workload is None:
+            lengths = {name: getattr(self, name) for name in _CLASS_SETTINGS}
+            return [UserClass(**{**lengths, "name": "", "turns": str(self.turns)})]
+        try:
+            return read_workload_file(self.workload)
+        except OSError as error:
+            raise ValueError(f"{self.workload} cannot be read ({error.strerror}).") from None
+
+    def _refuse_beside_workload(self) -> None:
+        given = [name for name in ("prompts", "trace") if getattr(self, name) is not None]
+        given += [name for name in _CLASS_SETTINGS if name in self.model_fields_set]
+        if given:
             raise ValueError(
-                "--extra-body asks for several answers to a request (n, best_of): a request has one answer "
-                "here, so leave them out."
+                f"--{given[0].replace('_', '-')} cannot be combined with --workload: the file "
+                f"{self.workload} says what users ask."
             )
-        if body.get("stream", True) is not True:
-            raise ValueError(
-                "--extra-body asks for an answer that is not streamed: without a stream there is no time to "
-                "first token, so leave `stream` out."
-            )
+        for each in self.classes:
+            if self.open_loop and ClassPlan.of(each).has_history:
+                raise ValueError(
+                    f"{self.workload}: class '{each.name}': turns and steps cannot be combined with "
+                    "--arrivals: an open loop has no conversations."
+                )
 
     @property
     def open_loop(self) -> bool:
@@ -233,8 +264,11 @@ class Settings(BaseSettings):
     def shared(self) -> dict[str, object]:
         """Returns the settings that the master sends to its workers, as JSON values without secrets. Left out
         are the API key, the values of extra headers, credentials in addresses, and what `extra_body` has
-        under names such as `api_key`."""
+        under names such as `api_key`. With a workload file the lengths, turns and pauses are null: the
+        classes have them."""
         values = self.model_dump(mode="json", exclude={"api_key"})
+        if self.workload is not None:
+            values.update(dict.fromkeys(_CLASS_SETTINGS))
         return {name: public_value(name, value) for name, value in values.items()}
 
     def public(self) -> dict[str, object]:
@@ -320,7 +354,7 @@ def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]
     options of this process. Raises InputError."""
     names = ("extra_headers", "extra_body")
     private = _validated({name: own[name] for name in names if own.get(name) not in (None, "")})
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None and name != "workload"}
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         hidden = values.get(name)

@@ -357,6 +357,7 @@ def _run_info(
             aiohttp=aiohttp.__version__,
             cpu_count=os.cpu_count() or 1,
         ),
+        classes=None if settings.workload is None else settings.classes,
         own_prompts=_own_prompts_info(settings, preflight),
         warnings=list(preflight.warnings),
     )
