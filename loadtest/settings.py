@@ -341,11 +341,15 @@ def add_flags(parser: ArgumentParser) -> None:
         vars(action)["include_in_web_ui"] = name not in PRIVATE_SETTINGS
 
 
-def resolve_settings(options: Mapping[str, object]) -> Settings:
-    """Builds the settings from parsed Locust options, the environment and `.env`. Raises InputError."""
+def resolve_settings(options: Mapping[str, object], *, workload: Path | None = None) -> Settings:
+    """Builds the settings from parsed Locust options, the environment and `.env`. workload: the workload file
+    that holds if none is set, the one that the locustfile names. Raises InputError."""
     _refuse_unknown_names(os.environ)
     given = {name: options[flag] for flag, name in _FLAGS.items() if options.get(flag) not in (None, "")}
-    return _validated(given)
+    settings = _validated(given)
+    if workload is not None and settings.workload is None:
+        return _validated({**given, "workload": workload})
+    return settings
 
 
 def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]) -> Settings:

@@ -4,6 +4,7 @@ measured."""
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import gevent
@@ -18,6 +19,7 @@ from loadtest.locust_plugin.statistics import tell_locust
 from loadtest.record import Outcome, RequestRecord
 from loadtest.run.generator import Generator
 from loadtest.run.open_loop import LOOKAHEAD_S
+from loadtest.workload.classes import ClassPlan
 from loadtest.workload.conversations import ChatRequest, Conversation
 from loadtest.workload.pauses import ErrorPauses
 
@@ -34,16 +36,22 @@ class ChatUser(User):
     abstract = True
     load_test_process: ClassVar[LoadTestProcess]
     scenario: ClassVar[str] = "chat"
+    workload: ClassVar[Path | None] = None
+    """The workload file of this locustfile; `--workload` names another."""
+    class_name: ClassVar[str | None] = None
+    """Name of the user's class in the workload file. The load test sets it; None without a file."""
     _numbers: ClassVar["itertools.count[int]"] = itertools.count()
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         index = getattr(environment.runner, "worker_index", 0)
         self.number = index * USERS_A_WORKER + next(self._numbers)
+        self._plan: ClassPlan | None = None
         self._conversations = itertools.count()
         self._conversation: Conversation | None = None
         self._requests: Iterator[ChatRequest] = iter(())
         self._waits: random.Random | None = None
+        self._has_waited = False
         self._pauses: ErrorPauses | None = None
         self._pause_s = 0.0
 
@@ -55,21 +63,24 @@ class ChatUser(User):
           user had been there for long; or a random time up to the settling time or 1 s where that is longer
           than people think, because Locust starts all users of one second at once, and users who begin
           together and think equally long would ask together again and again,
-        - closed loop, later: the think time, and before it the pause if the last request has failed.
+        - closed loop, later: the think time, or the time that a tool works if the turn has further steps;
+          and before it the pause if the last request has failed.
         """
         generator = self.load_test_process.generator
         if generator is None:
             return 0.0
         if generator.settings.open_loop:
             return LOOKAHEAD_S / 4
+        plan = self._class_plan(generator)
         if self._waits is None:
             self._waits = random.Random(f"waits/{generator.settings.seed}/{self.number}")
             stagger_s = max(MIN_STAGGER_S, generator.settings.settle_s)
-            if generator.think.mean > stagger_s:
-                return generator.think.draw_remaining(self._waits)
+            if plan.think_s.mean > stagger_s:
+                return plan.think_s.draw_remaining(self._waits)
             return self._waits.uniform(0, stagger_s)
         pause_s, self._pause_s = self._pause_s, 0.0
-        return pause_s + generator.think.draw(self._waits)
+        in_turn = self._conversation is not None and self._conversation.in_turn
+        return pause_s + (plan.tool_s if in_turn else plan.think_s).draw(self._waits)
 
     @task
     def ask(self) -> None:
@@ -81,7 +92,8 @@ class ChatUser(User):
         if generator.settings.open_loop:
             self._send_what_is_due(generator)
             return
-        if self._waits is None:
+        if not self._has_waited:
+            self._has_waited = True
             return  # the first wait comes before the first request
         if self._pauses is None:
             self._pauses = ErrorPauses(generator.settings.error_pause_s)
@@ -105,7 +117,7 @@ class ChatUser(User):
                 chunks=len(record.chunk_s),
             )
         else:
-            self._requests = iter(())
+            self._requests, self._conversation = iter(()), None
 
     def _send_what_is_due(self, generator: Generator) -> None:
         """Hands over the requests that this worker has to send soon, and does not wait for their answers.
@@ -115,11 +127,17 @@ class ChatUser(User):
             generator.send_when_due(stream)
             gevent.sleep(0)  # lets others run between two prompts, which may be long to make
 
+    def _class_plan(self, generator: Generator) -> ClassPlan:
+        if self._plan is None:
+            self._plan = generator.class_plan(self.class_name)
+        return self._plan
+
     def _next_request(self, generator: Generator) -> ChatRequest:
         request = next(self._requests, None)
         if request is None:
             number = next(self._conversations)
-            self._conversation = generator.conversation(user=self.number, number=number)
+            plan = self._class_plan(generator)
+            self._conversation = generator.conversation(plan, user=self.number, number=number)
             self._requests = self._conversation.requests()
             request = next(self._requests)
         return request
@@ -127,15 +145,11 @@ class ChatUser(User):
 
 @events.init.add_listener
 def _join_load_test(environment: Environment, **_: object) -> None:
-    process = LoadTestProcess(environment)
+    users = [user for user in environment.user_classes if issubclass(user, ChatUser)]
+    process = LoadTestProcess(environment, workload=users[0].workload if users else None)
     ChatUser.load_test_process = process
     if environment.shape_class is None:
         environment.shape_class = LevelShape()
         environment.shape_class.runner = environment.runner
     if process.leader is not None and isinstance(environment.shape_class, Shape):
-        environment.shape_class.serve(process.leader, scenario=_scenario_name(environment))
-
-
-def _scenario_name(environment: Environment) -> str:
-    users = [user for user in environment.user_classes if issubclass(user, ChatUser)]
-    return users[0].scenario if users else ""
+        environment.shape_class.serve(process.leader, scenario=users[0].scenario if users else "")

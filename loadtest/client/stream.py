@@ -38,7 +38,9 @@ class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
     scenario: str
     worker: str
     user: int
+    user_class: str | None = None
     turn: int
+    step: int = 0
     level_users: int | None
     max_tokens: int
     timeout_s: float
@@ -204,7 +206,9 @@ class _Attempt:
             scenario=request.scenario,
             worker=request.worker,
             user=request.user,
+            user_class=request.user_class,
             turn=request.turn,
+            step=request.step,
             level_users=request.level_users,
             scheduled_unix_s=request.scheduled_unix_s,
             start_unix_s=clock.start_unix_s,

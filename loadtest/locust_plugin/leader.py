@@ -14,7 +14,7 @@ from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.ending import Ending, take_sigterm_as_ctrl_c
-from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper, PromptSharing
+from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper, MixedUsers, PromptSharing
 from loadtest.locust_plugin.options import HiddenHost, LocustOptions
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.locust_plugin.worker import DELIVERY_S, Worker
@@ -69,6 +69,7 @@ class Leader:
         self.line = LiveLine()
         self.reports = WorkerReports()
         self._environment = environment
+        self._users = MixedUsers(environment)
         self._runner: Runner = environment.runner
         self._channel = channel
         self._host = host
@@ -117,6 +118,7 @@ class Leader:
             logger.info("Inspecting the server; its first answer may take minutes while it compiles ...")
             settings = self.options.settings()
             check(settings)
+            self._users.use([] if settings.open_loop else settings.classes)
             coordinator = Coordinator(
                 host=self._host.address, settings=settings, scenario=scenario, loop=self._loop()
             )

@@ -20,7 +20,7 @@ from loadtest.run.live.lateness import MUCH_TOO_LATE
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import LATE_ADVICE, live_text
 from loadtest.settings import Settings
-from loadtest.workload.distributions import Distribution
+from loadtest.workload.classes import ClassPlan
 
 logger = logging.getLogger(__name__)
 
@@ -269,13 +269,15 @@ class LevelShape(Shape):
 
 def _short_levels(settings: Settings) -> str | None:
     """Returns a warning if a level hardly holds one think time of each user; None if it holds enough."""
-    think_s = Distribution.parse(settings.think_s).mean
+    slowest = max(map(ClassPlan.of, settings.classes), key=lambda plan: plan.think_s.mean)
+    think_s = slowest.think_s.mean
     enough_s = settings.settle_s + ENOUGH_THINK_TIMES * think_s
     if not think_s or settings.level_s >= enough_s:
         return None
+    whose = "" if slowest.name is None else f" of class '{slowest.name}'"
     return (
-        f"Levels of {settings.level_s:g} s are short for a think time of {think_s:g} s (mean): many users "
-        f"ask only once in a level, or never. Use --level-s {math.ceil(enough_s)} or more."
+        f"Levels of {settings.level_s:g} s are short for a think time of {think_s:g} s (mean): many users"
+        f"{whose} ask only once in a level, or never. Use --level-s {math.ceil(enough_s)} or more."
     )
 
 

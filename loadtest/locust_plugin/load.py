@@ -1,15 +1,25 @@
-"""The load of one run: its current level, and which worker sends which arrivals (requests of an open loop).
-Knows nothing of how a run begins or ends."""
+"""The load of one run: its current level, the classes of its users, and which worker sends which arrivals
+(requests of an open loop). Knows nothing of how a run begins or ends."""
 
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from locust import User
+from locust.dispatch import UsersDispatcher
+from locust.env import Environment
 from locust.runners import MasterRunner, Runner
 
 from loadtest.clock import unix_now
+from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
+from loadtest.record import UserClass
 from loadtest.run.coordinator import Coordinator
 from loadtest.run.messages import ArrivalAssignments, CurrentLevel, PromptNumbers
 from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.arrivals import WorkerAssignment
+from loadtest.workload.classes import mix_order
 
 FIRST_ARRIVALS_S = 0.5
 """Seconds between the message that assigns arrivals to workers and the first of these arrivals."""
@@ -104,3 +114,60 @@ class ArrivalSharing:
             from_s = now - start_unix_s + LOOKAHEAD_S + FIRST_ARRIVALS_S if self._assignments else 0.0
             self._assignments.append(WorkerAssignment(from_s, workers))
         self._channel.send(ArrivalAssignments(start_unix_s=start_unix_s, assignments=self._assignments))
+
+
+class _MixDispatcher(UsersDispatcher):
+    """Starts users in the order of `mix_order` and stops the last one first, so that every number of users
+    has the same classes whatever the numbers before were. Locust's own order goes on where it was when users
+    are started again after others were stopped."""
+
+    def __init__(self, worker_nodes: Any, user_classes: Sequence[type[User]]) -> None:
+        self._mix = list(user_classes)
+        super().__init__(worker_nodes, list(user_classes))
+
+    def new_dispatch(
+        self, target_user_count: int, spawn_rate: float, user_classes: list[type[User]] | None = None
+    ) -> None:
+        super().new_dispatch(target_user_count, spawn_rate, user_classes)
+        self._user_generator = self._user_gen()
+        for _ in range(self._current_user_count):
+            next(self._user_generator)
+
+    def _user_gen(self) -> Iterator[str]:
+        for index in mix_order([user.weight for user in self._mix]):
+            yield self._mix[index].__name__
+
+
+class MixedUsers:
+    """Makes the classes of a workload file known to Locust, as subclasses of the locustfile's users."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._own = list(environment.user_classes)
+
+    def use(self, classes: Sequence[UserClass]) -> None:
+        """Lets Locust start users of these classes by their weights; without any that has a name, the users
+        of the locustfile. Raises InputError if the locustfile has several kinds of users."""
+        made = self._made(classes)
+        self._environment.user_classes = made or self._own
+        self._environment.dispatcher_class = _MixDispatcher if made else UsersDispatcher
+
+    def know(self, classes: Sequence[UserClass]) -> None:
+        """Lets a worker of Locust start users of these classes, and those of the locustfile, as the master
+        says."""
+        self._environment.user_classes = [*self._own, *self._made(classes)]
+
+    def _made(self, classes: Sequence[UserClass]) -> list[type[User]]:
+        named = [each for each in classes if each.name]
+        if named and len(self._own) != 1:
+            kinds = ", ".join(user.__name__ for user in self._own)
+            raise InputError(
+                f"The locustfile has several kinds of users ({kinds}): with a workload file, leave one, and "
+                "its users belong to the classes of the file."
+            )
+        return [self._subclass(each) for each in named]
+
+    def _subclass(self, user_class: UserClass) -> type[User]:
+        own = self._own[0]
+        values = {"class_name": user_class.name, "weight": user_class.weight, "fixed_count": 0}
+        return types.new_class(user_class.name, (own,), exec_body=lambda body: body.update(values))

@@ -1,6 +1,7 @@
 """What the user has asked for, with Locust's command line or in its web form. Knows nothing of runs."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from locust.env import Environment
 from locust.util.timespan import parse_timespan
@@ -19,10 +20,12 @@ class LocustOptions:
     nobody can see whether `-u` and `-r` were given, so this object copies their values when it is created.
     """
 
-    def __init__(self, parsed: Namespace) -> None:
+    def __init__(self, parsed: Namespace, *, workload: Path | None) -> None:
+        """workload: the workload file that the locustfile names."""
         self.headless = bool(parsed.headless)
         self.processes = int(parsed.processes or 0)
         self._parsed = parsed
+        self._workload = workload
         self._private: dict[str, object] = {}
         self._hide_private()
         self._users_flag: int | None = parsed.num_users
@@ -32,7 +35,7 @@ class LocustOptions:
         """Builds the settings of the run that is about to begin. Called where runs are led. Raises
         InputError."""
         self._hide_private()
-        return resolve_settings({**vars(self._parsed), **self.private()})
+        return resolve_settings({**vars(self._parsed), **self.private()}, workload=self._workload)
 
     def private(self) -> dict[str, object]:
         """Returns the options of this process that can hold secrets, with their secrets. In the options that

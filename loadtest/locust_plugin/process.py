@@ -2,6 +2,7 @@
 nothing of messages."""
 
 from argparse import ArgumentParser
+from pathlib import Path
 
 from locust import events
 from locust.env import Environment
@@ -21,12 +22,13 @@ from loadtest.settings import add_flags
 class LoadTestProcess:
     """Leads runs, runs users or does both in this process, from Locust's start to its exit."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, *, workload: Path | None) -> None:
+        """workload: the workload file that the locustfile names."""
         assert environment.runner is not None
         assert environment.parsed_options is not None
         runner = environment.runner
         channel = Channel(runner)
-        options = LocustOptions(environment.parsed_options)
+        options = LocustOptions(environment.parsed_options, workload=workload)
         host = HiddenHost(environment)
         self.worker: Worker | None = None
         """The part that runs users; None in Locust's master."""

@@ -12,6 +12,7 @@ from locust.runners import WorkerRunner
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.ending import Ending, leave_ctrl_c_to_master
+from loadtest.locust_plugin.load import MixedUsers
 from loadtest.locust_plugin.options import HiddenHost, LocustOptions
 from loadtest.locust_plugin.statistics import tell_locust
 from loadtest.run.generator import Generator
@@ -64,6 +65,7 @@ class Worker:
         self._host = host
         self._ending = ending
         self._loop = loop
+        self._users = MixedUsers(environment)
         channel.on(CurrentLevel, self._take_level)
         channel.on(ArrivalAssignments, self._take_assignments)
         channel.on(PromptNumbers, self._take_prompts)
@@ -117,6 +119,7 @@ class Worker:
 
     def _on_test_start(self, **_: object) -> None:
         try:
+            self._users.know(self._options.read_plan().classes)
             self.begin()
         except InputError as error:
             self._ending.refuse(str(error))

@@ -24,6 +24,7 @@ from loadtest.record import (
     OwnPromptsInfo,
     RunInfo,
     ServerSample,
+    UserClass,
     WorkerInfo,
 )
 from loadtest.run.advisor import Advisor
@@ -168,6 +169,7 @@ class Coordinator:
             scale=self.preflight.scale,
             nonce=nonce,
             cache_salt=nonce if self.preflight.takes_cache_salt else None,
+            classes=settings.classes,
             settings=settings.shared(),
         )
         self.save()
@@ -394,11 +396,20 @@ def _prompt_lines(own: OwnPromptsInfo | None) -> list[str]:
     return [f"prompts  {own.count} of your own, none twice before all were sent{shared}; {apart}"]
 
 
+def _class_lines(classes: list[UserClass] | None) -> list[str]:
+    if classes is None:
+        return []
+    total = sum(each.weight for each in classes)
+    shares = ", ".join(f"{each.name} {each.weight / total:.0%}" for each in classes)
+    return [f"classes  {shares} of the users"]
+
+
 def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
     """Builds the lines that are shown before the load begins."""
     return [
         *preflight_summary(coordinator.preflight, coordinator.target),
         f"plan     {plan}",
+        *_class_lines(coordinator.info.classes),
         *_prompt_lines(coordinator.info.own_prompts),
         f"rows     {coordinator.folder}",
     ]

@@ -22,8 +22,8 @@ from loadtest.run.request_runner import open_request_runner
 from loadtest.run.shipping import Delivery, LeaderClock
 from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
 from loadtest.settings import Settings, settings_from_shared
+from loadtest.workload.classes import ClassPlan
 from loadtest.workload.conversations import ChatRequest, Conversation, Workload
-from loadtest.workload.distributions import Distribution
 from loadtest.workload.own_prompts import OwnPrompts, PromptQueue
 from loadtest.workload.pauses import ErrorPauses
 from loadtest.workload.prompts import read_prompts
@@ -60,7 +60,6 @@ class Generator:
         self.plan = plan
         self.worker = worker
         self.settings: Settings = settings_from_shared(plan.settings, private)
-        self.think = Distribution.parse(self.settings.think_s)
         self.level_users: int | None = None
         """Users of the level that new requests belong to; None if they belong to no level."""
         self._workload = _workload(plan, self.settings)
@@ -89,9 +88,13 @@ class Generator:
         """True if no new request may begin."""
         return self._request_runner.closing
 
-    def conversation(self, *, user: int, number: int) -> Conversation:
+    def class_plan(self, name: str | None) -> ClassPlan:
+        """Returns the class of users with this name; None: the only one."""
+        return self._workload.plan(name)
+
+    def conversation(self, plan: ClassPlan, *, user: int, number: int) -> Conversation:
         queue = None if self._prompts is None else self._prompts.queue
-        return self._workload.conversation(user=user, number=number, prompts=queue)
+        return self._workload.conversation(user=user, number=number, plan=plan, prompts=queue)
 
     def has_prompt(self) -> bool:
         """Waits until the next request can be built, which is at once unless the leader must first say which
@@ -106,7 +109,7 @@ class Generator:
         """Sends one request and waits for its end. Returns its row and the text of its answer; the text is
         empty if conversations have one turn. The row is kept even if the calling greenlet is killed, and says
         how long the user pauses if the request failed (`pauses`)."""
-        stream = self._stream(request, user=user, keep_text=self.settings.turns > 1)
+        stream = self._stream(request, user=user, keep_text=request.plan.has_history)
         return self._loop.run(self._request_runner.measure(stream, pauses))
 
     def due_soon(self) -> Iterator[StreamRequest]:
@@ -186,6 +189,7 @@ class Generator:
             messages=request.messages,
             max_tokens=request.max_tokens,
             cache_salt=self.plan.cache_salt,
+            user_class=request.plan.user_class,
         )
         return StreamRequest(
             url=f"{self._target.api_url}/chat/completions",
@@ -195,7 +199,9 @@ class Generator:
             scenario=self.plan.scenario,
             worker=self.worker,
             user=user,
+            user_class=request.plan.name,
             turn=request.turn,
+            step=request.step,
             level_users=self.level_users,
             max_tokens=request.max_tokens,
             timeout_s=self.settings.request_timeout_s,
@@ -211,9 +217,7 @@ def _taken(queue: "collections.deque[_T]") -> list[_T]:
 
 def _workload(plan: RunPlan, settings: Settings) -> Workload:
     return Workload(
-        prompt_tokens=Distribution.parse(settings.prompt_tokens),
-        output_tokens=Distribution.parse(settings.output_tokens),
-        turns=settings.turns,
+        plans=[ClassPlan.of(each) for each in plan.classes],
         max_model_len=plan.max_model_len,
         scale=plan.scale,
         seed=settings.seed,

@@ -3,6 +3,7 @@ sent."""
 
 import msgspec
 
+from loadtest.record import UserClass
 from loadtest.run.live.rows import LiveRow
 from loadtest.workload.arrivals import WorkerAssignment
 from loadtest.workload.prompts import PromptScale
@@ -25,6 +26,8 @@ class RunPlan(msgspec.Struct, kw_only=True, frozen=True):
     cache_salt: str | None = None
     """Text that keeps own prompts apart from those of earlier runs in the server's prefix cache; None if the
     prompts are synthetic, or if the server does not take such a text."""
+    classes: list[UserClass]
+    """What users ask; one class without a name if there is no workload file."""
     settings: dict[str, object]
 
     @classmethod

@@ -20,7 +20,7 @@ from loadtest.server.probe import Prober
 from loadtest.server.scrape import MetricsFinding, Scraper
 from loadtest.server.vllm import read_server_info, read_server_samples
 from loadtest.settings import Settings
-from loadtest.workload.distributions import Distribution
+from loadtest.workload.classes import ClassPlan
 from loadtest.workload.prompts import PromptScale, read_prompts
 
 FEW_TOKENS = 0.75
@@ -203,32 +203,42 @@ def _kv_bytes(config_file: Path, cache_dtype: str | None) -> int | None:
 def _refuse_impossible_lengths(settings: Settings, max_model_len: int | None) -> None:
     if max_model_len is None or not _draws_lengths(settings):
         return
-    shortest = [
-        lengths.a if lengths.kind in ("fixed", "uniform") else lengths.mean
-        for lengths in map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
-    ]
-    if sum(shortest) > max_model_len:
-        raise InputError(
-            f"--prompt-tokens {settings.prompt_tokens} with --output-tokens {settings.output_tokens} does "
-            f"not fit: the model's context is {max_model_len} tokens."
-        )
+    for each in settings.classes:
+        plan = ClassPlan.of(each)
+        shortest = [
+            lengths.a if lengths.kind in ("fixed", "uniform") else lengths.mean
+            for lengths in (plan.context_tokens, plan.prompt_tokens, plan.output_tokens)
+        ]
+        if each.shared_tokens + sum(shortest) <= max_model_len:
+            continue
+        if plan.name is None:
+            asked = f"--prompt-tokens {each.prompt_tokens} with --output-tokens {each.output_tokens} does"
+        else:
+            asked = (
+                f"{settings.workload}: class '{plan.name}': a first request of {each.shared_tokens} shared, "
+                f"{each.context_tokens} context and {each.prompt_tokens} prompt tokens with an answer of "
+                f"{each.output_tokens} does"
+            )
+        raise InputError(f"{asked} not fit: the model's context is {max_model_len} tokens.")
 
 
 def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[str]:
-    """Returns a warning if at least 1 % of 500 drawn pairs of lengths (prompt, answer) exceed the model's
-    context."""
+    """Returns a warning for each class of which at least 1 % of 500 drawn first requests, with their answers,
+    exceed the model's context."""
     if max_model_len is None or not _draws_lengths(settings):
         return []
-    prompt, output = map(Distribution.parse, (settings.prompt_tokens, settings.output_tokens))
-    rng = random.Random(settings.seed)
-    draws = 500
-    clipped = sum(prompt.draw_count(rng) + output.draw_count(rng) > max_model_len for _ in range(draws))
-    if clipped < 0.01 * draws:
-        return []
-    return [
-        f"About {clipped / draws:.0%} of the drawn lengths do not fit the model's context of {max_model_len} "
-        "tokens and will be clipped."
-    ]
+    warnings = []
+    for plan in map(ClassPlan.of, settings.classes):
+        rng = random.Random(settings.seed)
+        draws = 500
+        clipped = sum(sum(plan.draw_first_request(rng)) > max_model_len for _ in range(draws))
+        if clipped >= 0.01 * draws:
+            whose = "" if plan.name is None else f" of class '{plan.name}'"
+            warnings.append(
+                f"About {clipped / draws:.0%} of the drawn lengths{whose} do not fit the model's context of "
+                f"{max_model_len} tokens and will be clipped."
+            )
+    return warnings
 
 
 def _draws_lengths(settings: Settings) -> bool:

@@ -4,10 +4,12 @@ no settings, no server and no Locust."""
 import difflib
 import itertools
 import math
+import random
 import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,26 @@ class ClassPlan(msgspec.Struct, kw_only=True, frozen=True):
         """Whether some conversation has more than one request, so that answers are sent back."""
         return any(each != _ONCE for each in (self.turns, self.steps))
 
-    @property
-    def first_request_tokens(self) -> float:
-        """Mean tokens of a conversation's first request with its answer."""
-        drawn = self.context_tokens.mean + self.prompt_tokens.mean + self.output_tokens.mean
-        return self.user_class.shared_tokens + drawn
+    def draw_first_request(self, rng: random.Random) -> tuple[int, int]:
+        """Draws a conversation's first request: its tokens, with the shared text, and those of its answer."""
+        own = self.draw_context(rng) + self.prompt_tokens.draw_count(rng)
+        return self.user_class.shared_tokens + own, self.output_tokens.draw_count(rng)
+
+    def draw_context(self, rng: random.Random) -> int:
+        """Draws the tokens of a conversation's own context, which may be 0."""
+        return max(0, round(self.context_tokens.draw(rng))) if self.context_tokens.mean else 0
+
+    def draw_shared_text(self, rng: random.Random) -> int:
+        """Draws the number of the shared text that a conversation begins with."""
+        count = self.user_class.shared_prompts
+        if count == 1:
+            return 0
+        return rng.choices(range(count), cum_weights=_popularity(count, self.user_class.shared_zipf))[0]
+
+
+@cache
+def _popularity(count: int, exponent: float) -> list[float]:
+    return list(itertools.accumulate(rank**-exponent for rank in range(1, count + 1)))
 
 
 def read_workload_file(path: Path) -> list[UserClass]:

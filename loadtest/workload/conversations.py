@@ -4,11 +4,12 @@ texts. Knows no network and no clock."""
 import math
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 
 import msgspec
 
 from loadtest.workload.arrivals import Arrival
-from loadtest.workload.distributions import Distribution
+from loadtest.workload.classes import ClassPlan
 from loadtest.workload.own_prompts import (
     BYTES_PER_TOKEN,
     MESSAGE_TOKENS,
@@ -22,6 +23,8 @@ from loadtest.workload.traces import TRACE_BLOCK_TOKENS
 _CONTEXT_RESERVE = 0.02
 """Fraction of the context that synthetic requests leave free. Prompts are sized by the mean tokens per word;
 one with more tokens must still fit, otherwise the server answers 400."""
+_SHARED_TEXTS_KEPT = 64
+"""Number of shared texts that are kept once made. One of 100,000 tokens takes half a megabyte."""
 _ESTIMATE_MARGIN = 1.3
 """Factor on lengths that no server has counted, so that the next turn fits. The guess by words and letters is
 too small where little of a text is English: the first word of a question is a number of 14 letters, about ten
@@ -33,7 +36,12 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     messages: list[Message]
     max_tokens: int
+    plan: ClassPlan
+    """The class of the user who asks."""
     turn: int
+    """Number of the request in its conversation; the first is 0."""
+    step: int = 0
+    """Number of the request in a turn of the user."""
     clipped: bool
     """Whether a length was shortened to fit the model's context."""
 
@@ -41,9 +49,8 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 class Workload(msgspec.Struct, kw_only=True, frozen=True):
     """What users ask: all that is needed to build every request of every user."""
 
-    prompt_tokens: Distribution
-    output_tokens: Distribution
-    turns: int
+    plans: list[ClassPlan]
+    """The classes of users; one without a name if there is no workload file."""
     max_model_len: int | None
     scale: PromptScale
     seed: int
@@ -53,17 +60,27 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     prompts: OwnPrompts | None = None
     """Prompts from a file, used instead of synthetic text; None without a file."""
 
-    def conversation(self, *, user: int, number: int, prompts: PromptQueue | None = None) -> "Conversation":
-        """Returns the conversation of `user` with this number. Equal seeds give equal lengths. prompts: where
-        the questions come from if they come from a file; each question takes one."""
-        return Conversation(self, user=user, number=number, prompts=prompts)
+    def plan(self, name: str | None) -> ClassPlan:
+        """Returns the class with this name; None: the first."""
+        return next((plan for plan in self.plans if plan.name == name), self.plans[0])
+
+    def conversation(
+        self, *, user: int, number: int, plan: ClassPlan | None = None, prompts: PromptQueue | None = None
+    ) -> "Conversation":
+        """Returns the conversation of `user` with this number. Equal seeds give equal lengths.
+
+        plan: the class of the user; None: the first.
+        prompts: where the questions come from if they come from a file; each question takes one.
+        """
+        return Conversation(self, plan or self.plans[0], user=user, number=number, prompts=prompts)
 
     def request_at(self, arrival: Arrival) -> ChatRequest:
         """Builds the request of one arrival in an open loop. Every process builds the same request for the
         same arrival.
 
         With a file of prompts, the request is the prompt with the arrival's number, and the lengths and
-        blocks of the arrival do not count. Without a file, the prompt is synthetic:
+        blocks of the arrival do not count. With a workload file, the request is the first one of a user whose
+        class is drawn by the weights. Otherwise, the prompt is synthetic:
         - A length that the arrival does not state is drawn.
         - If the arrival states no prefix blocks, the prompt shares no prefix with other prompts.
         """
@@ -72,7 +89,11 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
             queue.add([arrival.number])
             return next(self.conversation(user=arrival.number, number=0, prompts=queue).requests())
         rng = random.Random(f"{self.seed}/arrival/{arrival.number}")
-        drawn, drawn_output = self.prompt_tokens.draw_count(rng), self.output_tokens.draw_count(rng)
+        if self.plans[0].name is not None:
+            (plan,) = rng.choices(self.plans, [plan.user_class.weight for plan in self.plans])
+            return next(self.conversation(user=arrival.number, number=0, plan=plan).requests())
+        plan = self.plans[0]
+        drawn, drawn_output = plan.prompt_tokens.draw_count(rng), plan.output_tokens.draw_count(rng)
         wanted, output = arrival.prompt_tokens or drawn, arrival.output_tokens or drawn_output
         prompt = min(wanted, self.room - 1)
         max_tokens = min(output, self.room - prompt)
@@ -85,6 +106,7 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         return ChatRequest(
             messages=[{"role": "user", "content": text}],
             max_tokens=max_tokens,
+            plan=plan,
             turn=0,
             clipped=prompt < wanted or max_tokens < output,
         )
@@ -109,11 +131,24 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         return 1 << 30 if limit is None else max(2, math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2)
 
 
-class Conversation:
-    """One user's conversation: yields a request for each turn and is given the answers."""
+@lru_cache(maxsize=_SHARED_TEXTS_KEPT)
+def _shared_text(seed: str, words: int) -> str:
+    """Builds a text that several conversations begin with. It needs no first word of its own to differ from
+    that of another run: two texts of a block of words drawn at random never begin alike."""
+    return " ".join(random.Random(seed).choices(PROMPT_WORDS, k=words))
 
-    def __init__(self, workload: Workload, *, user: int, number: int, prompts: PromptQueue | None) -> None:
+
+class Conversation:
+    """One user's conversation: yields its requests, one after the other, and is given the answers."""
+
+    def __init__(
+        self, workload: Workload, plan: ClassPlan, *, user: int, number: int, prompts: PromptQueue | None
+    ) -> None:
+        self.in_turn = False
+        """Whether the turn of the last request has further steps, so that a tool works and no person
+        thinks."""
         self._workload = workload
+        self._plan = plan
         self._prompts = prompts
         self._lengths = random.Random(f"{workload.seed}/{user}/{number}")
         self._text = random.Random(f"{workload.nonce}/{user}/{number}")
@@ -127,15 +162,20 @@ class Conversation:
         """Factor on the estimated lengths: 1 as long as the server counts."""
 
     def requests(self) -> Iterator[ChatRequest]:
-        """Yields at most `turns` requests. Ends earlier if the history leaves no room in the model's
+        """Yields the requests of all turns. Ends earlier if the history leaves no room in the model's
         context."""
-        for turn in range(self._workload.turns):
-            request = self._request(turn)
-            if request is None:
-                return
-            self._history = list(request.messages)
-            self._asked = request
-            yield request
+        count = 0
+        for _ in range(self._plan.turns.draw_count(self._lengths)):
+            steps = self._plan.steps.draw_count(self._lengths)
+            for step in range(steps):
+                request = self._request(count, step)
+                if request is None:
+                    return
+                self._history = list(request.messages)
+                self._asked = request
+                self.in_turn = step + 1 < steps
+                count += 1
+                yield request
 
     def answered(
         self, text: str, *, prompt_tokens: int | None, output_tokens: int | None, chunks: int
@@ -157,30 +197,36 @@ class Conversation:
             output_tokens = min(guess, self._asked.max_tokens)
         self._history_tokens = prompt_tokens + output_tokens
 
-    def _request(self, turn: int) -> ChatRequest | None:
+    def _request(self, turn: int, step: int) -> ChatRequest | None:
         if self._prompts is not None:
             return self._request_from_file(turn, self._prompts)
-        scale = self._workload.scale
-        wanted = self._workload.prompt_tokens.draw_count(self._lengths)
-        output = self._workload.output_tokens.draw_count(self._lengths)
+        plan, scale = self._plan, self._workload.scale
+        shared = 0 if turn else plan.user_class.shared_tokens
+        context = 0 if turn else plan.draw_context(self._lengths)
+        law = plan.tool_tokens if step else plan.prompt_tokens
+        wanted = shared + context + law.draw_count(self._lengths)
+        output = plan.output_tokens.draw_count(self._lengths)
         free = math.floor(self._workload.room / self._margin) - self._history_tokens
         if turn and free < scale.overhead_tokens + 2:
             return None
         prompt_max = max(1, free - 1)
         prompt = min(wanted, prompt_max)
         max_tokens = max(1, min(output, free - prompt))
-        message: Message = {"role": "user", "content": self._question(prompt, turn)}
+        question = self._question(prompt, turn, shared=min(shared, prompt - 1))
+        message: Message = {"role": "user", "content": question}
         self._asked_tokens = self._history_tokens + max(prompt, estimate_tokens([message]))
         return ChatRequest(
             messages=[*self._history, message],
             max_tokens=max_tokens,
+            plan=plan,
             turn=turn,
+            step=step,
             clipped=prompt < wanted or max_tokens < output,
         )
 
     def _request_from_file(self, turn: int, prompts: PromptQueue) -> ChatRequest | None:
         line = prompts.peek()
-        drawn = self._workload.output_tokens.draw_count(self._lengths)
+        drawn = self._plan.output_tokens.draw_count(self._lengths)
         max_tokens = line.max_tokens or drawn
         tokens = self._history_tokens + estimate_tokens(line.messages)
         if turn and (tokens + max_tokens) * self._margin > self._workload.room:
@@ -188,10 +234,23 @@ class Conversation:
         self._asked_tokens = tokens
         prompts.take()
         return ChatRequest(
-            messages=[*self._history, *line.messages], max_tokens=max_tokens, turn=turn, clipped=False
+            messages=[*self._history, *line.messages],
+            max_tokens=max_tokens,
+            plan=self._plan,
+            turn=turn,
+            clipped=False,
         )
 
-    def _question(self, tokens: int, turn: int) -> str:
-        words = self._workload.scale.words(tokens)
-        first = first_word(self._workload.nonce, self._user, self._number, turn)
-        return sentence(self._text, title=first, words=words)
+    def _question(self, tokens: int, turn: int, *, shared: int) -> str:
+        """Builds a text of `tokens` tokens with its template, of which the first `shared` are a shared
+        text."""
+        workload = self._workload
+        title = first_word(workload.nonce, self._user, self._number, turn)
+        shared_words = round(shared / workload.scale.tokens_per_word)
+        if not shared_words:
+            return sentence(self._text, title=title, words=workload.scale.words(tokens))
+        rng = random.Random(f"{workload.seed}/shared/{self._user}/{self._number}")
+        name, number = self._plan.name, self._plan.draw_shared_text(rng)
+        beginning = _shared_text(f"{workload.nonce}/shared/{name}/{number}", shared_words)
+        own = sentence(self._text, title=title, words=max(1, workload.scale.words(tokens) - shared_words))
+        return f"{beginning} {own}"

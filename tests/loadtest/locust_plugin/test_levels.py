@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 from loadtest.locust_plugin import levels
 from loadtest.locust_plugin.levels import LevelShape
+from loadtest.record import UserClass
 
 levels.Advisor = Mock()
 level = SimpleNamespace(users=2, start_unix_s=time.time(), far_past_wall=lambda: None)
 settings = SimpleNamespace(
-    levels=(2, 2, 4, 2), level_s=100.0, settle_s=5.0, think_s="0", open_loop=False, request_timeout_s=1
+    levels=(2, 2, 4, 2), level_s=100.0, settle_s=5.0, open_loop=False, request_timeout_s=1,
+    classes=[UserClass(name="", prompt_tokens="9", output_tokens="9")],
 )
 coordinator = SimpleNamespace(settings=settings, level=level, folder=None)
 shape = LevelShape()

@@ -5,6 +5,7 @@ import inspect
 import msgspec
 import pytest
 
+from loadtest.record import UserClass
 from loadtest.run import messages
 from loadtest.run.live.rows import LiveRow
 from loadtest.run.messages import (
@@ -33,6 +34,7 @@ PLAN = RunPlan(
     max_model_len=None,
     scale=PromptScale(overhead_tokens=9.0, tokens_per_word=1.3),
     nonce="n",
+    classes=[UserClass(name="chat", prompt_tokens="100", output_tokens="10")],
     settings={"levels": [1, 2], "think_s": "0"},
 )
 REPORT = WorkerReport(

@@ -1,6 +1,5 @@
 """What users ask: texts, lengths and histories."""
 
-from loadtest.workload.distributions import Distribution
 from loadtest.workload.own_prompts import OwnPrompts, PromptQueue
 from loadtest.workload.prompts import Prompt
 from testing.inputs.workloads import workload
@@ -17,7 +16,7 @@ def test_a_prompt_has_the_words_that_make_its_tokens() -> None:
 
 
 def test_lengths_follow_the_seed_and_the_user_and_texts_follow_the_run() -> None:
-    drawn = {"prompt_tokens": Distribution.parse("50-500"), "output_tokens": Distribution.parse("1-400")}
+    drawn = {"prompt_tokens": "50-500", "output_tokens": "1-400"}
 
     def first(user: int, **changes: object) -> tuple[int, int, str]:
         request = next(workload(**drawn, **changes).conversation(user=user, number=0).requests())
@@ -40,7 +39,7 @@ def test_no_two_prompts_begin_alike() -> None:
 
 
 def test_a_draw_that_does_not_fit_is_clipped_and_counted() -> None:
-    long = workload(output_tokens=Distribution.parse("5000"))
+    long = workload(output_tokens="5000")
     (request,) = long.conversation(user=1, number=0).requests()
     assert request.clipped
     assert 100 + request.max_tokens <= 1000
@@ -48,7 +47,7 @@ def test_a_draw_that_does_not_fit_is_clipped_and_counted() -> None:
 
 
 def test_the_history_is_sent_back_and_a_full_context_ends_the_conversation() -> None:
-    talk = workload(turns=50, max_model_len=600).conversation(user=1, number=0)
+    talk = workload(turns="50", max_model_len=600).conversation(user=1, number=0)
     seen = []
     for request in talk.requests():
         seen.append(request)
@@ -62,7 +61,7 @@ def test_the_history_is_sent_back_and_a_full_context_ends_the_conversation() -> 
 
 
 def test_without_the_servers_counts_the_history_is_estimated_and_never_overflows() -> None:
-    talk = workload(turns=50, max_model_len=600).conversation(user=1, number=0)
+    talk = workload(turns="50", max_model_len=600).conversation(user=1, number=0)
     turns = 0
     for request in talk.requests():
         turns += 1
@@ -75,7 +74,7 @@ def test_without_the_servers_counts_the_history_is_estimated_and_never_overflows
 
 def test_an_estimated_answer_is_the_largest_of_its_guesses_and_at_most_max_tokens() -> None:
     def room_for_the_second_answer(text: str, chunks: int) -> int:
-        tight = workload(turns=2, output_tokens=Distribution.parse("300"), max_model_len=800)
+        tight = workload(turns="2", output_tokens="300", max_model_len=800)
         talk = tight.conversation(user=1, number=0)
         requests = talk.requests()
         next(requests)
@@ -94,7 +93,7 @@ def test_own_prompts_that_no_longer_fit_begin_the_next_conversation() -> None:
     lines = [Prompt(messages=[{"role": "user", "content": f"{i} " + "x" * 800}]) for i in range(6)]
     queue = PromptQueue(OwnPrompts(lines, seed=0))
     queue.add(range(6))
-    own = workload(turns=5, max_model_len=600, prompts=queue._prompts)
+    own = workload(turns="5", max_model_len=600, prompts=queue._prompts)
     sent = []
     for number in range(2):
         talk = own.conversation(user=1, number=number, prompts=queue)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from loadtest.workload.arrivals import Arrival
-from loadtest.workload.distributions import Distribution
 from loadtest.workload.traces import read_trace
 from testing.inputs.workloads import workload
 
@@ -54,7 +53,7 @@ def test_a_bad_trace_is_refused_with_its_line(tmp_path: Path, text: str, said: s
         read_trace(tmp_path / "trace", speed=1)
 
 
-LENGTHS = Distribution.parse("lognormal:100,0.6")
+LENGTHS = "lognormal:100,0.6"
 
 
 def said(arrival: Arrival, **changes: object) -> list[str]:
