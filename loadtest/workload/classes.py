@@ -214,10 +214,6 @@ def _mistake_in_body(value: object) -> str | None:
             f"extra_body.{names[0]} looks like a secret, and a workload file is recorded with its run: give "
             "it with --extra-body"
         )
-    try:
-        msgspec.json.encode(value)
-    except (TypeError, ValueError) as error:
-        return f"extra_body cannot be sent as JSON ({error})"
     return None
 
 
