@@ -196,6 +196,17 @@ def test_arrivals_draw_their_class_by_weight_and_are_the_same_in_every_process()
     assert {(request.plan.name, request.max_tokens) for request in first} == {("chat", 9), ("rag", 5)}
 
 
+def test_the_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "workloads.md").read_text()
+    chat, agent = read(tmp_path / "mix.toml", page.partition("```toml\n")[2].partition("```")[0])
+    assert chat.objectives == ClassObjectives(ttft_p95_s=1.0, tpot_p95_s=0.05)
+    assert agent.extra_body["tools"][0]["function"]["name"] == "read_file"
+    documented = {
+        line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and "toml" not in line
+    }
+    assert documented == set(UserClass.__struct_fields__)
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_is_read_and_names_its_source(path: Path) -> None:
     assert read_workload_file(path)
