@@ -215,6 +215,12 @@ def test_a_preset_is_read_and_names_its_source(path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_the_mix_has_the_classes_of_the_other_files() -> None:
+    for each in read_workload_file(PRESETS[0].with_name("mix.toml")):
+        (alone,) = read_workload_file(PRESETS[0].with_name(f"{each.name}.toml"))
+        assert msgspec.structs.replace(each, weight=1) == alone
+
+
 def _requests(name: str, *, sessions: int, limit: int = 1 << 30) -> list[tuple[int, int]]:
     """Tokens of all that is sent, and of the answer, for each request of so many sessions of a preset."""
     (user_class,) = read_workload_file(ROOT / "scenarios" / "workloads" / f"{name}.toml")
