@@ -111,6 +111,12 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
         help=f"95 of 100 requests take at most S seconds a further token (default {default.tpot_p95_s:g})",
     )
     add(
+        "--slo-stall-p95-s",
+        type=positive_number,
+        metavar="S",
+        help="95 of 100 answers stand still for at most S seconds between two events (default: no objective)",
+    )
+    add(
         "--slo-preempted-fraction",
         type=share,
         metavar="F",

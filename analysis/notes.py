@@ -74,6 +74,15 @@ class GeneratorLate(Note):
     limit_s: float
 
 
+class GeneratorFroze(Note):
+    """The load generator itself stood still, for `lag_s` at most, while answers missed the objective for
+    stalls."""
+
+    lag_s: float
+    share: float
+    """Share of the answers that may owe their miss to it."""
+
+
 class GeneratorBusy(Note):
     """A worker of the load generator used nearly all of its CPU core."""
 

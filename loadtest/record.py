@@ -94,6 +94,9 @@ class Slo(msgspec.Struct, kw_only=True, frozen=True):
     """Largest fraction of the time in which a request waits for KV blocks."""
     prefix_hit_fraction: float | None = None
     """Smallest share of the low-load prefix-cache hit rate that must be kept; None: no objective."""
+    stall_p95_s: float | None = None
+    """Largest 95th percentile of the longest gap between two events of an answer, in seconds; None: no
+    objective."""
 
 
 class ClassObjectives(msgspec.Struct, kw_only=True, frozen=True):

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
     slo_tpot_p95_s: float = Field(
         _SLO.tpot_p95_s, gt=0, description="objective: p95 of the time per output token, in seconds"
     )
+    slo_stall_p95_s: float | None = Field(
+        None,
+        gt=0,
+        description="objective: p95 of the longest gap between two events of an answer, in seconds; "
+        "default: none",
+    )
     slo_preempted_fraction: float = Field(
         _SLO.preempted_fraction, gt=0, le=1, description="objective: preemptions per finished request"
     )
@@ -257,6 +263,7 @@ class Settings(BaseSettings):
         return Slo(
             ttft_p95_s=self.slo_ttft_p95_s,
             tpot_p95_s=self.slo_tpot_p95_s,
+            stall_p95_s=self.slo_stall_p95_s,
             preempted_fraction=self.slo_preempted_fraction,
             kv_blocked_fraction=self.slo_kv_blocked_fraction,
         )

@@ -158,7 +158,7 @@ def _not_met(
 
 def _not_observable(evidence: Evidence, known: Collection[WallName]) -> list[WallName]:
     """Returns the walls that nothing in these runs could have shown: those of memory and of slots where no
-    scrape of the trusted levels told of a queue, and TPOT where no time between tokens is known.
+    scrape of the trusted levels told of a queue, and TPOT and stalls where no time between tokens is known.
 
     known: walls that were placed, or limits that were bounded.
     """
@@ -170,6 +170,8 @@ def _not_observable(evidence: Evidence, known: Collection[WallName]) -> list[Wal
         found += ["kv_cache", "max_num_seqs"]
     if not any(level.requests.tpot_miss.n for level in trusted):
         found.append("tpot")
+    if evidence.slo.stall_p95_s is not None and not any(level.requests.stall_miss.n for level in trusted):
+        found.append("stall")
     return [name for name in found if name not in known]
 
 

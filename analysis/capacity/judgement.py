@@ -11,7 +11,7 @@ from analysis.notes import NoLevels, NoRequests, NoSuccess, Note, NoTrustedLevel
 from analysis.reading.runs import Run
 from analysis.walls.errors import place_errors
 from analysis.walls.kv_cache import KvCacheWall, kv_cache_wall, place_kv_cache
-from analysis.walls.latency import place_tpot, place_ttft
+from analysis.walls.latency import place_stall, place_tpot, place_ttft
 from analysis.walls.max_num_seqs import place_max_num_seqs
 from analysis.walls.placed import QUICK_RESAMPLES, RESAMPLES, PlacedWall
 from analysis.walls.prefix_cache import PrefixWall, place_prefix_cache, prefix_wall
@@ -115,6 +115,7 @@ def _placed_walls(
         place_prefix_cache(evidence, prefix) if prefix is not None and hits_bind else None,
         place_ttft(evidence, rng),
         place_tpot(evidence, rng),
+        place_stall(evidence, rng),
         place_errors(evidence, rng),
         place_throughput(evidence, rng),
         place_max_num_seqs(evidence, rng),
@@ -141,5 +142,5 @@ def _reasons_to_refuse(evidence: Evidence, walls: Sequence[PlacedWall]) -> list[
     return [
         PastWallAtLowest(users=trusted[0], wall=wall.name)
         for wall in walls
-        if wall.name in ("ttft", "tpot", "errors") and wall.x < trusted[0] and trusted[0] > 1
+        if wall.name in ("ttft", "tpot", "stall", "errors") and wall.x < trusted[0] and trusted[0] > 1
     ]

@@ -8,11 +8,11 @@ from analysis.capacity.judgement import Judgement
 from analysis.memory.replay import replayed_latency_users
 from analysis.walls.names import WallName
 
-LATENCY_WALLS: tuple[WallName, ...] = ("ttft", "tpot", "errors")
+LATENCY_WALLS: tuple[WallName, ...] = ("ttft", "tpot", "stall", "errors")
 
 
 def latency_alone(judgement: Judgement, headline: Headline, *, confidence: float) -> LatencyAlone | None:
-    """Returns the number of users that TTFT, TPOT and errors alone would allow.
+    """Returns the number of users that the objectives of latency and errors alone would allow.
 
     It comes from the measured levels if one of these walls was met. Else the engine is simulated with more
     users (basis "model"), and levels beyond the limit give a lower bound. None if there is no limit, or if
@@ -52,6 +52,8 @@ def _simulated_users(judgement: Judgement, start: float) -> float | None:
     pairs, pool = evidence.pairs, evidence.pool
     if pairs is None or pool is None or step_cost is None:
         return None
+    if evidence.slo.stall_p95_s is not None:
+        return None  # how long a prompt holds others up hangs on max_num_batched_tokens, which no run tells
     slots = evidence.max_num_seqs
     users = replayed_latency_users(
         pairs,

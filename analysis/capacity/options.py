@@ -70,7 +70,7 @@ def options_of(
         found.append(_option(RaiseMaxNumSeqs(), math.inf, others, headline.estimate, reach))
     elif headline.binding == "ttft" and (way := slow_way_to_engine(evidence, headline.estimate_x)):
         return [_option_without_model(way)]
-    elif headline.binding in ("ttft", "tpot", "throughput"):
+    elif headline.binding in ("ttft", "tpot", "stall", "throughput"):
         found.append(_option_without_model(LighterWork()))
     elif headline.binding == "errors":
         found.append(_option_without_model(LessRefusal()))

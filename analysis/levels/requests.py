@@ -1,7 +1,7 @@
 """Figures of one window from the rows: percentiles, misses of the objectives, throughput, goodput."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from analysis.levels.failures.classes import (
     not_of_load,
     words_of,
 )
-from analysis.levels.window import ended_inside, known_mean
+from analysis.levels.window import ended_inside, known_fraction, known_mean
 from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.statistics.samples import MissShare, Quantiles, Window, miss_share, quantiles
@@ -26,10 +26,34 @@ GATHERED = 0.5
 TOGETHER_S = 0.0002
 """Seconds between two chunks up to which they count as one arrival. No engine makes tokens of one request so
 fast."""
+STALL_THRESHOLDS_S = (0.25, 0.5, 1.0)
+"""Lengths of a stall beyond which answers are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RequestFigures:
+class RequestLatency:
+    """Latency of a group of requests that ended in one window."""
+
+    e2e_mean_s: float
+    ttft_mean_s: float
+    """Of the requests that succeeded; nan without any."""
+    e2e_s: Quantiles
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    decode_tok_s: Quantiles
+    stall_s: Quantiles
+    """Percentiles of the longest gap between two events of an answer."""
+    stalled: tuple[float, ...]
+    """Share of the answers that stood still for longer than each of STALL_THRESHOLDS_S; nan where no answer
+    has two events."""
+    ttft_miss: MissShare
+    tpot_miss: MissShare
+    stall_miss: MissShare
+    """Of no requests where stalls have no objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RequestFigures(RequestLatency):
     """Figures of one window; most of them describe the requests that ended in it.
 
     Requests that failed for a reason other than load are counted in `errors` and `failures`; all other
@@ -51,20 +75,11 @@ class RequestFigures:
     cancelled: int
     failures: tuple[FailureCount, ...]
     """All failures by class, the most frequent first."""
-    e2e_mean_s: float
-    ttft_mean_s: float
-    """Of the requests that succeeded; nan without any."""
-    e2e_s: Quantiles
-    ttft_s: Quantiles
-    tpot_s: Quantiles
-    decode_tok_s: Quantiles
     chunk_gap_s: Quantiles
     arrivals_per_chunk: float
     """Distinct arrivals per chunk of the answers: 1 where each chunk came alone. nan without known gaps."""
     gap_is_itl: bool
     """Whether every chunk carried one token, so that chunk gaps are inter-token latencies."""
-    ttft_miss: MissShare
-    tpot_miss: MissShare
     overload: MissShare
     """Share of the attempts that failed because of load: users who wait longer after each failure ask less
     often, and must not hide how many are turned away."""
@@ -75,7 +90,7 @@ class RequestFigures:
     @property
     def gathered(self) -> bool:
         """Whether something between the engine and the client gathers chunks. The times between tokens are
-        then those of its buffer, and TPOT is unknown."""
+        then those of its buffer, and TPOT and stalls are unknown."""
         return self.arrivals_per_chunk < GATHERED
 
     @property
@@ -102,17 +117,17 @@ class RequestFigures:
         times = RequestTimes.of(rows, slo)
         counted = inside & ~not_of_load(rows, not_load)
         index = np.flatnonzero(counted & ~cancelled)
-        at, ok = rows.end_unix_s[index], rows.ok[index]
+        ok = rows.ok[index]
         gaps = _chunk_gaps(rows, index[ok])
         arrivals_per_chunk = _arrivals_per_chunk(gaps, rows, index[ok])
         if arrivals_per_chunk < GATHERED:
-            times = replace(times, tpot_s=np.full(len(rows), math.nan))
-        tpot, e2e = times.tpot_s[index], times.e2e_s[index]
-        chosen = np.flatnonzero(counted)
-        late, slow = times.ttft_s > slo.ttft_p95_s, times.tpot_s > slo.tpot_p95_s
+            unknown = np.full(len(rows), math.nan)
+            times = replace(times, tpot_s=unknown, stall_s=unknown)
+        latency = request_latency(times, rows, counted, window, slo)
         output_tok_s, output_tok_se = _output_rate(rows, window)
         weight = _weights(rows, shortest_pause_s)
         return cls(
+            **{field.name: getattr(latency, field.name) for field in fields(latency)},
             n=len(index),
             attempts=round(float(weight[index].sum())),
             finished=int(ok.sum()),
@@ -120,22 +135,42 @@ class RequestFigures:
             not_sent=int((inside & rows.with_outcome(Outcome.NOT_SENT)).sum()),
             cancelled=int((inside & cancelled).sum()),
             failures=_failures(rows, inside & ~cancelled, weight, window),
-            e2e_mean_s=known_mean(e2e[ok]),
-            ttft_mean_s=known_mean(times.ttft_s[index][ok]),
-            e2e_s=times.quantiles("e2e_s", rows, chosen, window),
-            ttft_s=times.quantiles("ttft_s", rows, chosen, window),
-            tpot_s=quantiles(tpot, at, window),
-            decode_tok_s=quantiles(definitions.decode_tok_s(tpot), at, window),
             chunk_gap_s=_gap_quantiles(gaps),
             arrivals_per_chunk=arrivals_per_chunk,
             gap_is_itl=bool(len(index)) and bool(np.all(times.chunks_are_tokens[index[ok]])),
-            ttft_miss=_misses(late, times.ttft_s, rows, chosen, window),
-            tpot_miss=_misses(slow, times.tpot_s, rows, index, window),
             overload=_failed_share(rows.failed, rows, index, weight, window),
             output_tok_s=output_tok_s,
             output_tok_se=output_tok_se,
-            goodput_rps=int((inside & rows.ok & ~late & ~slow).sum()) / window.length_s,
+            goodput_rps=int((inside & rows.ok & ~times.late(slo)).sum()) / window.length_s,
         )
+
+
+def request_latency(
+    times: "RequestTimes", rows: Requests, counted: Bools, window: Window, slo: Slo
+) -> RequestLatency:
+    """Computes the latency of the requests that count, shape (n,): those of a window, or some of them.
+
+    TPOT, decode rate and stalls leave out the requests that the load test cancelled.
+    """
+    chosen, index = np.flatnonzero(counted), np.flatnonzero(counted & ~rows.with_outcome(Outcome.CANCELLED))
+    at, ok = rows.end_unix_s[index], rows.ok[index]
+    tpot, stall = times.tpot_s[index], times.stall_s[index]
+    stall_miss = MissShare(misses=0, n=0)
+    if slo.stall_p95_s is not None:
+        stall_miss = _misses(times.stall_s > slo.stall_p95_s, times.stall_s, rows, index, window)
+    return RequestLatency(
+        e2e_mean_s=known_mean(times.e2e_s[index][ok]),
+        ttft_mean_s=known_mean(times.ttft_s[index][ok]),
+        e2e_s=times.quantiles("e2e_s", rows, chosen, window),
+        ttft_s=times.quantiles("ttft_s", rows, chosen, window),
+        tpot_s=quantiles(tpot, at, window),
+        decode_tok_s=quantiles(definitions.decode_tok_s(tpot), at, window),
+        stall_s=quantiles(stall, at, window),
+        stalled=tuple(known_fraction(stall > limit_s, stall) for limit_s in STALL_THRESHOLDS_S),
+        ttft_miss=_misses(times.ttft_s > slo.ttft_p95_s, times.ttft_s, rows, chosen, window),
+        tpot_miss=_misses(times.tpot_s > slo.tpot_p95_s, times.tpot_s, rows, index, window),
+        stall_miss=stall_miss,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,6 +184,8 @@ class RequestTimes:
     ttft_s: Floats
     ttft_is_bound: Bools
     tpot_s: Floats
+    stall_s: Floats
+    """Longest gap between two events of each answer."""
     e2e_s: Floats
     e2e_is_bound: Bools
     """Whether the request ended before its answer was complete, shape (n,)."""
@@ -166,12 +203,18 @@ class RequestTimes:
             ttft_s=np.where(waited_too_long, e2e, first),
             ttft_is_bound=waited_too_long,
             tpot_s=tpot_of(rows),
+            stall_s=rows.longest_gap_s,
             e2e_s=np.where(rows.ok | broken_off, e2e, np.nan),
             e2e_is_bound=broken_off,
             chunks_are_tokens=definitions.chunks_are_tokens(
                 chunks=rows.chunks, output_tokens=rows.output_tokens
             ),
         )
+
+    def late(self, slo: Slo) -> Bools:
+        """Returns whether each request misses an objective of latency, shape (n,)."""
+        late = (self.ttft_s > slo.ttft_p95_s) | (self.tpot_s > slo.tpot_p95_s)
+        return late if slo.stall_p95_s is None else late | (self.stall_s > slo.stall_p95_s)
 
     def quantiles(
         self, name: Literal["ttft_s", "e2e_s"], rows: Requests, index: Ints, window: Window

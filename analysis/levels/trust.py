@@ -16,6 +16,7 @@ from analysis.notes import (
     FewerEngines,
     ForeignLoad,
     GeneratorBusy,
+    GeneratorFroze,
     GeneratorLate,
     LittlesLawOff,
     LoadNotReached,
@@ -33,6 +34,10 @@ from loadtest.lateness_limits import CPU_LIMIT, LAG_FLOOR_S, LAG_SHARE
 MIN_REQUESTS = 20
 CLIENT_ERROR_LIMIT = 0.01
 MISCOUNT_LIMIT = 0.01
+FROZEN_LIMIT = (
+    0.01  # share of answers whose miss of the objective for stalls the load generator may have made
+)
+HEALTH_S = 1.0  # what an entry of the load generator's health covers, before its time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -103,7 +108,30 @@ class TrustGates:
         failed, ended = self.requests.not_sent, self.requests.ended
         if failed > CLIENT_ERROR_LIMIT * max(ended, 1):
             found.append(ClientErrors(failed=failed, ended=ended))
-        return found
+        return found + self._frozen()
+
+    def _frozen(self) -> list[Note]:
+        """Returns a doubt if the load generator itself stood still while answers missed the objective for
+        stalls: one such moment holds up every answer, and the mean lag does not show it.
+
+        A moment counts from half the objective on. A shorter one is the smaller part of any miss.
+        """
+        limit_s, client, rows = self.context.slo.stall_p95_s, self.run.client, self.run.requests
+        answers = ended_inside(rows, self.window) & ~np.isnan(rows.longest_gap_s)
+        if limit_s is None or not answers.any():
+            return []
+        first, last = rows.start_unix_s + rows.first_chunk_s, rows.start_unix_s + rows.last_chunk_s
+        frozen = client.loop_lag_max_s > limit_s / 2
+        frozen &= (client.unix_s >= first[answers].min()) & (
+            client.unix_s <= self.window.end_unix_s + HEALTH_S
+        )
+        at_unix_s, lag_s = (
+            np.sort(client.unix_s[frozen]),
+            float(client.loop_lag_max_s[frozen].max(initial=0.0)),
+        )
+        met = np.searchsorted(at_unix_s, first) < np.searchsorted(at_unix_s, last + HEALTH_S + lag_s)
+        share = float((met & (rows.longest_gap_s > limit_s))[answers].mean())
+        return [GeneratorFroze(lag_s=lag_s, share=share)] if share > FROZEN_LIMIT else []
 
     def _of_load(self) -> list[Note]:
         found: list[Note] = []

@@ -55,6 +55,8 @@ class Requests:
     """Chunk gaps of all requests, request after request, shape (sum of gaps,)."""
     gap_start: Ints
     """Index in `gap_s` at which each request's gaps begin, shape (n + 1,)."""
+    longest_gap_s: Floats
+    """Longest chunk gap of each request; nan with fewer than two chunks, or where its gaps are unknown."""
 
     def __len__(self) -> int:
         return len(self.start_unix_s)
@@ -171,6 +173,8 @@ class ClientSamples:
     loop_lag_s: Floats
     """Event-loop lag in seconds: the 99th percentile within the second; the largest value where not
     recorded."""
+    loop_lag_max_s: Floats
+    """Largest event-loop lag within the second: how long the load generator itself stood still."""
     cpu: Floats
     in_flight: Floats
     """Requests in flight when the entry was written."""
@@ -224,7 +228,17 @@ def ordered_requests(
         error_texts=tuple(error_texts),
         gap_s=_permuted(gap_s, start, order),
         gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),
+        longest_gap_s=_longest(gap_s, start, gaps)[order],
     )
+
+
+def _longest(gap_s: NDArray[np.float32], start: Ints, gaps: Ints) -> Floats:
+    """Returns the longest chunk gap of each request, shape (n,); nan for a request without gaps."""
+    longest = np.full(len(gaps), NAN)
+    some = np.flatnonzero(gaps)
+    if len(some):
+        longest[some] = np.maximum.reduceat(gap_s, start[some])
+    return longest
 
 
 def _permuted(gap_s: NDArray[np.float32], start: Ints, order: Ints) -> NDArray[np.float32]:

@@ -237,6 +237,7 @@ def read_client(paths: Sequence[Path], warnings: list[str]) -> ClientSamples:
         unix_s=np.array([row.unix_s for row in rows], dtype=np.float64),
         worker=np.array([worker for worker, _ in numbered], dtype=np.int64),
         loop_lag_s=np.array(lag, dtype=np.float64),
+        loop_lag_max_s=np.array([row.loop_lag_max_s for row in rows], dtype=np.float64),
         cpu=np.array([row.cpu for row in rows], dtype=np.float64),
         in_flight=np.array([row.in_flight for row in rows], dtype=np.float64),
     )

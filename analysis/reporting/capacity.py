@@ -9,26 +9,29 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.answers.capacity import Answer, ModelAnswer
+from analysis.levels.level import Level
 from analysis.reporting.capacity_json import answer_object
-from analysis.reporting.capacity_words import (
-    AT_LEAST_NOTE,
-    IN_TIME_COLUMNS,
+from analysis.reporting.capacity_tables import (
     LEVEL_COLUMNS,
     SLICE_COLUMNS,
-    first_screen,
     in_time_cells,
+    in_time_columns,
     latency_rows,
     level_cells,
     memory_rows,
+    percentile_cells,
+    slice_cells,
+    wall_cells,
+    workload_rows,
+)
+from analysis.reporting.capacity_words import (
+    AT_LEAST_NOTE,
+    first_screen,
     not_met_text,
     objectives,
     option_texts,
     options_title,
-    percentile_cells,
     plan_title,
-    slice_cells,
-    wall_cells,
-    workload_rows,
 )
 from analysis.reporting.console import (
     PLAIN_WIDTH,
@@ -43,7 +46,7 @@ from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.words import sentences
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
-NARROW_LEAVES_OUT = ("TTFT p50 ms", "goodput req/s", "blocked", "errors")
+NARROW_LEAVES_OUT = ("TTFT p50 ms", "stall p95 ms", "goodput req/s", "blocked", "errors")
 
 
 def write(answer: Answer, *, folder: Path) -> None:
@@ -110,7 +113,8 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
             [name for name, _ in LEVEL_COLUMNS], [level_cells(level) for level in model.levels]
         )
         parts += [AT_LEAST_NOTE, ""]
-        parts += markdown_table(IN_TIME_COLUMNS, [in_time_cells(level) for level in model.levels])
+        shares = [in_time_cells(level, answer.slo) for level in model.levels]
+        parts += markdown_table(in_time_columns(answer.slo), shares)
     if model.failures:
         parts += ["### Errors", ""]
         parts += markdown_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures])
@@ -155,11 +159,10 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
         print_indented(out, not_met_text(model) + "\n", style="dim")
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
-        if any(
-            level.requests.ttft_s.p95 is None or level.requests.tpot_s.p95 is None for level in model.levels
-        ):
+        if any(None in _p95s(level) for level in model.levels):
             print_indented(out, AT_LEAST_NOTE, style="dim")
-        out.print(terminal_table(IN_TIME_COLUMNS, [in_time_cells(level) for level in model.levels]))
+        shares = [in_time_cells(level, answer.slo) for level in model.levels]
+        out.print(terminal_table(in_time_columns(answer.slo), shares))
     if model.failures:
         out.print(terminal_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures]))
     if model.open_loop:
@@ -170,6 +173,11 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
     show_list(out, "Memory and speed", [f"{label}: {value}" for label, value in facts])
     show_list(out, "Warnings", sentences(model.warnings))
     out.print()
+
+
+def _p95s(level: Level) -> tuple[float | None, ...]:
+    requests = level.requests
+    return requests.ttft_s.p95, requests.tpot_s.p95, requests.stall_s.p95
 
 
 def _level_table(model: ModelAnswer, *, narrow: bool) -> Table:
@@ -204,7 +212,10 @@ def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> 
         "workload": workload_rows(model.workload),
         "failures": [failure_cells(one) for one in model.failures],
         "slices": [slice_cells(one) for one in model.open_loop],
-        "percentiles": [percentile_cells(level) + in_time_cells(level)[1:] for level in model.levels],
+        "in_time_columns": in_time_columns(answer.slo)[1:],
+        "percentiles": [
+            percentile_cells(level) + in_time_cells(level, answer.slo)[1:] for level in model.levels
+        ],
         "figures": {name: Markup(text) for name, text in figures.items()},
         "slug": slug(model.model),
     }

@@ -6,6 +6,7 @@ Doubts, warnings and options are codes in the answer; here they become sentences
 from analysis.answers.capacity import Answer, Failures, ModelAnswer, Option, WorkloadSummary
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
+from analysis.levels.requests import STALL_THRESHOLDS_S
 from analysis.reporting.failure_words import ADVICE
 from analysis.reporting.words import sentences, words
 from analysis.statistics.samples import MissShare, in_time
@@ -79,6 +80,10 @@ def _level_object(level: Level) -> dict[str, object]:
         "tpot_s": requests.tpot_s,
         "decode_tok_s": requests.decode_tok_s,
         "chunk_gap_s": requests.chunk_gap_s,
+        "stall_s": requests.stall_s,
+        "stalled": {
+            f"{limit_s:g}": share for limit_s, share in zip(STALL_THRESHOLDS_S, requests.stalled, strict=True)
+        },
         "gap_is_itl": requests.gap_is_itl,
         "arrivals_per_chunk": requests.arrivals_per_chunk,
         "ttft_mean_s": requests.ttft_mean_s,
@@ -97,6 +102,7 @@ def _level_object(level: Level) -> dict[str, object]:
         "prefix_hit_rate": server.prefix_hit_rate,
         "ttft_in_time": _share_in_time(requests.ttft_miss),
         "tpot_in_time": _share_in_time(requests.tpot_miss),
+        "stall_in_time": _share_in_time(requests.stall_miss),
         "ttft_miss_fraction": requests.ttft_miss.fraction,
         "tpot_miss_fraction": requests.tpot_miss.fraction,
         "errors": requests.errors,

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 130
+PLAIN_WIDTH = 140
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ TWIN_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("TTFT p95 ms", "ttft_p95_s", lambda value: _digits(1e3 * value)),
     ("TPOT p50 ms", "tpot_p50_s", lambda value: _digits(1e3 * value)),
     ("TPOT p95 ms", "tpot_p95_s", lambda value: _digits(1e3 * value)),
+    ("stall p95 ms", "stall_p95_s", lambda value: _digits(1e3 * value)),
     ("tok/s", "output_tok_s", lambda value: f"{value:,.0f}"),
     ("KV usage", "kv_usage", lambda value: f"{100 * value:.1f} %"),
     ("running", "running", lambda value: f"{value:.1f}"),

@@ -15,6 +15,7 @@ WALL_NAMES: dict[WallName, str] = {
     "prefix_cache": "prefix cache",
     "ttft": "time to first token",
     "tpot": "time per output token",
+    "stall": "stalls",
     "throughput": "throughput",
     "max_num_seqs": "max_num_seqs",
     "errors": "errors",
@@ -26,12 +27,18 @@ BEYOND_WALL: dict[WallName, str] = {
     "although the KV cache in use looks small",
     "ttft": "answers start too late",
     "tpot": "answers come too slowly",
+    "stall": "answers stand still for too long before they go on",
     "throughput": "the server makes fewer tokens a second in all",
     "max_num_seqs": "further requests wait for one of the server's max_num_seqs slots, with memory free",
     "errors": "the server turns requests away",
     "not_reached": "",
 }
-MISSED = {"ttft": "late first tokens", "tpot": "answers with slow tokens", "errors": "refused requests"}
+MISSED = {
+    "ttft": "late first tokens",
+    "tpot": "answers with slow tokens",
+    "stall": "answers that stood still",
+    "errors": "refused requests",
+}
 BASIS_WORDS: dict[Basis, str] = {
     "measured": "measured at this load",
     "interpolated": "between two levels",
@@ -116,6 +123,14 @@ def _(note: notes.TooFewRequests) -> str:
 @words.register
 def _(note: notes.GeneratorLate) -> str:
     return f"load generator late: event-loop lag {1e3 * note.lag_s:.1f} ms, limit {1e3 * note.limit_s:.1f} ms"
+
+
+@words.register
+def _(note: notes.GeneratorFroze) -> str:
+    return (
+        f"load generator stood still for {1e3 * note.lag_s:.0f} ms, and {percent(note.share)} of the answers "
+        "may have a stall only because of that"
+    )
 
 
 @words.register

@@ -98,11 +98,12 @@ def _hold_s(level: Level) -> float:
 def _far_past_wall(level: Level) -> bool:
     """Whether a level is so far past a wall (a limit) that holding it longer is useless.
 
-    This holds if more than FAR_PAST_WALL_SHARE of its requests miss the objective for TTFT, miss the one for
-    TPOT, or fail because the server is overloaded.
+    This holds if more than FAR_PAST_WALL_SHARE of its requests miss one objective of latency, or fail because
+    the server is overloaded.
     """
-    misses = (level.requests.ttft_miss, level.requests.tpot_miss, level.requests.overload)
-    return level.requests.n >= MIN_REQUESTS and max(share.fraction for share in misses) > FAR_PAST_WALL_SHARE
+    found = level.requests
+    misses = (found.ttft_miss, found.tpot_miss, found.stall_miss, found.overload)
+    return found.n >= MIN_REQUESTS and any(share.fraction > FAR_PAST_WALL_SHARE for share in misses)
 
 
 def _away_from(level: Level, evidence: Evidence) -> int | None:
@@ -157,8 +158,8 @@ def _up(judgement: Judgement) -> tuple[int | None, str]:
 def _guesses(evidence: Evidence) -> list[float]:
     """Returns guesses of the walls, in users, while there are too few data for the models.
 
-    The KV-cache wall is computed from the few request lengths that are known. For TTFT and TPOT, a straight
-    line through the p95 of the two highest trusted levels is extended until it meets the objective.
+    The KV-cache wall is computed from the few request lengths that are known. For TTFT, TPOT and stalls, a
+    straight line through the p95 of the two highest trusted levels is extended until it meets the objective.
     """
     slo = evidence.slo
     found = []
@@ -169,11 +170,14 @@ def _guesses(evidence: Evidence) -> list[float]:
             shared = pairs.shared_prefix // evidence.pool.block_tokens
             occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_per_engine)
             found.append(evidence.pool.engines * kv_wall_users(occupancy, slo, shift=FormulaShift(), start=1))
-    objectives: tuple[tuple[float, Callable[[Level], float | None]], ...] = (
+    objectives: tuple[tuple[float | None, Callable[[Level], float | None]], ...] = (
         (slo.ttft_p95_s, lambda level: level.requests.ttft_s.p95),
         (slo.tpot_p95_s, lambda level: level.requests.tpot_s.p95),
+        (slo.stall_p95_s, lambda level: level.requests.stall_s.p95),
     )
     for objective_s, p95_of in objectives:
+        if objective_s is None:
+            continue
         known = {level.users: p95 for level in evidence.levels if level.trusted and (p95 := p95_of(level))}
         if len(known) < 2:
             continue

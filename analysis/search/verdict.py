@@ -5,7 +5,15 @@ Knows no walls: a verdict needs only the measurements of the level itself.
 
 from analysis.evidence.evidence import gather_evidence
 from analysis.levels.level import Level
-from analysis.notes import EngineRestarted, EnginesChanged, GeneratorBusy, GeneratorLate, Note, NotSteady
+from analysis.notes import (
+    EngineRestarted,
+    EnginesChanged,
+    GeneratorBusy,
+    GeneratorFroze,
+    GeneratorLate,
+    Note,
+    NotSteady,
+)
 from analysis.reading.runs import Run
 from analysis.reporting.words import sentences
 from loadtest.record import LevelQuestion, LevelVerdict, Slo
@@ -15,6 +23,7 @@ PASSING_DOUBTS: tuple[type[Note], ...] = (
     EnginesChanged,
     NotSteady,
     GeneratorLate,
+    GeneratorFroze,
     GeneratorBusy,
 )
 """Doubts whose cause may have passed when the level is held again."""

@@ -363,6 +363,11 @@ def sizing_flags(options: argparse.Namespace) -> SizingFlags:
         raise InputError("Give --config, the model's config.json.")
     if options.at_rate is not None and options.turns > 1:
         raise InputError("--at-rate cannot be combined with --turns: an open loop has no users.")
+    if options.slo_stall_p95_s is not None:
+        raise InputError(
+            "--slo-stall-p95-s: stalls are not predicted before a deployment. Leave it out, and measure them "
+            "with a load test."
+        )
     objectives = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
     workload = StatedWorkload(
         prompt_tokens=options.prompt_tokens,

@@ -14,7 +14,7 @@ from analysis.tune.commands import compare_command, load_test_command, run_notes
 from analysis.tune.flags import flag_change
 from analysis.tune.limits import Workbench, users_of
 from analysis.tune.recommend import MAX_ROUNDS, FlagSearch, search_flags, total_gain
-from analysis.twin.model_error import ModelErrors
+from analysis.twin.model_error import ModelErrors, stall_warnings
 from analysis.twin.predictions import check_left_out
 from analysis.twin.source import FitEffort, FittedTwin, twin_of_run
 from analysis.virtual.processes import for_each
@@ -119,6 +119,7 @@ def _warnings(options: argparse.Namespace, twin: FittedTwin, info: RunInfo, foun
             "No level could be predicted by a fit to the others: the intervals hold only the errors that the "
             "twin had on another server (docs/twin.md)."
         )
+    warnings += stall_warnings(twin.slo, budget_known=True)  # the budget is named above
     if info.server.simulated is not None:
         warnings.append("The run was against Seatcount's embedded server, not hardware.")
     changed: Sequence[str] = list(found.best.setting)

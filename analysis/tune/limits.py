@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from analysis.answers.tune import TunedUsers, UsersInterval
@@ -17,7 +16,7 @@ from analysis.statistics.samples import finite_or_none, student
 from analysis.tune.flags import Limit, Setting
 from analysis.tune.response import Response, SimulatedLoad, loads_around
 from analysis.twin.maximum import MAX_VIRTUAL_USERS, find_maximum, wall_margins
-from analysis.twin.model_error import ModelErrors, Variant, limit_interval, variants_of
+from analysis.twin.model_error import ModelErrors, Variant, limit_interval, variants_of, with_times
 from analysis.twin.source import FittedTwin
 from analysis.twin.what_if import NO_CHANGES, changes_of
 from analysis.virtual.processes import for_each
@@ -113,10 +112,10 @@ def _with_own_errors(shared: Sequence[Variant], slo: Slo, errors: ModelErrors) -
     return [
         Variant(
             service=second.service,
-            slo=msgspec.structs.replace(
-                slo,
-                ttft_p95_s=first.slo.ttft_p95_s * second.slo.ttft_p95_s / slo.ttft_p95_s,
-                tpot_p95_s=first.slo.tpot_p95_s * second.slo.tpot_p95_s / slo.tpot_p95_s,
+            slo=with_times(
+                first.slo,
+                ttft=slo.ttft_p95_s / second.slo.ttft_p95_s,
+                tpot=slo.tpot_p95_s / second.slo.tpot_p95_s,
             ),
             users_factor=first.users_factor * second.users_factor,
         )

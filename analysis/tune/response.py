@@ -14,7 +14,7 @@ import numpy as np
 from analysis.statistics.arrays import Floats
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.twin.maximum import wall_margins
-from analysis.twin.model_error import Variant
+from analysis.twin.model_error import Variant, with_times
 from analysis.virtual.run import VirtualFigures, VirtualRun
 from analysis.virtual.service import Service, typical_duration_s
 from analysis.walls.names import WallName
@@ -37,13 +37,21 @@ class SimulatedLoad:
     """Times to first token. Shape (n,)."""
     tpot_s: Floats
     """Times per output token of requests with several tokens. Shape (m,)."""
+    stall_s: Floats
+    """Longest gap between two tokens of these requests; empty where stalls have no objective."""
 
     @classmethod
     def of(cls, run: VirtualRun, slo: Slo) -> "SimulatedLoad":
         """Takes from a simulation what `Response` needs."""
         times = run.times(*run.window)
         several = times.tpot_s[~np.isnan(times.tpot_s)]
-        return cls(users=run.users, figures=run.figures(slo), ttft_s=times.ttft_s, tpot_s=several)
+        return cls(
+            users=run.users,
+            figures=run.figures(slo),
+            ttft_s=times.ttft_s,
+            tpot_s=several,
+            stall_s=np.empty(0) if slo.stall_p95_s is None else run.stalls_s(*run.window),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,17 +77,17 @@ class Response:
         slower = typical_duration_s(draw, self.x) / typical_duration_s(self.service, self.x)
         moved = self._first(
             pool=pool,
-            ttft_s=variant.slo.ttft_p95_s / slower,
-            tpot_s=variant.slo.tpot_p95_s / slower,
+            slo=with_times(variant.slo, ttft=slower, tpot=slower),
             paused=_paused_factor(self.service, self.x, slower),
         )
-        at_no_error = self._first(
-            pool=1.0, ttft_s=self.slo.ttft_p95_s, tpot_s=self.slo.tpot_p95_s, paused=1.0
-        )
+        at_no_error = self._first(pool=1.0, slo=self.slo, paused=1.0)
         return variant.users_factor * self.x * moved / at_no_error
 
-    def _first(self, *, pool: float, ttft_s: float, tpot_s: float, paused: float) -> float:
-        """Returns the users at the first wall. paused: factor on users at equal requests in flight."""
+    def _first(self, *, pool: float, slo: Slo, paused: float) -> float:
+        """Returns the users at the first wall.
+
+        slo: the objectives of latency. paused: factor on users at equal requests in flight.
+        """
         margins = [wall_margins(one.figures, self.slo, alone=self.alone) for one in self.loads]
         found = [
             self._crossing([one[wall] for one in margins])
@@ -88,8 +96,14 @@ class Response:
             for wall in IN_FLIGHT_WALLS
             if wall in margins[0]
         ]
-        for of, limit_s in ((_ttft_of, ttft_s), (_tpot_of, tpot_s)):
-            found.append(self._crossing([_late_margin(of(one), limit_s) for one in self.loads]))
+        late = [
+            ([one.ttft_s for one in self.loads], slo.ttft_p95_s),
+            ([one.tpot_s for one in self.loads], slo.tpot_p95_s),
+        ]
+        if slo.stall_p95_s is not None:
+            late.append(([one.stall_s for one in self.loads], slo.stall_p95_s))
+        for loads_s, limit_s in late:
+            found.append(self._crossing([_late_margin(times_s, limit_s) for times_s in loads_s]))
         return min(max(min(found), self.x / FARTHEST_FACTOR), self.x * FARTHEST_FACTOR)
 
     def _crossing(self, margins: Sequence[float]) -> float:
@@ -112,14 +126,6 @@ class Response:
 def loads_around(x: float) -> list[int]:
     """Returns the numbers of users to simulate around a limit."""
     return sorted({max(round(x * factor), 1) for factor in AROUND_LIMIT})
-
-
-def _ttft_of(load: SimulatedLoad) -> Floats:
-    return load.ttft_s
-
-
-def _tpot_of(load: SimulatedLoad) -> Floats:
-    return load.tpot_s
 
 
 def _late_margin(times_s: Floats, limit_s: float) -> float:

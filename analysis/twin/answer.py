@@ -15,7 +15,7 @@ from analysis.reporting.console import ProgressBar
 from analysis.statistics.samples import finite_or_none, student
 from analysis.twin.fleet import Fleet, replicas_for, size_fleet
 from analysis.twin.maximum import MAX_VIRTUAL_USERS, VirtualMaximum, find_maximum
-from analysis.twin.model_error import ModelErrors, Variant, limit_interval, variants_of
+from analysis.twin.model_error import ModelErrors, Variant, limit_interval, stall_warnings, variants_of
 from analysis.twin.predictions import (
     Advance,
     Scenario,
@@ -77,7 +77,13 @@ def twin_answer(options: argparse.Namespace, bar: ProgressBar) -> TwinAnswer:
         predictions=_predictions(options, twin, scenario, as_measured=as_measured, bar=bar),
         limit=_limit(options, twin, scenario, advance=bar.task("limit", total=simulations)),
         fleet=_fleets(options, twin, scenario, bar),
-        warnings=_warnings(twin, scenario.service),
+        warnings=[
+            *_warnings(twin, scenario.service),
+            *stall_warnings(
+                twin.slo,
+                budget_known=not twin.levels or options.measured_max_num_batched_tokens is not None,
+            ),
+        ],
     )
 
 

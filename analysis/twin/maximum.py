@@ -62,6 +62,8 @@ def wall_margins(figures: VirtualFigures, slo: Slo, *, alone: VirtualFigures | N
         "tpot": _over(figures.tpot_miss, MISS_LIMIT),
         "errors": _over(figures.error_share, OVERLOAD_LIMIT),
     }
+    if slo.stall_p95_s is not None:
+        margins["stall"] = _over(figures.stall_miss, MISS_LIMIT)
     if slo.prefix_hit_fraction is not None and alone is not None and alone.prefix_hit_rate > 0:
         found = figures.prefix_hit_rate / alone.prefix_hit_rate
         margins["prefix_cache"] = _over(1.0 - found, 1.0 - slo.prefix_hit_fraction)

@@ -161,7 +161,7 @@ def variants_of(
     return [
         Variant(
             service=with_blocks(draw, max(round(math.exp(pool) * draw.engine.num_gpu_blocks), 2)),
-            slo=_with_times(slo, ttft=math.exp(ttft), tpot=math.exp(tpot)),
+            slo=with_times(slo, ttft=math.exp(ttft), tpot=math.exp(tpot)),
             users_factor=math.exp(running),
         )
         for draw, (ttft, tpot, pool, running) in zip(draws, off.tolist(), strict=True)
@@ -175,8 +175,33 @@ def _normal(count: int, rng: np.random.Generator) -> Floats:
     return np.asarray(rng.permutation(values / max(float(np.std(values)), 1e-9)))
 
 
-def _with_times(slo: Slo, *, ttft: float, tpot: float) -> Slo:
-    return msgspec.structs.replace(slo, ttft_p95_s=slo.ttft_p95_s / ttft, tpot_p95_s=slo.tpot_p95_s / tpot)
+def with_times(slo: Slo, *, ttft: float, tpot: float) -> Slo:
+    """Returns the objectives divided by factors. That of stalls goes with TPOT: both are times of steps."""
+    return msgspec.structs.replace(
+        slo,
+        ttft_p95_s=slo.ttft_p95_s / ttft,
+        tpot_p95_s=slo.tpot_p95_s / tpot,
+        stall_p95_s=None if slo.stall_p95_s is None else slo.stall_p95_s / tpot,
+    )
+
+
+def stall_warnings(slo: Slo, *, budget_known: bool) -> list[str]:
+    """Returns what the twin does not know of stalls, where they have an objective.
+
+    budget_known: whether max_num_batched_tokens was stated. vLLM does not export it.
+    """
+    if slo.stall_p95_s is None:
+        return []
+    text = (
+        "The twin's stalls were never compared with a real server: the intervals take them to err as TPOT "
+        "does, but for what the network and the load generator add."
+    )
+    if not budget_known:
+        text += (
+            " They hang on max_num_batched_tokens, which is assumed: state it with "
+            "--measured-max-num-batched-tokens."
+        )
+    return [text]
 
 
 def limit_interval(point_x: float, drawn_x: Sequence[float], *, largest: float) -> Interval:

@@ -146,6 +146,7 @@ def measured_figures(level: Level) -> dict[str, float]:
         "ttft_p95_s": level.requests.ttft_s.p95,
         "tpot_p50_s": level.requests.tpot_s.p50,
         "tpot_p95_s": level.requests.tpot_s.p95,
+        "stall_p95_s": level.requests.stall_s.p95,
         "itl_p50_s": level.requests.chunk_gap_s.p50 if level.requests.gap_is_itl else None,
         "itl_p95_s": level.requests.chunk_gap_s.p95 if level.requests.gap_is_itl else None,
         "output_tok_s": level.requests.output_tok_s,

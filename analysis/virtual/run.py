@@ -60,6 +60,10 @@ class VirtualFigures:
     """Share of requests whose TTFT is over the objective."""
     tpot_miss: float
     """Share of requests whose TPOT is over the objective."""
+    stall_p95_s: float
+    """95th percentile of the longest gap between two tokens of a request; nan without an objective for it."""
+    stall_miss: float
+    """Share of requests whose longest gap between two tokens is over the objective; nan without one."""
     error_share: float
     """Share of requests that failed in a way that load can cause: refusals of overload, and time limits. A
     failure counts once for each first pause that fits into the user's pause after it, because users who wait
@@ -110,6 +114,19 @@ class VirtualRun:
             output=output,
         )
 
+    def stalls_s(self, begin_s: float, end_s: float) -> Floats:
+        """Returns the longest gap between two tokens of each request that ended between two instants.
+
+        Requests with fewer than two tokens are left out. Shape (m,), seconds.
+        """
+        tokens_s = (
+            np.asarray(trace.token_times_s(one))
+            for trace in self.traces
+            for one in _ended_inside([*trace.requests, *trace.failed], begin_s, end_s)
+        )
+        longest_s = [np.diff(at_s).max() for at_s in tokens_s if len(at_s) > 1]
+        return np.array(longest_s, dtype=np.float64)
+
     def figures(self, slo: Slo) -> VirtualFigures:
         """Computes the figures of the window. slo: the objectives whose misses are counted."""
         begin_s, end_s = self.window
@@ -128,6 +145,7 @@ class VirtualRun:
         gauges = [_gauges(trace, begin_s, end_s) for trace in self.traces]
         usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
         itl = _inter_token_latencies(self.traces, inside)
+        stalls_s = np.empty(0) if slo.stall_p95_s is None else self.stalls_s(begin_s, end_s)
         window_s = max(end_s - begin_s, 1e-9)
         return VirtualFigures(
             users=self.users,
@@ -149,6 +167,8 @@ class VirtualRun:
             prefix_hit_rate=_hit_rate(self.service, rows),
             ttft_miss=_mean(times.ttft_s > slo.ttft_p95_s),
             tpot_miss=_mean(times.tpot_s > slo.tpot_p95_s),
+            stall_p95_s=_quantile(stalls_s, 0.95),
+            stall_miss=_mean(stalls_s > (slo.stall_p95_s or 0.0)),
             error_share=self._error_share(len(rows), overload),
         )
 

@@ -68,12 +68,13 @@ Misses = Callable[[Level], MissShare]
 _LIMITS: tuple[tuple[WallName, float, Misses], ...] = (
     ("ttft", MISS_LIMIT, lambda level: level.requests.ttft_miss),
     ("tpot", MISS_LIMIT, lambda level: level.requests.tpot_miss),
+    ("stall", MISS_LIMIT, lambda level: level.requests.stall_miss),
     ("errors", OVERLOAD_LIMIT, _errors),
 )
 
 
 def held_limits(evidence: Evidence, met: Sequence[WallName], *, error: float) -> list[HeldLimit]:
-    """Returns how far TTFT, TPOT and errors are known to hold their limits, without those that were met.
+    """Returns how far the objectives of latency and errors are known to hold, without those that were met.
 
     error: probability with which an upper bound may be wrong. A limit of which no level tells is left out.
     """

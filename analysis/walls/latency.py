@@ -1,4 +1,7 @@
-"""The latency walls (limits in users): the p95 of TTFT, or of time per output token, misses its objective."""
+"""The latency walls (limits in users): the p95 of TTFT, of TPOT, or of stalls, misses its objective.
+
+A stall is the longest gap between two events of an answer.
+"""
 
 import numpy as np
 
@@ -30,3 +33,17 @@ def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
     )
     crossing = p95_crossing(points, objective=evidence.slo.tpot_p95_s)
     return placed_at_crossing("tpot", evidence, crossing, rng) if crossing is not None else None
+
+
+def place_stall(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
+    """Finds the number of users at which the p95 of stalls exceeds its objective.
+
+    None where no trusted level misses the objective, or where there is none.
+    """
+    if evidence.slo.stall_p95_s is None:
+        return None
+    points = load_points(
+        evidence.levels, lambda level: level.requests.stall_miss, lambda level: level.requests.stall_s.p95
+    )
+    crossing = p95_crossing(points, objective=evidence.slo.stall_p95_s)
+    return placed_at_crossing("stall", evidence, crossing, rng) if crossing is not None else None

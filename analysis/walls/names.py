@@ -8,7 +8,7 @@ words in `analysis.reporting.words`. If it needs a figure that is not measured y
 from typing import Literal
 
 WallName = Literal[
-    "kv_cache", "prefix_cache", "ttft", "tpot", "throughput", "max_num_seqs", "errors", "not_reached"
+    "kv_cache", "prefix_cache", "ttft", "tpot", "stall", "throughput", "max_num_seqs", "errors", "not_reached"
 ]
 Basis = Literal["measured", "interpolated", "extrapolated", "model"]
 """measured: a trusted level lies within one user or 5 % of the wall. interpolated: the wall lies between

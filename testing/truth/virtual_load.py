@@ -205,6 +205,7 @@ class VirtualLoad:
             unix_s=samples[:, 0],
             worker=np.zeros(count, dtype=np.int64),
             loop_lag_s=np.full(count, self._lag_s),
+            loop_lag_max_s=np.full(count, self._lag_s),
             cpu=np.full(count, 0.1),
             in_flight=samples[:, 1] + samples[:, 2],
         )

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+import msgspec
+
 from analysis.answers.sizing import Sizing
 from analysis.answers.sizing_check import CheckedWall, SizingCheck, SizingVerdict
 from analysis.cli import RefusedError, stored_slo
@@ -44,6 +46,7 @@ def check_sizing(options: argparse.Namespace, bar: ProgressBar) -> SizingCheck:
     if info.arrivals:
         raise RefusedError(f"{folder} is an open loop: it has no users to compare a sizing with. Run levels.")
     slo = sizing.workload.slo if sizing.workload else stored_slo(info)
+    slo = msgspec.structs.replace(slo, stall_p95_s=None)
     side = deployment_of(
         read_group(group, bar.task),
         name="measured",
@@ -61,8 +64,14 @@ def check_sizing(options: argparse.Namespace, bar: ProgressBar) -> SizingCheck:
         differs=[one.text for one in differs],
         figures=figures,
         binding=checked_wall(sizing, side, differs),
-        warnings=[*notes, *_warnings(both)],
+        warnings=[*notes, *_stalls_left_out(stored_slo(info)), *_warnings(both)],
     )
+
+
+def _stalls_left_out(slo: Slo) -> list[str]:
+    if slo.stall_p95_s is None:
+        return []
+    return ["A sizing does not predict stalls: the run's objective for them is left out."]
 
 
 def _warnings(both: SizedAndMeasured) -> list[str]:

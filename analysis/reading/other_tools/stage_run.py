@@ -72,7 +72,12 @@ def _nothing_known() -> ClientSamples:
     """Returns empty columns, because other tools do not record the health of the load generator."""
     nothing = np.empty(0)
     return ClientSamples(
-        unix_s=nothing, worker=nothing.astype(np.int64), loop_lag_s=nothing, cpu=nothing, in_flight=nothing
+        unix_s=nothing,
+        worker=nothing.astype(np.int64),
+        loop_lag_s=nothing,
+        loop_lag_max_s=nothing,
+        cpu=nothing,
+        in_flight=nothing,
     )
 
 

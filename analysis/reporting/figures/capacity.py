@@ -47,6 +47,8 @@ def capacity_figures(answer: ModelAnswer, slo: Slo) -> dict[str, str]:
     if answer.levels:
         wanted["ttft"] = (3.55, 2.7), lambda axes: draw_ttft(axes, answer, slo)
         wanted["tpot"] = (3.55, 2.7), lambda axes: draw_tpot(axes, answer, slo)
+        if (stall_s := slo.stall_p95_s) is not None:
+            wanted["stall"] = (3.55, 2.7), lambda axes: draw_stall(axes, answer, stall_s)
         wanted["throughput"] = (7.2, 2.8), lambda axes: draw_throughput(axes, answer)
     return {name: svg(draw, size) for name, (size, draw) in wanted.items()}
 
@@ -138,6 +140,11 @@ def draw_ttft(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
 def draw_tpot(axes: Axes, answer: ModelAnswer, slo: Slo) -> None:
     """Draws TPOT p95 against users, with its interval and the objective."""
     _latency(axes, answer, lambda level: level.requests.tpot_s, slo.tpot_p95_s, "Time per output token, p95")
+
+
+def draw_stall(axes: Axes, answer: ModelAnswer, limit_s: float) -> None:
+    """Draws the p95 of stalls against users, with its interval and the objective."""
+    _latency(axes, answer, lambda level: level.requests.stall_s, limit_s, "Longest stall of an answer, p95")
 
 
 def _latency(

@@ -30,6 +30,7 @@ WALLS: dict[WallName, str] = {
     "prefix_cache": "Prefix cache full",
     "ttft": "First token too late",
     "tpot": "Tokens too slow",
+    "stall": "Answers stand still",
     "throughput": "Throughput falls",
     "max_num_seqs": "No free slot",
     "errors": "Server errors",

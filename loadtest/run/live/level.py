@@ -29,7 +29,7 @@ LIMIT_KIND = "429"
 
 
 class _Tally:
-    """Counts the values of one objective (TTFT or TPOT) and the values that miss it, and estimates their
+    """Counts the values of one objective of latency and the values that miss it, and estimates their
     percentiles to 1 %. Keeps counts in bins and no values, because a level may have a million requests."""
 
     def __init__(self, objective_s: float) -> None:
@@ -108,6 +108,7 @@ class LiveLevel:
         self._overload_kinds: set[str] = set()
         self._ttft = _Tally(slo.ttft_p95_s)
         self._tpot = _Tally(slo.tpot_p95_s)
+        self._stall = _Tally(math.inf if slo.stall_p95_s is None else slo.stall_p95_s)
         self._first: ServerSample | None = None
         self.last_sample: ServerSample | None = None
         self._samples = 0
@@ -121,6 +122,7 @@ class LiveLevel:
         self.requests += 1
         self._ttft.add(row.ttft_s)
         self._tpot.add(row.tpot_s)
+        self._stall.add(row.stall_s)
         if row.failed:
             self.failures[row.kind] += 1
             self._ttft.add_bound(row.waited_s)
@@ -169,6 +171,7 @@ class LiveLevel:
             (self._overload_share() > ERROR_SHARE, f"more than 1 % of the requests failed ({self.kinds()})"),
             (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
             (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
+            (self._stall.miss_share > MISS_SHARE, f"the p95 of stalls is above {slo.stall_p95_s} s"),
             (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
             (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait in the server's queue"),
         ]
@@ -179,7 +182,8 @@ class LiveLevel:
         failed or missed an objective. None if neither is true."""
         if self._share(self.errors) > FAR_PAST_WALL_SHARE:
             return f"more than half of the requests failed ({self.kinds()})"
-        if max(self._ttft.miss_share, self._tpot.miss_share) > FAR_PAST_WALL_SHARE:
+        latency = (self._ttft, self._tpot, self._stall)
+        if max(tally.miss_share for tally in latency) > FAR_PAST_WALL_SHARE:
             return "more than half of the requests missed an objective"
         return None
 

@@ -1,5 +1,6 @@
 """What the leader is told of each request that has ended. Knows no level."""
 
+from operator import sub
 from typing import NamedTuple
 
 from loadtest.record import Outcome, RequestRecord, failure_kind, has_failed, may_be_overload
@@ -25,6 +26,8 @@ class LiveRow(NamedTuple):
     heard_unix_s: float | None = None
     """When the last token came; None if none came."""
     pause_s: float | None = None
+    stall_s: float | None = None
+    """Longest gap between two tokens; None with fewer than two."""
     error: str | None = None
     """What the server said, or what happened, if the request failed; at most MAX_WORDS characters."""
 
@@ -70,5 +73,6 @@ def live_row(record: RequestRecord) -> LiveRow:
         sent_unix_s=None if record.sent_s is None else start + record.sent_s,
         heard_unix_s=start + chunks[-1] if chunks else None,
         pause_s=record.pause_s,
+        stall_s=max(map(sub, chunks[1:], chunks), default=None),
         error=record.error[:MAX_WORDS] if failed and record.error else None,
     )

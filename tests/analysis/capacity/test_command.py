@@ -63,6 +63,7 @@ def test_the_command_answers_and_writes_what_the_contract_names(memory_run, caps
         "preempted_fraction": 0.01,
         "kv_blocked_fraction": 0.1,
         "prefix_hit_fraction": None,
+        "stall_p95_s": None,
     }
     (model,) = written["models"]
     assert model["max_users"] == math.floor(model["interval_x"][0]) > 0
@@ -190,6 +191,7 @@ def test_objectives_come_from_the_flag_then_the_run_then_the_default(tmp_path):
         "preempted_fraction": 0.01,
         "kv_blocked_fraction": 0.1,
         "prefix_hit_fraction": None,
+        "stall_p95_s": None,
     }
 
 
