@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.evidence.evidence import Evidence
 from analysis.levels.level import load_points
-from analysis.statistics.crossings import p95_crossing
+from analysis.statistics.crossings import MISS_LIMIT, miss_crossing, p95_crossing
 from analysis.walls.placed import PlacedWall, placed_at_crossing
 
 
@@ -38,12 +38,10 @@ def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 def place_stall(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
     """Finds the number of users at which the p95 of stalls exceeds its objective.
 
-    None where no trusted level misses the objective, or where there is none.
+    Only the share of misses places it: an answer meets the prompt of another user or none, so that the p95
+    jumps where that share passes 5 %, and a line between two p95s would miss the jump. None where no trusted
+    level misses the objective, or where there is none.
     """
-    if evidence.slo.stall_p95_s is None:
-        return None
-    points = load_points(
-        evidence.levels, lambda level: level.requests.stall_miss, lambda level: level.requests.stall_s.p95
-    )
-    crossing = p95_crossing(points, objective=evidence.slo.stall_p95_s)
+    points = load_points(evidence.levels, lambda level: level.requests.stall_miss)
+    crossing = miss_crossing(points, limit=MISS_LIMIT)
     return placed_at_crossing("stall", evidence, crossing, rng) if crossing is not None else None

@@ -8,7 +8,8 @@ from loadtest.record import Outcome, Slo
 from loadtest.run.live.lateness import MIN_HEALTH_REPORTS
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import describe, live_text
-from loadtest.run.live.rows import LiveRow
+from loadtest.run.live.rows import LiveRow, live_row
+from testing.runs.folders import row as record
 
 
 def row(outcome: Outcome = Outcome.OK, **changes: object) -> LiveRow:
@@ -21,8 +22,13 @@ def refused(status: int | None = 503, **changes: object) -> LiveRow:
     return row(Outcome.HTTP_ERROR, **{**nothing, **changes})
 
 
-def level_of(*rows: LiveRow, users: int = 8, lower: Sequence[LiveLevel] = ()) -> LiveLevel:
-    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=Slo(), lower=lower)
+def level_of(
+    *rows: LiveRow,
+    users: int = 8,
+    lower: Sequence[LiveLevel] = (),
+    slo: Slo = Slo(),  # noqa: B008 (frozen)
+) -> LiveLevel:
+    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=slo, lower=lower)
     for one in rows:
         level.add(one)
     return level
@@ -89,3 +95,20 @@ def test_a_late_generator_is_said_in_the_line_with_what_to_do() -> None:
         level.add_health(1.0, "1", lag_s=0.038, cpu=0.3)
     said = live_text(level, level_s=30, left_s=None)
     assert said.startswith("this machine is late: 38 ms; use --processes or another machine | 8 users: ")
+
+
+def test_stalls_stop_a_sweep_only_where_they_have_an_objective() -> None:
+    rows = [*[row(stall_s=0.05)] * 90, *[row(stall_s=0.7)] * 10, row(stall_s=None)]
+    assert level_of(*rows).past_wall() is None
+    assert level_of(*rows, slo=Slo(stall_p95_s=0.8)).past_wall() is None
+    assert level_of(*rows, slo=Slo(stall_p95_s=0.5)).past_wall() == "the p95 of stalls is above 0.5 s"
+    still = [row(stall_s=0.7)] * 60
+    assert level_of(*rows, *still, slo=Slo(stall_p95_s=0.5)).far_past_wall() is None
+    assert level_of(*still, slo=Slo(stall_p95_s=0.5)).far_past_wall() is not None
+    assert level_of(*still).far_past_wall() is None
+
+
+def test_the_row_of_a_request_has_its_longest_gap() -> None:
+    assert live_row(record(chunk_s=[0.1, 0.2, 0.9, 1.0])).stall_s == pytest.approx(0.7)
+    assert live_row(record(chunk_s=[0.1])).stall_s is None
+    assert live_row(record(chunk_s=[])).stall_s is None
