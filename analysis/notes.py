@@ -182,6 +182,8 @@ class TooFewToHold(Note):
     more_requests: int | None
     """Further requests at this number of users that would prove it; None where they would be too many."""
     more_s: float | None
+    user_class: str | None = None
+    """Class of users for which least is known; None without classes."""
 
 
 # Warnings.

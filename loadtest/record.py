@@ -104,6 +104,7 @@ class ClassObjectives(msgspec.Struct, kw_only=True, frozen=True):
 
     ttft_p95_s: float | None = None
     tpot_p95_s: float | None = None
+    stall_p95_s: float | None = None
 
 
 class UserClass(msgspec.Struct, kw_only=True, frozen=True):

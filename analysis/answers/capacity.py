@@ -7,6 +7,7 @@ from analysis.levels.failures.classes import Cause
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.notes import Note
+from analysis.statistics.samples import Quantiles
 from analysis.walls.names import Basis, WallName
 from loadtest.record import Outcome, Slo
 
@@ -43,9 +44,41 @@ class Bound(msgspec.Struct, kw_only=True, frozen=True):
     basis: Basis
     users_x: float
     interval_x: tuple[float, float]
+    user_class: str | None = msgspec.field(default=None, name="class")
+    """Class of users that misses the objective first; null where there are no classes, or no class does."""
     rise_x: tuple[float, float] | None = None
     """Users at which half, and twice, the share of misses that the limit allows is reached; null for a wall
     that is not found by a share of misses."""
+
+
+class ClassObjective(msgspec.Struct, kw_only=True, frozen=True):
+    """One objective of a class of users."""
+
+    p95_s: float
+    """Largest 95th percentile that is allowed, seconds."""
+    met: bool | None
+    """Whether at most one request in twenty missed it; null where no request tells."""
+
+
+class ClassAnswer(msgspec.Struct, kw_only=True, frozen=True):
+    """What one class of users gets at the trusted level nearest to the answer."""
+
+    level_users: int
+    """Users of all classes at that level."""
+    users: int
+    """Users of this class at that level."""
+    requests: int
+    """Requests of the class that ended in the window of the level."""
+    ttft_s: Quantiles
+    tpot_s: Quantiles
+    stall_s: Quantiles
+    e2e_s: Quantiles
+    in_time: tuple[float, float, float] | None
+    """Share of the requests that met every objective of latency: lower end of the 90 % interval, estimate and
+    upper end. Null without requests."""
+    kv_share: float | None
+    """Share of the class in the KV tokens that all classes hold, by the lengths of their requests."""
+    objectives: dict[WallName, ClassObjective]
 
 
 class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
@@ -56,6 +89,8 @@ class WallNotMet(msgspec.Struct, kw_only=True, frozen=True):
 
     name: WallName
     up_to_users: int
+    user_class: str | None = msgspec.field(default=None, name="class")
+    """Class of users for which least is known, where each has objectives; null otherwise."""
     limit: float | None = None
     """Largest share of misses that is allowed."""
     holds_to_users: int | None = None
@@ -194,6 +229,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Null where there is no limit, or where nothing tells."""
     memory: MemoryFigures
     latency: LatencyFigures
+    classes: dict[str, ClassAnswer]
+    """What each class of users gets, by its name; empty without a workload file."""
     levels: list[Level]
     open_loop: list[Slice]
     """Slices of open loops; empty unless requests were sent at set times (`--arrivals`, `--trace`)."""

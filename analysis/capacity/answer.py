@@ -12,6 +12,7 @@ from analysis.answers.capacity import (
     WallNotMet,
     WorkloadSummary,
 )
+from analysis.capacity.classes import class_answers
 from analysis.capacity.failures import failures_of_answer
 from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
@@ -33,6 +34,7 @@ from analysis.walls.prefix_cache import place_prefix_cache
 from loadtest.record import Slo
 
 WORKLOAD_SHOWN = (
+    "workload",
     "arrivals",
     "trace",
     "prompt_tokens",
@@ -96,6 +98,7 @@ def answer_of(
         by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
+        classes=class_answers(evidence.levels, headline),
         levels=sorted(evidence.levels, key=lambda level: level.users),
         open_loop=[one for run in runs for one in slices_of(run)],
         failures=failures_of_answer(evidence),
@@ -128,6 +131,7 @@ def _bound(wall: PlacedWall, *, confidence: float) -> Bound:
         basis=wall.basis,
         users_x=wall.x,
         interval_x=(low, high),
+        user_class=wall.user_class,
         rise_x=wall.rise,
     )
 
@@ -180,6 +184,7 @@ def _limit_not_met(limit: HeldLimit, top: int) -> WallNotMet:
     return WallNotMet(
         name=limit.name,
         up_to_users=top,
+        user_class=limit.user_class,
         limit=limit.limit,
         holds_to_users=holds_to,
         share_at_most=limit.at(holds_to or 0).share_at_most,

@@ -114,6 +114,7 @@ def too_few_to_hold(held: Sequence[HeldLimit], users: int) -> list[Note]:
         if limit.binds and not proof.holds:
             note = TooFewToHold(
                 wall=limit.name,
+                user_class=limit.user_class,
                 users=proof.users,
                 share_at_most=proof.share_at_most,
                 limit=limit.limit,

@@ -1,7 +1,7 @@
 """All facts from which the walls (limits in users) are computed, gathered from runs that may be pooled."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from analysis.evidence.lengths import LengthPairs, length_pairs_of
 from analysis.evidence.replicas import hidden_replicas, without_metrics
 from analysis.evidence.step_time import StepCost, step_cost_of
 from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
+from analysis.levels.classes import slo_of_class
 from analysis.levels.context import Context, Pool
 from analysis.levels.failures.classes import FailureTotal
 from analysis.levels.level import Level, failures_of
@@ -82,6 +83,13 @@ class Evidence:
         return any(run.info.arrivals for run in self.runs)
 
     @property
+    def objectives(self) -> Mapping[str | None, Slo]:
+        """The objectives of each class of users, by its name; without a workload file those of all requests,
+        under None."""
+        classes = self.runs[-1].info.classes if self.runs else None
+        return {each.name: slo_of_class(each, self.slo) for each in classes or []} or {None: self.slo}
+
+    @property
     def trusted(self) -> list[int]:
         """Numbers of users at which at least one level is trusted, in rising order."""
         return sorted({level.users for level in self.levels if level.trusted})
@@ -152,7 +160,11 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
 def users_think(runs: Sequence[Run]) -> bool:
     """Whether users were set to pause between requests in at least one of the runs."""
-    return any(run.info.settings.get("think_s") not in (None, "", "0", 0, 0.0) for run in runs)
+    pauses = [run.info.settings.get("think_s") for run in runs]
+    pauses += [
+        pause for run in runs for each in run.info.classes or [] for pause in (each.think_s, each.tool_s)
+    ]
+    return any(pause not in (None, "", "0", 0, 0.0) for pause in pauses)
 
 
 def _stated_max_num_seqs(runs: Sequence[Run]) -> int | None:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from analysis.levels.classes import ClassFigures
 from analysis.levels.failures.classes import FailureTotal, failure_totals, failures_without_levels
-from analysis.levels.requests import RequestFigures
+from analysis.levels.requests import RequestFigures, RequestLatency
 from analysis.levels.server import ServerFigures
 from analysis.notes import Note
 from analysis.reading.runs import Run
@@ -26,6 +27,8 @@ class Level:
     """Mean number of users who paused because a request failed, over the window."""
     requests: RequestFigures
     server: ServerFigures
+    classes: tuple[ClassFigures, ...] = ()
+    """Figures of each class of users, in the order of the workload file; empty without one."""
     lag_s: float
     """Mean lag of the event loop that takes the times, in seconds, over the window, in the worst worker."""
     why_not: tuple[Note, ...]
@@ -35,6 +38,11 @@ class Level:
     def trusted(self) -> bool:
         """Whether the level is free of doubts, so that fits may use it."""
         return not self.why_not
+
+    def latency_of(self, user_class: str | None) -> RequestLatency:
+        """Returns the latency of the requests of one class of users; None: of all requests."""
+        found = (one.latency for one in self.classes if one.name == user_class)
+        return self.requests if user_class is None else next(found)
 
     @property
     def preempted_fraction(self) -> float:

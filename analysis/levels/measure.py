@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.levels import definitions
+from analysis.levels.classes import ClassFigures, class_figures, together
 from analysis.levels.context import Context
 from analysis.levels.level import Level
 from analysis.levels.requests import RequestFigures, variation
@@ -21,6 +23,7 @@ from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.reading.scrapes import unseen_spans
 from analysis.statistics.samples import Window
+from loadtest.workload.classes import users_of_classes
 
 MIN_TOKENS = 1000
 UNDER_WAY_DURATIONS = 4.0  # mean request durations until nearly every request has ended
@@ -88,6 +91,9 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
         not_load=context.not_load,
         shortest_pause_s=_number(run.info.settings.get("error_pause_s"), 1.0),
     )
+    classes = _classes(run, context, window, users=users, gathered=requests.gathered)
+    if classes:
+        requests = _by_own_objectives(requests, classes)
     in_flight, paused = in_flight_of(run, window), paused_of(run.requests, window)
     gates = TrustGates(
         run=run,
@@ -107,9 +113,43 @@ def _level(run: Run, context: Context, *, users: int, span: tuple[float, float],
         in_flight=in_flight,
         paused=paused,
         requests=requests,
+        classes=classes,
         server=ServerFigures.of(run, window, context, users=users),
         lag_s=worst_worker(run, run.client.loop_lag_s, window),
         why_not=gates.doubts(steady=steady),
+    )
+
+
+def _classes(
+    run: Run, context: Context, window: Window, *, users: int, gathered: bool
+) -> tuple[ClassFigures, ...]:
+    if not (classes := run.info.classes):
+        return ()
+    counts = users_of_classes(classes, users)
+    return tuple(
+        class_figures(
+            each,
+            run.requests,
+            window,
+            context.slo,
+            users=counts[each.name],
+            gathered=gathered,
+            cached=run.info.server.enable_prefix_caching is not False,
+            not_load=context.not_load,
+        )
+        for each in classes
+    )
+
+
+def _by_own_objectives(requests: RequestFigures, classes: Sequence[ClassFigures]) -> RequestFigures:
+    """Returns the figures of all requests, with each judged by the objectives of its own class."""
+    latencies = [one.latency for one in classes]
+    return replace(
+        requests,
+        ttft_miss=together([one.ttft_miss for one in latencies]),
+        tpot_miss=together([one.tpot_miss for one in latencies]),
+        stall_miss=together([one.stall_miss for one in latencies]),
+        goodput_rps=sum(one.goodput_rps for one in classes),
     )
 
 

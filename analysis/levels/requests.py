@@ -121,8 +121,7 @@ class RequestFigures(RequestLatency):
         gaps = _chunk_gaps(rows, index[ok])
         arrivals_per_chunk = _arrivals_per_chunk(gaps, rows, index[ok])
         if arrivals_per_chunk < GATHERED:
-            unknown = np.full(len(rows), math.nan)
-            times = replace(times, tpot_s=unknown, stall_s=unknown)
+            times = times.without_tokens()
         latency = request_latency(times, rows, counted, window, slo)
         output_tok_s, output_tok_se = _output_rate(rows, window)
         weight = _weights(rows, shortest_pause_s)
@@ -210,6 +209,11 @@ class RequestTimes:
                 chunks=rows.chunks, output_tokens=rows.output_tokens
             ),
         )
+
+    def without_tokens(self) -> "RequestTimes":
+        """Returns the durations without TPOT and stalls, which are unknown where chunks were gathered."""
+        unknown = np.full(len(self.ttft_s), math.nan)
+        return replace(self, tpot_s=unknown, stall_s=unknown)
 
     def late(self, slo: Slo) -> Bools:
         """Returns whether each request misses an objective of latency, shape (n,)."""

@@ -13,6 +13,7 @@ OUTCOMES = tuple(Outcome)
 OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 NAN = float("nan")
 NO_ERROR_TEXT = -1
+NO_CLASS = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -51,6 +52,9 @@ class Requests:
     user: Ints
     """Number of each request's user, unique over all workers."""
     turn: Ints
+    user_class: Ints
+    """Index of each request's class of users in `class_names`; NO_CLASS without a workload file."""
+    class_names: tuple[str, ...]
     gap_s: NDArray[np.float32]
     """Chunk gaps of all requests, request after request, shape (sum of gaps,)."""
     gap_start: Ints
@@ -96,6 +100,11 @@ class Requests:
         )
         unseen = np.isnan(self.output_tokens) & ~np.isnan(self.sent_s) & ~refused
         return np.where(unseen, np.fmax(self.max_tokens, self.chunks), self.tokens)
+
+    def of_class(self, name: str) -> Bools:
+        """Returns whether the user of each request belongs to a class, shape (n,)."""
+        code = self.class_names.index(name) if name in self.class_names else len(self.class_names)
+        return np.equal(self.user_class, code)
 
     def with_outcome(self, *outcomes: Outcome) -> Bools:
         """Returns whether each request has one of these outcomes, shape (n,)."""
@@ -209,6 +218,8 @@ def ordered_requests(
     error_texts: Sequence[str],
     gap_s: NDArray[np.float32],
     gaps: Ints,
+    user_class: Ints | None = None,
+    class_names: Sequence[str] = (),
 ) -> Requests:
     """Sorts requests, given in any order, by the times of their ends, and returns them as Requests.
 
@@ -216,6 +227,7 @@ def ordered_requests(
     - labels: outcome code, user, turn and error (an index in `error_texts`) of each request, shape (n, 4).
     - gap_s: chunk gaps of all requests. Those of the first request come first, then those of the second.
     - gaps: number of chunk gaps of each request, shape (n,).
+    - user_class: class of users of each request, an index in `class_names`, shape (n,); None without classes.
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
@@ -225,6 +237,8 @@ def ordered_requests(
         user=labels[order, 1],
         turn=labels[order, 2],
         error=labels[order, 3],
+        user_class=np.full(len(order), NO_CLASS) if user_class is None else user_class[order],
+        class_names=tuple(class_names),
         error_texts=tuple(error_texts),
         gap_s=_permuted(gap_s, start, order),
         gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from analysis.reading.columns import (
     NAN,
+    NO_CLASS,
     OUTCOME_CODES,
     SCALAR_COLUMNS,
     ClientSamples,
@@ -166,30 +167,42 @@ def read_requests(
     row does not fit the schema.
     """
     scalars: list[tuple[float, ...]] = []
-    labels: list[tuple[int, int, int, int]] = []
+    labels: list[tuple[int, ...]] = []
     errors = ErrorTexts()
     users: dict[tuple[str, int], int] = {}
+    classes: dict[str, int] = {}
     gaps = _Gaps()
     for path in paths:
         for row in _decoded_lines(path, RequestRecord, warnings, on_bytes):
             scalars.append(_scalars(row, offsets.get(row.worker, 0.0)))
             user = users.setdefault((row.worker, row.user), len(users))
-            labels.append((OUTCOME_CODES[row.outcome], user, row.turn, errors.code_of(row.error)))
+            name, error = row.user_class, errors.code_of(row.error)
+            user_class = NO_CLASS if name is None else classes.setdefault(name, len(classes))
+            labels.append((OUTCOME_CODES[row.outcome], user, row.turn, error, user_class))
             gaps.add(row.chunk_s)
-    return _requests(scalars, labels, errors.texts, gaps.all())
+    return _requests(scalars, labels, errors.texts, list(classes), gaps.all())
 
 
 def _requests(
     scalars: list[tuple[float, ...]],
-    labels: list[tuple[int, int, int, int]],
+    labels: list[tuple[int, ...]],
     error_texts: Sequence[str],
+    class_names: Sequence[str],
     gap_s: NDArray[np.float32],
 ) -> Requests:
     table = np.array(scalars, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
-    codes = np.array(labels, dtype=np.int64).reshape(-1, 4)
+    codes = np.array(labels, dtype=np.int64).reshape(-1, 5)
     columns = dict(zip(SCALAR_COLUMNS, table.T, strict=True))
     gaps = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
-    return ordered_requests(columns, labels=codes, error_texts=error_texts, gap_s=gap_s, gaps=gaps)
+    return ordered_requests(
+        columns,
+        labels=codes[:, :4],
+        error_texts=error_texts,
+        gap_s=gap_s,
+        gaps=gaps,
+        user_class=codes[:, 4],
+        class_names=class_names,
+    )
 
 
 def read_server(path: Path, asked: object, warnings: list[str]) -> ServerSamples:

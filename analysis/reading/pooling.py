@@ -99,6 +99,7 @@ def pooling_fields(info: RunInfo) -> dict[str, str]:
         for name, value in msgspec.structs.asdict(info.server).items()
     }
     names = {"model": info.model, "host": info.host, "scenario": info.scenario}
+    workload["classes"] = _canonical_json(info.classes)
     return {**names, "gpu": _canonical_json(info.gpu), **server, **workload}
 
 

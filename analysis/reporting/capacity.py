@@ -12,8 +12,10 @@ from analysis.answers.capacity import Answer, ModelAnswer
 from analysis.levels.level import Level
 from analysis.reporting.capacity_json import answer_object
 from analysis.reporting.capacity_tables import (
+    CLASS_COLUMNS,
     LEVEL_COLUMNS,
     SLICE_COLUMNS,
+    class_cells,
     in_time_cells,
     in_time_columns,
     latency_rows,
@@ -26,6 +28,7 @@ from analysis.reporting.capacity_tables import (
 )
 from analysis.reporting.capacity_words import (
     AT_LEAST_NOTE,
+    classes_title,
     first_screen,
     not_met_text,
     objectives,
@@ -77,6 +80,7 @@ def html(answer: Answer, drawn: Sequence[dict[str, str]]) -> str:
         ],
         generated=day(answer.generated_unix_s),
         objectives=objectives(answer.slo),
+        class_columns=CLASS_COLUMNS,
         level_columns=LEVEL_COLUMNS,
         slice_columns=SLICE_COLUMNS,
         failure_columns=FAILURE_COLUMNS,
@@ -107,6 +111,10 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
         )
     if not_met_text(model):
         parts += [not_met_text(model), ""]
+    if model.classes:
+        parts += [f"### {classes_title(model)}", ""]
+        rows = [class_cells(name, found) for name, found in model.classes.items()]
+        parts += markdown_table([name for name, _ in CLASS_COLUMNS], rows)
     if model.levels:
         parts += ["### Levels", ""]
         parts += markdown_table(
@@ -157,6 +165,10 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
         )
     if not_met_text(model):
         print_indented(out, not_met_text(model) + "\n", style="dim")
+    if model.classes:
+        print_indented(out, classes_title(model))
+        rows = [class_cells(name, found) for name, found in model.classes.items()]
+        out.print(terminal_table([name for name, _ in CLASS_COLUMNS], rows))
     if model.levels:
         out.print(_level_table(model, narrow=out.width < PLAIN_WIDTH))
         if any(None in _p95s(level) for level in model.levels):
@@ -207,6 +219,8 @@ def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> 
         "levels": [(level, level_cells(level)) for level in model.levels],
         "walls": [(bound, wall_cells(bound)) for bound in model.bounds],
         "not_met": not_met_text(model),
+        "classes_title": classes_title(model),
+        "classes": [class_cells(name, found) for name, found in model.classes.items()],
         "memory": memory_rows(model),
         "latency": latency_rows(model),
         "workload": workload_rows(model.workload),

@@ -52,6 +52,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "memory": model.memory,
         "latency": model.latency,
         "failures": [_failures_object(one) for one in model.failures],
+        "classes": model.classes,
         "levels": [_level_object(level) for level in model.levels],
         "open_loop": [_slice_object(one) for one in model.open_loop],
         "levers": [_option_object(option) for option in model.options],

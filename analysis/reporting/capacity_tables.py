@@ -6,7 +6,7 @@ A wall is a limit on the number of users, such as a full KV cache or a missed ob
 import math
 from collections.abc import Sequence
 
-from analysis.answers.capacity import Bound, ModelAnswer, WorkloadSummary
+from analysis.answers.capacity import Bound, ClassAnswer, ClassObjective, ModelAnswer, WorkloadSummary
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.numbers import (
@@ -19,8 +19,8 @@ from analysis.reporting.numbers import (
     tokens_text,
     users_text,
 )
-from analysis.reporting.words import BASIS_WORDS, WALL_NAMES
-from analysis.statistics.samples import MissShare, in_time
+from analysis.reporting.words import BASIS_WORDS, WALL_NAMES, of_class
+from analysis.statistics.samples import MissShare, Quantiles, in_time
 from loadtest.record import Slo
 
 
@@ -92,6 +92,42 @@ def _in_time(misses: MissShare) -> str:
     return f"{share} % ({low} to {high})"
 
 
+CLASS_COLUMNS = (
+    ("class", "class of users"),
+    ("users", "of this class, at the level nearest to the answer"),
+    ("TTFT p95 ms", "sent to first token, and its objective"),
+    ("TPOT p95 ms", "time per output token after the first, and its objective"),
+    ("stall p95 ms", "longest time that an answer stood still between two events"),
+    ("in time (90 % interval)", "share of requests that met every objective of latency"),
+    ("KV cache", "share of the tokens that all classes hold there"),
+)
+
+
+def class_cells(name: str, found: ClassAnswer) -> list[str]:
+    """Returns the row of one class of users for the table of classes, in the order of CLASS_COLUMNS."""
+    share = NONE
+    if found.in_time is not None:
+        low, middle, high = (f"{100 * value:.1f}".removesuffix(".0") for value in found.in_time)
+        share = f"{middle} % ({low} to {high})"
+    return [
+        name,
+        str(found.users),
+        _with_objective(found.ttft_s, found.objectives.get("ttft")),
+        _with_objective(found.tpot_s, found.objectives.get("tpot")),
+        _with_objective(found.stall_s, found.objectives.get("stall")),
+        share,
+        percent(found.kv_share),
+    ]
+
+
+def _with_objective(found: Quantiles, objective: ClassObjective | None) -> str:
+    """Formats a p95 with the objective that it missed: `1,240 (missed: 1,000)`."""
+    text = milliseconds_or_more(found.p95, found.p95_at_least)
+    if objective is None or objective.met is not False:
+        return text
+    return f"{text} (missed: {milliseconds(objective.p95_s)})"
+
+
 SLICE_COLUMNS = (
     ("seconds", "after the start of the arrivals"),
     ("due/s", "requests that were due, a second"),
@@ -133,7 +169,8 @@ def wall_cells(bound: Bound) -> list[str]:
     """Returns the row of one wall for the table of walls: name, users, interval, and basis of the value."""
     low, high = bound.interval_x
     span = f"{low:.1f} to {high:.1f}" if high - low >= 0.05 else "exact"
-    return [WALL_NAMES[bound.name], f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
+    name = WALL_NAMES[bound.name] + of_class(bound.user_class)
+    return [name, f"{bound.users_x:.1f}", span, BASIS_WORDS[bound.basis]]
 
 
 def memory_rows(model: ModelAnswer) -> list[tuple[str, str]]:

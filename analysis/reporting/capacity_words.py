@@ -4,6 +4,7 @@ A wall is a limit on the number of users, such as a full KV cache or a missed ob
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from analysis.answers.capacity import (
     Headline,
@@ -19,7 +20,7 @@ from analysis.reporting.numbers import (
     percent,
     users_text,
 )
-from analysis.reporting.words import BEYOND_WALL, WALL_NAMES, sentences, wall_name, words
+from analysis.reporting.words import BEYOND_WALL, WALL_NAMES, of_class, sentences, wall_name, words
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.walls.names import WallName
 from loadtest.record import Slo
@@ -72,7 +73,8 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
         parts += [f"{_beyond_text(model)} {_flat_text(model)}".strip()]
         parts += [_latency_alone_text(model, slo), _prefix_text(model)]
     parts += failure_sentences(model.failures, refused=model.refused)
-    parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}.")
+    own = "; classes have objectives of their own" if _has_own_objectives(model, slo) else ""
+    parts.append(f"{_workload_text(model.workload)}; {_objectives_text(slo)}{own}.")
     if model.levels:
         parts.append(_trusted_text(model.levels))
     if model.simulated:
@@ -80,6 +82,15 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
             f"SIMULATED: measured on Seatcount's embedded server ({model.simulated}), not on hardware."
         )
     return [part for part in parts if part]
+
+
+def _has_own_objectives(model: ModelAnswer, slo: Slo) -> bool:
+    those_of_run = {"ttft": slo.ttft_p95_s, "tpot": slo.tpot_p95_s, "stall": slo.stall_p95_s}
+    return any(
+        objective.p95_s != those_of_run.get(name)
+        for found in model.classes.values()
+        for name, objective in found.objectives.items()
+    )
 
 
 def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
@@ -90,10 +101,18 @@ def _limit_text(model: ModelAnswer, *, confidence: float) -> str:
         return _at_least_text(model, confidence=confidence)
     low, high = head.interval_x
     interval = f"{100 * confidence:.0f} %: {low:.1f} to {high:.1f}"
+    bound = next((bound for bound in model.bounds if bound.name == head.binding), None)
+    wall = f"{WALL_NAMES[head.binding]}{of_class(bound.user_class if bound else None)}{_rivals(model)}"
     return (
-        f"The limit is {head.estimate_x:.1f} users ({interval}): {WALL_NAMES[head.binding]}{_rivals(model)}. "
+        f"The limit is {head.estimate_x:.1f} users ({interval}): {wall}. "
         f"{head.max_users} is the lower end, rounded down."
     )
+
+
+def classes_title(model: ModelAnswer) -> str:
+    """Returns the title of the table of classes; empty without a workload file."""
+    users = next((one.level_users for one in model.classes.values()), None)
+    return "" if users is None else f"Classes of users at {users_text(users)}"
 
 
 def _at_least_text(model: ModelAnswer, *, confidence: float) -> str:
@@ -195,6 +214,8 @@ def _workload_text(workload: WorkloadSummary) -> str:
         parts = [f"Open loop, {given.get('arrivals') or given['trace']}"]
     else:
         parts = ["Closed loop" + _think_text(given.get("think_s"))]
+    if "workload" in given:
+        parts.append(f"users as in {Path(given['workload']).name}")
     if workload.prompt_mean is not None and workload.output_mean is not None:
         parts.append(
             f"prompts {workload.prompt_mean:.0f} and answers {workload.output_mean:.0f} tokens (means of "
@@ -280,7 +301,8 @@ def not_met_text(model: ModelAnswer) -> str:
 
 def _held_text(wall: WallNotMet) -> str:
     """Says how far a limit holds: `Time to first token: at most 2.1 % late up to 24 users (5 % allowed).`"""
-    name, allowed = WALL_NAMES[wall.name].capitalize(), f"({percent(wall.limit)} allowed)"
+    name = WALL_NAMES[wall.name].capitalize() + of_class(wall.user_class)
+    allowed = f"({percent(wall.limit)} allowed)"
     share = f"at most {percent(wall.share_at_most)} {MISSING[wall.name]}"
     if wall.holds_to_users is None:
         return f"{name}: too few requests at any number of users {allowed}."

@@ -47,6 +47,11 @@ BASIS_WORDS: dict[Basis, str] = {
 }
 
 
+def of_class(user_class: str | None) -> str:
+    """Names a class of users behind what it misses: ` of agent`; empty without one."""
+    return f" of {user_class}" if user_class else ""
+
+
 def wall_name(code: str) -> str:
     """Returns the name of a wall (a limit on users) in words; an unknown code is returned unchanged."""
     return next((name for wall, name in WALL_NAMES.items() if wall == code), code)
@@ -228,7 +233,7 @@ def _(note: notes.PastWallAtLowest) -> str:
 @words.register
 def _(note: notes.TooFewToHold) -> str:
     return (
-        f"Not enough data at {note.users} users: {MISSED[note.wall]} may be up to "
+        f"Not enough data at {note.users} users: {MISSED[note.wall]}{of_class(note.user_class)} may be up to "
         f"{percent(note.share_at_most)} ({percent(note.limit)} allowed){_wanting(note)}."
     )
 

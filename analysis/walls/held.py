@@ -8,6 +8,7 @@ from scipy import optimize
 
 from analysis.evidence.evidence import Evidence
 from analysis.levels.level import Level
+from analysis.levels.requests import RequestLatency
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.statistics.samples import MissShare, share_bounds
 from analysis.walls.errors import OVERLOAD_LIMIT
@@ -41,6 +42,8 @@ class HeldLimit:
     """Largest share of misses that is allowed."""
     proofs: Sequence[Proof]
     """One for each number of users, in rising order."""
+    user_class: str | None = None
+    """Class of users for which least is known; None without classes."""
     binds: bool
     """Whether the answer must not exceed `holds_to_users`. Not so for errors where no request was turned
     away at all: hundreds of good requests would not prove a share of 1 %."""
@@ -65,11 +68,10 @@ def _errors(level: Level) -> MissShare:
 
 
 Misses = Callable[[Level], MissShare]
-_LIMITS: tuple[tuple[WallName, float, Misses], ...] = (
-    ("ttft", MISS_LIMIT, lambda level: level.requests.ttft_miss),
-    ("tpot", MISS_LIMIT, lambda level: level.requests.tpot_miss),
-    ("stall", MISS_LIMIT, lambda level: level.requests.stall_miss),
-    ("errors", OVERLOAD_LIMIT, _errors),
+_LATENCY: tuple[tuple[WallName, Callable[[RequestLatency], MissShare]], ...] = (
+    ("ttft", lambda latency: latency.ttft_miss),
+    ("tpot", lambda latency: latency.tpot_miss),
+    ("stall", lambda latency: latency.stall_miss),
 )
 
 
@@ -79,13 +81,30 @@ def held_limits(evidence: Evidence, met: Sequence[WallName], *, error: float) ->
     error: probability with which an upper bound may be wrong. A limit of which no level tells is left out.
     """
     found = []
-    for name, limit, misses in _LIMITS:
-        levels = [level for level in evidence.levels if level.trusted and misses(level).n]
-        if levels and name not in met:
-            binds = name != "errors" or any(misses(level).misses for level in levels)
-            proofs = _proofs(limit, levels, misses, error)
-            found.append(HeldLimit(name=name, limit=limit, proofs=proofs, binds=binds))
-    return found
+    for name, share in _LATENCY:
+        of_classes = [_held_by_class(evidence, name, share, one, error) for one in evidence.objectives]
+        found.append(min(filter(None, of_classes), key=lambda one: one.holds_to_users or 0, default=None))
+    found.append(_held(evidence, "errors", OVERLOAD_LIMIT, _errors, error))
+    return [limit for limit in found if limit is not None and limit.name not in met]
+
+
+def _held_by_class(
+    evidence: Evidence,
+    name: WallName,
+    share: Callable[[RequestLatency], MissShare],
+    user_class: str | None,
+    error: float,
+) -> HeldLimit | None:
+    held = _held(evidence, name, MISS_LIMIT, lambda level: share(level.latency_of(user_class)), error)
+    return None if held is None else replace(held, user_class=user_class)
+
+
+def _held(evidence: Evidence, name: WallName, limit: float, misses: Misses, error: float) -> HeldLimit | None:
+    levels = [level for level in evidence.levels if level.trusted and misses(level).n]
+    if not levels:
+        return None
+    binds = name != "errors" or any(misses(level).misses for level in levels)
+    return HeldLimit(name=name, limit=limit, proofs=_proofs(limit, levels, misses, error), binds=binds)
 
 
 def _proofs(limit: float, levels: Sequence[Level], misses: Misses, error: float) -> list[Proof]:

@@ -1,14 +1,23 @@
 """The latency walls (limits in users): the p95 of TTFT, of TPOT, or of stalls, misses its objective.
 
-A stall is the longest gap between two events of an answer.
+A stall is the longest gap between two events of an answer. Where users have classes, each class has a wall of
+its own, and the nearest of them is the wall of the mix.
 """
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.evidence.evidence import Evidence
-from analysis.levels.level import load_points
-from analysis.statistics.crossings import MISS_LIMIT, miss_crossing, p95_crossing
-from analysis.walls.placed import PlacedWall, placed_at_crossing
+from analysis.levels.level import Level, load_points
+from analysis.statistics.crossings import MISS_LIMIT, Crossing, miss_crossing, p95_crossing
+from analysis.walls.names import WallName
+from analysis.walls.placed import PlacedWall, first_of_classes, placed_at_crossing
+from loadtest.record import Slo
+
+FindCrossing = Callable[[list[Level], str | None, Slo], Crossing | None]
+"""Finds the crossing of one class of users, or of all users (None), in these levels."""
 
 
 def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
@@ -16,11 +25,16 @@ def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
     None where no trusted level misses the objective.
     """
-    points = load_points(
-        evidence.levels, lambda level: level.requests.ttft_miss, lambda level: level.requests.ttft_s.p95
-    )
-    crossing = p95_crossing(points, objective=evidence.slo.ttft_p95_s)
-    return placed_at_crossing("ttft", evidence, crossing, rng) if crossing is not None else None
+
+    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
+        points = load_points(
+            levels,
+            lambda level: level.latency_of(user_class).ttft_miss,
+            lambda level: level.latency_of(user_class).ttft_s.p95,
+        )
+        return p95_crossing(points, objective=slo.ttft_p95_s)
+
+    return _placed("ttft", evidence, crossing, rng)
 
 
 def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
@@ -28,11 +42,16 @@ def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
     None where no trusted level misses the objective.
     """
-    points = load_points(
-        evidence.levels, lambda level: level.requests.tpot_miss, lambda level: level.requests.tpot_s.p95
-    )
-    crossing = p95_crossing(points, objective=evidence.slo.tpot_p95_s)
-    return placed_at_crossing("tpot", evidence, crossing, rng) if crossing is not None else None
+
+    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
+        points = load_points(
+            levels,
+            lambda level: level.latency_of(user_class).tpot_miss,
+            lambda level: level.latency_of(user_class).tpot_s.p95,
+        )
+        return p95_crossing(points, objective=slo.tpot_p95_s)
+
+    return _placed("tpot", evidence, crossing, rng)
 
 
 def place_stall(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | None:
@@ -42,6 +61,22 @@ def place_stall(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | No
     jumps where that share passes 5 %, and a line between two p95s would miss the jump. None where no trusted
     level misses the objective, or where there is none.
     """
-    points = load_points(evidence.levels, lambda level: level.requests.stall_miss)
-    crossing = miss_crossing(points, limit=MISS_LIMIT)
-    return placed_at_crossing("stall", evidence, crossing, rng) if crossing is not None else None
+
+    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
+        points = load_points(levels, lambda level: level.latency_of(user_class).stall_miss)
+        return miss_crossing(points, limit=MISS_LIMIT)
+
+    return _placed("stall", evidence, crossing, rng)
+
+
+def _placed(
+    name: WallName, evidence: Evidence, find: FindCrossing, rng: np.random.Generator
+) -> PlacedWall | None:
+    """Places the wall of each class of users, and returns the nearest; of all users where there are none."""
+    walls = []
+    for user_class, slo in evidence.objectives.items():
+        crossing = find(list(evidence.levels), user_class, slo)
+        if crossing is not None:
+            wall = placed_at_crossing(name, evidence, crossing, rng)
+            walls.append(replace(wall, user_class=user_class))
+    return first_of_classes(walls)

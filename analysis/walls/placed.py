@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -30,6 +30,8 @@ class PlacedWall:
     draws: Floats
     """Draws of x, shape (WALL_DRAWS,). They tell how often each wall is the first."""
     basis: Basis
+    user_class: str | None = None
+    """Class of users that misses the objective; None where there are no classes, or it is of all of them."""
     rise: tuple[float, float] | None = None
     """Users at which half, and twice, the share of misses that the limit allows is reached. None for a wall
     that is not found by a share of misses."""
@@ -47,6 +49,23 @@ def placed_at_crossing(
         basis=_basis(crossing.x, evidence.trusted),
         rise=crossing.rise,
     )
+
+
+def first_of_classes(walls: Sequence[PlacedWall]) -> PlacedWall | None:
+    """Returns the wall of a mix of classes of users from those of each class; None if there is none.
+
+    It is that of the class that misses its objective with the fewest users, with what is not known of the
+    others: one of them may be the first.
+    """
+    if len(walls) < 2:
+        return walls[0] if walls else None
+    nearest = min(walls, key=lambda wall: wall.x)
+
+    def bound(error: float) -> tuple[float, float]:
+        lows, highs = zip(*(wall.bound(error) for wall in walls), strict=True)
+        return min(lows), min(highs)
+
+    return replace(nearest, bound=bound, draws=np.min([wall.draws for wall in walls], axis=0))
 
 
 def placed_by_draws(
