@@ -26,10 +26,17 @@ def mismatches(a: RunInfo, b: RunInfo) -> list[str]:
         for name in WORKLOAD_KEYS
         if ours[name] != theirs[name]
     ]
+    if a.classes != b.classes:
+        found.append(f"classes of users ({_class_names(a)} against {_class_names(b)})")
     gpus = [gpu_of(info) for info in (a, b)]
     if None not in gpus and gpus[0] != gpus[1]:
         found.append(f"GPU ({gpus[0]} against {gpus[1]})")
     return found
+
+
+def _class_names(info: RunInfo) -> str:
+    names = ", ".join(each.name for each in info.classes or [])
+    return names or "none"
 
 
 def gpu_of(info: RunInfo) -> str | None:
@@ -56,7 +63,7 @@ def _may_differ(info: RunInfo) -> dict[str, str]:
     names = {
         name: value
         for name, value in pooling_fields(info).items()
-        if name not in WORKLOAD_KEYS and name != "gpu"
+        if name not in (*WORKLOAD_KEYS, "classes", "gpu")
     }
     stepped = {name: str(info.settings.get(name)) for name in LOAD_KEYS}
     return {name: value.strip('"') for name, value in {**names, **stepped}.items()}
