@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# These tests, and the cases of the field, wait more than they compute: more of them run at once than cores.
+WAITING := tests/scenarios tests/loadtest
 
 .PHONY: setup demo compare check test vllm bench lock clean
 
@@ -26,11 +28,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not real" --ignore tests/field -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not real" $(WAITING:%=--ignore %) --ignore tests/field -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not real" $(WAITING) -n 4 --dist loadfile
 
-# The cases of the field wait more than they compute; the real vLLM needs the machine for itself.
+# The real vLLM needs the machine for itself.
 test: check
-	$(BIN)/python -m pytest tests/field -n 4
+	$(BIN)/python -m pytest tests/field -n 5
 	$(BIN)/python -m pytest -m real
 
 vllm: setup
