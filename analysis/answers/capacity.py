@@ -119,6 +119,20 @@ class LatencyAlone(msgspec.Struct, kw_only=True, frozen=True):
     limited_by: WallName = "not_reached"
 
 
+class People(msgspec.Struct, kw_only=True, frozen=True):
+    """The people that the users of an answer stand for, if a share of them is active at the peak."""
+
+    active_fraction: float
+    holds_people: int
+    """People of whom `max_users` are active at the peak."""
+    headcount: int | None
+    """People as stated; null if only the share is."""
+    users_needed: int | None
+    """Users of the headcount who are active at the peak."""
+    deployments: int | None
+    """Deployments like this one that hold them, if a router spreads users evenly; null if one holds none."""
+
+
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     """The size of the KV-cache pool, the KV cache that one request in flight takes, and the GPU memory.
 
@@ -227,6 +241,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     wall."""
     by_latency_alone: LatencyAlone | None
     """Null where there is no limit, or where nothing tells."""
+    people: People | None
+    """Null if the share of active people is not stated (`--active`), or there is no answer."""
     memory: MemoryFigures
     latency: LatencyFigures
     classes: dict[str, ClassAnswer]

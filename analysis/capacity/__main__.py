@@ -19,7 +19,7 @@ from analysis.answers.capacity import (
 )
 from analysis.capacity.answer import recommend
 from analysis.capacity.headline import CONFIDENCE
-from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, fraction, positive_integer, slo_of
+from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, fraction, positive_integer, share, slo_of
 from analysis.evidence.evidence import VLLM_BLOCK_SIZE
 from analysis.reading.other_tools.results import read_results
 from analysis.reading.pooling import choose_runs, read_group
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answered(options: argparse.Namespace) -> ExitCode:
+    if options.headcount is not None and options.active is None:
+        raise InputError("--headcount needs --active, the share of these people who are active at the peak.")
     answer = analyse(options)
     report.show(answer, folder=_folder(options))
     refused = all(model.refused for model in answer.models)
@@ -63,6 +65,8 @@ def analyse(options: argparse.Namespace) -> Answer:
                 slo=slo,
                 confidence=options.confidence,
                 bytes_per_token=per_token,
+                headcount=options.headcount,
+                active=options.active,
                 on_step=bar.task("placing the walls", total=RESAMPLES),
             )
             not_pooled = left_out.get(model.model, [])
@@ -172,8 +176,27 @@ def _parser() -> argparse.ArgumentParser:
         default=CONFIDENCE,
         help="how often the interval should cover the truth (default %(default)s)",
     )
+    _add_people_flags(parser)
     add_slo_flags(parser)
     return parser
+
+
+def _add_people_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "people", "For how many people is that, if not all ask at once?"
+    ).add_argument
+    add(
+        "--active",
+        type=share,
+        metavar="F",
+        help="the share of people who are active at the peak, such as 0.2: says for how many people that is",
+    )
+    add(
+        "--headcount",
+        type=positive_integer,
+        metavar="N",
+        help="people who may use the service, with --active: says how many such deployments they need",
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 
+import msgspec
+
 from analysis.answers.capacity import (
     Bound,
     Headline,
@@ -18,6 +20,7 @@ from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.latency_alone import latency_alone
 from analysis.capacity.options import options_of
+from analysis.capacity.people import company_of
 from analysis.capacity.warnings import too_few_to_hold, warnings_of
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.gauge import Gauge
@@ -52,15 +55,20 @@ def recommend(
     slo: Slo,
     confidence: float = CONFIDENCE,
     bytes_per_token: int | None = None,
+    headcount: int | None = None,
+    active: float | None = None,
     seed: int = 0,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> ModelAnswer:
     """Returns the answer for the model of these runs: how many users its deployment holds.
 
-    The same seed gives the same answer.
+    The same seed gives the same answer. headcount, active: people, and the share of them who are active at
+    the peak, if stated.
     """
     judgement = judge(runs, slo=slo, seed=seed, on_step=on_step)
-    return answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
+    answer = answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
+    people = company_of(answer.headline, headcount=headcount, active=active)
+    return msgspec.structs.replace(answer, people=people)
 
 
 def answer_of(
@@ -96,6 +104,7 @@ def answer_of(
         not_observable=unseen,
         prefix_cache=_prefix_cache(judgement, confidence=confidence),
         by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
+        people=None,
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
         classes=class_answers(evidence.levels, headline),

@@ -49,6 +49,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "not_observable": model.not_observable,
         "prefix_cache": model.prefix_cache,
         "by_latency_alone": model.by_latency_alone,
+        "people": model.people,
         "memory": model.memory,
         "latency": model.latency,
         "failures": [_failures_object(one) for one in model.failures],

@@ -71,6 +71,7 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
         parts += [f"{_beyond_text(model)} {_flat_text(model)}".strip()]
+        parts += [_people_text(model)]
         parts += [_latency_alone_text(model, slo), _prefix_text(model)]
     parts += failure_sentences(model.failures, refused=model.refused)
     own = "; classes have objectives of their own" if _has_own_objectives(model, slo) else ""
@@ -168,6 +169,29 @@ def _flat_text(model: ModelAnswer) -> str:
         f"The curve is flat there: {50 * MISS_LIMIT:.1f} % of the requests have {late} at {half:.1f} users, "
         f"{200 * MISS_LIMIT:.0f} % at {twice:.1f}."
     )
+
+
+def _people_text(model: ModelAnswer) -> str:
+    """Says how many people the users stand for; empty if the share of active people is not stated."""
+    found, users = model.people, model.headline.max_users
+    if found is None or users is None:
+        return ""
+    share, least = f"{100 * found.active_fraction:g} %", "at least" if model.headline.at_least else "about"
+    text = f"That is a company of {least} {found.holds_people:,} people, if {share} of them are active at the peak."
+    if found.headcount is not None and found.users_needed is not None:
+        text = (
+            f"{found.headcount:,} people, {share} of them active at the peak, are {found.users_needed:,} "
+            f"users: {_deployments_text(found.deployments)}."
+        )
+    if model.workload.settings.get("think_s") in ("0", "0.0"):
+        text += " The users of this load test ask again at once; with pauses (--think-s) more people fit."
+    return text
+
+
+def _deployments_text(deployments: int | None) -> str:
+    if deployments is None:
+        return "this deployment is not sure to hold any"
+    return "this deployment holds them" if deployments == 1 else f"{deployments:,} such deployments hold them"
 
 
 def _latency_alone_text(model: ModelAnswer, slo: Slo) -> str:

@@ -1,14 +1,11 @@
 """Reads for how many users to buy, and which cards to compare."""
 
-import math
 from dataclasses import dataclass
 
+from analysis.capacity.people import active_people
 from analysis.sizing.purchase.prices import card_label
 from loadtest.errors import InputError
 from loadtest.model.gpus import GPU_CATALOGUE
-
-PRODUCT_ROUNDING = 1e-9
-"""What a product may exceed a whole number by rounding alone: 0.07 of 100 people are 7 users, not 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +32,7 @@ def stated_demand(*, users: int | None, headcount: int | None, active: float | N
         )
     if headcount is None or active is None:
         return None
-    people = math.ceil(headcount * active - PRODUCT_ROUNDING)
-    return Demand(users=max(people, 1), headcount=headcount, active_fraction=active)
+    return Demand(users=active_people(headcount, active), headcount=headcount, active_fraction=active)
 
 
 def named_cards(text: str | None) -> list[str]:

@@ -262,3 +262,20 @@ def test_the_example_in_docs_still_gives_the_answer_that_stands_there(tmp_path, 
 
 def _undated_words(report: Path) -> list[str]:
     return [line for line in report.read_text().splitlines() if not line.startswith("Made ")]
+
+
+def test_users_are_told_as_people_of_whom_some_are_active_at_the_peak(memory_run, tmp_path, capsys):
+    folder = shutil.copytree(memory_run, tmp_path / "r")
+    assert main([str(folder), "--active", "0.2", "--headcount", "500"]) == 0
+    (model,) = json.loads((folder / "capacity.json").read_text())["models"]
+    users, people = model["max_users"], model["people"]
+    assert people["users_needed"] == 100
+    assert (people["deployments"] - 1) * users < 100 <= people["deployments"] * users
+    assert people["holds_people"] == 5 * users
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"are 100 users: {people['deployments']} such deployments hold them" in said
+    assert "with pauses (--think-s) more people fit" in said
+    assert main([str(folder), "--active", "0.2"]) == 0
+    assert f"a company of about {5 * users} people" in " ".join(capsys.readouterr().out.split())
+    assert main([str(folder), "--headcount", "500"]) == 2
+    assert "--headcount needs --active" in capsys.readouterr().err
