@@ -365,7 +365,8 @@ def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]
     options of this process. Raises InputError."""
     names = ("extra_headers", "extra_body")
     private = _validated({name: own[name] for name in names if own.get(name) not in (None, "")})
-    given = {name: value for name, value in values.items() if value is not None and name != "workload"}
+    given = {name: value for name, value in values.items() if value is not None}
+    given["workload"] = None  # the plan of the run has its classes; the file may be on the master's disk only
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         hidden = values.get(name)

@@ -73,14 +73,17 @@ def test_the_file_of_a_locustfile_holds_unless_another_is_set(mix: str, tmp_path
     assert (plain.name, plain.turns, plain.prompt_tokens) == ("", "3", "70")
 
 
-def test_what_is_stored_leaves_out_lengths_that_nobody_asks(mix: str) -> None:
-    settings = resolve_settings({"workload": mix})
+def test_what_is_stored_leaves_out_lengths_that_nobody_asks(
+    mix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOADTEST_WORKLOAD", mix)
+    settings = resolve_settings({})
     stored = settings.public()
     assert stored["workload"] == mix
     assert {stored[name] for name in ("prompt_tokens", "output_tokens", "think_s", "turns")} == {None}
-    assert (
-        settings_from_shared(settings.shared(), {}).workload is None
-    )  # a worker has the classes in its plan
+    Path(mix).unlink()
+    worker = settings_from_shared(settings.shared(), {})  # it has the classes in its plan, and needs no file
+    assert worker.workload is None
 
 
 def test_the_workload_file_is_a_flag_and_a_field_of_the_web_form() -> None:
