@@ -364,9 +364,9 @@ def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]
     and the texts that `Settings.shared` leaves out, which come from its own options and environment. own: the
     options of this process. Raises InputError."""
     names = ("extra_headers", "extra_body")
-    private = _validated({name: own[name] for name in names if own.get(name) not in (None, "")})
-    given = {name: value for name, value in values.items() if value is not None}
-    given["workload"] = None  # the plan of the run has its classes; the file may be on the master's disk only
+    no_file = {"workload": None}  # the plan of the run has its classes; the file may be on the master's disk
+    private = _validated(no_file | {name: own[name] for name in names if own.get(name) not in (None, "")})
+    given = {name: value for name, value in values.items() if value is not None} | no_file
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         hidden = values.get(name)
