@@ -106,6 +106,11 @@ class ClassObjectives(msgspec.Struct, kw_only=True, frozen=True):
     tpot_p95_s: float | None = None
     stall_p95_s: float | None = None
 
+    def over(self, slo: Slo) -> Slo:
+        """Returns the objectives that hold for the class: its own, and those of the run where it has none."""
+        own = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(slo, **own)
+
 
 class UserClass(msgspec.Struct, kw_only=True, frozen=True):
     """One class of a workload file: users who ask the same kind of questions. Texts are distributions, in the

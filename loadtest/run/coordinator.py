@@ -194,6 +194,7 @@ class Coordinator:
                 settle_s=settings.settle_s,
                 slo=settings.slo,
                 lower=[level for level in self._ended if level.users is not None and level.users < users],
+                classes=self.info.classes or (),
             )
         )
         self.info.schedule.append((now, now, users))
@@ -202,7 +203,15 @@ class Coordinator:
     def begin_arrivals(self, start_unix_s: float) -> None:
         """Begins an open loop. The due times of its requests count from `start_unix_s`."""
         settings = self.settings
-        self._set_level(LiveLevel(users=None, start_unix_s=start_unix_s, settle_s=0, slo=settings.slo))
+        self._set_level(
+            LiveLevel(
+                users=None,
+                start_unix_s=start_unix_s,
+                settle_s=0,
+                slo=settings.slo,
+                classes=self.info.classes or (),
+            )
+        )
         self.info.arrivals = ArrivalsInfo(
             law=settings.arrivals,
             trace=settings.trace.name if settings.trace else None,

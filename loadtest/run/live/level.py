@@ -4,9 +4,9 @@ without statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from loadtest.record import Outcome, ServerSample, Slo
+from loadtest.record import Outcome, ServerSample, Slo, UserClass
 from loadtest.run.live.lateness import Lateness
 from loadtest.run.live.rows import LiveRow
 
@@ -70,6 +70,10 @@ class _Tally:
         return None
 
 
+def _stall_limit_s(slo: Slo) -> float:
+    return math.inf if slo.stall_p95_s is None else slo.stall_p95_s
+
+
 def in_words(failures: Counter[str]) -> str:
     """Lists failures by kind, the most frequent first: `3 x 503, 1 x timeout`."""
     return ", ".join(f"{count:,} x {kind}" for kind, count in failures.most_common())
@@ -91,8 +95,11 @@ class LiveLevel:
         settle_s: float,
         slo: Slo,
         lower: "Sequence[LiveLevel]" = (),
+        classes: Sequence[UserClass] = (),
     ) -> None:
-        """lower: the levels so far with fewer users, which show what fails with less load."""
+        """lower: the levels so far with fewer users, which show what fails with less load.
+        classes: those of the workload file, each judged by its own objectives; without any, all requests are
+        judged together."""
         self.users = users
         self.start_unix_s = start_unix_s
         self.end_unix_s = start_unix_s
@@ -108,7 +115,13 @@ class LiveLevel:
         self._overload_kinds: set[str] = set()
         self._ttft = _Tally(slo.ttft_p95_s)
         self._tpot = _Tally(slo.tpot_p95_s)
-        self._stall = _Tally(math.inf if slo.stall_p95_s is None else slo.stall_p95_s)
+        self._stall = _Tally(_stall_limit_s(slo))
+        own = {each.name: each.objectives.over(slo) for each in classes}
+        self._judged: dict[str | None, tuple[_Tally, _Tally, _Tally]] = {
+            name: (_Tally(slo.ttft_p95_s), _Tally(slo.tpot_p95_s), _Tally(_stall_limit_s(slo)))
+            for name, slo in own.items()
+        } or {None: (self._ttft, self._tpot, self._stall)}
+        """TTFT, TPOT and stalls of each class."""
         self._first: ServerSample | None = None
         self.last_sample: ServerSample | None = None
         self._samples = 0
@@ -120,12 +133,15 @@ class LiveLevel:
         if row.end_unix_s < self._from_unix_s or row.outcome == Outcome.CANCELLED:
             return
         self.requests += 1
-        self._ttft.add(row.ttft_s)
-        self._tpot.add(row.tpot_s)
-        self._stall.add(row.stall_s)
+        everyone = (self._ttft, self._tpot, self._stall)
+        for ttft, tpot, stall in {everyone, self._judged.get(row.user_class, everyone)}:
+            ttft.add(row.ttft_s)
+            tpot.add(row.tpot_s)
+            stall.add(row.stall_s)
+            if row.failed:
+                ttft.add_bound(row.waited_s)
         if row.failed:
             self.failures[row.kind] += 1
-            self._ttft.add_bound(row.waited_s)
             if row.may_be_overload:
                 self._overload_kinds.add(row.kind)
 
@@ -169,21 +185,25 @@ class LiveLevel:
         slo = self._slo
         walls = [
             (self._overload_share() > ERROR_SHARE, f"more than 1 % of the requests failed ({self.kinds()})"),
-            (self._ttft.miss_share > MISS_SHARE, f"TTFT p95 is above {slo.ttft_p95_s:g} s"),
-            (self._tpot.miss_share > MISS_SHARE, f"TPOT p95 is above {slo.tpot_p95_s:g} s"),
-            (self._stall.miss_share > MISS_SHARE, f"the p95 of stalls is above {slo.stall_p95_s} s"),
+            *self._missed(),
             (self._preempted() > slo.preempted_fraction, "too many requests were preempted"),
             (self._blocked_share() > slo.kv_blocked_fraction, "requests had to wait in the server's queue"),
         ]
         return next((words for past, words in walls if past), None)
+
+    def _missed(self) -> Iterator[tuple[bool, str]]:
+        """Yields whether an objective is missed, and in which words, for each class."""
+        for name, tallies in self._judged.items():
+            whose = "" if name is None else f" of class '{name}'"
+            for what, tally in zip(("TTFT p95", "TPOT p95", "the p95 of stalls"), tallies, strict=True):
+                yield tally.miss_share > MISS_SHARE, f"{what}{whose} is above {tally.objective_s:g} s"
 
     def far_past_wall(self) -> str | None:
         """Returns, in words, why a test of more users would show nothing new: more than half of the requests
         failed or missed an objective. None if neither is true."""
         if self._share(self.errors) > FAR_PAST_WALL_SHARE:
             return f"more than half of the requests failed ({self.kinds()})"
-        latency = (self._ttft, self._tpot, self._stall)
-        if max(tally.miss_share for tally in latency) > FAR_PAST_WALL_SHARE:
+        if any(tally.miss_share > FAR_PAST_WALL_SHARE for pair in self._judged.values() for tally in pair):
             return "more than half of the requests missed an objective"
         return None
 

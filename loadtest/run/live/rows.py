@@ -28,6 +28,8 @@ class LiveRow(NamedTuple):
     pause_s: float | None = None
     stall_s: float | None = None
     """Longest gap between two tokens; None with fewer than two."""
+    user_class: str | None = None
+    """Name of the user's class; None without a workload file."""
     error: str | None = None
     """What the server said, or what happened, if the request failed; at most MAX_WORDS characters."""
 
@@ -74,5 +76,6 @@ def live_row(record: RequestRecord) -> LiveRow:
         heard_unix_s=start + chunks[-1] if chunks else None,
         pause_s=record.pause_s,
         stall_s=max(map(sub, chunks[1:], chunks), default=None),
+        user_class=record.user_class,
         error=record.error[:MAX_WORDS] if failed and record.error else None,
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.record import Outcome, Slo
+from loadtest.record import ClassObjectives, Outcome, Slo, UserClass
 from loadtest.run.live.lateness import MIN_HEALTH_REPORTS
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import describe, live_text
@@ -27,8 +27,9 @@ def level_of(
     users: int = 8,
     lower: Sequence[LiveLevel] = (),
     slo: Slo = Slo(),  # noqa: B008 (frozen)
+    classes: Sequence[UserClass] = (),
 ) -> LiveLevel:
-    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=slo, lower=lower)
+    level = LiveLevel(users=users, start_unix_s=0.0, settle_s=0.0, slo=slo, lower=lower, classes=classes)
     for one in rows:
         level.add(one)
     return level
@@ -112,3 +113,25 @@ def test_the_row_of_a_request_has_its_longest_gap() -> None:
     assert live_row(record(chunk_s=[0.1, 0.2, 0.9, 1.0])).stall_s == pytest.approx(0.7)
     assert live_row(record(chunk_s=[0.1])).stall_s is None
     assert live_row(record(chunk_s=[])).stall_s is None
+
+
+def test_each_class_is_judged_by_its_own_objectives() -> None:
+    strict = UserClass(
+        name="chat", prompt_tokens="9", output_tokens="9", objectives=ClassObjectives(ttft_p95_s=0.1)
+    )
+    loose = UserClass(
+        name="rag", prompt_tokens="9", output_tokens="9", objectives=ClassObjectives(tpot_p95_s=0.5)
+    )
+    rows = [
+        *[row(user_class="chat", ttft_s=0.05)] * 25,
+        *[row(user_class="rag", ttft_s=1.5, tpot_s=0.3)] * 75,
+    ]
+    late = [row(user_class="chat", ttft_s=0.15)] * 5
+    assert level_of(*rows).past_wall() == "TPOT p95 is above 0.1 s"
+    assert level_of(*rows, classes=[strict, loose]).past_wall() is None
+    assert level_of(*rows, *late, classes=[strict, loose]).past_wall() == (
+        "TTFT p95 of class 'chat' is above 0.1 s"
+    )
+    far = level_of(*rows, *late * 10, classes=[strict, loose])
+    assert far.far_past_wall() == "more than half of the requests missed an objective"
+    assert far.ttft_p95_s() == level_of(*rows, *late * 10).ttft_p95_s()
