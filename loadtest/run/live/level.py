@@ -4,7 +4,7 @@ without statistics. Knows neither Locust nor the time."""
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from loadtest.record import Outcome, ServerSample, Slo, UserClass
 from loadtest.run.live.lateness import Lateness
@@ -55,10 +55,6 @@ class _Tally:
             number = _bin(waited_s)
             self._least_bound = number if self._least_bound is None else min(self._least_bound, number)
 
-    @property
-    def miss_share(self) -> float:
-        return self.misses / self.count if self.count >= MIN_VERDICT_REQUESTS else 0.0
-
     def percentile_s(self, share: float) -> tuple[float, bool] | None:
         """Returns a percentile and whether the true one may be larger; None without values."""
         below = 0
@@ -72,6 +68,13 @@ class _Tally:
 
 def _stall_limit_s(slo: Slo) -> float:
     return math.inf if slo.stall_p95_s is None else slo.stall_p95_s
+
+
+def _miss_share(tallies: Iterable[_Tally]) -> float:
+    """Returns the share of values that miss their objective; 0 if there are too few to say."""
+    counted = [(tally.misses, tally.count) for tally in tallies]
+    misses, count = (sum(each) for each in zip(*counted, strict=True))
+    return misses / count if count >= MIN_VERDICT_REQUESTS else 0.0
 
 
 def in_words(failures: Counter[str]) -> str:
@@ -196,14 +199,16 @@ class LiveLevel:
         for name, tallies in self._judged.items():
             whose = "" if name is None else f" of class '{name}'"
             for what, tally in zip(("TTFT p95", "TPOT p95", "the p95 of stalls"), tallies, strict=True):
-                yield tally.miss_share > MISS_SHARE, f"{what}{whose} is above {tally.objective_s:g} s"
+                yield _miss_share([tally]) > MISS_SHARE, f"{what}{whose} is above {tally.objective_s:g} s"
 
     def far_past_wall(self) -> str | None:
         """Returns, in words, why a test of more users would show nothing new: more than half of the requests
         failed or missed an objective. None if neither is true."""
         if self._share(self.errors) > FAR_PAST_WALL_SHARE:
             return f"more than half of the requests failed ({self.kinds()})"
-        if any(tally.miss_share > FAR_PAST_WALL_SHARE for pair in self._judged.values() for tally in pair):
+        if any(
+            _miss_share(tallies) > FAR_PAST_WALL_SHARE for tallies in zip(*self._judged.values(), strict=True)
+        ):
             return "more than half of the requests missed an objective"
         return None
 
