@@ -97,12 +97,12 @@ def test_every_level_has_the_shares_of_the_classes_up_and_down_in_two_processes(
     assert all(abs(count - 420) <= 8 for count in tokens[0]), tokens  # 320 shared, 60 of context, 40 asked
     assert all(abs(count - 450) <= 12 for count in tokens[1]), tokens  # and an answer of 5, and a tool's 25
     assert all(row["turn"] == row["step"] for row in agents)
-    plain = [
+    plain = [  # as far off: the first word of a prompt has more tokens in one process than in another
         row["prompt_tokens"]
         for row in run.rows()
         if (row["class"], row["turn"], row["outcome"]) == ("chat", 0, "ok")
     ]
-    assert all(36 <= count <= 44 for count in plain), plain
+    assert all(abs(count - 40) <= 8 for count in plain), plain
     samples = run.rows("server.jsonl")
     hits = samples[-1]["prefix_cache_hits_total"] - samples[0]["prefix_cache_hits_total"]
     first = [row for row in agents if row["step"] == 0 and row["outcome"] == "ok"]
