@@ -91,7 +91,7 @@ def read_workload_file(path: Path) -> list[UserClass]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from None
-    for key in document.keys() - {"class"}:
+    for key in [key for key in document if key != "class"]:
         raise ValueError(
             f"{path}, line {_line_of(text.splitlines(), key) or 1}: unknown key '{key}'; a workload file "
             "holds only tables [[class]]."
