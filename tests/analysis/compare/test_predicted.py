@@ -1,6 +1,7 @@
 """`python -m analysis.compare --predicted`: sizings held against virtual runs whose truth is known."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_a_sizing_that_was_right_is_supported(run: Path, capsys: pytest.CaptureF
     }
     assert found["binding"]["verdict"] == "supported"
     assert found["differs"] == []
+
+
+def test_a_runs_objective_for_stalls_is_left_out_and_said_to_be(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    info = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(info | {"settings": {"slo_stall_p95_s": 0.001}}))
+    found = checked(copy, sizing(), capsys)
+    assert found["binding"]["measured"] == "kv_cache"
+    assert any("does not predict stalls" in warning for warning in found["warnings"])
 
 
 def test_a_pool_that_was_predicted_too_large_is_refuted_by_how_much(

@@ -110,6 +110,7 @@ def drafts(text: str = "", **stated: object) -> list[str]:
         (["--config", "CONFIG", "--gpu", "T1000"], "not in the catalogue"),
         (["--config", "CONFIG", "--gpu", "T4", "--at-rate", "2", "--turns", "3"], "--turns"),
         (["--config", "CONFIG", "--gpu", "T4", "--prompt-tokens", "many"], "--prompt-tokens"),
+        (["--config", "CONFIG", "--gpu", "T4", "--slo-stall-p95-s", "0.5"], "stalls are not predicted"),
         (["--config", "CONFIG", "--gpu", "T4", "--gpus", "3", "--tp", "2"], "not a multiple"),
         (["--config", "CONFIG", "--gpu", "T4", "--tp", "3"], "cannot split"),
         (

@@ -10,7 +10,7 @@ from analysis.tune.commands import proof_levels, serve_command
 from analysis.tune.limits import difference_interval
 from analysis.tune.response import Response, SimulatedLoad, loads_around
 from analysis.twin.maximum import find_maximum
-from analysis.twin.model_error import Variant
+from analysis.twin.model_error import Variant, with_times
 from analysis.twin.what_if import with_blocks
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import ChatBehaviour, Service
@@ -34,6 +34,7 @@ def service(**engine: object) -> Service:
         (128, Slo(), 1.0, 0.8, 1.0),
         (2000, Slo(tpot_p95_s=0.008), 1.2, 1.0, 1.0),
         (2000, Slo(tpot_p95_s=0.008), 1.0, 1.0, 1.15),
+        (2000, Slo(stall_p95_s=0.02), 1.2, 1.0, 1.0),
     ],
 )
 def test_a_limit_moves_with_errors_as_if_each_were_simulated(
@@ -55,7 +56,7 @@ def test_a_limit_moves_with_errors_as_if_each_were_simulated(
     )
     variant = Variant(
         service=with_blocks(draw, round(pool * blocks)),
-        slo=Slo(tpot_p95_s=slo.tpot_p95_s / tighter),
+        slo=with_times(slo, ttft=1.0, tpot=tighter),
     )
     simulated = find_maximum(variant.service, variant.slo)
     assert simulated is not None

@@ -306,6 +306,23 @@ def test_a_preset_answers_without_a_run_and_a_fleet_has_a_price(
     assert first["replicas"] > first["replicas_by_estimate"]
 
 
+def test_stalls_are_predicted_where_they_have_an_objective_and_their_doubts_are_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "SIMULATED_DRAWS", 2)
+    monkeypatch.setattr(source, "MAX_LEFT_OUT", 2)
+    words = [str(folder), "--no-async-scheduling", "--users", "8", "--format", "json"]
+    found = json.loads(ask(*words, "--slo-stall-p95-s", "0.007", capsys=capsys)[1])
+    (level,) = found["predictions"]
+    assert level["values"]["stall_p95_s"] == pytest.approx(level["measured"]["stall_p95_s"], rel=0.15)
+    assert "stall_p95_s" not in level["intervals"]  # no error of it is known
+    assert found["limit"]["wall"] == "stall"
+    assert found["limit"]["x"] == pytest.approx(7.1, rel=0.2)  # that of the engine which made the run
+    (doubt,) = (warning for warning in found["warnings"] if "stalls" in warning)
+    assert "never compared with a real server" in doubt
+    assert "--measured-max-num-batched-tokens" in doubt
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
