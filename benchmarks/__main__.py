@@ -17,6 +17,7 @@ from benchmarks.proofs import (
     real_ttft,
     search_cost,
     sizing,
+    stalls,
 )
 from benchmarks.proofs.fidelity import benchmark as fidelity
 
@@ -38,6 +39,7 @@ ON_DEMAND = {
     "real_truth": real_truth.main,
     "real_ttft": real_ttft.main,
     "search_cost": search_cost.main,
+    "stalls": stalls.main,
 }
 """Benchmarks that run only when they are named."""
 

@@ -1,9 +1,7 @@
 """The wall of stalls: where the engine has it, what a run says of it, and that TPOT does not show it."""
 
 import math
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from analysis.answers.capacity import ModelAnswer
@@ -15,9 +13,8 @@ from analysis.reporting.capacity_words import first_screen, not_met_text, object
 from analysis.reporting.figures.capacity import capacity_figures
 from analysis.twin.maximum import find_maximum
 from analysis.virtual.run import simulate_users
-from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.record import Slo
-from loadtest.simulator.engine.config import EngineConfig
+from testing.truth.stalling import chats_and_documents, run_with_gaps
 from testing.truth.virtual_load import VirtualLoad
 
 LEVELS = (4, 8, 12, 16, 24)
@@ -27,36 +24,9 @@ TRUE_USERS = 13.25
 """Users at which 5 % of the answers do: 4.86 % of 180,000 at 13 users and 5.47 % at 14, in virtual time."""
 
 
-def chat_and_documents() -> Service:
-    """Chats of about 60 tokens, and in one request of a hundred a document of 4,000."""
-    rng = np.random.default_rng(0)
-    lengths = zip(rng.integers(40, 200, 198).tolist(), rng.integers(40, 80, 198).tolist(), strict=True)
-    engine = EngineConfig(
-        num_gpu_blocks=6001,
-        max_model_len=8192,
-        step_base_s=0.01,
-        step_per_seq_s=0.0002,
-        prefill_per_token_s=0.0001,
-        jitter_cv=0.1,
-    )
-    conversations = [*([turn] for turn in lengths), [(4000, 30)], [(4000, 30)]]
-    return Service(
-        engine=engine,
-        chatting=ChatBehaviour(conversations=conversations, pauses_s=rng.exponential(1.0, 500)),
-    )
-
-
-def run_of(service: Service, *, slo: Slo = STALLS, seed: int = 0, with_gaps: bool = True) -> Run:
-    load = VirtualLoad(service, slo, seed=seed, with_gaps=with_gaps)
-    for users in LEVELS:
-        load.hold(users, 205.0)
-    load.finish()
-    return load.run()
-
-
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return run_of(chat_and_documents())
+    return run_with_gaps(chats_and_documents(), STALLS, LEVELS, seed=0, level_s=200.0)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +47,12 @@ def test_the_wall_is_where_the_engine_has_it(answer: ModelAnswer) -> None:
 
 
 def test_the_simulated_maximum_knows_it() -> None:
-    found = find_maximum(chat_and_documents(), STALLS)
+    found = find_maximum(chats_and_documents(), STALLS)
     assert found is not None
     assert found.wall == "stall"
     assert found.x == pytest.approx(TRUE_USERS, rel=0.25)
     assert found.below.tpot_p95_s < 0.03
-    assert math.isnan(simulate_users(chat_and_documents(), 4).figures(Slo()).stall_p95_s)
+    assert math.isnan(simulate_users(chats_and_documents(), 4).figures(Slo()).stall_p95_s)
 
 
 def test_tpot_hides_what_stalls_show(answer: ModelAnswer) -> None:
@@ -139,7 +109,10 @@ def test_capacity_json_has_stalls_of_each_level(answer: ModelAnswer) -> None:
 
 def test_without_times_between_events_the_objective_is_said_to_be_unseen() -> None:
     """As in results of tools that write the first and the last time only."""
-    blind = recommend([run_of(chat_and_documents(), with_gaps=False)], slo=STALLS)
+    load = VirtualLoad(chats_and_documents(), STALLS, seed=0)
+    for users in LEVELS:
+        load.hold(users, 65.0)
+    blind = recommend([load.run()], slo=STALLS)
     assert "stall" in blind.not_observable
     assert "stall" not in {wall.name for wall in [*blind.bounds, *blind.not_met]}
     assert "Not observable here: " in not_met_text(blind)
@@ -148,8 +121,6 @@ def test_without_times_between_events_the_objective_is_said_to_be_unseen() -> No
 
 def test_a_smaller_token_budget_moves_the_wall_up() -> None:
     """What --max-num-batched-tokens does: prompts are computed in shorter steps."""
-    service = chat_and_documents()
-    small = replace(service, engine=replace(service.engine, max_num_batched_tokens=1024))
-    found = find_maximum(small, STALLS)
+    found = find_maximum(chats_and_documents(max_num_batched_tokens=1024), STALLS)
     assert found is not None
     assert found.x > 3 * TRUE_USERS
