@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.capacity.answer import recommend
+from analysis.levels.level import load_points
 from analysis.reading.runs import Run
-from analysis.statistics.crossings import MISS_LIMIT, logit
+from analysis.statistics.crossings import MISS_LIMIT, logit, p95_crossing
 from analysis.virtual.run import simulate_users
 from analysis.virtual.service import ChatBehaviour, Service
 from loadtest.record import Slo
@@ -18,7 +19,7 @@ from testing.truth.virtual_load import SETTLE_S, VirtualLoad
 FEWEST, MOST = 4.0, 60.0
 """Users between which the wall of a random service must lie."""
 SEARCH_REQUESTS, TRUE_REQUESTS = 3_000, 20_000
-LEVEL_REQUESTS = 800
+REQUESTS_A_LEVEL = 800
 AROUND = (0.3, 0.6, 0.9, 1.2, 1.8)
 """Users of a sweep's levels, in multiples of the wall."""
 
@@ -34,12 +35,14 @@ class StallingService:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StallSweep:
-    """What one sweep says of the wall: whether it is named, where it is, and its 90 % interval."""
+    """What one sweep says of the wall: whether it is named, where it is (nan: nowhere), and its interval."""
 
     true: float
     named: bool
     x: float
     interval: tuple[float, float]
+    by_p95_x: float
+    """Where a line between the p95s of neighbouring levels, as for TTFT and TPOT, would put it."""
 
 
 def chats_and_documents(
@@ -54,7 +57,7 @@ def chats_and_documents(
     rng = np.random.default_rng(seed)
     chats = zip(rng.integers(40, 200, 198).tolist(), rng.integers(40, 80, 198).tolist(), strict=True)
     values: dict[str, object] = {
-        "num_gpu_blocks": 60_001,
+        "num_gpu_blocks": 6_001,
         "max_model_len": 16_384,
         "step_base_s": 0.01,
         "step_per_seq_s": 0.0002,
@@ -116,14 +119,19 @@ def true_stall_wall(service: Service, slo: Slo) -> float | None:
 
 
 def swept(one: StallingService, *, seed: int) -> StallSweep:
-    """Sweeps across the wall with about LEVEL_REQUESTS a level, and asks the analysis."""
+    """Sweeps across the wall with about REQUESTS_A_LEVEL a level, and asks the analysis."""
     answer = recommend([run_across(one, seed=seed)], slo=one.slo)
     wall = next((bound for bound in answer.bounds if bound.name == "stall"), None)
+    points = load_points(
+        answer.levels, lambda level: level.requests.stall_miss, lambda level: level.requests.stall_s.p95
+    )
+    line = p95_crossing(points, objective=one.slo.stall_p95_s or math.nan)
     return StallSweep(
         true=one.true,
         named=answer.headline.binding == "stall",
         x=math.nan if wall is None else wall.users_x,
         interval=(math.nan, math.nan) if wall is None else wall.interval_x,
+        by_p95_x=math.nan if line is None else line.x,
     )
 
 
@@ -136,10 +144,10 @@ def run_across(one: StallingService, *, seed: int) -> Run:
 def run_with_gaps(
     service: Service, slo: Slo, users: Sequence[int], *, seed: int, level_s: float | None = None
 ) -> Run:
-    """Measures levels of these users. level_s: by default, so long that LEVEL_REQUESTS end in each."""
+    """Measures levels of these users. level_s: by default, so long that REQUESTS_A_LEVEL end in each."""
     load = VirtualLoad(service, slo, seed=seed, with_gaps=True)
     cycle_s = float(np.mean(service.chatting.pauses_s)) + 60 * service.engine.step_base_s
     for count in users:
-        load.hold(count, SETTLE_S + (level_s or LEVEL_REQUESTS * cycle_s / count))
+        load.hold(count, SETTLE_S + (level_s or REQUESTS_A_LEVEL * cycle_s / count))
     load.finish()
     return load.run()
