@@ -10,7 +10,6 @@ from analysis.evidence.lengths import LengthPairs, length_pairs_of
 from analysis.evidence.replicas import hidden_replicas, without_metrics
 from analysis.evidence.step_time import StepCost, step_cost_of
 from analysis.evidence.think_time import ActiveShare, Thinking, active_of, thinking_of
-from analysis.levels.classes import slo_of_class
 from analysis.levels.context import Context, Pool
 from analysis.levels.failures.classes import FailureTotal
 from analysis.levels.level import Level, failures_of
@@ -87,7 +86,7 @@ class Evidence:
         """The objectives of each class of users, by its name; without a workload file those of all requests,
         under None."""
         classes = self.runs[-1].info.classes if self.runs else None
-        return {each.name: slo_of_class(each, self.slo) for each in classes or []} or {None: self.slo}
+        return {each.name: each.objectives.over(self.slo) for each in classes or []} or {None: self.slo}
 
     @property
     def trusted(self) -> list[int]:

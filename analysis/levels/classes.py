@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from analysis.levels import definitions
@@ -36,12 +35,6 @@ class ClassFigures:
     """Mean KV tokens that the class holds, by the lengths of its requests; nan where no lengths are known."""
 
 
-def slo_of_class(user_class: UserClass, slo: Slo) -> Slo:
-    """Returns the objectives of a class: its own, and those of the run where it has none."""
-    own = {name: value for name, value in msgspec.structs.asdict(user_class.objectives).items() if value}
-    return msgspec.structs.replace(slo, **own)
-
-
 def class_figures(
     user_class: UserClass,
     rows: Requests,
@@ -59,7 +52,7 @@ def class_figures(
     way, so that TPOT and stalls are unknown. cached: whether the server keeps a text that requests share only
     once. not_load: classes of failures that load does not cause.
     """
-    slo = slo_of_class(user_class, slo)
+    slo = user_class.objectives.over(slo)
     mine = rows.of_class(user_class.name)
     counted = ended_inside(rows, window) & ~not_of_load(rows, not_load) & mine
     times = RequestTimes.of(rows, slo)

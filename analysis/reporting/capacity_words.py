@@ -177,7 +177,8 @@ def _people_text(model: ModelAnswer) -> str:
     if found is None or users is None:
         return ""
     share, least = f"{100 * found.active_fraction:g} %", "at least" if model.headline.at_least else "about"
-    text = f"That is a company of {least} {found.holds_people:,} people, if {share} of them are active at the peak."
+    people = f"{least} {found.holds_people:,} people"
+    text = f"That is a company of {people}, if {share} of them are active at the peak."
     if found.headcount is not None and found.users_needed is not None:
         text = (
             f"{found.headcount:,} people, {share} of them active at the peak, are {found.users_needed:,} "
