@@ -148,6 +148,12 @@ def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
     return msgspec.structs.replace(stored_slo(info), **given)
 
 
+def stated_slo(options: argparse.Namespace) -> Slo:
+    """Returns the objectives by which a command without a run judges: flags, else defaults."""
+    flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
+    return Slo(**{name: flag for name, flag in flags.items() if flag is not None})
+
+
 def stored_slo(info: RunInfo) -> Slo:
     """Returns the objectives in a run's settings.
 

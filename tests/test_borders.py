@@ -41,7 +41,8 @@ ORDER = (
     ("analysis.cli",),
     ("analysis.capacity",),
     ("analysis.compare", "analysis.search", "analysis.sizing", "analysis.twin"),
-    ("analysis.tune",),
+    ("analysis.production",),
+    ("analysis.tune", "analysis.workload", "analysis.headroom"),
     ("testing",),
     ("benchmarks", "tests"),
 )
@@ -97,6 +98,9 @@ FORBIDDEN = {
     "analysis.sizing": LOCUST | WEB | {"matplotlib"},
     "analysis.twin": LOCUST | WEB | {"matplotlib"},
     "analysis.tune": LOCUST | WEB | {"matplotlib"},
+    "analysis.production": LOCUST | WEB | {"matplotlib"},
+    "analysis.workload": LOCUST | WEB | {"matplotlib"},
+    "analysis.headroom": LOCUST | WEB | {"matplotlib"},
     "analysis.reporting": LOCUST | WEB,
 }
 """Packages that no module of a room may import. A command of the analysis, its `__main__`, also prints."""

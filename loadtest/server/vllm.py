@@ -10,9 +10,8 @@ from prometheus_client.samples import Sample
 from loadtest.record import ServerInfo, ServerSample
 from loadtest.server.prometheus import parse_samples
 
-# Metric names of each field, the newest first: vLLM 0.9.2 to 0.10 writes a gauge under its new and its old
-# name. Counters have no `_total` here, because older versions lack it.
-_NAMES = {
+# vLLM 0.9.2 to 0.10 writes a gauge under its new and its old name.
+METRIC_NAMES = {
     "running": ("num_requests_running",),
     "waiting": ("num_requests_waiting",),
     "kv_cache_usage": ("kv_cache_usage_perc", "gpu_cache_usage_perc"),
@@ -24,22 +23,25 @@ _NAMES = {
     "finished_total": ("request_success",),
     "rejections_total": ("admission_rejections",),
 }
-# The older name of TPOT's histogram counts every gap between two tokens, the newer one every request.
-_HISTOGRAMS = {
+"""Metric names of each field of a ServerSample, the newest first, without `vllm:`. Counters have no `_total`
+here, because older versions lack it."""
+HISTOGRAM_NAMES = {
     "ttft": ("time_to_first_token_seconds",),
     "tpot": ("request_time_per_output_token_seconds", "time_per_output_token_seconds"),
     "e2e": ("e2e_request_latency_seconds",),
     "queue": ("request_queue_time_seconds",),
 }
-for _field, _names in _HISTOGRAMS.items():
-    _NAMES[f"{_field}_sum_s"] = tuple(f"{name}_sum" for name in _names)
-    _NAMES[f"{_field}_count"] = tuple(f"{name}_count" for name in _names)
+"""Names of the histograms of times. The older name of TPOT's counts every gap between two tokens, the newer
+one every request."""
+for _field, _names in HISTOGRAM_NAMES.items():
+    METRIC_NAMES[f"{_field}_sum_s"] = tuple(f"{name}_sum" for name in _names)
+    METRIC_NAMES[f"{_field}_count"] = tuple(f"{name}_count" for name in _names)
 _BY_REASON = "num_requests_waiting_by_reason"
 _INFO = "cache_config_info"
 _SIMULATOR_INFO = "seatcount_simulator_info"
 _SIMULATOR_LATENESS = "seatcount_simulator_lateness_seconds"
 _STARTED = "process_start_time_seconds"
-_OURS = "|".join([*(name for names in _NAMES.values() for name in names), _BY_REASON, _INFO])
+_OURS = "|".join([*(name for names in METRIC_NAMES.values() for name in names), _BY_REASON, _INFO])
 METRIC_LINES = re.compile(
     rf"^(?:vllm:(?:{_OURS})(?:_total)?|{_SIMULATOR_INFO}|{_SIMULATOR_LATENESS})[{{ ].*$", re.MULTILINE
 )
@@ -96,7 +98,7 @@ def _fields(found: dict[str, float]) -> dict[str, Any]:
     is there counts."""
     fields = {
         field: next((found[name] for name in names if name in found), None)
-        for field, names in {**_NAMES, "waiting_capacity": (f"{_BY_REASON}:capacity",)}.items()
+        for field, names in {**METRIC_NAMES, "waiting_capacity": (f"{_BY_REASON}:capacity",)}.items()
     }
     return {field: value for field, value in fields.items() if value is not None}
 

@@ -1,0 +1,116 @@
+"""What share of requests missed an objective at each load that was seen, and where it crosses its limit.
+
+A load is the mean number of requests in flight in one replica over a window.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.production.engines import EngineHistory, Production
+from analysis.statistics.arrays import Floats
+from analysis.statistics.crossings import Crossing, LoadPoint, miss_crossing
+from analysis.statistics.samples import MissShare
+
+GRAIN = 10
+"""Loads are counted in parts of a request, so many to one: the mean of a window is no whole number."""
+GROUP_WINDOWS, GROUP_REQUESTS, GROUP_SPAN = 3, 100, 1.1
+"""Windows are grouped by load, the highest first. A group has at least so many windows and requests; once it
+has them, only windows join it whose load is at most so many times lower than its highest."""
+CONFIDENCE_ERROR = 0.05
+WindowMisses = Callable[[EngineHistory, int], tuple[float, float] | None]
+"""Returns how many of a window's requests missed, and how many there were; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeenCrossing:
+    """Where the share of misses crosses its limit, as far as loads were seen. In requests in flight."""
+
+    x: float | None
+    """None where it stays within the limit."""
+    low: float | None
+    high: float | None
+    held: float | None
+    """Highest load at which the limit surely holds; None where that is shown of none."""
+    highest: float
+    """Highest load that was seen, as the mean of a group of windows."""
+    requests: int
+
+
+def seen_crossing(production: Production, missed: WindowMisses, *, limit: float) -> SeenCrossing | None:
+    """Groups the windows of all engines by load and finds where misses cross the limit. Returns None without
+    windows."""
+    loads, misses, counts = _windows(production, missed)
+    groups = _grouped(loads, counts)
+    if not groups:
+        return None
+    points = [_point(loads[group], misses[group], counts[group]) for group in groups]
+    crossing = _crossing(points, limit)
+    held = [point.users / GRAIN for point in points if point.misses.bounds(CONFIDENCE_ERROR)[1] <= limit]
+    if crossing is not None:
+        held = [load for load in held if load <= crossing.x / GRAIN]
+    low, high = (bound / GRAIN for bound in crossing.bound(0.05)) if crossing else (None, None)
+    return SeenCrossing(
+        x=crossing.x / GRAIN if crossing else None,
+        low=low,
+        high=high,
+        held=max(held, default=None),
+        highest=max(point.users for point in points) / GRAIN,
+        requests=sum(point.misses.n for point in points),
+    )
+
+
+def _crossing(points: Sequence[LoadPoint], limit: float) -> Crossing | None:
+    """Returns the crossing; None where the lowest load is already beyond the limit, too: nothing brackets
+    it."""
+    crossing = miss_crossing(points, limit=limit)
+    return None if crossing is None or crossing.between[0] == 0 else crossing
+
+
+def _windows(production: Production, missed: WindowMisses) -> tuple[Floats, Floats, Floats]:
+    """Returns load, misses and requests of each window with requests, shape (w,) each."""
+    rows = []
+    for engine in production.engines:
+        edges = np.searchsorted(engine.unix_s, engine.edges_unix_s, side="right")
+        for window in range(max(len(edges) - 1, 0)):
+            inside = engine.in_flight[edges[window] : edges[window + 1]]
+            counted = missed(engine, window)
+            if len(inside) and not np.isnan(inside).all() and counted is not None and counted[1] > 0:
+                rows.append((float(np.nanmean(inside)), *counted))
+    loads, misses, counts = np.array(rows).reshape(-1, 3).T
+    some = loads > 0
+    return loads[some], misses[some], counts[some]
+
+
+def _grouped(loads: Floats, counts: Floats) -> list[np.ndarray]:
+    """Returns the windows of each group, from the highest load down. What is left of the lowest is joined to
+    the group above it."""
+    groups: list[list[int]] = []
+    group: list[int] = []
+    for at in np.argsort(-loads, kind="stable").tolist():
+        enough = len(group) >= GROUP_WINDOWS and counts[group].sum() >= GROUP_REQUESTS
+        if enough and loads[group[0]] > GROUP_SPAN * loads[at]:
+            groups.append(group)
+            group = []
+        group.append(at)
+    if len(group) >= GROUP_WINDOWS and counts[group].sum() >= GROUP_REQUESTS:
+        groups.append(group)
+    elif groups:
+        groups[-1] += group
+    return [np.array(one) for one in groups]
+
+
+def _point(loads: Floats, misses: Floats, counts: Floats) -> LoadPoint:
+    n, missed = float(counts.sum()), float(misses.sum())
+    share, windows = missed / n, len(loads)
+    effect = 1.0
+    if windows > 1 and 0.0 < share < 1.0:
+        spread = float(np.sum((misses - share * counts) ** 2)) * windows / (windows - 1)
+        effect = max(spread / (n * share * (1.0 - share)), 1.0)
+    return LoadPoint(
+        users=max(round(GRAIN * float(loads @ counts) / n), 1),
+        misses=MissShare(misses=math.floor(min(missed, n)), n=round(n), effect=effect),
+        batches=max(windows, 2),
+    )
