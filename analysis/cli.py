@@ -22,6 +22,8 @@ from analysis.reporting.console import print_error
 from loadtest.errors import InputError
 from loadtest.record import RunInfo, Slo
 
+ArgumentGroup = argparse._ArgumentGroup  # has no public name
+
 
 class ExitCode(IntEnum):
     """Exit codes of a command. Python itself exits with 1 after an unexpected error, argparse with 2."""
@@ -96,20 +98,39 @@ def _number(text: str) -> float:
 
 def add_slo_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each objective. A flag that is not given has the value None."""
+    group = add_latency_slo_flags(parser)
+    add_memory_slo_flags(group)
+    group.add_argument(
+        "--slo-prefix-hit-fraction",
+        type=fraction,
+        metavar="F",
+        help="share of the prefix-cache hits at low load that must be kept, at least (default: no objective)",
+    )
+
+
+def add_latency_slo_flags(parser: argparse.ArgumentParser) -> ArgumentGroup:
+    """Adds the flags of the objectives of TTFT and TPOT, and returns their group."""
     default = Slo()
-    add = parser.add_argument_group("objectives").add_argument
-    add(
+    group = parser.add_argument_group("objectives")
+    group.add_argument(
         "--slo-ttft-p95-s",
         type=positive_number,
         metavar="S",
         help=f"95 of 100 requests get their first token within S seconds (default {default.ttft_p95_s:g})",
     )
-    add(
+    group.add_argument(
         "--slo-tpot-p95-s",
         type=positive_number,
         metavar="S",
         help=f"95 of 100 requests take at most S seconds a further token (default {default.tpot_p95_s:g})",
     )
+    return group
+
+
+def add_memory_slo_flags(group: ArgumentGroup) -> None:
+    """Adds the flags of the objectives of the KV cache to the group of objectives."""
+    default = Slo()
+    add = group.add_argument
     add(
         "--slo-stall-p95-s",
         type=positive_number,
@@ -129,12 +150,6 @@ def add_slo_flags(parser: argparse.ArgumentParser) -> None:
         help="share of the time in which a request waits for KV blocks, at most "
         f"(default {default.kv_blocked_fraction:g})",
     )
-    add(
-        "--slo-prefix-hit-fraction",
-        type=fraction,
-        metavar="F",
-        help="share of the prefix-cache hits at low load that must be kept, at least (default: no objective)",
-    )
 
 
 def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
@@ -150,7 +165,7 @@ def slo_of(options: argparse.Namespace, info: RunInfo) -> Slo:
 
 def stated_slo(options: argparse.Namespace) -> Slo:
     """Returns the objectives by which a command without a run judges: flags, else defaults."""
-    flags = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
+    flags = {name: getattr(options, f"slo_{name}", None) for name in Slo.__struct_fields__}
     return Slo(**{name: flag for name, flag in flags.items() if flag is not None})
 
 

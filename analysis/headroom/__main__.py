@@ -15,7 +15,8 @@ import msgspec
 from analysis.cli import (
     ExitCode,
     RefusedError,
-    add_slo_flags,
+    add_latency_slo_flags,
+    add_memory_slo_flags,
     end_with_sentence,
     positive_integer,
     stated_slo,
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "finished in this time.",
     )
     add_source_flags(parser)
-    add_slo_flags(parser)
+    add_memory_slo_flags(add_latency_slo_flags(parser))
     parser.add_argument(
         "--max-num-seqs",
         type=positive_integer,

@@ -22,7 +22,7 @@ from analysis.statistics.crossings import MISS_LIMIT
 from loadtest.errors import InputError
 from loadtest.record import Slo
 
-LATENCY_WALLS: tuple[Literal["ttft"], Literal["tpot"]] = ("ttft", "tpot")
+SEEN_LATENCIES: tuple[Literal["ttft"], Literal["tpot"]] = ("ttft", "tpot")
 FAR = 2.0
 """A wall that lies this many times above the highest load that was seen is called far from it."""
 PAIRING_SLACK = 0.05
@@ -43,7 +43,7 @@ def headroom_answer(production: Production, slo: Slo, *, max_num_seqs: int | Non
         )
     memory = memory_wall(production, prompt, output, slo)
     walls = [*_memory_walls(production, memory, slo), *_slot_walls(concurrency, production, max_num_seqs)]
-    walls += [_latency_wall(production, slo, name) for name in LATENCY_WALLS]
+    walls += [_latency_wall(production, slo, name) for name in SEEN_LATENCIES]
     walls.sort(key=lambda wall: math.inf if wall.x is None else wall.x)
     target = _target(walls)
     return HeadroomAnswer(

@@ -54,7 +54,7 @@ class EngineHistory:
     edges_unix_s: Floats
     """Edges of the windows, shape (windows + 1,)."""
     counted: Mapping[str, Floats]
-    """Growth of the counters of SERVER_COUNTERS that were found, shape (windows,) each, nan where not known."""
+    """Growth of the counters of SERVER_COUNTERS that were found, shape (windows,), nan where not known."""
     histograms: Mapping[str, BucketWindows]
     """Those of SERVER_HISTOGRAMS that were found."""
     histogram_names: Mapping[str, str]

@@ -22,7 +22,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--prometheus",
         metavar="URL",
-        help="address of Prometheus (or Thanos, Mimir, VictoriaMetrics), such as http://prometheus:9090; a "
+        help="address of Prometheus, or of what speaks its API, such as http://prometheus:9090; a "
         f"token is taken from the environment variable {TOKEN_VARIABLE}, and user and password from the URL",
     )
     add(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import ExitCode, add_slo_flags, end_with_sentence, stated_slo
+from analysis.cli import ExitCode, add_latency_slo_flags, end_with_sentence, stated_slo
 from analysis.production.flags import add_source_flags, read_production
 from analysis.reporting.production.workload import show_workload, write_workload_file
 from analysis.workload.answer import workload_answer
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "usage or unreadable input, 3 too few requests finished in this time.",
     )
     add_source_flags(parser)
-    add_slo_flags(parser)
+    add_latency_slo_flags(parser)
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, metavar="FILE", help="write the workload there, as TOML")
     add("--format", choices=("text", "json"), default="text", help="what is printed (default: %(default)s)")
