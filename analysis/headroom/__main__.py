@@ -38,7 +38,7 @@ def _answered(options: argparse.Namespace) -> ExitCode:
     rule = rule_text(answer, selector=stated_selector(options))
     if options.rule is not None:
         if rule is None:
-            raise RefusedError("There is no rule to write: no wall is known, and no load is shown to hold.")
+            raise RefusedError("There is no rule to write: an objective is shown to be met at no load.")
         write_rule(rule, options.rule)
     show_headroom(msgspec.structs.replace(answer, rule=rule), as_json=options.format == "json")
     return ExitCode.ANSWERED

@@ -14,7 +14,7 @@ from analysis.answers.production import (
     SeenWall,
 )
 from analysis.cli import RefusedError
-from analysis.headroom.memory_wall import MemoryWall, memory_wall
+from analysis.headroom.memory_wall import FULL_POOL, MemoryWall, memory_wall, preempted_in
 from analysis.headroom.seen_loads import SeenCrossing, WindowMisses, seen_crossing
 from analysis.production.engines import EngineHistory, Production
 from analysis.production.traffic import MIN_FINISHED, seen_concurrency
@@ -27,9 +27,9 @@ FAR = 2.0
 """A wall that lies this many times above the highest load that was seen is called far from it."""
 PAIRING_SLACK = 0.05
 """Share by which the measured blocks of a request may leave the range of all pairings unremarked."""
-SLOT_SCRAPES, SLOT_SHARE, FULL_POOL = 5, 0.9, 0.9
-"""So many scrapes with waiting requests, of which this share has the same number running while less than this
-share of the pool is in use, look like max_num_seqs."""
+SLOT_SCRAPES, SLOT_SHARE = 5, 0.9
+"""So many scrapes with waiting requests and free memory, of which this share has the same number running,
+look like max_num_seqs."""
 
 
 def headroom_answer(production: Production, slo: Slo, *, max_num_seqs: int | None) -> HeadroomAnswer:
@@ -70,19 +70,19 @@ def headroom_answer(production: Production, slo: Slo, *, max_num_seqs: int | Non
 
 
 def _memory_walls(production: Production, memory: MemoryWall | None, slo: Slo) -> list[SeenWall]:
-    """Returns the memory wall: where preemptions passed their limit if they did, otherwise as computed."""
-    preempted = seen_crossing(production, _preempted, limit=slo.preempted_fraction)
+    """Returns the memory wall, and the highest load at which preemptions surely were within their limit."""
+    preempted = seen_crossing(production, preempted_in, limit=slo.preempted_fraction)
     held = preempted.held if preempted else None
-    if preempted is not None and preempted.x is not None and preempted.low is not None:
-        how = f"preemptions pass {slo.preempted_fraction:.2g} a request, of {preempted.requests:,} requests"
-        return [_wall("kv_cache", preempted.x, (preempted.low, preempted.high), None, how)]
     if memory is None:
-        return [_wall("kv_cache", None, None, held, "the server does not tell its KV pool")]
+        how = "the server does not tell its KV pool, or its requests hold next to nothing"
+        return [_wall("kv_cache", None, None, held, how)]
     low, x, high = memory.best
-    how = "the pool over what the prompts and answers of its histograms hold, whichever go together"
+    how = "the pool, over what prompts and answers of such lengths hold, whichever go together"
     if memory.by_usage is not None:
-        how = "the pool over the KV usage of its running requests, with the spread of their lengths"
-    return [_wall("kv_cache", x, (low, high), held, how)]
+        how = "the pool, over what a running request uses"
+    if memory.near:
+        how += ", and preemptions near it"
+    return [_wall("kv_cache", x, (low, high), None, how)]
 
 
 def _slot_walls(
@@ -108,6 +108,9 @@ def _latency_wall(production: Production, slo: Slo, name: Literal["ttft", "tpot"
     least, likely, most = curves
     if least is None or likely is None or most is None:
         return _wall(name, None, None, None, "the server has no histogram of it, or too few requests")
+    if least.broken:
+        how = f"missed at every load that was seen, from {least.lowest:.1f} in flight on"
+        return _wall(name, least.lowest, (0.0, least.lowest), None, how)
     if likely.x is None:
         return _wall(name, None, None, most.held, _not_crossed(likely, most))
     low = min(one for one in (most.low, likely.low, likely.x) if one is not None)
@@ -121,7 +124,7 @@ def _not_crossed(likely: SeenCrossing, most: SeenCrossing) -> str:
         return f"met at every load that was seen, up to {likely.highest:.1f} in flight"
     if most.held is not None:
         return f"surely met up to {most.held:.1f} in flight, not shown up to {likely.highest:.1f}"
-    return f"not shown to be met at any load that was seen, up to {likely.highest:.1f} in flight"
+    return "the histogram's bounds do not tell whether it was met at any load that was seen"
 
 
 def _wall(
@@ -132,15 +135,6 @@ def _wall(
     how: str,
 ) -> SeenWall:
     return SeenWall(name=name, x=x, interval=interval, at_least=held, how=how)
-
-
-def _preempted(engine: EngineHistory, window: int) -> tuple[float, float] | None:
-    if not {"preemptions_total", "finished_total"} <= set(engine.counted):
-        return None
-    preempted = float(engine.counted["preemptions_total"][window])
-    finished = float(engine.counted["finished_total"][window])
-    known = not math.isnan(preempted) and not math.isnan(finished)
-    return (min(preempted, finished), finished) if known else None
 
 
 def _missed(name: str, limit_s: float, part: int) -> WindowMisses:
@@ -164,13 +158,13 @@ def _growth(walls: list[SeenWall], peak: float) -> tuple[float, float, float | N
 
 def _target(walls: list[SeenWall]) -> AutoscalerTarget | None:
     """Returns the lowest of the lower ends of all walls, and of the loads at which objectives that were never
-    missed are shown to hold: what lies above is not known."""
+    missed are shown to hold: what lies above is not known. None where an objective is shown to hold
+    nowhere."""
     ends = [(wall.interval[0], str(wall.name)) for wall in walls if wall.interval is not None]
-    ends += [(wall.at_least, "seen") for wall in walls if wall.x is None and wall.at_least is not None]
-    if not ends or min(ends)[0] < 1:
-        return None
+    unseen = [wall.at_least for wall in walls if wall.interval is None and wall.name != "kv_cache"]
+    ends += [(0.0 if held is None else held, "seen") for held in unseen]
     most, basis = min(ends)
-    return AutoscalerTarget(in_flight_per_replica=math.floor(most), basis=basis)
+    return AutoscalerTarget(in_flight_per_replica=math.floor(most), basis=basis) if most >= 1 else None
 
 
 def _seen_memory(production: Production, memory: MemoryWall) -> SeenMemory:

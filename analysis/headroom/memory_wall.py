@@ -1,13 +1,21 @@
 """The memory wall of a replica in production: from its pool, its lengths, and the KV usage that was seen."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.evidence.lengths import LengthPairs
+from analysis.headroom.seen_loads import GRAIN, seen_points
 from analysis.memory.block_distribution import Occupancy, block_distribution
-from analysis.memory.formula_shift import FAR_USERS, FormulaShift, kv_wall_users
+from analysis.memory.formula_shift import (
+    FAR_USERS,
+    FormulaShift,
+    LevelPressure,
+    kv_wall_users,
+    measured_shift,
+)
 from analysis.production.buckets import Buckets
 from analysis.production.engines import EngineHistory, Production
 from analysis.production.length_fit import fit_lengths, length_values
@@ -20,6 +28,8 @@ TIME_BATCHES = 10
 """Parts of the time that are compared to say how sure the KV tokens of a request are."""
 MIN_SCRAPES = 20
 """Fewest scrapes with requests from which KV usage counts."""
+FULL_POOL = 0.9
+"""From this share of the pool on, requests that wait do so for memory."""
 Z90 = 1.645
 
 
@@ -46,6 +56,8 @@ class MemoryWall:
     used: UsedBlocks | None
     by_usage: tuple[float, float, float] | None
     """None where KV usage was not seen often enough."""
+    near: int
+    """Loads near the wall whose preemptions moved it."""
 
     @property
     def best(self) -> tuple[float, float, float]:
@@ -58,7 +70,8 @@ def memory_wall(production: Production, prompt: Buckets, output: Buckets, slo: S
 
     The formula of load tests (`Occupancy`) is asked with lengths from the histograms. These do not tell which
     prompt had which answer, so the band by lengths alone holds every pairing. KV usage over running requests
-    does tell what a request holds, also where prompts share blocks: it scales the pool of the formula.
+    does tell what a request holds, also where prompts share blocks: it scales the pool of the formula. Where
+    the loads that were seen come near the wall, preemptions move it, as they do in a load test.
 
     Returns None where the server does not tell its pool, or where no number of requests fills it.
     """
@@ -78,11 +91,12 @@ def memory_wall(production: Production, prompt: Buckets, output: Buckets, slo: S
     walls = [_walls(pairs, blocks, block_size, slo) for pairs in paired]
     if not all(0 < wall[1] < FAR_USERS for wall in walls):
         return None
-    used = used_blocks(production)
-    by_usage = None
+    used, seen = used_blocks(production), _pressures(production)
+    by_usage, near = None, 0
     if used is not None:
-        low, x, high = _walls(paired[1], blocks * means[1] / used.mean, block_size, slo)
-        by_usage = _widened((low, x, high), Z90 * used.se_ln)
+        scaled = blocks * means[1] / used.mean
+        band, near = _moved(paired[1], scaled, block_size, slo, seen)
+        by_usage = _widened(band, Z90 * used.se_ln)
     return MemoryWall(
         blocks=blocks,
         block_size=block_size,
@@ -90,6 +104,7 @@ def memory_wall(production: Production, prompt: Buckets, output: Buckets, slo: S
         by_lengths=(min(wall[0] for wall in walls), walls[1][1], max(wall[2] for wall in walls)),
         used=used,
         by_usage=by_usage,
+        near=near,
     )
 
 
@@ -131,10 +146,19 @@ def _pairs(prompt: Ints, output: Ints) -> LengthPairs:
 
 def _walls(pairs: LengthPairs, blocks: float, block_size: int, slo: Slo) -> tuple[float, float, float]:
     """Returns the wall on a pool of so many blocks, with the formula's own errors."""
+    return _moved(pairs, blocks, block_size, slo, [])[0]
+
+
+def _moved(
+    pairs: LengthPairs, blocks: float, block_size: int, slo: Slo, seen: Sequence[LevelPressure]
+) -> tuple[tuple[float, float, float], int]:
+    """Returns the wall on a pool of so many blocks, with the formula's errors as far as preemptions at loads
+    near the wall leave them, and how many such loads there are."""
     distribution = block_distribution(pairs, block_tokens=block_size)
     occupancy = Occupancy(distribution, max(round(blocks), 1))
-    formula = FormulaShift()
     start = max(int(blocks / distribution.mean), 1)
+    rough = kv_wall_users(occupancy, slo, shift=FormulaShift(), start=start)
+    formula = measured_shift(occupancy, seen, slo, near_users=rough, prior=FormulaShift())
 
     def wall(sign: float) -> float:
         shift = FormulaShift(
@@ -143,7 +167,37 @@ def _walls(pairs: LengthPairs, blocks: float, block_size: int, slo: Slo) -> tupl
         )
         return kv_wall_users(occupancy, slo, shift=shift, start=start)
 
-    return wall(1.0), wall(0.0), wall(-1.0)
+    return (wall(1.0), wall(0.0), wall(-1.0)), formula.levels
+
+
+def _pressures(production: Production) -> list[LevelPressure]:
+    """Returns the preemptions at each load that was seen. Requests that wait for a slot hold no memory."""
+    return [
+        LevelPressure(
+            users=max(round(point.users / GRAIN), 1),
+            preemptions=float(point.misses.misses),
+            finished=point.misses.n,
+            blocked=math.nan,
+            scrapes=0.0,
+        )
+        for point in seen_points(production, preempted_in, _holding)
+    ]
+
+
+def _holding(engine: EngineHistory) -> Floats:
+    full = engine.kv_cache_usage >= FULL_POOL
+    held: Floats = engine.running + np.where(full, np.nan_to_num(engine.waiting), 0.0)
+    return held
+
+
+def preempted_in(engine: EngineHistory, window: int) -> tuple[float, float] | None:
+    """Returns preemptions and finished requests of a window; None where they are not known."""
+    if not {"preemptions_total", "finished_total"} <= set(engine.counted):
+        return None
+    preempted = float(engine.counted["preemptions_total"][window])
+    finished = float(engine.counted["finished_total"][window])
+    known = not math.isnan(preempted) and not math.isnan(finished)
+    return (preempted, finished) if known else None
 
 
 def _widened(band: tuple[float, float, float], reach: float) -> tuple[float, float, float]:

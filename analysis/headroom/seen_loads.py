@@ -10,16 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.production.engines import EngineHistory, Production
-from analysis.statistics.arrays import Floats
+from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.crossings import Crossing, LoadPoint, miss_crossing
 from analysis.statistics.samples import MissShare
 
 GRAIN = 10
 """Loads are counted in parts of a request, so many to one: the mean of a window is no whole number."""
 GROUP_WINDOWS, GROUP_REQUESTS, GROUP_SPAN = 3, 100, 1.1
-"""Windows are grouped by load, the highest first. A group has at least so many windows and requests; once it
-has them, only windows join it whose load is at most so many times lower than its highest."""
+"""Windows are grouped by load: the highest of a group is at most so many times its lowest. A group with fewer
+windows or requests is left out, as where a load was only passed through; the highest takes lower loads on
+instead, for the peak must not be left out."""
 CONFIDENCE_ERROR = 0.05
+EngineLoad = Callable[[EngineHistory], Floats]
+"""Returns an engine's load at each of its scrapes."""
 WindowMisses = Callable[[EngineHistory, int], tuple[float, float] | None]
 """Returns how many of a window's requests missed, and how many there were; None where that is not known."""
 
@@ -27,6 +30,9 @@ WindowMisses = Callable[[EngineHistory, int], tuple[float, float] | None]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenCrossing:
     """Where the share of misses crosses its limit, as far as loads were seen. In requests in flight."""
+
+    lowest: float
+    """Lowest load that was seen, as the mean of a group of windows."""
 
     x: float | None
     """None where it stays within the limit."""
@@ -37,16 +43,24 @@ class SeenCrossing:
     highest: float
     """Highest load that was seen, as the mean of a group of windows."""
     requests: int
+    broken: bool
+    """Whether the share is surely beyond its limit at every load that was seen."""
+
+
+def seen_points(
+    production: Production, missed: WindowMisses, load: EngineLoad = lambda engine: engine.in_flight
+) -> list[LoadPoint]:
+    """Groups the windows of all engines by their mean load. `users` of a point is its load times GRAIN."""
+    loads, misses, counts = _windows(production, missed, load)
+    groups = _grouped(loads, counts)
+    return [_point(loads[group], misses[group], counts[group]) for group in groups]
 
 
 def seen_crossing(production: Production, missed: WindowMisses, *, limit: float) -> SeenCrossing | None:
-    """Groups the windows of all engines by load and finds where misses cross the limit. Returns None without
-    windows."""
-    loads, misses, counts = _windows(production, missed)
-    groups = _grouped(loads, counts)
-    if not groups:
+    """Finds where misses cross the limit, by windows grouped by load. Returns None without such groups."""
+    points = seen_points(production, missed)
+    if not points:
         return None
-    points = [_point(loads[group], misses[group], counts[group]) for group in groups]
     crossing = _crossing(points, limit)
     held = [point.users / GRAIN for point in points if point.misses.bounds(CONFIDENCE_ERROR)[1] <= limit]
     if crossing is not None:
@@ -57,8 +71,10 @@ def seen_crossing(production: Production, missed: WindowMisses, *, limit: float)
         low=low,
         high=high,
         held=max(held, default=None),
+        lowest=min(point.users for point in points) / GRAIN,
         highest=max(point.users for point in points) / GRAIN,
         requests=sum(point.misses.n for point in points),
+        broken=all(point.misses.bounds(CONFIDENCE_ERROR)[0] > limit for point in points),
     )
 
 
@@ -69,13 +85,14 @@ def _crossing(points: Sequence[LoadPoint], limit: float) -> Crossing | None:
     return None if crossing is None or crossing.between[0] == 0 else crossing
 
 
-def _windows(production: Production, missed: WindowMisses) -> tuple[Floats, Floats, Floats]:
+def _windows(production: Production, missed: WindowMisses, load: EngineLoad) -> tuple[Floats, Floats, Floats]:
     """Returns load, misses and requests of each window with requests, shape (w,) each."""
     rows = []
     for engine in production.engines:
         edges = np.searchsorted(engine.unix_s, engine.edges_unix_s, side="right")
+        held = load(engine)
         for window in range(max(len(edges) - 1, 0)):
-            inside = engine.in_flight[edges[window] : edges[window + 1]]
+            inside = held[edges[window] : edges[window + 1]]
             counted = missed(engine, window)
             if len(inside) and not np.isnan(inside).all() and counted is not None and counted[1] > 0:
                 rows.append((float(np.nanmean(inside)), *counted))
@@ -84,21 +101,20 @@ def _windows(production: Production, missed: WindowMisses) -> tuple[Floats, Floa
     return loads[some], misses[some], counts[some]
 
 
-def _grouped(loads: Floats, counts: Floats) -> list[np.ndarray]:
-    """Returns the windows of each group, from the highest load down. What is left of the lowest is joined to
-    the group above it."""
+def _grouped(loads: Floats, counts: Floats) -> list[Ints]:
+    """Returns the windows of each group, from the highest load down."""
     groups: list[list[int]] = []
     group: list[int] = []
+
+    def enough() -> bool:
+        return len(group) >= GROUP_WINDOWS and bool(counts[group].sum() >= GROUP_REQUESTS)
+
     for at in np.argsort(-loads, kind="stable").tolist():
-        enough = len(group) >= GROUP_WINDOWS and counts[group].sum() >= GROUP_REQUESTS
-        if enough and loads[group[0]] > GROUP_SPAN * loads[at]:
-            groups.append(group)
+        if group and loads[group[0]] > GROUP_SPAN * loads[at] and (groups or enough()):
+            groups += [group] if enough() else []
             group = []
         group.append(at)
-    if len(group) >= GROUP_WINDOWS and counts[group].sum() >= GROUP_REQUESTS:
-        groups.append(group)
-    elif groups:
-        groups[-1] += group
+    groups += [group] if enough() else []
     return [np.array(one) for one in groups]
 
 

@@ -12,6 +12,8 @@ from analysis.statistics.arrays import Floats
 MIN_FINISHED = 50
 """Fewest finished requests from which something is said of a deployment."""
 HOUR_S = 3600.0
+MIN_SPAN_S = 60.0
+"""Shortest span of which the busiest one is named, where the time is long enough for two."""
 DAY_HOURS = 24
 STALE_GAPS = 5.0
 """A scrape stands for its engine until so many usual gaps later."""
@@ -28,7 +30,9 @@ def seen_arrivals(production: Production) -> SeenArrivals | None:
     start, stop = float(begin.min()), float(end.max())
     window_s = float(np.median(end - begin))
     by_hour = window_s <= HOUR_S and math.floor(stop / HOUR_S) > math.ceil(start / HOUR_S)
-    span_s = HOUR_S if by_hour and production.times_known else window_s
+    span_s = HOUR_S if by_hour and production.times_known else max(window_s, MIN_SPAN_S)
+    if stop - start < 2 * span_s:
+        span_s = window_s
     first = math.ceil(start / span_s - 1e-6) if span_s == HOUR_S else start / span_s
     place = np.floor(((begin + end) / 2 - first * span_s) / span_s).astype(np.int64)
     whole = (place >= 0) & (first * span_s + (place + 1) * span_s <= stop + 1.0)

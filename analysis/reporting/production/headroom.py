@@ -98,7 +98,7 @@ def _memory_sentences(memory: SeenMemory) -> Iterator[str]:
 def _target_sentences(answer: HeadroomAnswer) -> Iterator[str]:
     target = answer.target
     if target is None:
-        yield "No target: no wall is known, and no load is shown to hold."
+        yield "No target: an objective is not shown to be met at any load that was seen (above)."
         return
     why = f"the lower end of the {wall_name(target.basis)} wall"
     if target.basis == "seen":
