@@ -91,7 +91,7 @@ def seen_concurrency(production: Production) -> SeenConcurrency:
         running=total(lambda engine: engine.running),
         waiting=total(lambda engine: engine.waiting) if waits else None,
         in_flight=total(lambda engine: engine.in_flight),
-        replicas=sum(end - engine.unix_s[-1] <= STALE_GAPS * gap_s for engine in production.engines),
+        replicas=sum(end - float(engine.unix_s[-1]) <= STALE_GAPS * gap_s for engine in production.engines),
         busiest_replica_peak=max(float(np.nanmax(engine.in_flight)) for engine in production.engines),
         scrapes=len(at),
         scrape_s=gap_s,

@@ -1,4 +1,4 @@
-"""Real gateways and engines for tests and benchmarks: nginx, HAProxy, LiteLLM and llama.cpp.
+"""Real gateways, engines and Prometheus for tests and benchmarks.
 
 Knows no test.
 """

@@ -1,7 +1,7 @@
-"""Installs real gateways and engines in folders of their own, without root. Each is made once.
+"""Installs real gateways, engines and Prometheus in folders of their own, without root. Each is made once.
 
-nginx and HAProxy come from Debian's packages, unpacked; LiteLLM and llama.cpp from Python's packages. A
-marker file is written last, so an interrupted installation is made again.
+nginx, HAProxy and Prometheus come from Debian's packages, unpacked; LiteLLM and llama.cpp from Python's.
+A marker file is written last, so an interrupted installation is made again.
 """
 
 import fcntl
@@ -18,13 +18,14 @@ from testing.vllm.environment import say_aside
 
 DEBIAN_PACKAGES = {
     "nginx": ("nginx", "libpcre2-8-0"),
+    "prometheus": ("prometheus",),
     "haproxy": ("haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1", "libpcre2-8-0"),
 }
 PYTHON_PACKAGES = {
     "litellm": ("litellm[proxy]==1.108.7",),
     "llama.cpp": ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
 }
-MAX_INSTALL_S = {"nginx": 120, "haproxy": 120, "litellm": 400, "llama.cpp": 400}
+MAX_INSTALL_S = {"nginx": 120, "prometheus": 120, "haproxy": 120, "litellm": 400, "llama.cpp": 400}
 """Seconds after which an installation is given up."""
 
 

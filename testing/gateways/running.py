@@ -1,4 +1,4 @@
-"""Runs nginx, HAProxy and LiteLLM in front of servers, and llama.cpp, on free ports of 127.0.0.1."""
+"""Runs nginx, HAProxy and LiteLLM in front of servers, llama.cpp and Prometheus, on ports of 127.0.0.1."""
 
 import subprocess
 import tempfile
@@ -12,6 +12,8 @@ from testing.processes import free_port, listening, until
 
 MASTER_KEY = "sk-field-0123456789"
 """Key of LiteLLM, which refuses to run without one."""
+PROMETHEUS_PASSWORD = "pr0metheus-p4ss"
+_PASSWORD_HASH = "$2b$04$abcdefghijklmnopqrstuuf6JdajByS.aICobIzht2tt/DD.QXeYW"
 START_S = 90
 
 
@@ -92,6 +94,35 @@ def llama_cpp(*, slots: int, context: int) -> Iterator[str]:
         command = ["bin/python", str(script), f"{name}/tiny.gguf", *numbers, *PROMPT_WORDS]
         with _running("llama.cpp", command, port) as url:
             yield url
+
+
+@contextmanager
+def prometheus(servers: Sequence[str], *, guarded: bool = False) -> Iterator[str]:
+    """Runs a Prometheus server that scrapes these servers once a second, as the job `vllm`.
+
+    guarded: whether it answers the user `reader` with PROMETHEUS_PASSWORD only.
+    """
+    port = free_port()
+    targets = ", ".join(f"'{url.removeprefix('http://')}'" for url in servers)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s}\nscrape_configs:\n- job_name: vllm\n"
+            f"  static_configs: [{{targets: [{targets}]}}]\n"
+        )
+        command = ["usr/bin/prometheus", f"--config.file={folder}/prometheus.yml"]
+        if guarded:
+            (folder / "web.yml").write_text(f"basic_auth_users: {{reader: '{_PASSWORD_HASH}'}}\n")
+            command.append(f"--web.config.file={folder}/web.yml")
+        command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        with _running("prometheus", command, port) as url:
+            yield url
+
+
+def check_rules(path: Path) -> str:
+    """Returns what Prometheus' own tool says of a file of rules. Raises CalledProcessError for wrong ones."""
+    command = [str(prepare_gateway("prometheus") / "usr" / "bin" / "promtool"), "check", "rules", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @contextmanager
