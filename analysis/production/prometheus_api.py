@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 import numpy as np
@@ -70,17 +70,18 @@ class _SameServerOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self,
         req: urllib.request.Request,
-        fp: object,
+        fp: IO[bytes],
         code: int,
         msg: str,
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
         if urllib.parse.urlsplit(newurl)[:2] != urllib.parse.urlsplit(req.full_url)[:2]:
+            fp.close()
             raise InputError(
                 f"{shown_address(req.full_url)} redirects to {shown_address(newurl)}: give that address."
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class PrometheusApi:
@@ -126,7 +127,8 @@ class PrometheusApi:
             with self._opener.open(request, timeout=QUERY_TIMEOUT_S) as answer:
                 return msgspec.json.decode(answer.read(), type=kind)
         except urllib.error.HTTPError as problem:
-            raise InputError(self._words(f"answered {problem.code}{_reason(problem)}")) from None
+            with problem:
+                raise InputError(self._words(f"answered {problem.code}{_reason(problem)}")) from None
         except urllib.error.URLError as problem:
             raise InputError(self._words(f"cannot be reached ({problem.reason})")) from None
         except msgspec.MsgspecError:

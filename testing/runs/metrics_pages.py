@@ -17,7 +17,7 @@ from loadtest.simulator.virtual import EngineTrace, Simulation, TimedRequest
 from testing.runs.virtual import BEGIN_UNIX_S, Lengths, chat_lengths
 
 PAGE_S = 2.0
-GAP_S = 0.001
+NEXT_START_S = 0.001
 
 
 def write_pages(
@@ -41,7 +41,7 @@ def write_pages(
         )
 
     def again(ended: Request, now_s: float) -> TimedRequest | None:
-        return (now_s + GAP_S, fresh(ended.user)) if ended.user < allowed else None
+        return (now_s + NEXT_START_S, fresh(ended.user)) if ended.user < allowed else None
 
     engines: list[Engine] = []
 
@@ -55,7 +55,7 @@ def write_pages(
     for number, count in enumerate(users):
         begin_s = number * level_s
         for user in range(allowed, count):
-            simulation.push(begin_s + GAP_S * (1 + user), fresh(user))
+            simulation.push(begin_s + NEXT_START_S * (1 + user), fresh(user))
         allowed = count
         for at_s in np.arange(begin_s + PAGE_S, begin_s + level_s + PAGE_S / 2, PAGE_S).tolist():
             simulation.run(at_s)

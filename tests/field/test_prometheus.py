@@ -1,48 +1,53 @@
-"""A real Prometheus server that scrapes the embedded server under load: its workload, and its headroom held
-against the load test's own answer."""
+"""A real Prometheus server that scrapes the embedded server under load: the workload that was loaded, and the
+wall of the same engine in virtual time."""
 
 import json
 import os
+import random
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.headroom.__main__ import main as headroom
+from analysis.twin.maximum import find_maximum
+from analysis.virtual.service import ChatBehaviour, Service
 from analysis.workload.__main__ import main as workload
+from loadtest.record import Slo
+from loadtest.simulator.presets import DEFAULT_PRESET, find_preset
 from loadtest.workload.distributions import Distribution
-from testing.field.commands import Analysed, analyse_run, user_load
-from testing.field.deployment import small_server
+from loadtest.workload.prompts import PROMPT_WORDS
 from testing.gateways.environment import GatewayUnavailableError, prepare_gateway
 from testing.gateways.running import PROMETHEUS_PASSWORD, check_rules, prometheus
+from testing.servers.simulated import SimulatedServer, chat_body, simulated_server
 
-LOAD = {
-    "prompt_tokens": "lognormal:40,0.3",
-    "output_tokens": "lognormal:16,0.4",
-    "settle_s": "1",
-    "levels": "4,8,12",
-    "level_s": "8",
-}
+BLOCKS = 101
+OUTPUT = Distribution("lognormal", 24, 0.4)
+USERS = ((6, 10.0), (12, 16.0))
+"""Users, and for how many seconds they ask. Some fifteen would fill the pool."""
 pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass
 class Watched:
-    """A deployment after a load test, which a Prometheus server watched."""
+    """A deployment after a load, which a Prometheus server watched."""
 
     url: str
     """Of the Prometheus server, with its password."""
-    server: str
-    answer: Analysed
+    lengths: list[tuple[int, int]]
+    """Prompt and output tokens of each request."""
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched() -> Iterator[Watched]:
     try:
         prepare_gateway("prometheus")
     except GatewayUnavailableError as error:
@@ -50,12 +55,47 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             pytest.fail(str(error), pytrace=False)
         print(f"NOT RUN AGAINST A REAL PROMETHEUS: {error}", file=sys.stderr)
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("watched")
     with ExitStack() as stack:
-        server = stack.enter_context(small_server())
-        url = stack.enter_context(prometheus([server], guarded=True))
-        assert user_load(folder, server)(**LOAD).code == 0
-        yield Watched(url.replace("://", f"://reader:{PROMETHEUS_PASSWORD}@"), server, analyse_run(folder))
+        pool = ("--num-gpu-blocks-override", str(BLOCKS), "--no-enable-prefix-caching")
+        server = stack.enter_context(simulated_server(*pool))
+        address = server.url.removesuffix("/v1")
+        url = stack.enter_context(prometheus([address], guarded=True))
+        time.sleep(2)  # a scrape before the load: counters tell by their growth
+        lengths = load(server)
+        time.sleep(2)
+        yield Watched(url.replace("://", f"://reader:{PROMETHEUS_PASSWORD}@"), lengths)
+
+
+def load(server: SimulatedServer) -> list[tuple[int, int]]:
+    """Lets users ask as USERS says, and returns the lengths of their requests."""
+
+    def ask(number: int, until_s: float) -> list[tuple[int, int]]:
+        rng, asked = random.Random(number), []
+        while time.monotonic() < until_s:
+            words = " ".join(rng.choices(PROMPT_WORDS, k=rng.randint(30, 50)))
+            usage: Any = server.answer(chat_body(words, max_tokens=OUTPUT.draw_count(rng)))["usage"]
+            asked.append((usage["prompt_tokens"], usage["completion_tokens"]))
+        return asked
+
+    lengths = []
+    for users, seconds in USERS:
+        until_s = time.monotonic() + seconds
+        with ThreadPoolExecutor(users) as executor:
+            numbers = range(100 * users, 101 * users)
+            for asked in executor.map(ask, numbers, [until_s] * users):
+                lengths += asked
+    return lengths
+
+
+def true_users(lengths: list[tuple[int, int]]) -> float:
+    """Returns the users that the engine of the server holds, by simulation with these lengths."""
+    preset = replace(find_preset(DEFAULT_PRESET), num_gpu_blocks_override=BLOCKS)
+    behaviour = ChatBehaviour(conversations=[(pair,) for pair in lengths], pauses_s=np.array([1e-3]))
+    service = Service(engine=preset.engine_config(enable_prefix_caching=False), chatting=behaviour)
+    found = find_maximum(service, Slo(), requests=6000)
+    assert found is not None
+    assert found.wall == "kv_cache"
+    return found.x
 
 
 Main = Callable[[list[str]], int]
@@ -70,8 +110,8 @@ def ran(main: Main, capsys: pytest.CaptureFixture[str], *flags: str, code: int =
     return said.out, said.err
 
 
-def test_the_workload_that_prometheus_saw_is_the_one_that_was_loaded(
-    watched: Watched, tmp_path: Path
+def test_the_workload_that_prometheus_saw_is_what_was_loaded(
+    watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "workload.toml"
     flags = ("--prometheus", watched.url, "--selector", 'job="vllm"')
@@ -80,28 +120,28 @@ def test_the_workload_that_prometheus_saw_is_the_one_that_was_loaded(
     assert PROMETHEUS_PASSWORD not in text
     (one,) = tomllib.loads(text)["class"]
     prompt, answer = (Distribution.parse(one[name]) for name in ("prompt_tokens", "output_tokens"))
-    assert prompt.mean == pytest.approx(40, rel=0.1)
+    asked, answered = np.array(watched.lengths).T
+    assert len(asked) > 150
+    assert prompt.mean == pytest.approx(asked.mean(), rel=0.05)
     assert answer.kind == "lognormal"
-    assert answer.mean == pytest.approx(16, rel=0.1)
-    assert answer.b == pytest.approx(0.4, abs=0.12)
+    assert answer.mean == pytest.approx(answered.mean(), rel=0.1)
+    assert answer.b == pytest.approx(answered.std() / answered.mean(), abs=0.12)
 
 
-def test_the_headroom_is_that_of_the_load_test(
+def test_the_headroom_is_that_of_the_same_engine_in_virtual_time(
     watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rule = tmp_path / "rule.yml"
     flags = ("--prometheus", watched.url, "--rule", str(rule), "--format", "json")
     found: dict[str, Any] = json.loads(ran(headroom, capsys, *flags)[0])
-    assert found["concurrency"]["in_flight"]["peak"] == pytest.approx(12, abs=1)
-    assert found["concurrency"]["in_flight"]["now"] == 0
-    model = watched.answer.model
-    assert model["binding"] == "kv_cache", watched.answer.brief
+    in_flight = found["concurrency"]["in_flight"]
+    assert in_flight["peak"] == pytest.approx(12, abs=1)
+    assert in_flight["now"] == 0
+    assert found["memory"]["pool_tokens"] == 16 * (BLOCKS - 1)
     (memory,) = (wall for wall in found["walls"] if wall["name"] == "kv_cache")
-    low, high = memory["interval"]
-    assert low <= model["interval_x"][1]
-    assert model["interval_x"][0] <= high
-    assert memory["x"] == pytest.approx(model["estimate_x"], rel=0.15)
-    assert found["memory"]["pool_tokens"] == 640
+    true, (low, high) = true_users(watched.lengths), memory["interval"]
+    assert 0.95 * low <= true <= 1.05 * high
+    assert memory["x"] == pytest.approx(true, rel=0.1)
     assert 1 <= found["target"]["in_flight_per_replica"] <= high
     assert "SUCCESS: 2 rules found" in check_rules(rule)
 
