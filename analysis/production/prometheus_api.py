@@ -36,7 +36,7 @@ QUERY_TIMEOUT_S = 120.0
 MAX_GAUGE_POINTS = 10_000
 """Points of a series of gauges. Prometheus refuses more than 11,000."""
 MAX_COUNTER_WINDOWS = 1_000
-WINDOWS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+WINDOWS_S = (5, 10, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 """Lengths of the windows in which counters are read. Each divides an hour or is whole hours."""
 SCRAPES_A_WINDOW = 4
 """Fewest scrapes in a window: what is counted then lies in the right one, but for a quarter."""
