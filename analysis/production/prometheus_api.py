@@ -33,6 +33,8 @@ from loadtest.errors import InputError
 TOKEN_VARIABLE = "PROMETHEUS_TOKEN"
 """Environment variable with a bearer token for the Prometheus server."""
 QUERY_TIMEOUT_S = 120.0
+NOW_S = 600.0
+"""What a server said in the last so many seconds counts as what it says now."""
 MAX_GAUGE_POINTS = 10_000
 """Points of a series of gauges. Prometheus refuses more than 11,000."""
 MAX_COUNTER_WINDOWS = 1_000
@@ -182,7 +184,10 @@ def read_prometheus(
         pattern = f"vllm:(?:{'|'.join(histogram)})_(?:bucket|sum)"
         counters += api.ranged(f'{{__name__=~"{pattern}",{only}}}', **coarse)
     infos = f'__name__=~"vllm:{POOL_INFO}|{SIMULATED_INFO}"'
-    found = api.label_sets(f"{{{f'{infos},{selector}'.rstrip(',')}}}", start_s=start_s, end_s=end_s)
+    matcher = f"{{{f'{infos},{selector}'.rstrip(',')}}}"
+    found = api.label_sets(matcher, start_s=start_s, end_s=end_s)
+    # Once more, so that those of now come last: a server may have begun again with another pool.
+    found += api.label_sets(matcher, start_s=max(start_s, end_s - NOW_S), end_s=end_s)
     return DeploymentHistory(
         source=f"Prometheus at {api.shown}",
         model=chosen,

@@ -1,9 +1,14 @@
 """128 blocks of 32: what the tool relies on in vLLM, and a memory wall whose place is known in advance."""
 
+import json
 import random
+import sys
 import threading
 import time
+import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.headroom.__main__ import main as headroom
+from analysis.workload.__main__ import main as workload
 from loadtest.server.vllm import read_server_info, read_server_samples
+from loadtest.workload.distributions import Distribution
+from testing.gateways.environment import GatewayUnavailableError
+from testing.gateways.running import prometheus
 from testing.vllm.commands import LENGTHS, Measured, ask, capacity, labels, load_test, metric, metrics_page
 from testing.vllm.memory_reference import ReferenceBlocks
 from testing.vllm.server import BLOCK_SIZE, Vllm
@@ -29,7 +39,20 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(vllm: Vllm, reports: Path) -> Measured:
+def scraping(vllm: Vllm) -> Iterator[str | None]:
+    """The address of a Prometheus server that scrapes vLLM; None where it cannot be had."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(prometheus([vllm.url]))
+        except GatewayUnavailableError as error:
+            print(f"NOT RUN AGAINST A REAL PROMETHEUS: {error}", file=sys.stderr)
+            yield None
+            return
+        yield url
+
+
+@pytest.fixture(scope="module")
+def measured(vllm: Vllm, reports: Path, scraping: str | None) -> Measured:
     """About 2,000 requests, most of them next to the wall."""
     return load_test(
         vllm, reports, *LENGTHS, "--levels", "8,14,16,18", "--level-s", "25", "--thinking", "off"
@@ -130,6 +153,34 @@ def test_memory_wall_is_found(answer: dict[str, Any]) -> None:
     low, high = answer["interval"]
     assert high - low <= 4
     assert low <= answer["estimate"] <= high
+
+
+def test_the_headroom_by_prometheus_is_that_of_the_load_test(
+    measured: Measured,
+    answer: dict[str, Any],
+    scraping: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if scraping is None:
+        pytest.skip("there is no Prometheus")
+    flags = ["--prometheus", scraping, "--range", "10m"]
+    assert headroom([*flags, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (wall,) = (one for one in found["walls"] if one["name"] == "kv_cache")
+    (bound,) = (one for one in answer["bounds"] if one["name"] == "kv_cache")
+    print(json.dumps({key: found[key] for key in ("walls", "memory", "target", "concurrency")}), bound)
+    assert wall["x"] == pytest.approx(bound["users"], abs=1.5)
+    assert found["memory"]["pool_tokens"] == (BLOCKS - 1) * BLOCK_SIZE
+    assert found["memory"]["tokens_per_request"] == pytest.approx(
+        answer["memory"]["tokens_per_user"], rel=0.1
+    )
+    output = tmp_path / "workload.toml"
+    assert workload([*flags, "--output", str(output)]) == 0
+    (one,) = tomllib.loads(output.read_text())["class"]
+    prompt, tokens = measured.lengths()
+    assert Distribution.parse(one["prompt_tokens"]).mean == pytest.approx(prompt.mean(), rel=0.05)
+    assert Distribution.parse(one["output_tokens"]).mean == pytest.approx(tokens.mean(), rel=0.05)
 
 
 def test_tokens_per_user_follow_the_length_law(answer: dict[str, Any], measured: Measured) -> None:
