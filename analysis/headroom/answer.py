@@ -81,7 +81,7 @@ def _memory_walls(production: Production, memory: MemoryWall | None, slo: Slo) -
     if memory.by_usage is not None:
         how = "the pool, over what a running request uses"
     if memory.near:
-        how += ", and preemptions near it"
+        how += "; moved by preemptions, or their absence, from half of it on"
     return [_wall("kv_cache", x, (low, high), None, how)]
 
 

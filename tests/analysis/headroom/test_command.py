@@ -73,7 +73,7 @@ def test_the_memory_wall_is_seen_from_half_its_load(tmp_path: Path, capsys: Capt
 def test_preemptions_near_the_wall_move_it(tmp_path: Path, capsys: Capture) -> None:
     answer = answered(tmp_path, small_engine(), (8, 14, 16, 18, 20), capsys)
     memory = wall(answer, "kv_cache")
-    assert "preemptions near it" in memory["how"]
+    assert "moved by preemptions" in memory["how"]
     assert memory["x"] == pytest.approx(true_users(small_engine(), Slo()), rel=0.06)
     assert answer["memory"]["preemptions"] > 100
     assert answer["growth"][1] < 1
