@@ -98,6 +98,11 @@ def twin_of_run(
     evidence = gather_evidence(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
+    if runs[-1].info.classes:
+        raise RefusedError(
+            "This run has classes of users (--workload), and a twin knows one kind of users only: "
+            "calibrate from a run of one class."
+        )
     held_out = _checked_users(evidence, options.hold_out)
     effort = effort or FitEffort()
     most_left_out = effort.most_left_out or MAX_LEFT_OUT

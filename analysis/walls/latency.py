@@ -11,7 +11,9 @@ import numpy as np
 
 from analysis.evidence.evidence import Evidence
 from analysis.levels.level import Level, load_points
+from analysis.levels.requests import RequestLatency
 from analysis.statistics.crossings import MISS_LIMIT, Crossing, miss_crossing, p95_crossing
+from analysis.statistics.samples import MissShare
 from analysis.walls.names import WallName
 from analysis.walls.placed import PlacedWall, first_of_classes, placed_at_crossing
 from loadtest.record import Slo
@@ -25,15 +27,9 @@ def place_ttft(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
     None where no trusted level misses the objective.
     """
-
-    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
-        points = load_points(
-            levels,
-            lambda level: level.latency_of(user_class).ttft_miss,
-            lambda level: level.latency_of(user_class).ttft_s.p95,
-        )
-        return p95_crossing(points, objective=slo.ttft_p95_s)
-
+    crossing = _where_p95_exceeds(
+        lambda found: found.ttft_miss, lambda found: found.ttft_s.p95, lambda slo: slo.ttft_p95_s
+    )
     return _placed("ttft", evidence, crossing, rng)
 
 
@@ -42,15 +38,9 @@ def place_tpot(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | Non
 
     None where no trusted level misses the objective.
     """
-
-    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
-        points = load_points(
-            levels,
-            lambda level: level.latency_of(user_class).tpot_miss,
-            lambda level: level.latency_of(user_class).tpot_s.p95,
-        )
-        return p95_crossing(points, objective=slo.tpot_p95_s)
-
+    crossing = _where_p95_exceeds(
+        lambda found: found.tpot_miss, lambda found: found.tpot_s.p95, lambda slo: slo.tpot_p95_s
+    )
     return _placed("tpot", evidence, crossing, rng)
 
 
@@ -67,6 +57,22 @@ def place_stall(evidence: Evidence, rng: np.random.Generator) -> PlacedWall | No
         return miss_crossing(points, limit=MISS_LIMIT)
 
     return _placed("stall", evidence, crossing, rng)
+
+
+def _where_p95_exceeds(
+    misses: Callable[[RequestLatency], MissShare],
+    p95: Callable[[RequestLatency], float | None],
+    objective_s: Callable[[Slo], float],
+) -> FindCrossing:
+    def crossing(levels: list[Level], user_class: str | None, slo: Slo) -> Crossing | None:
+        points = load_points(
+            levels,
+            lambda level: misses(level.latency_of(user_class)),
+            lambda level: p95(level.latency_of(user_class)),
+        )
+        return p95_crossing(points, objective=objective_s(slo))
+
+    return crossing
 
 
 def _placed(
