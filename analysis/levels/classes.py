@@ -59,7 +59,8 @@ def class_figures(
     if gathered:
         times = times.without_tokens()
     index = np.flatnonzero(counted & ~rows.with_outcome(Outcome.CANCELLED))
-    missed = rows.failed | times.late(slo)
+    late = times.late(slo)
+    missed = rows.failed | late
     in_flight = _in_flight(rows, mine, window)
     return ClassFigures(
         name=user_class.name,
@@ -68,7 +69,7 @@ def class_figures(
         n=len(index),
         latency=request_latency(times, rows, counted, window, slo),
         miss=miss_share(missed[index], times.e2e_s[index], rows.end_unix_s[index], window),
-        goodput_rps=int((counted & rows.ok & ~times.late(slo)).sum()) / window.length_s,
+        goodput_rps=int((counted & rows.ok & ~late).sum()) / window.length_s,
         in_flight=in_flight,
         kv_tokens=_kv_tokens(user_class, rows, mine, in_flight, shared_once=cached),
     )

@@ -86,10 +86,12 @@ def in_time_cells(level: Level, slo: Slo) -> list[str]:
 def _in_time(misses: MissShare) -> str:
     """Formats the share in time with its interval in per cent: `98.8 % (97.1 to 99.6)`."""
     found = in_time(misses)
-    if found is None:
-        return NONE
-    share, low, high = (f"{100 * value:.1f}".removesuffix(".0") for value in found)
-    return f"{share} % ({low} to {high})"
+    return NONE if found is None else _share_text(*found)
+
+
+def _share_text(share: float, low: float, high: float) -> str:
+    middle, least, most = (f"{100 * value:.1f}".removesuffix(".0") for value in (share, low, high))
+    return f"{middle} % ({least} to {most})"
 
 
 CLASS_COLUMNS = (
@@ -107,8 +109,8 @@ def class_cells(name: str, found: ClassAnswer) -> list[str]:
     """Returns the row of one class of users for the table of classes, in the order of CLASS_COLUMNS."""
     share = NONE
     if found.in_time is not None:
-        low, middle, high = (f"{100 * value:.1f}".removesuffix(".0") for value in found.in_time)
-        share = f"{middle} % ({low} to {high})"
+        low, middle, high = found.in_time
+        share = _share_text(middle, low, high)
     return [
         name,
         str(found.users),
