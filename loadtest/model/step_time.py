@@ -167,10 +167,7 @@ class PredictedStepTime:
         """
         tokens = decodes + prefill_tokens
         computed = tokens if prefill_tokens else captured_size(tokens)
-        untouched = math.exp(
-            max(tokens, 1.0) * self.engines * math.log1p(-min(self.chosen_share, 1.0 - 1e-9))
-        )
-        memory_s = self.dense_s + self.experts_s * (1.0 - untouched)
+        memory_s = self.weights_s(tokens)
         products_s = self.token_s * computed
         joined_s: float = (memory_s**OVERLAP + products_s**OVERLAP) ** (1.0 / OVERLAP)
         return (
@@ -181,6 +178,13 @@ class PredictedStepTime:
             + self.collective_token_s * tokens
             + self.sequence_s * (decodes + prefills)
         )
+
+    def weights_s(self, tokens: float) -> float:
+        """Returns the time to read the weights that a step of so many tokens needs, seconds."""
+        untouched = math.exp(
+            max(tokens, 1.0) * self.engines * math.log1p(-min(self.chosen_share, 1.0 - 1e-9))
+        )
+        return self.dense_s + self.experts_s * (1.0 - untouched)
 
     def scaled(
         self, *, memory: float = 1.0, products: float = 1.0, cache: float = 1.0

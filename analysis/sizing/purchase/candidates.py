@@ -1,10 +1,11 @@
 """Examines one candidate: replicas of one type of card and one tensor parallelism, without prices.
 
-Bounds take milliseconds and come first, the limits of latency take seconds.
+Bounds take milliseconds and come first, then a load is tried; all limits of a candidate take seconds.
 """
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 from analysis.answers.sizing import FleetCandidate, IntBand, OmittedCandidate, OmittedStatus
 from analysis.sizing.answer import sizing_assumptions, sizing_warnings
@@ -20,6 +21,22 @@ from loadtest.errors import InputError
 
 CANDIDATE_LENGTH = 0.3
 """Factor on the requests that are simulated for a candidate: there are many, and their bands are wider."""
+CLEARLY = 1.1
+"""Factor by which a p95 at the slow end of the band exceeds its objective where a load is clearly too much:
+more than its random numbers and the curve between simulated loads account for."""
+FARTHER = 1.1
+"""Factor on a large least number of replicas at which a load is tried, so that it rises in few loads."""
+
+
+class Look(IntEnum):
+    """How closely a candidate is examined."""
+
+    BOUND = 0
+    """By averages, in milliseconds."""
+    LOAD = 1
+    """By a single simulated load, in a quarter of a second."""
+    WHOLE = 2
+    """With all its figures, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,24 +58,44 @@ class CandidateCards:
         return self.tensor_parallel * (self.flags.pp or 1)
 
 
-Examined = int | FleetCandidate | OmittedCandidate
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeastReplicas:
+    """What a look at a candidate has shown: it may need so many replicas, and not fewer."""
+
+    replicas: int
+    next_look: Look
+    """The look that can tell more."""
+
+
+Examined = LeastReplicas | FleetCandidate | OmittedCandidate
 """What is known of a candidate: the least number of replicas, all of it, or why it is not offered."""
 
 
-def examine(cards: CandidateCards, users: int, *, fully: bool) -> Examined:
-    """Examines a candidate for `users` users. fully: False returns the least replicas that it may need.
-
-    False takes milliseconds, True seconds.
-    """
+def examine(cards: CandidateCards, users: int, *, look: Look, least: int) -> Examined:
+    """Examines a candidate for `users` users. least: number of replicas that it needs at least."""
     try:
         plan = fitted_plan(cards.flags)
     except DoesNotFitError as problem:
         return _omitted(cards, "does_not_fit", str(problem))
     except InputError as problem:
         return _omitted(cards, "impossible", str(problem))
-    if not fully:
-        return replicas_of(users, most_users(plan))
+    if look is Look.BOUND:
+        return LeastReplicas(replicas=replicas_of(users, most_users(plan)), next_look=Look.LOAD)
+    if look is Look.LOAD:
+        return _load_tried(plan, users, least)
     return _fully_examined(cards, plan, users)
+
+
+def _load_tried(plan: FittedPlan, users: int, least: int) -> LeastReplicas:
+    """Simulates the users of one of the least number of replicas: if they are too many, more are needed."""
+    each = math.ceil(users / max(int(FARTHER * least), least))
+    sized = size_engine(plan.deployment, plan.workload, latency=False)
+    ttft_s, tpot_s = simulate_closed_loop(sized.service, each, length=CANDIDATE_LENGTH).p95_s()
+    slow, slo = planned_bands(plan.deployment), plan.workload.slo
+    missed = max(ttft_s * slow.ttft[1] / slo.ttft_p95_s, tpot_s * slow.tpot[1] / slo.tpot_p95_s)
+    if each == 1 or missed < CLEARLY:
+        return LeastReplicas(replicas=least, next_look=Look.WHOLE)
+    return LeastReplicas(replicas=replicas_of(users, each - 1), next_look=Look.LOAD)
 
 
 def _fully_examined(cards: CandidateCards, plan: FittedPlan, users: int) -> FleetCandidate | OmittedCandidate:

@@ -13,7 +13,7 @@ from msgspec.structs import replace as with_fields
 
 from analysis.answers.sizing import FleetCandidate, OmittedCandidate, Purchase
 from analysis.sizing.flags import SizingFlags, gpu_of_flags, read_shape
-from analysis.sizing.purchase.candidates import CandidateCards, Examined, examine
+from analysis.sizing.purchase.candidates import CandidateCards, Examined, LeastReplicas, Look, examine
 from analysis.sizing.purchase.demand import Demand
 from analysis.sizing.purchase.prices import Prices
 from loadtest.errors import InputError
@@ -23,6 +23,8 @@ TENSOR_PARALLEL = (1, 2, 4, 8)
 """Numbers of cards of a replica that are tried: those of servers as they are sold."""
 MAX_RANKED = 5
 """Candidates that are ranked if no cards are named; the others are named as not computed."""
+LOOKS_EACH = {Look.BOUND: 16, Look.LOAD: 2, Look.WHOLE: 1}
+"""Candidates that a process examines before the next are chosen: more where a look costs less."""
 NOTHING_HOLDS = (
     "None of these cards is sure to hold a single user: the model does not fit, or an objective is missed."
 )
@@ -43,8 +45,8 @@ class _Entry:
     """Price of one card."""
     replicas: int = 1
     """Least number of replicas that it may need."""
-    bounded: bool = False
-    """Whether `replicas` follows from `most_users`; else nothing is known."""
+    next_look: Look = Look.BOUND
+    """How closely it is to be examined next."""
     found: FleetCandidate | None = None
     """The candidate with all its figures; None: not yet computed."""
 
@@ -56,14 +58,14 @@ class _Entry:
         power = math.inf if power_w is None else power_w * count
         return cost, count, power, self.gpu.vram_bytes * count, self.cards.tensor_parallel
 
-    def examined(self, result: int | FleetCandidate) -> "_Entry":
+    def examined(self, result: LeastReplicas | FleetCandidate) -> "_Entry":
         """Returns the candidate with what was found of it."""
-        if isinstance(result, int):
-            return replace(self, replicas=result, bounded=True)
+        if isinstance(result, LeastReplicas):
+            return replace(self, replicas=result.replicas, next_look=result.next_look)
         return replace(self, replicas=result.replicas, found=result)
 
 
-Look = Callable[[Sequence[_Entry]], Iterable[Examined]]
+Examine = Callable[[Sequence[_Entry]], Iterable[Examined]]
 
 
 def compare_cards(
@@ -82,8 +84,8 @@ def compare_cards(
     """
     entries = _entries(flags, cards, prices)
     with _workers(len(cards)) as (count, spread):
-        look = partial(spread, partial(_look, demand.users))
-        ranked, omitted = _ranking(entries, look, at_once=count, most=most, on_ranked=on_ranked)
+        looked = partial(spread, partial(_examined, demand.users))
+        ranked, omitted = _ranking(entries, looked, at_once=count, most=most, on_ranked=on_ranked)
     if not ranked and all(candidate.status == "impossible" for candidate in omitted):
         raise InputError(omitted[0].why)
     return Purchase(
@@ -118,7 +120,7 @@ def _entries(flags: SizingFlags, cards: Sequence[str], prices: Prices) -> list[_
 
 def _ranking(
     entries: Sequence[_Entry],
-    look: Look,
+    looked: Examine,
     *,
     at_once: int,
     most: int,
@@ -137,9 +139,9 @@ def _ranking(
             queue = [entry for entry in queue if entry.cards.label != queue[0].cards.label]
             on_ranked(1)
             continue
-        batch = [entry for entry in queue[:at_once] if not entry.found]
+        batch = _next_batch(queue, at_once)
         known = [entry for entry in queue if entry not in batch]
-        for entry, result in zip(batch, look(batch), strict=True):
+        for entry, result in zip(batch, looked(batch), strict=True):
             if isinstance(result, OmittedCandidate):
                 omitted.append(result)
             else:
@@ -149,8 +151,18 @@ def _ranking(
     return ranked, [*omitted, *_not_computed(queue)]
 
 
-def _look(users: int, entry: _Entry) -> Examined:
-    return examine(entry.cards, users, fully=entry.bounded)
+def _next_batch(queue: Sequence[_Entry], at_once: int) -> list[_Entry]:
+    """Returns the candidates to examine side by side, all of them equally closely.
+
+    The best get the cheapest look that any of them still lacks, and with them some that follow.
+    """
+    unknown = [entry for entry in queue if not entry.found]
+    look = min(entry.next_look for entry in unknown[:at_once])
+    return [entry for entry in unknown[: at_once * LOOKS_EACH[look]] if entry.next_look is look]
+
+
+def _examined(users: int, entry: _Entry) -> Examined:
+    return examine(entry.cards, users, look=entry.next_look, least=entry.replicas)
 
 
 @contextmanager
