@@ -4,12 +4,19 @@ Reads no files.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.evidence.think_time import ActiveShare, Thinking, always_active
 from analysis.memory.block_distribution import BlockDistribution, Occupancy
-from analysis.memory.formula_shift import BLOCKED_SD, FORMULA_BIAS, FORMULA_SD, FormulaShift, kv_wall_users
+from analysis.memory.formula_shift import (
+    BLOCKED_SD,
+    FAR_USERS,
+    FORMULA_BIAS,
+    FORMULA_SD,
+    FormulaShift,
+    kv_wall_users,
+)
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand, pool_band
 from analysis.sizing.latency.curve import LatencyCurve, simulate_curve
@@ -113,6 +120,16 @@ def size_engine(
     )
 
 
+def expected_service(deployment: PlannedDeployment, workload: PlannedWorkload) -> Service:
+    """Builds the service that is simulated for one engine. Raises ValueError if nothing is left for the cache.
+    """
+    band = pool_band(deployment)
+    distribution = planned_block_distribution(workload, band.layout)
+    read_bytes = read_bytes_per_token(band, distribution, workload)
+    steps = planned_step_time(deployment, kv_bytes_per_token=read_bytes)
+    return planned_service(deployment, workload, steps, band)
+
+
 def latency_walls(
     curve: LatencyCurve, slo: Slo, *, ttft_scale: float = 1.0, tpot_scale: float = 1.0
 ) -> list[PredictedWall]:
@@ -163,6 +180,23 @@ def active_share(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveS
     ).active
 
 
+def users_in_flight(requests: float, active: ActiveShare) -> int:
+    """Returns the largest number of users who have at most so many requests in flight on average; at least 1.
+    """
+    return largest_number(lambda users: users * active(users) <= requests)
+
+
+def largest_number(holds: Callable[[int], bool]) -> int:
+    """Returns the largest number from 1 to FAR_USERS for which a falling condition holds; 1 if for none."""
+    low, high = 1, 2
+    while high < FAR_USERS and holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
 def _memory_wall(
     band: PoolBand,
     distribution: BlockDistribution,
@@ -177,19 +211,23 @@ def _memory_wall(
     The band combines the errors of pool size, lengths and formula, which are taken as independent. banded:
     False leaves out the band.
     """
-    start = max(int(band.blocks[1] / distribution.mean), 1)
     shared = workload.shared_prefix_tokens // band.layout.block_size
+    start = users_in_flight(band.blocks[1] / distribution.mean, active)
 
-    def users(distribution: BlockDistribution, blocks: int, shift: FormulaShift) -> float:
-        if blocks - shared < 2:
+    def occupancy(distribution: BlockDistribution, blocks: int) -> Occupancy | None:
+        return None if blocks - shared < 2 else Occupancy(distribution, blocks - 1 - shared, active)
+
+    def users(occupancy: Occupancy | None, shift: FormulaShift) -> float:
+        if occupancy is None:
             return 0.0
-        occupancy = Occupancy(distribution, blocks - 1 - shared, active)
         return kv_wall_users(occupancy, workload.slo, shift=shift, start=start)
 
+    expected = occupancy(distribution, band.blocks[1])
     plain = FormulaShift()
-    estimate = users(distribution, band.blocks[1], plain)
+    estimate = users(expected, plain)
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
+    start = max(int(estimate), 1)
     ends = []
     for sign in (1.0, -1.0):  # first the changes that lower the wall, then those that raise it
         factor = LENGTHS_KNOWN**sign
@@ -198,9 +236,9 @@ def _memory_wall(
             preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
         )
         moved = [
-            users(distribution, band.blocks[0 if sign > 0 else 2], plain),
-            users(planned_block_distribution(other, band.layout), band.blocks[1], plain),
-            users(distribution, band.blocks[1], shift),
+            users(occupancy(distribution, band.blocks[0 if sign > 0 else 2]), plain),
+            users(occupancy(planned_block_distribution(other, band.layout), band.blocks[1]), plain),
+            users(expected, shift),
         ]
         ends.append(_combined(estimate, moved, -sign))
     return PredictedWall(name="kv_cache", low=ends[0], x=estimate, high=ends[1])

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.memory.formula_shift import FAR_USERS
 from analysis.sizing.deployment.pool import pool_band
-from analysis.sizing.engine import active_share, read_bytes_per_token
+from analysis.sizing.engine import active_share, largest_number, read_bytes_per_token, users_in_flight
 from analysis.sizing.latency.service import planned_bands, planned_step_time
 from analysis.sizing.predict import FittedPlan
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
@@ -16,14 +15,29 @@ from analysis.statistics.arrays import Floats
 from loadtest.model.step_time import PredictedStepTime
 
 SIMULATED = 1.05
-"""Factor on the bound: simulated limits lie above the averages by so much at most, by their random numbers.
-0.4 % was seen, in 130 candidates of eight workloads."""
+"""Factor on the bound by the times of steps: the random numbers of a simulation may move its limit by so much.
+Of 130 candidates of eight workloads one was above the bound without it, by 0.4 %."""
 
 
-def most_users(plan: FittedPlan) -> int:
-    """Returns a number of users that the lower end of the limit does not exceed, at least 1.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserBounds:
+    """Numbers of users of one replica that the lower end of its limit does not exceed."""
 
-    With that many users, the mean number of requests in flight reaches the slots, or the requests whose mean
+    by_memory: int
+    """By slots and KV blocks."""
+    by_time: int
+    """By the times of steps."""
+
+    @property
+    def most(self) -> int:
+        """The smaller number, at least 1."""
+        return max(min(self.by_memory, self.by_time), 1)
+
+
+def user_bounds(plan: FittedPlan) -> UserBounds:
+    """Bounds the lower end of the limit of users.
+
+    With the smaller number of users, the mean number of requests in flight reaches the slots, or the requests whose mean
     blocks fill the smallest pool of the band; or a mean step takes as long as the objective of TPOT allows at
     the slow end of the band. Until a request decodes it waits at most as long as that of TTFT allows.
     """
@@ -38,11 +52,11 @@ def most_users(plan: FittedPlan) -> int:
     in_flight = min(deployment.max_num_seqs, band.blocks[0] / distribution.mean)
     step_s = _mean_step_s(steps, workload)
 
-    in_time = _largest(lambda n: step_s(n) * slow.tpot[1] <= slo.tpot_p95_s)
-    by_memory = _largest(lambda users: users * active(users) <= in_flight) + 1
+    in_time = largest_number(lambda n: step_s(n) * slow.tpot[1] <= slo.tpot_p95_s)
+    by_memory = users_in_flight(in_flight, active) + 1
     not_decoding_s = workload.think.mean + slo.ttft_p95_s / slow.ttft[1]
     by_time = (in_time + 1) * (1 + not_decoding_s / (output * step_s(in_time)))
-    return max(math.ceil(SIMULATED * min(by_memory, by_time)), 1)
+    return UserBounds(by_memory=by_memory, by_time=math.ceil(SIMULATED * by_time))
 
 
 def _mean_step_s(steps: PredictedStepTime, workload: PlannedWorkload) -> Callable[[float], float]:
@@ -76,14 +90,3 @@ def _computed_tokens(workload: PlannedWorkload) -> Floats:
     follows = np.flatnonzero(np.diff(workload.conversation) == 0) + 1
     history[follows] = (workload.prompt + workload.output)[follows - 1]
     return np.maximum(workload.prompt - history, 1.0)
-
-
-def _largest(holds: Callable[[int], bool]) -> int:
-    """Returns the largest number from 1 to FAR_USERS for which a falling condition holds; 1 if for none."""
-    low, high = 1, 2
-    while high < FAR_USERS and holds(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

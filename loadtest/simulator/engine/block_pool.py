@@ -34,8 +34,9 @@ class BlockPool:
         """Takes `count` free blocks. Callers check first that there are enough; otherwise raises KeyError."""
         from_plain = min(count, self._plain)
         self._plain -= from_plain
+        evict = self._idle.popitem
         for _ in range(count - from_plain):
-            self._idle.popitem(last=False)
+            evict(last=False)
 
     def give_back(self, count: int) -> None:
         """Frees `count` blocks without a hash."""
@@ -44,37 +45,46 @@ class BlockPool:
     def hits(self, hashes: Sequence[int], limit: int) -> int:
         """Returns how many cached blocks `hashes` begins with. Stops counting at the first block that is not
         cached, or at `limit`."""
+        references, idle = self._references, self._idle
         for index, block_hash in enumerate(islice(hashes, limit)):
-            if block_hash not in self._references and block_hash not in self._idle:
+            if block_hash not in references and block_hash not in idle:
                 return index
         return min(len(hashes), limit)
 
     def idle_among(self, hashes: Iterable[int]) -> int:
         """Returns how many of the blocks with these hashes are cached and used by no request."""
-        return sum(block_hash in self._idle for block_hash in hashes)
+        return sum(map(self._idle.__contains__, hashes))
 
     def share(self, hashes: Iterable[int]) -> None:
         """Adds one reference to each of the cached blocks with these hashes."""
+        references, idle = self._references, self._idle
         for block_hash in hashes:
-            if block_hash in self._references:
-                self._references[block_hash] += 1
+            if block_hash in references:
+                references[block_hash] += 1
             else:
-                del self._idle[block_hash]
-                self._references[block_hash] = 1
+                del idle[block_hash]
+                references[block_hash] = 1
 
-    def register(self, block_hash: int) -> bool:
-        """Caches a block in use under its hash. Returns False if the hash is cached already."""
-        if block_hash in self._references or block_hash in self._idle:
-            return False
-        self._references[block_hash] = 1
-        return True
+    def register(self, hashes: Iterable[int]) -> list[int]:
+        """Caches blocks in use under their hashes. Returns the positions of those that are cached already."""
+        references, idle = self._references, self._idle
+        duplicates = []
+        for position, block_hash in enumerate(hashes):
+            if block_hash in references or block_hash in idle:
+                duplicates.append(position)
+            else:
+                references[block_hash] = 1
+        return duplicates
 
-    def unshare(self, block_hash: int) -> None:
-        """Removes one reference from a cached block. A block without references becomes free; all other free
-        blocks are taken before it."""
-        references = self._references[block_hash] - 1
-        if references:
-            self._references[block_hash] = references
-        else:
-            del self._references[block_hash]
-            self._idle[block_hash] = None
+    def unshare(self, hashes: Iterable[int]) -> None:
+        """Removes one reference from each of the cached blocks with these hashes.
+
+        A block without references becomes free; all other free blocks are taken before it.
+        """
+        references, idle = self._references, self._idle
+        for block_hash in hashes:
+            left = references.pop(block_hash) - 1
+            if left:
+                references[block_hash] = left
+            else:
+                idle[block_hash] = None

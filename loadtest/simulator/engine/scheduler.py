@@ -430,9 +430,9 @@ class Engine:
         self._register(request, request.computed_tokens)
         held = self._blocks(request.computed_tokens)
         self.pool.give_back(held - request.registered_blocks + len(request.duplicate_blocks))
-        for index in range(request.registered_blocks - 1, -1, -1):
-            if index not in request.duplicate_blocks:
-                self.pool.unshare(request.block_hashes[index])
+        hashes, duplicates = request.block_hashes[: request.registered_blocks], request.duplicate_blocks
+        own = [one for at, one in enumerate(hashes) if at not in duplicates] if duplicates else hashes
+        self.pool.unshare(reversed(own))
         request.registered_blocks = 0
         request.duplicate_blocks.clear()
         request.computed_tokens = 0
@@ -442,11 +442,12 @@ class Engine:
         when the request frees its blocks."""
         if not request.block_hashes or not self.config.enable_prefix_caching:
             return
+        first = request.registered_blocks
         full = min(computed // self.config.block_size, len(request.block_hashes))
-        for index in range(request.registered_blocks, full):
-            if not self.pool.register(request.block_hashes[index]):
-                request.duplicate_blocks.add(index)
-        request.registered_blocks = max(request.registered_blocks, full)
+        if full > first:
+            duplicates = self.pool.register(request.block_hashes[first:full])
+            request.duplicate_blocks.update(first + position for position in duplicates)
+            request.registered_blocks = full
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_size)
