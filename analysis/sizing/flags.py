@@ -4,6 +4,7 @@ Where a flag is not given, vLLM's default is used.
 """
 
 import argparse
+import functools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -76,13 +77,20 @@ def read_shape(path: Path, quantization: str | None) -> ModelShape:
     """
     beside = path.with_name("hf_quant_config.json")
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-        extra = msgspec.json.decode(beside.read_bytes(), type=dict[str, object]) if beside.exists() else None
-        return parse_config(config, quantization=quantization, extra=extra)
+        return _shape_of(path.read_bytes(), beside.read_bytes() if beside.exists() else None, quantization)
     except OSError as problem:
         raise InputError(f"--config {path} cannot be read ({problem.strerror}).") from None
     except (msgspec.DecodeError, ValueError) as problem:
         raise InputError(f"--config {path}: {problem}") from None
+
+
+@functools.lru_cache(maxsize=8)  # every candidate of a purchase asks for the same model
+def _shape_of(config: bytes, extra: bytes | None, quantization: str | None) -> ModelShape:
+    content, beside = (
+        None if text is None else msgspec.json.decode(text, type=dict[str, object]) for text in (config, extra)
+    )
+    assert content is not None
+    return parse_config(content, quantization=quantization, extra=beside)
 
 
 def gpu_of_flags(flags: SizingFlags) -> Gpu:

@@ -1,5 +1,6 @@
 """Draws lengths of prompts and answers, and computes the KV blocks of requests. Knows no deployment."""
 
+import functools
 import random
 from dataclasses import dataclass, replace
 
@@ -92,6 +93,39 @@ def draw_workload(
     earlier if its history leaves no room for another answer. shared_prefix_tokens: tokens that are put before
     every conversation.
     """
+    lengths = _drawn_lengths(
+        prompt,
+        output,
+        max_model_len=max_model_len,
+        seed=seed,
+        turns=turns,
+        shared_prefix_tokens=shared_prefix_tokens,
+    )
+    clipped = int(np.sum(lengths[:, :2].sum(axis=1) > max_model_len))
+    prompts, outputs = _cut(lengths[:, 0], lengths[:, 1], max_model_len)
+    return PlannedWorkload(
+        prompt=prompts,
+        output=outputs,
+        conversation=lengths[:, 2],
+        think=think,
+        slo=slo,
+        clipped=clipped,
+        turns=turns,
+        shared_prefix_tokens=shared_prefix_tokens,
+    )
+
+
+@functools.lru_cache(maxsize=16)  # most candidates of a purchase have the same lengths
+def _drawn_lengths(
+    prompt: Distribution,
+    output: Distribution,
+    *,
+    max_model_len: int,
+    seed: int,
+    turns: int,
+    shared_prefix_tokens: int,
+) -> Ints:
+    """Returns prompt tokens, answer tokens and the number of the conversation of each pair. Shape (n, 3)."""
     rng = random.Random(seed)
     drawn: list[tuple[int, int, int]] = []
     conversations = 0
@@ -106,18 +140,8 @@ def draw_workload(
             history = asked + answered
         conversations += 1
     lengths = np.array(drawn, dtype=np.int64)
-    clipped = int(np.sum(lengths[:, :2].sum(axis=1) > max_model_len))
-    prompts, outputs = _cut(lengths[:, 0], lengths[:, 1], max_model_len)
-    return PlannedWorkload(
-        prompt=prompts,
-        output=outputs,
-        conversation=lengths[:, 2],
-        think=think,
-        slo=slo,
-        clipped=clipped,
-        turns=turns,
-        shared_prefix_tokens=shared_prefix_tokens,
-    )
+    lengths.flags.writeable = False
+    return lengths
 
 
 def planned_block_distribution(workload: PlannedWorkload, layout: KvLayout) -> BlockDistribution:

@@ -181,6 +181,8 @@ class PredictedStepTime:
 
     def weights_s(self, tokens: float) -> float:
         """Returns the time to read the weights that a step of so many tokens needs, seconds."""
+        if not self.experts_s:
+            return self.dense_s
         untouched = math.exp(
             max(tokens, 1.0) * self.engines * math.log1p(-min(self.chosen_share, 1.0 - 1e-9))
         )

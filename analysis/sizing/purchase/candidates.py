@@ -185,4 +185,4 @@ def _user_tok_s(sized: SizedEngine, users: int) -> float:
     think_s = sized.workload.think.mean
     if think_s > 0:
         return float(sized.workload.output.mean()) * (1 - sized.active(users)) / think_s
-    return simulate_closed_loop(sized.service, users).output_tok_s / users
+    return simulate_closed_loop(sized.service, users, length=CANDIDATE_LENGTH).output_tok_s / users
