@@ -4,6 +4,7 @@ requests and no clock."""
 import functools
 import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -166,18 +167,30 @@ class PredictedStepTime:
         over these of the tokens that each of them attends to.
         """
         tokens = decodes + prefill_tokens
-        computed = tokens if prefill_tokens else captured_size(tokens)
-        memory_s = self.weights_s(tokens)
-        products_s = self.token_s * computed
-        joined_s: float = (memory_s**OVERLAP + products_s**OVERLAP) ** (1.0 / OVERLAP)
         return (
-            joined_s
+            self._joined_s(tokens, tokens if prefill_tokens else captured_size(tokens))
             + self.kv_token_s * kv_tokens
             + self.pair_s * pairs
             + self.fixed_s
             + self.collective_token_s * tokens
             + self.sequence_s * (decodes + prefills)
         )
+
+    def decode_steps(self, decodes: int) -> Callable[[float], float]:
+        """Returns `seconds` of steps that only decode so many sequences, as a function of their KV tokens.
+
+        It is many times as fast, and exactly equal.
+        """
+        joined_s = self._joined_s(decodes, captured_size(decodes))
+        kv_token_s, fixed_s = self.kv_token_s, self.fixed_s
+        collectives_s, sequences_s = self.collective_token_s * decodes, self.sequence_s * decodes
+        return lambda kv_tokens: joined_s + kv_token_s * kv_tokens + fixed_s + collectives_s + sequences_s
+
+    def _joined_s(self, tokens: float, computed: float) -> float:
+        """Returns the time of weights and products together, seconds."""
+        memory_s, products_s = self.weights_s(tokens), self.token_s * computed
+        joined_s: float = (memory_s**OVERLAP + products_s**OVERLAP) ** (1.0 / OVERLAP)
+        return joined_s
 
     def weights_s(self, tokens: float) -> float:
         """Returns the time to read the weights that a step of so many tokens needs, seconds."""

@@ -7,6 +7,7 @@ hashes.
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 
 from loadtest.simulator.engine.block_pool import BlockPool
 from loadtest.simulator.engine.config import EngineConfig
@@ -164,6 +165,7 @@ class Engine:
         running, waiting, used = len(self._running), len(self._waiting), self.pool.blocks - self.pool.free
         shortage = self._shortage
         growers, ends_at, block_size = self._growers, self._ends_at, self.config.block_size
+        duration_of = self._decode_steps(batch)
         ahead_s = math.nan if ahead is None else ahead.duration_s
         number = first
         while now_s < until_s and number not in ends_at:
@@ -174,7 +176,7 @@ class Engine:
                 used += growing
             number += 1
             kv_tokens += batch
-            duration_s = self._duration_s(batch, 0, kv_tokens, 0)
+            duration_s = duration_of(kv_tokens)
             now_s += duration_s if ahead is None else ahead_s
             ahead_s = duration_s
             on_step(now_s, running, waiting, used, shortage)
@@ -281,6 +283,14 @@ class Engine:
         if captured is not None and decodes + prefill_tokens > captured:
             duration_s += config.step_eager_s
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
+
+    def _decode_steps(self, decodes: int) -> Callable[[int], float]:
+        """Returns `_duration_s` of steps that only decode so many requests, as a function of their KV tokens."""
+        config = self.config
+        captured = config.max_cudagraph_capture_size
+        if config.step_time is None or captured is not None or self._jitter is not None:
+            return lambda kv_tokens: self._duration_s(decodes, 0, kv_tokens, 0)
+        return config.step_time.decode_steps(decodes)
 
     def _grow(self) -> bool:
         """Gives one more block to each decode whose last block is full, and preempts requests if blocks are
