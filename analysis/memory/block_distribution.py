@@ -143,10 +143,10 @@ class Occupancy:
         power = np.ones_like(square)
         while times:
             if times & 1:
-                power = power * square
+                power *= square
             times >>= 1
             if times:
-                square = square * square
+                square *= square
         return power
 
 

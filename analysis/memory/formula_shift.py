@@ -93,13 +93,20 @@ def _last_that_holds(margin: Callable[[int], float], start: int) -> int:
             high, step = probe, 2 * step
         else:
             low = probe
-    straight = True
-    while low and high - low > 1:
-        below, above = margin(low), margin(high)
-        share = below / (below - above) if straight else 0.5  # margins are nearly linear in N, but not always
-        straight = not straight
+    if not low:
+        return 0
+    # Margins are nearly linear in N, but not always: the straight line between both ends says where to look,
+    # with half the margin of an end that stays (Illinois method), and every third look is in the middle.
+    below, above, looks, moved = margin(low), margin(high), 0, 0
+    while high - low > 1:
+        looks += 1
+        share = below / (below - above) if looks % 3 else 0.5
         probe = min(max(round(low + (high - low) * share), low + 1), high - 1)
-        low, high = (low, probe) if margin(probe) > 0.0 else (probe, high)
+        found = margin(probe)
+        if found > 0.0:
+            high, above, below, moved = probe, found, below / 2 if moved > 0 else below, 1
+        else:
+            low, below, above, moved = probe, found, above / 2 if moved < 0 else above, -1
     return low
 
 

@@ -121,8 +121,7 @@ def size_engine(
 
 
 def expected_service(deployment: PlannedDeployment, workload: PlannedWorkload) -> Service:
-    """Builds the service that is simulated for one engine. Raises ValueError if nothing is left for the cache.
-    """
+    """Builds the service that is simulated for one engine. Raises ValueError without memory for a cache."""
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
     read_bytes = read_bytes_per_token(band, distribution, workload)
@@ -181,8 +180,7 @@ def active_share(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveS
 
 
 def users_in_flight(requests: float, active: ActiveShare) -> int:
-    """Returns the largest number of users who have at most so many requests in flight on average; at least 1.
-    """
+    """Returns the largest number of users with at most so many requests in flight on average; at least 1."""
     return largest_number(lambda users: users * active(users) <= requests)
 
 
@@ -228,19 +226,20 @@ def _memory_wall(
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
     start = max(int(estimate), 1)
-    ends = []
+    changed: list[tuple[Occupancy | None, FormulaShift]] = []
     for sign in (1.0, -1.0):  # first the changes that lower the wall, then those that raise it
         factor = LENGTHS_KNOWN**sign
         other = workload.stretched(prompt=factor, output=factor, max_model_len=deployment.max_model_len)
         shift = FormulaShift(
             preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
         )
-        moved = [
-            users(occupancy(distribution, band.blocks[0 if sign > 0 else 2]), plain),
-            users(occupancy(planned_block_distribution(other, band.layout), band.blocks[1]), plain),
-            users(expected, shift),
+        changed += [
+            (occupancy(distribution, band.blocks[0 if sign > 0 else 2]), plain),
+            (occupancy(planned_block_distribution(other, band.layout), band.blocks[1]), plain),
+            (expected, shift),
         ]
-        ends.append(_combined(estimate, moved, -sign))
+    moved = [users(*change) for change in changed]
+    ends = _combined(estimate, moved[:3], -1.0), _combined(estimate, moved[3:], 1.0)
     return PredictedWall(name="kv_cache", low=ends[0], x=estimate, high=ends[1])
 
 

@@ -86,10 +86,8 @@ def read_shape(path: Path, quantization: str | None) -> ModelShape:
 
 @functools.lru_cache(maxsize=8)  # every candidate of a purchase asks for the same model
 def _shape_of(config: bytes, extra: bytes | None, quantization: str | None) -> ModelShape:
-    content, beside = (
-        None if text is None else msgspec.json.decode(text, type=dict[str, object]) for text in (config, extra)
-    )
-    assert content is not None
+    content = msgspec.json.decode(config, type=dict[str, object])
+    beside = None if extra is None else msgspec.json.decode(extra, type=dict[str, object])
     return parse_config(content, quantization=quantization, extra=beside)
 
 

@@ -15,8 +15,8 @@ from analysis.statistics.arrays import Floats
 from loadtest.model.step_time import PredictedStepTime
 
 SIMULATED = 1.05
-"""Factor on the bound by the times of steps: the random numbers of a simulation may move its limit by so much.
-Of 130 candidates of eight workloads one was above the bound without it, by 0.4 %."""
+"""Factor on the bound by the times of steps: the random numbers of a simulation may move its limit by so
+much. Of 130 candidates of eight workloads one was above the bound without it, by 0.4 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +37,10 @@ class UserBounds:
 def user_bounds(plan: FittedPlan) -> UserBounds:
     """Bounds the lower end of the limit of users.
 
-    With the smaller number of users, the mean number of requests in flight reaches the slots, or the requests whose mean
-    blocks fill the smallest pool of the band; or a mean step takes as long as the objective of TPOT allows at
-    the slow end of the band. Until a request decodes it waits at most as long as that of TTFT allows.
+    With the smaller number of users, the mean number of requests in flight reaches the slots, or the requests
+    whose mean blocks fill the smallest pool of the band; or a mean step takes as long as the objective of
+    TPOT allows at the slow end of the band. Until a request decodes it waits at most as long as the objective
+    of TTFT allows.
     """
     deployment, workload = plan.deployment, plan.workload
     band, slo = pool_band(deployment), workload.slo
@@ -62,7 +63,8 @@ def user_bounds(plan: FittedPlan) -> UserBounds:
 def _mean_step_s(steps: PredictedStepTime, workload: PlannedWorkload) -> Callable[[float], float]:
     """Returns a function: number of decoding sequences -> mean time of a step, seconds, at the least.
 
-    Each token of an answer is a step, so a sequence brings a prompt in as many steps as its answer has tokens.
+    Each token of an answer is a step, so a sequence brings one prompt in as many steps as its answer has
+    tokens.
     A step's time is convex in the tokens of prompts that it computes: the mean is least if all steps compute
     equally many. The weights of experts that only prompts need are left out, for in them it is concave.
     """
@@ -86,7 +88,9 @@ def _mean_step_s(steps: PredictedStepTime, workload: PlannedWorkload) -> Callabl
 
 def _computed_tokens(workload: PlannedWorkload) -> Floats:
     """Returns the tokens of each prompt that the prefix cache cannot hold, at least 1. Shape (n,)."""
-    history = np.full(len(workload.prompt), float(workload.shared_prefix_tokens))
+    prompt = workload.prompt.astype(np.float64)
+    history = np.full(len(prompt), float(workload.shared_prefix_tokens))
     follows = np.flatnonzero(np.diff(workload.conversation) == 0) + 1
-    history[follows] = (workload.prompt + workload.output)[follows - 1]
-    return np.maximum(workload.prompt - history, 1.0)
+    history[follows] = prompt[follows - 1] + workload.output[follows - 1]
+    computed: Floats = np.maximum(prompt - history, 1.0)
+    return computed

@@ -25,8 +25,8 @@ CLEARLY = 1.1
 """Factor by which a p95 at the slow end of the band exceeds its objective where a load is clearly too much:
 more than its random numbers and the curve between simulated loads account for."""
 NEAR_TIME = 2.0
-"""Least ratio of the bound by the times of steps to a load at which the load is not tried: it would be met. Of
-130 candidates of eight workloads, those with a larger ratio needed few more replicas or misses TTFT."""
+"""Least ratio of the bound by the times of steps to a load at which the load is not tried, for it would be
+met. The ratio of that bound to the lower end was below it for 104 of 130 candidates of eight workloads."""
 FARTHER = 1.1
 """Factor on a large least number of replicas at which a load is tried, so that it rises in few loads."""
 

@@ -285,7 +285,7 @@ class Engine:
         return duration_s if self._jitter is None else duration_s * self._random.lognormvariate(*self._jitter)
 
     def _decode_steps(self, decodes: int) -> Callable[[int], float]:
-        """Returns `_duration_s` of steps that only decode so many requests, as a function of their KV tokens."""
+        """Returns `_duration_s` of steps that only decode so many requests: a function of their KV tokens."""
         config = self.config
         captured = config.max_cudagraph_capture_size
         if config.step_time is None or captured is not None or self._jitter is not None:
