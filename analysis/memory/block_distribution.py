@@ -137,7 +137,7 @@ class Occupancy:
     def _power(self, p: float, times: int) -> NDArray[np.complex128]:
         """Returns the Fourier transform of the distribution of the blocks that `times` users hold together.
 
-        One user holds blocks with probability `p`. Repeated squaring is faster than `**` here.
+        One user holds blocks with probability `p`. Repeated squaring in place is faster than `**` here.
         """
         square = 1.0 - p + p * self._held
         power = np.ones_like(square)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.sizing.answer import size_deployment
+from analysis.sizing.engine import size_engine
 from testing.inputs.model_configs import QWEN3_1_7B
 from testing.inputs.planned import planned_deployment, planned_workload
 
@@ -32,6 +33,14 @@ def test_answers_of_one_token_have_no_time_per_output_token() -> None:
     asked = replace(planned_workload(), output=np.ones(2000, dtype=np.int64))
     found = size_deployment(planned_deployment(QWEN3_1_7B), asked, quantization=None)
     assert "tpot" in found.not_met
+
+
+def test_users_who_mostly_think_do_not_outgrow_the_pool() -> None:
+    asked = planned_deployment(QWEN3_1_7B, max_num_seqs=4096)
+    found = size_engine(asked, planned_workload(think="exp:120"), latency=False)
+    users = next(wall.x for wall in found.walls if wall.name == "kv_cache")
+    in_flight = users * found.active(int(users))
+    assert 0.7 < in_flight * found.distribution.mean / found.band.blocks[1] < 1
 
 
 def test_replicas_multiply_users() -> None:

@@ -11,6 +11,7 @@ from analysis.sizing.__main__ import main
 from analysis.sizing.engine import size_engine
 from analysis.sizing.predict import FittedPlan
 from analysis.sizing.purchase.bounds import user_bounds
+from analysis.sizing.purchase.candidates import Look, load_tried
 from loadtest.model.gpus import GPU_CATALOGUE
 from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B
 from testing.inputs.planned import config_file, planned_deployment, planned_workload, sized
@@ -199,6 +200,17 @@ def test_the_cheap_bound_is_not_below_the_lower_end(config: dict[str, object], g
     bounds = user_bounds(FittedPlan(deployment=deployment, workload=workload, notes=[]))
     low, _, _ = size_engine(deployment, workload).users_band
     assert low <= bounds.most < 1.7 * low
+
+
+def test_a_load_tells_a_candidate_that_needs_more_replicas_from_one_that_does_not() -> None:
+    plan = FittedPlan(
+        deployment=planned_deployment(LLAMA31_8B, gpu="L40S"), workload=planned_workload(), notes=[]
+    )
+    low, _, _ = size_engine(plan.deployment, plan.workload).users_band
+    too_many = load_tried(plan, users=int(1.5 * low), least=1)
+    few = load_tried(plan, users=int(0.8 * low), least=1)
+    assert (too_many.replicas, too_many.next_look) == (2, Look.LOAD)
+    assert (few.replicas, few.next_look) == (1, Look.WHOLE)
 
 
 def test_the_command_compares_cards_in_several_processes(tmp_path: Path) -> None:

@@ -81,6 +81,17 @@ def test_batches_are_padded_to_captured_graphs() -> None:
     assert sizes == [1, 2, 4, 8, 16, 512, 513]
 
 
+@pytest.mark.parametrize("config", [LLAMA31_8B, QWEN3_30B_A3B])
+def test_steps_that_only_decode_take_the_same_time_by_the_faster_way(config: dict[str, object]) -> None:
+    steps = predict_step_time(parse_config(config), H100, tp=2, kv_bytes_per_token=100_000)
+    for decodes in (1, 7, 300, 700):
+        after = steps.decode_steps(decodes)
+        for tokens in (1, 12_345):
+            assert after(tokens) == steps.seconds(
+                decodes=decodes, prefills=0, kv_tokens=tokens, prefill_tokens=0, pairs=0
+            )
+
+
 def test_scaling_changes_only_the_parts_that_are_named() -> None:
     steps = _steps()
     assert _decode_s(steps.scaled(memory=2.0), 1) > 1.5 * _decode_s(steps, 1)
