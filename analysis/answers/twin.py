@@ -34,6 +34,8 @@ class Prediction(msgspec.Struct, kw_only=True, frozen=True):
     """Figures of the level measured at this load, where there was one and nothing was changed."""
     held_out: bool = False
     """The fit did not see the level."""
+    classes: dict[str, dict[str, float]] = {}
+    """Latency and misses of each class of users, by its name and the field names of `VirtualClassFigures`."""
 
 
 class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
@@ -43,6 +45,8 @@ class LimitAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """Null where no wall was found."""
     interval: tuple[float | None, float | None]
     wall: str
+    user_class: str | None = msgspec.field(default=None, name="class")
+    """The class of users that misses its objective first, where the wall is an objective of a class."""
 
 
 class FleetAnswer(msgspec.Struct, kw_only=True, frozen=True):

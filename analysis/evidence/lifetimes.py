@@ -38,12 +38,17 @@ def conversation_turns(rows: Requests) -> tuple[Ints, Ints, Bools]:
     return order, length.astype(np.int64), (chat[last] < newest[rows.user[last]]) & ~broken
 
 
-def measured_pauses(run: Run, window: Window | None = None) -> Floats:
+def measured_pauses(
+    run: Run, window: Window | None = None, *, user_class: str | None = None, of_tools: bool | None = None
+) -> Floats:
     """Returns the users' pauses between requests, as an array of shape (2, m).
 
     Its first row has the seconds. Its second row has 1 if the pause ended, or 0 if the level's end cut it
-    off. The pause of a user whose request has failed, which comes before the usual one, is left out. window:
-    if given, only pauses that began inside it are returned.
+    off. The pause of a user whose request has failed, which comes before the usual one, is left out.
+
+    window: if given, only pauses that began inside it are returned. user_class: if given, only those of this
+    class. of_tools: True for pauses in which a tool worked, False for those of people; None for all. A pause
+    that was cut off counts as a person's, because tools are mostly fast.
     """
     rows = run.requests
     order = np.lexsort((rows.start_unix_s, rows.user))
@@ -54,6 +59,10 @@ def measured_pauses(run: Run, window: Window | None = None) -> Floats:
     begin, stop = spans[np.searchsorted(spans[:-1, 1], ended)].T
     pause = np.where(same, begun, stop) - ended - np.nan_to_num(rows.pause_s[order])
     kept = same | ((begin <= ended) & (pause < math.inf))
+    if user_class is not None:
+        kept &= rows.of_class(user_class)[order]
+    if of_tools is not None:
+        kept &= (same & np.append(rows.step[order][1:] > 0, False)) == of_tools
     if window is not None:
         kept &= (window.begin_unix_s <= ended) & (ended < window.end_unix_s)
     return np.stack([np.maximum(pause, 0.0), same])[:, kept]

@@ -52,6 +52,8 @@ class Requests:
     user: Ints
     """Number of each request's user, unique over all workers."""
     turn: Ints
+    step: Ints
+    """Number of each request in a turn of its user: 0 for what a person asks, larger for a tool's answer."""
     user_class: Ints
     """Index of each request's class of users in `class_names`; NO_CLASS without a workload file."""
     class_names: tuple[str, ...]
@@ -218,16 +220,15 @@ def ordered_requests(
     error_texts: Sequence[str],
     gap_s: NDArray[np.float32],
     gaps: Ints,
-    user_class: Ints | None = None,
     class_names: Sequence[str] = (),
 ) -> Requests:
     """Sorts requests, given in any order, by the times of their ends, and returns them as Requests.
 
     - columns: one array of shape (n,) for each name in SCALAR_COLUMNS.
-    - labels: outcome code, user, turn and error (an index in `error_texts`) of each request, shape (n, 4).
+    - labels: integers of each request, shape (n, 6): outcome code, user, turn, error (an index in
+      `error_texts`), class of users (an index in `class_names`, or NO_CLASS), step.
     - gap_s: chunk gaps of all requests. Those of the first request come first, then those of the second.
     - gaps: number of chunk gaps of each request, shape (n,).
-    - user_class: class of users of each request, an index in `class_names`, shape (n,); None without classes.
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
@@ -237,7 +238,8 @@ def ordered_requests(
         user=labels[order, 1],
         turn=labels[order, 2],
         error=labels[order, 3],
-        user_class=np.full(len(order), NO_CLASS) if user_class is None else user_class[order],
+        user_class=labels[order, 4],
+        step=labels[order, 5],
         class_names=tuple(class_names),
         error_texts=tuple(error_texts),
         gap_s=_permuted(gap_s, start, order),

@@ -178,7 +178,7 @@ def read_requests(
             user = users.setdefault((row.worker, row.user), len(users))
             name, error = row.user_class, errors.code_of(row.error)
             user_class = NO_CLASS if name is None else classes.setdefault(name, len(classes))
-            labels.append((OUTCOME_CODES[row.outcome], user, row.turn, error, user_class))
+            labels.append((OUTCOME_CODES[row.outcome], user, row.turn, error, user_class, row.step))
             gaps.add(row.chunk_s)
     return _requests(scalars, labels, errors.texts, list(classes), gaps.all())
 
@@ -191,16 +191,15 @@ def _requests(
     gap_s: NDArray[np.float32],
 ) -> Requests:
     table = np.array(scalars, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
-    codes = np.array(labels, dtype=np.int64).reshape(-1, 5)
+    codes = np.array(labels, dtype=np.int64).reshape(-1, 6)
     columns = dict(zip(SCALAR_COLUMNS, table.T, strict=True))
     gaps = np.maximum(columns["chunks"].astype(np.int64) - 1, 0)
     return ordered_requests(
         columns,
-        labels=codes[:, :4],
+        labels=codes,
         error_texts=error_texts,
         gap_s=gap_s,
         gaps=gaps,
-        user_class=codes[:, 4],
         class_names=class_names,
     )
 

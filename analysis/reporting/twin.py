@@ -26,6 +26,13 @@ TWIN_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("preempted", "preempted_fraction", lambda value: f"{100 * value:.1f} %"),
     ("cache hits", "prefix_hit_rate", lambda value: f"{100 * value:.0f} %"),
 )
+TWIN_CLASS_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("TTFT p95 ms", "ttft_p95_s", lambda value: _digits(1e3 * value)),
+    ("too late", "ttft_miss", lambda value: f"{100 * value:.1f} %"),
+    ("TPOT p95 ms", "tpot_p95_s", lambda value: _digits(1e3 * value)),
+    ("too slow", "tpot_miss", lambda value: f"{100 * value:.1f} %"),
+    ("stall p95 ms", "stall_p95_s", lambda value: _digits(1e3 * value)),
+)
 TERM_WORDS = {
     "step_base_s": ("a step", 1e3, "ms"),
     "step_per_seq_s": ("each sequence in it", 1e6, "us"),
@@ -62,6 +69,9 @@ def show_twin(answer: TwinAnswer, *, as_json: bool) -> None:
     print_indented(out, "")
     print_indented(out, "Predicted, with 90 % intervals for what a load test would measure", style="bold")
     out.print(terminal_table(("users", *_names(answer.predictions)), _rows(answer.predictions)))
+    if rows := _class_rows(answer.predictions):
+        print_indented(out, "Of it, each class of users", style="bold")
+        out.print(terminal_table(("users", "class", *(name for name, _, _ in TWIN_CLASS_COLUMNS)), rows))
     if answer.limit is not None:
         print_indented(out, _limit_text(answer), style="bold")
     for line in _fleet_lines(answer.fleet):
@@ -140,6 +150,15 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[str]]:
     return found
 
 
+def _class_rows(predictions: Sequence[Prediction]) -> list[list[str]]:
+    return [
+        [str(one.users) if one.users else "open loop", name]
+        + [_cell(values, key, words) for _, key, words in TWIN_CLASS_COLUMNS]
+        for one in predictions
+        for name, values in one.classes.items()
+    ]
+
+
 def _cell(values: dict[str, float], key: str, words: Callable[[float], str]) -> str:
     return words(values[key]) if key in values else NONE
 
@@ -158,7 +177,8 @@ def _limit_text(answer: TwinAnswer) -> str:
         return "Not even one user fits within the objectives."
     low, high = found.interval
     ends = f"{_users(low)} to {_users(high)}"
-    return f"Holds {found.x:.1f} users within the objectives ({ends}). What limits: {_wall(found.wall)}."
+    wall = _wall(found.wall) + (f" of {found.user_class}" if found.user_class is not None else "")
+    return f"Holds {found.x:.1f} users within the objectives ({ends}). What limits: {wall}."
 
 
 def _wall(name: str) -> str:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.statistics.arrays import Floats
-from analysis.statistics.crossings import MISS_LIMIT
 from analysis.twin.maximum import wall_margins
 from analysis.twin.model_error import Variant, with_times
 from analysis.virtual.run import VirtualFigures, VirtualRun
-from analysis.virtual.service import Service, typical_duration_s
+from analysis.virtual.service import Service, typical_duration_s, worst_p95_s
 from analysis.walls.names import WallName
 from loadtest.record import Slo
 
@@ -33,24 +31,35 @@ class SimulatedLoad:
 
     users: int
     figures: VirtualFigures
-    ttft_s: Floats
-    """Times to first token. Shape (n,)."""
-    tpot_s: Floats
-    """Times per output token of requests with several tokens. Shape (m,)."""
-    stall_s: Floats
-    """Longest gap between two tokens of these requests; empty where stalls have no objective."""
+    ttft_p95_s: float
+    """95th percentile of TTFT by `worst_p95_s`; nan without times."""
+    tpot_p95_s: float
+    stall_p95_s: float
+    """The same for the longest gap between two tokens; nan where stalls have no objective."""
 
     @classmethod
     def of(cls, run: VirtualRun, slo: Slo) -> "SimulatedLoad":
-        """Takes from a simulation what `Response` needs."""
-        times = run.times(*run.window)
-        several = times.tpot_s[~np.isnan(times.tpot_s)]
+        """Takes from a simulation what `Response` needs. slo: the objectives of the run."""
+        times, own = run.times(*run.window), run.service.chatting.objectives(slo)
+        several = ~np.isnan(times.tpot_s)
+        stall_p95_s = math.nan
+        if slo.stall_p95_s is not None:
+            stalls_s, kind = run.stalls_s(*run.window)
+            limits_s = [each.stall_p95_s or math.inf for each in own]
+            stall_p95_s = worst_p95_s(stalls_s, kind, own_s=limits_s, run_s=slo.stall_p95_s)
         return cls(
             users=run.users,
             figures=run.figures(slo),
-            ttft_s=times.ttft_s,
-            tpot_s=several,
-            stall_s=np.empty(0) if slo.stall_p95_s is None else run.stalls_s(*run.window),
+            ttft_p95_s=worst_p95_s(
+                times.ttft_s, times.kind, own_s=[each.ttft_p95_s for each in own], run_s=slo.ttft_p95_s
+            ),
+            tpot_p95_s=worst_p95_s(
+                times.tpot_s[several],
+                times.kind[several],
+                own_s=[each.tpot_p95_s for each in own],
+                run_s=slo.tpot_p95_s,
+            ),
+            stall_p95_s=stall_p95_s,
         )
 
 
@@ -97,13 +106,13 @@ class Response:
             if wall in margins[0]
         ]
         late = [
-            ([one.ttft_s for one in self.loads], slo.ttft_p95_s),
-            ([one.tpot_s for one in self.loads], slo.tpot_p95_s),
+            ([one.ttft_p95_s for one in self.loads], slo.ttft_p95_s),
+            ([one.tpot_p95_s for one in self.loads], slo.tpot_p95_s),
         ]
         if slo.stall_p95_s is not None:
-            late.append(([one.stall_s for one in self.loads], slo.stall_p95_s))
-        for loads_s, limit_s in late:
-            found.append(self._crossing([_late_margin(times_s, limit_s) for times_s in loads_s]))
+            late.append(([one.stall_p95_s for one in self.loads], slo.stall_p95_s))
+        for p95s_s, limit_s in late:
+            found.append(self._crossing([_late_margin(p95_s, limit_s) for p95_s in p95s_s]))
         return min(max(min(found), self.x / FARTHEST_FACTOR), self.x * FARTHEST_FACTOR)
 
     def _crossing(self, margins: Sequence[float]) -> float:
@@ -128,11 +137,9 @@ def loads_around(x: float) -> list[int]:
     return sorted({max(round(x * factor), 1) for factor in AROUND_LIMIT})
 
 
-def _late_margin(times_s: Floats, limit_s: float) -> float:
+def _late_margin(p95_s: float, limit_s: float) -> float:
     """Returns ln(p95 / limit): above 0, more requests are late than may be; minus infinity without times."""
-    if not len(times_s):
-        return -math.inf
-    return math.log(max(float(np.quantile(times_s, 1.0 - MISS_LIMIT)), 1e-9) / limit_s)
+    return -math.inf if math.isnan(p95_s) else math.log(max(p95_s, 1e-9) / limit_s)
 
 
 def _held_tokens(service: Service) -> float:

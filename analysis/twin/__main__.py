@@ -6,6 +6,7 @@ if __name__ == "__main__":
     end_interruptions_with_a_sentence()  # first: the imports below take a second
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,18 @@ def _user_list(text: str) -> list[int]:
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text} is not a list of users, such as 8,16,32")
     return found
+
+
+def _class_weight(text: str) -> tuple[str, float]:
+    """Parses the value of a flag: the name of a class and its weight."""
+    name, _, weight = text.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not name or not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a class and its weight, such as agent=2")
+    return name, number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +136,13 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     )
     add("--output-tokens", metavar="DISTRIBUTION")
     add("--think-s", metavar="DISTRIBUTION", help="pauses, in seconds")
+    add(
+        "--class-weight",
+        type=_class_weight,
+        action="append",
+        metavar="NAME=W",
+        help="another weight of a class of users, such as agent=2; repeat it for several; 0 leaves it out",
+    )
     add(
         "--arrivals",
         metavar="PROCESS",

@@ -152,7 +152,12 @@ def _limit(
         found = search(variant.service, variant.slo, start)
         drawn.append(variant.users_factor * found.x if found is not None else 0.0)
     low, high = limit_interval(point.x, drawn, largest=MAX_VIRTUAL_USERS)
-    return LimitAnswer(x=finite_or_none(point.x), interval=(low, finite_or_none(high)), wall=point.wall)
+    return LimitAnswer(
+        x=finite_or_none(point.x),
+        interval=(low, finite_or_none(high)),
+        wall=point.wall,
+        user_class=point.user_class,
+    )
 
 
 def _variants(twin: FittedTwin, scenario: Scenario, users: float) -> list[Variant]:

@@ -230,11 +230,8 @@ def _beyond_engine_s(service: Service, level: Level, evidence: Evidence, spread:
 
 def _draw(fitted: Service, steps: Sequence[StepSums], rng: np.random.Generator) -> Service:
     terms = solve_step_terms(np.sum([step.resampled(rng) for step in steps], axis=0))
-    conversations = fitted.chatting.conversations
-    chosen = rng.integers(0, len(conversations), len(conversations))
-    drawn = [conversations[position] for position in chosen]
     return replace(
         fitted,
         engine=_with_terms(fitted.engine, terms),
-        chatting=replace(fitted.chatting, conversations=drawn),
+        chatting=fitted.chatting.resampled(rng),
     )

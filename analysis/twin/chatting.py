@@ -17,7 +17,9 @@ from analysis.levels.level import Level
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
-from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, TurnTokens
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, ChattingClass, TurnTokens, mixed
+from analysis.virtual.user_classes import chatting_class, run_objectives, shared_texts
+from loadtest.record import UserClass
 
 _Conversation = tuple[TurnTokens, ...]
 
@@ -25,24 +27,57 @@ _Conversation = tuple[TurnTokens, ...]
 def chatting_of(
     evidence: Evidence, levels: Sequence[Level], *, left_out: Sequence[Level] = ()
 ) -> ChatBehaviour:
-    """Describes how users chat: conversations, shared prefix and pauses.
+    """Describes how users chat: conversations, shared prefix and pauses; those of each class in a mix.
 
     Conversations come from all requests of the runs, except those that were sent during the levels of
     `left_out`. Pauses come only from the time windows of `levels`. The shared prompt prefix, and whether
-    answers are cached, are facts of the workload and come from all requests. Raises RefusedError if no
-    conversation is left.
+    answers are cached, are facts of the workload and come from all requests; those of a class come from the
+    workload file. Raises RefusedError if no conversation is left.
     """
     assert evidence.pairs is not None
+    classes = evidence.runs[-1].info.classes
+    if classes:
+        return mixed([_chatting_class(one, evidence, levels, left_out) for one in classes])
+    conversations, _ = _conversations(evidence.runs, left_out)
     return ChatBehaviour(
-        conversations=_conversations(evidence.runs, left_out),
+        conversations=conversations,
         pauses_s=_pauses_s(evidence.runs, levels),
         shared_prefix_tokens=evidence.pairs.shared_prefix,
         answers_cached=answers_cached_of(evidence.runs),
     )
 
 
-def _conversations(runs: Sequence[Run], left_out: Sequence[Level]) -> list[_Conversation]:
+def _chatting_class(
+    user_class: UserClass, evidence: Evidence, levels: Sequence[Level], left_out: Sequence[Level]
+) -> ChattingClass:
+    name, runs = user_class.name, evidence.runs
+    conversations, tool_follows = _conversations(runs, left_out, name)
+    with_tools = any(map(any, tool_follows))
+    return chatting_class(
+        user_class,
+        ChatBehaviour(
+            conversations=conversations,
+            pauses_s=_pauses_s(runs, levels, name, of_tools=False),
+            shared_prefix_tokens=user_class.shared_tokens,
+            shared_texts=shared_texts(user_class),
+            tool_follows=tool_follows if with_tools else None,
+            tool_pauses_s=_pauses_s(runs, levels, name, of_tools=True) if with_tools else None,
+            answers_cached=answers_cached_of(runs),
+        ),
+        evidence.slo,
+        run_objectives(runs[-1].info.classes or [], evidence.slo),
+    )
+
+
+def _conversations(
+    runs: Sequence[Run], left_out: Sequence[Level], user_class: str | None = None
+) -> tuple[list[_Conversation], list[tuple[bool, ...]]]:
+    """Returns the conversations, and for each of their requests whether a tool works after it.
+
+    user_class: if given, only conversations of this class.
+    """
     found: list[_Conversation] = []
+    follows: list[tuple[bool, ...]] = []
     ended: list[Bools] = []
     for run in runs:
         rows = run.requests
@@ -50,16 +85,25 @@ def _conversations(runs: Sequence[Run], left_out: Sequence[Level]) -> list[_Conv
         order, length, whole = _turns_outside(rows, spans)
         tokens = zip(rows.prompt_tokens[order].tolist(), rows.output_tokens[order].tolist(), strict=True)
         turns = [(int(prompt), int(output)) for prompt, output in tokens]
+        step = [*rows.step[order].tolist(), 0]
         ends = np.cumsum(length)
-        found += [tuple(turns[end - count : end]) for end, count in zip(ends, length, strict=True)]
-        ended.append(whole)
+        mine = np.full(len(ends), True)
+        if user_class is not None:
+            mine = rows.of_class(user_class)[order][ends - 1]
+        for end, count in zip(ends[mine].tolist(), length[mine].tolist(), strict=True):
+            found.append(tuple(turns[end - count : end]))
+            follows.append((*(later > 0 for later in step[end - count + 1 : end]), False))
+        ended.append(whole[mine])
     if not found:
-        raise RefusedError("No finished request is left to tell the lengths of prompts and answers.")
+        of_class = f" of class '{user_class}'" if user_class is not None else ""
+        raise RefusedError(
+            f"No finished request{of_class} is left to tell the lengths of prompts and answers."
+        )
     if max(map(len, found)) == 1:
-        return found  # conversations of one turn are never cut off
+        return found, follows  # conversations of one turn are never cut off
     turns_of_each = np.array([len(turns) for turns in found], dtype=np.float64)
-    weight = censoring_weights(turns_of_each, np.concatenate(ended))
-    return [found[index] for index in _equal_weights(weight)]
+    chosen = _equal_weights(censoring_weights(turns_of_each, np.concatenate(ended))).tolist()
+    return [found[index] for index in chosen], [follows[index] for index in chosen]
 
 
 def _span(run: Run, level: Level) -> tuple[float, float]:
@@ -87,9 +131,15 @@ def _turns_outside(rows: Requests, spans: Sequence[tuple[float, float]]) -> tupl
     return order[kept], left[left > 0], (whole & (left == length))[left > 0]
 
 
-def _pauses_s(runs: Sequence[Run], levels: Sequence[Level]) -> Floats:
+def _pauses_s(
+    runs: Sequence[Run],
+    levels: Sequence[Level],
+    user_class: str | None = None,
+    *,
+    of_tools: bool | None = None,
+) -> Floats:
     found = [
-        measured_pauses(run, level.window)
+        measured_pauses(run, level.window, user_class=user_class, of_tools=of_tools)
         for run in runs
         for level in levels
         if level.run_id == run.info.run_id

@@ -38,6 +38,8 @@ class VirtualMaximum:
     wall: WallName
     below: VirtualFigures
     """Figures at the highest simulated number of users at which no wall is crossed."""
+    user_class: str | None = None
+    """Name of the class of users whose objective of latency is the wall; None if it is not one of a class."""
 
     @property
     def users(self) -> int:
@@ -93,7 +95,7 @@ def find_maximum(
     All probes use the same random numbers (common random numbers).
     """
     known: dict[int, VirtualFigures] = {}
-    turns = float(np.mean([len(chat) for chat in service.chatting.conversations]))
+    turns = max(float(np.mean([len(chat) for chat in one.conversations])) for one in service.chatting.kinds)
     chats = turns > 1 and service.engine.enable_prefix_caching
     # The cache must fill and conversations must end before the window begins: a quick probe is too short.
     each = math.ceil(MIN_REQUESTS_PER_USER + turns / WARM_UP_SHARE) if chats else MIN_REQUESTS_PER_USER
@@ -130,7 +132,15 @@ def find_maximum(
         if above[wall] > 0.0
     }
     first = min(crossed, key=lambda wall: crossed[wall])
-    return VirtualMaximum(x=crossed[first], wall=first, below=figures(low))
+    missing = _class_that_misses(figures(high), first)
+    return VirtualMaximum(x=crossed[first], wall=first, below=figures(low), user_class=missing)
+
+
+def _class_that_misses(figures: VirtualFigures, wall: WallName) -> str | None:
+    """Returns the name of the class whose objective is missed most, where the wall is such an objective."""
+    misses = {one.name: getattr(one, f"{wall}_miss", math.nan) for one in figures.classes}
+    known = {name: miss for name, miss in misses.items() if not math.isnan(miss)}
+    return max(known, key=lambda name: known[name]) if known else None
 
 
 def _bracket(worst: Callable[[int], float], start: int) -> tuple[int, int]:

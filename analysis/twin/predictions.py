@@ -6,7 +6,7 @@ Also checks the twin: fits that did not see a measured level predict it.
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,13 @@ from analysis.levels.level import Level
 from analysis.twin.model_error import USUAL_ERRORS, ModelErrors
 from analysis.twin.source import FittedTwin
 from analysis.virtual.crowd import DueRequest
-from analysis.virtual.run import VirtualFigures, VirtualRun, simulate_arrivals, simulate_users
+from analysis.virtual.run import (
+    VirtualClassFigures,
+    VirtualFigures,
+    VirtualRun,
+    simulate_arrivals,
+    simulate_users,
+)
 from analysis.virtual.service import Service
 from loadtest.errors import InputError
 from loadtest.record import Slo
@@ -26,7 +32,10 @@ from loadtest.workload.arrivals import ArrivalProcess
 from loadtest.workload.traces import read_trace
 
 PREDICTED_FIGURES = tuple(
-    field.name for field in fields(VirtualFigures) if field.name not in ("users", "requests")
+    field.name for field in fields(VirtualFigures) if field.name not in ("users", "requests", "classes")
+)
+CLASS_FIGURES = tuple(
+    field.name for field in fields(VirtualClassFigures) if field.name not in ("name", "requests")
 )
 LEVEL_REQUESTS, LEVEL_REQUESTS_PER_USER = 1000, 30  # least requests of a predicted level: a stable p95
 CHECK_REQUESTS, CHECK_REQUESTS_PER_USER = 1500, 40
@@ -177,12 +186,12 @@ def due_requests(
         raise InputError("No request is due in that time: raise the rate or --duration-s.")
     found = []
     for arrival in timed:
-        prompt, output = rng.choice(service.chatting.conversations)[0]
+        drawn = DueRequest.drawn(service, arrival.due_s, rng)
         found.append(
-            DueRequest(
-                at_s=arrival.due_s,
-                prompt_tokens=arrival.prompt_tokens or prompt,
-                output_tokens=arrival.output_tokens or output,
+            replace(
+                drawn,
+                prompt_tokens=arrival.prompt_tokens or drawn.prompt_tokens,
+                output_tokens=arrival.output_tokens or drawn.output_tokens,
                 prefix_blocks=arrival.prefix_blocks,
             )
         )
@@ -197,9 +206,8 @@ def _simulated(scenario: Scenario, service: Service, users: int, *, requests: in
 def _prediction(
     users: int, simulated: Callable[[Service], VirtualRun], scenario: Scenario, slo: Slo
 ) -> Prediction:
-    runs = [
-        _known_figures(simulated(service).figures(slo)) for service in (scenario.service, *scenario.draws)
-    ]
+    figures = [simulated(service).figures(slo) for service in (scenario.service, *scenario.draws)]
+    runs = [_known_figures(each) for each in figures]
     columns = {name: [run[name] for run in runs] for name in runs[0] if all(name in run for run in runs)}
     load = users or float(np.mean(columns["in_flight"]))
     return Prediction(
@@ -212,7 +220,20 @@ def _prediction(
             for name, column in columns.items()
             if name in USUAL_ERRORS
         },
+        classes=_class_figures(figures),
     )
+
+
+def _class_figures(figures: Sequence[VirtualFigures]) -> dict[str, dict[str, float]]:
+    """Returns the figures of each class, by its name: means over the simulations."""
+    found: dict[str, dict[str, float]] = {}
+    for position, one in enumerate(figures[0].classes):
+        columns = {
+            name: [float(getattr(each.classes[position], name)) for each in figures] for name in CLASS_FIGURES
+        }
+        means = {name: float(np.mean(column)) for name, column in columns.items()}
+        found[one.name] = {name: value for name, value in means.items() if not math.isnan(value)}
+    return found
 
 
 def _known_figures(figures: VirtualFigures) -> dict[str, float]:

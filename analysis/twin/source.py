@@ -18,6 +18,7 @@ from analysis.reporting.console import ProgressBar
 from analysis.twin.calibration import OVERHEAD_REQUESTS, ServerFlags, ServiceFit, calibrate
 from analysis.twin.what_if import MemoryFacts
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
+from analysis.virtual.user_classes import run_objectives
 from loadtest.errors import InputError
 from loadtest.model.step_time import SpeedBands, speed_bands
 from loadtest.record import Slo
@@ -98,11 +99,6 @@ def twin_of_run(
     evidence = gather_evidence(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
-    if runs[-1].info.classes:
-        raise RefusedError(
-            "This run has classes of users (--workload), and a twin knows one kind of users only: "
-            "calibrate from a run of one class."
-        )
     held_out = _checked_users(evidence, options.hold_out)
     effort = effort or FitEffort()
     most_left_out = effort.most_left_out or MAX_LEFT_OUT
@@ -112,7 +108,7 @@ def twin_of_run(
     return FittedTwin(
         source=", ".join(run.info.run_id for run in runs),
         fit=found,
-        slo=slo,
+        slo=run_objectives(info.classes or [], slo),
         levels=evidence.levels,
         left_out=levels_left_out(
             evidence,

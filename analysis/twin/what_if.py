@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.virtual.service import CLIENT_TURNAROUND_S, Service, TurnTokens
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChattingClass, Service, TurnTokens, mixed
 from loadtest.errors import InputError
 from loadtest.units import GIB
 from loadtest.workload.distributions import Distribution
@@ -44,6 +44,7 @@ NO_CHANGES: dict[str, object] = dict.fromkeys(
         "prompt_tokens",
         "output_tokens",
         "think_s",
+        "class_weight",
     )
 )
 """The flags of changes, by their names in `changes_of`, when none is given."""
@@ -66,7 +67,7 @@ def changes_of(
         words = ", ".join(f"{name} {value}" for name, value in engine.items())
         steps.append((words, lambda service: service.with_engine(**engine)))
     steps += _pool_changes(options, measured, memory)
-    steps += _chatting_changes(options)
+    steps += _chatting_changes(options, measured)
 
     def change(service: Service) -> Service:
         for _, step in steps:
@@ -137,8 +138,18 @@ def with_blocks(service: Service, blocks: int) -> Service:
     return service.with_engine(num_gpu_blocks=blocks, max_model_len=longest)
 
 
-def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
+def _chatting_changes(options: argparse.Namespace, measured: Service) -> list[tuple[str, Change]]:
     found: list[tuple[str, Change]] = []
+    asked = [
+        name for name in ("prompt_tokens", "output_tokens", "think_s") if getattr(options, name) is not None
+    ]
+    if measured.chatting.classes and asked:
+        raise InputError(
+            f"--{asked[0].replace('_', '-')} does not say which class of users it is for: in a mix only "
+            "--class-weight changes the load."
+        )
+    if options.class_weight:
+        found.append(_with_weights(dict(options.class_weight), measured.chatting.classes))
     prompt, output = (
         Distribution.parse(text) if text else None for text in (options.prompt_tokens, options.output_tokens)
     )
@@ -160,6 +171,23 @@ def _chatting_changes(options: argparse.Namespace) -> list[tuple[str, Change]]:
             )
         )
     return found
+
+
+def _with_weights(weights: dict[str, float], measured: Sequence[ChattingClass]) -> tuple[str, Change]:
+    known = {one.name: one.weight for one in measured}
+    if not known:
+        raise InputError("--class-weight needs a run with classes of users (--workload of the load test).")
+    for name in [name for name in weights if name not in known]:
+        raise InputError(f"--class-weight {name}: the run has no such class. It has: {', '.join(known)}.")
+    weights = known | weights
+
+    def change(service: Service) -> Service:
+        classes = [replace(one, weight=weights[one.name]) for one in service.chatting.classes]
+        return replace(service, chatting=mixed([one for one in classes if one.weight > 0]))
+
+    if not any(weights.values()):
+        raise InputError("--class-weight leaves no class of users: one needs a weight above 0.")
+    return "weights of " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()), change
 
 
 def _with_lengths(

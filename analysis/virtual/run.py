@@ -5,12 +5,12 @@ Computes the figures of the steady window: the time in which the load is neither
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.statistics.arrays import Bools, Floats
+from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.virtual.crowd import Crowd, DueRequest, RequestMaker
 from analysis.virtual.service import Service
 from loadtest.record import OVERLOAD_STATUSES, Slo
@@ -57,17 +57,35 @@ class VirtualFigures:
     prefix_hit_rate: float
     """Share of prompt tokens that were found in the prefix cache."""
     ttft_miss: float
-    """Share of requests whose TTFT is over the objective."""
+    """Share of requests whose TTFT is over the objective; in a mix that of the class with the largest."""
     tpot_miss: float
-    """Share of requests whose TPOT is over the objective."""
+    """The same for TPOT."""
     stall_p95_s: float
     """95th percentile of the longest gap between two tokens of a request; nan without an objective for it."""
     stall_miss: float
-    """Share of requests whose longest gap between two tokens is over the objective; nan without one."""
+    """The same as `ttft_miss`, for the longest gap between two tokens; nan without an objective."""
     error_share: float
     """Share of requests that failed in a way that load can cause: refusals of overload, and time limits. A
     failure counts once for each first pause that fits into the user's pause after it, because users who wait
     longer ask less often."""
+    classes: "Sequence[VirtualClassFigures]"
+    """Figures of each class of users of a mix; empty if there are no classes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VirtualClassFigures:
+    """Latency of one class of users of a mix, as in `VirtualFigures`, against its own objectives."""
+
+    name: str
+    requests: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+    stall_p95_s: float
+    ttft_miss: float
+    tpot_miss: float
+    stall_miss: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,6 +93,8 @@ class VirtualTimes:
     """Times of n finished requests as the client sees them, seconds, and their output tokens. Each array has
     shape (n,)."""
 
+    kind: Ints
+    """Position of the class of users that each request is of."""
     end_s: Floats
     """Instants of the ends, virtual seconds."""
     ttft_s: Floats
@@ -95,18 +115,21 @@ class VirtualRun:
     """Traces of the engines, one for each replica."""
     window: tuple[float, float]
     """Begin and end of the window, virtual seconds."""
+    kinds: Sequence[int]
+    """Position of the class of each user, or of each request of an open loop, by `Request.user`."""
 
     def times(self, begin_s: float, end_s: float) -> VirtualTimes:
         """Returns the times of the requests that finished between two instants, in no order."""
         overhead_s = self.service.overhead_at(self.users / len(self.traces))
         rows = [
-            (one.arrival_s, one.first_token_s, one.end_s, one.output_tokens)
+            (one.arrival_s, one.first_token_s, one.end_s, one.output_tokens, self.kinds[one.user])
             for trace in self.traces
             for one in _ended_inside(trace.requests, begin_s, end_s)
         ]
-        arrival_s, first_s, ended_s, output = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+        arrival_s, first_s, ended_s, output, kind = np.array(rows, dtype=np.float64).reshape(-1, 5).T
         many = np.where(output > 1, output - 1, np.nan)
         return VirtualTimes(
+            kind=kind.astype(np.int64),
             end_s=ended_s,
             ttft_s=first_s - arrival_s + overhead_s,
             tpot_s=(ended_s - first_s) / many,
@@ -114,18 +137,18 @@ class VirtualRun:
             output=output,
         )
 
-    def stalls_s(self, begin_s: float, end_s: float) -> Floats:
-        """Returns the longest gap between two tokens of each request that ended between two instants.
-
-        Requests with fewer than two tokens are left out. Shape (m,), seconds.
+    def stalls_s(self, begin_s: float, end_s: float) -> tuple[Floats, Ints]:
+        """Returns the longest gap between two tokens of each request that ended between two instants, in
+        seconds, and the position of its class. Requests with fewer than two tokens are left out. Shape (m,).
         """
-        tokens_s = (
-            np.asarray(trace.token_times_s(one))
+        found = [
+            (float(np.diff(at_s).max()), self.kinds[one.user])
             for trace in self.traces
             for one in _ended_inside([*trace.requests, *trace.failed], begin_s, end_s)
-        )
-        longest_s = [np.diff(at_s).max() for at_s in tokens_s if len(at_s) > 1]
-        return np.array(longest_s, dtype=np.float64)
+            if len(at_s := np.asarray(trace.token_times_s(one))) > 1
+        ]
+        longest_s, kind = np.array(found, dtype=np.float64).reshape(-1, 2).T
+        return longest_s, kind.astype(np.int64)
 
     def figures(self, slo: Slo) -> VirtualFigures:
         """Computes the figures of the window. slo: the objectives whose misses are counted."""
@@ -135,21 +158,16 @@ class VirtualRun:
         rows = [one for requests in inside for one in requests]
         lost = [one for requests in failed for one in requests]
         overload = [one for one in lost if _is_overload(one)]
-        overhead_s = self.service.overhead_at(self.users / len(self.traces))
-        answers = [
-            _Answer.of(one, trace)
-            for trace, some, others in zip(self.traces, inside, failed, strict=True)
-            for one in (*some, *others)
-        ]
-        times = _Times.of(answers, overhead_s, ttft_limit_s=slo.ttft_p95_s)
+        classes = self._classes(slo)
+        times = _Times.joined([each for each, _ in classes])
+        figures = [each for _, each in classes]
         gauges = [_gauges(trace, begin_s, end_s) for trace in self.traces]
         usage, running, waiting, blocked, queue = np.mean(np.array(gauges), axis=0)
         itl = _inter_token_latencies(self.traces, inside)
-        stalls_s = np.empty(0) if slo.stall_p95_s is None else self.stalls_s(begin_s, end_s)
         window_s = max(end_s - begin_s, 1e-9)
         return VirtualFigures(
             users=self.users,
-            requests=len(answers),
+            requests=len(times.duration_s),
             in_flight=float(np.sum(times.duration_s)) / window_s,
             ttft_p50_s=_quantile(times.ttft_s, 0.5),
             ttft_p95_s=_quantile(times.ttft_s, 0.95),
@@ -165,12 +183,34 @@ class VirtualRun:
             blocked_fraction=float(blocked),
             queue_fraction=float(queue),
             prefix_hit_rate=_hit_rate(self.service, rows),
-            ttft_miss=_mean(times.ttft_s > slo.ttft_p95_s),
-            tpot_miss=_mean(times.tpot_s > slo.tpot_p95_s),
-            stall_p95_s=_quantile(stalls_s, 0.95),
-            stall_miss=_mean(stalls_s > (slo.stall_p95_s or 0.0)),
+            ttft_miss=_largest([one.ttft_miss for one in figures]),
+            tpot_miss=_largest([one.tpot_miss for one in figures]),
+            stall_p95_s=_quantile(times.stall_s, 0.95),
+            stall_miss=_largest([one.stall_miss for one in figures]),
             error_share=self._error_share(len(rows), overload),
+            classes=figures if self.service.chatting.classes else [],
         )
+
+    def _classes(self, slo: Slo) -> "list[tuple[_Times, VirtualClassFigures]]":
+        """Returns the times and the figures of each class in the window; one pair if there are no classes."""
+        begin_s, end_s = self.window
+        overhead_s = self.service.overhead_at(self.users / len(self.traces))
+        answers: list[list[_Answer]] = [[] for _ in self.service.chatting.kinds]
+        for trace in self.traces:
+            for one in _ended_inside([*trace.requests, *trace.failed], begin_s, end_s):
+                answers[self.kinds[one.user]].append(_Answer.of(one, trace))
+        stalls_s, of_kind = np.empty(0), np.empty(0, dtype=np.int64)
+        if slo.stall_p95_s is not None:
+            stalls_s, of_kind = self.stalls_s(begin_s, end_s)
+        names = [one.name for one in self.service.chatting.classes] or [""]
+        objectives = self.service.chatting.objectives(slo)
+        found = []
+        for kind, (name, own) in enumerate(zip(names, objectives, strict=True)):
+            times = _Times.of(
+                answers[kind], overhead_s, stalls_s[of_kind == kind], ttft_limit_s=own.ttft_p95_s
+            )
+            found.append((times, times.figures(name, own)))
+        return found
 
     def _error_share(self, finished: int, overload: Sequence[Request]) -> float:
         first_s = self.service.chatting.error_pause_s
@@ -204,7 +244,7 @@ def simulate_users(
         gateway=replace(service.gateway, seed=seed) if service.gateway else None,
         timeout_s=service.timeout_s,
     )
-    return VirtualRun(service=service, users=users, traces=traces, window=crowd.window)
+    return VirtualRun(service=service, users=users, traces=traces, window=crowd.window, kinds=crowd.kinds)
 
 
 def simulate_arrivals(
@@ -219,8 +259,8 @@ def simulate_arrivals(
 
     The window lasts from the first send time to the last.
     """
-    maker = RequestMaker(service)
-    timed = [(due.at_s, maker.due_request(due, number)) for number, due in enumerate(arrivals)]
+    makers = [RequestMaker(service, kind) for kind in range(len(service.chatting.kinds))]
+    timed = [(due.at_s, makers[due.kind].due_request(due, number)) for number, due in enumerate(arrivals)]
     traces = simulate_replicas(
         _replica_engines(service.engine, replicas, seed),
         timed,
@@ -229,7 +269,8 @@ def simulate_arrivals(
         timeout_s=service.timeout_s,
     )
     window = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
-    return VirtualRun(service=service, users=0, traces=traces, window=window)
+    kinds = [due.kind for due in arrivals]
+    return VirtualRun(service=service, users=0, traces=traces, window=window, kinds=kinds)
 
 
 def _replica_engines(engine: EngineConfig, replicas: int, seed: int) -> list[EngineConfig]:
@@ -274,11 +315,15 @@ class _Times:
     limit without one, seconds. Shape (k,), k <= n."""
     tpot_s: Floats
     """TPOT of the requests with two tokens or more, seconds. Shape (m,), m <= n."""
+    stall_s: Floats
+    """Longest gap between two tokens of these requests; empty where stalls have no objective."""
     duration_s: Floats
     output: Floats
 
     @classmethod
-    def of(cls, answers: Sequence[_Answer], overhead_s: float, *, ttft_limit_s: float) -> "_Times":
+    def of(
+        cls, answers: Sequence[_Answer], overhead_s: float, stall_s: Floats, *, ttft_limit_s: float
+    ) -> "_Times":
         arrival, first, last, end, output = np.array(answers, dtype=np.float64).reshape(-1, 5).T
         waited = end - arrival + overhead_s
         ttft = np.where(np.isnan(first), waited, first - arrival + overhead_s)
@@ -286,9 +331,37 @@ class _Times:
         return cls(
             ttft_s=ttft[~np.isnan(first) | (waited > ttft_limit_s)],
             tpot_s=(last - first)[many] / (output[many] - 1),
+            stall_s=stall_s,
             duration_s=waited,
             output=output,
         )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[_Times]") -> "_Times":
+        """Returns the times of several classes together."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def figures(self, name: str, slo: Slo) -> VirtualClassFigures:
+        """Returns the figures of a class. slo: its own objectives."""
+        return VirtualClassFigures(
+            name=name,
+            requests=len(self.duration_s),
+            ttft_p50_s=_quantile(self.ttft_s, 0.5),
+            ttft_p95_s=_quantile(self.ttft_s, 0.95),
+            tpot_p50_s=_quantile(self.tpot_s, 0.5),
+            tpot_p95_s=_quantile(self.tpot_s, 0.95),
+            stall_p95_s=_quantile(self.stall_s, 0.95),
+            ttft_miss=_mean(self.ttft_s > slo.ttft_p95_s),
+            tpot_miss=_mean(self.tpot_s > slo.tpot_p95_s),
+            stall_miss=_mean(self.stall_s > (slo.stall_p95_s or 0.0)),
+        )
+
+
+def _largest(shares: Sequence[float]) -> float:
+    """Returns the largest share; nan if all are nan."""
+    known = [share for share in shares if not math.isnan(share)]
+    return max(known, default=math.nan)
 
 
 def _quantile(values: Floats, at: float) -> float:

@@ -8,9 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
-from analysis.statistics.arrays import Floats
+from analysis.statistics.arrays import Floats, Ints
+from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 from loadtest.simulator.gateway import GatewayLimits
 
@@ -30,10 +32,117 @@ class ChatBehaviour:
     """Pauses that users draw from: seconds from an answer's end to the next request. Shape (n,)."""
     shared_prefix_tokens: int = 0
     """Length of the text that every prompt begins with, tokens."""
+    shared_texts: Sequence[float] = (1.0,)
+    """Popularity of the different texts of this length; each conversation begins with one of them."""
+    tool_follows: Sequence[Sequence[bool]] | None = None
+    """For each request of each conversation, whether a tool works after it and nobody thinks; None: never."""
+    tool_pauses_s: Floats | None = None
+    """Seconds that a tool takes, to draw from. Shape (k,)."""
     answers_cached: bool = True
     """Whether the next turn repeats the tokens of the answer, so that the prefix cache can hold them."""
     error_pause_s: float = 1.0
     """First pause after a failed request, as the load test's setting of this name."""
+    classes: "Sequence[ChattingClass]" = ()
+    """The classes of users of a mix; empty if all users chat alike. What else is said here then describes the
+    requests of all classes together."""
+
+    @property
+    def kinds(self) -> "Sequence[ChatBehaviour]":
+        """How each class chats; only this behaviour if there are no classes."""
+        return [one.chatting for one in self.classes] or [self]
+
+    def objectives(self, slo: Slo) -> Sequence[Slo]:
+        """Returns the objectives of each of `kinds`, from those of the run."""
+        return [one.objectives(slo) for one in self.classes] or [slo]
+
+    def resampled(self, rng: np.random.Generator) -> "ChatBehaviour":
+        """Returns the behaviour with as many of its conversations, drawn with repetition (a bootstrap)."""
+        if self.classes:
+            return mixed([replace(one, chatting=one.chatting.resampled(rng)) for one in self.classes])
+        chosen = rng.integers(0, len(self.conversations), len(self.conversations)).tolist()
+        follows = self.tool_follows
+        return replace(
+            self,
+            conversations=[self.conversations[position] for position in chosen],
+            tool_follows=None if follows is None else [follows[position] for position in chosen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ChattingClass:
+    """A class of users of a mix: how many there are, how they chat, and what is good enough for them."""
+
+    name: str
+    weight: float
+    """Share of the users, relative to the other classes."""
+    chatting: ChatBehaviour
+    ttft_x: float = 1.0
+    """The class's objective for TTFT, divided by that of the run."""
+    tpot_x: float = 1.0
+    stall_x: float = 1.0
+    """The same for stalls; infinite if the class has no objective for them."""
+
+    def objectives(self, slo: Slo) -> Slo:
+        """Returns the objectives of the class, from those of the run."""
+        stall_s = None if slo.stall_p95_s is None else self.stall_x * slo.stall_p95_s
+        return msgspec.structs.replace(
+            slo,
+            ttft_p95_s=self.ttft_x * slo.ttft_p95_s,
+            tpot_p95_s=self.tpot_x * slo.tpot_p95_s,
+            stall_p95_s=stall_s,
+        )
+
+
+def worst_p95_s(values_s: Floats, kind: Ints, *, own_s: Sequence[float], run_s: float) -> float:
+    """Returns the 95th percentile of a time, in proportion to the objective of the run: in a mix that of the
+    class that is nearest to its own objective, or farthest beyond it. nan without values.
+
+    kind: position of the class of each value, shape (n,). own_s, run_s: objectives of each class and of the
+    run, seconds.
+    """
+    if not len(values_s):
+        return math.nan
+    found = [
+        float(np.quantile(mine, 0.95)) * run_s / limit_s
+        for position, limit_s in enumerate(own_s)
+        if len(mine := values_s[kind == position])
+    ]
+    return max(found)
+
+
+MIXED_CONVERSATIONS, MIXED_PAUSES = 600, 2000
+"""Number of conversations and of pauses that describe a mix as a whole."""
+
+
+def mixed(classes: Sequence[ChattingClass]) -> ChatBehaviour:
+    """Returns the behaviour of a mix of classes.
+
+    Its own conversations and pauses are those of the classes, in proportion to their weights, evenly chosen.
+    They serve for estimates without a simulation: users of a simulation chat as their class does.
+    """
+    total = sum(one.weight for one in classes)
+    conversations: list[Sequence[TurnTokens]] = []
+    pauses_s = []
+    for one in classes:
+        share, chatting = one.weight / total, one.chatting
+        chosen = _evenly(len(chatting.conversations), max(round(share * MIXED_CONVERSATIONS), 1))
+        conversations += [chatting.conversations[position] for position in chosen.tolist()]
+        chosen = _evenly(len(chatting.pauses_s), max(round(share * MIXED_PAUSES), 1))
+        pauses_s.append(np.sort(chatting.pauses_s)[chosen])
+    shared = sum(one.weight * one.chatting.shared_prefix_tokens for one in classes) / total
+    return ChatBehaviour(
+        conversations=conversations,
+        pauses_s=np.concatenate(pauses_s),
+        shared_prefix_tokens=round(shared),
+        answers_cached=all(one.chatting.answers_cached for one in classes),
+        error_pause_s=classes[0].chatting.error_pause_s,
+        classes=classes,
+    )
+
+
+def _evenly(length: int, count: int) -> Ints:
+    """Returns `count` positions below `length`, evenly spread. Shape (count,)."""
+    return np.asarray(((np.arange(count) + 0.5) * length / count).astype(np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

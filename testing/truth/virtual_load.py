@@ -6,6 +6,7 @@ import numpy as np
 
 from analysis.reading.columns import (
     NAN,
+    NO_CLASS,
     NO_ERROR_TEXT,
     OUTCOME_CODES,
     SCALAR_COLUMNS,
@@ -15,9 +16,9 @@ from analysis.reading.columns import (
 )
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
-from analysis.virtual.crowd import RequestMaker, VirtualUser
-from analysis.virtual.service import Service
-from loadtest.record import Outcome, RunInfo, ServerInfo, Slo
+from analysis.virtual.crowd import VirtualUser, virtual_users
+from analysis.virtual.service import ChattingClass, Service
+from loadtest.record import ClassObjectives, Outcome, RunInfo, ServerInfo, Slo, UserClass
 from loadtest.simulator.engine.requests import Request, RequestState
 from loadtest.simulator.routers import first_replica
 from loadtest.simulator.virtual import EngineTrace, Simulation, TimedRequest
@@ -57,16 +58,18 @@ class VirtualLoad:
             gateway=replace(service.gateway, seed=seed) if service.gateway else None,
             timeout_s=service.timeout_s,
         )
-        self._requests = RequestMaker(service)
+        self._coming = virtual_users(service, seed=seed)
         self._people: list[VirtualUser] = []
-        self._sent: list[int] = []  # for each person: the turn of the last request
-        self._ended: list[tuple[Request, int]] = []  # each with its turn, in the order of their ends
+        self._sent: list[tuple[int, int]] = []  # for each person: turn and step of the last request
+        self._ended: list[
+            tuple[Request, int, int]
+        ] = []  # each with turn and step, in the order of their ends
         self._users = 0
         self._idle: set[int] = set()
         self._schedule: list[tuple[float, float, int]] = []
         self._samples: list[tuple[float, ...]] = []
         self._rows: list[tuple[float, ...]] = []
-        self._labels: list[tuple[int, int, int, int]] = []
+        self._labels: list[tuple[int, ...]] = []
         self._next_sample_s = _SAMPLE_S / 2
 
     def hold(self, users: int, seconds: float) -> None:
@@ -94,7 +97,7 @@ class VirtualLoad:
         """Returns the run so far, as the analysis reads it."""
         self._take_rows()
         table = np.array(self._rows, dtype=np.float64).reshape(-1, len(SCALAR_COLUMNS))
-        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 4)
+        labels = np.array(self._labels, dtype=np.int64).reshape(-1, 6)
         gaps = self._gaps
         return Run(
             info=self._info(),
@@ -104,6 +107,7 @@ class VirtualLoad:
                 error_texts=(),
                 gap_s=np.concatenate(gaps).astype(np.float32) if gaps else np.empty(0, dtype=np.float32),
                 gaps=np.array([len(one) for one in gaps] if gaps else [0] * len(table), dtype=np.int64),
+                class_names=[one.name for one in self._service.chatting.classes],
             ),
             server=self._server(),
             client=self._client(),
@@ -112,8 +116,8 @@ class VirtualLoad:
     def _change(self, users: int) -> None:
         while len(self._people) < users:
             place = len(self._people)
-            self._people.append(VirtualUser(self._service, self._requests, seed=self._seed, number=place))
-            self._sent.append(0)
+            self._people.append(next(self._coming))
+            self._sent.append((0, 0))
             self._idle.add(place)
         self._users = users
         for place in [place for place in self._idle if place < users]:
@@ -124,7 +128,7 @@ class VirtualLoad:
 
     def _again(self, ended: Request, now_s: float) -> TimedRequest | None:
         person = self._people[ended.user]
-        self._ended.append((ended, self._sent[ended.user]))
+        self._ended.append((ended, *self._sent[ended.user]))
         if ended.user >= self._users:
             self._idle.add(ended.user)
             return None
@@ -132,7 +136,7 @@ class VirtualLoad:
 
     def _next(self, person: VirtualUser) -> Request:
         request = person.request()
-        self._sent[request.user] = person.turn
+        self._sent[request.user] = person.turn, person.step
         return request
 
     def _advance(self, until_s: float) -> None:
@@ -161,12 +165,16 @@ class VirtualLoad:
 
     def _take_rows(self) -> None:
         (trace,) = self._simulation.traces
-        for request, turn in self._ended[len(self._rows) :]:
+        has_classes = bool(self._service.chatting.classes)
+        for request, turn, step in self._ended[len(self._rows) :]:
+            kind = self._people[request.user].kind if has_classes else NO_CLASS
             values = _row(request, trace)
             self._rows.append(tuple(values.get(name, NAN) for name in SCALAR_COLUMNS))
             if self._gaps is not None:
                 self._gaps.append(np.diff(np.asarray(trace.token_times_s(request))))
-            self._labels.append((OUTCOME_CODES[_outcome(request)], request.user, turn, NO_ERROR_TEXT))
+            self._labels.append(
+                (OUTCOME_CODES[_outcome(request)], request.user, turn, NO_ERROR_TEXT, kind, step)
+            )
 
     def _server(self) -> ServerSamples:
         samples = np.array(self._samples, dtype=np.float64).reshape(-1, 8)
@@ -236,7 +244,26 @@ class VirtualLoad:
                 enable_prefix_caching=engine.enable_prefix_caching,
             ),
             schedule=list(self._schedule),
+            classes=[_user_class(one, self._slo) for one in self._service.chatting.classes] or None,
         )
+
+
+def _user_class(one: ChattingClass, slo: Slo) -> UserClass:
+    """Returns the class as a workload file would have it; lengths and pauses are those measured."""
+    own, chatting = one.objectives(slo), one.chatting
+    return UserClass(
+        name=one.name,
+        weight=one.weight,
+        shared_tokens=chatting.shared_prefix_tokens,
+        shared_prompts=len(chatting.shared_texts),
+        prompt_tokens="1",
+        output_tokens="1",
+        think_s="measured" if float(np.mean(chatting.pauses_s)) > THINKS_S else "0",
+        tool_s="0" if chatting.tool_pauses_s is None else "measured",
+        objectives=ClassObjectives(
+            ttft_p95_s=own.ttft_p95_s, tpot_p95_s=own.tpot_p95_s, stall_p95_s=own.stall_p95_s
+        ),
+    )
 
 
 def _outcome(request: Request) -> Outcome:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from analysis.reading.columns import (
+    NO_CLASS,
     OUTCOME_CODES,
     SCALAR_COLUMNS,
     ClientSamples,
@@ -124,7 +125,7 @@ def _requests(rows: Sequence[ResultRow]) -> Requests:
     ]
     errors = ErrorTexts()
     labels = [
-        (OUTCOME_CODES[row.outcome], user, row.turn, errors.code_of(row.error))
+        (OUTCOME_CODES[row.outcome], user, row.turn, errors.code_of(row.error), NO_CLASS, 0)
         for row, user in zip(rows, users, strict=True)
     ]
     return ordered_requests(

@@ -67,8 +67,7 @@ def simulate_open_loop(service: Service, rate: float) -> LoadTimes:
     at_s, due = 0.0, []
     for _ in range(ARRIVALS):
         at_s += rng.expovariate(rate)
-        prompt, output = rng.choice(service.chatting.conversations)[0]
-        due.append(DueRequest(at_s=at_s, prompt_tokens=prompt, output_tokens=output))
+        due.append(DueRequest.drawn(service, at_s, rng))
     run = simulate_arrivals(service, due)
     return _steady(run, stable=_keeps_up(run))
 

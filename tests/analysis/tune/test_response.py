@@ -69,7 +69,7 @@ def test_times_that_hardly_rise_with_users_are_no_wall_near_the_limit() -> None:
     """Their line meets the objective at a number of users that no float holds."""
     base, slo = service(), Slo()
     loads = [SimulatedLoad.of(simulate_users(base, users, requests=1000), slo) for users in (12, 17, 24)]
-    flat = [replace(one, tpot_s=np.array([0.003 * (1 + 1e-5 * one.users)])) for one in loads]
+    flat = [replace(one, tpot_p95_s=0.003 * (1 + 1e-5 * one.users)) for one in loads]
     response = Response(service=base, slo=slo, x=17.0, loads=flat)
     assert response.users_with(base, Variant(service=base, slo=slo)) == pytest.approx(17.0)
 

@@ -21,7 +21,7 @@ from analysis.twin.step_fit import STEP_TERMS
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import simulate_arrivals, simulate_users
 from analysis.virtual.service import ChatBehaviour, Service
-from loadtest.record import Slo, UserClass
+from loadtest.record import Slo
 from testing.runs.virtual import Plan, small_engine, write_run
 
 SLO = Slo()
@@ -345,10 +345,3 @@ def test_bad_input_gets_one_sentence_and_exit_2(
     assert code == 2
     assert said in " ".join(err.split())
     assert "Traceback" not in err
-
-
-def test_a_run_with_classes_of_users_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = UserClass(name="chat", prompt_tokens="40", output_tokens="8")
-    write_run(tmp_path / "r", small_engine(), Plan(levels=(2, 4), level_s=20.0), info={"classes": [one]})
-    assert twin.main([str(tmp_path / "r")]) == 3
-    assert "knows one kind of users only" in capsys.readouterr().err
