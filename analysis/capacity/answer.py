@@ -27,6 +27,7 @@ from analysis.evidence.gauge import Gauge
 from analysis.evidence.think_time import ActiveShare
 from analysis.levels.level import Level
 from analysis.levels.open_loop import slices_of
+from analysis.memory.block_distribution import blocks_of_a_user
 from analysis.reading.runs import Run
 from analysis.statistics.samples import finite_or_none
 from analysis.walls.held import HeldLimit, held_limits
@@ -209,13 +210,13 @@ def _memory_figures(
     vram = [level.server.vram_bytes for level in evidence.levels if not math.isnan(level.server.vram_bytes)]
     own = evidence.runs[-1].info.own_prompts
     pool_bytes = (pool.tokens + pool.block_tokens) * per_token if pool and per_token else None
-    distribution = memory.distribution if memory else None
+    mean_blocks, sd_blocks = blocks_of_a_user(memory.holders) if memory else (0.0, 0.0)
     shared = evidence.pairs.shared_prefix if evidence.pairs else None
-    tokens = distribution.mean * pool.block_tokens + (shared or 0) if distribution and pool else None
+    tokens = mean_blocks * pool.block_tokens + (shared or 0) if memory and pool else None
     return MemoryFigures(
         pool_tokens=pool.tokens if pool else None,
         tokens_per_user=tokens,
-        tokens_per_user_sd=distribution.sd * pool.block_tokens if distribution and pool else None,
+        tokens_per_user_sd=sd_blocks * pool.block_tokens if memory and pool else None,
         shared_prefix_tokens=shared,
         bytes_per_token=per_token,
         vram_base_bytes=round(max(vram)) - pool_bytes if vram and pool_bytes else None,

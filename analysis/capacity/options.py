@@ -5,7 +5,6 @@ Each change states the users that it would add, if a model can tell the number.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from analysis.answers.capacity import Headline, Option
 from analysis.capacity.headline import REACH
 from analysis.capacity.judgement import Judgement
 from analysis.evidence.evidence import Evidence
-from analysis.memory.block_distribution import BlockDistribution, Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, holders_of
 from analysis.memory.formula_shift import kv_wall_users
 from analysis.notes import (
     FasterGateway,
@@ -143,16 +142,16 @@ def _bigger_pools(evidence: Evidence, per_token: int | None) -> list[tuple[Note,
 
 
 def _wall_with(memory: KvCacheWall, evidence: Evidence, factor: float) -> float:
-    return _moved(memory, evidence, memory.distribution, int(memory.blocks * factor))
+    return _moved(memory, evidence, memory.holders, int(memory.blocks * factor))
 
 
-def _moved(memory: KvCacheWall, evidence: Evidence, distribution: BlockDistribution, blocks: int) -> float:
+def _moved(memory: KvCacheWall, evidence: Evidence, holders: Sequence[Holders], blocks: int) -> float:
     """Returns the number of users at which the KV cache would be the limit after a change of the deployment.
 
-    distribution: request lengths after the change. blocks: pool size after the change. The formula keeps the
-    correction (`memory.shift`) that the measurements gave.
+    holders: users with their request lengths after the change. blocks: pool size after the change. The
+    formula keeps the correction (`memory.shift`) that the measurements gave.
     """
-    occupancy = Occupancy(distribution, blocks, evidence.active_per_engine)
+    occupancy = Occupancy(holders, blocks)
     start = max(int(memory.x * blocks / memory.blocks / memory.pool.engines), 1)
     return kv_wall_users(occupancy, evidence.slo, shift=memory.shift, start=start) * memory.pool.engines
 
@@ -166,15 +165,10 @@ def _wall_with_cut_lengths(memory: KvCacheWall, evidence: Evidence) -> tuple[int
     pairs = evidence.pairs
     assert pairs is not None
     longest = math.ceil(np.quantile(pairs.prompt + pairs.output, 1.0 - CUT_SHARE))
-    fits = pairs.prompt < longest
-    cut = replace(
-        pairs,
-        prompt=pairs.prompt[fits],
-        output=np.minimum(pairs.output, longest - pairs.prompt)[fits],
-        conversation=pairs.conversation[fits],
+    holders = holders_of(
+        pairs.cut(longest), block_tokens=memory.pool.block_tokens, thinking=evidence.thinking_per_engine
     )
-    distribution = block_distribution(cut, block_tokens=memory.pool.block_tokens)
-    return longest, _moved(memory, evidence, distribution, memory.blocks)
+    return longest, _moved(memory, evidence, holders, memory.blocks)
 
 
 def _option(change: Note, moved: float, others: Sequence[PlacedWall], estimate: int, reach: float) -> Option:

@@ -43,10 +43,10 @@ class Evidence:
         return active_of(self.thinking)
 
     @property
-    def active_per_engine(self) -> ActiveShare:
-        """Share of the time in which a user has a request in flight, as a function of users per engine."""
+    def thinking_per_engine(self) -> Thinking | None:
+        """Users who think, as one engine sees them."""
         engines = self.pool.engines if self.pool else 1
-        return active_of(self.thinking.per_engine(engines) if self.thinking else None)
+        return self.thinking.per_engine(engines) if self.thinking else None
 
     @property
     def step_cost(self) -> StepCost | None:
@@ -56,7 +56,7 @@ class Evidence:
         return step_cost_of(
             self.runs,
             self.levels,
-            uncached_prompt=float(self.pairs.prompt.mean()) - self.pairs.shared_prefix,
+            uncached_prompt=float(self.pairs.own_prompt.mean()),
             output=float(self.pairs.output.mean()),
         )
 
@@ -110,7 +110,8 @@ def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
     if not_load:
         context = replace(context, not_load=not_load)
         levels = [level for run in runs for level in levels_of(run, context)]
-    thinking = thinking_of(levels) if context.thinks else None
+    classes = runs[-1].info.classes if runs else None
+    thinking = thinking_of(levels, classes or ()) if context.thinks else None
     return Evidence(
         runs=runs,
         levels=levels,
@@ -125,7 +126,7 @@ def gather_evidence(runs: Sequence[Run], *, slo: Slo) -> Evidence:
 
 def _context(runs: Sequence[Run], pairs: LengthPairs, pool: Pool | None, slo: Slo) -> Context:
     block_tokens = pool.block_tokens if pool else VLLM_BLOCK_SIZE
-    own = pairs.prompt - pairs.shared_prefix
+    own = pairs.own_prompt
     ends = (own + pairs.output) / block_tokens + 0.5
     return Context(
         slo=slo,

@@ -9,6 +9,8 @@ from scipy import optimize
 
 from analysis.evidence.step_time import is_free
 from analysis.levels.level import Level
+from loadtest.record import UserClass
+from loadtest.workload.classes import users_by_weight
 
 PAUSE_CV = 1.0  # coefficient of variation of think times, taken as exponential
 
@@ -25,6 +27,8 @@ class Thinking:
     slope_s: float
     think_error: float = 0.0
     """Standard error of ln think_s."""
+    classes: "tuple[ClassPace, ...]" = ()
+    """What differs between the classes of users, in the order of the workload file; empty without classes."""
 
     def per_engine(self, engines: int) -> "Thinking":
         """Returns the same users as one of `engines` equal engines sees them.
@@ -36,7 +40,28 @@ class Thinking:
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
         """Returns the same users with a random think time, drawn according to its standard error."""
-        return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
+        return replace(
+            self,
+            think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()),
+            classes=tuple(one.drawn(rng) for one in self.classes),
+        )
+
+    def active_of_class(self, position: int) -> "ActiveShare":
+        """Returns `active` for the users of one class alone, as a function of the users of all classes."""
+        return lambda users: self._shares(users)[position]
+
+    def _shares(self, users: int) -> list[float]:
+        """Returns p_c of each class, where n = sum over the classes of N_c p_c(n) requests are in flight."""
+        counts = users_by_weight([one.weight for one in self.classes], users)
+
+        def shares(in_flight: float) -> list[float]:
+            duration_s = self.idle_s + self.slope_s * in_flight
+            return [one.active(duration_s) for one in self.classes]
+
+        def beyond(in_flight: float) -> float:
+            return sum(n * p for n, p in zip(counts, shares(in_flight), strict=True)) - in_flight
+
+        return shares(optimize.brentq(beyond, 0.0, users + 1.0, xtol=1e-3))
 
     def active(self, users: int) -> float:
         """Returns p, the share of the time in which a user has a request in flight, at N = `users`.
@@ -52,7 +77,28 @@ class Thinking:
         return (root - linear) / (2.0 * self.slope_s) / users
 
 
-def thinking_of(levels: Sequence[Level]) -> Thinking | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassPace:
+    """How the requests of a class differ from those of all users."""
+
+    weight: float
+    think_s: float
+    duration_x: float
+    """Mean duration of its requests, divided by that of all requests."""
+    think_error: float
+    """Standard error of ln think_s."""
+
+    def active(self, duration_s: float) -> float:
+        """Returns the share of the time in flight where a request of all users takes `duration_s` seconds."""
+        own_s = self.duration_x * duration_s
+        return own_s / (own_s + self.think_s) if own_s + self.think_s > 0 else 1.0
+
+    def drawn(self, rng: np.random.Generator) -> "ClassPace":
+        """Returns the same class with a random think time, drawn according to its standard error."""
+        return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
+
+
+def thinking_of(levels: Sequence[Level], classes: Sequence[UserClass] = ()) -> Thinking | None:
     """Fits the think time Z and the request duration R(n) to the trusted levels.
 
     n is the number of requests in flight. Z follows from Little's law in all trusted levels. R(n) is fitted
@@ -79,6 +125,24 @@ def thinking_of(levels: Sequence[Level]) -> Thinking | None:
         idle_s=float(idle),
         slope_s=float(slope),
         think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
+        classes=tuple(_pace(known, position, one.weight) for position, one in enumerate(classes)),
+    )
+
+
+def _pace(levels: Sequence[Level], position: int, weight: float) -> ClassPace:
+    """Returns the pace of a class by Little's law, over all levels."""
+    seen = [(level, level.classes[position]) for level in levels]
+    requests = sum(one.n for _, one in seen)
+    if not requests:
+        return ClassPace(weight=weight, think_s=0.0, duration_x=1.0, think_error=0.0)
+    present_s = sum(one.users * level.window.length_s for level, one in seen)
+    in_flight_s = sum(one.in_flight * level.window.length_s for level, one in seen)
+    expected_s = sum(one.n * level.requests.e2e_mean_s for level, one in seen)
+    return ClassPace(
+        weight=weight,
+        think_s=max(present_s - in_flight_s, 0.0) / requests,
+        duration_x=in_flight_s / expected_s,
+        think_error=PAUSE_CV / math.sqrt(requests),
     )
 
 
@@ -99,9 +163,11 @@ def always_active(_: int) -> float:
     return 1.0
 
 
-def active_of(thinking: Thinking | None) -> ActiveShare:
+def active_of(thinking: Thinking | None, position: int | None = None) -> ActiveShare:
     """Returns a function from the number of users to a user's share of the time in flight.
 
-    Without think time, this share is always 1.
+    Without think time, this share is always 1. position: that of a class of users; None: of all users.
     """
-    return thinking.active if thinking else always_active
+    if thinking is None:
+        return always_active
+    return thinking.active if position is None else thinking.active_of_class(position)

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.evidence.lengths import LengthPairs
 from analysis.headroom.seen_loads import GRAIN, seen_points
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
 from analysis.memory.formula_shift import (
     FAR_USERS,
     FormulaShift,
@@ -155,7 +155,7 @@ def _moved(
     """Returns the wall on a pool of so many blocks, with the formula's errors as far as preemptions at loads
     near the wall leave them, and how many such loads there are."""
     distribution = block_distribution(pairs, block_tokens=block_size)
-    occupancy = Occupancy(distribution, max(round(blocks), 1))
+    occupancy = Occupancy([Holders(distribution)], max(round(blocks), 1))
     start = max(int(blocks / distribution.mean), 1)
     rough = kv_wall_users(occupancy, slo, shift=FormulaShift(), start=start)
     formula = measured_shift(occupancy, seen, slo, near_users=rough, prior=FormulaShift())

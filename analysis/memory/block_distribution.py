@@ -1,6 +1,7 @@
 """How many KV-cache blocks a request holds, and how often the pool has too few for N users ("pressure")."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,12 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from analysis.evidence.lengths import LengthPairs
-from analysis.evidence.think_time import ActiveShare, always_active
+from analysis.evidence.think_time import ActiveShare, Thinking, active_of, always_active
 from analysis.statistics.arrays import Floats
+from loadtest.workload.classes import users_by_weight
 
 SMALLEST = 1e-9
+MOST_TEXTS = 16  # shared texts of a class that are counted one by one, the most popular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,7 +58,7 @@ def block_distribution(
     pair (s, o) counts, shape (n,); by default once.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
-    prompt = np.maximum(pairs.prompt - shared, 1)
+    prompt = pairs.own_prompt if pairs.classes else np.maximum(pairs.prompt - shared, 1)
     top = int((prompt + pairs.output).max()) // block_tokens + 2
     steps = np.bincount(prompt, weight, top * block_tokens + 1) - np.bincount(
         prompt + pairs.output, weight, top * block_tokens + 1
@@ -85,6 +88,62 @@ class Pressure:
     """eps(N): share of the time in which a request waits for blocks."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Holders:
+    """Users of one class as the pool of KV-cache blocks sees them."""
+
+    distribution: BlockDistribution
+    """Blocks of their own that a request holds."""
+    active: ActiveShare = always_active
+    """Share of the time in which one of them has a request in flight, by the users of all classes."""
+    weight: float = 1.0
+    """Share of the users, relative to the other classes."""
+    requests_each: float = 1.0
+    """Requests that one of them sends, relative to the other classes."""
+    shared_blocks: int = 0
+    """Blocks of each text that their requests share; held once while at least one request with it is in
+    flight."""
+    shared_texts: Sequence[float] = (1.0,)
+    """Popularity of each of these texts."""
+
+
+def holders_of(
+    pairs: LengthPairs, *, block_tokens: int, thinking: Thinking | None, weight: Floats | None = None
+) -> list[Holders]:
+    """Returns the holders of a run: of each class that has requests, or all users if there are no classes.
+
+    thinking: as one engine sees it. weight: how often each request counts, shape (n,); by default once.
+    """
+    if not pairs.classes:
+        law = block_distribution(pairs, block_tokens=block_tokens, weight=weight)
+        return [Holders(law, active_of(thinking))]
+    found = []
+    for position, one in enumerate(pairs.classes):
+        counted = None if weight is None else weight[one.rows]
+        requests = float(len(one.rows) if counted is None else counted.sum())
+        if requests:
+            found.append(
+                Holders(
+                    distribution=block_distribution(one.pairs, block_tokens=block_tokens, weight=counted),
+                    active=active_of(thinking, position),
+                    weight=one.weight,
+                    requests_each=requests / one.weight,
+                    shared_blocks=one.pairs.shared_prefix // block_tokens,
+                    shared_texts=one.shared_texts,
+                )
+            )
+    return found
+
+
+def blocks_of_a_user(holders: Sequence[Holders]) -> tuple[float, float]:
+    """Returns mean and standard deviation of the blocks of its own that a request of a random user holds."""
+    weights = [one.weight for one in holders]
+    means = np.array([one.distribution.mean for one in holders])
+    squares = np.array([one.distribution.sd for one in holders]) ** 2 + means**2
+    mean = float(np.average(means, weights=weights))
+    return mean, math.sqrt(max(float(np.average(squares, weights=weights)) - mean**2, 0.0))
+
+
 class Occupancy:
     """Computes the `Pressure` of N users on a pool of C blocks, for any N.
 
@@ -98,22 +157,19 @@ class Occupancy:
     `active(N)` is the share of the time in which a user has a request in flight. Of this time, the user holds
     blocks in E[o] of E[o] + 1 steps (E[o]: mean output tokens), because the engine begins one more step
     before the next request arrives.
+
+    With several classes of users, N_c of the N users belong to each, as in the load test. F is then the mean
+    over the requests of all classes. A text that some requests share is present with the probability that at
+    least one of them is in flight, independently of how many are.
     """
 
-    def __init__(
-        self, distribution: BlockDistribution, blocks: int, active: ActiveShare = always_active
-    ) -> None:
-        self._distribution, self._blocks, self._active = distribution, blocks, active
+    def __init__(self, holders: Sequence[Holders], blocks: int) -> None:
+        """holders: the classes of users. blocks: the pool, without the blocks of a text that all share."""
+        self._blocks = blocks
         size = fft.next_fast_len(3 * (blocks + 1), real=True)  # room for twice the users at the wall
         self._size = size
-        self._held = fft.rfft(_folded(distribution.held, size), size)
-        top = min(len(distribution.held), blocks + 1)
-        self._held_now, self._growth, self._entry = (
-            distribution.held[:top],
-            distribution.growth[:top],
-            distribution.entry[:top],
-        )
-        self._half_q = distribution.q / 2
+        self._weights = [one.weight for one in holders]
+        self._classes = [_OccupancyClass(one, blocks, size) for one in holders]
         self._known: dict[int, Pressure] = {}
 
     def at(self, users: int) -> Pressure:
@@ -123,8 +179,63 @@ class Occupancy:
         return self._known[users]
 
     def _pressure(self, users: int) -> Pressure:
-        p = self._active(users) * self._distribution.steps / (self._distribution.steps + 1.0)
-        others = fft.irfft(self._power(p, users - 1), self._size)[: self._blocks + 1]
+        counts = users_by_weight(self._weights, users)
+        present = [(one, count, one.holding(users)) for one, count in zip(self._classes, counts, strict=True)]
+        present = [(one, count, p) for one, count, p in present if count]
+        shared = self._shared(present)
+        preempted, requests = 0.0, 0.0
+        blocked = 1.0
+        for one, count, p in present:
+            power = one.power(p, count - 1)
+            for other, others, q in present:
+                if other is not one:
+                    power = power * other.power(q, others)
+            if shared is not None:
+                power = power * shared
+            found = one.pressure(fft.irfft(power, self._size)[: self._blocks + 1], p)
+            sent = count * one.requests_each
+            preempted += sent * found.preempted
+            requests += sent
+            blocked = found.blocked  # of all users: the same by each class
+        return Pressure(preempted=preempted / requests, blocked=blocked)
+
+    def _shared(
+        self, present: "Sequence[tuple[_OccupancyClass, int, float]]"
+    ) -> NDArray[np.complex128] | None:
+        """Returns the Fourier transform of the distribution of the blocks of shared texts; None without."""
+        found = [part for one, count, p in present if (part := one.shared(p, count)) is not None]
+        return None if not found else np.prod(found, axis=0)
+
+
+class _OccupancyClass:
+    """One class of users on a pool, prepared for many numbers of users."""
+
+    def __init__(self, holders: Holders, blocks: int, size: int) -> None:
+        distribution = holders.distribution
+        self.requests_each = holders.requests_each
+        self._active, self._steps, self._blocks = holders.active, distribution.steps, blocks
+        self._held = fft.rfft(_folded(distribution.held, size), size)
+        top = min(len(distribution.held), blocks + 1)
+        self._held_now, self._growth, self._entry = (
+            distribution.held[:top],
+            distribution.growth[:top],
+            distribution.entry[:top],
+        )
+        self._half_q = distribution.q / 2
+        self._texts = _grouped(holders.shared_texts) if holders.shared_blocks else []
+        one_text = np.zeros(size)
+        one_text[min(holders.shared_blocks, size - 1)] = 1.0
+        self._text = fft.rfft(one_text, size)
+
+    def holding(self, users: int) -> float:
+        """Returns the probability that a user of the class holds blocks, at `users` users of all classes."""
+        return self._active(users) * self._steps / (self._steps + 1.0)
+
+    def pressure(self, others: Floats, p: float) -> Pressure:
+        """Returns the pressure that one user of the class sees.
+
+        others: distribution of the blocks that all other users hold, shape (blocks + 1,).
+        """
         fits = np.cumsum(others)[::-1][: len(self._entry)]  # P(B_{N-1} <= C - k)
         full = others[::-1][: len(self._growth)]  # p_{N-1}(C - k)
         waits = 1.0 - float(self._entry @ fits)
@@ -134,7 +245,17 @@ class Occupancy:
             blocked=min(max(1.0 - mine, 0.0), 1.0),
         )
 
-    def _power(self, p: float, times: int) -> NDArray[np.complex128]:
+    def shared(self, p: float, users: int) -> NDArray[np.complex128] | None:
+        """Returns the Fourier transform of the blocks of the class's shared texts; None if it has none."""
+        if not self._texts:
+            return None
+        product = np.ones_like(self._text)
+        for share, texts in self._texts:
+            there = 1.0 - (1.0 - p * share) ** users
+            product = product * (1.0 - there + there * self._text) ** texts
+        return product
+
+    def power(self, p: float, times: int) -> NDArray[np.complex128]:
         """Returns the Fourier transform of the distribution of the blocks that `times` users hold together.
 
         One user holds blocks with probability `p`. Repeated squaring in place is faster than `**` here.
@@ -148,6 +269,15 @@ class Occupancy:
             if times:
                 square *= square
         return power
+
+
+def _grouped(popularity: Sequence[float]) -> list[tuple[float, int]]:
+    """Returns pairs: a share of the requests, and the number of texts with it. Rare texts are one pair."""
+    shares = np.sort(np.asarray(popularity, dtype=np.float64) / np.sum(popularity))[::-1]
+    found = [(float(share), 1) for share in shares[:MOST_TEXTS]]
+    if len(shares) > MOST_TEXTS:
+        found.append((float(shares[MOST_TEXTS:].mean()), len(shares) - MOST_TEXTS))
+    return found
 
 
 def _folded(held: Floats, size: int) -> Floats:

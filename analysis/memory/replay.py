@@ -1,18 +1,19 @@
 """Simulates requests of the measured lengths, to see how far the KV-cache formula is off at its limit."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.evidence.lengths import LengthPairs
 from analysis.evidence.step_time import StepCost
-from analysis.evidence.think_time import Thinking
+from analysis.evidence.think_time import Thinking, active_of
 from analysis.levels.context import Pool
 from analysis.memory.block_distribution import Occupancy
 from analysis.memory.formula_shift import FormulaShift, LevelPressure, kv_wall_users, measured_shift
 from analysis.statistics.crossings import MISS_LIMIT
 from analysis.virtual.run import simulate_users
-from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, Service
+from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, ChattingClass, Service, mixed
 from loadtest.record import Slo
 from loadtest.simulator.engine.config import EngineConfig
 
@@ -77,7 +78,7 @@ def replayed_latency_users(
 
     def misses(users: int) -> bool:
         slots = min(max_num_seqs or users, users)
-        service = _service(pairs, pool, slots, step_cost, thinking, pause_s=None)
+        service = _service(pairs, pool, slots, step_cost, thinking)
         requests = max(LATENCY_REQUESTS, LATENCY_REQUESTS_EACH * users)
         seen = simulate_users(service, users, requests=requests).figures(slo)
         return max(seen.ttft_miss, 0.0 if math.isnan(seen.tpot_miss) else seen.tpot_miss) > MISS_LIMIT
@@ -103,10 +104,7 @@ def _replay(
     in flight stays the same.
     """
     output = float(pairs.output.mean())
-    pause_s = None
-    if thinking and step_cost is None:
-        pause_s = output * (1.0 / thinking.active(users) - 1.0)
-    service = _service(pairs, pool, users, step_cost, thinking, pause_s=pause_s)
+    service = _service(pairs, pool, users, step_cost, thinking, users_at_whole_steps=users)
     requests = max(int(REPLAY_TOKENS / 2 / output), REPLAY_REQUESTS_EACH * users)
     seen = simulate_users(service, users, requests=requests).figures(Slo())
     return LevelPressure(
@@ -125,17 +123,36 @@ def _service(
     step_cost: StepCost | None,
     thinking: Thinking | None,
     *,
-    pause_s: float | None,
+    users_at_whole_steps: int | None = None,
 ) -> Service:
     """Returns the simulated engine with the measured lengths.
 
-    pause_s: mean pause of the users; by default their think time. Pauses have an exponential distribution, as
-    its shape hardly matters.
+    Pauses have an exponential distribution, as its shape hardly matters. users_at_whole_steps: without
+    `step_cost`, a step takes one second; pauses are then such that so many users are as active as measured.
     """
-    if pause_s is None:
-        pause_s = thinking.think_s if thinking else 0.0
     longest = int((pairs.prompt + pairs.output).max())
-    every = -(-len(pairs) // REPLAY_PAIRS)
+    whole_steps = users_at_whole_steps if step_cost is None else None
+
+    def chatting(mine: LengthPairs, position: int | None, texts: Sequence[float]) -> ChatBehaviour:
+        pause_s = _pause_s(mine, thinking, position, whole_steps)
+        every = -(-len(mine) // REPLAY_PAIRS)
+        return ChatBehaviour(
+            conversations=[
+                [(int(s), int(o))] for s, o in zip(mine.prompt[::every], mine.output[::every], strict=True)
+            ],
+            pauses_s=CLIENT_TURNAROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
+            shared_prefix_tokens=mine.shared_prefix,
+            shared_texts=texts,
+        )
+
+    classes = [
+        ChattingClass(
+            name=one.name, weight=one.weight, chatting=chatting(one.pairs, position, one.shared_texts)
+        )
+        for position, one in enumerate(pairs.classes)
+        if len(one.rows)
+    ]
+    shares = any(one.pairs.shared_prefix for one in pairs.classes) or pairs.shared_prefix > 0
     return Service(
         engine=EngineConfig(
             num_gpu_blocks=1 + max(pool.blocks, -(-longest // pool.block_tokens)),
@@ -146,13 +163,19 @@ def _service(
             step_base_s=step_cost.step_base_s if step_cost else 1.0,
             step_per_seq_s=step_cost.step_per_seq_s if step_cost else 0.0,
             prefill_per_token_s=(step_cost.prefill_per_token_s or 0.0) if step_cost else 0.0,
-            enable_prefix_caching=pairs.shared_prefix > 0,
+            enable_prefix_caching=shares,
         ),
-        chatting=ChatBehaviour(
-            conversations=[
-                [(int(s), int(o))] for s, o in zip(pairs.prompt[::every], pairs.output[::every], strict=True)
-            ],
-            pauses_s=CLIENT_TURNAROUND_S - pause_s * np.log1p(-(np.arange(1000) + 0.5) / 1000),
-            shared_prefix_tokens=pairs.shared_prefix,
-        ),
+        chatting=mixed(classes) if classes else chatting(pairs, None, (1.0,)),
     )
+
+
+def _pause_s(
+    pairs: LengthPairs, thinking: Thinking | None, position: int | None, users_at_whole_steps: int | None
+) -> float:
+    """Returns the mean pause of users, in seconds. position: that of their class; None: of all users."""
+    if thinking is None:
+        return 0.0
+    if users_at_whole_steps is None:
+        return thinking.think_s if position is None else thinking.classes[position].think_s
+    active = active_of(thinking, position)(users_at_whole_steps)
+    return float(pairs.output.mean()) * (1.0 / active - 1.0)

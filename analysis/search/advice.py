@@ -12,7 +12,7 @@ from analysis.evidence.evidence import Evidence
 from analysis.evidence.lengths import length_pairs_of
 from analysis.levels.level import Level
 from analysis.levels.trust import MIN_REQUESTS
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Occupancy, holders_of
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reporting.capacity_words import short_answer
 from analysis.reporting.words import WALL_NAMES, sentences, words
@@ -166,9 +166,11 @@ def _guesses(evidence: Evidence) -> list[float]:
     if evidence.pool is not None and evidence.pairs is None:
         pairs = length_pairs_of(evidence.runs, block_tokens=evidence.pool.block_tokens)
         if len(pairs) >= MIN_LENGTHS:
-            law = block_distribution(pairs, block_tokens=evidence.pool.block_tokens)
+            holders = holders_of(
+                pairs, block_tokens=evidence.pool.block_tokens, thinking=evidence.thinking_per_engine
+            )
             shared = pairs.shared_prefix // evidence.pool.block_tokens
-            occupancy = Occupancy(law, evidence.pool.blocks - shared, evidence.active_per_engine)
+            occupancy = Occupancy(holders, evidence.pool.blocks - shared)
             found.append(evidence.pool.engines * kv_wall_users(occupancy, slo, shift=FormulaShift(), start=1))
     objectives: tuple[tuple[float | None, Callable[[Level], float | None]], ...] = (
         (slo.ttft_p95_s, lambda level: level.requests.ttft_s.p95),

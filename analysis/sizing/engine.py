@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.evidence.think_time import ActiveShare, Thinking, always_active
-from analysis.memory.block_distribution import BlockDistribution, Occupancy
+from analysis.memory.block_distribution import BlockDistribution, Holders, Occupancy
 from analysis.memory.formula_shift import (
     BLOCKED_SD,
     FAR_USERS,
@@ -213,7 +213,8 @@ def _memory_wall(
     start = users_in_flight(band.blocks[1] / distribution.mean, active)
 
     def occupancy(distribution: BlockDistribution, blocks: int) -> Occupancy | None:
-        return None if blocks - shared < 2 else Occupancy(distribution, blocks - 1 - shared, active)
+        holders = [Holders(distribution, active)]
+        return None if blocks - shared < 2 else Occupancy(holders, blocks - 1 - shared)
 
     def users(occupancy: Occupancy | None, shift: FormulaShift) -> float:
         if occupancy is None:

@@ -18,8 +18,9 @@ from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Bools, Floats, Ints
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChatBehaviour, ChattingClass, TurnTokens, mixed
-from analysis.virtual.user_classes import chatting_class, run_objectives, shared_texts
+from analysis.virtual.user_classes import chatting_class, run_objectives
 from loadtest.record import UserClass
+from loadtest.workload.classes import text_popularity
 
 _Conversation = tuple[TurnTokens, ...]
 
@@ -59,7 +60,7 @@ def _chatting_class(
             conversations=conversations,
             pauses_s=_pauses_s(runs, levels, name, of_tools=False),
             shared_prefix_tokens=user_class.shared_tokens,
-            shared_texts=shared_texts(user_class),
+            shared_texts=text_popularity(user_class),
             tool_follows=tool_follows if with_tools else None,
             tool_pauses_s=_pauses_s(runs, levels, name, of_tools=True) if with_tools else None,
             answers_cached=answers_cached_of(runs),

@@ -37,8 +37,3 @@ def chatting_class(user_class: UserClass, chatting: ChatBehaviour, slo: Slo, run
         tpot_x=own.tpot_p95_s / run_slo.tpot_p95_s,
         stall_x=stall_x,
     )
-
-
-def shared_texts(user_class: UserClass) -> list[float]:
-    """Returns the popularity of each shared text of a class: that of rank r is 1 / r ** shared_zipf."""
-    return [rank**-user_class.shared_zipf for rank in range(1, user_class.shared_prompts + 1)]

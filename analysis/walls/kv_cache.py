@@ -9,10 +9,16 @@ import numpy as np
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.lengths import LengthPairs
 from analysis.evidence.step_time import StepCost
-from analysis.evidence.think_time import Thinking, active_of
+from analysis.evidence.think_time import Thinking
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
-from analysis.memory.block_distribution import SMALLEST, BlockDistribution, Occupancy, block_distribution
+from analysis.memory.block_distribution import (
+    SMALLEST,
+    Holders,
+    Occupancy,
+    blocks_of_a_user,
+    holders_of,
+)
 from analysis.memory.formula_shift import (
     FAR_USERS,
     FormulaShift,
@@ -40,11 +46,12 @@ class KvCacheWall:
 
     x: float
     draws: Floats
-    distribution: BlockDistribution
+    holders: Sequence[Holders]
+    """The users of one engine, by class."""
     pool: Pool
     shift: FormulaShift
     blocks: int
-    """Blocks of one engine's pool, those of a shared prefix left out."""
+    """Blocks of one engine's pool, those of a text that all users share left out."""
 
 
 def place_kv_cache(evidence: Evidence, wall: KvCacheWall) -> PlacedWall | None:
@@ -79,9 +86,9 @@ def kv_cache_wall(
     step_cost = step_cost.per_engine(pool.engines) if step_cost else None
     seen = [_for_one_engine(one, pool.engines) for one in measured_pressure(levels)]
 
-    distribution = block_distribution(pairs, block_tokens=pool.block_tokens)
-    formula = Occupancy(distribution, blocks, active_of(thinking))
-    start = max(int(blocks / max(distribution.mean, SMALLEST)), 1)
+    holders = holders_of(pairs, block_tokens=pool.block_tokens, thinking=thinking)
+    formula = Occupancy(holders, blocks)
+    start = max(int(blocks / max(blocks_of_a_user(holders)[0], SMALLEST)), 1)
     rough = kv_wall_users(formula, slo, shift=FormulaShift(), start=start)
     prior = FormulaShift()
     if replay:
@@ -90,8 +97,8 @@ def kv_cache_wall(
     def place(
         weight: Floats | None, thinking: Thinking | None, start: int
     ) -> tuple[float, FormulaShift, Occupancy]:
-        resampled = block_distribution(pairs, block_tokens=pool.block_tokens, weight=weight)
-        occupancy = Occupancy(resampled, blocks, active_of(thinking))
+        resampled = holders_of(pairs, block_tokens=pool.block_tokens, thinking=thinking, weight=weight)
+        occupancy = Occupancy(resampled, blocks)
         rough = kv_wall_users(occupancy, slo, shift=prior, start=start)
         shift = measured_shift(occupancy, seen, slo, near_users=rough, prior=prior)
         return kv_wall_users(occupancy, slo, shift=shift, start=max(int(rough), 1)), shift, occupancy
@@ -107,7 +114,7 @@ def kv_cache_wall(
     return KvCacheWall(
         x=x * pool.engines,
         draws=draws * pool.engines,
-        distribution=distribution,
+        holders=holders,
         pool=pool,
         shift=shift,
         blocks=blocks,

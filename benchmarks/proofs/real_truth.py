@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.evidence.lengths import length_pairs_of
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reading.runs import Run, find_runs, read_run
 from benchmarks.instrument import peer_tools
@@ -204,7 +204,10 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
     distribution = block_distribution(pairs, block_tokens=BLOCK_SIZE)
     low = int(
         kv_wall_users(
-            Occupancy(distribution, blocks, lambda _: active), LIMITS, shift=FormulaShift(), start=LIGHT
+            Occupancy([Holders(distribution, lambda _: active)], blocks),
+            LIMITS,
+            shift=FormulaShift(),
+            start=LIGHT,
         )
     )
     return low, low + 1

@@ -80,6 +80,11 @@ def _popularity(count: int, exponent: float) -> list[float]:
     return list(itertools.accumulate(rank**-exponent for rank in range(1, count + 1)))
 
 
+def text_popularity(user_class: UserClass) -> list[float]:
+    """Returns the popularity of each shared text of a class: that of rank r is 1 / r ** shared_zipf."""
+    return [rank**-user_class.shared_zipf for rank in range(1, user_class.shared_prompts + 1)]
+
+
 def read_workload_file(path: Path) -> list[UserClass]:
     """Reads a workload file: TOML with a table `[[class]]` for each class of users. Raises OSError, or
     ValueError with a sentence that names the file, the line and the class for the first mistake found."""
@@ -249,8 +254,18 @@ def mix_order(weights: Sequence[float]) -> Iterator[int]:
         yield chosen
 
 
+@cache
+def _first_users(weights: tuple[float, ...], users: int) -> tuple[int, ...]:
+    counts = Counter(itertools.islice(mix_order(weights), users))
+    return tuple(counts[position] for position in range(len(weights)))
+
+
+def users_by_weight(weights: Sequence[float], users: int) -> tuple[int, ...]:
+    """Returns how many of the first `users` users belong to each class, by the weights of the classes."""
+    return _first_users(tuple(weights), users)
+
+
 def users_of_classes(classes: Sequence[UserClass], users: int) -> dict[str, int]:
     """Returns how many of the first `users` users belong to each class, by its name."""
-    order = itertools.islice(mix_order([each.weight for each in classes]), users)
-    counts = Counter(classes[index].name for index in order)
-    return {each.name: counts[each.name] for each in classes}
+    counts = users_by_weight([each.weight for each in classes], users)
+    return {each.name: count for each, count in zip(classes, counts, strict=True)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from loadtest.record import Slo
 from testing.inputs.length_pairs import drawn_pairs, length_pairs
@@ -58,19 +58,19 @@ def test_blocked_time_is_the_chance_that_the_pool_overflows():
     hold = law.steps / (law.steps + 1)
     rng = np.random.default_rng(2)
     draws = rng.choice(len(law.held), p=law.held, size=(40000, 18)) * (rng.random((40000, 18)) < hold)
-    found = Occupancy(law, 127).at(18).blocked
+    found = Occupancy([Holders(law)], 127).at(18).blocked
     assert found == pytest.approx(np.mean(draws.sum(axis=1) > 127), abs=0.005)
 
 
 def test_pressure_rises_with_users_and_a_pool_for_nobody_holds_nobody():
-    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
+    occupancy = Occupancy([Holders(block_distribution(drawn_pairs(), block_tokens=32))], 127)
     pressure = [occupancy.at(users) for users in range(1, 22)]
     assert all(a.blocked <= b.blocked + 1e-12 for a, b in pairwise(pressure))
     assert pressure[0].blocked < 1e-6
     assert pressure[-1].blocked > 0.1
     assert (
         kv_wall_users(
-            Occupancy(block_distribution(length_pairs([100], [100]), block_tokens=32), 2),
+            Occupancy([Holders(block_distribution(length_pairs([100], [100]), block_tokens=32))], 2),
             SLO,
             shift=NO_SHIFT,
             start=1,

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.evidence.think_time import Thinking, active_of
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
 from analysis.memory.formula_shift import (
     FAR_USERS,
     FORMULA_BIAS,
@@ -25,7 +25,7 @@ SLO = Slo()
 
 
 def test_counts_near_the_wall_move_the_formula_as_far_as_they_carry():
-    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
+    occupancy = Occupancy([Holders(block_distribution(drawn_pairs(), block_tokens=32))], 127)
     formula = occupancy.at(18).preempted
     many = [
         LevelPressure(users=18, preemptions=2 * formula * 1e6, finished=10**6, blocked=math.nan, scrapes=0.0)
@@ -57,7 +57,14 @@ def test_levels_that_queue_for_slots_do_not_move_the_formula():
 @pytest.mark.parametrize("thinking", [None, Thinking(think_s=2.0, idle_s=1.0, slope_s=0.05)])
 def test_limits_that_allow_anything_are_met_by_no_number_of_users(thinking: Thinking | None):
     """A shift so low stands for people who accept any number of preemptions and all waiting."""
-    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127, active_of(thinking))
+    occupancy = Occupancy(
+        [
+            Holders(
+                distribution=block_distribution(drawn_pairs(), block_tokens=32), active=active_of(thinking)
+            )
+        ],
+        127,
+    )
     shift = FormulaShift(preempted=-1e3, blocked=-1e3)
     assert kv_wall_users(occupancy, SLO, shift=shift, start=18) == FAR_USERS
     assert kv_wall_users(occupancy, SLO, shift=FormulaShift(), start=18) < 100

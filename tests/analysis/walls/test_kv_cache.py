@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.levels.context import Pool
-from analysis.memory.block_distribution import Occupancy, block_distribution
+from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
 from analysis.memory.formula_shift import FormulaShift, kv_margins, kv_wall_users
 from analysis.memory.replay import replayed_shift
 from analysis.walls.kv_cache import _resampled, kv_cache_wall
@@ -24,7 +24,7 @@ NO_SHIFT = FormulaShift(preempted=0.0, blocked=0.0)
 
 @pytest.mark.parametrize("start", [1, 5, 16, 200])
 def test_the_wall_does_not_depend_on_where_the_search_starts(start):
-    occupancy = Occupancy(block_distribution(drawn_pairs(), block_tokens=32), 127)
+    occupancy = Occupancy([Holders(block_distribution(drawn_pairs(), block_tokens=32))], 127)
     found = kv_wall_users(occupancy, SLO, shift=NO_SHIFT, start=start)
     last = math.floor(found)
     assert max(kv_margins(occupancy.at(last), SLO, shift=NO_SHIFT)) <= 0
@@ -34,7 +34,10 @@ def test_the_wall_does_not_depend_on_where_the_search_starts(start):
 def test_the_wall_is_where_the_engine_preempts_one_request_in_a_hundred():
     lengths = drawn_pairs(12000, seed=3)
     found = kv_wall_users(
-        Occupancy(block_distribution(lengths, block_tokens=32), 127), SLO, shift=NO_SHIFT, start=10
+        Occupancy([Holders(block_distribution(lengths, block_tokens=32))], 127),
+        SLO,
+        shift=NO_SHIFT,
+        start=10,
     )
     share = {}
     for users in (math.floor(found) - 1, math.floor(found) + 2):
@@ -51,7 +54,8 @@ def test_the_wall_is_where_the_engine_preempts_one_request_in_a_hundred():
 def test_variance_pools_so_four_times_the_pool_holds_more_than_four_times_the_users():
     law = block_distribution(drawn_pairs(), block_tokens=32)
     small, large = (
-        kv_wall_users(Occupancy(law, blocks), SLO, shift=NO_SHIFT, start=10) for blocks in (127, 511)
+        kv_wall_users(Occupancy([Holders(law)], blocks), SLO, shift=NO_SHIFT, start=10)
+        for blocks in (127, 511)
     )
     assert large > 4.1 * small
 
@@ -59,7 +63,12 @@ def test_variance_pools_so_four_times_the_pool_holds_more_than_four_times_the_us
 def test_thinking_users_leave_room_for_more():
     law = block_distribution(drawn_pairs(), block_tokens=32)
     busy, idle = (
-        kv_wall_users(Occupancy(law, 127, lambda _, p=p: p), SLO, shift=NO_SHIFT, start=10)
+        kv_wall_users(
+            Occupancy([Holders(law, lambda _, p=p: p)], 127),
+            SLO,
+            shift=NO_SHIFT,
+            start=10,
+        )
         for p in (1.0, 0.5)
     )
     assert 1.4 * busy < idle < 2.0 * busy  # less than twice: the atom adds variance
@@ -77,7 +86,7 @@ def test_conversations_are_resampled_whole():
 
 
 def test_the_interval_is_as_wide_as_repeated_measurements_spread():
-    exact = Occupancy(block_distribution(drawn_pairs(200000, seed=9), block_tokens=32), 127)
+    exact = Occupancy([Holders(block_distribution(drawn_pairs(200000, seed=9), block_tokens=32))], 127)
     pool = Pool(blocks=127, block_tokens=32)
     rough = kv_wall_users(exact, SLO, shift=FormulaShift(), start=16)
     engine = replayed_shift(drawn_pairs(20000, seed=9), pool, exact, SLO, x=rough)
