@@ -117,10 +117,13 @@ def answers_cached_of(runs: Sequence[Run]) -> bool:
     return bool(np.mean(np.concatenate(whole) if any(map(len, whole)) else [True]) > 0.5)
 
 
-def reusable_tokens(rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int) -> Floats:
+def reusable_tokens(
+    rows: Requests, answers_cached: bool, block_tokens: int, shared_prefix: int | Floats
+) -> Floats:
     """Returns how many tokens of each prompt an unlimited cache would hold, in whole blocks. Shape (n,).
 
     nan where unknown. An answer's last token is never stored. A prompt's last token is never reused.
+    shared_prefix: length of the text that all prompts begin with, or for each one, shape (n,).
     """
     before = turn_before(rows)
     kept = rows.prompt_tokens + (rows.output_tokens - 1.0 if answers_cached else 0.0)

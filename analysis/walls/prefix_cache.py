@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.think_time import Thinking, thinking_of
-from analysis.evidence.turns import Turns, reusable_tokens, turns_of
+from analysis.evidence.turns import Turns, answers_cached_of, reusable_tokens, turns_of
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
 from analysis.memory.eviction import FOUND_LIMIT, MOST_USERS, Eviction
@@ -43,16 +43,18 @@ class LevelHits:
     se: float
 
 
-def level_hits(runs: Sequence[Run], levels: Sequence[Level], turns: Turns) -> list[LevelHits]:
+Reusable = Callable[[Run], Floats]
+"""Returns the tokens of each request of a run that an unlimited cache would hold."""
+
+
+def level_hits(runs: Sequence[Run], levels: Sequence[Level], reusable_of: Reusable) -> list[LevelHits]:
     """Returns the hits of each trusted level, in rising order of users.
 
     They come from the requests' cached tokens, or else from the server's counter.
     """
     found = []
     for run in runs:
-        reusable = reusable_tokens(
-            run.requests, turns.answers_cached, turns.block_tokens, turns.shared_prefix
-        )
+        reusable = reusable_of(run)
         for level in levels:
             if level.trusted and level.run_id == run.info.run_id:
                 edges = np.linspace(level.window.begin_unix_s, level.window.end_unix_s, HIT_BATCHES + 1)
@@ -129,14 +131,17 @@ def prefix_wall(
 
     The result of a formula is corrected by the measured hits. None where nothing is reused, because
     conversations have one turn or the server has no prefix caching, and where the number is beyond
-    MOST_USERS. limit: the objective; by default FOUND_LIMIT.
+    MOST_USERS. With classes of users there is no formula: the wall is where measured hits fall below the
+    limit, and None if they do not. limit: the objective; by default FOUND_LIMIT.
     """
     limit = limit or FOUND_LIMIT
+    if runs[-1].info.classes:
+        return _measured_wall(runs, levels, pool, limit=limit, resamples=resamples, rng=rng)
     thinking = thinking_of(levels)
     turns = turns_of(runs, block_tokens=pool.block_tokens, shared_prefix=shared_prefix)
     if turns is None or thinking is None:
         return None
-    found = level_hits(runs, levels, turns)
+    found = level_hits(runs, levels, lambda run: _reusable(run, turns))
     caching = runs[-1].info.server.enable_prefix_caching
     if caching is False or (found[0].share < MIN_HITS if found else caching is None):
         return None
@@ -162,6 +167,50 @@ def prefix_wall(
         measured=len(found) > 1,
         with_pool=with_pool,
     )
+
+
+def _reusable(run: Run, turns: Turns) -> Floats:
+    return reusable_tokens(run.requests, turns.answers_cached, turns.block_tokens, turns.shared_prefix)
+
+
+def _measured_wall(
+    runs: Sequence[Run],
+    levels: Sequence[Level],
+    pool: Pool,
+    *,
+    limit: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> PrefixWall | None:
+    """Returns the wall between the measured levels whose relative hits are around the limit, on a line."""
+    answers_cached = answers_cached_of(runs)
+
+    def reusable(run: Run) -> Floats:
+        classes = run.info.classes or []
+        shared_of_class = {one.name: float(one.shared_tokens) for one in classes}
+        each = np.array([shared_of_class.get(name, 0.0) for name in run.requests.class_names] + [0.0])
+        return reusable_tokens(run.requests, answers_cached, pool.block_tokens, each[run.requests.user_class])
+
+    found = level_hits(runs, levels, reusable)
+    if len(found) < 2 or found[0].share < MIN_HITS:
+        return None
+    users = np.array([float(one.users) for one in found])
+    share = np.array([one.share for one in found])
+    spread = np.array([one.se for one in found])
+
+    def crossing(measured: Floats) -> float:
+        below = np.flatnonzero(measured < limit * measured[0])
+        if not len(below):
+            return float(users[-1])
+        low, high = below[0] - 1, below[0]
+        part = (measured[low] - limit * measured[0]) / (measured[low] - measured[high])
+        return float(users[low] + part * (users[high] - users[low]))
+
+    if not (share < limit * share[0]).any():
+        return None
+    draws = np.array([crossing(share + spread * rng.standard_normal(len(share))) for _ in range(resamples)])
+    x = crossing(share)
+    return PrefixWall(x=x, draws=draws, measured=True, with_pool=lambda factor: x * factor)
 
 
 def _response_s(thinking: Thinking, users: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.evidence.evidence import gather_evidence
 from analysis.evidence.lifetimes import censoring_weights
-from analysis.evidence.turns import turns_of
+from analysis.evidence.turns import reusable_tokens, turns_of
 from analysis.reading.runs import Run
 from analysis.walls.prefix_cache import level_hits
 from testing.truth.prefix_services import SLO, run_of
@@ -27,7 +27,9 @@ def test_answers_that_are_not_sent_back_as_they_were_are_not_reusable(run):
         turns = turns_of([one], block_tokens=16, shared_prefix=0)
         assert turns is not None
         assert turns.answers_cached is kept
-        assert level_hits([one], evidence.levels, turns)[0].share == pytest.approx(1.0, abs=0.01)
+        reusable = reusable_tokens(one.requests, kept, 16, 0)
+        (found, *_) = level_hits([one], evidence.levels, lambda _, known=reusable: known)
+        assert found.share == pytest.approx(1.0, abs=0.01)
 
 
 def test_what_the_end_of_a_run_cut_stands_for_longer_ones():
