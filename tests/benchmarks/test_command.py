@@ -10,7 +10,7 @@ from testing.processes import ROOT, clean_environment
 
 NAMES = (
     "client, analysis, peers, sizing, simulator, coverage, field, fidelity, gate, gpu, held_out, "
-    "prefix_cache, real_truth, real_ttft, search_cost, stalls"
+    "mixes, prefix_cache, real_truth, real_ttft, search_cost, stalls"
 )
 
 
