@@ -98,7 +98,7 @@ def _prefix_wall(evidence: Evidence, rng: np.random.Generator) -> PrefixWall | N
 def _gauge(evidence: Evidence) -> Gauge | None:
     if evidence.pool is None or evidence.pairs is None or evidence.gathered:
         return None
-    return gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=evidence.pairs.shared_prefix)
+    return gauge_of(evidence.runs, evidence.levels, evidence.pool, evidence.pairs)
 
 
 def _placed_walls(

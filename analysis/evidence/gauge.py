@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.evidence.lengths import LengthPairs
 from analysis.levels.context import Pool
 from analysis.levels.level import Level
 from analysis.reading.columns import Requests
@@ -24,10 +25,14 @@ class Gauge:
     off_se: float
 
 
-def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> Gauge | None:
-    """Compares gauge and rows over all runs; None where fewer than five scrapes had requests running."""
+def gauge_of(runs: Sequence[Run], levels: Sequence[Level], pool: Pool, pairs: LengthPairs) -> Gauge | None:
+    """Compares gauge and rows over all runs; None where fewer than five scrapes had requests running.
+
+    pairs: lengths of the requests, with what they share.
+    """
+    shared_prefix = pairs.shared_prefix
     free = [level for level in levels if level.trusted and not level.server.waiting_fraction > 0]
-    scrapes = [_scrapes(run, free, pool, shared_prefix=shared_prefix) for run in runs]
+    scrapes = [_scrapes(run, free, pool, pairs) for run in runs]
     running = np.concatenate([one.running for one in scrapes])
     held = np.concatenate([one.held for one in scrapes])
     if len(running) < 5:
@@ -48,19 +53,18 @@ class _Scrapes:
     held: Floats
     """Tokens that the gauge shows, all engines together."""
     rebuilt: Floats
-    """Tokens that follow from the rows, in whole blocks, a shared prefix left out."""
+    """Tokens that follow from the rows, in whole blocks, a prefix that all requests share left out."""
     active: Floats
 
 
-def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: int) -> _Scrapes:
+def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, pairs: LengthPairs) -> _Scrapes:
     unix = run.server.unix_s
     inside = np.zeros(len(unix), dtype=np.bool_)
     for level in levels:
         if level.run_id == run.info.run_id:
             inside |= (unix >= level.window.begin_unix_s) & (unix <= level.window.end_unix_s)
     inside &= (run.server.running > 0) & ~np.isnan(run.server.kv_cache_usage)
-    shared = shared_prefix // pool.block_tokens * pool.block_tokens
-    rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens, shared=shared)
+    rebuilt, active = _rebuilt(run.requests, unix[inside], pool.block_tokens, pairs)
     return _Scrapes(
         running=run.server.running[inside],
         held=run.server.kv_cache_usage[inside] * pool.tokens,
@@ -69,12 +73,19 @@ def _scrapes(run: Run, levels: Sequence[Level], pool: Pool, *, shared_prefix: in
     )
 
 
-def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: int) -> tuple[Floats, Floats]:
+def _rebuilt(
+    rows: Requests, at_unix_s: Floats, block_tokens: int, pairs: LengthPairs
+) -> tuple[Floats, Floats]:
     """Returns two arrays, computed from the rows, with a value for each instant of `at_unix_s`.
 
-    The first has the KV tokens in whole blocks, without a shared prefix. The second has the requests in
-    flight.
+    The first has the KV tokens in whole blocks, without a prefix that all requests share. A text that a class
+    of users shares is counted as often as is expected, for as many requests of the class. The second array
+    has the requests in flight.
     """
+    shared = np.full(len(rows), pairs.shared_prefix // block_tokens * block_tokens)
+    of_class = [rows.of_class(one.name) for one in pairs.classes]
+    for one, mine in zip(pairs.classes, of_class, strict=True):
+        shared[mine] = one.pairs.shared_prefix
     begins, ends = rows.start_unix_s + np.nan_to_num(rows.sent_s), rows.end_unix_s
     longest = float((ends - begins).max(initial=0.0))
     held, active = np.zeros(len(at_unix_s)), np.zeros(len(at_unix_s))
@@ -85,10 +96,12 @@ def _rebuilt(rows: Requests, at_unix_s: Floats, block_tokens: int, *, shared: in
         first_s, last_s = rows.first_chunk_s[index], rows.last_chunk_s[index]
         since = at - rows.start_unix_s[index]
         decoded = np.clip((since - first_s) / np.maximum(last_s - first_s, 1e-9), 0.0, 1.0)
-        tokens = np.maximum(rows.prompt_tokens[index] - shared, 1) + decoded * np.maximum(
+        tokens = np.maximum(rows.prompt_tokens[index] - shared[index], 1) + decoded * np.maximum(
             rows.output_tokens[index] - 1, 0
         )
         held[position] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
+        for one, mine in zip(pairs.classes, of_class, strict=True):
+            held[position] += one.pairs.shared_prefix * one.texts_among(int(mine[index].sum()))
         active[position] = len(index)
     return held, active
 

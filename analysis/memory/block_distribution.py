@@ -14,7 +14,7 @@ from analysis.statistics.arrays import Floats
 from loadtest.workload.classes import users_by_weight
 
 SMALLEST = 1e-9
-MOST_TEXTS = 16  # shared texts of a class that are counted one by one, the most popular
+POPULAR = 1.0  # requests in flight with a text, on average, from which on it is popular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -159,8 +159,9 @@ class Occupancy:
     before the next request arrives.
 
     With several classes of users, N_c of the N users belong to each, as in the load test. F is then the mean
-    over the requests of all classes. A text that some requests share is present with the probability that at
-    least one of them is in flight, independently of how many are.
+    over the requests of all classes. A text that some requests share is held once. A popular one is there
+    with the probability that at least one of its requests is in flight, independently of how many are; a rare
+    one belongs to the requests that have it, each with its mean part.
     """
 
     def __init__(self, holders: Sequence[Holders], blocks: int) -> None:
@@ -186,10 +187,10 @@ class Occupancy:
         preempted, requests = 0.0, 0.0
         blocked = 1.0
         for one, count, p in present:
-            power = one.power(p, count - 1)
+            power = one.power(p, count - 1, count)
             for other, others, q in present:
                 if other is not one:
-                    power = power * other.power(q, others)
+                    power = power * other.power(q, others, others)
             if shared is not None:
                 power = power * shared
             found = one.pressure(fft.irfft(power, self._size)[: self._blocks + 1], p)
@@ -222,10 +223,9 @@ class _OccupancyClass:
             distribution.entry[:top],
         )
         self._half_q = distribution.q / 2
-        self._texts = _grouped(holders.shared_texts) if holders.shared_blocks else []
-        one_text = np.zeros(size)
-        one_text[min(holders.shared_blocks, size - 1)] = 1.0
-        self._text = fft.rfft(one_text, size)
+        shares = np.asarray(holders.shared_texts, dtype=np.float64)
+        self._texts = shares / shares.sum() if holders.shared_blocks else np.empty(0)
+        self._text_blocks, self._size = holders.shared_blocks, size
 
     def holding(self, users: int) -> float:
         """Returns the probability that a user of the class holds blocks, at `users` users of all classes."""
@@ -246,38 +246,46 @@ class _OccupancyClass:
         )
 
     def shared(self, p: float, users: int) -> NDArray[np.complex128] | None:
-        """Returns the Fourier transform of the blocks of the class's shared texts; None if it has none."""
-        if not self._texts:
+        """Returns the Fourier transform of the blocks of the class's popular texts; None if it has none."""
+        popular = self._texts[p * self._texts * users >= POPULAR]
+        if not len(popular):
             return None
-        product = np.ones_like(self._text)
-        for share, texts in self._texts:
-            there = 1.0 - (1.0 - p * share) ** users
-            product = product * (1.0 - there + there * self._text) ** texts
-        return product
+        text = self._blocks_of(float(self._text_blocks))
+        there = 1.0 - (1.0 - p * popular) ** users
+        return np.asarray(np.prod([1.0 - one + one * text for one in there], axis=0))
 
-    def power(self, p: float, times: int) -> NDArray[np.complex128]:
-        """Returns the Fourier transform of the distribution of the blocks that `times` users hold together.
+    def _rare(self, p: float, users: int) -> NDArray[np.complex128] | float:
+        """Returns the Fourier transform of the blocks of rare texts that a request holds; 1 without such."""
+        rare = self._texts[p * self._texts * users < POPULAR]
+        share = float(rare.sum())
+        if not share or not p:
+            return 1.0
+        different = float(np.sum(1.0 - (1.0 - p * rare) ** users)) / (p * share * users)
+        return np.asarray(1.0 - share + share * self._blocks_of(different * self._text_blocks))
 
-        One user holds blocks with probability `p`. Repeated squaring in place is faster than `**` here.
+    def _blocks_of(self, blocks: float) -> NDArray[np.complex128]:
+        """Returns the Fourier transform of a number of blocks; between whole numbers, of both neighbours."""
+        found, low = np.zeros(self._size), min(int(blocks), self._size - 2)
+        found[low], found[low + 1] = 1.0 - (blocks - low), blocks - low
+        return np.asarray(fft.rfft(found, self._size))
+
+    def power(self, p: float, times: int, users: int) -> NDArray[np.complex128]:
+        """Returns the Fourier transform of the distribution of the blocks that `times` users hold together,
+        and of the rare text of one more request if there are more users.
+
+        One user holds blocks with probability `p`. users: those of the class. Repeated squaring in place is
+        faster than `**` here.
         """
-        square = 1.0 - p + p * self._held
-        power = np.ones_like(square)
+        rare = self._rare(p, users)
+        square = 1.0 - p + p * self._held * rare
+        power, more = np.ones_like(square), times < users
         while times:
             if times & 1:
                 power *= square
             times >>= 1
             if times:
                 square *= square
-        return power
-
-
-def _grouped(popularity: Sequence[float]) -> list[tuple[float, int]]:
-    """Returns pairs: a share of the requests, and the number of texts with it. Rare texts are one pair."""
-    shares = np.sort(np.asarray(popularity, dtype=np.float64) / np.sum(popularity))[::-1]
-    found = [(float(share), 1) for share in shares[:MOST_TEXTS]]
-    if len(shares) > MOST_TEXTS:
-        found.append((float(shares[MOST_TEXTS:].mean()), len(shares) - MOST_TEXTS))
-    return found
+        return power * rare if more else power
 
 
 def _folded(held: Floats, size: int) -> Floats:

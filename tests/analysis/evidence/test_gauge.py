@@ -17,7 +17,7 @@ def test_the_servers_gauge_agrees_with_the_length_law(tmp_path):
     evidence = gather_evidence([read_run(find_runs(tmp_path / "r")[0])], slo=SLO)
     assert evidence.pairs is not None
     assert evidence.pool is not None
-    found = gauge_of(evidence.runs, evidence.levels, evidence.pool, shared_prefix=0)
+    found = gauge_of(evidence.runs, evidence.levels, evidence.pool, evidence.pairs)
     assert found is not None
     law = block_distribution(evidence.pairs, block_tokens=32)
     assert found.tokens_per_request == pytest.approx(law.mean * 32, rel=0.05)
