@@ -11,13 +11,13 @@ import numpy as np
 from analysis.virtual.processes import for_each
 from testing.truth.mixes import MixSweep, swept_mix, virtual_mix
 
-MIXES, AT_ONCE = 60, 4
+MIXES, _SIDE_BY_SIDE = 60, 4
 
 
 def main() -> None:
     found: list[MixSweep] = []
-    for first in range(0, MIXES, AT_ONCE):
-        found += for_each(_found, range(first, first + AT_ONCE))
+    for first in range(0, MIXES, _SIDE_BY_SIDE):
+        found += for_each(_found, range(first, first + _SIDE_BY_SIDE))
         print(f"\r{len(found)} of {MIXES}", end="", file=sys.stderr)
     print("\r", end="", file=sys.stderr)
     print("mix     true  wall           class    answer  90 % interval     wall           class")

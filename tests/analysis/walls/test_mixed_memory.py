@@ -18,7 +18,7 @@ SLO = Slo(ttft_p95_s=5.0, tpot_p95_s=1.0)
 
 
 def service() -> Service:
-    """Three who chat in three turns for one who asks about documents, after one of two texts of 640 tokens."""
+    """Three chat in three turns; one asks about documents, after one of two texts of 640 tokens."""
     rng = np.random.default_rng(0)
     chats = []
     for _ in range(300):
