@@ -7,7 +7,7 @@ time come from the server's counters and gauges, and the wall lies where the fir
 which does not know the truth, and that of guidellm's goodput search.
 
 Parts in benchmarks/data/real_truth.json are not measured again: with the whole file the benchmark takes a
-second, without it an hour and a half. An interrupted benchmark continues; its runs are in build/real_truth.
+second, without it three hours. An interrupted benchmark continues; its runs are in build/real_truth.
 """
 
 import json
@@ -21,14 +21,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from analysis.evidence.lengths import length_pairs_of
-from analysis.memory.block_distribution import Holders, Occupancy, block_distribution
+from analysis.memory.block_distribution import Occupancy, holders_of
 from analysis.memory.formula_shift import FormulaShift, kv_wall_users
 from analysis.reading.runs import Run, find_runs, read_run
 from benchmarks.instrument import peer_tools
@@ -41,6 +41,7 @@ from testing.vllm.environment import VLLM, vllm_home
 from testing.vllm.server import BLOCK_SIZE, TINY_MODEL, start_vllm
 
 _KEPT = DATA / "real_truth.json"
+_WORKLOADS = DATA / "workloads"
 _FOLDER = Path("build/real_truth").resolve()
 
 _SLOTS, CONTEXT = 64, 1024
@@ -74,15 +75,24 @@ class RealDeployment:
 
     name: str
     blocks: int
-    prompt: str
-    output: str
+    prompt: str = "1"
+    output: str = "1"
     turns: int = 1
     think_s: str = "0"
     prefix_words: int = 0
     """Words of the system prompt that all requests share, about one token each. `prompt` includes it."""
+    classes: bool = False
+    """Whether the traffic is that of classes of users, in the workload file with this name."""
 
     @property
     def load(self) -> list[str]:
+        if self.classes:
+            return [
+                "--workload",
+                str(_WORKLOADS / f"{self.name.replace(' ', '_')}.toml"),
+                "--thinking",
+                "off",
+            ]
         lengths = ["--prompt-tokens", self.prompt, "--output-tokens", self.output]
         return [*lengths, "--turns", str(self.turns), "--think-s", self.think_s, "--thinking", "off"]
 
@@ -105,21 +115,29 @@ _DEPLOYMENTS = (
         turns=2,
         think_s="exp:0.2",
     ),
+    RealDeployment(name="agents", blocks=128, classes=True),
+    RealDeployment(name="documents", blocks=160, classes=True),
+    RealDeployment(name="sessions", blocks=96, classes=True),
+    RealDeployment(name="chat and documents", blocks=128, classes=True),
+    RealDeployment(name="chat and agents", blocks=112, classes=True),
+    RealDeployment(name="mix", blocks=144, classes=True),
 )
 
 
 def main() -> None:
-    """Measures the parts that are missing and prints the table of docs/benchmarks.md."""
+    """Measures the parts that are missing, of all deployments or of `--only=NAME`, and prints the table of docs/benchmarks.md."""
     kept: Json = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
+    asked = [word.removeprefix("--only=") for word in sys.argv if word.startswith("--only=")]
     for deployment in _DEPLOYMENTS:
-        _complete(deployment, kept)
+        if not asked or deployment.name in asked:
+            _complete(deployment, kept)
     _print_table(kept)
 
 
 def _complete(deployment: RealDeployment, kept: Json) -> None:
     """Measures the missing parts of a deployment and writes each to the data file when it is ready."""
     found = kept.setdefault(deployment.name, {})
-    steps = [step for step in STEPS if step not in found]
+    steps = [step for step in STEPS if step not in found and (step != GUIDELLM or not deployment.classes)]
     if not steps:
         return
     folder = _FOLDER / deployment.name
@@ -201,15 +219,11 @@ def _rough(deployment: RealDeployment, url: str, folder: Path) -> tuple[int, int
     held_s = float(rows.end_unix_s.max() - rows.start_unix_s.min())
     active = min(float(np.sum(rows.end_s - rows.sent_s)) / (LIGHT * held_s), 1.0)
     blocks = deployment.blocks - 1 - pairs.shared_prefix // BLOCK_SIZE
-    distribution = block_distribution(pairs, block_tokens=BLOCK_SIZE)
-    low = int(
-        kv_wall_users(
-            Occupancy([Holders(distribution, lambda _: active)], blocks),
-            LIMITS,
-            shift=FormulaShift(),
-            start=LIGHT,
-        )
-    )
+    holders = [
+        replace(one, active=lambda _: active)
+        for one in holders_of(pairs, block_tokens=BLOCK_SIZE, thinking=None)
+    ]
+    low = int(kv_wall_users(Occupancy(holders, blocks), LIMITS, shift=FormulaShift(), start=LIGHT))
     return low, low + 1
 
 
