@@ -125,7 +125,8 @@ _DEPLOYMENTS = (
 
 
 def main() -> None:
-    """Measures the parts that are missing, of all deployments or of `--only=NAME`, and prints the table of docs/benchmarks.md."""
+    """Measures the parts that are missing, of all deployments or of `--only=NAME`, and prints the table of
+    docs/benchmarks.md."""
     kept: Json = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
     asked = [word.removeprefix("--only=") for word in sys.argv if word.startswith("--only=")]
     for deployment in _DEPLOYMENTS:
