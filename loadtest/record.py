@@ -149,6 +149,18 @@ class UserClass(msgspec.Struct, kw_only=True, frozen=True):
     objectives: ClassObjectives = ClassObjectives()
 
 
+class RecordedFacts(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What a replayed request was like when it was recorded, and what it could find in a prefix cache."""
+
+    prompt_tokens: int | None = None
+    """Tokens of the recorded prompt with its history; null if the file does not state them."""
+    output_tokens: int | None = None
+    """Tokens of the recorded answer; null in the same case."""
+    reusable_tokens: int = 0
+    """Tokens of the prompt that a prefix cache without a limit would hold: of the history, or of a beginning
+    that earlier sessions sent too."""
+
+
 class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     """One attempted request. Fields that end in `_unix_s` are Unix times. All other fields that end in `_s`
     are seconds since `start_unix_s`, by a monotonic clock."""
@@ -167,6 +179,14 @@ class RequestRecord(msgspec.Struct, kw_only=True, frozen=True):
     step: int = 0
     """Number of the request in a turn of the user: 0 for what a person asks, larger for an answer of a
     tool."""
+    session: str | None = None
+    """Id of the recorded session that the request belongs to, or the number of its line; null unless sessions
+    are replayed."""
+    late_s: float | None = None
+    """Seconds by which a turn of a session was sent later than it was due, most often because the answer
+    before came late; null if it was in time, and in a run without sessions."""
+    recorded: RecordedFacts | None = None
+    """Null unless sessions are replayed."""
     level_users: int | None
     """Users of the level in which the request started; null outside levels (users starting, or open loop)."""
     scheduled_unix_s: float | None = None
@@ -320,6 +340,31 @@ class OwnPromptsInfo(msgspec.Struct, kw_only=True):
     """Whether the server was asked to keep them apart from those of earlier runs in its prefix cache."""
 
 
+class SessionsInfo(msgspec.Struct, kw_only=True):
+    """The recorded sessions that were replayed (setting `sessions`)."""
+
+    file: str
+    """Name of the file, without its folder."""
+    format: str
+    sessions: int
+    """Number of sessions in the file, and next of their turns."""
+    turns: int
+    has_text: bool
+    """Whether some requests were sent with the text that the file has for them."""
+    history: str
+    """Whose answers were sent back: `server` or `recorded`."""
+    times: str
+    """When turns were sent: after their `pauses`, or at their `recorded` times."""
+    too_long: int = 0
+    """Sessions longer than the model's context, which end early; and next, those of them that never began."""
+    never_begun: int = 0
+    begun_again: int = 0
+    """Times that the file was sent to its end and begun again."""
+    kept_apart: bool = False
+    """Whether the server was asked to keep texts of the file apart from those of earlier runs in its prefix
+    cache."""
+
+
 class ClientInfo(msgspec.Struct, kw_only=True, frozen=True):
     """The software and the machine that generated the load."""
 
@@ -365,6 +410,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     request that failed so to the first that succeeded again."""
     classes: list[UserClass] | None = None
     """The classes of users as the workload file states them (setting `workload`); null without one."""
+    sessions: SessionsInfo | None = None
+    """Null unless recorded sessions were replayed."""
     own_prompts: OwnPromptsInfo | None = None
     """Null if the prompts were synthetic."""
     shortfall: str | None = None

@@ -32,6 +32,8 @@ ENVIRONMENT_PREFIX = "LOADTEST_"
 NO_KEY = "EMPTY"
 MAX_USERS = 100_000
 """Largest accepted number of users: catches typing errors, far above what one server can hold."""
+RECORDED_ARRIVALS = "recorded"
+"""Value of the setting `arrivals` with which sessions begin when they began in their file."""
 _SLO = Slo()
 _CLASS_SETTINGS = ("prompt_tokens", "output_tokens", "think_s", "turns")
 """Settings that describe the users of a run without a workload file."""
@@ -133,13 +135,16 @@ class Settings(BaseSettings):
     arrivals: str | None = Field(
         None,
         description="open loop of level_s seconds: constant:RATE, poisson:RATE or gamma:RATE,BURSTINESS; "
-        "RATE in requests/s, or FROM-TO",
+        "RATE in requests/s, or FROM-TO; with sessions, RATE in sessions/s, or recorded: they begin as in "
+        "their file",
     )
     trace: Path | None = Field(
         None,
         description="open loop from a trace file: Azure CSV, Mooncake JSONL, or CSV of seconds,prompt,output",
     )
-    trace_speed: float = Field(1, gt=0, description="replay the trace this many times as fast")
+    trace_speed: float = Field(
+        1, gt=0, description="replay the trace, or the recorded times of sessions, this many times as fast"
+    )
     prompts: Path | None = Field(
         None, description="JSONL of {messages: [...]}: your own prompts instead of synthetic text"
     )
@@ -147,6 +152,19 @@ class Settings(BaseSettings):
         None,
         description="TOML file of classes of users, each with its lengths, turns and pauses "
         "(docs/workloads.md)",
+    )
+    sessions: Path | None = Field(
+        None,
+        description="file of recorded sessions to replay: ShareGPT, Mooncake, Azure, BurstGPT, OpenAI batch, "
+        "OpenTelemetry spans or our own JSONL (docs/workloads.md)",
+    )
+    session_times: Literal["pauses", "recorded"] = Field(
+        "pauses",
+        description="when turns of a session are sent: pauses after the answer before, or recorded times "
+        "(with arrivals)",
+    )
+    session_history: Literal["server", "recorded"] = Field(
+        "server", description="answers that are sent back in sessions: server's own, or recorded"
     )
     ignore_eos: bool = Field(True, description="make every answer as long as was drawn: true or false")
     temperature: float = Field(0, ge=0, description="sampling temperature")
@@ -202,6 +220,7 @@ class Settings(BaseSettings):
             self._refuse_users_in_open_loop()
         if self.workload is not None:
             self._refuse_beside_workload()
+        self._check_sessions()
         return self
 
     def _refuse_other_answers(self) -> None:
@@ -236,6 +255,23 @@ class Settings(BaseSettings):
                     "--arrivals: an open loop has no conversations."
                 )
 
+    def _check_sessions(self) -> None:
+        given = [name for name in ("workload", "trace", "prompts") if getattr(self, name) is not None]
+        given += [name for name in _CLASS_SETTINGS if name in self.model_fields_set]
+        if self.sessions is None:
+            if self.arrivals == RECORDED_ARRIVALS:
+                raise ValueError("--arrivals recorded needs --sessions, whose file says when sessions begin.")
+        elif given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} cannot be combined with --sessions: the file "
+                f"{self.sessions} says what users ask."
+            )
+        elif self.session_times == "recorded" and self.arrivals is None:
+            raise ValueError(
+                "--session-times recorded needs --arrivals: in a closed loop, a session begins when another "
+                "one has ended."
+            )
+
     @property
     def open_loop(self) -> bool:
         """Whether the load is an open loop: requests are sent at given times, without waiting for earlier
@@ -254,7 +290,7 @@ class Settings(BaseSettings):
                 "--turns and --think-s cannot be combined with --arrivals or --trace: an open loop has no "
                 "users."
             )
-        if self.arrivals is not None:
+        if self.arrivals is not None and self.arrivals != RECORDED_ARRIVALS:
             ArrivalProcess.parse(self.arrivals)
 
     @property
@@ -272,10 +308,12 @@ class Settings(BaseSettings):
         """Returns the settings that the master sends to its workers, as JSON values without secrets. Left out
         are the API key, the values of extra headers, credentials in addresses, and what `extra_body` has
         under names such as `api_key`. With a workload file the lengths, turns and pauses are null: the
-        classes have them."""
+        classes have them; so it is with sessions, whose file only the master reads."""
         values = self.model_dump(mode="json", exclude={"api_key"})
-        if self.workload is not None:
+        if self.workload is not None or self.sessions is not None:
             values.update(dict.fromkeys(_CLASS_SETTINGS))
+        if self.sessions is not None:
+            values["sessions"] = self.sessions.name
         return {name: public_value(name, value) for name, value in values.items()}
 
     def public(self) -> dict[str, object]:
@@ -367,6 +405,7 @@ def settings_from_shared(values: Mapping[str, object], own: Mapping[str, object]
     no_file = {"workload": None}  # the plan of the run has its classes; the file may be on the master's disk
     private = _validated(no_file | {name: own[name] for name in names if own.get(name) not in (None, "")})
     given = {name: value for name, value in values.items() if value is not None} | no_file
+    given["sessions"] = values.get("sessions")
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         hidden = values.get(name)

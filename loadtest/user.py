@@ -12,6 +12,7 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.clock import unix_now
 from loadtest.locust_plugin.levels import LevelShape
 from loadtest.locust_plugin.process import LoadTestProcess
 from loadtest.locust_plugin.shape import Shape
@@ -19,9 +20,11 @@ from loadtest.locust_plugin.statistics import tell_locust
 from loadtest.record import Outcome, RequestRecord
 from loadtest.run.generator import Generator
 from loadtest.run.open_loop import LOOKAHEAD_S
+from loadtest.run.sessions.playing import lateness_s
 from loadtest.workload.classes import ClassPlan
 from loadtest.workload.conversations import ChatRequest, Conversation
 from loadtest.workload.pauses import ErrorPauses
+from loadtest.workload.sessions.replay import SessionReplay
 
 USERS_A_WORKER = 1_000_000
 """User numbers reserved for each worker: those of worker i begin at i times this."""
@@ -48,7 +51,8 @@ class ChatUser(User):
         self.number = index * USERS_A_WORKER + next(self._numbers)
         self._plan: ClassPlan | None = None
         self._conversations = itertools.count()
-        self._conversation: Conversation | None = None
+        self._conversation: Conversation | SessionReplay | None = None
+        self._due_unix_s: float | None = None
         self._requests: Iterator[ChatRequest] = iter(())
         self._waits: random.Random | None = None
         self._has_waited = False
@@ -64,7 +68,8 @@ class ChatUser(User):
           than people think, because Locust starts all users of one second at once, and users who begin
           together and think equally long would ask together again and again,
         - closed loop, later: the think time, or the time that a tool works if the turn has further steps;
-          and before it the pause if the last request has failed.
+          and before it the pause if the last request has failed;
+        - recorded sessions, later: the recorded pause before the next turn, and none before a new session.
         """
         generator = self.load_test_process.generator
         if generator is None:
@@ -79,7 +84,11 @@ class ChatUser(User):
                 return plan.think_s.draw_remaining(self._waits)
             return self._waits.uniform(0, stagger_s)
         pause_s, self._pause_s = self._pause_s, 0.0
-        in_turn = self._conversation is not None and self._conversation.in_turn
+        if generator.replays_sessions:
+            pause_s += self._conversation.pause_s if isinstance(self._conversation, SessionReplay) else 0.0
+            self._due_unix_s = unix_now() + pause_s
+            return pause_s
+        in_turn = isinstance(self._conversation, Conversation) and self._conversation.in_turn
         return pause_s + (plan.tool_s if in_turn else plan.think_s).draw(self._waits)
 
     @task
@@ -97,10 +106,14 @@ class ChatUser(User):
             return  # the first wait comes before the first request
         if self._pauses is None:
             self._pauses = ErrorPauses(generator.settings.error_pause_s)
-        if not generator.has_prompt():
+        if not self._is_in_session() and not generator.has_prompt():
             return
         request = self._next_request(generator)
-        record, text = generator.chat(request, user=self.number, pauses=self._pauses)
+        if request is None:
+            return
+        due_unix_s, self._due_unix_s = self._due_unix_s, None
+        late_s = None if due_unix_s is None or request.turn == 0 else lateness_s(due_unix_s)
+        record, text = generator.chat(request, user=self.number, pauses=self._pauses, late_s=late_s)
         self._pause_s = record.pause_s or 0.0
         self._go_on(record, text)
         tell_locust(self.environment, record)
@@ -116,13 +129,20 @@ class ChatUser(User):
                 output_tokens=record.output_tokens,
                 chunks=len(record.chunk_s),
             )
+        elif isinstance(self._conversation, SessionReplay) and record.outcome is not Outcome.CANCELLED:
+            self._conversation.failed()
         else:
             self._requests, self._conversation = iter(()), None
+
+    def _is_in_session(self) -> bool:
+        """Whether the user replays a recorded session that has a further turn."""
+        return isinstance(self._conversation, SessionReplay) and self._conversation.following is not None
 
     def _send_what_is_due(self, generator: Generator) -> None:
         """Hands over the requests that this worker has to send soon, and does not wait for their answers.
         Used only in an open loop. There each worker has a single user, which hands over all requests of the
         worker."""
+        generator.begin_due_sessions()
         for stream in generator.due_soon():
             generator.send_when_due(stream)
             gevent.sleep(0)  # lets others run between two prompts, which may be long to make
@@ -132,15 +152,24 @@ class ChatUser(User):
             self._plan = generator.class_plan(self.class_name)
         return self._plan
 
-    def _next_request(self, generator: Generator) -> ChatRequest:
+    def _next_request(self, generator: Generator) -> ChatRequest | None:
+        """Returns the user's next request; None if the context has just cut a recorded session, and the next
+        one is to be awaited."""
+        was_in_session = self._is_in_session()
         request = next(self._requests, None)
-        if request is None:
-            number = next(self._conversations)
-            plan = self._class_plan(generator)
-            self._conversation = generator.conversation(plan, user=self.number, number=number)
+        if request is None and was_in_session:
+            generator.count_cut_session()
+        elif request is None:
+            self._conversation = self._next_conversation(generator)
             self._requests = self._conversation.requests()
             request = next(self._requests)
         return request
+
+    def _next_conversation(self, generator: Generator) -> Conversation | SessionReplay:
+        if generator.replays_sessions:
+            return generator.next_session()
+        number = next(self._conversations)
+        return generator.conversation(self._class_plan(generator), user=self.number, number=number)
 
 
 @events.init.add_listener

@@ -20,7 +20,7 @@ from loadtest.client.transport import (
     StampingConnector,
     current_byte_times,
 )
-from loadtest.record import Outcome, RequestRecord
+from loadtest.record import Outcome, RecordedFacts, RequestRecord
 
 REUSE_RACE_S = 0.5
 """Seconds after sending within which the end of a reused connection means that the server had closed it
@@ -45,6 +45,9 @@ class StreamRequest(msgspec.Struct, kw_only=True, frozen=True):
     max_tokens: int
     timeout_s: float
     scheduled_unix_s: float | None = None
+    session: str | None = None
+    late_s: float | None = None
+    recorded: RecordedFacts | None = None
     keep_text: bool = False
     """Whether to return the text of the answer."""
 
@@ -209,6 +212,9 @@ class _Attempt:
             user_class=request.user_class,
             turn=request.turn,
             step=request.step,
+            session=request.session,
+            late_s=request.late_s,
+            recorded=request.recorded,
             level_users=request.level_users,
             scheduled_unix_s=request.scheduled_unix_s,
             start_unix_s=clock.start_unix_s,

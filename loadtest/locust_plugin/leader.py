@@ -14,7 +14,13 @@ from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
 from loadtest.locust_plugin.ending import Ending, take_sigterm_as_ctrl_c
-from loadtest.locust_plugin.load import ArrivalSharing, LevelKeeper, MixedUsers, PromptSharing
+from loadtest.locust_plugin.load import (
+    ArrivalSharing,
+    LevelKeeper,
+    MixedUsers,
+    PromptSharing,
+    SessionSharing,
+)
 from loadtest.locust_plugin.options import HiddenHost, LocustOptions
 from loadtest.locust_plugin.reports import WorkerReports, worker_names
 from loadtest.locust_plugin.worker import DELIVERY_S, Worker
@@ -25,6 +31,7 @@ from loadtest.run.messages import (
     LeaderTime,
     PromptNumbersWanted,
     RowBatch,
+    SessionsWanted,
     StopAsking,
     StopMeasuring,
     WorkerRefused,
@@ -44,6 +51,7 @@ class _LedRun(NamedTuple):
     levels: LevelKeeper
     arrivals: ArrivalSharing
     prompts: PromptSharing
+    sessions: SessionSharing
 
 
 class Leader:
@@ -87,6 +95,7 @@ class Leader:
         self._channel.on_from(WorkerReport, self._take_report)
         self._channel.on(WorkerRefused, self._take_refusal)
         self._channel.on_from(PromptNumbersWanted, self._give_prompts)
+        self._channel.on_from(SessionsWanted, self._give_sessions)
         self._environment.events.spawning_complete.add_listener(self._on_spawning_complete)
         self._environment.events.test_stopping.add_listener(self._on_test_stopping)
         if self.options.headless:
@@ -100,6 +109,11 @@ class Leader:
     def coordinator(self) -> Coordinator | None:
         """The coordinator of the run in progress; None between runs."""
         return None if self._run is None else self._run.coordinator
+
+    @property
+    def handing_out(self) -> bool:
+        """Open loop of recorded sessions: whether some have not begun."""
+        return self._run is not None and self._run.sessions.handing_out
 
     @property
     def worker_count(self) -> int:
@@ -126,9 +140,9 @@ class Leader:
                 coordinator, runner=self._runner, channel=self._channel, reports=self.reports
             )
             arrivals = ArrivalSharing(coordinator, runner=self._runner, channel=self._channel)
-            self._run = _LedRun(
-                coordinator, levels, arrivals, PromptSharing(runner=self._runner, channel=self._channel)
-            )
+            prompts = PromptSharing(runner=self._runner, channel=self._channel)
+            sessions = SessionSharing(coordinator, runner=self._runner, channel=self._channel)
+            self._run = _LedRun(coordinator, levels, arrivals, prompts, sessions)
             self._receivers[coordinator.plan.run_id] = coordinator.receiver
             self.options.send_plan(coordinator.plan)
             if self._own_worker is not None:
@@ -162,6 +176,7 @@ class Leader:
         the work."""
         if self._run is not None:
             self._run.levels.end()
+            self._run.sessions.end()
         coordinator, self._run = self.coordinator or self._unfinished, None
         if coordinator is None:
             return
@@ -178,6 +193,7 @@ class Leader:
             workers=self.reports.workers(),
             clipped=self.reports.clipped,
             prompts_used=self.reports.prompts_used,
+            sessions_cut=self.reports.sessions_cut,
         )
         self._unfinished = None
         self._complete = True
@@ -224,6 +240,10 @@ class Leader:
         if self._run is not None:
             self._run.prompts.give(sender)
 
+    def _give_sessions(self, _: SessionsWanted, sender: str) -> None:
+        if self._run is not None:
+            self._run.sessions.give(sender)
+
     def _take_refusal(self, refusal: WorkerRefused) -> None:
         """Ends the test, because a worker cannot take part. The test would have fewer users than it states,
         and its results would mislead."""
@@ -238,7 +258,10 @@ class Leader:
     def _on_spawning_complete(self, user_count: int, **_: object) -> None:
         if self._run is None or not user_count:
             return
-        if self._run.coordinator.settings.open_loop:
+        settings = self._run.coordinator.settings
+        if settings.open_loop and settings.sessions is not None:
+            self._run.sessions.begin()
+        elif settings.open_loop:
             self._run.arrivals.share()
         elif self._runner.user_count > user_count:
             self._run.levels.begin_when_others_have_ended(user_count)

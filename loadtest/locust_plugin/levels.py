@@ -19,7 +19,7 @@ from loadtest.run.coordinator import Coordinator
 from loadtest.run.live.lateness import MUCH_TOO_LATE
 from loadtest.run.live.level import LiveLevel
 from loadtest.run.live.line import LATE_ADVICE, live_text
-from loadtest.settings import Settings
+from loadtest.settings import RECORDED_ARRIVALS, Settings
 from loadtest.workload.classes import ClassPlan
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class LevelShape(Shape):
 
     def _arrive(self, coordinator: Coordinator) -> UsersAndSpawnRate:
         self._users = self.leader.worker_count
-        if self.leader.reports.arriving:
+        if self.leader.reports.arriving or self.leader.handing_out:
             return self._users, self._spawn_rate
         self._end(drain_s=coordinator.settings.request_timeout_s)
         return None
@@ -284,6 +284,10 @@ def _short_levels(settings: Settings) -> str | None:
 def _arrivals_text(coordinator: Coordinator, time_limit_s: float | None) -> str:
     settings = coordinator.settings
     process = settings.arrivals or f"trace {settings.trace} at {settings.trace_speed:g} times its speed"
+    what = "requests"
+    if settings.sessions is not None:
+        what, speed = "sessions", settings.trace_speed
+        process += f" at {speed:g} times their speed" if settings.arrivals == RECORDED_ARRIVALS else ""
     end = f", at most {time_limit_s:.0f} s" if time_limit_s is not None else ""
     minutes = coordinator.arrivals_s / 60
-    return f"open loop, {process}: {coordinator.arrivals_count:,} requests in {minutes:.1f} min{end}"
+    return f"open loop, {process}: {coordinator.arrivals_count:,} {what} in {minutes:.1f} min{end}"

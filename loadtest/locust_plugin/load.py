@@ -5,6 +5,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import gevent
 from locust import User
 from locust.dispatch import UsersDispatcher
 from locust.env import Environment
@@ -13,10 +14,10 @@ from locust.runners import MasterRunner, Runner
 from loadtest.clock import unix_now
 from loadtest.errors import InputError
 from loadtest.locust_plugin.channel import Channel
-from loadtest.locust_plugin.reports import WorkerReports, worker_names
+from loadtest.locust_plugin.reports import WorkerReports, worker_ids, worker_names
 from loadtest.record import UserClass
 from loadtest.run.coordinator import Coordinator
-from loadtest.run.messages import ArrivalAssignments, CurrentLevel, PromptNumbers
+from loadtest.run.messages import ArrivalAssignments, CurrentLevel, PromptNumbers, SessionBatch
 from loadtest.run.open_loop import LOOKAHEAD_S
 from loadtest.workload.arrivals import WorkerAssignment
 from loadtest.workload.classes import mix_order
@@ -25,8 +26,18 @@ FIRST_ARRIVALS_S = 0.5
 """Seconds between the message that assigns arrivals to workers and the first of these arrivals."""
 
 
+FIRST_SESSIONS_S = 1.5
+"""Seconds between the start of an open loop of recorded sessions and the first of them: workers look for what is
+due twice a second."""
+SESSIONS_AHEAD_S = 2 * LOOKAHEAD_S
+"""Seconds before a session is due at which a worker gets it."""
+SESSIONS_LOOK_S = 0.5
+"""Seconds between two looks which sessions are due."""
+BEGUN_KNOWN_S = 3.0
+"""Seconds after the last session is due in which all workers have surely reported that they play it."""
 PROMPTS_AT_ONCE = 4
-"""Numbers of own prompts that a worker gets at once: so many may wait unused in a worker with few users."""
+"""Numbers of own prompts, or recorded sessions, that a worker gets at once: so many may wait unused in a
+worker with few users."""
 ALL_PROMPTS_AT_ONCE = 64
 """The same where one process does everything, and no other could want them."""
 
@@ -91,6 +102,53 @@ class PromptSharing:
         count = PROMPTS_AT_ONCE if isinstance(self._runner, MasterRunner) else ALL_PROMPTS_AT_ONCE
         self._channel.send(PromptNumbers(first=self._next, count=count), to=worker_id)
         self._next += count
+
+
+class SessionSharing:
+    """Gives out recorded sessions, each to one worker: to those that ask in a closed loop, and shortly before
+    they are due in an open one."""
+
+    def __init__(self, coordinator: Coordinator, *, runner: Runner, channel: Channel) -> None:
+        self._coordinator = coordinator
+        self._runner = runner
+        self._channel = channel
+        self._start_unix_s: float | None = None
+        self._ended = False
+
+    @property
+    def handing_out(self) -> bool:
+        """Open loop: whether some sessions have not begun, as far as the leader knows."""
+        start_unix_s, coordinator = self._start_unix_s, self._coordinator
+        if coordinator.sessions is None or not coordinator.settings.open_loop:
+            return False
+        return start_unix_s is None or unix_now() < start_unix_s + coordinator.arrivals_s + BEGUN_KNOWN_S
+
+    def give(self, worker_id: str) -> None:
+        """Sends the next few sessions to a worker that asks. worker_id: the sender of its message."""
+        if self._coordinator.sessions is not None:
+            sessions = [self._coordinator.take_session() for _ in range(PROMPTS_AT_ONCE)]
+            self._channel.send(SessionBatch(sessions=sessions), to=worker_id)
+
+    def begin(self) -> None:
+        """Begins an open loop, if it has not begun: its sessions are due from now on."""
+        if self._start_unix_s is None:
+            self._start_unix_s = unix_now() + FIRST_SESSIONS_S
+            self._coordinator.begin_arrivals(self._start_unix_s)
+            gevent.spawn(self._keep_sending, self._start_unix_s)
+
+    def end(self) -> None:
+        self._ended = True
+
+    def _keep_sending(self, start_unix_s: float) -> None:
+        assert self._coordinator.sessions is not None
+        while not self._ended and self.handing_out:
+            due = self._coordinator.sessions.take_due(unix_now() - start_unix_s + SESSIONS_AHEAD_S)
+            workers = worker_ids(self._runner)
+            for index, worker in enumerate(workers):
+                if mine := due[index :: len(workers)]:
+                    batch = SessionBatch(sessions=mine, start_unix_s=start_unix_s)
+                    self._channel.send(batch, to=worker)
+            gevent.sleep(SESSIONS_LOOK_S)
 
 
 class ArrivalSharing:

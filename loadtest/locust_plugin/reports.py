@@ -20,6 +20,15 @@ def worker_names(runner: Runner) -> tuple[str, ...]:
     return tuple(str(index) for index in sorted(runner.worker_indexes[client.id] for client in present))
 
 
+def worker_ids(runner: Runner) -> tuple[str | None, ...]:
+    """Returns the ids to which messages for the processes that run users are sent, in the order of their
+    names. None stands for the only process."""
+    if not isinstance(runner, MasterRunner):
+        return (None,)
+    present = [*runner.clients.ready, *runner.clients.spawning, *runner.clients.running]
+    return tuple(client.id for client in sorted(present, key=lambda each: runner.worker_indexes[each.id]))
+
+
 class WorkerReports:
     """Keeps the last report of each worker of a run, and the time at which it came."""
 
@@ -60,6 +69,11 @@ class WorkerReports:
     def clipped(self) -> int:
         """Number of request lengths that were clipped, because they did not fit into the model's context."""
         return sum(report.clipped for report in self._reports.values())
+
+    @property
+    def sessions_cut(self) -> int:
+        """Number of replayed sessions that the model's context has cut, as the server counts."""
+        return sum(report.sessions_cut for report in self._reports.values())
 
     @property
     def prompts_used(self) -> int:

@@ -24,6 +24,8 @@ from loadtest.run.messages import (
     PromptNumbers,
     PromptNumbersWanted,
     RowReceipt,
+    SessionBatch,
+    SessionsWanted,
     StopAsking,
     StopMeasuring,
     WorkerRefused,
@@ -69,6 +71,7 @@ class Worker:
         channel.on(CurrentLevel, self._take_level)
         channel.on(ArrivalAssignments, self._take_assignments)
         channel.on(PromptNumbers, self._take_prompts)
+        channel.on(SessionBatch, self._take_sessions)
         channel.on(StopAsking, self._stop_asking)
         channel.on(StopMeasuring, self._stop_measuring)
         gevent.spawn(self._keep_reporting)
@@ -96,6 +99,7 @@ class Worker:
             host=self._host.for_plan(plan),
             private=self._options.private(),
             ask_for_prompts=lambda: self._channel.send(PromptNumbersWanted()),
+            ask_for_sessions=lambda: self._channel.send(SessionsWanted()),
         )
         self._report()
 
@@ -175,6 +179,10 @@ class Worker:
     def _take_prompts(self, numbers: PromptNumbers) -> None:
         if self.generator is not None:
             self.generator.take_prompts(numbers)
+
+    def _take_sessions(self, batch: SessionBatch) -> None:
+        if self.generator is not None:
+            self.generator.take_sessions(batch)
 
     def _stop_asking(self, _: StopAsking) -> None:
         if self.generator is not None:

@@ -36,12 +36,14 @@ from loadtest.run.live.refusal import RefusalWatch
 from loadtest.run.loop import LoopThread
 from loadtest.run.messages import RunPlan, WorkerReport
 from loadtest.run.open_loop import planned_arrivals
+from loadtest.run.sessions.ledger import SessionLedger, session_lines
 from loadtest.run.shipping import Receiver
 from loadtest.run.sink import FLUSH_S, RowFile, create_run_folder, new_run_id, write_run_info
 from loadtest.server.gpu_sensors import NvmlGpus
 from loadtest.server.preflight import Preflight, inspect_server, preflight_summary
 from loadtest.server.scrape import Scraper
 from loadtest.settings import Settings
+from loadtest.workload.conversations import usable_context
 from loadtest.workload.own_prompts import OwnPrompts
 from loadtest.workload.prompts import read_prompts
 
@@ -145,13 +147,18 @@ class Coordinator:
         """Number of requests that succeeded, in the whole run."""
         self.failures: Counter[str] = Counter()
         """Failed requests of the whole run by kind: the HTTP status, or the outcome."""
-        self.arrivals_count, self.arrivals_s = _extent(settings)
-        """Open loop: number of arrivals, and seconds that they take together."""
+        planned_arrivals(settings)  # raises InputError before the server is asked anything
+        self.sessions = None if settings.sessions is None else SessionLedger(settings)
+        """The recorded sessions that are replayed; None without any."""
         self._loop = loop
         nonce = uuid.uuid4().hex[:8]
         self.preflight, scraper = loop.run(inspect_server(self.target, settings, nonce=nonce))
         now = unix_now()
         try:
+            if self.sessions is not None:
+                self.sessions.fit(usable_context(self.preflight.server.max_model_len))
+            self.arrivals_count, self.arrivals_s = _extent(settings, self.sessions)
+            """Open loop: number of arrivals, and seconds within which they begin."""
             self.folder = _make_folder(
                 settings.reports_dir, new_run_id(model=self.preflight.model, unix_s=now)
             )
@@ -159,6 +166,7 @@ class Coordinator:
             loop.run(scraper.close())
             raise
         self.info = _run_info(self.folder.name, self.preflight, self.target, settings, scenario, now)
+        salted = settings.prompts is not None or (self.sessions is not None and self.sessions.has_text)
         self.plan = RunPlan(
             run_id=self.folder.name,
             folder=str(self.folder.resolve()),
@@ -168,10 +176,14 @@ class Coordinator:
             max_model_len=self.preflight.server.max_model_len,
             scale=self.preflight.scale,
             nonce=nonce,
-            cache_salt=nonce if self.preflight.takes_cache_salt else None,
+            cache_salt=nonce if salted and self.preflight.takes_cache_salt else None,
             classes=settings.classes,
             settings=settings.shared(),
         )
+        if self.sessions is not None:
+            self.info.sessions = self.sessions.info(kept_apart=self.preflight.takes_cache_salt)
+            for warning in self.sessions.warnings(self.info.sessions):
+                self.warn(warning)
         self.save()
         self.receiver = Receiver(self.folder)
         self._samples = RowFile(self.folder / SERVER_FILE)
@@ -240,6 +252,8 @@ class Coordinator:
         self.level.end_unix_s = max(self.level.start_unix_s, until_unix_s)
         if self.info.arrivals is not None:
             last = self.info.arrivals.start_unix_s + self.arrivals_s
+            if self.sessions is not None:  # their later turns are due after the last session has begun
+                last = self.level.end_unix_s
             self.info.arrivals.end_unix_s = min(self.level.end_unix_s, last)
         else:
             start, _, users = self.info.schedule[-1]
@@ -302,7 +316,23 @@ class Coordinator:
             logger.warning(warning)
             self.info.warnings.append(warning)
 
-    def finish(self, *, workers: list[WorkerInfo], clipped: int, prompts_used: int) -> None:
+    def take_session(self) -> bytes:
+        """Returns the next recorded session for a user of a closed loop. Warns once when the file begins
+        again."""
+        assert self.sessions is not None
+        assert self.info.sessions is not None
+        session = self.sessions.take()
+        self.info.sessions.begun_again = self.sessions.begun_again
+        if self.sessions.begun_again:
+            self.warn(
+                f"The {self.sessions.begins:,} sessions of {self.info.sessions.file} were used up, and users "
+                "began again at the file's start, with other synthetic text."
+            )
+        return session
+
+    def finish(
+        self, *, workers: list[WorkerInfo], clipped: int, prompts_used: int, sessions_cut: int = 0
+    ) -> None:
         """Takes the last sample of the server, closes everything and completes `run.json`."""
         self.end_level()
         if self.info.own_prompts is not None:
@@ -311,6 +341,13 @@ class Coordinator:
                 self.warn(_prompts_came_again(self.info.own_prompts))
         if clipped:
             self.warn(f"{clipped} drawn lengths did not fit into the model's context and were clipped.")
+        if sessions_cut:
+            self.warn(
+                f"{sessions_cut:,} sessions ended early, because their history as the server counts it "
+                "filled the model's context."
+            )
+        if self.sessions is not None:
+            self.sessions.close()
         self.watch_server(ended=True)
         self._loop.run(self._follower.end())
         for job in self._jobs:
@@ -333,9 +370,11 @@ class Coordinator:
         self.level = self._follower.level = level
 
 
-def _extent(settings: Settings) -> tuple[int, float]:
-    """Returns two numbers of an open loop: how many requests it sends, and how many seconds they take
-    together."""
+def _extent(settings: Settings, sessions: SessionLedger | None) -> tuple[int, float]:
+    """Returns two numbers of an open loop: how many requests it sends, or sessions it begins, and how many
+    seconds they take together."""
+    if sessions is not None:
+        return sessions.extent() if settings.open_loop else (0, 0.0)
     count, last_s = 0, 0.0
     for arrival in planned_arrivals(settings):
         count, last_s = count + 1, arrival.due_s
@@ -420,5 +459,6 @@ def opening_lines(coordinator: Coordinator, *, plan: str) -> list[str]:
         f"plan     {plan}",
         *_class_lines(coordinator.info.classes),
         *_prompt_lines(coordinator.info.own_prompts),
+        *session_lines(coordinator.info.sessions),
         f"rows     {coordinator.folder}",
     ]

@@ -15,10 +15,11 @@ from loadtest.clock import unix_now
 from loadtest.record import RequestRecord
 from loadtest.run.live.rows import LiveRow
 from loadtest.run.loop import LoopThread
-from loadtest.run.messages import PromptNumbers, RunPlan, WorkerReport
+from loadtest.run.messages import PromptNumbers, RunPlan, SessionBatch, WorkerReport
 from loadtest.run.open_loop import DueArrivals, PunctualStarts, planned_arrivals
 from loadtest.run.prompt_supply import PromptSupply
 from loadtest.run.request_runner import open_request_runner
+from loadtest.run.sessions.playing import OpenSessions, SessionSupply
 from loadtest.run.shipping import Delivery, LeaderClock
 from loadtest.run.sink import FLUSH_S, WorkerFiles, find_run_folder
 from loadtest.settings import Settings, settings_from_shared
@@ -27,6 +28,7 @@ from loadtest.workload.conversations import ChatRequest, Conversation, Workload
 from loadtest.workload.own_prompts import OwnPrompts, PromptQueue
 from loadtest.workload.pauses import ErrorPauses
 from loadtest.workload.prompts import read_prompts
+from loadtest.workload.sessions.replay import HandedSession, SessionReplay
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +52,14 @@ class Generator:
         host: str,
         private: Mapping[str, object],
         ask_for_prompts: Callable[[], None],
+        ask_for_sessions: Callable[[], None],
     ) -> None:
         """Opens the files and the session with the server. Raises InputError.
 
         host: the server's address from the plan, with this process's own credentials.
         private: this process's own options that hold secrets.
         ask_for_prompts: asks the leader for numbers of own prompts, which then come to `take_prompts`.
+        ask_for_sessions: asks it for recorded sessions, which then come to `take_sessions`.
         """
         self.plan = plan
         self.worker = worker
@@ -65,6 +69,14 @@ class Generator:
         self._workload = _workload(plan, self.settings)
         own = self._workload.prompts
         self._prompts = None if own is None else PromptSupply(PromptQueue(own), ask=ask_for_prompts)
+        self._sessions = SessionSupply(replay=self._replay, ask=ask_for_sessions)
+        self._open_sessions = OpenSessions(
+            replay=self._replay,
+            send=self._send_turn,
+            speed=self.settings.trace_speed,
+            recorded_times=self.settings.session_times == "recorded",
+        )
+        self._sessions_cut = 0
         arrivals = planned_arrivals(self.settings)
         self._target: Target = make_target(host, self.settings)
         self.folder, self._shares_disk = find_run_folder(
@@ -96,20 +108,44 @@ class Generator:
         queue = None if self._prompts is None else self._prompts.queue
         return self._workload.conversation(user=user, number=number, plan=plan, prompts=queue)
 
+    def next_session(self) -> SessionReplay:
+        """Returns the recorded session that a user replays next. `has_prompt` must have returned True."""
+        return self._sessions.next()
+
+    @property
+    def replays_sessions(self) -> bool:
+        return self.settings.sessions is not None
+
     def has_prompt(self) -> bool:
         """Waits until the next request can be built, which is at once unless the leader must first say which
-        of the own prompts is next. Returns False if the run ends meanwhile."""
+        of the own prompts, or of the recorded sessions, is next. Returns False if the run ends meanwhile."""
+        if self.replays_sessions:
+            return self._sessions.wait(lambda: self.closing)
         return self._prompts is None or self._prompts.wait(lambda: self.closing)
 
     def take_prompts(self, numbers: PromptNumbers) -> None:
         if self._prompts is not None:
             self._prompts.take(numbers)
 
-    def chat(self, request: ChatRequest, *, user: int, pauses: ErrorPauses) -> tuple[RequestRecord, str]:
+    def take_sessions(self, batch: SessionBatch) -> None:
+        if batch.start_unix_s is None:
+            self._sessions.take(batch.sessions)
+        else:
+            start_unix_s = batch.start_unix_s + (self.clock.offset_s or 0.0)
+            self._open_sessions.take(batch.sessions, start_unix_s=start_unix_s)
+
+    def count_cut_session(self) -> None:
+        """Counts a recorded session of a user that the model's context has cut."""
+        self._sessions_cut += 1
+
+    def chat(
+        self, request: ChatRequest, *, user: int, pauses: ErrorPauses, late_s: float | None = None
+    ) -> tuple[RequestRecord, str]:
         """Sends one request and waits for its end. Returns its row and the text of its answer; the text is
-        empty if conversations have one turn. The row is kept even if the calling greenlet is killed, and says
-        how long the user pauses if the request failed (`pauses`)."""
-        stream = self._stream(request, user=user, keep_text=request.plan.has_history)
+        empty if no later request needs it. The row is kept even if the calling greenlet is killed, and says
+        how long the user pauses if the request failed (`pauses`). late_s: seconds by which a turn of a
+        recorded session is late."""
+        stream = self._stream(request, user=user, late_s=late_s)
         return self._loop.run(self._request_runner.measure(stream, pauses))
 
     def due_soon(self) -> Iterator[StreamRequest]:
@@ -117,6 +153,27 @@ class Generator:
         for arrival, due_unix_s in self.arrivals.due_soon():
             request = self._workload.request_at(arrival)
             yield self._stream(request, user=arrival.number, scheduled_unix_s=due_unix_s)
+
+    def begin_due_sessions(self) -> None:
+        """Open loop: begins to play the recorded sessions that are due soon."""
+        self._open_sessions.begin_due()
+
+    def _send_turn(
+        self, request: ChatRequest, replay: SessionReplay, due_unix_s: float, late_s: float | None
+    ) -> tuple[RequestRecord, str] | None:
+        """Open loop: sends a turn of a recorded session when it is due, and waits for its end."""
+        if self.closing:
+            return None
+        user = replay.handed.number
+        stream = self._stream(request, user=user, scheduled_unix_s=due_unix_s, late_s=late_s)
+        found = self._loop.run(self._starts.measure_when_due(stream))
+        if found is not None:
+            self._request_runner.unattended.append(found[0])
+        return found
+
+    def _replay(self, handed: HandedSession) -> SessionReplay:
+        server_history = self.settings.session_history == "server"
+        return SessionReplay(handed, workload=self._workload, server_history=server_history)
 
     def send_when_due(self, stream: StreamRequest) -> None:
         """Open loop: hands a request to the event loop, which begins it when it is due."""
@@ -129,8 +186,11 @@ class Generator:
             run_id=self.plan.run_id,
             worker=self.worker,
             in_flight=self._request_runner.in_flight,
-            arriving=self.arrivals.left or self._handed_over > self._starts.begun,
+            arriving=self.arrivals.left
+            or self._open_sessions.active
+            or self._handed_over > self._starts.begun,
             clipped=self._clipped,
+            sessions_cut=self._sessions_cut + self._open_sessions.cut,
             prompts_used=0 if self._prompts is None else self._prompts.queue.used + self._handed_over,
             stopped=stopped,
             shares_disk=self._shares_disk,
@@ -162,6 +222,7 @@ class Generator:
     def stop(self) -> None:
         """Cancels the requests in flight, writes every row and closes the session."""
         self._request_runner.closing = True
+        self._open_sessions.stop()
         self._loop.run(self._request_runner.close())
         self._flusher.stop()
         self._lost_rows = self._files.close()
@@ -180,7 +241,7 @@ class Generator:
         *,
         user: int,
         scheduled_unix_s: float | None = None,
-        keep_text: bool = False,
+        late_s: float | None = None,
     ) -> StreamRequest:
         self._clipped += request.clipped
         body = encode_chat_body(
@@ -188,7 +249,7 @@ class Generator:
             model=self.plan.model,
             messages=request.messages,
             max_tokens=request.max_tokens,
-            cache_salt=self.plan.cache_salt,
+            cache_salt=_salt(self.plan.cache_salt, request.round),
             user_class=request.plan.user_class,
         )
         return StreamRequest(
@@ -206,13 +267,22 @@ class Generator:
             max_tokens=request.max_tokens,
             timeout_s=self.settings.request_timeout_s,
             scheduled_unix_s=scheduled_unix_s,
-            keep_text=keep_text,
+            session=request.session,
+            late_s=late_s,
+            recorded=request.recorded,
+            keep_text=request.keep_text,
         )
 
 
 def _taken(queue: "collections.deque[_T]") -> list[_T]:
     """Empties a deque to which another thread appends, and returns the removed items."""
     return [queue.popleft() for _ in range(len(queue))]
+
+
+def _salt(salt: str | None, round_: int) -> str | None:
+    """Returns the text that keeps prompts apart in the prefix cache: another one each time that the same
+    sessions are sent again."""
+    return f"{salt}-{round_}" if salt is not None and round_ else salt
 
 
 def _workload(plan: RunPlan, settings: Settings) -> Workload:

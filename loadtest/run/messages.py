@@ -76,6 +76,9 @@ class WorkerReport(msgspec.Struct, kw_only=True, frozen=True):
     """Whether the leader has all of the worker's rows, and nothing follows."""
     shares_disk: bool
     """Whether the worker writes into the leader's folder itself."""
+    sessions_cut: int = 0
+    """Number of replayed sessions that ended early, because their history as the server counts it filled the
+    model's context."""
     prompts_used: int = 0
     """Number of the person's own prompts that the worker has sent so far."""
     undelivered_bytes: int
@@ -102,6 +105,20 @@ class PromptNumbers(msgspec.Struct, kw_only=True, frozen=True):
 
     first: int
     count: int
+
+
+class SessionsWanted(msgspec.Struct, frozen=True):
+    """Asks the leader for the next recorded sessions that this worker's users replay."""
+
+
+class SessionBatch(msgspec.Struct, kw_only=True, frozen=True):
+    """Gives a worker sessions to replay. No other worker gets them."""
+
+    sessions: list[bytes]
+    """Each a `HandedSession` as MessagePack: Locust's channel would take long for a deep structure."""
+    start_unix_s: float | None = None
+    """Open loop: Unix seconds from which the sessions are due, by the leader's clock; None in a closed
+    loop."""
 
 
 class WorkerRefused(msgspec.Struct, kw_only=True, frozen=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from loadtest.client.stream import StreamRequest
 from loadtest.clock import unix_now
 from loadtest.errors import InputError
+from loadtest.record import RequestRecord
 from loadtest.run.messages import ArrivalAssignments
 from loadtest.run.request_runner import RequestRunner
 from loadtest.run.shipping import LeaderClock
@@ -23,6 +24,8 @@ UVLOOP_TICK_S = 0.001
 def planned_arrivals(settings: Settings) -> Iterator[Arrival]:
     """Returns an iterator over the arrivals of an open loop (number and due time of each request), the same
     in every process. The iterator is empty if the run is no open loop. Raises InputError."""
+    if settings.sessions is not None:
+        return iter(())  # the leader hands sessions out
     if settings.trace is not None:
         try:
             return iter(read_trace(settings.trace, speed=settings.trace_speed))
@@ -81,6 +84,15 @@ class PunctualStarts:
         wait_s = stream.scheduled_unix_s - unix_now()
         loop = asyncio.get_running_loop()
         loop.call_later(max(0.0, wait_s) + UVLOOP_TICK_S, self._begin, stream)
+
+    async def measure_when_due(self, stream: StreamRequest) -> tuple[RequestRecord, str] | None:
+        """Sends a request when it is due, or at once if that has passed, and follows it to its end. Returns
+        None if the run ends before."""
+        assert stream.scheduled_unix_s is not None
+        wait_s = stream.scheduled_unix_s - unix_now()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s + UVLOOP_TICK_S)
+        return None if self._request_runner.closing else await self._request_runner.measure(stream)
 
     def _begin(self, stream: StreamRequest) -> None:
         self.begun += 1

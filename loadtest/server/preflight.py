@@ -72,9 +72,8 @@ async def inspect_server(target: Target, settings: Settings, *, nonce: str) -> t
         context, scale, alone = await prober.measure_context_and_scale(context)
         _refuse_impossible_lengths(settings, context)
         warnings += _clipping_warnings(settings, context)
-        takes_cache_salt = settings.prompts is not None and await prober.accepts_cache_salt(
-            entry.get("owned_by")
-        )
+        sends_texts = settings.prompts is not None or settings.sessions is not None
+        takes_cache_salt = sends_texts and await prober.accepts_cache_salt(entry.get("owned_by"))
         warnings += await prober.warm_up()
         if not scraper.found:  # a server that was loading may have metrics now
             findings = await scraper.find()
@@ -242,9 +241,9 @@ def _clipping_warnings(settings: Settings, max_model_len: int | None) -> list[st
 
 
 def _draws_lengths(settings: Settings) -> bool:
-    """Whether the lengths of prompts are drawn. False if a file of prompts or a trace is given, because these
-    have lengths of their own."""
-    return settings.prompts is None and settings.trace is None
+    """Whether the lengths of prompts are drawn. False if a file of prompts or sessions or a trace is given,
+    because these have lengths of their own."""
+    return settings.prompts is None and settings.trace is None and settings.sessions is None
 
 
 def _check_prompts(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import msgspec
 
+from loadtest.record import RecordedFacts
 from loadtest.workload.arrivals import Arrival
 from loadtest.workload.classes import ClassPlan
 from loadtest.workload.own_prompts import (
@@ -44,6 +45,13 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Number of the request in a turn of the user."""
     clipped: bool
     """Whether a length was shortened to fit the model's context."""
+    keep_text: bool = False
+    """Whether the text of the answer is needed for a later request."""
+    session: str | None = None
+    """Name of the recorded session that the request belongs to; None unless one is replayed."""
+    round: int = 0
+    """Times that the file of sessions had been sent to its end before."""
+    recorded: RecordedFacts | None = None
 
 
 class Workload(msgspec.Struct, kw_only=True, frozen=True):
@@ -127,8 +135,15 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
     def room(self) -> int:
         """The number of tokens that a synthetic request may use in the model's context, prompt and answer
         together."""
-        limit = self.max_model_len
-        return 1 << 30 if limit is None else max(2, math.floor(limit * (1 - _CONTEXT_RESERVE)) - 2)
+        return usable_context(self.max_model_len)
+
+
+def usable_context(max_model_len: int | None) -> int:
+    """Returns the number of tokens that a synthetic request may use in a context of so many tokens, prompt
+    and answer together. None: the context is unknown."""
+    if max_model_len is None:
+        return 1 << 30
+    return max(2, math.floor(max_model_len * (1 - _CONTEXT_RESERVE)) - 2)
 
 
 @lru_cache(maxsize=_SHARED_TEXTS_KEPT)
@@ -222,6 +237,7 @@ class Conversation:
             turn=turn,
             step=step,
             clipped=prompt < wanted or max_tokens < output,
+            keep_text=plan.has_history,
         )
 
     def _request_from_file(self, turn: int, prompts: PromptQueue) -> ChatRequest | None:
@@ -239,6 +255,7 @@ class Conversation:
             plan=self._plan,
             turn=turn,
             clipped=False,
+            keep_text=self._plan.has_history,
         )
 
     def _question(self, tokens: int, turn: int, *, shared: int) -> str:
