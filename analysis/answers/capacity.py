@@ -2,6 +2,7 @@
 
 import msgspec
 
+from analysis.answers.replay import ReplayAnswer
 from analysis.levels.failures.advice import Advice
 from analysis.levels.failures.classes import Cause
 from analysis.levels.level import Level
@@ -247,6 +248,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     latency: LatencyFigures
     classes: dict[str, ClassAnswer]
     """What each class of users gets, by its name; empty without a workload file."""
+    replay: ReplayAnswer | None
+    """How faithful a replay of recorded sessions was; null without sessions (`--sessions`)."""
     levels: list[Level]
     open_loop: list[Slice]
     """Slices of open loops; empty unless requests were sent at set times (`--arrivals`, `--trace`)."""

@@ -21,6 +21,7 @@ from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.latency_alone import latency_alone
 from analysis.capacity.options import options_of
 from analysis.capacity.people import company_of
+from analysis.capacity.replay import replay_of
 from analysis.capacity.warnings import too_few_to_hold, warnings_of
 from analysis.evidence.evidence import Evidence
 from analysis.evidence.gauge import Gauge
@@ -41,6 +42,7 @@ WORKLOAD_SHOWN = (
     "workload",
     "arrivals",
     "trace",
+    "sessions",
     "prompt_tokens",
     "output_tokens",
     "think_s",
@@ -109,6 +111,7 @@ def answer_of(
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
         classes=class_answers(evidence.levels, headline),
+        replay=replay_of(runs),
         levels=sorted(evidence.levels, key=lambda level: level.users),
         open_loop=[one for run in runs for one in slices_of(run)],
         failures=failures_of_answer(evidence),

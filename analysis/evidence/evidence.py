@@ -159,12 +159,14 @@ def _pool(runs: Sequence[Run]) -> Pool | None:
 
 
 def users_think(runs: Sequence[Run]) -> bool:
-    """Whether users were set to pause between requests in at least one of the runs."""
+    """Whether users were set to pause between requests in at least one of the runs. Those who replay recorded
+    sessions may."""
     pauses = [run.info.settings.get("think_s") for run in runs]
     pauses += [
         pause for run in runs for each in run.info.classes or [] for pause in (each.think_s, each.tool_s)
     ]
-    return any(pause not in (None, "", "0", 0, 0.0) for pause in pauses)
+    paused = any(pause not in (None, "", "0", 0, 0.0) for pause in pauses)
+    return paused or any(run.info.sessions is not None for run in runs)
 
 
 def _stated_max_num_seqs(runs: Sequence[Run]) -> int | None:

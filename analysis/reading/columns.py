@@ -63,6 +63,13 @@ class Requests:
     """Index in `gap_s` at which each request's gaps begin, shape (n + 1,)."""
     longest_gap_s: Floats
     """Longest chunk gap of each request; nan with fewer than two chunks, or where its gaps are unknown."""
+    late_s: Floats
+    """Seconds by which a turn of a recorded session was sent late; nan if it was in time."""
+    recorded_prompt: Floats
+    """Tokens of the prompt, and next of the answer, when the session was recorded; nan where unknown."""
+    recorded_output: Floats
+    reusable_tokens: Floats
+    """Prompt tokens that a prefix cache without a limit would hold; nan unless sessions were replayed."""
 
     def __len__(self) -> int:
         return len(self.start_unix_s)
@@ -221,6 +228,7 @@ def ordered_requests(
     gap_s: NDArray[np.float32],
     gaps: Ints,
     class_names: Sequence[str] = (),
+    recorded: Floats | None = None,
 ) -> Requests:
     """Sorts requests, given in any order, by the times of their ends, and returns them as Requests.
 
@@ -229,8 +237,12 @@ def ordered_requests(
       `error_texts`), class of users (an index in `class_names`, or NO_CLASS), step.
     - gap_s: chunk gaps of all requests. Those of the first request come first, then those of the second.
     - gaps: number of chunk gaps of each request, shape (n,).
+    - recorded: for recorded sessions the lateness, the recorded tokens of prompt and answer, and the reusable
+      tokens of each request, shape (n, 4); None if no sessions were replayed.
     """
     start = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
+    if recorded is None:
+        recorded = np.full((len(gaps), 4), NAN)
     order = np.argsort(columns["start_unix_s"] + columns["end_s"], kind="stable")
     return Requests(
         **{name: column[order] for name, column in columns.items()},
@@ -245,6 +257,10 @@ def ordered_requests(
         gap_s=_permuted(gap_s, start, order),
         gap_start=np.concatenate([[0], np.cumsum(gaps[order])]).astype(np.int64),
         longest_gap_s=_longest(gap_s, start, gaps)[order],
+        late_s=recorded[order, 0],
+        recorded_prompt=recorded[order, 1],
+        recorded_output=recorded[order, 2],
+        reusable_tokens=recorded[order, 3],
     )
 
 

@@ -28,6 +28,7 @@ _Record = TypeVar("_Record", RequestRecord, ServerSample, ClientSample)
 
 PROGRESS_BYTES = 2**20
 """Bytes between two reports to a progress bar."""
+_NOT_REPLAYED = (NAN,) * 4
 GAP_ROWS = 4096
 """Rows whose chunk times are held as float64 before they are reduced to float32 gaps."""
 
@@ -168,6 +169,7 @@ def read_requests(
     """
     scalars: list[tuple[float, ...]] = []
     labels: list[tuple[int, ...]] = []
+    replayed: list[tuple[float, ...]] = []
     errors = ErrorTexts()
     users: dict[tuple[str, int], int] = {}
     classes: dict[str, int] = {}
@@ -179,13 +181,25 @@ def read_requests(
             name, error = row.user_class, errors.code_of(row.error)
             user_class = NO_CLASS if name is None else classes.setdefault(name, len(classes))
             labels.append((OUTCOME_CODES[row.outcome], user, row.turn, error, user_class, row.step))
+            replayed.append(_replayed(row))
             gaps.add(row.chunk_s)
-    return _requests(scalars, labels, errors.texts, list(classes), gaps.all())
+    return _requests(scalars, labels, replayed, errors.texts, list(classes), gaps.all())
+
+
+def _replayed(row: RequestRecord) -> tuple[float, ...]:
+    """Returns what a row says of a recorded session: lateness, recorded tokens of prompt and answer, and
+    reusable tokens."""
+    found = row.recorded
+    if found is None:
+        return _NOT_REPLAYED
+    lengths = (_or_nan(found.prompt_tokens), _or_nan(found.output_tokens))
+    return (_or_nan(row.late_s), *lengths, float(found.reusable_tokens))
 
 
 def _requests(
     scalars: list[tuple[float, ...]],
     labels: list[tuple[int, ...]],
+    replayed: list[tuple[float, ...]],
     error_texts: Sequence[str],
     class_names: Sequence[str],
     gap_s: NDArray[np.float32],
@@ -201,6 +215,7 @@ def _requests(
         gap_s=gap_s,
         gaps=gaps,
         class_names=class_names,
+        recorded=np.array(replayed, dtype=np.float64).reshape(-1, len(_NOT_REPLAYED)),
     )
 
 

@@ -28,6 +28,9 @@ WORKLOAD_SETTINGS = (
     "arrivals",
     "trace",
     "trace_speed",
+    "sessions",
+    "session_times",
+    "session_history",
 )
 
 

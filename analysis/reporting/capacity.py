@@ -22,6 +22,7 @@ from analysis.reporting.capacity_tables import (
     level_cells,
     memory_rows,
     percentile_cells,
+    replay_rows,
     slice_cells,
     wall_cells,
     workload_rows,
@@ -49,6 +50,7 @@ from analysis.reporting.files import day, json_text, page, slug, write_files
 from analysis.reporting.words import sentences
 
 JSON_FILE, HTML_FILE, MARKDOWN_FILE = "capacity.json", "report.html", "report.md"
+REPLAY_COLUMNS = ("replay of sessions", "")
 NARROW_LEAVES_OUT = ("TTFT p50 ms", "stall p95 ms", "goodput req/s", "blocked", "errors")
 
 
@@ -123,6 +125,8 @@ def _markdown_model(answer: Answer, model: ModelAnswer, figures: dict[str, str])
         parts += [AT_LEAST_NOTE, ""]
         shares = [in_time_cells(level, answer.slo) for level in model.levels]
         parts += markdown_table(in_time_columns(answer.slo), shares)
+    if rows_of_replay := replay_rows(model.replay):
+        parts += ["### Replay of sessions", "", *markdown_table(REPLAY_COLUMNS, rows_of_replay)]
     if model.failures:
         parts += ["### Errors", ""]
         parts += markdown_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures])
@@ -175,6 +179,8 @@ def _show_model(out: Console, answer: Answer, model: ModelAnswer) -> None:
             print_indented(out, AT_LEAST_NOTE, style="dim")
         shares = [in_time_cells(level, answer.slo) for level in model.levels]
         out.print(terminal_table(in_time_columns(answer.slo), shares))
+    if rows_of_replay := replay_rows(model.replay):
+        out.print(terminal_table(REPLAY_COLUMNS, rows_of_replay))
     if model.failures:
         out.print(terminal_table(FAILURE_COLUMNS, [failure_cells(one) for one in model.failures]))
     if model.open_loop:
@@ -224,6 +230,7 @@ def render_page(model: ModelAnswer, figures: dict[str, str], answer: Answer) -> 
         "memory": memory_rows(model),
         "latency": latency_rows(model),
         "workload": workload_rows(model.workload),
+        "replay": replay_rows(model.replay),
         "failures": [failure_cells(one) for one in model.failures],
         "slices": [slice_cells(one) for one in model.open_loop],
         "in_time_columns": in_time_columns(answer.slo)[1:],

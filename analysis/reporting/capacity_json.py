@@ -54,6 +54,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "latency": model.latency,
         "failures": [_failures_object(one) for one in model.failures],
         "classes": model.classes,
+        "replay": model.replay,
         "levels": [_level_object(level) for level in model.levels],
         "open_loop": [_slice_object(one) for one in model.open_loop],
         "levers": [_option_object(option) for option in model.options],

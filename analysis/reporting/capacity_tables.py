@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.answers.capacity import Bound, ClassAnswer, ClassObjective, ModelAnswer, WorkloadSummary
+from analysis.answers.replay import LengthsOff, ReplayAnswer
 from analysis.levels.level import Level
 from analysis.levels.open_loop import Slice
 from analysis.reporting.numbers import (
@@ -208,6 +209,40 @@ def _hit_rates(levels: Sequence[Level]) -> str:
     return ", ".join(
         f"{percent(level.server.prefix_hit_rate)} with {users_text(level.users)}" for level in ends
     )
+
+
+def replay_rows(replay: ReplayAnswer | None) -> list[tuple[str, str]]:
+    """Returns how faithful a replay was, as pairs of label and value; nothing without one."""
+    if replay is None:
+        return []
+    late = f"{replay.late:,} of {replay.requests:,}"
+    if replay.late_p95_s is not None:
+        late += f"; p95 of their lateness {replay.late_p95_s:.2f} s"
+    rows = [
+        ("sessions", f"{replay.sessions:,} of {', '.join(replay.files)} ({replay.format})"),
+        ("end early, longer than the context", f"{replay.too_long:,}" if replay.too_long else NONE),
+        ("file begun again", f"{replay.begun_again:,} times" if replay.begun_again else NONE),
+        ("turns sent late", late),
+        ("answers against recorded", _off_text(replay.answers)),
+        ("prompts against recorded", _off_text(replay.prompts)),
+        ("prefix-cache hits of prompt tokens", _share_or_none(replay.hit_rate)),
+        ("hits that what was sent allows", _share_or_none(replay.hit_rate_unbounded)),
+    ]
+    return [(label, value) for label, value in rows if value != NONE]
+
+
+def _off_text(off: LengthsOff | None) -> str:
+    """Formats how far lengths are off: `3 longer, 4 shorter of 100; 99.2 % of the tokens, p95 off 1.3 %`."""
+    if off is None:
+        return NONE
+    return (
+        f"{off.longer:,} longer, {off.shorter:,} shorter of {off.requests:,}; "
+        f"{100 * off.mean_ratio:.1f} % of the tokens, p95 off {100 * off.off_p95:.1f} %"
+    )
+
+
+def _share_or_none(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f} %"
 
 
 def latency_rows(model: ModelAnswer) -> list[tuple[str, str]]:

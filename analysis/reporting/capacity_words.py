@@ -239,6 +239,8 @@ def _workload_text(workload: WorkloadSummary) -> str:
         parts = [f"Open loop, {given.get('arrivals') or given['trace']}"]
     else:
         parts = ["Closed loop" + _think_text(given.get("think_s"))]
+    if "sessions" in given:
+        parts.append(f"sessions of {given['sessions']}")
     if "workload" in given:
         parts.append(f"users as in {Path(given['workload']).name}")
     if workload.prompt_mean is not None and workload.output_mean is not None:

@@ -27,8 +27,8 @@ FIRST_ARRIVALS_S = 0.5
 
 
 FIRST_SESSIONS_S = 1.5
-"""Seconds between the start of an open loop of recorded sessions and the first of them: workers look for what is
-due twice a second."""
+"""Seconds between the start of an open loop of recorded sessions and the first of them: workers look for
+what is due twice a second."""
 SESSIONS_AHEAD_S = 2 * LOOKAHEAD_S
 """Seconds before a session is due at which a worker gets it."""
 SESSIONS_LOOK_S = 0.5
@@ -126,7 +126,8 @@ class SessionSharing:
     def give(self, worker_id: str) -> None:
         """Sends the next few sessions to a worker that asks. worker_id: the sender of its message."""
         if self._coordinator.sessions is not None:
-            sessions = [self._coordinator.take_session() for _ in range(PROMPTS_AT_ONCE)]
+            sessions = [self._coordinator.sessions.take() for _ in range(PROMPTS_AT_ONCE)]
+            self._coordinator.note_sessions_again()
             self._channel.send(SessionBatch(sessions=sessions), to=worker_id)
 
     def begin(self) -> None:
@@ -143,6 +144,7 @@ class SessionSharing:
         assert self._coordinator.sessions is not None
         while not self._ended and self.handing_out:
             due = self._coordinator.sessions.take_due(unix_now() - start_unix_s + SESSIONS_AHEAD_S)
+            self._coordinator.note_sessions_again()
             workers = worker_ids(self._runner)
             for index, worker in enumerate(workers):
                 if mine := due[index :: len(workers)]:

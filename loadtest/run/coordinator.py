@@ -316,19 +316,16 @@ class Coordinator:
             logger.warning(warning)
             self.info.warnings.append(warning)
 
-    def take_session(self) -> bytes:
-        """Returns the next recorded session for a user of a closed loop. Warns once when the file begins
-        again."""
-        assert self.sessions is not None
-        assert self.info.sessions is not None
-        session = self.sessions.take()
+    def note_sessions_again(self) -> None:
+        """Notes, with a warning, that the file of recorded sessions was begun again if it was."""
+        if self.sessions is None or self.info.sessions is None or not self.sessions.begun_again:
+            return
         self.info.sessions.begun_again = self.sessions.begun_again
-        if self.sessions.begun_again:
-            self.warn(
-                f"The {self.sessions.begins:,} sessions of {self.info.sessions.file} were used up, and users "
-                "began again at the file's start, with other synthetic text."
-            )
-        return session
+        text = "the same text" if self.sessions.has_text else "other text of the same lengths"
+        self.warn(
+            f"The {self.sessions.begins:,} sessions of {self.info.sessions.file} were used up and begun "
+            f"again from the file's start, with {text}."
+        )
 
     def finish(
         self, *, workers: list[WorkerInfo], clipped: int, prompts_used: int, sessions_cut: int = 0

@@ -83,7 +83,7 @@ class SessionLedger:
 
     def warnings(self, info: SessionsInfo) -> list[str]:
         """Returns what of the file is left out or shortened, one sentence each."""
-        found = list(self._book.facts.left_out)
+        found = list(self._book.facts.notes)
         if info.too_long:
             early = f", {info.never_begun:,} of them before their first turn" if info.never_begun else ""
             found.append(

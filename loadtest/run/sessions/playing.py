@@ -105,9 +105,9 @@ class OpenSessions:
         self._playing.kill(block=False)
 
     def _play(self, replay: SessionReplay, start_unix_s: float) -> None:
-        due_unix_s = start_unix_s
+        due_unix_s = free_unix_s = start_unix_s
         for request in replay.requests():
-            sent = self._send(request, replay, due_unix_s, lateness_s(due_unix_s))
+            sent = self._send(request, replay, max(due_unix_s, free_unix_s), lateness_s(due_unix_s))
             if sent is None or sent[0].outcome is Outcome.CANCELLED:
                 return
             record, text = sent
@@ -123,7 +123,8 @@ class OpenSessions:
             following = replay.following
             if following is None:
                 break
-            due_unix_s = record.start_unix_s + record.end_s + following.pause_s
+            free_unix_s = record.start_unix_s + record.end_s  # before, no turn can be due
+            due_unix_s = free_unix_s + following.pause_s
             if self._recorded_times and following.at_s is not None:
                 due_unix_s = start_unix_s + following.at_s / self._speed
             gevent.sleep(max(0.0, due_unix_s - unix_now() - LOOKAHEAD_S))

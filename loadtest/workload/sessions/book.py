@@ -35,7 +35,7 @@ class BookFacts(msgspec.Struct, kw_only=True, frozen=True):
     """Whether it says of all sessions when they began."""
     states_times: bool
     """Whether it says of all requests when they were sent."""
-    left_out: list[str]
+    notes: list[str]
     """What of the file is left out, or taken otherwise than it stands there; one sentence each."""
 
 
@@ -160,9 +160,7 @@ class SessionBook:
             has_text=bool(text),
             states_starts=started == sessions,
             states_times=bool(timed),
-            left_out=[
-                f"{count:,} requests of {file.path.name} {words}." for words, count in file.left_out.items()
-            ],
+            notes=file.noted(),
         )
 
 

@@ -18,18 +18,23 @@ _DECODER = json.JSONDecoder()
 
 
 class SessionFile:
-    """An opened file of sessions. `left_out` counts what its reader leaves out, by the words for it."""
+    """An opened file of sessions. `notes` counts what its reader leaves out, or takes otherwise than it
+    stands there, by the sentence for it (`noted`)."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.line = 0
         """Number of the line that was read last; the first is 1."""
-        self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self._file = file
 
     def error(self, words: str) -> FileError:
         """Builds the error about the line that was read last."""
         return FileError(self.path, self.line, words)
+
+    def noted(self) -> list[str]:
+        """Returns the sentences of `notes`, with the name of the file and the counts."""
+        return [words.format(file=self.path.name, count=f"{count:,}") for words, count in self.notes.items()]
 
     def lines(self) -> Iterator[bytes]:
         """Yields the lines that are not empty."""

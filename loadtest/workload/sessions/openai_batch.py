@@ -8,9 +8,9 @@ import msgspec
 from loadtest.workload.sessions.lines import SessionFile
 from loadtest.workload.sessions.recorded import RecordedSession, RecordedTurn, messages_tokens
 
-ANSWER_TOKENS = 128
+_UNSTATED_ANSWER = 128
 """Answer that is asked for where a request states no `max_tokens`."""
-NO_MAX_TOKENS = f"state no max_tokens: answers of {ANSWER_TOKENS} tokens are asked for"
+NO_MAX_TOKENS = "{file}: requests without max_tokens ({count}): answers of 128 tokens are asked for."
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -37,10 +37,10 @@ def read_batch_sessions(file: SessionFile) -> Iterator[RecordedSession]:
             raise file.error(f"not a chat completion of a batch ({error})") from None
         output = row.body.max_completion_tokens or row.body.max_tokens
         if output is None:
-            file.left_out[NO_MAX_TOKENS] += 1
+            file.notes[NO_MAX_TOKENS] += 1
         turn = RecordedTurn(
             prompt_tokens=messages_tokens(row.body.messages),
-            output_tokens=output or ANSWER_TOKENS,
+            output_tokens=output or _UNSTATED_ANSWER,
             at_s=0.0,
             messages=row.body.messages,
             states_prompt=False,

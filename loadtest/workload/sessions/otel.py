@@ -9,7 +9,7 @@ from loadtest.workload.sessions.lines import SessionFile
 from loadtest.workload.sessions.recorded import LooseTurn
 from loadtest.workload.traces import recorded_seconds
 
-NO_ANSWER_TOKENS = "have no output tokens (gen_ai.usage.output_tokens) and are left out"
+NO_ANSWER_TOKENS = "Left out of {file}: requests without output tokens, gen_ai.usage.output_tokens ({count})."
 _INPUT, _OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 _CONVERSATION = "gen_ai.conversation.id"
 _VALUES = ("stringValue", "intValue", "doubleValue", "boolValue")
@@ -62,7 +62,7 @@ def _turn(file: SessionFile, span: Any) -> Iterator[LooseTurn]:
     except (ValueError, TypeError, AttributeError) as error:
         raise file.error(f"not a span with tokens, start and end ({error})") from None
     if output < 1:
-        file.left_out[NO_ANSWER_TOKENS] += 1
+        file.notes[NO_ANSWER_TOKENS] += 1
         return
     if prompt < 0 or end_s < at_s:
         raise file.error("a span that goes back in time, or has negative tokens")

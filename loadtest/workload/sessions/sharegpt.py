@@ -14,9 +14,9 @@ from loadtest.workload.sessions.recorded import (
     text_tokens,
 )
 
-NO_ANSWER = "have no answer and are left out"
-NO_QUESTION = "are answers without a question before them and are left out"
-NOTHING_ASKED = "are conversations without a question that is answered, and are left out"
+NO_ANSWER = "Left out of {file}: last questions without an answer ({count})."
+NO_QUESTION = "Left out of {file}: answers without a question before them ({count})."
+NOTHING_ASKED = "Left out of {file}: conversations without a question that is answered ({count})."
 _ANSWERS = ("gpt", "chatgpt", "assistant", "bing", "bard", "model", "function_call")
 
 
@@ -50,7 +50,7 @@ def _conversation(file: SessionFile, found: Any, number: int) -> Iterator[Record
         if role not in _ANSWERS:
             asked.append({"role": "system" if role == "system" else "user", "content": text})
         elif not any(message["role"] == "user" for message in asked):
-            file.left_out[NO_QUESTION] += 1
+            file.notes[NO_QUESTION] += 1
         else:
             turns.append(
                 RecordedTurn(
@@ -64,11 +64,11 @@ def _conversation(file: SessionFile, found: Any, number: int) -> Iterator[Record
             )
             asked = []
     if any(message["role"] == "user" for message in asked):
-        file.left_out[NO_ANSWER] += 1
+        file.notes[NO_ANSWER] += 1
     if turns:
         yield RecordedSession(name=str(found.get("id", number)), turns=turns)
     else:
-        file.left_out[NOTHING_ASKED] += 1
+        file.notes[NOTHING_ASKED] += 1
 
 
 def _message(file: SessionFile, each: Any) -> tuple[str, str]:

@@ -11,7 +11,9 @@ from loadtest.workload.sessions.lines import SessionFile
 from loadtest.workload.sessions.recorded import LooseTurn, RecordedSession, RecordedTurn
 from loadtest.workload.traces import recorded_seconds
 
-FAILED_THEN = "failed when they were recorded (0 response tokens) and are left out"
+FAILED_THEN = (
+    "Left out of {file}: requests that failed when they were recorded, with 0 response tokens ({count})."
+)
 _SESSION, _ELAPSED = "session id", "elapsed time"
 
 
@@ -78,7 +80,7 @@ def read_burstgpt_turns(file: SessionFile) -> Iterator[LooseTurn]:
         if not math.isfinite(at_s) or asked < 0 or answer < 0 or (lasted_s or 0.0) < 0:
             raise file.error("a negative or infinite number")
         if not answer:
-            file.left_out[FAILED_THEN] += 1
+            file.notes[FAILED_THEN] += 1
             continue
         name = row[session].strip() if session is not None and session < len(row) else ""
         end_s = None if lasted_s is None else at_s + lasted_s

@@ -1,0 +1,89 @@
+"""How faithful a replay of recorded sessions was: turns sent late, lengths off, and prefix-cache hits against
+what was sent would allow."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.answers.replay import LengthsOff, ReplayAnswer
+from analysis.reading.runs import Run
+from analysis.statistics.arrays import Floats
+
+
+def replay_of(runs: Sequence[Run]) -> ReplayAnswer | None:
+    """Returns how faithful the replay was in runs that may be pooled; None if no sessions were replayed."""
+    replayed = [(run, run.info.sessions) for run in runs if run.info.sessions is not None]
+    if not replayed:
+        return None
+    infos = [info for _, info in replayed]
+    late, prompt, output, recorded_prompt, recorded_output = (
+        np.concatenate([getattr(run.requests, name)[run.requests.ok] for run, _ in replayed])
+        for name in ("late_s", "prompt_tokens", "output_tokens", "recorded_prompt", "recorded_output")
+    )
+    is_late = ~np.isnan(late)
+    return ReplayAnswer(
+        files=sorted({info.file for info in infos}),
+        format=infos[-1].format,
+        history=infos[-1].history,
+        times=infos[-1].times,
+        sessions=infos[-1].sessions,
+        too_long=infos[-1].too_long,
+        begun_again=sum(info.begun_again for info in infos),
+        requests=len(late),
+        late=int(is_late.sum()),
+        late_p95_s=_percentile(late[is_late]) if is_late.any() else None,
+        answers=_lengths_off(output, recorded_output),
+        prompts=_lengths_off(prompt, recorded_prompt),
+        hit_rate=_hit_rate([run for run, _ in replayed]),
+        hit_rate_unbounded=_unbounded([run for run, _ in replayed]),
+    )
+
+
+def _lengths_off(tokens: Floats, recorded: Floats) -> LengthsOff | None:
+    known = ~np.isnan(tokens) & (recorded > 0)
+    if not known.any():
+        return None
+    off = tokens[known] - recorded[known]
+    return LengthsOff(
+        requests=len(off),
+        longer=int((off > 0).sum()),
+        shorter=int((off < 0).sum()),
+        mean_ratio=float(tokens[known].sum() / recorded[known].sum()),
+        off_p95=_percentile(np.abs(off) / recorded[known]),
+    )
+
+
+def _percentile(values: Floats) -> float:
+    return float(np.quantile(values, 0.95, method="inverted_cdf"))
+
+
+def _hit_rate(runs: Sequence[Run]) -> float | None:
+    """Returns the hits that the requests' usage tells; where it tells none, those of the server's counters,
+    over the whole of the runs."""
+    hits = queries = 0.0
+    for run in runs:
+        rows = run.requests
+        known = rows.ok & ~np.isnan(rows.cached_tokens) & ~np.isnan(rows.prompt_tokens)
+        hits += float(rows.cached_tokens[known].sum())
+        queries += float(rows.prompt_tokens[known].sum())
+    if hits:
+        return hits / queries
+    for run in runs:
+        counters = (run.server.prefix_cache_hits_total, run.server.prefix_cache_queries_total)
+        found, asked = (counter[~np.isnan(counter)] for counter in counters)
+        if len(found) > 1 and len(asked) > 1:
+            hits += float(found[-1] - found[0])
+            queries += float(asked[-1] - asked[0])
+    return hits / queries if queries else None
+
+
+def _unbounded(runs: Sequence[Run]) -> float | None:
+    """Returns the hits of a cache that never evicts, in whole blocks where their size is known."""
+    reusable = prompts = 0.0
+    for run in runs:
+        rows, block = run.requests, run.info.server.block_size or 1
+        known = rows.ok & ~np.isnan(rows.reusable_tokens) & (rows.prompt_tokens > 0)
+        most = np.minimum(rows.reusable_tokens, rows.prompt_tokens - 1.0)[known]
+        reusable += float((most // block * block).sum())
+        prompts += float(rows.prompt_tokens[known].sum())
+    return reusable / prompts if prompts else None
