@@ -19,7 +19,8 @@ _ADD_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TABLES = (
     "CREATE TABLE session (number INTEGER PRIMARY KEY, start_s REAL, turns INT, first INT, longest INT, "
     "text INT, timed INT, data BLOB)",
-    "CREATE TABLE loose (session TEXT, line INT, at_s REAL, end_s REAL, prompt INT, output INT, part TEXT)",
+    "CREATE TABLE loose (session TEXT, line INT, at_s REAL, end_s REAL, prompt INT, output INT, part TEXT, "
+    "number INTEGER PRIMARY KEY)",
 )
 
 
@@ -137,13 +138,13 @@ class SessionBook:
             rows = (_row(number, session) for number, session in enumerate(form.sessions(file)))
             self._database.executemany(_ADD_SESSION, rows)
         if form.turns is not None:
-            self._database.executemany("INSERT INTO loose VALUES (?, ?, ?, ?, ?, ?, ?)", form.turns(file))
-            # A session stands in the book by its first line; one without an id is a line of its own.
+            self._database.executemany("INSERT INTO loose VALUES (?, ?, ?, ?, ?, ?, ?, ?)", form.turns(file))
+            # A session stands in the book by its first request; one without an id is a line of its own.
             query = (
                 "SELECT CASE session WHEN '' THEN 'line ' || line ELSE session END AS name, line, at_s, "
-                "end_s, prompt, output, part FROM loose ORDER BY name, "
+                "end_s, prompt, output, part, number FROM loose ORDER BY name, "
             )
-            query += "line" if form.in_order_of_time else "at_s, line"
+            query += "line" if form.in_order_of_time else "at_s, number"
             turns = map(LooseTurn._make, self._database.cursor().execute(query))
             self._database.executemany(_ADD_SESSION, _gathered(turns, self._path))
             self._database.execute("DROP TABLE loose")
@@ -193,4 +194,4 @@ def _gathered(turns: Iterator[LooseTurn], path: Path) -> Iterator[tuple[object, 
                     after.line,
                     f"session {after.session} goes back in time ({after.at_s:g} after {before.at_s:g})",
                 )
-        yield _row(min(turn.line for turn in own), session_of(own))
+        yield _row(min(turn.number or 0 for turn in own), session_of(own))

@@ -72,6 +72,8 @@ class LooseTurn(NamedTuple):
     group: str = ""
     """Turn of the user that the request belongs to; requests of one turn are its steps. Empty: each request
     is a turn."""
+    number: int | None = None
+    """Number of the request in its file; the book gives it."""
 
 
 class FileError(ValueError):
