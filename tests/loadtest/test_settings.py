@@ -92,3 +92,46 @@ def test_the_workload_file_is_a_flag_and_a_field_of_the_web_form() -> None:
     (action,) = [action for action in parser._actions if action.dest == "workload"]
     assert action.option_strings == ["--workload"]
     assert vars(action)["include_in_web_ui"]
+
+
+@pytest.mark.parametrize(
+    "name", ["workload", "prompts", "trace", "turns", "think_s", "prompt_tokens", "output_tokens"]
+)
+def test_a_file_of_sessions_alone_says_what_users_ask(mix: str, name: str) -> None:
+    value = mix if name in ("workload", "prompts", "trace") else "5"
+    with pytest.raises(
+        InputError, match=r"^--[a-z-]+ cannot be combined with --(sessions|workload): the file"
+    ):
+        resolve_settings({"sessions": "f.jsonl", name: value})
+
+
+def test_sessions_need_no_file_in_a_worker_and_show_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = resolve_settings(
+        {"sessions": "/secret/f.jsonl", "arrivals": "recorded", "session_times": "recorded"}
+    )
+    assert settings.open_loop
+    shared = settings.shared()
+    assert shared["sessions"] == settings.public()["sessions"] == "f.jsonl"
+    assert shared["prompt_tokens"] is None
+    monkeypatch.setenv("LOADTEST_SESSIONS", "/other/file")
+    worker = settings_from_shared(shared, {})
+    assert (str(worker.sessions), worker.session_times) == ("f.jsonl", "recorded")
+    assert settings_from_shared({**shared, "sessions": None, "arrivals": None, "session_times": "pauses"}, {})
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"arrivals": "recorded"}, "--arrivals recorded needs --sessions"),
+        ({"sessions": "f", "session_times": "recorded"}, "--session-times recorded needs --arrivals"),
+        ({"sessions": "f", "session_times": "sometimes"}, "--session-times: "),
+        ({"sessions": "f", "session_history": "mine"}, "--session-history: "),
+        ({"sessions": "f", "arrivals": "often"}, "'often' is not an arrival process"),
+        ({"sessions": "f", "arrivals": "recorded", "levels": "1,2"}, "--levels cannot be combined"),
+    ],
+)
+def test_settings_of_sessions_that_do_not_fit_are_refused(given: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError) as found:
+        resolve_settings(given)
+    assert said in str(found.value)
