@@ -3,24 +3,22 @@ on the disk, so that a file may be larger than memory."""
 
 import sqlite3
 from collections.abc import Iterator
-from itertools import groupby, pairwise
-from operator import attrgetter
+from itertools import starmap
 from pathlib import Path
 
 import msgspec
 
 from loadtest.workload.sessions.formats import SessionFormat, recognise
+from loadtest.workload.sessions.gathering import Gathering
 from loadtest.workload.sessions.lines import SessionFile
-from loadtest.workload.sessions.recorded import FileError, LooseTurn, RecordedSession, session_of
+from loadtest.workload.sessions.recorded import FileError, RecordedSession
 
 _CACHE_KIB = 64 * 1024
 _UNLIMITED = 1 << 62
 _ADD_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_TABLES = (
+_TABLE = (
     "CREATE TABLE session (number INTEGER PRIMARY KEY, start_s REAL, turns INT, first INT, longest INT, "
-    "text INT, timed INT, data BLOB)",
-    "CREATE TABLE loose (session TEXT, line INT, at_s REAL, end_s REAL, prompt INT, output INT, part TEXT, "
-    "number INTEGER PRIMARY KEY)",
+    "text INT, timed INT, data BLOB)"
 )
 
 
@@ -54,8 +52,7 @@ class SessionBook:
         try:
             for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
                 self._database.execute(f"PRAGMA {pragma}")
-            for table in _TABLES:
-                self._database.execute(table)
+            self._database.execute(_TABLE)
             form = recognise(path)
             with path.open("rb") as opened:
                 file = SessionFile(path, opened)
@@ -135,19 +132,10 @@ class SessionBook:
 
     def _fill(self, form: SessionFormat, file: SessionFile) -> None:
         if form.sessions is not None:
-            rows = (_row(number, session) for number, session in enumerate(form.sessions(file)))
-            self._database.executemany(_ADD_SESSION, rows)
+            self._database.executemany(_ADD_SESSION, starmap(_row, enumerate(form.sessions(file))))
         if form.turns is not None:
-            self._database.executemany("INSERT INTO loose VALUES (?, ?, ?, ?, ?, ?, ?, ?)", form.turns(file))
-            # A session stands in the book by its first request; one without an id is a line of its own.
-            query = (
-                "SELECT CASE session WHEN '' THEN 'line ' || line ELSE session END AS name, line, at_s, "
-                "end_s, prompt, output, part, number FROM loose ORDER BY name, "
-            )
-            query += "line" if form.in_order_of_time else "at_s, number"
-            turns = map(LooseTurn._make, self._database.cursor().execute(query))
-            self._database.executemany(_ADD_SESSION, _gathered(turns, self._path))
-            self._database.execute("DROP TABLE loose")
+            gathering = Gathering(self._path, in_order_of_time=form.in_order_of_time)
+            self._database.executemany(_ADD_SESSION, starmap(_row, gathering.sessions(form.turns(file))))
 
     def _facts(self, name: str, file: SessionFile) -> BookFacts:
         query = "SELECT count(*), sum(turns), max(text), count(start_s), min(timed) FROM session"
@@ -180,18 +168,3 @@ def _row(number: int, session: RecordedSession) -> tuple[object, ...]:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-def _gathered(turns: Iterator[LooseTurn], path: Path) -> Iterator[tuple[object, ...]]:
-    """Yields the rows of sessions whose requests follow each other. Raises FileError if one goes back in
-    time."""
-    for _, each in groupby(turns, attrgetter("session")):
-        own = list(each)
-        for before, after in pairwise(own):
-            if after.at_s < before.at_s:
-                raise FileError(
-                    path,
-                    after.line,
-                    f"session {after.session} goes back in time ({after.at_s:g} after {before.at_s:g})",
-                )
-        yield _row(min(turn.number or 0 for turn in own), session_of(own))

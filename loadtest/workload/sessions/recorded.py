@@ -72,8 +72,6 @@ class LooseTurn(NamedTuple):
     group: str = ""
     """Turn of the user that the request belongs to; requests of one turn are its steps. Empty: each request
     is a turn."""
-    number: int | None = None
-    """Number of the request in its file; the book gives it."""
 
 
 class FileError(ValueError):
@@ -86,12 +84,15 @@ class FileError(ValueError):
 
 def text_tokens(text: str) -> int:
     """Returns about how many tokens a text has, at least 1."""
-    return max(1, math.ceil(len(text.encode()) / BYTES_PER_TOKEN))
+    size = len(text) if text.isascii() else len(text.encode())
+    return max(1, math.ceil(size / BYTES_PER_TOKEN))
 
 
 def messages_tokens(messages: list[dict[str, Any]]) -> int:
     """Returns about how many tokens these messages have, at least 1. Messages may lack a content, as those
     that call a tool do."""
+    if len(messages) == 1 and isinstance(text := messages[0].get("content"), str):
+        return MESSAGE_TOKENS + text_tokens(text)
     known = [{"role": str(each.get("role", "")), "content": each.get("content") or ""} for each in messages]
     return max(MESSAGE_TOKENS, estimate_tokens(known))  # type: ignore[arg-type]
 

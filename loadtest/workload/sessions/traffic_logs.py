@@ -72,9 +72,8 @@ def read_burstgpt_turns(file: SessionFile) -> Iterator[LooseTurn]:
     session, elapsed = header.get(_SESSION), header.get(_ELAPSED)
     for row in rows:
         try:
-            at_s, answer = float(row[at]), int(float(row[output]))
-            asked = int(float(row[prompt]))
-            lasted_s = float(row[elapsed]) if elapsed is not None and row[elapsed].strip() else None
+            at_s, asked, answer = float(row[at]), _count(row[prompt]), _count(row[output])
+            lasted_s = float(row[elapsed]) if elapsed is not None and row[elapsed] else None
         except (ValueError, IndexError) as error:
             raise file.error(f"not a request of BurstGPT ({error})") from None
         if not math.isfinite(at_s) or asked < 0 or answer < 0 or (lasted_s or 0.0) < 0:
@@ -85,6 +84,11 @@ def read_burstgpt_turns(file: SessionFile) -> Iterator[LooseTurn]:
         name = row[session].strip() if session is not None and session < len(row) else ""
         end_s = None if lasted_s is None else at_s + lasted_s
         yield LooseTurn(name, file.line, at_s, end_s, max(1, asked), answer)
+
+
+def _count(text: str) -> int:
+    """Returns a number of tokens, which some exports write as `12.0`."""
+    return int(text) if text.isdigit() else int(float(text))
 
 
 def _single(

@@ -152,6 +152,7 @@ def test_burstgpt_joins_the_requests_of_a_session(tmp_path: Path) -> None:
     assert (first.name, api.name, other.name) == ("s1", "line 4", "s2")
     assert lengths(first) == [(100, 50), (50, 10), (60, 10)]  # the last one is sent without its history
     assert [turn.anew for turn in first.turns] == [False, False, True]
+    assert [turn.step for turn in first.turns] == [0, 0, 0]
     assert [(turn.pause_s, turn.at_s) for turn in first.turns] == [(0, 0), (3, 5), (8, 15)]
     assert book.facts.notes == [
         "Left out of file: requests that failed when they were recorded, with 0 response tokens (1)."
