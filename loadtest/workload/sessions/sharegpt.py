@@ -45,11 +45,13 @@ def _conversation(file: SessionFile, found: Any, number: int) -> Iterator[Record
         raise file.error("not a conversation of ShareGPT: there is no list 'conversations'")
     turns: list[RecordedTurn] = []
     asked: list[dict[str, Any]] = []
+    is_asked = False  # a system prompt alone is no question
     for each in said:
         role, text = _message(file, each)
         if role not in _ANSWERS:
             asked.append({"role": "system" if role == "system" else "user", "content": text})
-        elif not any(message["role"] == "user" for message in asked):
+            is_asked = is_asked or role != "system"
+        elif not is_asked:
             file.notes[NO_QUESTION] += 1
         else:
             turns.append(
@@ -62,8 +64,8 @@ def _conversation(file: SessionFile, found: Any, number: int) -> Iterator[Record
                     states_output=False,
                 )
             )
-            asked = []
-    if any(message["role"] == "user" for message in asked):
+            asked, is_asked = [], False
+    if is_asked:
         file.notes[NO_ANSWER] += 1
     if turns:
         yield RecordedSession(name=str(found.get("id", number)), turns=turns)
@@ -74,7 +76,8 @@ def _conversation(file: SessionFile, found: Any, number: int) -> Iterator[Record
 def _message(file: SessionFile, each: Any) -> tuple[str, str]:
     """Returns who speaks, in lower case, and what."""
     if isinstance(each, dict):
-        role, text = each.get("from", each.get("role")), each.get("value", each.get("content"))
+        role = each["from"] if "from" in each else each.get("role")
+        text = each["value"] if "value" in each else each.get("content")
         if isinstance(role, str) and isinstance(text, str):
             return role.lower(), text
     raise file.error("not a conversation of ShareGPT: a message needs the texts 'from' and 'value'")
