@@ -82,7 +82,7 @@ class LevelShape(Shape):
         self._until = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._announce(coordinator, self._plan_text(coordinator, time_limit_s))
         if not (self._held_until_told or coordinator.settings.open_loop):
-            if (warning := _short_levels(coordinator.settings)) is not None:
+            if (warning := _short_levels(coordinator)) is not None:
                 coordinator.warn(warning)
             coordinator.advisor = Advisor(coordinator.folder)
         self._held_again = self._sound = False
@@ -267,8 +267,19 @@ class LevelShape(Shape):
         return (len(self._planned) - self._position) * coordinator.settings.level_s - held
 
 
-def _short_levels(settings: Settings) -> str | None:
+def _short_levels(coordinator: Coordinator) -> str | None:
     """Returns a warning if a level hardly holds one think time of each user; None if it holds enough."""
+    settings = coordinator.settings
+    if coordinator.sessions is not None:
+        pause_s = coordinator.sessions.mean_pause_s
+        pauses_s = settings.settle_s + ENOUGH_THINK_TIMES * pause_s
+        if settings.level_s >= pauses_s:
+            return None
+        return (
+            f"Levels of {settings.level_s:g} s are short for recorded pauses of {pause_s:.0f} s (mean): many "
+            f"users ask only once in a level. Use --level-s {math.ceil(pauses_s)} or more, or an open loop "
+            "(--arrivals recorded)."
+        )
     slowest = max(map(ClassPlan.of, settings.classes), key=lambda plan: plan.think_s.mean)
     think_s = slowest.think_s.mean
     enough_s = settings.settle_s + ENOUGH_THINK_TIMES * think_s

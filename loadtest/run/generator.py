@@ -131,8 +131,7 @@ class Generator:
         if batch.start_unix_s is None:
             self._sessions.take(batch.sessions)
         else:
-            start_unix_s = batch.start_unix_s + (self.clock.offset_s or 0.0)
-            self._open_sessions.take(batch.sessions, start_unix_s=start_unix_s)
+            self._open_sessions.take(batch.sessions, start_unix_s=batch.start_unix_s)
 
     def count_cut_session(self) -> None:
         """Counts a recorded session of a user that the model's context has cut."""
@@ -156,7 +155,8 @@ class Generator:
 
     def begin_due_sessions(self) -> None:
         """Open loop: begins to play the recorded sessions that are due soon."""
-        self._open_sessions.begin_due()
+        if self.clock.offset_s is not None:
+            self._open_sessions.begin_due(clock_offset_s=self.clock.offset_s)
 
     def _send_turn(
         self, request: ChatRequest, replay: SessionReplay, due_unix_s: float, late_s: float | None

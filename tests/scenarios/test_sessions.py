@@ -203,6 +203,19 @@ def test_whose_answers_are_sent_back(
     assert run.info["sessions"]["history"] == history
 
 
+def test_levels_that_are_short_for_the_pauses_are_named(
+    run_locust: RunLocust, simulated: str, tmp_path: Path
+) -> None:
+    turns = [
+        {"prompt_tokens": 30, "output_tokens": 4},
+        {"prompt_tokens": 9, "output_tokens": 4, "pause_s": 6},
+    ]
+    file = write_sessions(tmp_path / "f.jsonl", {"turns": turns})
+    run = run_locust(simulated, sessions=file, levels="1", level_s="2", **NO_LENGTHS)
+    assert run.code == 0, run.said
+    assert "Levels of 2 s are short for recorded pauses of 3 s (mean)" in " ".join(run.info["warnings"])
+
+
 def test_a_search_replays_sessions(run_locust: RunLocust, simulated: str, twelve: str) -> None:
     run = run_locust(simulated, scenario="find_capacity", budget_s="6", sessions=twelve, **NO_LENGTHS)
     assert run.code == 0, run.said

@@ -48,6 +48,11 @@ class SessionLedger:
         return self._book.facts.has_text
 
     @property
+    def mean_pause_s(self) -> float:
+        """Mean recorded pause before a request, in seconds."""
+        return self._book.facts.mean_pause_s
+
+    @property
     def begins(self) -> int:
         """Number of the file's sessions that begin, because their first request fits into the context."""
         return self._book.count()

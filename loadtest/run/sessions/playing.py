@@ -77,6 +77,7 @@ class OpenSessions:
         self._speed = speed
         self._recorded_times = recorded_times
         self._waiting: list[tuple[float, int, HandedSession]] = []
+        """Sessions that have not begun, by when they are due by the leader's clock."""
         self._playing = Group()
         self.cut = 0
         """Sessions that ended early, because their history filled the model's context."""
@@ -87,17 +88,19 @@ class OpenSessions:
         return bool(self._waiting or len(self._playing))
 
     def take(self, sessions: Iterable[bytes], *, start_unix_s: float) -> None:
-        """Adds sessions. start_unix_s: the start of the arrivals, by the clock of this machine."""
+        """Adds sessions. start_unix_s: the start of the arrivals, by the leader's clock."""
         for handed in map(_decode, sessions):
             assert handed.due_s is not None
             heapq.heappush(self._waiting, (start_unix_s + handed.due_s, handed.number, handed))
 
-    def begin_due(self) -> None:
-        """Begins to play the sessions that are due soon."""
-        until = unix_now() + LOOKAHEAD_S
+    def begin_due(self, *, clock_offset_s: float) -> None:
+        """Begins to play the sessions that are due soon. clock_offset_s: seconds by which the clock of this
+        machine is ahead of the leader's."""
+        until = unix_now() - clock_offset_s + LOOKAHEAD_S
         while self._waiting and self._waiting[0][0] <= until:
             due_unix_s, _, handed = heapq.heappop(self._waiting)
-            self._playing.add(gevent.spawn(self._play, self._replay(handed), due_unix_s))
+            start_unix_s = due_unix_s + clock_offset_s
+            self._playing.add(gevent.spawn(self._play, self._replay(handed), start_unix_s))
 
     def stop(self) -> None:
         """Ends all sessions. Their requests in flight go on until they are cancelled."""

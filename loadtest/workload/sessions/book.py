@@ -15,10 +15,10 @@ from loadtest.workload.sessions.recorded import FileError, RecordedSession
 
 _CACHE_KIB = 64 * 1024
 _UNLIMITED = 1 << 62
-_ADD_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_SESSION = "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TABLE = (
     "CREATE TABLE session (number INTEGER PRIMARY KEY, start_s REAL, turns INT, first INT, longest INT, "
-    "text INT, timed INT, data BLOB)"
+    "text INT, timed INT, pause_s REAL, data BLOB)"
 )
 
 
@@ -32,6 +32,8 @@ class BookFacts(msgspec.Struct, kw_only=True, frozen=True):
     """Whether some of its requests are sent with the text that the file has for them."""
     states_starts: bool
     """Whether it says of all sessions when they began."""
+    mean_pause_s: float
+    """Mean seconds before a request: pauses in sessions, and none before a session's first request."""
     states_times: bool
     """Whether it says of all requests when they were sent."""
     notes: list[str]
@@ -138,8 +140,10 @@ class SessionBook:
             self._database.executemany(_ADD_SESSION, starmap(_row, gathering.sessions(form.turns(file))))
 
     def _facts(self, name: str, file: SessionFile) -> BookFacts:
-        query = "SELECT count(*), sum(turns), max(text), count(start_s), min(timed) FROM session"
-        sessions, turns, text, started, timed = self._database.execute(query).fetchone()
+        query = (
+            "SELECT count(*), sum(turns), max(text), count(start_s), min(timed), sum(pause_s) FROM session"
+        )
+        sessions, turns, text, started, timed, pause_s = self._database.execute(query).fetchone()
         if not sessions:
             raise FileError(file.path, None, "the file holds no session that can be replayed")
         return BookFacts(
@@ -148,6 +152,7 @@ class SessionBook:
             turns=turns,
             has_text=bool(text),
             states_starts=started == sessions,
+            mean_pause_s=pause_s / turns,
             states_times=bool(timed),
             notes=file.noted(),
         )
@@ -156,15 +161,17 @@ class SessionBook:
 def _row(number: int, session: RecordedSession) -> tuple[object, ...]:
     """Returns the row of a session. A million of them should take seconds, so there are plain loops here."""
     longest = history = 0
+    pause_s = -session.turns[0].pause_s
     text, timed = False, True
     for turn in session.turns:
         history = turn.prompt_tokens + turn.output_tokens + (0 if turn.anew else history)
         longest = max(longest, history)
         text = text or turn.messages is not None
         timed = timed and turn.at_s is not None
+        pause_s += turn.pause_s
     first = session.turns[0].prompt_tokens + session.turns[0].output_tokens
     data = _encode(session)
-    return number, session.start_s, len(session.turns), first, longest, text, timed, data
+    return number, session.start_s, len(session.turns), first, longest, text, timed, pause_s, data
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -11,7 +11,7 @@ import pytest
 from analysis.tune.__main__ import main
 from analysis.twin.maximum import find_maximum
 from analysis.virtual.service import ChatBehaviour, Service
-from loadtest.record import GpuInfo, ServerInfo, Slo
+from loadtest.record import GpuInfo, ServerInfo, SessionsInfo, Slo
 from loadtest.simulator.engine.config import EngineConfig
 from testing.runs.answers import answer_for
 from testing.runs.virtual import Plan, chat_lengths, small_engine, write_run
@@ -180,6 +180,15 @@ def test_what_cannot_be_tuned_is_one_sentence(
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_replay_of_sessions_cannot_be_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sessions = SessionsInfo(
+        file="f", format="BurstGPT", sessions=1, turns=1, has_text=False, history="server", times="pauses"
+    )
+    run = measured(tmp_path / "run", small_engine(), (1, 4), sessions=sessions)
+    assert main([str(run)]) == 3
+    assert "This run replayed recorded sessions" in capsys.readouterr().err
 
 
 def test_a_flag_that_is_not_tried_cannot_be_kept(capsys: pytest.CaptureFixture[str]) -> None:
