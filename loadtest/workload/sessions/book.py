@@ -62,6 +62,14 @@ class SessionBook:
                 self._fill(form, file)
                 self._database.execute("COMMIT")
             self.facts = self._facts(form.name, file)
+        except OverflowError:
+            self.close()
+            raise file.error("a number is too large") from None
+        except sqlite3.Error as error:
+            self.close()
+            raise FileError(
+                path, None, f"no temporary file can hold its sessions ({error}); SQLITE_TMPDIR names a folder"
+            ) from None
         except BaseException:
             self.close()
             raise

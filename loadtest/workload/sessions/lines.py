@@ -97,6 +97,8 @@ class _GrowingText:
                 return None
             try:
                 found, end = _DECODER.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise self._source.error("JSON that is nested too deeply") from None
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at < _MAX_OBJECT_CHARS and self._grow():
                     continue

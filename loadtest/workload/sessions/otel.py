@@ -27,7 +27,7 @@ def read_span_turns(file: SessionFile) -> Iterator[LooseTurn]:
         try:
             found = msgspec.json.decode(line)
             exported = [found] if "resourceSpans" not in found else _spans(found)
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise file.error(f"not a span, nor an OTLP export ({error})") from None
         for span in exported:
             yield from _turn(file, span)

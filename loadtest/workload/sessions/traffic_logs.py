@@ -50,9 +50,11 @@ def read_azure_sessions(file: SessionFile) -> Iterator[RecordedSession]:
             continue
         try:
             due, prompt, output = row
+            if not math.isfinite(start_s := recorded_seconds(due)):
+                raise ValueError(due)  # noqa: TRY301 (it is one of the mistakes that are caught here)
             yield _single(
                 file,
-                start_s=recorded_seconds(due),
+                start_s=start_s,
                 prompt_tokens=max(1, int(prompt)),
                 output_tokens=max(1, int(output)),
             )
@@ -76,7 +78,7 @@ def read_burstgpt_turns(file: SessionFile) -> Iterator[LooseTurn]:
             lasted_s = float(row[elapsed]) if elapsed is not None and row[elapsed] else None
         except (ValueError, IndexError) as error:
             raise file.error(f"not a request of BurstGPT ({error})") from None
-        if not math.isfinite(at_s) or asked < 0 or answer < 0 or (lasted_s or 0.0) < 0:
+        if not (math.isfinite(at_s + (lasted_s or 0.0)) and min(asked, answer, lasted_s or 0.0) >= 0):
             raise file.error("a negative or infinite number")
         if not answer:
             file.notes[FAILED_THEN] += 1
