@@ -19,7 +19,7 @@ settings = SimpleNamespace(
     levels=(2, 2, 4, 2), level_s=100.0, settle_s=5.0, open_loop=False, request_timeout_s=1,
     classes=[UserClass(name="", prompt_tokens="9", output_tokens="9")],
 )
-coordinator = SimpleNamespace(settings=settings, level=level, folder=None)
+coordinator = SimpleNamespace(settings=settings, level=level, folder=None, sessions=None)
 shape = LevelShape()
 shape.leader = Mock()
 shape.leader.options = SimpleNamespace(users=None, spawn_rate=None, run_time_s=None, headless=True)

@@ -197,7 +197,7 @@ def test_arrivals_draw_their_class_by_weight_and_are_the_same_in_every_process()
 
 
 def test_the_example_of_the_documentation_is_read(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "workloads.md").read_text()
+    page = (ROOT / "docs" / "workloads.md").read_text().partition("## Recorded sessions")[0]
     chat, agent = read(tmp_path / "mix.toml", page.partition("```toml\n")[2].partition("```")[0])
     assert chat.objectives == ClassObjectives(ttft_p95_s=1.0, tpot_p95_s=0.05)
     assert agent.extra_body["tools"][0]["function"]["name"] == "read_file"

@@ -8,6 +8,7 @@ import pytest
 
 from loadtest.workload.sessions.book import SessionBook
 from loadtest.workload.sessions.recorded import RecordedSession
+from testing.processes import ROOT
 
 
 def book_of(tmp_path: Path, text: str | bytes, name: str = "file") -> SessionBook:
@@ -58,6 +59,20 @@ def test_our_own_format(tmp_path: Path) -> None:
     )
     assert [tokens for _, tokens in first.contexts()][:2] == [200, 230]
     assert list(first.contexts())[-1] == (500, 505)  # without the history
+
+
+def test_the_example_of_the_documentation_is_read_and_every_key_described(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "workloads.md").read_text().partition("## Recorded sessions")[2]
+    example = page.partition("```json\n")[2].partition("```")[0].replace("\n", " ")
+    (session,) = sessions(book_of(tmp_path, example))
+    assert [turn.step for turn in session.turns] == [0, 0, 1, 0]
+    assert session.turns[3].answer == "Bien sûr."
+    tables = page.partition("| key of a session |")[2].partition("Where the text is given")[0]
+    documented = [line.split("|")[1] for line in tables.splitlines() if line.startswith("| `")]
+    keys = {key.strip(" `") for cell in documented for key in cell.split(",")}
+    with pytest.raises(ValueError, match="unknown key") as found:
+        book_of(tmp_path, lines({"turns": [{"zzz": 1}]}))
+    assert keys == set(str(found.value).partition("known are ")[2].rstrip(").").split(", "))
 
 
 def test_sessions_begin_in_the_order_of_their_starts(tmp_path: Path) -> None:
