@@ -99,10 +99,14 @@ def test_lateness_lengths_and_hits_of_the_requests_that_succeeded(tmp_path: Path
 
 
 def test_without_usage_the_hits_are_those_of_the_servers_counters(tmp_path: Path) -> None:
-    run = run_of(tmp_path, row(0, prompt=100), counters=[(1000, 500), (1100, 520), (1200, 560)])
+    broken_off = msgspec.structs.replace(row(1, ok=False, was_prompt=60, reusable=32), chunk_s=[0.5])
+    never_begun = row(2, ok=False, was_prompt=80, reusable=32)
+    counters = [(1000, 500), (1100, 520), (1200, 560)]
+    run = run_of(tmp_path, row(0, prompt=100), broken_off, never_begun, counters=counters)
     found = replay_of([run])
     assert found is not None
     assert found.hit_rate == pytest.approx(60 / 200)
+    assert found.hit_rate_unbounded == pytest.approx(32 / 160)
     assert (found.answers, found.prompts, found.late_p95_s) == (None, None, None)
 
 
