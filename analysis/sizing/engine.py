@@ -84,12 +84,14 @@ def size_engine(
     latency: bool = True,
     length: float = 1.0,
     at_once: int = 1,
+    only_first: bool = False,
 ) -> SizedEngine:
     """Finds the limits (walls) of one engine.
 
     latency: False leaves out the limits of TTFT and TPOT, and the band of the memory limit. length: factor on
-    the requests that are simulated for them. at_once: loads that are simulated side by side. Raises
-    ValueError if nothing is left for the KV cache.
+    the requests that are simulated for them. at_once: loads that are simulated side by side. only_first: no
+    load is simulated for a limit of latency where the other one is reached. Raises ValueError if nothing is
+    left for the KV cache.
     """
     band = pool_band(deployment)
     distribution = planned_block_distribution(workload, band.layout)
@@ -105,7 +107,15 @@ def size_engine(
     if latency:
         reach = REACH_FACTOR * min(placed.x for placed in walls)
         bands = planned_bands(deployment)
-        curve = simulate_curve(service, bands, workload.slo, reach=reach, length=length, at_once=at_once)
+        curve = simulate_curve(
+            service,
+            bands,
+            workload.slo,
+            reach=reach,
+            length=length,
+            at_once=at_once,
+            only_first=only_first,
+        )
         walls += latency_walls(curve, workload.slo)
     return SizedEngine(
         deployment=deployment,

@@ -64,13 +64,14 @@ def simulate_curve(
     reach: float,
     length: float = 1.0,
     at_once: int = 1,
+    only_first: bool = False,
 ) -> LatencyCurve:
     """Simulates p95 of TTFT and TPOT at fewer and fewer users, starting at `reach`; returns the curve.
 
     Stops at the first number of users that meets both objectives even at the slow end of the bands, or at
     one user. Then simulates more numbers of users around the crossings. length: factor on the requests of
     each number of users. at_once: numbers of users that are simulated side by side; more are simulated in
-    total, in less time.
+    total, in less time. only_first: leaves out loads around a crossing where the other objective is missed.
     """
     found: dict[int, tuple[float, float]] = {}
 
@@ -92,11 +93,26 @@ def simulate_curve(
         simulate(falling[first : first + at_once])
         if any(surely_met(users) for users in falling[first : first + at_once]):
             break
-    for which, objective_s in enumerate((slo.ttft_p95_s, slo.tpot_p95_s)):
-        _close_in(found, which, objective_s, simulate, at_once)
+    objectives_s = (slo.ttft_p95_s, slo.tpot_p95_s)
+    order = [0, 1]
+    if only_first:
+        order.sort(key=lambda which: _bracket(found, which, objectives_s[which]) or (math.inf, math.inf))
+    for which in order:
+        own, other = (_bracket(found, one, objectives_s[one]) for one in (which, 1 - which))
+        if not (only_first and own and other and own[0] >= other[1]):
+            _close_in(found, which, objectives_s[which], simulate, at_once)
     numbers = sorted(found)
     ttfts_s, tpots_s = zip(*(found[number] for number in numbers), strict=True)
     return LatencyCurve(users=tuple(numbers), ttft_s=ttfts_s, tpot_s=tpots_s, reach=reach, bands=bands)
+
+
+def _bracket(
+    found: Mapping[int, tuple[float, float]], which: int, objective_s: float
+) -> tuple[int, int] | None:
+    """Returns the numbers of users around a crossing; None if all of them or none meets the objective."""
+    above = [users for users in sorted(found) if found[users][which] > objective_s]
+    below = [users for users in sorted(found) if users < min(above, default=0)]
+    return (below[-1], above[0]) if above and below else None
 
 
 def _close_in(
@@ -107,11 +123,10 @@ def _close_in(
     at_once: int,
 ) -> None:
     """Simulates numbers of users between the two around a crossing until these are CLOSE."""
-    above = [users for users in sorted(found) if found[users][which] > objective_s]
-    below = [users for users in sorted(found) if users < min(above, default=0)]
-    if not above or not below:
+    bracket = _bracket(found, which, objective_s)
+    if bracket is None:
         return
-    low, high = below[-1], above[0]
+    low, high = bracket
     while high - low > 1 and high > CLOSE * low:
         ratio = (high / low) ** (1 / (at_once + 1))
         inner = {min(max(round(low * ratio**step), low + 1), high - 1) for step in range(1, at_once + 1)}

@@ -109,7 +109,7 @@ def load_tried(plan: FittedPlan, users: int, least: int) -> LeastReplicas:
 
 
 def _fully_examined(cards: CandidateCards, plan: FittedPlan, users: int) -> FleetCandidate | OmittedCandidate:
-    sized = size_engine(plan.deployment, plan.workload, length=CANDIDATE_LENGTH)
+    sized = size_engine(plan.deployment, plan.workload, length=CANDIDATE_LENGTH, only_first=True)
     unmet = unmet_objectives(sized)
     if not unmet:
         return _candidate(cards, plan, sized, users)
