@@ -12,7 +12,7 @@ from loadtest.workload.traces import recorded_seconds
 NO_ANSWER_TOKENS = "Left out of {file}: requests without output tokens, gen_ai.usage.output_tokens ({count})."
 _INPUT, _OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 _CONVERSATION = "gen_ai.conversation.id"
-_VALUES = ("stringValue", "intValue", "doubleValue", "boolValue")
+_WANTED = frozenset((_INPUT, _OUTPUT, _CONVERSATION))
 
 
 def read_otlp_turns(file: SessionFile) -> Iterator[LooseTurn]:
@@ -50,7 +50,10 @@ def _turn(file: SessionFile, span: Any) -> Iterator[LooseTurn]:
     parent span are steps of one turn."""
     if not isinstance(span, Mapping):
         raise file.error("not a span")
-    attributes = _attributes(span.get("attributes"))
+    try:
+        attributes = _attributes(span.get("attributes"))
+    except (TypeError, KeyError, AttributeError):
+        raise file.error("a span with attributes that are no keys and values") from None
     if _INPUT not in attributes and _OUTPUT not in attributes:
         return
     context = span.get("context") or {}
@@ -78,14 +81,17 @@ def _turn(file: SessionFile, span: Any) -> Iterator[LooseTurn]:
 
 
 def _attributes(found: Any) -> Mapping[str, Any]:
-    """Returns the attributes by their names. OTLP has them as a list of keys and typed values."""
-    if isinstance(found, list):
-        return {
-            str(each.get("key")): next(filter(None, map(each["value"].get, _VALUES)), None)
-            for each in found
-            if isinstance(each, dict) and isinstance(each.get("value"), dict)
-        }
-    return found if isinstance(found, dict) else {}
+    """Returns the attributes that matter here by their names. OTLP has them as a list of keys and typed
+    values."""
+    if isinstance(found, dict):
+        return found
+    named = {}
+    for each in found if isinstance(found, list) else ():
+        key = each["key"]
+        if key in _WANTED:
+            value = each["value"]
+            named[key] = value["stringValue"] if "stringValue" in value else value.get("intValue")
+    return named
 
 
 def _unix_s(span: Mapping[str, Any], nanoseconds: str, text: str) -> float:

@@ -319,6 +319,7 @@ def test_sessions_that_are_too_long_end_early_and_are_counted(tmp_path: Path) ->
         ("a,b,c\n1,2,3\n2,4,99999999999999999999\n", "line 3: a number is too large"),
         (BURSTGPT + "5,s,nan,m,9,9,18,l\n", "line 2: a negative or infinite number"),
         ("[" + '{"a":' * 100_000, "JSON that is nested too deeply"),
+        (lines({**span("c", 1, (5, 5)), "attributes": [{"key": []}]}), "line 1: a span with attributes"),
         ('{"resourceSpans": 3}\n{"resourceSpans": 3}\n', "line 1: not a span, nor an OTLP export"),
         (lines({"timestamp": 1, "input_length": 0, "output_length": 1}), "line 1: not a request of a trace"),
     ],
