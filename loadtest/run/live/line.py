@@ -44,7 +44,7 @@ def live_text(level: LiveLevel | None, *, level_s: float | None, left_s: float |
     """Builds the whole line, such as `8 users: TTFT p95 0.21 s, ... | 12/30 s | 1:20 left`."""
     if level is None:
         return "starting or stopping users ..."
-    held = unix_now() - level.start_unix_s
+    held = max(0.0, unix_now() - level.start_unix_s)
     planned = f"/{level_s:.0f}" if level_s else ""
     left = f" | {_minutes_and_seconds(left_s)} left" if left_s is not None else ""
     trouble = level.generator_trouble()
