@@ -30,8 +30,6 @@ def tune_answer(options: argparse.Namespace, bar: ProgressBar) -> TuneAnswer:
 
     Raises InputError, RefusedError, CalibrationError.
     """
-    if options.run is not None:
-        _refuse_sessions(options)
     twin = twin_of_run(options, bar, effort=QUICK_FIT)
     info = choose_runs(find_runs(options.run), None)[0][0][-1].info
     bench = Workbench(twin=twin, errors=_model_errors(twin, options.router), router=options.router)
@@ -50,15 +48,6 @@ def tune_answer(options: argparse.Namespace, bar: ProgressBar) -> TuneAnswer:
         left_out=_left_out(twin),
         warnings=_warnings(options, twin, info, found),
     )
-
-
-def _refuse_sessions(options: argparse.Namespace) -> None:
-    groups, _ = choose_runs(find_runs(options.run), None)
-    if any(group[-1].info.sessions is not None for group in groups):
-        raise RefusedError(
-            "This run replayed recorded sessions (--sessions), and the twin knows no text that some of them "
-            "share: tune with a run of --turns and --think-s."
-        )
 
 
 def _model_errors(twin: FittedTwin, router: str) -> ModelErrors:

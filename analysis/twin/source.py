@@ -99,6 +99,11 @@ def twin_of_run(
     evidence = gather_evidence(runs, slo=slo)
     if evidence.open_loop:
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
+    if runs[-1].info.sessions is not None:
+        raise RefusedError(
+            "This run replayed recorded sessions (--sessions), and a twin cannot tell which texts only some of "
+            "them share: calibrate from a run with --workload, or with --turns and --think-s."
+        )
     held_out = _checked_users(evidence, options.hold_out)
     effort = effort or FitEffort()
     most_left_out = effort.most_left_out or MAX_LEFT_OUT
