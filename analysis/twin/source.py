@@ -101,8 +101,8 @@ def twin_of_run(
         raise RefusedError("An open loop has no levels: calibrate from a run with levels.")
     if runs[-1].info.sessions is not None:
         raise RefusedError(
-            "This run replayed recorded sessions (--sessions), and a twin cannot tell which texts only some of "
-            "them share: calibrate from a run with --workload, or with --turns and --think-s."
+            "This run replayed recorded sessions (--sessions), and a twin cannot tell which texts only some "
+            "of them share: calibrate from a run with --workload, or with --turns and --think-s."
         )
     held_out = _checked_users(evidence, options.hold_out)
     effort = effort or FitEffort()
