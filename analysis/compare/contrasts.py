@@ -82,4 +82,5 @@ _QUANTILES: dict[FigureName, tuple[Callable[[Requests], Floats], float]] = {
     "ttft_p95_s": (ttft_s_of, 0.95),
     "decode_tok_s": (decode_tok_s_of, 0.5),
     "tpot_p95_s": (tpot_of, 0.95),
+    "stall_p95_s": (lambda rows: rows.longest_gap_s, 0.95),
 }

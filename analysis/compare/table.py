@@ -34,18 +34,22 @@ LEVEL_FIGURES: tuple[FigureName, ...] = (
     "ttft_p95_s",
     "decode_tok_s",
     "tpot_p95_s",
+    "stall_p95_s",
     "output_tok_s",
 )
 
 
 def comparison_rows(a: MeasuredDeployment, b: MeasuredDeployment) -> list[ComparisonRow]:
-    """Returns the rows of the table. Latencies and throughput are given only at the `headline_levels`."""
+    """Returns the rows of the table. Latencies and throughput are given only at the `headline_levels`, and
+    stalls only where they have an objective."""
+    stalls_matter = any(side.judgement.evidence.slo.stall_p95_s is not None for side in (a, b))
+    figures = [name for name in LEVEL_FIGURES if name != "stall_p95_s" or stalls_matter]
     contrasts = [
         contrast_of_estimates("max_users", a, b, capacity_of),
         contrast_of_estimates("memory_users", a, b, memory_users),
     ]
     for users in headline_levels(a, b):
-        contrasts += [contrast_at_level(figure, a, b, users) for figure in LEVEL_FIGURES]
+        contrasts += [contrast_at_level(figure, a, b, users) for figure in figures]
     contrasts += _memory_contrasts(a, b)
     known = [contrast for contrast in contrasts if contrast.a is not None or contrast.b is not None]
     tests = sum(contrast.bounds is not None for contrast in known)

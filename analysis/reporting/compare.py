@@ -217,6 +217,7 @@ UNITS: dict[FigureName, tuple[str, Callable[[float], str]]] = {
     "ttft_p95_s": ("ms", _milliseconds),
     "decode_tok_s": ("tok/s", _count),
     "tpot_p95_s": ("ms", _milliseconds),
+    "stall_p95_s": ("ms", _milliseconds),
     "output_tok_s": ("tok/s", _count),
     "kv_tokens_per_user": ("tokens", lambda value: f"{value:,.0f}"),
     "kv_bytes_per_user": ("MiB", lambda value: f"{value / 2**20:,.3g}"),

@@ -83,6 +83,16 @@ def test_a_deployment_whose_runs_differ_is_not_known_better_by_pooling_them(base
         assert row.different == "not_seen"
 
 
+def test_stalls_have_a_row_where_they_have_an_objective(memory_run, baseline, capsys):
+    found = run_json(memory_run, baseline, "--slo-stall-p95-s", "0.5", capsys=capsys)
+    row = comparison_row(found, "stall_p95_s", 1)
+    assert row.a.value == pytest.approx(0.0036, rel=0.1)  # one step, with its jitter
+    assert row.a.interval is not None
+    assert row.b.value is None  # too few requests for its p95
+    without = run_json(memory_run, baseline, capsys=capsys)
+    assert "stall_p95_s" not in {one.figure for one in without.rows}
+
+
 def test_without_a_common_level_capacity_is_compared_alone_and_it_says_so(baseline, tmp_path, capsys):
     other = write_short_run(tmp_path / "other", seed=4, levels=(2, 6, 14, 18), num_gpu_blocks=90)
     found = run_json(baseline, other, capsys=capsys)
