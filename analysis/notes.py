@@ -363,6 +363,10 @@ class RaiseMaxNumSeqs(Note):
     """Option: a larger `max_num_seqs`, so that more requests run at once."""
 
 
+class SmallerTokenBudget(Note):
+    """Option: a smaller `max_num_batched_tokens`, so that long prompts are computed in shorter steps."""
+
+
 class LighterWork(Note):
     """Option: shorter prompts, a faster GPU, or a looser objective."""
 

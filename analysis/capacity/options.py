@@ -27,6 +27,7 @@ from analysis.notes import (
     SecondReplica,
     ShorterContext,
     ShorterHistories,
+    SmallerTokenBudget,
 )
 from analysis.walls.kv_cache import KvCacheWall
 from analysis.walls.placed import PlacedWall
@@ -34,6 +35,8 @@ from analysis.walls.placed import PlacedWall
 MAX_UTILIZATION = 0.95  # above this, peaks at vLLM's start do not fit
 LEAST_GAIN = 0.1  # users that an option must add to be named
 BEFORE_ENGINE = 0.5  # share of the mean TTFT before the engine, from which on the engine is not the cause
+LONG_PROMPT = 0.995  # quantile of the prompts whose computation is compared with the objective for stalls
+STALLED_BY_PROMPTS = 0.5  # share of the objective that it must take: the rest is the usual step, and others
 CUT_SHARE = 0.05  # share of requests that the suggested max_model_len would cut
 
 
@@ -70,6 +73,8 @@ def options_of(
     elif headline.binding == "ttft" and (way := slow_way_to_engine(evidence, headline.estimate_x)):
         return [_option_without_model(way)]
     elif headline.binding in ("ttft", "tpot", "stall", "throughput"):
+        if headline.binding == "stall" and _prompts_stall(evidence):
+            found.append(_option_without_model(SmallerTokenBudget()))
         found.append(_option_without_model(LighterWork()))
     elif headline.binding == "errors":
         found.append(_option_without_model(LessRefusal()))
@@ -97,6 +102,16 @@ def slow_way_to_engine(evidence: Evidence, limit_x: float) -> FasterGateway | No
     if engine_s > (1.0 - BEFORE_ENGINE) * client_s:
         return None
     return FasterGateway(users=level.users, ttft_s=client_s, engine_s=engine_s)
+
+
+def _prompts_stall(evidence: Evidence) -> bool:
+    """Whether computing one of the longest prompts takes long enough to explain the stalls, on a vLLM."""
+    cost, pairs, limits = evidence.step_cost, evidence.pairs, evidence.objectives.values()
+    if cost is None or cost.prefill_per_token_s is None or pairs is None:
+        return False
+    longest_s = cost.prefill_per_token_s * float(np.quantile(pairs.own_prompt, LONG_PROMPT))
+    shortest_s = min((one.stall_p95_s for one in limits if one.stall_p95_s is not None), default=math.inf)
+    return evidence.runs[-1].info.server.engine == "vllm" and longest_s > STALLED_BY_PROMPTS * shortest_s
 
 
 def _moves(option: Option, limit_x: float) -> bool:

@@ -448,6 +448,11 @@ def _(note: notes.RaiseMaxNumSeqs) -> str:
 
 
 @words.register
+def _(note: notes.SmallerTokenBudget) -> str:
+    return "A smaller --max-num-batched-tokens: long prompts are computed in shorter steps, and start later"
+
+
+@words.register
 def _(note: notes.LighterWork) -> str:
     return "Shorter prompts, a faster GPU, or a looser objective"
 

@@ -1,11 +1,14 @@
 """The wall of stalls: where the engine has it, what a run says of it, and that TPOT does not show it."""
 
 import math
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from analysis.answers.capacity import ModelAnswer
 from analysis.capacity.answer import recommend
+from analysis.notes import LighterWork, SecondReplica, SmallerTokenBudget
 from analysis.reading.runs import Run
 from analysis.reporting.capacity_json import model_object
 from analysis.reporting.capacity_tables import in_time_cells, in_time_columns
@@ -44,6 +47,15 @@ def test_the_wall_is_where_the_engine_has_it(answer: ModelAnswer) -> None:
     (wall,) = (bound for bound in answer.bounds if bound.name == "stall")
     assert wall.rise_x is not None
     assert wall.rise_x[0] < wall.users_x < wall.rise_x[1]
+
+
+def test_a_smaller_token_budget_is_an_option_where_long_prompts_stall(run: Run, answer: ModelAnswer) -> None:
+    """A prompt of 4,000 tokens takes 0.4 s. Another engine has no flag of this name."""
+    changes = [type(option.change) for option in answer.options]
+    assert changes == [SmallerTokenBudget, LighterWork, SecondReplica]
+    server = msgspec.structs.replace(run.info.server, engine="sglang")
+    other = replace(run, info=msgspec.structs.replace(run.info, server=server))
+    assert SmallerTokenBudget not in [type(one.change) for one in recommend([other], slo=STALLS).options]
 
 
 def test_the_simulated_maximum_knows_it() -> None:
