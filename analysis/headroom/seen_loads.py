@@ -65,7 +65,7 @@ def seen_crossing(production: Production, missed: WindowMisses, *, limit: float)
     held = [point.users / GRAIN for point in points if point.misses.bounds(CONFIDENCE_ERROR)[1] <= limit]
     if crossing is not None:
         held = [load for load in held if load <= crossing.x / GRAIN]
-    low, high = (bound / GRAIN for bound in crossing.bound(0.05)) if crossing else (None, None)
+    low, high = _band(crossing) if crossing else (None, None)
     return SeenCrossing(
         x=crossing.x / GRAIN if crossing else None,
         low=low,
@@ -83,6 +83,14 @@ def _crossing(points: Sequence[LoadPoint], limit: float) -> Crossing | None:
     it."""
     crossing = miss_crossing(points, limit=limit)
     return None if crossing is None or crossing.between[0] == 0 else crossing
+
+
+def _band(crossing: Crossing) -> tuple[float, float]:
+    """Returns the band of a crossing, in requests in flight. It reaches at least from the last load within
+    the limit to the first beyond it: in production these may lie far apart, and the curve between them is not
+    known to be logistic."""
+    low, high = crossing.bound(CONFIDENCE_ERROR)
+    return min(low, crossing.between[0]) / GRAIN, max(high, crossing.between[1]) / GRAIN
 
 
 def _windows(production: Production, missed: WindowMisses, load: EngineLoad) -> tuple[Floats, Floats, Floats]:

@@ -93,6 +93,17 @@ def test_a_latency_objective_that_is_missed_at_higher_loads_is_a_wall(
     assert answer["target"]["basis"] == "tpot"
 
 
+def test_a_wall_between_two_distant_loads_may_be_anywhere_between_them(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    engine = small_engine(step_base_s=0.01, step_per_seq_s=0.0015)
+    answer = answered(tmp_path, engine, (4, 8, 12), capsys, "--slo-tpot-p95-s", "0.025")
+    low, high = wall(answer, "tpot")["interval"]
+    assert low < 8.1
+    assert high > 11.5
+    assert low < true_users(engine, Slo(tpot_p95_s=0.025)) < high
+
+
 def test_an_objective_that_no_bucket_tells_gives_no_target(tmp_path: Path, capsys: Capture) -> None:
     """All TPOTs lie below the histogram's first bound of 10 ms."""
     answer = answered(tmp_path, small_engine(), (4, 8), capsys, "--slo-tpot-p95-s", "0.0055")
