@@ -134,6 +134,20 @@ class People(msgspec.Struct, kw_only=True, frozen=True):
     """Deployments like this one that hold them, if a router spreads users evenly; null if one holds none."""
 
 
+class BusiestHour(msgspec.Struct, kw_only=True, frozen=True):
+    """The users at once that the requests of the busiest hour of a day stand for."""
+
+    requests: int
+    """Requests in that hour, as stated."""
+    requests_per_user: float
+    """Requests that a user of this load test sends in an hour, at the trusted level nearest to the answer."""
+    users_mean: float
+    users_needed: int
+    """Users who are there at once for 95 % of that hour at most, if they come at random (Poisson)."""
+    deployments: int | None
+    """Deployments like this one that hold them, if a router spreads users evenly; null if one holds none."""
+
+
 class MemoryFigures(msgspec.Struct, kw_only=True, frozen=True):
     """The size of the KV-cache pool, the KV cache that one request in flight takes, and the GPU memory.
 
@@ -242,6 +256,8 @@ class ModelAnswer(msgspec.Struct, kw_only=True, frozen=True):
     wall."""
     by_latency_alone: LatencyAlone | None
     """Null where there is no limit, or where nothing tells."""
+    busiest_hour: BusiestHour | None
+    """Null if its requests are not stated (`--busiest-hour`), or there is no answer."""
     people: People | None
     """Null if the share of active people is not stated (`--active`), or there is no answer."""
     memory: MemoryFigures

@@ -67,6 +67,7 @@ def analyse(options: argparse.Namespace) -> Answer:
                 bytes_per_token=per_token,
                 headcount=options.headcount,
                 active=options.active,
+                busiest_hour=options.busiest_hour,
                 on_step=bar.task("placing the walls", total=RESAMPLES),
             )
             not_pooled = left_out.get(model.model, [])
@@ -196,6 +197,12 @@ def _add_people_flags(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         metavar="N",
         help="people who may use the service, with --active: says how many such deployments they need",
+    )
+    add(
+        "--busiest-hour",
+        type=positive_integer,
+        metavar="REQUESTS",
+        help="requests in the busiest hour of a day: says how many users at once they are, and if they fit",
     )
 
 

@@ -20,7 +20,7 @@ from analysis.capacity.headline import CONFIDENCE, headline_of
 from analysis.capacity.judgement import Judgement, judge
 from analysis.capacity.latency_alone import latency_alone
 from analysis.capacity.options import options_of
-from analysis.capacity.people import company_of
+from analysis.capacity.people import busiest_hour_of, company_of
 from analysis.capacity.replay import replay_of
 from analysis.capacity.warnings import too_few_to_hold, warnings_of
 from analysis.evidence.evidence import Evidence
@@ -60,18 +60,22 @@ def recommend(
     bytes_per_token: int | None = None,
     headcount: int | None = None,
     active: float | None = None,
+    busiest_hour: int | None = None,
     seed: int = 0,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> ModelAnswer:
     """Returns the answer for the model of these runs: how many users its deployment holds.
 
     The same seed gives the same answer. headcount, active: people, and the share of them who are active at
-    the peak, if stated.
+    the peak, if stated. busiest_hour: requests in the busiest hour of a day, if stated.
     """
     judgement = judge(runs, slo=slo, seed=seed, on_step=on_step)
     answer = answer_of(judgement, confidence=confidence, bytes_per_token=bytes_per_token)
-    people = company_of(answer.headline, headcount=headcount, active=active)
-    return msgspec.structs.replace(answer, people=people)
+    return msgspec.structs.replace(
+        answer,
+        people=company_of(answer.headline, headcount=headcount, active=active),
+        busiest_hour=busiest_hour_of(answer.headline, judgement.evidence.levels, requests=busiest_hour),
+    )
 
 
 def answer_of(
@@ -108,6 +112,7 @@ def answer_of(
         prefix_cache=_prefix_cache(judgement, confidence=confidence),
         by_latency_alone=latency_alone(judgement, headline, confidence=confidence),
         people=None,
+        busiest_hour=None,
         memory=_memory_figures(evidence, memory, gauge, per_token),
         latency=_latency_figures(evidence),
         classes=class_answers(evidence.levels, headline),

@@ -50,6 +50,7 @@ def model_object(model: ModelAnswer) -> dict[str, object]:
         "prefix_cache": model.prefix_cache,
         "by_latency_alone": model.by_latency_alone,
         "people": model.people,
+        "busiest_hour": model.busiest_hour,
         "memory": model.memory,
         "latency": model.latency,
         "failures": [_failures_object(one) for one in model.failures],

@@ -71,7 +71,7 @@ def first_screen(model: ModelAnswer, *, slo: Slo, confidence: float) -> list[str
     parts = [_limit_text(model, confidence=confidence)]
     if not model.refused:
         parts += [f"{_beyond_text(model)} {_flat_text(model)}".strip()]
-        parts += [_people_text(model)]
+        parts += [_people_text(model), _busiest_hour_text(model)]
         parts += [_latency_alone_text(model, slo), _prefix_text(model)]
     parts += failure_sentences(model.failures, refused=model.refused)
     own = "; classes have objectives of their own" if _has_own_objectives(model, slo) else ""
@@ -187,6 +187,18 @@ def _people_text(model: ModelAnswer) -> str:
     if model.workload.settings.get("think_s") in ("0", "0.0"):
         text += " The users of this load test ask again at once; with pauses (--think-s) more people fit."
     return text
+
+
+def _busiest_hour_text(model: ModelAnswer) -> str:
+    """Says how many users at once the busiest hour has; empty if its requests are not stated."""
+    found = model.busiest_hour
+    if found is None:
+        return ""
+    return (
+        f"{found.requests:,} requests in the busiest hour are {found.users_mean:.1f} users on average, at "
+        f"{found.requests_per_user:,.0f} an hour each, and at most {users_text(found.users_needed)} at once "
+        f"for 95 % of it: {_deployments_text(found.deployments)}."
+    )
 
 
 def _deployments_text(deployments: int | None) -> str:

@@ -279,3 +279,20 @@ def test_users_are_told_as_people_of_whom_some_are_active_at_the_peak(memory_run
     assert f"a company of about {5 * users} people" in " ".join(capsys.readouterr().out.split())
     assert main([str(folder), "--headcount", "500"]) == 2
     assert "--headcount needs --active" in capsys.readouterr().err
+
+
+def test_the_requests_of_the_busiest_hour_are_told_as_users_at_once(memory_run, tmp_path, capsys):
+    folder = shutil.copytree(memory_run, tmp_path / "r")
+    assert main([str(folder), "--busiest-hour", "1000000"]) == 0
+    (model,) = json.loads((folder / "capacity.json").read_text())["models"]
+    found, users = model["busiest_hour"], model["max_users"]
+    (level,) = (level for level in model["levels"] if level["users"] == 16)
+    each = 3600 * level["n"] / level["window_s"] / 16
+    assert found["requests_per_user"] == pytest.approx(each, rel=0.01)
+    assert found["users_mean"] == pytest.approx(1e6 / each, rel=0.01)
+    assert found["users_mean"] < found["users_needed"] < 1.6 * found["users_mean"]
+    assert (found["deployments"] - 1) * users < found["users_needed"] <= found["deployments"] * users
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"at most {found['users_needed']} users at once for 95 % of it" in said
+    assert main([str(folder)]) == 0
+    assert json.loads((folder / "capacity.json").read_text())["models"][0]["busiest_hour"] is None
