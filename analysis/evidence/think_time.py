@@ -61,7 +61,9 @@ class Thinking:
         def beyond(in_flight: float) -> float:
             return sum(n * p for n, p in zip(counts, shares(in_flight), strict=True)) - in_flight
 
-        return shares(optimize.brentq(beyond, 0.0, users + 1.0, xtol=1e-3))
+        # Nobody in flight is a solution too where requests take no time then: the other one is looked for.
+        few = 1e-6 * users
+        return shares(optimize.brentq(beyond, few, users + 1.0, xtol=1e-9) if beyond(few) > 0.0 else few)
 
     def active(self, users: int) -> float:
         """Returns p, the share of the time in which a user has a request in flight, at N = `users`.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis.evidence.think_time import Thinking, thinking_of
+from analysis.evidence.think_time import ClassPace, Thinking, thinking_of
 from analysis.statistics.samples import MissShare
 from testing.runs.virtual import level
 
@@ -16,6 +16,22 @@ def test_the_share_of_users_in_flight_solves_littles_law():
         response = 1.0 + 0.05 * p * users
         assert p == pytest.approx(response / (response + 2.0))
     assert Thinking(think_s=2.0, idle_s=1.0, slope_s=0.0).active(9) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 0.5])
+def test_each_class_is_in_flight_as_its_own_pauses_say(idle_s: float) -> None:
+    """Also where requests seem to take no time alone, so that nobody in flight would be a solution too."""
+    paces = (
+        ClassPace(weight=3.0, think_s=0.1, duration_x=1.2, think_error=0.0),
+        ClassPace(weight=1.0, think_s=2.0, duration_x=0.5, think_error=0.0),
+    )
+    thinking = Thinking(think_s=0.5, idle_s=idle_s, slope_s=0.05, classes=paces)
+    shares = [thinking.active_of_class(position)(20) for position in (0, 1)]
+    in_flight = 15 * shares[0] + 5 * shares[1]
+    for share, pace in zip(shares, paces, strict=True):
+        duration_s = pace.duration_x * (idle_s + 0.05 * in_flight)
+        assert share == pytest.approx(duration_s / (duration_s + pace.think_s), rel=1e-3)
+        assert share > 0.1
 
 
 def test_think_time_is_read_off_the_levels():
