@@ -8,7 +8,7 @@ from scipy import stats
 from analysis.answers.capacity import BusiestHour, Headline, People
 from analysis.levels.level import Level
 
-SURE = 0.95
+BUSY_SHARE = 0.95
 """Share of the busiest hour in which no more users are there at once."""
 
 PRODUCT_ROUNDING = 1e-9
@@ -53,7 +53,7 @@ def busiest_hour_of(
         return None
     nearest = min(known, key=lambda level: (abs(level.users - users), level.users))
     each = 3600.0 * nearest.requests.finished / nearest.window.length_s / nearest.users
-    needed = max(int(stats.poisson.ppf(SURE, requests / each)), 1)
+    needed = max(int(stats.poisson.ppf(BUSY_SHARE, requests / each)), 1)
     return BusiestHour(
         requests=requests,
         requests_per_user=each,
