@@ -177,16 +177,16 @@ def test_the_form_of_the_page_takes_a_workload_file_for_one_run(
 
     with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as process:
         try:
-            until(20, lambda: listening(port))
+            until(60, lambda: listening(port))
             post(f"{page}/swarm", user_count="3", workload=str(mix), **common)
-            until(20, lambda: users_of_level("*") == [3])
+            until(60, lambda: users_of_level("*") == [3])
             (first,) = (path.name for path in reports.iterdir())
             post(f"{page}/swarm", user_count="5", workload=str(mix), **common)
-            until(20, lambda: users_of_level(first) == [3, 5])
+            until(60, lambda: users_of_level(first) == [3, 5])
             time.sleep(2.5)  # an agent pauses 1.6 s
             urllib.request.urlopen(urllib.request.Request(f"{page}/stop", method="POST"), timeout=20).read()
             post(f"{page}/swarm", user_count="2", workload="", prompt_tokens="30", **common)
-            until(20, lambda: len(list(reports.glob("*/requests-0.jsonl"))) == 2)
+            until(60, lambda: len(list(reports.glob("*/requests-0.jsonl"))) == 2)
             time.sleep(1)
         finally:
             process.send_signal(signal.SIGINT)
