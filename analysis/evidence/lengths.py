@@ -78,7 +78,7 @@ class ClassLengths:
 
 def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
     """Collects the lengths of every finished request whose usage the server sent."""
-    prompt, output, conversation, cached, names = [], [], [], [], []
+    prompt, output, conversation, cached, finished = [], [], [], [], []
     before = 0
     for run in runs:
         rows = run.requests
@@ -88,7 +88,7 @@ def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
         output.append(rows.output_tokens[known].astype(np.int64))
         conversation.append(chats[known] + before)
         cached.append(rows.cached_tokens[known & (rows.turn == 0)])
-        names += [rows.class_names[code] if code >= 0 else "" for code in rows.user_class[known].tolist()]
+        finished.append(known)
         before += int(chats.max(initial=-1)) + 1
     _, chat = np.unique(np.concatenate(conversation), return_inverse=True)
     found = LengthPairs(
@@ -102,14 +102,11 @@ def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
     hits = np.concatenate(cached)
     caches = runs[-1].info.server.enable_prefix_caching
     share = caches or (caches is None and bool((hits[~np.isnan(hits)] > 0).any()))
-    return replace(
-        found,
-        shared_prefix=0,
-        classes=[
-            _class_lengths(one, found, np.array(names) == one.name, block_tokens if share else None)
-            for one in runs[-1].info.classes
-        ],
-    )
+    classes = []
+    for one in runs[-1].info.classes:
+        mine = [run.requests.of_class(one.name)[known] for run, known in zip(runs, finished, strict=True)]
+        classes.append(_class_lengths(one, found, np.concatenate(mine), block_tokens if share else None))
+    return replace(found, shared_prefix=0, classes=classes)
 
 
 def _class_lengths(
