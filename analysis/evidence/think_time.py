@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize
@@ -48,22 +49,7 @@ class Thinking:
 
     def active_of_class(self, position: int) -> "ActiveShare":
         """Returns `active` for the users of one class alone, as a function of the users of all classes."""
-        return lambda users: self._shares(users)[position]
-
-    def _shares(self, users: int) -> list[float]:
-        """Returns p_c of each class, where n = sum over the classes of N_c p_c(n) requests are in flight."""
-        counts = users_by_weight([one.weight for one in self.classes], users)
-
-        def shares(in_flight: float) -> list[float]:
-            duration_s = self.idle_s + self.slope_s * in_flight
-            return [one.active(duration_s) for one in self.classes]
-
-        def beyond(in_flight: float) -> float:
-            return sum(n * p for n, p in zip(counts, shares(in_flight), strict=True)) - in_flight
-
-        # Nobody in flight is a solution too where requests take no time then: the other one is looked for.
-        few = 1e-6 * users
-        return shares(optimize.brentq(beyond, few, users + 1.0, xtol=1e-9) if beyond(few) > 0.0 else few)
+        return lambda users: _shares_of_classes(self, users)[position]
 
     def active(self, users: int) -> float:
         """Returns p, the share of the time in which a user has a request in flight, at N = `users`.
@@ -98,6 +84,23 @@ class ClassPace:
     def drawn(self, rng: np.random.Generator) -> "ClassPace":
         """Returns the same class with a random think time, drawn according to its standard error."""
         return replace(self, think_s=self.think_s * math.exp(self.think_error * rng.standard_normal()))
+
+
+@lru_cache(maxsize=256)  # each class asks for its own share at the same number of users
+def _shares_of_classes(thinking: Thinking, users: int) -> list[float]:
+    """Returns p_c of each class, where n = sum over the classes of N_c p_c(n) requests are in flight."""
+    counts = users_by_weight([one.weight for one in thinking.classes], users)
+
+    def shares(in_flight: float) -> list[float]:
+        duration_s = thinking.idle_s + thinking.slope_s * in_flight
+        return [one.active(duration_s) for one in thinking.classes]
+
+    def beyond(in_flight: float) -> float:
+        return sum(n * p for n, p in zip(counts, shares(in_flight), strict=True)) - in_flight
+
+    # Nobody in flight is a solution too where requests take no time then: the other one is looked for.
+    few = 1e-6 * users
+    return shares(optimize.brentq(beyond, few, users + 1.0, xtol=1e-9) if beyond(few) > 0.0 else few)
 
 
 def thinking_of(levels: Sequence[Level], classes: Sequence[UserClass] = ()) -> Thinking | None:
