@@ -58,7 +58,7 @@ def block_distribution(
     pair (s, o) counts, shape (n,); by default once.
     """
     shared = pairs.shared_prefix // block_tokens * block_tokens
-    prompt = pairs.own_prompt if pairs.classes else np.maximum(pairs.prompt - shared, 1)
+    prompt = np.maximum(pairs.prompt - shared, 1)
     top = int((prompt + pairs.output).max()) // block_tokens + 2
     steps = np.bincount(prompt, weight, top * block_tokens + 1) - np.bincount(
         prompt + pairs.output, weight, top * block_tokens + 1

@@ -138,13 +138,10 @@ class VirtualUser:
     @property
     def step(self) -> int:
         """Number of the last request in its turn: 0 for what the person asked."""
-        return (
-            next(
-                (back for back in range(self.turn) if not self._tool_follows[self.turn - 1 - back]), self.turn
-            )
-            if self._tool_follows
-            else 0
-        )
+        step = 0
+        while step < self.turn and self._tool_follows and self._tool_follows[self.turn - 1 - step]:
+            step += 1
+        return step
 
     def pause_s(self, ended: Request) -> float:
         """Returns a random pause: the seconds from the end of this request to the next one.
