@@ -34,10 +34,14 @@ class Thinking:
     def per_engine(self, engines: int) -> "Thinking":
         """Returns the same users as one of `engines` equal engines sees them.
 
-        A request is slowed down only by the requests of its own engine, so the slope is `engines` times as
+        A request is slowed down only by the requests of its own engine, so slopes are `engines` times as
         large.
         """
-        return replace(self, slope_s=self.slope_s * engines)
+        return replace(
+            self,
+            slope_s=self.slope_s * engines,
+            classes=tuple(replace(one, slope_s=one.slope_s * engines) for one in self.classes),
+        )
 
     def drawn(self, rng: np.random.Generator) -> "Thinking":
         """Returns the same users with a random think time, drawn according to its standard error."""
@@ -67,19 +71,24 @@ class Thinking:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassPace:
-    """How the requests of a class differ from those of all users."""
+    """Users of one class, as `Thinking` describes all: n is the number of requests in flight of all
+    classes."""
 
     weight: float
     think_s: float
-    duration_x: float
-    """Mean duration of its requests, divided by that of all requests."""
-    think_error: float
+    idle_s: float
+    slope_s: float
+    think_error: float = 0.0
     """Standard error of ln think_s."""
 
-    def active(self, duration_s: float) -> float:
-        """Returns the share of the time in flight where a request of all users takes `duration_s` seconds."""
-        own_s = self.duration_x * duration_s
-        return own_s / (own_s + self.think_s) if own_s + self.think_s > 0 else 1.0
+    def duration_s(self, in_flight: float) -> float:
+        """Returns how long a request takes, seconds, with so many in flight."""
+        return self.idle_s + self.slope_s * in_flight
+
+    def active(self, in_flight: float) -> float:
+        """Returns the share of the time in which a user has a request in flight, with so many in flight."""
+        duration_s = self.duration_s(in_flight)
+        return duration_s / (duration_s + self.think_s) if duration_s + self.think_s > 0 else 1.0
 
     def drawn(self, rng: np.random.Generator) -> "ClassPace":
         """Returns the same class with a random think time, drawn according to its standard error."""
@@ -92,8 +101,7 @@ def _shares_of_classes(thinking: Thinking, users: int) -> list[float]:
     counts = users_by_weight([one.weight for one in thinking.classes], users)
 
     def shares(in_flight: float) -> list[float]:
-        duration_s = thinking.idle_s + thinking.slope_s * in_flight
-        return [one.active(duration_s) for one in thinking.classes]
+        return [one.active(in_flight) for one in thinking.classes]
 
     def beyond(in_flight: float) -> float:
         return sum(n * p for n, p in zip(counts, shares(in_flight), strict=True)) - in_flight
@@ -130,23 +138,33 @@ def thinking_of(levels: Sequence[Level], classes: Sequence[UserClass] = ()) -> T
         idle_s=float(idle),
         slope_s=float(slope),
         think_error=PAUSE_CV / math.sqrt(float(requests.sum())),
-        classes=tuple(_pace(known, position, one.weight) for position, one in enumerate(classes)),
+        classes=tuple(
+            _pace(known, position, one.weight, idle_s=float(idle), slope_s=float(slope))
+            for position, one in enumerate(classes)
+        ),
     )
 
 
-def _pace(levels: Sequence[Level], position: int, weight: float) -> ClassPace:
-    """Returns the pace of a class by Little's law, over all levels."""
+def _pace(
+    levels: Sequence[Level], position: int, weight: float, *, idle_s: float, slope_s: float
+) -> ClassPace:
+    """Returns the pace of a class by Little's law, over all levels.
+
+    idle_s, slope_s: those of all requests. The requests of the class take the same multiple of their duration
+    at every load.
+    """
     seen = [(level, level.classes[position]) for level in levels]
     requests = sum(one.n for _, one in seen)
     if not requests:
-        return ClassPace(weight=weight, think_s=0.0, duration_x=1.0, think_error=0.0)
+        return ClassPace(weight=weight, think_s=0.0, idle_s=idle_s, slope_s=slope_s)
     present_s = sum(one.users * level.window.length_s for level, one in seen)
     in_flight_s = sum(one.in_flight * level.window.length_s for level, one in seen)
-    expected_s = sum(one.n * level.requests.e2e_mean_s for level, one in seen)
+    longer_x = in_flight_s / sum(one.n * level.requests.e2e_mean_s for level, one in seen)
     return ClassPace(
         weight=weight,
         think_s=max(present_s - in_flight_s, 0.0) / requests,
-        duration_x=in_flight_s / expected_s,
+        idle_s=longer_x * idle_s,
+        slope_s=longer_x * slope_s,
         think_error=PAUSE_CV / math.sqrt(requests),
     )
 

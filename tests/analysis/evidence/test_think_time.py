@@ -22,14 +22,14 @@ def test_the_share_of_users_in_flight_solves_littles_law():
 def test_each_class_is_in_flight_as_its_own_pauses_say(idle_s: float) -> None:
     """Also where requests seem to take no time alone, so that nobody in flight would be a solution too."""
     paces = (
-        ClassPace(weight=3.0, think_s=0.1, duration_x=1.2, think_error=0.0),
-        ClassPace(weight=1.0, think_s=2.0, duration_x=0.5, think_error=0.0),
+        ClassPace(weight=3.0, think_s=0.1, idle_s=1.2 * idle_s, slope_s=0.06),
+        ClassPace(weight=1.0, think_s=2.0, idle_s=0.5 * idle_s, slope_s=0.025),
     )
     thinking = Thinking(think_s=0.5, idle_s=idle_s, slope_s=0.05, classes=paces)
     shares = [thinking.active_of_class(position)(20) for position in (0, 1)]
     in_flight = 15 * shares[0] + 5 * shares[1]
     for share, pace in zip(shares, paces, strict=True):
-        duration_s = pace.duration_x * (idle_s + 0.05 * in_flight)
+        duration_s = pace.idle_s + pace.slope_s * in_flight
         assert share == pytest.approx(duration_s / (duration_s + pace.think_s), rel=1e-3)
         assert share > 0.1
 
