@@ -12,6 +12,7 @@ from analysis.levels.level import Level
 from analysis.reading.columns import Requests
 from analysis.reading.runs import Run
 from analysis.statistics.arrays import Floats
+from loadtest.workload.classes import different_texts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,9 @@ def _rebuilt(
         )
         held[position] = np.sum(np.ceil(tokens / block_tokens)) * block_tokens
         for one, mine in zip(pairs.classes, of_class, strict=True):
-            held[position] += one.pairs.shared_prefix * one.texts_among(int(mine[index].sum()))
+            held[position] += one.pairs.shared_prefix * different_texts(
+                one.shared_texts, int(mine[index].sum())
+            )
         active[position] = len(index)
     return held, active
 

@@ -70,11 +70,6 @@ class ClassLengths:
     shared_texts: Sequence[float]
     """Popularity of each shared text."""
 
-    def texts_among(self, requests: int) -> float:
-        """Returns how many different shared texts so many requests of the class have, on average."""
-        shares = np.asarray(self.shared_texts) / np.sum(self.shared_texts)
-        return float(np.sum(1.0 - (1.0 - shares) ** requests))
-
 
 def length_pairs_of(runs: Sequence[Run], *, block_tokens: int) -> LengthPairs:
     """Collects the lengths of every finished request whose usage the server sent."""

@@ -85,6 +85,12 @@ def text_popularity(user_class: UserClass) -> list[float]:
     return [rank**-user_class.shared_zipf for rank in range(1, user_class.shared_prompts + 1)]
 
 
+def different_texts(popularity: Sequence[float], conversations: float) -> float:
+    """Returns how many different shared texts so many conversations begin with, on average."""
+    total = sum(popularity)
+    return math.fsum(1.0 - (1.0 - one / total) ** conversations for one in popularity)
+
+
 def read_workload_file(path: Path) -> list[UserClass]:
     """Reads a workload file: TOML with a table `[[class]]` for each class of users. Raises OSError, or
     ValueError with a sentence that names the file, the line and the class for the first mistake found."""
