@@ -56,7 +56,7 @@ WANTED_SE = 0.25
 """Standard error of x*, in users, at which a deployment is finished."""
 REQUESTS = 10_000
 """Requests at each of the two levels after which a deployment is finished, whatever the error."""
-_ROUNDS = 8
+_ROUNDS = 16
 """Largest number of rounds of a deployment. A round is a run of one or two levels."""
 _LEVEL_S, _SETTLE_S, _SAMPLE_S = 55.0, 5.0, 0.25
 _BATCHES = 20
