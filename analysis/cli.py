@@ -58,6 +58,11 @@ def end_with_sentence(work: Callable[[], ExitCode]) -> ExitCode:
         return ExitCode.INTERRUPTED
 
 
+def cli_flag(name: str) -> str:
+    """Returns a setting's name as a flag of the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def positive_number(text: str) -> float:
     """Reads a flag's value as a finite number above 0. Raises argparse.ArgumentTypeError."""
     value = _number(text)

@@ -3,14 +3,14 @@
 A band is [lower end, estimate, upper end] and covers 90 %.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from analysis.answers.capacity import Bound
 from analysis.walls.names import WallName
-from loadtest.record import Slo
+from loadtest.record import Slo, UserClass
 
 SIZING_SCHEMA = 1
 
@@ -22,18 +22,36 @@ FloatBand = tuple[float, float, float]
 class StatedWorkload:
     """The workload that the flags of sizing state.
 
-    Token counts and think times are distributions, written as for the flag `--prompt-tokens`.
+    Token counts and think times are distributions, written as for the flag `--prompt-tokens`; they are null
+    where a workload file says what users ask.
     """
 
-    prompt_tokens: str
-    output_tokens: str
-    think_s: str
+    prompt_tokens: str | None
+    output_tokens: str | None
+    think_s: str | None
     slo: Slo
     turns: int = 1
     shared_prefix_tokens: int = 0
+    classes: list[UserClass] = field(default_factory=list)
+    """The classes of users of the workload file; empty without one."""
     at_users: int | None = None
     at_rate: float | None = None
     """Requests a second into one replica."""
+
+    @property
+    def user_classes(self) -> list[UserClass]:
+        """The classes of the workload file; without one, a single class of all users."""
+        if self.prompt_tokens is None or self.output_tokens is None:
+            return self.classes
+        everyone = UserClass(
+            name="",
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            think_s=self.think_s or "0",
+            turns=str(self.turns),
+            shared_tokens=self.shared_prefix_tokens,
+        )
+        return [everyone]
 
 
 class OverheadBytes(msgspec.Struct, kw_only=True, frozen=True):
@@ -86,10 +104,29 @@ class AtLoad(msgspec.Struct, kw_only=True, frozen=True):
     e2e_s: LatencyBands | None
 
 
+class SizedClass(msgspec.Struct, kw_only=True, frozen=True):
+    """What one class of users of a mix would get, at the users to plan with."""
+
+    name: str
+    users: int
+    """Users of this class, of all replicas."""
+    ttft_p95_s: FloatBand | None
+    """Null where so few users leave none for the class."""
+    tpot_p95_s: FloatBand | None
+    """Null also where all answers of the class have a single token."""
+    ttft_objective_s: float
+    """Largest p95 of TTFT that is allowed for the class."""
+    tpot_objective_s: float
+    kv_share: float
+    """Share of the class in the KV blocks that all classes hold on average."""
+
+
 class UnmetObjective(msgspec.Struct, kw_only=True, frozen=True):
     """An objective that even one user alone does not get."""
 
     name: WallName
+    user_class: str | None = msgspec.field(default=None, name="class")
+    """Class of the user in a mix; null if all users are alike."""
     objective_s: float
     """The p95 that is asked for, at most."""
     best_s: FloatBand
@@ -153,6 +190,8 @@ class Sizing(msgspec.Struct, kw_only=True, frozen=True):
     """Objectives that even one user alone does not get; the answer is then refused."""
     decode_tok_s_alone: FloatBand | None = None
     """Tokens a second of one request with nobody else."""
+    classes: list[SizedClass] = []
+    """Each class of users of a mix, at the users to plan with; empty if all users are alike."""
     at: AtLoad | None = None
     """The load of --at-users or --at-rate; null if neither was given."""
     vllm_flags: list[str] = []

@@ -13,16 +13,19 @@ from analysis.answers.sizing import (
     CheckedClaim,
     Effect,
     FleetCandidate,
+    FloatBand,
     OmittedCandidate,
     OmittedStatus,
     Purchase,
+    SizedClass,
     Sizing,
     StatedWorkload,
 )
 from analysis.reporting.console import print_plain
 from analysis.reporting.numbers import NONE, users_text
-from analysis.reporting.words import WALL_NAMES
+from analysis.reporting.words import WALL_NAMES, of_class
 from loadtest.errors import InputError
+from loadtest.record import UserClass
 from loadtest.units import GIB
 
 SIZING_FORMS = ("text", "markdown", "json")
@@ -84,6 +87,7 @@ class _Page:
                 self._heading("Users at each limit"),
                 self._table([("limit", "users", "90 %"), *map(_wall_cells, sizing.bounds)]),
                 *self._sentences(_farther_walls(sizing)),
+                *self._classes(sizing),
                 *self._at(sizing.at),
             ]
         if not sizing.refused:
@@ -103,6 +107,14 @@ class _Page:
         if at is None:
             return []
         return [self._heading(_at_heading(at)), *self._sentences(_at_lines(at)), self._table(_at_cells(at))]
+
+    def _classes(self, sizing: Sizing) -> list[str]:
+        """Returns the section on the classes of users; empty without a mix."""
+        if not sizing.classes:
+            return []
+        users = sum(one.users for one in sizing.classes)
+        title = self._heading(f"Each class at {users_text(users)}, the number to plan with")
+        return [title, self._table(_class_cells(sizing.classes))]
 
     def purchase(self, purchase: Purchase, workload: StatedWorkload) -> str:
         parts = [
@@ -211,11 +223,47 @@ def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
 
 def _workload_text(workload: StatedWorkload) -> str:
     slo = workload.slo
+    if workload.classes:
+        return (
+            f"A mix of {_mix_text(workload.classes)}; TTFT p95 at most {slo.ttft_p95_s:g} s and TPOT p95 at "
+            f"most {slo.tpot_p95_s:g} s where a class has no objective of its own."
+        )
     think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
     return (
         f"Users {think}, {_prompts_text(workload)} and answers of {workload.output_tokens} tokens; "
         f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s."
     )
+
+
+def _mix_text(classes: Sequence[UserClass]) -> str:
+    """Names the classes with their shares of the users, such as "chat (75 %), rag (25 %)"."""
+    total = sum(one.weight for one in classes)
+    return ", ".join(f"{one.name} ({100 * one.weight / total:.0f} %)" for one in classes)
+
+
+def _class_cells(classes: Sequence[SizedClass]) -> list[tuple[str, ...]]:
+    """Returns the rows of the table of classes, with its heading row."""
+    rows: list[tuple[str, ...]] = [
+        ("class", "users", "TTFT p95, s", "90 %", "at most", "TPOT p95, s", "90 %", "at most", "KV cache")
+    ]
+    rows += [
+        (
+            one.name,
+            f"{one.users:,}",
+            *_p95_cells(one.ttft_p95_s, one.ttft_objective_s),
+            *_p95_cells(one.tpot_p95_s, one.tpot_objective_s),
+            f"{100 * one.kv_share:.0f} %",
+        )
+        for one in classes
+    ]
+    return rows
+
+
+def _p95_cells(band: FloatBand | None, objective_s: float) -> tuple[str, str, str]:
+    if band is None:
+        return NONE, NONE, f"{objective_s:g}"
+    low, estimate, high = (f"{end_s:.3g}" for end_s in band)
+    return estimate, f"{low} to {high}", f"{objective_s:g}"
 
 
 def _prompts_text(workload: StatedWorkload) -> str:
@@ -272,7 +320,7 @@ def _span(band: Sequence[int]) -> str:
 def _wall_cells(bound: Bound) -> tuple[str, ...]:
     low, high = bound.interval_x
     span = "exact" if high - low < 0.05 else f"{low:,.1f} to {high:,.1f}"
-    return WALL_NAMES[bound.name], f"{bound.users_x:,.1f}", span
+    return WALL_NAMES[bound.name] + of_class(bound.user_class), f"{bound.users_x:,.1f}", span
 
 
 def _farther_walls(sizing: Sizing) -> list[str]:

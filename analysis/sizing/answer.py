@@ -9,18 +9,29 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from analysis.answers.capacity import Bound
-from analysis.answers.sizing import AtLoad, FloatBand, IntBand, OverheadBand, OverheadBytes, Sizing
+from analysis.answers.sizing import (
+    AtLoad,
+    FloatBand,
+    IntBand,
+    OverheadBand,
+    OverheadBytes,
+    SizedClass,
+    Sizing,
+)
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment, serve_flags
 from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
 from analysis.sizing.engine import LENGTHS_KNOWN, PredictedWall, SizedEngine, size_engine
-from analysis.sizing.latency.load import at_load, simulate_closed_loop, simulate_open_loop
+from analysis.sizing.latency.load import at_load, quantile_s, simulate_closed_loop, simulate_open_loop
 from analysis.sizing.latency.service import planned_bands
 from analysis.sizing.sensitivity import effects_of_inputs
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
-from analysis.sizing.workload import LENGTH_PAIRS, PlannedWorkload
+from analysis.sizing.workload import PlannedClass, PlannedWorkload
+from analysis.statistics.arrays import Floats
+from analysis.walls.names import WallName
 from loadtest.model.kv_cache import cache_kinds
 from loadtest.model.step_time import PredictedStepTime, SpeedBands
 from loadtest.model.weights import parameter_count
+from loadtest.workload.classes import users_by_weight
 
 AT_ONCE = 2
 """Loads that are simulated side by side. It does not depend on the machine, because the answer must not."""
@@ -48,9 +59,12 @@ def size_deployment(
     low, x, high = sized.users_band
     xs = (low * engines, x * engines, high * engines)
     blocks, layout = sized.band.blocks, sized.band.layout
+    in_flight = x * sized.pace.active(max(int(x), 1))
+    each = sized.mean_blocks(in_flight)
     names = {placed.name for placed in walls}
     bands = planned_bands(deployment)
     unmet = unmet_objectives(sized)
+    classes = [] if unmet else sized_classes(sized)
     where = f"{deployment.tp * deployment.pp} x {deployment.gpu.name}"
     return msgspec.structs.replace(
         _without_pool(deployment, sized.band),
@@ -60,13 +74,14 @@ def size_deployment(
         vllm_kv_cache_tokens=log_tokens(deployment, blocks[1]),
         vllm_max_concurrency=max_concurrency(deployment, blocks[1]),
         vllm_max_concurrency_band=_of_band(blocks, lambda count: max_concurrency(deployment, count)),
-        tokens_per_user=sized.distribution.mean * layout.block_size if layout.uniform else None,
-        kv_bytes_per_user=sized.distribution.mean * layout.bytes_per_block,
-        in_flight_at_estimate=xs[1] * sized.active(max(int(walls[0].x), 1)),
+        tokens_per_user=each * layout.block_size if layout.uniform else None,
+        kv_bytes_per_user=each * layout.bytes_per_block,
+        in_flight_at_estimate=in_flight * engines,
         users=(math.floor(xs[0]), math.floor(xs[1]), math.floor(xs[2])),
         users_x=xs,
         binding=walls[0].name,
-        bounds=[_bound(placed, engines) for placed in walls],
+        bounds=[_bound(placed, engines, classes) for placed in walls],
+        classes=classes,
         not_met=[name for name in ("ttft", "tpot") if name not in names],
         refused=bool(unmet),
         reasons=[unmet_sentence(objective, where=where) for objective in unmet],
@@ -140,7 +155,7 @@ def _of_band(band: IntBand, function: Callable[[int], float]) -> FloatBand:
     return low, estimate, high
 
 
-def _bound(placed: PredictedWall, engines: int) -> Bound:
+def _bound(placed: PredictedWall, engines: int, classes: Sequence[SizedClass]) -> Bound:
     low, x, high = (users * engines for users in (placed.low, placed.x, placed.high))
     return Bound(
         name=placed.name,
@@ -149,7 +164,55 @@ def _bound(placed: PredictedWall, engines: int) -> Bound:
         basis="model",
         users_x=x,
         interval_x=(low, high),
+        user_class=_nearest_class(placed.name, classes),
     )
+
+
+def _nearest_class(wall: WallName, classes: Sequence[SizedClass]) -> str | None:
+    """Returns the class that is nearest to its objective of latency; None for another wall and without
+    classes."""
+    ratios = {}
+    for one in classes:
+        band, objective_s = {
+            "ttft": (one.ttft_p95_s, one.ttft_objective_s),
+            "tpot": (one.tpot_p95_s, one.tpot_objective_s),
+        }.get(wall, (None, 1.0))
+        if band is not None:
+            ratios[one.name] = band[1] / objective_s
+    return max(ratios, key=ratios.__getitem__, default=None)
+
+
+def sized_classes(sized: SizedEngine) -> list[SizedClass]:
+    """Simulates the users to plan with, and returns what each class of a mix gets; empty without a mix."""
+    workload, bands = sized.workload, planned_bands(sized.deployment)
+    if not workload.is_mix:
+        return []
+    users = max(math.floor(sized.users_band[0]), 1)
+    times = simulate_closed_loop(sized.service, users)
+    counts = users_by_weight([one.weight for one in workload.classes], users * sized.deployment.replicas)
+    held = sized.blocks_of_classes(users)
+    found = []
+    for position, (one, slo) in enumerate(zip(workload.classes, workload.slos, strict=True)):
+        mine = times.of_class(position)
+        found.append(
+            SizedClass(
+                name=one.name,
+                users=counts[position],
+                ttft_p95_s=_p95_band_s(mine.ttft_s, bands.ttft),
+                tpot_p95_s=_p95_band_s(mine.decoded_s, bands.tpot),
+                ttft_objective_s=slo.ttft_p95_s,
+                tpot_objective_s=slo.tpot_p95_s,
+                kv_share=float(held[position] / held.sum()),
+            )
+        )
+    return found
+
+
+def _p95_band_s(values_s: Floats, ends: tuple[float, float]) -> FloatBand | None:
+    if not len(values_s):
+        return None
+    p95_s = quantile_s(values_s, 0.95)
+    return p95_s * ends[0], p95_s, p95_s * ends[1]
 
 
 def _at(sized: SizedEngine, bands: SpeedBands, users: int | None, rate: float | None) -> AtLoad | None:
@@ -192,7 +255,7 @@ def sizing_assumptions(
         f"means that are {100 * (LENGTHS_KNOWN - 1):.0f} % off.",
         _times_text(deployment, bands),
     ]
-    if workload.turns == 1 and not workload.shared_prefix_tokens:
+    if not workload.caches_prefixes and not workload.is_mix:
         assumptions.append(
             "Requests share no prefix. Where they share a system prompt, or conversations have many turns, "
             "prompts take less time: say so with --shared-prefix-tokens and --turns."
@@ -215,24 +278,32 @@ def sizing_warnings(
         f"{part[0].upper()}{part[1:]} of this model is not counted in its weights: give --weights-gib."
         for part in deployment.shape.uncounted
     ]
-    if workload.clipped > LENGTH_PAIRS / 100:
-        warnings.append(
-            f"{100 * workload.clipped / LENGTH_PAIRS:.0f} % of the requests were longer than max_model_len "
-            f"({deployment.max_model_len:,} tokens) and are cut to it."
-        )
-    spread = float(workload.output.std() / workload.output.mean())
-    if spread < 0.1:
-        warnings.append(
-            f"Answer lengths hardly vary (coefficient of variation {spread:.2f}): requests then start and "
-            "end together, and the KV cache may hold some users more or fewer."
-        )
-    if workload.think.kind == "fixed" and workload.think.mean > 0:
-        warnings.append(
-            "All pauses have the same length: users who were answered together come back together and wait "
-            "for each other. People's pauses vary; say so, for example with --think-s exp:10."
-        )
+    for one in workload.classes:
+        warnings += _warnings_of_class(one, deployment.max_model_len)
     if sized.binding_wall.low < 1 and not unmet_objectives(sized):
         warnings.append(
             "The lower end of the band is below one user: this deployment may not hold a single one."
+        )
+    return warnings
+
+
+def _warnings_of_class(users: PlannedClass, max_model_len: int) -> list[str]:
+    of_class = f" of class '{users.name}'" if users.name else ""
+    warnings = []
+    if users.clipped > len(users.prompt) / 100:
+        warnings.append(
+            f"{100 * users.clipped / len(users.prompt):.0f} % of the requests{of_class} were longer than "
+            f"max_model_len ({max_model_len:,} tokens) and are cut to it."
+        )
+    spread = float(users.output.std() / users.output.mean())
+    if spread < 0.1:
+        warnings.append(
+            f"Answer lengths{of_class} hardly vary (coefficient of variation {spread:.2f}): requests then "
+            "start and end together, and the KV cache may hold some users more or fewer."
+        )
+    if users.think.kind == "fixed" and users.think.mean > 0:
+        warnings.append(
+            f"All pauses{of_class} have the same length: users who were answered together come back together "
+            "and wait for each other. People's pauses vary; say so, for example with exp:10."
         )
     return warnings

@@ -5,9 +5,11 @@ Reads no files.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from analysis.evidence.think_time import ActiveShare, Thinking, always_active
+import numpy as np
+
+from analysis.evidence.think_time import ActiveShare
 from analysis.memory.block_distribution import BlockDistribution, Holders, Occupancy
 from analysis.memory.formula_shift import (
     BLOCKED_SD,
@@ -20,18 +22,19 @@ from analysis.memory.formula_shift import (
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment
 from analysis.sizing.deployment.pool import PoolBand, pool_band
 from analysis.sizing.latency.curve import LatencyCurve, simulate_curve
+from analysis.sizing.latency.pace import Pace, predicted_pace
 from analysis.sizing.latency.service import planned_bands, planned_service, planned_step_time
 from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
+from analysis.statistics.arrays import Floats
 from analysis.virtual.service import Service
 from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
 from loadtest.model.step_time import PredictedStepTime
 from loadtest.record import Slo
+from loadtest.workload.classes import different_texts, users_by_weight
 
 LENGTHS_KNOWN = 1.1
 """Factor by which the mean lengths may be off (90 %): before a deployment they are a guess."""
-FEW_AND_MANY = (8.0, 64.0)
-"""Sequences of the two steps from which the growth of a request's duration is taken."""
 REACH_FACTOR = 1.5
 """Latency is simulated up to this multiple of the first wall of memory and slots."""
 
@@ -50,17 +53,47 @@ class PredictedWall:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SizedEngine:
-    """One engine with its limits (walls) and everything from which they were computed."""
+class ExpectedEngine:
+    """One engine and its users by averages: nothing of it is simulated."""
 
     deployment: PlannedDeployment
     workload: PlannedWorkload
     band: PoolBand
-    distribution: BlockDistribution
+    distributions: Sequence[BlockDistribution]
+    """KV blocks that a request of each class holds, without those of shared texts."""
     steps: PredictedStepTime
+    pace: Pace
+
+    def mean_blocks(self, in_flight: float) -> float:
+        """Returns the mean KV blocks of its own that a request holds, where so many are in flight."""
+        return float(self.pace.shares_in_flight(in_flight) @ [one.mean for one in self.distributions])
+
+    def blocks_of_classes(self, users: int) -> Floats:
+        """Returns the mean KV blocks that the requests of each class hold together, with their shared texts,
+        at so many users of all classes. Shape (classes,)."""
+        holders = holders_of_classes(self)
+        counts = users_by_weight([one.weight for one in holders], users)
+        return np.array(
+            [
+                count * one.active(users) * one.distribution.mean
+                + one.shared_blocks * different_texts(one.shared_texts, count * one.active(users))
+                for count, one in zip(counts, holders, strict=True)
+            ]
+        )
+
+    @property
+    def requests_in_pool(self) -> float:
+        """Number of requests whose mean blocks fill the estimated pool, in the mix that random users send."""
+        shares = self.workload.user_shares
+        return self.band.blocks[1] / float(shares @ [one.mean for one in self.distributions])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SizedEngine(ExpectedEngine):
+    """One engine with its limits (walls) and everything from which they were computed."""
+
     service: Service
     """The engine and its users, as they are simulated."""
-    active: ActiveShare
     walls: Sequence[PredictedWall]
     curve: LatencyCurve | None
     """TTFT and TPOT over users; None if latency was left out."""
@@ -75,6 +108,27 @@ class SizedEngine:
         """Lower end, estimate and upper end of the users that all limits allow."""
         low, high = min(placed.low for placed in self.walls), min(placed.high for placed in self.walls)
         return low, self.binding_wall.x, high
+
+
+def expected_engine(deployment: PlannedDeployment, workload: PlannedWorkload) -> ExpectedEngine:
+    """Predicts one engine by averages. Raises ValueError if nothing is left for the KV cache."""
+    band = pool_band(deployment)
+    distributions = [planned_block_distribution(one, band.layout) for one in workload.classes]
+    blocks = float(workload.user_shares @ [one.mean for one in distributions])
+    steps = planned_step_time(deployment, kv_bytes_per_token=_read_bytes_per_token(band, blocks, workload))
+    return ExpectedEngine(
+        deployment=deployment,
+        workload=workload,
+        band=band,
+        distributions=distributions,
+        steps=steps,
+        pace=predicted_pace(steps, workload),
+    )
+
+
+def service_of(engine: ExpectedEngine) -> Service:
+    """Builds the service that is simulated for one engine."""
+    return planned_service(engine.deployment, engine.workload, engine.steps, engine.pace, engine.band)
 
 
 def size_engine(
@@ -93,15 +147,10 @@ def size_engine(
     load is simulated for a limit of latency where the other one is reached. Raises ValueError if nothing is
     left for the KV cache.
     """
-    band = pool_band(deployment)
-    distribution = planned_block_distribution(workload, band.layout)
-    steps = planned_step_time(
-        deployment, kv_bytes_per_token=read_bytes_per_token(band, distribution, workload)
-    )
-    service = planned_service(deployment, workload, steps, band)
-    active = active_share(steps, workload)
-    walls = [_memory_wall(band, distribution, workload, active, deployment, banded=latency)]
-    slots = max_num_seqs_wall(deployment.max_num_seqs, active=active)
+    engine = expected_engine(deployment, workload)
+    service = service_of(engine)
+    walls = [_memory_wall(engine, banded=latency)]
+    slots = max_num_seqs_wall(deployment.max_num_seqs, active=engine.pace.active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))
     curve = None
     if latency:
@@ -117,26 +166,8 @@ def size_engine(
             only_first=only_first,
         )
         walls += latency_walls(curve, workload.slo)
-    return SizedEngine(
-        deployment=deployment,
-        workload=workload,
-        band=band,
-        distribution=distribution,
-        steps=steps,
-        service=service,
-        active=active,
-        walls=walls,
-        curve=curve,
-    )
-
-
-def expected_service(deployment: PlannedDeployment, workload: PlannedWorkload) -> Service:
-    """Builds the service that is simulated for one engine. Raises ValueError without memory for a cache."""
-    band = pool_band(deployment)
-    distribution = planned_block_distribution(workload, band.layout)
-    read_bytes = read_bytes_per_token(band, distribution, workload)
-    steps = planned_step_time(deployment, kv_bytes_per_token=read_bytes)
-    return planned_service(deployment, workload, steps, band)
+    known = {field.name: getattr(engine, field.name) for field in fields(engine)}
+    return SizedEngine(**known, service=service, walls=walls, curve=curve)
 
 
 def latency_walls(
@@ -158,35 +189,15 @@ def latency_walls(
     ]
 
 
-def read_bytes_per_token(band: PoolBand, distribution: BlockDistribution, workload: PlannedWorkload) -> float:
+def _read_bytes_per_token(band: PoolBand, blocks: float, workload: PlannedWorkload) -> float:
     """Returns the KV-cache bytes that one GPU reads in a step for each token of a request, on average.
 
-    Sliding windows lower the result: a request then holds fewer blocks than its tokens would need.
+    Sliding windows lower the result: a request then holds fewer blocks than its tokens would need. blocks:
+    mean number that a request holds.
     """
     if band.layout.uniform:
         return band.layout.bytes_per_block / band.layout.block_size
-    tokens = workload.mean_held_tokens
-    return distribution.mean * band.layout.bytes_per_block / max(tokens, 1.0)
-
-
-def active_share(steps: PredictedStepTime, workload: PlannedWorkload) -> ActiveShare:
-    """Returns a function: number of users -> share of the time in which a user has a request in flight.
-
-    The share is R / (R + Z). Z is the think time, R the duration of a request. With n requests in flight,
-    R = idle + slope * n, where n is the number of users times the share. The step times of few and of many
-    sequences give idle and slope.
-    """
-    if workload.think.mean <= 0:
-        return always_active
-    output, prompt = float(workload.output.mean()), float(workload.prompt.mean())
-    tokens = workload.mean_held_tokens
-    few_s, many_s = (steps.decode_s(sequences, tokens) for sequences in FEW_AND_MANY)
-    each_s = (many_s - few_s) / (FEW_AND_MANY[1] - FEW_AND_MANY[0]) + steps.prompt_s(prompt) / output
-    return Thinking(
-        think_s=workload.think.mean,
-        idle_s=output * few_s + steps.prompt_s(prompt) + steps.outside_s(prompt),
-        slope_s=output * each_s,
-    ).active
+    return blocks * band.layout.bytes_per_block / max(workload.mean_held_tokens, 1.0)
 
 
 def users_in_flight(requests: float, active: ActiveShare) -> int:
@@ -205,51 +216,60 @@ def largest_number(holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _memory_wall(
-    band: PoolBand,
-    distribution: BlockDistribution,
-    workload: PlannedWorkload,
-    active: ActiveShare,
-    deployment: PlannedDeployment,
-    *,
-    banded: bool,
-) -> PredictedWall:
+def holders_of_classes(
+    engine: ExpectedEngine, distributions: Sequence[BlockDistribution] | None = None
+) -> list[Holders]:
+    """Returns the classes of users as the pool of KV-cache blocks sees them.
+
+    distributions: the blocks that requests hold in place of the engine's own.
+    """
+    block, pace = engine.band.layout.block_size, engine.pace
+    each = pace.requests_each(engine.requests_in_pool)
+    return [
+        Holders(
+            distribution=distribution,
+            active=pace.of_class(position),
+            weight=one.weight,
+            requests_each=float(each[position]),
+            shared_blocks=one.shared_tokens // block,
+            shared_texts=one.shared_texts,
+        )
+        for position, (one, distribution) in enumerate(
+            zip(engine.workload.classes, distributions or engine.distributions, strict=True)
+        )
+    ]
+
+
+def _memory_wall(engine: ExpectedEngine, *, banded: bool) -> PredictedWall:
     """Finds the number of users at which KV-cache memory becomes the limit.
 
     The band combines the errors of pool size, lengths and formula, which are taken as independent. banded:
     False leaves out the band.
     """
-    shared = workload.shared_prefix_tokens // band.layout.block_size
-    start = users_in_flight(band.blocks[1] / distribution.mean, active)
+    band, workload = engine.band, engine.workload
+    start = users_in_flight(engine.requests_in_pool, engine.pace.active)
 
-    def occupancy(distribution: BlockDistribution, blocks: int) -> Occupancy | None:
-        holders = [Holders(distribution, active)]
-        return None if blocks - shared < 2 else Occupancy(holders, blocks - 1 - shared)
+    def users(holders: Sequence[Holders], blocks: int, shift: FormulaShift) -> float:
+        return kv_wall_users(Occupancy(holders, max(blocks - 1, 1)), workload.slo, shift=shift, start=start)
 
-    def users(occupancy: Occupancy | None, shift: FormulaShift) -> float:
-        if occupancy is None:
-            return 0.0
-        return kv_wall_users(occupancy, workload.slo, shift=shift, start=start)
-
-    expected = occupancy(distribution, band.blocks[1])
-    plain = FormulaShift()
-    estimate = users(expected, plain)
+    holders, plain = holders_of_classes(engine), FormulaShift()
+    estimate = users(holders, band.blocks[1], plain)
     if not banded:
         return PredictedWall(name="kv_cache", low=estimate, x=estimate, high=estimate)
     start = max(int(estimate), 1)
-    changed: list[tuple[Occupancy | None, FormulaShift]] = []
+    moved: list[float] = []
     for sign in (1.0, -1.0):  # first the changes that lower the wall, then those that raise it
-        factor = LENGTHS_KNOWN**sign
-        other = workload.stretched(prompt=factor, output=factor, max_model_len=deployment.max_model_len)
+        factor, longest = LENGTHS_KNOWN**sign, engine.deployment.max_model_len
+        other = workload.stretched(prompt=factor, output=factor, max_model_len=longest)
+        stretched = [planned_block_distribution(one, band.layout) for one in other.classes]
         shift = FormulaShift(
             preempted=FORMULA_BIAS + sign * BAND_SIGMAS * FORMULA_SD, blocked=sign * BAND_SIGMAS * BLOCKED_SD
         )
-        changed += [
-            (occupancy(distribution, band.blocks[0 if sign > 0 else 2]), plain),
-            (occupancy(planned_block_distribution(other, band.layout), band.blocks[1]), plain),
-            (expected, shift),
+        moved += [
+            users(holders, band.blocks[0 if sign > 0 else 2], plain),
+            users(holders_of_classes(engine, stretched), band.blocks[1], plain),
+            users(holders, band.blocks[1], shift),
         ]
-    moved = [users(*change) for change in changed]
     ends = _combined(estimate, moved[:3], -1.0), _combined(estimate, moved[3:], 1.0)
     return PredictedWall(name="kv_cache", low=ends[0], x=estimate, high=ends[1])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from analysis.answers.sizing import StatedWorkload
-from analysis.cli import fraction, positive_integer, positive_number
+from analysis.cli import cli_flag, fraction, positive_integer, positive_number
 from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.speculative_config import read_speculative_config
 from loadtest.errors import InputError
@@ -28,8 +28,19 @@ from loadtest.model.startup import (
     parse_version,
 )
 from loadtest.model.weights import LORA_RANKS
-from loadtest.record import Slo
+from loadtest.record import Slo, UserClass
 from loadtest.units import GIB
+from loadtest.workload.classes import ClassPlan, read_workload_file
+from loadtest.workload.distributions import Distribution
+
+DEFAULT_WORKLOAD = {
+    "prompt_tokens": "lognormal:512,0.6",
+    "output_tokens": "lognormal:128,0.6",
+    "think_s": "0",
+}
+"""What users ask where neither flags nor a workload file say."""
+REPLACED_FLAGS = (*DEFAULT_WORKLOAD, "turns", "shared_prefix_tokens")
+"""Flags that a workload file replaces."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +78,7 @@ class SizingFlags:
     vllm_log: Path | None
     calibrate: Path | None
     calibrate_config: Path | None
+    workload_file: Path | None
     workload: StatedWorkload
 
 
@@ -316,23 +328,25 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("workload").add_argument
-    for flag, default in (
-        ("--prompt-tokens", "lognormal:512,0.6"),
-        ("--output-tokens", "lognormal:128,0.6"),
-        ("--think-s", "0"),
-    ):
-        add(flag, default=default, metavar="DIST", help="default: %(default)s")
+    add(
+        "--workload",
+        dest="workload_file",
+        type=Path,
+        metavar="FILE",
+        help="the workload file of a load test: classes of users, such as chat and agents, each with its "
+        "lengths, pauses and objectives (docs/workloads.md); in place of the flags below",
+    )
+    for name, default in DEFAULT_WORKLOAD.items():
+        add(cli_flag(name), metavar="DIST", help=f"default: {default}")
     add(
         "--turns",
         type=positive_integer,
-        default=1,
         metavar="N",
-        help="turns of a conversation; each request sends its history (default: %(default)s)",
+        help="turns of a conversation; each request sends its history (default: 1)",
     )
     add(
         "--shared-prefix-tokens",
         type=positive_integer,
-        default=0,
         metavar="N",
         help="tokens of a text that every prompt begins with, such as a system prompt, on top of the prompt",
     )
@@ -367,23 +381,65 @@ def sizing_flags(options: argparse.Namespace) -> SizingFlags:
     """
     if options.config is None:
         raise InputError("Give --config, the model's config.json.")
-    if options.at_rate is not None and options.turns > 1:
-        raise InputError("--at-rate cannot be combined with --turns: an open loop has no users.")
     if options.slo_stall_p95_s is not None:
         raise InputError(
             "--slo-stall-p95-s: stalls are not predicted before a deployment. Leave it out, and measure them "
             "with a load test."
         )
     objectives = {name: getattr(options, f"slo_{name}") for name in Slo.__struct_fields__}
-    workload = StatedWorkload(
-        prompt_tokens=options.prompt_tokens,
-        output_tokens=options.output_tokens,
-        think_s=options.think_s,
-        slo=Slo(**{name: value for name, value in objectives.items() if value is not None}),
-        turns=options.turns,
-        shared_prefix_tokens=options.shared_prefix_tokens,
-        at_users=options.at_users,
-        at_rate=options.at_rate,
+    workload = _stated_workload(
+        options, Slo(**{name: value for name, value in objectives.items() if value is not None})
     )
     names = [field.name for field in fields(SizingFlags) if field.name != "workload"]
     return SizingFlags(workload=workload, **{name: getattr(options, name) for name in names})
+
+
+def _stated_workload(options: argparse.Namespace, slo: Slo) -> StatedWorkload:
+    """Returns what the flags or the workload file say of the users.
+
+    Raises InputError for both at once, a file that cannot be used, and conversations in an open loop.
+    """
+    path: Path | None = options.workload_file
+    given = [name for name in REPLACED_FLAGS if getattr(options, name) is not None]
+    if path is not None and given:
+        raise InputError(
+            f"{cli_flag(given[0])} cannot be combined with --workload: the file {path} says what users ask."
+        )
+    lengths: dict[str, str | None] = dict.fromkeys(DEFAULT_WORKLOAD)
+    if path is None:
+        lengths = {name: getattr(options, name) or default for name, default in DEFAULT_WORKLOAD.items()}
+    stated = StatedWorkload(
+        **lengths,
+        slo=slo,
+        turns=options.turns or 1,
+        shared_prefix_tokens=options.shared_prefix_tokens or 0,
+        classes=_classes_of(path) if path is not None else [],
+        at_users=options.at_users,
+        at_rate=options.at_rate,
+    )
+    _check_distributions(stated)
+    for one in stated.user_classes if stated.at_rate is not None else []:
+        if ClassPlan.of(one).has_history:
+            where = f"turns and steps of class '{one.name}'" if one.name else "--turns"
+            raise InputError(f"--at-rate cannot be combined with {where}: an open loop has no conversations.")
+    return stated
+
+
+def _classes_of(path: Path) -> list[UserClass]:
+    try:
+        return read_workload_file(path)
+    except OSError as problem:
+        raise InputError(f"--workload {path} cannot be read ({problem.strerror}).") from None
+    except ValueError as problem:
+        raise InputError(str(problem)) from None
+
+
+def _check_distributions(stated: StatedWorkload) -> None:
+    """Raises InputError, with the flag, for a distribution that cannot be read."""
+    for name in DEFAULT_WORKLOAD:
+        text = getattr(stated, name)
+        try:
+            if text is not None:
+                Distribution.parse(text)
+        except ValueError as problem:
+            raise InputError(f"{cli_flag(name)}: {problem}") from None

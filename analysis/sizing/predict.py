@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from analysis.answers.sizing import Sizing, StatedWorkload
+from analysis.answers.sizing import Sizing
 from analysis.sizing.answer import refuse_sizing, size_deployment
 from analysis.sizing.deployment.planned import PlannedDeployment, StartupCalibration
 from analysis.sizing.deployment.pool import longest_context, pool_band
@@ -23,7 +23,6 @@ from analysis.sizing.step_times import measured_times
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.errors import InputError
 from loadtest.units import GIB
-from loadtest.workload.distributions import Distribution
 
 QUANTISED_NAMES = ("fp8", "awq", "gptq", "int8", "int4", "nvfp4", "w8a8", "w4a16")
 SAME_SIZE = 0.03
@@ -77,9 +76,6 @@ def fitted_plan(flags: SizingFlags) -> FittedPlan:
     Raises DoesNotFitError if the deployment would not start, and InputError like `predict`.
     """
     stated = flags.workload
-    prompt, output, think = (
-        _distribution(stated, name) for name in ("prompt_tokens", "output_tokens", "think_s")
-    )
     shape = read_shape(flags.config, flags.quantization)
     gpu = gpu_of_flags(flags)
     log = _startup_log(flags)
@@ -104,23 +100,8 @@ def fitted_plan(flags: SizingFlags) -> FittedPlan:
             f"vLLM would not start with it: the answer is for --max-model-len {longest:,}."
         )
         deployment = replace(deployment, max_model_len=longest)
-    workload = draw_workload(
-        prompt,
-        output,
-        think,
-        slo=stated.slo,
-        max_model_len=deployment.max_model_len,
-        turns=stated.turns,
-        shared_prefix_tokens=stated.shared_prefix_tokens,
-    )
+    workload = draw_workload(stated.user_classes, slo=stated.slo, max_model_len=deployment.max_model_len)
     return FittedPlan(deployment=deployment, workload=workload, notes=notes)
-
-
-def _distribution(stated: StatedWorkload, name: str) -> Distribution:
-    try:
-        return Distribution.parse(getattr(stated, name))
-    except ValueError as problem:
-        raise InputError(f"--{name.replace('_', '-')}: {problem}") from None
 
 
 def _startup_log(flags: SizingFlags) -> StartupLog | None:

@@ -49,15 +49,20 @@ def effects_of_inputs(sized: SizedEngine) -> list[Effect]:
 
 def _longer_workloads(sized: SizedEngine) -> dict[str, PlannedWorkload]:
     workload, max_model_len = sized.workload, sized.deployment.max_model_len
-    think = workload.think
-    longer = Distribution(
-        think.kind, LONGER * think.a, think.b * (LONGER if think.kind == "uniform" else 1.0)
-    )
+    classes = [replace(one, think=_longer(one.think)) for one in workload.classes]
     return {
         "prompt_tokens": workload.stretched(prompt=LONGER, max_model_len=max_model_len),
         "output_tokens": workload.stretched(output=LONGER, max_model_len=max_model_len),
-        **({"think_s": replace(workload, think=longer)} if think.mean > 0 else {}),
+        **({"think_s": replace(workload, classes=classes)} if _thinks(workload) else {}),
     }
+
+
+def _thinks(workload: PlannedWorkload) -> bool:
+    return any(one.think.mean > 0 for one in workload.classes)
+
+
+def _longer(pause: Distribution) -> Distribution:
+    return Distribution(pause.kind, LONGER * pause.a, pause.b * (LONGER if pause.kind == "uniform" else 1.0))
 
 
 def _other_deployments(deployment: PlannedDeployment) -> dict[tuple[str, str], PlannedDeployment]:
@@ -79,7 +84,7 @@ def _latency_scales(sized: SizedEngine, workloads: Sequence[PlannedWorkload]) ->
     users = max(int(min(sized.binding_wall.x, sized.curve.reach)), 1)
 
     def p95_s(workload: PlannedWorkload) -> tuple[float, float]:
-        service = planned_service(sized.deployment, workload, sized.steps, sized.band)
+        service = planned_service(sized.deployment, workload, sized.steps, sized.pace, sized.band)
         return simulate_closed_loop(service, users, length=SHORTER).p95_s()
 
     now_s, *others_s = for_each(p95_s, [sized.workload, *workloads])

@@ -13,9 +13,9 @@ from analysis.evidence.step_time import is_free
 from analysis.levels.level import Level
 from analysis.reading.runs import find_runs, read_run
 from analysis.sizing.deployment.planned import PlannedDeployment
-from analysis.sizing.engine import size_engine
+from analysis.sizing.engine import expected_engine
 from analysis.sizing.latency.steady import SteadyLoad, means_s
-from analysis.sizing.workload import PlannedWorkload
+from analysis.sizing.workload import PlannedClass, PlannedWorkload
 from loadtest.model.step_time import PredictedStepTime
 from loadtest.record import Slo
 from loadtest.workload.distributions import Distribution
@@ -47,14 +47,17 @@ def measured_times(folder: Path, started: PlannedDeployment, slo: Slo) -> Measur
         return MeasuredTimes(factor=None, why_not=why_not)
     pairs = evidence.pairs
     assert pairs is not None
-    workload = PlannedWorkload(
+    never = Distribution.parse("0")
+    users = PlannedClass(
         prompt=pairs.prompt,
         output=pairs.output,
         conversation=pairs.conversation,
-        think=Distribution.parse("0"),
-        slo=slo,
+        tool_follows=np.zeros(len(pairs), dtype=np.bool_),
+        think=never,
+        tool=never,
     )
-    steps = size_engine(started, workload, latency=False).steps
+    workload = PlannedWorkload(classes=[users], slo=slo)
+    steps = expected_engine(started, workload).steps
     engines = evidence.pool.engines if evidence.pool else 1
     free = [level for level in evidence.levels if _is_measured(level)]
     output = float(pairs.output.mean())

@@ -6,14 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from analysis.answers.tune import UsersInterval
-from analysis.tune.flags import Setting, cli_flag
+from analysis.cli import cli_flag
+from analysis.tune.flags import Setting
 from loadtest.record import RunInfo
 
-WORKLOAD_FLAGS = (
-    "prompt_tokens",
-    "output_tokens",
-    "think_s",
-    "turns",
+CLASS_SETTINGS = ("prompt_tokens", "output_tokens", "think_s", "turns")
+"""Settings that a workload file replaces."""
+REPEATED_SETTINGS = (
+    "workload",
+    *CLASS_SETTINGS,
     "thinking",
     "prompts",
     "temperature",
@@ -67,8 +68,8 @@ def load_test_command(
     settings: those of a load test, by their names in `loadtest.settings`; others count as not given.
     """
     words = ["locust", "-f", f"scenarios/{scenario}.py", "--host", host, "--headless"]
-    for name in WORKLOAD_FLAGS:
-        value = settings.get(name)
+    for name in REPEATED_SETTINGS:
+        value = None if settings.get("workload") and name in CLASS_SETTINGS else settings.get(name)
         if value not in (None, "") and str(value) not in DEFAULTS.get(name, ()):
             words += [cli_flag(name), str(value)]
     if settings.get("ignore_eos") is False:

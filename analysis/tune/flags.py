@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from analysis.answers.tune import FlagChange
 from analysis.capacity.options import MAX_UTILIZATION
+from analysis.cli import cli_flag
 from analysis.twin.source import FittedTwin
 from analysis.virtual.run import VirtualFigures
 from analysis.walls.names import WallName
@@ -52,11 +53,6 @@ class NotTried:
 
     name: str
     reason: str
-
-
-def cli_flag(name: str) -> str:
-    """Returns the name of a flag as `vllm serve` writes it."""
-    return f"--{name.replace('_', '-')}"
 
 
 def present_value(name: str, twin: FittedTwin, info: RunInfo, setting: Setting) -> object:

@@ -15,14 +15,14 @@ from analysis.answers.tune import (
     UsersInterval,
 )
 from analysis.capacity.options import MAX_UTILIZATION
-from analysis.cli import RefusedError
+from analysis.cli import RefusedError, cli_flag
 from analysis.sizing.deployment.planned import PlannedDeployment, serve_flags
 from analysis.sizing.engine import SizedEngine, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.predict import DoesNotFitError, FittedPlan, fitted_plan
 from analysis.sizing.unmet import unmet_objectives, unmet_sentence
 from analysis.tune.commands import load_test_command, serve_notes
-from analysis.tune.flags import DOUBLINGS, FULL_ENOUGH, MIN_BATCHED_TOKENS, cli_flag
+from analysis.tune.flags import DOUBLINGS, FULL_ENOUGH, MIN_BATCHED_TOKENS
 from analysis.tune.recommend import NOTICEABLE_USERS
 from analysis.twin.predictions import Advance
 from analysis.virtual.processes import for_each
@@ -131,13 +131,13 @@ def _changed(flags: SizingFlags, changes: Changes) -> SizingFlags:
 def _setting(changes: Changes, plan: FittedPlan, sized: SizedEngine) -> PlannedSetting:
     replicas, wall = plan.deployment.replicas, sized.binding_wall
     low, x, high = sized.users_band
-    running = wall.x * sized.active(max(int(wall.x), 1))
+    running = wall.x * sized.pace.active(max(int(wall.x), 1))
     return PlannedSetting(
         changes=changes,
         deployment=plan.deployment,
         users=(low * replicas, x * replicas, high * replicas),
         wall=wall.name,
-        kv_usage=running * sized.distribution.mean / sized.band.blocks[1],
+        kv_usage=running * sized.mean_blocks(running) / sized.band.blocks[1],
         running=running,
     )
 
@@ -282,7 +282,7 @@ def _configuration(flags: SizingFlags, now: PlannedSetting, best: PlannedSetting
         difference_interval=_difference(now, best),
         serve_command=shlex.join(serve),
         load_test_command=load_test_command(
-            asdict(flags.workload),
+            _load_settings(flags),
             scenario="chat",
             host="http://SERVER:8000",
             now_x=now.users[1],
@@ -290,6 +290,11 @@ def _configuration(flags: SizingFlags, now: PlannedSetting, best: PlannedSetting
         ),
         compare_command=None,
     )
+
+
+def _load_settings(flags: SizingFlags) -> dict[str, object]:
+    """Returns the settings of a load test with the workload of the flags."""
+    return {"workload": flags.workload_file} if flags.workload_file is not None else asdict(flags.workload)
 
 
 def _planned_warnings(flags: SizingFlags, best: PlannedSetting) -> list[str]:

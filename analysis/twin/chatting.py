@@ -55,8 +55,11 @@ def _chatting_class(
     conversations, tool_follows = _conversations(runs, left_out, name)
     with_tools = any(map(any, tool_follows))
     return chatting_class(
-        user_class,
-        ChatBehaviour(
+        name,
+        user_class.weight,
+        slo=user_class.objectives.over(evidence.slo),
+        run_slo=run_objectives(runs[-1].info.classes or [], evidence.slo),
+        chatting=ChatBehaviour(
             conversations=conversations,
             pauses_s=_pauses_s(runs, levels, name, of_tools=False),
             shared_prefix_tokens=user_class.shared_tokens,
@@ -65,8 +68,6 @@ def _chatting_class(
             tool_pauses_s=_pauses_s(runs, levels, name, of_tools=True) if with_tools else None,
             answers_cached=answers_cached_of(runs),
         ),
-        evidence.slo,
-        run_objectives(runs[-1].info.classes or [], evidence.slo),
     )
 
 

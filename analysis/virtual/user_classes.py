@@ -20,20 +20,21 @@ def run_objectives(classes: Sequence[UserClass], slo: Slo) -> Slo:
     return msgspec.structs.replace(slo, stall_p95_s=min(stalls_s))
 
 
-def chatting_class(user_class: UserClass, chatting: ChatBehaviour, slo: Slo, run_slo: Slo) -> ChattingClass:
+def chatting_class(
+    name: str, weight: float, *, slo: Slo, run_slo: Slo, chatting: ChatBehaviour
+) -> ChattingClass:
     """Returns a class with its weight and its objectives.
 
-    slo: the objectives of the run as stated. run_slo: the same from `run_objectives`.
+    slo: the objectives of the class. run_slo: those of the run, from `run_objectives`.
     """
-    own = user_class.objectives.over(slo)
     stall_x = 1.0
     if run_slo.stall_p95_s is not None:
-        stall_x = math.inf if own.stall_p95_s is None else own.stall_p95_s / run_slo.stall_p95_s
+        stall_x = math.inf if slo.stall_p95_s is None else slo.stall_p95_s / run_slo.stall_p95_s
     return ChattingClass(
-        name=user_class.name,
-        weight=user_class.weight,
+        name=name,
+        weight=weight,
         chatting=chatting,
-        ttft_x=own.ttft_p95_s / run_slo.ttft_p95_s,
-        tpot_x=own.tpot_p95_s / run_slo.tpot_p95_s,
+        ttft_x=slo.ttft_p95_s / run_slo.ttft_p95_s,
+        tpot_x=slo.tpot_p95_s / run_slo.tpot_p95_s,
         stall_x=stall_x,
     )

@@ -232,9 +232,10 @@ class PredictedStepTime:
             decodes=sequences, prefills=0, kv_tokens=sequences * context, prefill_tokens=0, pairs=0
         )
 
-    def prompt_s(self, tokens: float) -> float:
-        """Returns the time that a prompt adds to steps that are bound by products, seconds."""
-        return tokens * (self.token_s + self.collective_token_s + self.pair_s * tokens / 2)
+    def prompt_s(self, tokens: float, *, after: float = 0.0) -> float:
+        """Returns the time that a prompt adds to steps that are bound by products, seconds. after: tokens
+        before it that are in the cache."""
+        return tokens * (self.token_s + self.collective_token_s + self.pair_s * (after + tokens / 2))
 
     def outside_s(self, prompt_tokens: float) -> float:
         """Returns the time of a request outside the engine, seconds."""

@@ -10,8 +10,7 @@ from analysis.sizing.deployment.planned import PlannedDeployment
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from loadtest.model.architectures import parse_config
 from loadtest.model.gpus import find_gpu
-from loadtest.record import Slo
-from loadtest.workload.distributions import Distribution
+from loadtest.record import Slo, UserClass
 from testing.processes import ROOT, clean_environment
 
 
@@ -38,8 +37,8 @@ def replaced(found: PlannedDeployment, changes: dict[str, object]) -> PlannedDep
 def planned_workload(
     *, think: str = "0", prompt: str = "lognormal:512,0.6", max_model_len: int = 8192
 ) -> PlannedWorkload:
-    distributions = [Distribution.parse(text) for text in (prompt, "lognormal:256,0.8", think)]
-    return draw_workload(*distributions, slo=Slo(), max_model_len=max_model_len)
+    users = UserClass(name="", prompt_tokens=prompt, output_tokens="lognormal:256,0.8", think_s=think)
+    return draw_workload([users], slo=Slo(), max_model_len=max_model_len)
 
 
 def config_file(folder: Path, config: dict[str, object]) -> str:

@@ -5,18 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from analysis.answers.sizing import Sizing, StatedWorkload
 from analysis.compare.differences import gpu_of
 from analysis.compare.sides import MeasuredDeployment
 from loadtest.model.gpus import find_gpu
-from loadtest.record import RunInfo
+from loadtest.record import ClassObjectives, RunInfo, UserClass
 from loadtest.workload.distributions import Distribution
 
 LENGTHS_BAND = 1.1
 """Factor by which measured mean lengths may be off the stated ones: the error that the bands of a sizing
 allow for (`analysis.sizing.engine.LENGTHS_KNOWN`)."""
-Subject = Literal["model", "card", "cache type", "pool flags", "slots", "lengths", "pauses"]
+Subject = Literal["model", "card", "cache type", "pool flags", "slots", "lengths", "pauses", "objectives"]
 """What a figure depends on. pool flags: those that move the pool, such as the utilization."""
+
+
+_COMPARED: dict[str, Subject] = {
+    **dict.fromkeys(
+        ("shared_tokens", "shared_prompts", "shared_zipf", "context_tokens", "prompt_tokens"), "lengths"
+    ),
+    **dict.fromkeys(("output_tokens", "turns", "steps", "tool_tokens"), "lengths"),
+    **dict.fromkeys(("think_s", "tool_s"), "pauses"),
+    "objectives": "objectives",
+}
+"""Fields of a class of users that are compared, and what depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +152,9 @@ def _number(sizing: Sizing) -> float | None:
 
 
 def _workload(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
-    settings = side.info.settings
+    settings, classes = side.info.settings, side.info.classes or []
+    if stated.classes or classes:
+        return _classes(stated.classes, classes)
     found = [*_lengths(stated, side), *_prefixes(stated, side)]
     turns = settings.get("turns")
     turns = turns if isinstance(turns, int) else 1
@@ -149,6 +164,33 @@ def _workload(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch
         text = f"think times differ ({stated.think_s} s against {settings.get('think_s') or 0} s)"
         found.append(Mismatch(subject="pauses", text=text))
     return found
+
+
+def _classes(ours: Sequence[UserClass], theirs: Sequence[UserClass]) -> list[Mismatch]:
+    """Compares the classes of users of two workload files, as they are stated."""
+    names = [", ".join(sorted(one.name for one in classes)) or "none" for classes in (ours, theirs)]
+    if names[0] != names[1]:
+        return [Mismatch(subject="lengths", text=f"classes of users differ ({names[0]} against {names[1]})")]
+    measured, found = {one.name: one for one in theirs}, []
+    total, others = (sum(one.weight for one in classes) for classes in (ours, theirs))
+    for one in ours:
+        other = measured[one.name]
+        pairs = [(name, getattr(one, name), getattr(other, name)) for name in _COMPARED]
+        pairs.append(("share", f"{one.weight / total:.0%}", f"{other.weight / others:.0%}"))
+        for name, planned, seen in pairs:
+            if planned != seen:
+                subject = _COMPARED.get(name, "lengths")
+                text = f"{name} of class '{one.name}' differs ({_told(planned)} against {_told(seen)})"
+                found.append(Mismatch(subject=subject, text=text))
+    return found
+
+
+def _told(value: object) -> str:
+    """Returns the value of a class's field for a message."""
+    if not isinstance(value, ClassObjectives):
+        return str(value)
+    stated = {name: limit_s for name, limit_s in msgspec.structs.asdict(value).items() if limit_s}
+    return ", ".join(f"{name} {limit_s:g}" for name, limit_s in stated.items()) or "none"
 
 
 def _lengths(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
@@ -195,7 +237,9 @@ def _same_lengths(stated: str, setting: object, mean: float | None) -> bool:
     return 1 / LENGTHS_BAND <= mean / planned.mean <= LENGTHS_BAND
 
 
-def _parsed(text: str) -> Distribution | None:
+def _parsed(text: str | None) -> Distribution | None:
+    if text is None:
+        return None
     try:
         return Distribution.parse(re.sub(r"^(\d+)\.0$", r"\1", text))
     except ValueError:

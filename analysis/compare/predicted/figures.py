@@ -33,10 +33,10 @@ LOAD: tuple[Subject, ...] = ("lengths", "pauses")
 WALL_SUBJECTS: dict[WallName, tuple[Subject, ...]] = {
     "kv_cache": (*SERVER, "pool flags", *LOAD),
     "max_num_seqs": ("slots", *LOAD),
-    "ttft": (*SERVER, "slots", *LOAD),
-    "tpot": (*SERVER, "slots", *LOAD),
+    "ttft": (*SERVER, "slots", *LOAD, "objectives"),
+    "tpot": (*SERVER, "slots", *LOAD, "objectives"),
 }
-EVERYTHING: tuple[Subject, ...] = (*SERVER, "pool flags", "slots", *LOAD)
+EVERYTHING: tuple[Subject, ...] = (*SERVER, "pool flags", "slots", *LOAD, "objectives")
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -97,7 +97,7 @@ def _memory(both: SizedAndMeasured) -> list[CheckedFigure]:
                 sizing.kv_bytes_per_token
             )  # a run with the model's config.json counts all GPUs together
         found.append(_fact(both, asked, measured, lambda _: "Check --config, --kv-cache-dtype and --tp."))
-    if sizing.tokens_per_user is not None:
+    if sizing.tokens_per_user is not None and not sizing.classes:
         x = sizing.tokens_per_user
         asked = _Asked(
             figure="tokens_per_user",
@@ -305,9 +305,10 @@ def _step_advice(both: SizedAndMeasured, times: float, subject: str) -> str:
 
 
 def measured_lengths_advice(both: SizedAndMeasured) -> str | None:
-    """Returns the flags that give the sizing the measured lengths; None where these are not known."""
+    """Returns the flags that give the sizing the measured lengths; None where these are not known, and where
+    a workload file states them."""
     pairs = both.side.judgement.evidence.pairs
-    if pairs is None:
+    if pairs is None or both.side.info.classes:
         return None
     flags = [
         f"--{name}-tokens lognormal:{values.mean():.0f},{values.std() / values.mean():.2g}"

@@ -2,16 +2,17 @@
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.answers.sizing import AtLoad, FloatBand, LatencyBands
-from analysis.statistics.arrays import Floats
+from analysis.statistics.arrays import Floats, Ints
 from analysis.statistics.samples import warm_up_end
 from analysis.virtual.crowd import DueRequest
 from analysis.virtual.run import VirtualRun, VirtualTimes, simulate_arrivals, simulate_users
-from analysis.virtual.service import Service
+from analysis.virtual.service import ChattingClass, Service, worst_p95_s
 from loadtest.model.step_time import SpeedBands
 
 LOAD_REQUESTS = 4000
@@ -31,16 +32,50 @@ class LoadTimes:
 
     ttft_s: Floats
     tpot_s: Floats
-    """Only of requests with two tokens or more."""
+    """TPOT; nan for requests with a single token."""
     e2e_s: Floats
+    kind: Ints
+    """Position of the class of users that each request is of."""
+    classes: Sequence[ChattingClass]
+    """The classes of a mix; empty if all users are alike."""
     in_flight: float
     output_tok_s: float
     stable: bool
     """Whether requests end as fast as they arrive."""
 
     def p95_s(self) -> tuple[float, float]:
-        """Returns the p95 of TTFT and of TPOT, seconds. TPOT is 0 if every request has a single token."""
-        return quantile_s(self.ttft_s, 0.95), quantile_s(self.tpot_s, 0.95)
+        """Returns the p95 of TTFT and of TPOT, seconds. TPOT is 0 if every request has a single token.
+
+        In a mix each is that of the class nearest to its own objective, or farthest beyond it, in proportion
+        to the objective of the run.
+        """
+        if not self.classes:
+            return quantile_s(self.ttft_s, 0.95), quantile_s(self.decoded_s, 0.95)
+        ttft_x, tpot_x = [one.ttft_x for one in self.classes], [one.tpot_x for one in self.classes]
+        decoded = ~np.isnan(self.tpot_s)
+        return (
+            worst_p95_s(self.ttft_s, self.kind, own_s=ttft_x, run_s=1.0),
+            worst_p95_s(self.decoded_s, self.kind[decoded], own_s=tpot_x, run_s=1.0)
+            if decoded.any()
+            else 0.0,
+        )
+
+    @property
+    def decoded_s(self) -> Floats:
+        """TPOT of the requests with two tokens or more."""
+        return self.tpot_s[~np.isnan(self.tpot_s)]
+
+    def of_class(self, position: int) -> "LoadTimes":
+        """Returns the latency of the requests of one class."""
+        mine = self.kind == position
+        return replace(
+            self,
+            ttft_s=self.ttft_s[mine],
+            tpot_s=self.tpot_s[mine],
+            e2e_s=self.e2e_s[mine],
+            kind=self.kind[mine],
+            classes=(),
+        )
 
 
 def quantile_s(values_s: Floats, share: float) -> float:
@@ -91,11 +126,12 @@ def _steady(run: VirtualRun, *, stable: bool) -> LoadTimes:
     cut = max(warm_up_end(times.duration_s[order]), warm_up_end(times.ttft_s[order]))
     kept = order[cut:]
     window_s = max(end_s - float(times.end_s[order[cut - 1]]) if cut else end_s, 1e-9)
-    many = kept[times.output[kept] > 1]
     return LoadTimes(
         ttft_s=times.ttft_s[kept],
-        tpot_s=times.tpot_s[many],
+        tpot_s=times.tpot_s[kept],
         e2e_s=times.duration_s[kept],
+        kind=times.kind[kept],
+        classes=run.service.chatting.classes,
         in_flight=float(times.duration_s[kept].sum()) / window_s,
         output_tok_s=float(times.output[kept].sum()) / window_s,
         stable=stable,
@@ -123,7 +159,7 @@ def at_load(
         else (in_flight, in_flight, in_flight),
         output_tok_s=as_arrives if rate and times.stable else (tokens_s / high, tokens_s, tokens_s / low),
         ttft_s=_bands(times.ttft_s, bands.ttft) if times.stable else None,
-        tpot_s=_bands(times.tpot_s, bands.tpot) if len(times.tpot_s) else None,
+        tpot_s=_bands(times.decoded_s, bands.tpot) if len(times.decoded_s) else None,
         e2e_s=_bands(times.e2e_s, bands.e2e) if times.stable else None,
     )
 

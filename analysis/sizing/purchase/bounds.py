@@ -6,13 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.sizing.deployment.pool import pool_band
-from analysis.sizing.engine import active_share, largest_number, read_bytes_per_token, users_in_flight
-from analysis.sizing.latency.service import planned_bands, planned_step_time
+from analysis.sizing.engine import ExpectedEngine, expected_engine, largest_number, users_in_flight
+from analysis.sizing.latency.service import planned_bands
 from analysis.sizing.predict import FittedPlan
-from analysis.sizing.workload import PlannedWorkload, planned_block_distribution
-from analysis.statistics.arrays import Floats
-from loadtest.model.step_time import PredictedStepTime
 
 SIMULATED = 1.05
 """Factor on the bound by the times of steps: the random numbers of a simulation may move its limit by so
@@ -43,25 +39,27 @@ def user_bounds(plan: FittedPlan) -> UserBounds:
     of TTFT allows.
     """
     deployment, workload = plan.deployment, plan.workload
-    band, slo = pool_band(deployment), workload.slo
-    distribution = planned_block_distribution(workload, band.layout)
-    steps = planned_step_time(
-        deployment, kv_bytes_per_token=read_bytes_per_token(band, distribution, workload)
-    )
-    active = active_share(steps, workload)
-    slow, output, longest = planned_bands(deployment), float(workload.output.mean()), workload.output.max()
-    in_flight = min(deployment.max_num_seqs, band.blocks[0] / distribution.mean)
-    step_s = _mean_step_s(steps, workload)
+    engine, slow = expected_engine(deployment, workload), planned_bands(deployment)
+    pace, step_s = engine.pace, _mean_step_s(engine)
+    smallest = engine.requests_in_pool * engine.band.blocks[0] / engine.band.blocks[1]
+    by_memory = users_in_flight(min(deployment.max_num_seqs, smallest), pace.active) + 1
 
     # Answers of a single token have no time per output token.
-    in_time = largest_number(lambda n: longest < 2 or step_s(n) * slow.tpot[1] <= slo.tpot_p95_s)
-    by_memory = users_in_flight(in_flight, active) + 1
-    not_decoding_s = workload.think.mean + slo.ttft_p95_s / slow.ttft[1]
-    by_time = (in_time + 1) * (1 + not_decoding_s / (output * step_s(in_time)))
+    decoding = [one.output.max() > 1 for one in workload.classes]
+    tpot_s = min(
+        (slo.tpot_p95_s for slo, many in zip(workload.slos, decoding, strict=True) if many), default=math.inf
+    )
+    in_time = largest_number(lambda n: step_s(n) * slow.tpot[1] <= tpot_s)
+    decoding_s = np.array([one.output.mean() for one in workload.classes]) * step_s(in_time)
+    others_s = [
+        one.mean_pause_s + slo.ttft_p95_s / slow.ttft[1]
+        for one, slo in zip(workload.classes, workload.slos, strict=True)
+    ]
+    by_time = (in_time + 1) / float(workload.user_shares @ (decoding_s / (decoding_s + others_s)))
     return UserBounds(by_memory=by_memory, by_time=math.ceil(SIMULATED * by_time))
 
 
-def _mean_step_s(steps: PredictedStepTime, workload: PlannedWorkload) -> Callable[[float], float]:
+def _mean_step_s(engine: ExpectedEngine) -> Callable[[float], float]:
     """Returns a function: number of decoding sequences -> mean time of a step, seconds, at the least.
 
     Each token of an answer is a step, so a sequence brings one prompt in as many steps as its answer has
@@ -69,29 +67,24 @@ def _mean_step_s(steps: PredictedStepTime, workload: PlannedWorkload) -> Callabl
     A step's time is convex in the tokens of prompts that it computes: the mean is least if all steps compute
     equally many. The weights of experts that only prompts need are left out, for in them it is concave.
     """
-    held, output = workload.mean_held_tokens, float(workload.output.mean())
-    computed = _computed_tokens(workload)
-    tokens, pairs = float(computed.mean()), float(np.mean(computed * (workload.prompt - computed / 2)))
+    steps, classes = engine.steps, engine.workload.classes
+    held = np.array([one.mean_held_tokens for one in classes])
+    begun = np.array([1.0 / one.output.mean() for one in classes])
+    computed = [one.computed_tokens for one in classes]
+    tokens = begun * [float(each.mean()) for each in computed]
+    pairs = begun * [
+        float(np.mean(each * (one.prompt - each / 2))) for one, each in zip(classes, computed, strict=True)
+    ]
 
     def mean_s(sequences: float) -> float:
-        begun = sequences / output
+        each = sequences * engine.pace.shares_in_flight(sequences)
         decoding = replace(steps, dense_s=steps.weights_s(sequences), experts_s=0.0)
         return decoding.seconds(
             decodes=sequences,
-            prefills=begun,
-            kv_tokens=sequences * held,
-            prefill_tokens=begun * tokens,
-            pairs=begun * pairs,
+            prefills=float(each @ begun),
+            kv_tokens=float(each @ held),
+            prefill_tokens=float(each @ tokens),
+            pairs=float(each @ pairs),
         )
 
     return mean_s
-
-
-def _computed_tokens(workload: PlannedWorkload) -> Floats:
-    """Returns the tokens of each prompt that the prefix cache cannot hold, at least 1. Shape (n,)."""
-    prompt = workload.prompt.astype(np.float64)
-    history = np.full(len(prompt), float(workload.shared_prefix_tokens))
-    follows = np.flatnonzero(np.diff(workload.conversation) == 0) + 1
-    history[follows] = prompt[follows - 1] + workload.output[follows - 1]
-    computed: Floats = np.maximum(prompt - history, 1.0)
-    return computed

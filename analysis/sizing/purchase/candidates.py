@@ -7,10 +7,12 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from analysis.answers.sizing import FleetCandidate, IntBand, OmittedCandidate, OmittedStatus
 from analysis.sizing.answer import sizing_assumptions, sizing_warnings
 from analysis.sizing.deployment.planned import serve_flags
-from analysis.sizing.engine import SizedEngine, expected_service, size_engine
+from analysis.sizing.engine import SizedEngine, expected_engine, service_of, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.latency.load import simulate_closed_loop
 from analysis.sizing.latency.service import planned_bands
@@ -99,7 +101,7 @@ def _bounded(plan: FittedPlan, users: int) -> LeastReplicas:
 def load_tried(plan: FittedPlan, users: int, least: int) -> LeastReplicas:
     """Simulates the users of one of the least number of replicas: if they are too many, more are needed."""
     each = math.ceil(users / max(int(FARTHER * least), least))
-    service = expected_service(plan.deployment, plan.workload)
+    service = service_of(expected_engine(plan.deployment, plan.workload))
     ttft_s, tpot_s = simulate_closed_loop(service, each, length=CANDIDATE_LENGTH).p95_s()
     slow, slo = planned_bands(plan.deployment), plan.workload.slo
     missed = max(ttft_s * slow.ttft[1] / slo.ttft_p95_s, tpot_s * slow.tpot[1] / slo.tpot_p95_s)
@@ -178,11 +180,11 @@ def _candidate(
 def _user_tok_s(sized: SizedEngine, users: int) -> float:
     """Returns the output tokens a second of one of `users` users of a replica, on average.
 
-    A user gets an answer in R + Z seconds: Z is the think time, R the duration of a request. With
-    p = R / (R + Z), the share of the time in flight, R + Z = Z / (1 - p). Without think time the engine is
-    simulated.
+    A user gets an answer in R + Z seconds: Z is the pause, R the duration of a request. Without pauses the
+    engine is simulated.
     """
-    think_s = sized.workload.think.mean
-    if think_s > 0:
-        return float(sized.workload.output.mean()) * (1 - sized.active(users)) / think_s
+    if sized.pace.thinks:
+        requests_s = sized.pace.requests_each(users * sized.pace.active(users))
+        outputs = [float(one.output.mean()) for one in sized.workload.classes]
+        return float(np.sum(sized.workload.user_shares * requests_s * outputs))
     return simulate_closed_loop(sized.service, users, length=CANDIDATE_LENGTH).output_tok_s / users

@@ -30,7 +30,9 @@ def test_the_answer_is_the_least_wall_and_every_figure_has_a_band() -> None:
 
 
 def test_answers_of_one_token_have_no_time_per_output_token() -> None:
-    asked = replace(planned_workload(), output=np.ones(2000, dtype=np.int64))
+    asked = planned_workload()
+    (users,) = asked.classes
+    asked = replace(asked, classes=[replace(users, output=np.ones(2000, dtype=np.int64))])
     found = size_deployment(planned_deployment(QWEN3_1_7B), asked, quantization=None)
     assert "tpot" in found.not_met
 
@@ -39,8 +41,8 @@ def test_users_who_mostly_think_do_not_outgrow_the_pool() -> None:
     asked = planned_deployment(QWEN3_1_7B, max_num_seqs=4096)
     found = size_engine(asked, planned_workload(think="exp:120"), latency=False)
     users = next(wall.x for wall in found.walls if wall.name == "kv_cache")
-    in_flight = users * found.active(int(users))
-    assert 0.7 < in_flight * found.distribution.mean / found.band.blocks[1] < 1
+    in_flight = users * found.pace.active(int(users))
+    assert 0.7 < in_flight * found.mean_blocks(in_flight) / found.band.blocks[1] < 1
 
 
 def test_replicas_multiply_users() -> None:

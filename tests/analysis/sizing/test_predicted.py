@@ -22,7 +22,7 @@ from testing.inputs.planned import planned_deployment, planned_workload
 
 
 def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> None:
-    asked = planned_workload()
+    (asked,) = planned_workload().classes
     layout = kv_layout(parse_config(QWEN3_1_7B))
     pairs = LengthPairs(
         prompt=asked.prompt, output=asked.output, conversation=np.arange(len(asked.prompt), dtype=np.int64)
@@ -38,7 +38,7 @@ def test_the_general_law_of_blocks_is_the_measured_ones_for_full_attention() -> 
 
 
 def test_windows_and_states_bound_what_long_requests_hold() -> None:
-    asked = planned_workload(prompt="4000", max_model_len=8192)
+    (asked,) = planned_workload(prompt="4000", max_model_len=8192).classes
     windows, full = kv_layout(parse_config(GEMMA2_27B)), kv_layout(parse_config(LLAMA31_8B))
     # Half of Gemma's groups stop at a window of 4,096; its requests are just longer than that.
     assert planned_block_distribution(asked, windows).mean < 2 * planned_block_distribution(asked, full).mean
@@ -51,14 +51,15 @@ def test_windows_and_states_bound_what_long_requests_hold() -> None:
 def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
     found = planned_deployment(QWEN3_1_7B, max_num_seqs=1000, max_num_batched_tokens=2048)
     asked = planned_workload(prompt="lognormal:256,0.5", max_model_len=1500)
+    (users,) = asked.classes
     sized = size_engine(found, asked, latency=False)
     wall = sized.binding_wall.x
     assert sized.binding_wall.name == "kv_cache"
 
-    def preempted(users: int) -> float:
+    def preempted(count: int) -> float:
         requests = (
             Request(prompt_tokens=int(p), output_tokens=int(o))
-            for p, o in zip(asked.prompt, asked.output, strict=True)
+            for p, o in zip(users.prompt, users.output, strict=True)
         )
         config = EngineConfig(
             num_gpu_blocks=sized.band.blocks[1],
@@ -67,7 +68,7 @@ def test_the_memory_wall_is_where_the_engine_begins_to_preempt() -> None:
             max_num_seqs=1000,
             enable_prefix_caching=False,
         )
-        trace = closed_loop(config, requests, users=users, start_spread_s=200.0)
+        trace = closed_loop(config, requests, users=count, start_spread_s=200.0)
         return trace.counters.preemptions / len(trace.requests)
 
     assert preempted(int(0.9 * wall)) < 0.01 < preempted(int(1.12 * wall))
@@ -79,7 +80,7 @@ def test_thinking_users_are_more_than_requests_in_flight() -> None:
     x = {one.name: one.x for one in busy.walls}["kv_cache"]
     thinking = {one.name: one.x for one in idle.walls}["kv_cache"]
     assert thinking > 2 * x
-    assert thinking * idle.active(int(thinking)) <= x  # never more are admitted at once
+    assert thinking * idle.pace.active(int(thinking)) <= x  # never more are admitted at once
 
 
 def test_crossings_of_a_curve_lie_between_its_loads_and_move_with_speed() -> None:
@@ -111,6 +112,6 @@ def test_fewer_experts_are_read_for_fewer_sequences() -> None:
 
 
 def test_lengths_are_cut_to_the_context_and_counted() -> None:
-    cut = planned_workload(max_model_len=600)
+    (cut,) = planned_workload(max_model_len=600).classes
     assert int((cut.prompt + cut.output).max()) == 600
     assert cut.clipped > 0

@@ -8,9 +8,8 @@ from analysis.sizing.latency.load import simulate_closed_loop
 from analysis.sizing.workload import PlannedWorkload, draw_workload
 from analysis.twin.maximum import find_maximum
 from loadtest.model.startup import CURRENT_VERSION
-from loadtest.record import Slo
+from loadtest.record import Slo, UserClass
 from loadtest.simulator.presets import PRESETS
-from loadtest.workload.distributions import Distribution
 from testing.inputs.model_configs import LLAMA31_8B, QWEN3_1_7B, QWEN3_30B_A3B
 from testing.inputs.planned import planned_deployment
 
@@ -30,8 +29,8 @@ WORKLOADS = {
 
 def _workload(name: str, slo: Slo, max_model_len: int) -> PlannedWorkload:
     prompt, output, think, turns = WORKLOADS[name]
-    distributions = [Distribution.parse(text) for text in (prompt, output, think)]
-    return draw_workload(*distributions, slo=slo, max_model_len=max_model_len, turns=turns)
+    users = UserClass(name="", prompt_tokens=prompt, output_tokens=output, think_s=think, turns=str(turns))
+    return draw_workload([users], slo=slo, max_model_len=max_model_len)
 
 
 def _agree(deployment: PlannedDeployment, workload: PlannedWorkload) -> None:
