@@ -19,7 +19,7 @@ from analysis.cli import (
     share,
 )
 from analysis.reporting.console import progress
-from analysis.reporting.sizing import (
+from analysis.reporting.sizing.page import (
     SIZING_FORMS,
     show_claims,
     show_purchase,

@@ -126,7 +126,7 @@ def expected_engine(deployment: PlannedDeployment, workload: PlannedWorkload) ->
     )
 
 
-def service_of(engine: ExpectedEngine) -> Service:
+def simulated_service(engine: ExpectedEngine) -> Service:
     """Builds the service that is simulated for one engine."""
     return planned_service(engine.deployment, engine.workload, engine.steps, engine.pace, engine.band)
 
@@ -148,7 +148,7 @@ def size_engine(
     left for the KV cache.
     """
     engine = expected_engine(deployment, workload)
-    service = service_of(engine)
+    service = simulated_service(engine)
     walls = [_memory_wall(engine, banded=latency)]
     slots = max_num_seqs_wall(deployment.max_num_seqs, active=engine.pace.active)
     walls.append(PredictedWall(name="max_num_seqs", low=slots, x=slots, high=slots))

@@ -12,7 +12,7 @@ import numpy as np
 from analysis.answers.sizing import FleetCandidate, IntBand, OmittedCandidate, OmittedStatus
 from analysis.sizing.answer import sizing_assumptions, sizing_warnings
 from analysis.sizing.deployment.planned import serve_flags
-from analysis.sizing.engine import SizedEngine, expected_engine, service_of, size_engine
+from analysis.sizing.engine import SizedEngine, expected_engine, simulated_service, size_engine
 from analysis.sizing.flags import SizingFlags
 from analysis.sizing.latency.load import simulate_closed_loop
 from analysis.sizing.latency.service import planned_bands
@@ -101,7 +101,7 @@ def _bounded(plan: FittedPlan, users: int) -> LeastReplicas:
 def load_tried(plan: FittedPlan, users: int, least: int) -> LeastReplicas:
     """Simulates the users of one of the least number of replicas: if they are too many, more are needed."""
     each = math.ceil(users / max(int(FARTHER * least), least))
-    service = service_of(expected_engine(plan.deployment, plan.workload))
+    service = simulated_service(expected_engine(plan.deployment, plan.workload))
     ttft_s, tpot_s = simulate_closed_loop(service, each, length=CANDIDATE_LENGTH).p95_s()
     slow, slo = planned_bands(plan.deployment), plan.workload.slo
     missed = max(ttft_s * slow.ttft[1] / slo.ttft_p95_s, tpot_s * slow.tpot[1] / slo.tpot_p95_s)

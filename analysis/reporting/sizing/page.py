@@ -13,19 +13,17 @@ from analysis.answers.sizing import (
     CheckedClaim,
     Effect,
     FleetCandidate,
-    FloatBand,
     OmittedCandidate,
     OmittedStatus,
     Purchase,
-    SizedClass,
     Sizing,
     StatedWorkload,
 )
 from analysis.reporting.console import print_plain
 from analysis.reporting.numbers import NONE, users_text
+from analysis.reporting.sizing.workload import class_rows, workload_text
 from analysis.reporting.words import WALL_NAMES, of_class
 from loadtest.errors import InputError
-from loadtest.record import UserClass
 from loadtest.units import GIB
 
 SIZING_FORMS = ("text", "markdown", "json")
@@ -114,7 +112,7 @@ class _Page:
             return []
         users = sum(one.users for one in sizing.classes)
         title = self._heading(f"Each class at {users_text(users)}, the number to plan with")
-        return [title, self._table(_class_cells(sizing.classes))]
+        return [title, self._table(class_rows(sizing.classes))]
 
     def purchase(self, purchase: Purchase, workload: StatedWorkload) -> str:
         parts = [
@@ -211,68 +209,14 @@ def _summary(sizing: Sizing, workload: StatedWorkload) -> list[str]:
     rest = f"the start-up {sizing.calibrated_by}" if sizing.calibrated_by else "what vLLM is known to take"
     basis = f"Predicted, not measured: from config.json, the GPU's data sheet and {rest}."
     if sizing.refused:
-        return [*sizing.reasons, _workload_text(workload), basis]
+        return [*sizing.reasons, workload_text(workload), basis]
     return [
         _limit_text(sizing),
-        _workload_text(workload),
+        workload_text(workload),
         f"At the estimate {sizing.in_flight_at_estimate or 0.0:,.0f} requests are in flight, and each holds "
         f"{_kv_per_request(sizing)} on average.",
         basis,
     ]
-
-
-def _workload_text(workload: StatedWorkload) -> str:
-    slo = workload.slo
-    if workload.classes:
-        return (
-            f"A mix of {_mix_text(workload.classes)}; TTFT p95 at most {slo.ttft_p95_s:g} s and TPOT p95 at "
-            f"most {slo.tpot_p95_s:g} s where a class has no objective of its own."
-        )
-    think = "without think time" if workload.think_s == "0" else f"with think times of {workload.think_s} s"
-    return (
-        f"Users {think}, {_prompts_text(workload)} and answers of {workload.output_tokens} tokens; "
-        f"TTFT p95 at most {slo.ttft_p95_s:g} s, TPOT p95 at most {slo.tpot_p95_s:g} s."
-    )
-
-
-def _mix_text(classes: Sequence[UserClass]) -> str:
-    """Names the classes with their shares of the users, such as "chat (75 %), rag (25 %)"."""
-    total = sum(one.weight for one in classes)
-    return ", ".join(f"{one.name} ({100 * one.weight / total:.0f} %)" for one in classes)
-
-
-def _class_cells(classes: Sequence[SizedClass]) -> list[tuple[str, ...]]:
-    """Returns the rows of the table of classes, with its heading row."""
-    rows: list[tuple[str, ...]] = [
-        ("class", "users", "TTFT p95, s", "90 %", "at most", "TPOT p95, s", "90 %", "at most", "KV cache")
-    ]
-    rows += [
-        (
-            one.name,
-            f"{one.users:,}",
-            *_p95_cells(one.ttft_p95_s, one.ttft_objective_s),
-            *_p95_cells(one.tpot_p95_s, one.tpot_objective_s),
-            f"{100 * one.kv_share:.0f} %",
-        )
-        for one in classes
-    ]
-    return rows
-
-
-def _p95_cells(band: FloatBand | None, objective_s: float) -> tuple[str, str, str]:
-    if band is None:
-        return NONE, NONE, f"{objective_s:g}"
-    low, estimate, high = (f"{end_s:.3g}" for end_s in band)
-    return estimate, f"{low} to {high}", f"{objective_s:g}"
-
-
-def _prompts_text(workload: StatedWorkload) -> str:
-    text = f"prompts of {workload.prompt_tokens}"
-    if workload.turns > 1:
-        text = f"{workload.turns} turns with questions of {workload.prompt_tokens}"
-    if workload.shared_prefix_tokens:
-        text += f" after {workload.shared_prefix_tokens:,} shared tokens"
-    return text
 
 
 def _limit_text(sizing: Sizing) -> str:
@@ -412,7 +356,7 @@ def _purchase_summary(purchase: Purchase, workload: StatedWorkload) -> list[str]
         )
     return [
         *lines,
-        _workload_text(workload),
+        workload_text(workload),
         "Predicted, not measured: from config.json, the GPUs' data sheets and what vLLM is known to take.",
     ]
 
