@@ -13,7 +13,7 @@ from analysis.reading.columns import Requests
 from analysis.statistics.arrays import Bools, Floats
 from analysis.statistics.samples import MissShare, Window, miss_share
 from loadtest.record import Outcome, Slo, UserClass
-from loadtest.workload.classes import different_texts, text_popularity
+from loadtest.workload.classes import text_popularity, texts_in_flight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ def _kv_tokens(
     """Returns the mean KV tokens of the requests in flight: prompt and half of the answer.
 
     Requests that take longer count more. A text that conversations share is held once, while at least one of
-    its requests is in flight.
+    its requests is in flight: their number is taken as Poisson's.
     """
     known = mine & rows.ok & (rows.prompt_tokens >= 1) & (rows.output_tokens >= 1)
     if not known.any():
@@ -107,5 +107,5 @@ def _kv_tokens(
     lasts_s: Floats = rows.end_s[known] - np.nan_to_num(rows.sent_s[known])
     shared = user_class.shared_tokens if shared_once else 0
     own = np.maximum(rows.prompt_tokens[known] - shared, 0.0) + rows.output_tokens[known] / 2
-    texts = different_texts(text_popularity(user_class), in_flight)
+    texts = texts_in_flight(text_popularity(user_class), in_flight)
     return in_flight * float(np.average(own, weights=lasts_s)) + texts * shared

@@ -31,7 +31,7 @@ from analysis.walls.max_num_seqs import max_num_seqs_wall
 from analysis.walls.names import WallName
 from loadtest.model.step_time import PredictedStepTime
 from loadtest.record import Slo
-from loadtest.workload.classes import different_texts, users_by_weight
+from loadtest.workload.classes import texts_in_flight, users_by_weight
 
 LENGTHS_KNOWN = 1.1
 """Factor by which the mean lengths may be off (90 %): before a deployment they are a guess."""
@@ -76,7 +76,7 @@ class ExpectedEngine:
         return np.array(
             [
                 count * one.active(users) * one.distribution.mean
-                + one.shared_blocks * different_texts(one.shared_texts, count * one.active(users))
+                + one.shared_blocks * texts_in_flight(one.shared_texts, count * one.active(users))
                 for count, one in zip(counts, holders, strict=True)
             ]
         )

@@ -85,10 +85,17 @@ def text_popularity(user_class: UserClass) -> list[float]:
     return [rank**-user_class.shared_zipf for rank in range(1, user_class.shared_prompts + 1)]
 
 
-def different_texts(popularity: Sequence[float], conversations: float) -> float:
+def different_texts(popularity: Sequence[float], conversations: int) -> float:
     """Returns how many different shared texts so many conversations begin with, on average."""
     total = sum(popularity)
     return math.fsum(1.0 - (1.0 - one / total) ** conversations for one in popularity)
+
+
+def texts_in_flight(popularity: Sequence[float], in_flight: float) -> float:
+    """Returns how many different shared texts are in flight on average, where so many requests are on
+    average: their number is taken as Poisson's."""
+    total = sum(popularity)
+    return math.fsum(-math.expm1(-in_flight * one / total) for one in popularity)
 
 
 def read_workload_file(path: Path) -> list[UserClass]:
