@@ -154,7 +154,7 @@ def _number(sizing: Sizing) -> float | None:
 def _workload(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch]:
     settings, classes = side.info.settings, side.info.classes or []
     if stated.classes or classes:
-        return _classes(stated.classes, classes)
+        return class_mismatches(stated.classes, classes)
     found = [*_lengths(stated, side), *_prefixes(stated, side)]
     turns = settings.get("turns")
     turns = turns if isinstance(turns, int) else 1
@@ -166,7 +166,7 @@ def _workload(stated: StatedWorkload, side: MeasuredDeployment) -> list[Mismatch
     return found
 
 
-def _classes(ours: Sequence[UserClass], theirs: Sequence[UserClass]) -> list[Mismatch]:
+def class_mismatches(ours: Sequence[UserClass], theirs: Sequence[UserClass]) -> list[Mismatch]:
     """Compares the classes of users of two workload files, as they are stated."""
     names = [", ".join(sorted(one.name for one in classes)) or "none" for classes in (ours, theirs)]
     if names[0] != names[1]:

@@ -11,10 +11,10 @@ import pytest
 from analysis.answers.capacity import Bound
 from analysis.answers.sizing import OverheadBand, OverheadBytes, Sizing, StatedWorkload
 from analysis.compare.__main__ import main
-from analysis.compare.predicted.conditions import LENGTHS_BAND
+from analysis.compare.predicted.conditions import LENGTHS_BAND, class_mismatches
 from analysis.compare.predicted.verdicts import judge_band
 from analysis.sizing.engine import LENGTHS_KNOWN
-from loadtest.record import GpuInfo, Slo
+from loadtest.record import ClassObjectives, GpuInfo, Slo, UserClass
 from testing.inputs.model_configs import QWEN3_1_7B
 from testing.inputs.planned import config_file, sized
 from testing.runs.virtual import Plan, small_engine, write_run
@@ -244,6 +244,24 @@ def test_what_differs_leaves_out_what_depends_on_it(
             assert reason not in one["reason"], name
         elif name != "users_max_num_seqs":
             assert (one["verdict"], one["reason"]) == ("not established", reason), name
+
+
+def test_classes_of_users_are_compared_as_they_are_stated() -> None:
+    chat = UserClass(name="chat", weight=3, prompt_tokens="100", output_tokens="50", think_s="exp:5")
+    agent = UserClass(name="agent", prompt_tokens="600", output_tokens="50")
+    assert class_mismatches([chat, agent], [agent, chat]) == []
+    strict = ClassObjectives(ttft_p95_s=1.0)
+    other = msgspec.structs.replace(chat, prompt_tokens="200", think_s="0", objectives=strict, weight=1)
+    found = class_mismatches([chat, agent], [other, agent])
+    assert [(one.subject, one.text) for one in found] == [
+        ("lengths", "prompt_tokens of class 'chat' differs (100 against 200)"),
+        ("pauses", "think_s of class 'chat' differs (exp:5 against 0)"),
+        ("objectives", "objectives of class 'chat' differs (none against ttft_p95_s 1)"),
+        ("lengths", "share of class 'chat' differs (75% against 50%)"),
+        ("lengths", "share of class 'agent' differs (25% against 50%)"),
+    ]
+    (differs,) = class_mismatches([chat, agent], [])
+    assert differs.text == "classes of users differ (agent, chat against none)"
 
 
 def test_a_sizing_printed_by_the_command_is_read_and_says_its_workload(
