@@ -330,7 +330,6 @@ def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("workload").add_argument
     add(
         "--workload",
-        dest="workload_file",
         type=Path,
         metavar="FILE",
         help="the workload file of a load test: classes of users, such as chat and agents, each with its "
@@ -390,8 +389,9 @@ def sizing_flags(options: argparse.Namespace) -> SizingFlags:
     workload = _stated_workload(
         options, Slo(**{name: value for name, value in objectives.items() if value is not None})
     )
-    names = [field.name for field in fields(SizingFlags) if field.name != "workload"]
-    return SizingFlags(workload=workload, **{name: getattr(options, name) for name in names})
+    names = {field.name for field in fields(SizingFlags)} - {"workload", "workload_file"}
+    values = {name: getattr(options, name) for name in names}
+    return SizingFlags(workload=workload, workload_file=options.workload, **values)
 
 
 def _stated_workload(options: argparse.Namespace, slo: Slo) -> StatedWorkload:
@@ -399,7 +399,7 @@ def _stated_workload(options: argparse.Namespace, slo: Slo) -> StatedWorkload:
 
     Raises InputError for both at once, a file that cannot be used, and conversations in an open loop.
     """
-    path: Path | None = options.workload_file
+    path: Path | None = options.workload
     given = [name for name in REPLACED_FLAGS if getattr(options, name) is not None]
     if path is not None and given:
         raise InputError(

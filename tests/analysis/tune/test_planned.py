@@ -62,6 +62,7 @@ def test_cards_are_divided_otherwise_where_that_holds_more(tmp_path: Path) -> No
         ([], "Give either a run folder"),
         (["RUN", "--config", "CONFIG", "--gpu", "L4"], "Give either a run folder"),
         (["RUN", "--gpu", "L4"], "--gpu counts only where a deployment is planned"),
+        (["RUN", "--workload", "mix.toml"], "--workload counts only where a deployment is planned"),
         (["--config", "CONFIG", "--gpu", "L4", "--measured-max-num-seqs", "8"], "only where a run is tuned"),
         (["--config", "CONFIG", "--gpu", "L4", "--at-users", "8"], "--at-users"),
         (["--config", "CONFIG", "--gpu", "T1000"], "not in the catalogue"),
