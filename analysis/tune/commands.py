@@ -10,11 +10,12 @@ from analysis.cli import cli_flag
 from analysis.tune.flags import Setting
 from loadtest.record import RunInfo
 
-CLASS_SETTINGS = ("prompt_tokens", "output_tokens", "think_s", "turns")
-"""Settings that a workload file replaces."""
 REPEATED_SETTINGS = (
     "workload",
-    *CLASS_SETTINGS,
+    "prompt_tokens",
+    "output_tokens",
+    "think_s",
+    "turns",
     "thinking",
     "prompts",
     "temperature",
@@ -69,7 +70,7 @@ def load_test_command(
     """
     words = ["locust", "-f", f"scenarios/{scenario}.py", "--host", host, "--headless"]
     for name in REPEATED_SETTINGS:
-        value = None if settings.get("workload") and name in CLASS_SETTINGS else settings.get(name)
+        value = settings.get(name)
         if value not in (None, "") and str(value) not in DEFAULTS.get(name, ()):
             words += [cli_flag(name), str(value)]
     if settings.get("ignore_eos") is False:

@@ -282,7 +282,7 @@ def _configuration(flags: SizingFlags, now: PlannedSetting, best: PlannedSetting
         difference_interval=_difference(now, best),
         serve_command=shlex.join(serve),
         load_test_command=load_test_command(
-            _load_settings(flags),
+            asdict(flags.workload) | {"workload": flags.workload_file},
             scenario="chat",
             host="http://SERVER:8000",
             now_x=now.users[1],
@@ -290,11 +290,6 @@ def _configuration(flags: SizingFlags, now: PlannedSetting, best: PlannedSetting
         ),
         compare_command=None,
     )
-
-
-def _load_settings(flags: SizingFlags) -> dict[str, object]:
-    """Returns the settings of a load test with the workload of the flags."""
-    return {"workload": flags.workload_file} if flags.workload_file is not None else asdict(flags.workload)
 
 
 def _planned_warnings(flags: SizingFlags, best: PlannedSetting) -> list[str]:
