@@ -177,14 +177,8 @@ def draw_workload(
 
 def _drawn_class(user_class: UserClass, *, max_model_len: int, seed: int) -> PlannedClass:
     plan = ClassPlan.of(user_class)
-    drawn = _drawn_requests(
-        _Lengths(
-            shared=user_class.shared_tokens,
-            **{name: getattr(plan, name) for name in _Lengths.__struct_fields__ if name != "shared"},
-        ),
-        max_model_len=max_model_len,
-        seed=seed,
-    )
+    # The values of extra_body cannot be hashed, so the class is the key of the cache as text.
+    drawn = _drawn_requests(msgspec.json.encode(user_class), max_model_len=max_model_len, seed=seed)
     prompt, output = _cut(drawn[:, 0], drawn[:, 1], max_model_len)
     return PlannedClass(
         name=user_class.name,
@@ -202,47 +196,36 @@ def _drawn_class(user_class: UserClass, *, max_model_len: int, seed: int) -> Pla
     )
 
 
-class _Lengths(msgspec.Struct, kw_only=True, frozen=True):
-    """What the lengths of a class are drawn from."""
-
-    shared: int
-    context_tokens: Distribution
-    prompt_tokens: Distribution
-    output_tokens: Distribution
-    turns: Distribution
-    steps: Distribution
-    tool_tokens: Distribution
-
-
 @functools.lru_cache(maxsize=64)  # most candidates of a purchase have the same lengths
-def _drawn_requests(lengths: _Lengths, *, max_model_len: int, seed: int) -> Ints:
+def _drawn_requests(user_class: bytes, *, max_model_len: int, seed: int) -> Ints:
     """Returns prompt tokens, answer tokens, the number of the conversation, and whether a tool follows (1 or
     0) of each request. Shape (n, 4)."""
-    rng = random.Random(seed)
+    plan, rng = ClassPlan.of(msgspec.json.decode(user_class, type=UserClass)), random.Random(seed)
     drawn: list[tuple[int, int, int, int]] = []
     conversations = 0
     while len(drawn) < LENGTH_PAIRS:
-        drawn += [(*request, conversations) for request in _drawn_conversation(lengths, max_model_len, rng)]
+        drawn += [
+            (prompt, output, conversations, tool_follows)
+            for prompt, output, tool_follows in _drawn_conversation(plan, max_model_len, rng)
+        ]
         conversations += 1
-    found = np.array(drawn, dtype=np.int64)[:, [0, 1, 3, 2]]
+    found = np.array(drawn, dtype=np.int64)
     found.flags.writeable = False
     return found
 
 
 def _drawn_conversation(
-    lengths: _Lengths, max_model_len: int, rng: random.Random
+    plan: ClassPlan, max_model_len: int, rng: random.Random
 ) -> Iterator[tuple[int, int, int]]:
     """Yields prompt tokens, answer tokens, and whether a tool follows, of each request of a conversation."""
-    context = lengths.context_tokens
-    history = lengths.shared + (max(0, round(context.draw(rng))) if context.mean else 0)
-    first = True
-    for _ in range(lengths.turns.draw_count(rng)):
-        steps = lengths.steps.draw_count(rng)
+    history, first = plan.user_class.shared_tokens + plan.draw_context(rng), True
+    for _ in range(plan.turns.draw_count(rng)):
+        steps = plan.steps.draw_count(rng)
         for step in range(steps):
-            asked = history + (lengths.tool_tokens if step else lengths.prompt_tokens).draw_count(rng)
+            asked = history + (plan.tool_tokens if step else plan.prompt_tokens).draw_count(rng)
             if asked >= max_model_len and not first:
                 return
-            answered = lengths.output_tokens.draw_count(rng)
+            answered = plan.output_tokens.draw_count(rng)
             yield asked, answered, int(step + 1 < steps)
             history, first = asked + answered, False
 
