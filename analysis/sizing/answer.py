@@ -17,6 +17,7 @@ from analysis.answers.sizing import (
     OverheadBytes,
     SizedClass,
     Sizing,
+    UnmetObjective,
 )
 from analysis.sizing.deployment.planned import BAND_SIGMAS, PlannedDeployment, serve_flags
 from analysis.sizing.deployment.pool import PoolBand, log_tokens, max_concurrency, pool_tokens
@@ -91,7 +92,7 @@ def size_deployment(
         vllm_flags=[] if unmet else serve_flags(deployment, quantization),
         sensitivity=[] if unmet else effects_of_inputs(sized),
         assumptions=sizing_assumptions(deployment, workload, bands),
-        warnings=[*notes, *sizing_warnings(deployment, workload, sized)],
+        warnings=[*notes, *sizing_warnings(sized, unmet)],
     )
 
 
@@ -270,17 +271,15 @@ def sizing_assumptions(
     return assumptions
 
 
-def sizing_warnings(
-    deployment: PlannedDeployment, workload: PlannedWorkload, sized: SizedEngine
-) -> list[str]:
-    """Returns what makes this prediction weaker than others."""
+def sizing_warnings(sized: SizedEngine, unmet: Sequence[UnmetObjective]) -> list[str]:
+    """Returns what makes this prediction weaker than others. unmet: objectives that one user alone misses."""
     warnings = [
         f"{part[0].upper()}{part[1:]} of this model is not counted in its weights: give --weights-gib."
-        for part in deployment.shape.uncounted
+        for part in sized.deployment.shape.uncounted
     ]
-    for one in workload.classes:
-        warnings += _warnings_of_class(one, deployment.max_model_len)
-    if sized.binding_wall.low < 1 and not unmet_objectives(sized):
+    for one in sized.workload.classes:
+        warnings += _warnings_of_class(one, sized.deployment.max_model_len)
+    if sized.binding_wall.low < 1 and not unmet:
         warnings.append(
             "The lower end of the band is below one user: this deployment may not hold a single one."
         )

@@ -173,7 +173,7 @@ def _candidate(
         energy_at_most_kwh_per_hour=None if power_w is None else power_w / 1000,
         vllm_flags=serve_flags(plan.deployment, cards.flags.quantization),
         assumptions=sizing_assumptions(plan.deployment, plan.workload, planned_bands(plan.deployment)),
-        warnings=[*plan.notes, *sizing_warnings(plan.deployment, plan.workload, sized)],
+        warnings=[*plan.notes, *sizing_warnings(sized, unmet=())],
     )
 
 
