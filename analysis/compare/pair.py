@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.answers.compare import Comparison
-from analysis.cli import RefusedError, slo_of
+from analysis.cli import RefusedError, cli_flag, slo_of
 from analysis.compare.comparison import comparison_of
 from analysis.compare.differences import mismatches, version_of
 from analysis.compare.sides import deployment_of
@@ -91,7 +91,7 @@ def _common_slo(options: argparse.Namespace, a: RunInfo, b: RunInfo) -> Slo:
     ours, theirs = slo_of(options, a), slo_of(options, b)
     differ = [name for name in Slo.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)]
     if differ:
-        flags = " and ".join(f"--slo-{name.replace('_', '-')}" for name in differ)
+        flags = " and ".join(cli_flag(f"slo_{name}") for name in differ)
         raise RefusedError(
             f"These runs were made with different objectives: say which to judge both by, with {flags}."
         )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import ExitCode, add_slo_flags, end_with_sentence
+from analysis.cli import ExitCode, add_slo_flags, cli_flag, end_with_sentence
 from analysis.reporting.console import progress
 from analysis.reporting.followup.tune import show_tuning
 from analysis.sizing.flags import add_sizing_flags, sizing_flags
@@ -55,9 +55,8 @@ def _refuse_flags_of_the_other(options: argparse.Namespace, *, planned: bool) ->
     of_run, of_plan = vars(other.parse_args([])), vars(parser.parse_args([]))
     for name, default in (of_run if planned else of_plan).items():
         if getattr(options, name) != default:
-            flag = f"--{name.replace('_', '-')}"
             what = "a run is tuned" if planned else "a deployment is planned with --config"
-            raise InputError(f"{flag} counts only where {what}: leave it out.")
+            raise InputError(f"{cli_flag(name)} counts only where {what}: leave it out.")
 
 
 def _flag_name(text: str) -> str:

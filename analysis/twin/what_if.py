@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.cli import cli_flag
 from analysis.virtual.service import CLIENT_TURNAROUND_S, ChattingClass, Service, TurnTokens, mixed
 from loadtest.errors import InputError
 from loadtest.units import GIB
@@ -86,7 +87,7 @@ def _pool_changes(
         if (value := getattr(options, name)) is not None
     }
     if len(asked) > 1:
-        raise InputError(f"Choose one of --{' and --'.join(name.replace('_', '-') for name in asked)}.")
+        raise InputError(f"Choose one of {' and '.join(map(cli_flag, asked))}.")
     found: list[tuple[str, Change]] = []
     block = measured.engine.block_size
     half = options.kv_cache_dtype == "fp8"
@@ -98,7 +99,7 @@ def _pool_changes(
             blocks = value
         elif not per_token:
             raise InputError(
-                f"--{name.replace('_', '-')} needs the size of a KV token in bytes, which is not known: "
+                f"{cli_flag(name)} needs the size of a KV token in bytes, which is not known: "
                 "give --num-gpu-blocks, or measure with --model-config."
             )
         elif name == "kv_cache_memory_gib":
@@ -145,7 +146,7 @@ def _chatting_changes(options: argparse.Namespace, measured: Service) -> list[tu
     ]
     if measured.chatting.classes and asked:
         raise InputError(
-            f"--{asked[0].replace('_', '-')} does not say which class of users it is for: in a mix only "
+            f"{cli_flag(asked[0])} does not say which class of users it is for: in a mix only "
             "--class-weight changes the load."
         )
     if options.class_weight:
