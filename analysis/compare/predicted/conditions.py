@@ -19,14 +19,18 @@ LENGTHS_BAND = 1.1
 allow for (`analysis.sizing.engine.LENGTHS_KNOWN`)."""
 Subject = Literal["model", "card", "cache type", "pool flags", "slots", "lengths", "pauses", "objectives"]
 """What a figure depends on. pool flags: those that move the pool, such as the utilization."""
-
-
 _COMPARED: dict[str, Subject] = {
-    **dict.fromkeys(
-        ("shared_tokens", "shared_prompts", "shared_zipf", "context_tokens", "prompt_tokens"), "lengths"
-    ),
-    **dict.fromkeys(("output_tokens", "turns", "steps", "tool_tokens"), "lengths"),
-    **dict.fromkeys(("think_s", "tool_s"), "pauses"),
+    "shared_tokens": "lengths",
+    "shared_prompts": "lengths",
+    "shared_zipf": "lengths",
+    "context_tokens": "lengths",
+    "prompt_tokens": "lengths",
+    "output_tokens": "lengths",
+    "turns": "lengths",
+    "steps": "lengths",
+    "tool_tokens": "lengths",
+    "think_s": "pauses",
+    "tool_s": "pauses",
     "objectives": "objectives",
 }
 """Fields of a class of users that are compared, and what depends on them."""

@@ -72,7 +72,7 @@ def predicted_pace(steps: PredictedStepTime, workload: PlannedWorkload) -> Pace:
     A request takes a step for each token of its answer, and the time that its prompt adds to steps. A step
     takes the longer, the more sequences decode and the more prompts begin in it.
     """
-    held, prompts_s = workload.mean_held_tokens, [prompt_s(steps, one) for one in workload.classes]
+    held, prompts_s = workload.mean_held_tokens, [_prompt_s(steps, one) for one in workload.classes]
     outputs = [float(one.output.mean()) for one in workload.classes]
     few_s, many_s = (steps.decode_s(sequences, held) for sequences in FEW_AND_MANY)
     begun_s = [added_s / output for added_s, output in zip(prompts_s, outputs, strict=True)]
@@ -90,7 +90,7 @@ def predicted_pace(steps: PredictedStepTime, workload: PlannedWorkload) -> Pace:
     )
 
 
-def prompt_s(steps: PredictedStepTime, users: PlannedClass) -> float:
+def _prompt_s(steps: PredictedStepTime, users: PlannedClass) -> float:
     """Returns the time that the mean prompt of a class adds to steps, seconds, without what is cached."""
     computed = float(users.computed_tokens.mean())
     return steps.prompt_s(computed, after=float(users.prompt.mean()) - computed)
